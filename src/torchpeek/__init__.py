@@ -1,0 +1,46 @@
+"""torchpeek looks inside any PyTorch network, and leaves it as it was.
+
+import torchpeek as tp
+
+loaded = tp.load_model("torchvision:mobilenet_v2")
+picture = loaded.read("cat.jpg")
+heatmap = tp.explain(loaded, picture, target="tiger cat")
+tp.render.overlay(picture, heatmap[0, 0]).save("cat.png")
+"""
+
+from torchpeek import errors, render
+from torchpeek._version import __version__
+from torchpeek.anatomy import layers
+from torchpeek.cam import METHODS
+from torchpeek.engine import Target, Trace, targets
+from torchpeek.errors import Notice, TorchpeekError
+from torchpeek.explain import compare, explain, trace
+from torchpeek.heatmap import Heatmap, Provenance
+from torchpeek.models import LoadedModel, Preprocess, load_model
+from torchpeek.picture import Geometry, Picture
+from torchpeek.store import load, save
+
+__all__ = [
+    "METHODS",
+    "Geometry",
+    "Heatmap",
+    "LoadedModel",
+    "Notice",
+    "Picture",
+    "Preprocess",
+    "Provenance",
+    "Target",
+    "TorchpeekError",
+    "Trace",
+    "__version__",
+    "compare",
+    "errors",
+    "explain",
+    "layers",
+    "load",
+    "load_model",
+    "render",
+    "save",
+    "targets",
+    "trace",
+]

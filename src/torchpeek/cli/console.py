@@ -1,0 +1,66 @@
+"""Results on stdout, progress on stderr; a table for people and for pipes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+
+class Advance(Protocol):
+    """Called with how many more are done."""
+
+    def __call__(self, count: int) -> None: ...
+
+
+def print_json(value: Any) -> None:
+    """For machines."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Fits a terminal; where stdout is none, no cell is cut or folded."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    if sys.stdout.isatty():
+        Console().print(table)
+    else:
+        wide = Console(width=10_000)
+        sys.stdout.write("".join(line.rstrip() + "\n" for line in _plain(wide, table).splitlines()))
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Advance]:
+    """A bar on stderr where it is a terminal, and plain lines, at most twenty, where it is not."""
+    if sys.stderr.isatty():
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda count: bar.advance(task, count)
+    else:
+        done, step, said = 0, max(1, total // 20), 0
+
+        def advance(count: int) -> None:
+            nonlocal done, said
+            done += count
+            if done - said >= step or done == total:
+                said = done
+                sys.stderr.write(f"{what}: {done} of {total}\n")
+
+        yield advance
+
+
+def _plain(console: Console, table: Table) -> str:
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()

@@ -1,0 +1,72 @@
+"""torchpeek layers: what a network is made of."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from cyclopts import Parameter
+
+from torchpeek.anatomy import layers as layer_table
+from torchpeek.cli.console import print_json, print_table
+from torchpeek.errors import InputError
+from torchpeek.models import Preprocess, load_model
+
+
+def layers(
+    *,
+    model: str,
+    picture: Path | None = None,
+    input_size: Annotated[list[int] | None, Parameter(consume_multiple=True, negative="")] = None,
+    weights: str | None = None,
+    trust_pickle: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(negative="")] = False,
+    debug: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """List a network's layers: name, type, what each returns, parameters, and which one `cam` would look at.
+
+    Parameters
+    ----------
+    model
+        torchvision:NAME, timm:NAME, or package.module:callable.
+    picture
+        Show the shapes for this picture; without one, for a blank picture of the model's own size.
+    input_size
+        Show the shapes for a blank input of these sizes, without the batch: --input-size 3 224 224.
+    weights
+        "random", a file, or the name of torchvision's weights. The layers are the same; random needs no download.
+    trust_pickle
+        Load a weights file that may run code.
+    json
+        Print JSON, for machines.
+    debug
+        Show the traceback of an error.
+    """
+    loaded = load_model(model, weights, trust_pickle=trust_pickle)
+    if picture is not None and input_size:
+        raise InputError("--picture and --input-size both say what the input is; give one")
+    if picture is not None:
+        inputs = loaded.read(picture).tensor
+    elif input_size:
+        inputs = torch.zeros(1, *input_size, device=loaded.device, dtype=loaded.dtype)
+    else:
+        inputs = torch.zeros(1, *_own_size(loaded.preprocess), device=loaded.device, dtype=loaded.dtype)
+    table = layer_table(loaded, inputs)
+    if json:
+        suggested = None if table.suggested is None else asdict(table.suggested)
+        print_json({"model": model, "suggested": suggested, "layers": [asdict(row) for row in table]})
+    else:
+        print_table(table.header, table.cells())
+        if table.suggested is not None:
+            print(f"\nsuggested for heatmaps: {table.suggested.layer}, {table.suggested.reason}")  # noqa: T201
+    return 0
+
+
+def _own_size(preprocess: object) -> tuple[int, ...]:
+    crop = preprocess.crop if isinstance(preprocess, Preprocess) else None
+    if crop is None:
+        raise InputError("the model does not say how large its input is; give --picture FILE or --input-size 3 224 224")
+    assert isinstance(preprocess, Preprocess)
+    return (len(preprocess.mean), *crop)

@@ -1,0 +1,73 @@
+"""The entry point: dispatch, and what an error looks like."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn, TextIO
+
+from cyclopts import App
+from rich.console import Console
+
+from torchpeek._version import __version__
+from torchpeek.cli.cam import cam
+from torchpeek.cli.layers import layers
+from torchpeek.cli.methods import methods
+from torchpeek.errors import Notice, TorchpeekError
+
+OK, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+app = App(
+    name="torchpeek",
+    help="Look inside any PyTorch network: what its layers return, and which part of the picture decided.",
+    help_epilogue="Exit status: 0 all done; 1 something was left out, and named; 2 the request has to change.",
+    version=__version__,
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+for command in (cam, layers, methods):
+    app.command(command)
+
+
+def main(tokens: Sequence[str] | None = None) -> NoReturn:
+    """Run the command in `tokens`, or in sys.argv, and exit."""
+    given = list(sys.argv[1:] if tokens is None else tokens)
+    debug = "--debug" in given
+    warnings.simplefilter("once", Notice)
+    show = warnings.showwarning
+    warnings.showwarning = lambda message, category, *rest: (
+        _say("note", str(message)) if issubclass(category, Notice) else show(message, category, *rest)
+    )
+    try:
+        status = app(given)
+        sys.stdout.flush()
+        sys.exit(status or OK)
+    except TorchpeekError as error:
+        if debug:
+            raise
+        _say("error", str(error))
+        sys.exit(MISTAKE)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        _say("error", "interrupted; what was written so far is whole")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(OK)
+    except Exception as error:
+        if debug:
+            raise
+        _say("error", f"{type(error).__name__}: {error} (--debug shows where)")
+        sys.exit(MISTAKE)
+    finally:
+        warnings.showwarning = show
+
+
+def _say(kind: str, words: str, file: TextIO | None = None) -> None:
+    style = {"error": "bold red", "note": "yellow"}[kind]
+    console = Console(file=file or sys.stderr, soft_wrap=True, highlight=False)
+    console.print(f"[{style}]{kind}:[/] ", end="")
+    console.print(words, markup=False)

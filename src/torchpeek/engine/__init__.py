@@ -1,0 +1,21 @@
+"""Runs a model; the only room that calls one."""
+
+from torchpeek.engine import targets
+from torchpeek.engine.runner import ModelRunner
+from torchpeek.engine.survey import LayerCall, Suggestion, suggest_layer, survey
+from torchpeek.engine.targets import Question, Target
+from torchpeek.engine.trace import Capture, Origin, Trace
+
+__all__ = [
+    "Capture",
+    "LayerCall",
+    "ModelRunner",
+    "Origin",
+    "Question",
+    "Suggestion",
+    "Target",
+    "Trace",
+    "suggest_layer",
+    "survey",
+    "targets",
+]

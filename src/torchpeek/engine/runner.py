@@ -1,0 +1,229 @@
+"""Asks a model questions: one clean pass, or many changed ones."""
+
+from __future__ import annotations
+
+import math
+import threading
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from torchpeek.engine.guard import as_found
+from torchpeek.engine.targets import Target
+from torchpeek.engine.trace import Capture, Change, Origin, Trace
+from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotConnected, NotFinite, NotFired, Notice
+from torchpeek.hooks import attached, select
+from torchpeek.hooks.attach import ForwardHook
+
+
+class ModelRunner:
+    """Runs one model, in eval mode, and leaves it as found."""
+
+    def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"model is a {type(model).__name__}; allowed: an nn.Module or a LoadedModel (tp.load_model)"
+            )
+        if isinstance(model, torch.jit.ScriptModule):
+            raise InputError("a scripted or traced model takes no hooks; give the nn.Module that it was made from")
+        # torch.compile(model) wraps the model and changes the layers' names; the model inside is run eagerly.
+        wrapped = type(model).__name__ == "OptimizedModule"
+        self.model: nn.Module = model.get_submodule("_orig_mod") if wrapped else model
+
+    def trace(
+        self,
+        inputs: Tensor,
+        layers: Sequence[str],
+        target: Target,
+        *,
+        gradients: bool = True,
+        origin: Origin | None = None,
+    ) -> Trace:
+        """One pass over `inputs` (N, ...), kept at `layers`, with `target` bound to its output.
+
+        With `gradients` the graph starts at the first of the layers: nothing before it is recorded, and no parameter's
+        `.grad` is touched later. Raises NotFired, AmbiguousCall, NoSpatialLayer and NotFinite.
+        """
+        check_inputs(inputs)
+        inputs = _usable(inputs)
+        origin = origin or Origin(type(self.model).__name__)
+        chosen = {name: select(self.model, name)[name] for name in layers}
+        with as_found(self.model):
+            captures, output = self._clean_pass(inputs, chosen, gradients)
+            trace = Trace(self, inputs, captures, output, target.bind(output), origin)
+            if gradients and not trace._scores_with_graph().requires_grad:
+                # A part of the model ends a no_grad block of its own, and with it what the hook turned on.
+                warnings.warn(
+                    "the model turns gradients off in a part of itself; one more pass keeps the graph from the "
+                    "input on",
+                    Notice,
+                    stacklevel=2,
+                )
+                with torch.enable_grad():
+                    captures, output = self._clean_pass(inputs, chosen, gradients)
+                trace = Trace(self, inputs, captures, output, target.bind(output), origin)
+                if not trace._scores_with_graph().requires_grad:
+                    raise NotConnected(
+                        f"no gradient reaches {', '.join(map(repr, chosen))}: the model turns gradients off after it "
+                        f"(torch.no_grad or detach in its forward). Use a method that needs none (torchpeek methods)"
+                    )
+        if not torch.isfinite(trace.scores).all():
+            raise NotFinite(f"the model's scores have NaN or infinity{_why_not_finite(inputs, trace.scores)}")
+        return trace
+
+    def score_trials(
+        self, trace: Trace, trials: int, batch: int, *, inputs: Change | None = None, output: Change | None = None
+    ) -> Tensor:
+        """(N, trials, K): scores with the inputs, or the traced layer's output, changed; in whole passes of `batch`."""
+        count = len(trace.inputs)
+        pairs = torch.cartesian_prod(torch.arange(count), torch.arange(trials)).view(-1, 2)
+        parts = []
+        with as_found(self.model):
+            for rows, trial in (chunk.unbind(1) for chunk in torch.split(pairs, batch)):
+                given = trace.inputs[rows]
+                if inputs is not None:
+                    given = inputs(given, rows, trial)
+                hooks: list[tuple[nn.Module, ForwardHook]] = []
+                if output is not None:
+                    changed = output(trace.at[trace.layer].activation.detach()[rows], rows, trial)
+                    hooks = [(select(self.model, trace.layer)[trace.layer], _returning(changed))]
+                with attached(hooks):
+                    answer = self.model(given)
+                parts.append(trace.question(answer, rows))
+        scores = torch.cat(parts) if parts else trace.scores.new_empty((0, trace.scores.shape[1]))
+        return scores.view(count, trials, -1)
+
+    def _clean_pass(
+        self, inputs: Tensor, layers: Mapping[str, nn.Module], gradients: bool
+    ) -> tuple[dict[str, Capture], Any]:
+        recorder = _Recorder(inputs, layers, gradients)
+        with attached(recorder.hooks()):
+            output = self.model(inputs)
+        return recorder.captures(self.model), output
+
+
+class _Recorder:
+    """Keeps what the layers return, and starts the graph at the first of them."""
+
+    def __init__(self, inputs: Tensor, layers: Mapping[str, nn.Module], gradients: bool) -> None:
+        self._inputs = inputs
+        self._layers = layers
+        self._gradients = gradients
+        self._kept: dict[str, Capture] = {}
+        self._calls = dict.fromkeys(layers, 0)
+        self._thread = threading.get_ident()
+
+    def hooks(self) -> Iterable[tuple[nn.Module, ForwardHook]]:
+        return [(module, partial(self._returned, name)) for name, module in self._layers.items()]
+
+    def captures(self, model: nn.Module) -> dict[str, Capture]:
+        """The layers in the order they were asked for. Raises for those that did not fire just once."""
+        for name, calls in self._calls.items():
+            if calls == 0:
+                raise NotFired(_why_not_fired(model, name, self._layers[name]))
+            if calls > 1:
+                raise AmbiguousCall(
+                    f"layer {name!r} was called {calls} times in one pass, so it has no one output. Choose the "
+                    "layer around "
+                    f"it, or one that is called once (torchpeek layers shows the calls)"
+                )
+        return {name: self._kept[name] for name in self._layers}
+
+    def _returned(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Tensor | None:
+        if threading.get_ident() != self._thread:
+            return None  # somebody else is running the model
+        self._calls[name] += 1
+        if self._calls[name] > 1:
+            return None
+        _check_spatial(name, output, self._inputs)
+        if not self._gradients:
+            self._kept[name] = Capture(name, output.detach().clone(), None)  # what runs next may write in place
+            return None
+        if output.requires_grad:
+            self._kept[name] = Capture(name, output.detach().clone(), get_gradient_edge(output))
+            return None
+        torch.set_grad_enabled(True)  # for what comes after; as_found ends it
+        leaf = output.detach().clone().requires_grad_()
+        self._kept[name] = Capture(name, leaf, leaf)
+        passed_on: Tensor = leaf.clone()  # not the leaf, nor a view of it: neither may be written into
+        return passed_on
+
+
+def check_inputs(inputs: object) -> None:
+    """Raise InputError unless `inputs` is a batch of at least one sample."""
+    if not isinstance(inputs, Tensor):
+        raise InputError(
+            f"inputs is a {type(inputs).__name__}; a model is given a tensor (N, C, *grid). With a LoadedModel, a "
+            "Picture, "
+            f"a path or a PIL image works, too"
+        )
+    if inputs.ndim < 2 or 0 in inputs.shape:
+        raise InputError(f"inputs has shape {tuple(inputs.shape)}; allowed: (N, C, *grid) with at least one sample")
+
+
+def _usable(inputs: Tensor) -> Tensor:
+    """Without a graph before the model, and no inference tensor, which later operations may refuse."""
+    return inputs.clone() if inputs.is_inference() else inputs.detach()
+
+
+def _returning(value: Tensor) -> ForwardHook:
+    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Tensor:
+        return value
+
+    return hook
+
+
+def _check_spatial(name: str, output: Any, inputs: Tensor) -> None:
+    if not isinstance(output, Tensor):
+        raise NoSpatialLayer(
+            f"layer {name!r} returned a {type(output).__name__}; a heatmap is read from one tensor (N, C, *grid). "
+            f"Choose a layer inside or after it (torchpeek layers shows the shapes)"
+        )
+    if not output.is_floating_point():
+        raise NoSpatialLayer(
+            f"layer {name!r} returned {output.dtype}; a heatmap is read from floating-point activations"
+        )
+    if not has_grid(output, inputs):
+        raise NoSpatialLayer(
+            f"layer {name!r} returned shape {tuple(output.shape)} for an input of {tuple(inputs.shape)}; allowed: "
+            "(N, C, *grid) with as many grid axes as the input, more than one position, and no more than the input "
+            "has. "
+            f"torchpeek layers shows the shapes; layer=None takes a suggested layer"
+        )
+    if not torch.isfinite(output).all():
+        raise NotFinite(f"layer {name!r} returned NaN or infinity{_why_not_finite(inputs, output)}")
+
+
+def has_grid(output: Tensor, inputs: Tensor) -> bool:
+    """Whether `output` is (N, C, *grid) with a grid of more than one position that fits the input's axes."""
+    return (
+        output.ndim == inputs.ndim >= 3
+        and output.shape[0] == inputs.shape[0]
+        and math.prod(output.shape[2:]) > 1
+        and all(size <= given for size, given in zip(output.shape[2:], inputs.shape[2:], strict=True))
+    )
+
+
+def _why_not_finite(inputs: Tensor, found: Tensor) -> str:
+    if inputs.is_floating_point() and not torch.isfinite(inputs).all():
+        return "; the input has them already"
+    samples = (~torch.isfinite(found)).flatten(1).any(1).nonzero().flatten().tolist()
+    half = " Half precision overflows above 65504; try float32." if found.dtype == torch.float16 else ""
+    where = ", ".join(map(str, samples[:8]))
+    return f" in sample {where}; the input has none. Check the weights and the input's range.{half}"
+
+
+def _why_not_fired(model: nn.Module, name: str, module: nn.Module) -> str:
+    parent = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        reason = f"it is a {type(module).__name__}, a container that is never called; choose one of its members"
+    elif isinstance(parent, nn.MultiheadAttention):
+        reason = "its parent, a MultiheadAttention, uses its weights directly; choose the parent"
+    else:
+        reason = "forward goes another way, or uses its weights or its .forward directly; choose the layer around it"
+    return f"layer {name!r} ({type(module).__name__}) was not called in the pass: {reason}"

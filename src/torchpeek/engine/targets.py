@@ -1,0 +1,240 @@
+"""What is asked of a model: a Target, bound to a clean pass as a frozen Question."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from torchpeek.errors import AmbiguousClass, ClassNotFound, TargetError, closest
+
+
+@runtime_checkable
+class Target(Protocol):
+    """What the user asks for: the predicted class, class 281, the top 5."""
+
+    def bind(self, output: Any) -> Question:
+        """Decide, on the output of the clean pass, what exactly is asked from now on."""
+        ...
+
+
+@runtime_checkable
+class _NamesClasses(Target, Protocol):
+    def named(self, class_names: Sequence[str] | None) -> Target:
+        """The same target with class names looked up."""
+        ...
+
+
+class Question(Protocol):
+    """The same question on every later pass, however the prediction moves."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(N, K): what each score is of."""
+        ...
+
+    def __call__(self, output: Any, rows: Tensor) -> Tensor:
+        """(n, K) scores of the n samples in `output`; sample i is a version of clean sample `rows[i]`."""
+        ...
+
+    def select(self, rows: slice | Tensor, columns: slice) -> Question:
+        """The question of some of the samples and scores only."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ClassScores:
+    """The scores of fixed classes: their logits, or their probabilities under a softmax."""
+
+    labels: Tensor  # (N, K), int64
+    kind: Literal["logit", "probability"] = "logit"
+
+    def __call__(self, output: Any, rows: Tensor) -> Tensor:
+        logits = class_logits(output)  # (n, classes)
+        scores = logits if self.kind == "logit" else logits.softmax(dim=1)
+        return scores.gather(1, self.labels.to(scores.device)[rows.to(scores.device)])  # (n, K)
+
+    def select(self, rows: slice | Tensor, columns: slice) -> ClassScores:
+        return replace(self, labels=self.labels[rows][:, columns])
+
+
+ClassId: TypeAlias = int | str
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The class with the highest logit, for each sample its own."""
+
+    def bind(self, output: Any) -> ClassScores:
+        return ClassScores(class_logits(output).argmax(dim=1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class TopClasses:
+    """The `k` classes with the highest logits, best first, for each sample its own."""
+
+    k: int
+
+    def bind(self, output: Any) -> ClassScores:
+        logits = class_logits(output)
+        if not 1 <= self.k <= logits.shape[1]:
+            raise TargetError(f"TopClasses({self.k}): the model has {logits.shape[1]} classes; k goes from 1 to that")
+        return ClassScores(logits.topk(self.k, dim=1).indices)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The same classes for every sample, by index or by name."""
+
+    classes: Sequence[ClassId]
+
+    def bind(self, output: Any) -> ClassScores:
+        logits = class_logits(output)
+        labels = torch.tensor([list(_indices(self.classes))], device=logits.device)
+        _check_range(labels, logits.shape[1])
+        return ClassScores(labels.expand(len(logits), -1))
+
+    def named(self, class_names: Sequence[str] | None) -> Classes:
+        return Classes([_class_index(each, class_names) for each in self.classes])
+
+
+@dataclass(frozen=True, eq=False)
+class ClassesPerSample:
+    """For each sample its own classes: `labels` is (N,) or (N, K)."""
+
+    labels: Tensor
+
+    def bind(self, output: Any) -> ClassScores:
+        logits = class_logits(output)
+        labels = self.labels.to(logits.device)
+        if labels.ndim == 1:
+            labels = labels[:, None]
+        if labels.ndim != 2 or len(labels) != len(logits) or labels.shape[1] == 0:
+            raise TargetError(
+                f"target has shape {tuple(self.labels.shape)} for a batch of {len(logits)}; a target by sample is "
+                "(N,) or "
+                f"(N, K). For the same classes of every sample use tp.targets.Classes([...])"
+            )
+        _check_range(labels, logits.shape[1])
+        return ClassScores(labels)
+
+
+@dataclass(frozen=True)
+class ClassProbability:
+    """The probability, under a softmax over the classes, instead of the logit, of what another target names."""
+
+    of: Any = Predicted()
+
+    def bind(self, output: Any) -> ClassScores:
+        question = as_target(self.of).bind(output)
+        if not isinstance(question, ClassScores):
+            raise TargetError(f"ClassProbability takes a target that names classes; got {self.of!r}")
+        return replace(question, kind="probability")
+
+    def named(self, class_names: Sequence[str] | None) -> ClassProbability:
+        return ClassProbability(as_target(self.of, class_names))
+
+
+def as_target(target: Any, class_names: Sequence[str] | None = None) -> Target:
+    """The Target that is meant by what `explain(target=...)` takes, with class names looked up.
+
+    None is the predicted class; an int or a name is that class, for every sample; a tensor or list of indices or
+    names, (N,) or (N, K), gives each sample its own.
+    """
+    match target:
+        case None:
+            return Predicted()
+        case bool():
+            raise TargetError(
+                f"target is {target}; allowed: a class index, a name, (N,) or (N, K) of these, a tp.targets.*"
+            )
+        case int() | str():
+            return Classes([_class_index(target, class_names)])
+        case Tensor():
+            if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+                raise TargetError(f"target is a tensor of {target.dtype}; class indices are integers")
+            return Classes([int(target)]) if target.ndim == 0 else ClassesPerSample(target.long())
+        case _NamesClasses():
+            return target.named(class_names)
+        case Target():
+            return target
+    if hasattr(target, "__array__"):
+        return as_target(torch.as_tensor(target), class_names)
+    if isinstance(target, Sequence):
+        return ClassesPerSample(_label_tensor(target, class_names))
+    raise TargetError(
+        f"target is a {type(target).__name__}; allowed: None (the predicted class), a class index or name, a tensor or "
+        f"list (N,) or (N, K) of these, or a target from tp.targets"
+    )
+
+
+def class_logits(output: Any) -> Tensor:
+    """The (N, classes) logits in what a classifier returned, in float32 or, for a float64 model, float64."""
+    if isinstance(output, Mapping):
+        logits = output.get("logits")
+    elif isinstance(output, Tensor):
+        logits = output
+    else:
+        logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        got = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise TargetError(
+            f"the model returned {got}; class scores are read from a (N, classes) tensor, or from `.logits` or "
+            "['logits'] "
+            f"of that shape. Wrap the model so that it returns one"
+        )
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _label_tensor(target: Sequence[Any], class_names: Sequence[str] | None) -> Tensor:
+    nested = [isinstance(each, Sequence) and not isinstance(each, str) for each in target]
+    if any(nested) and not all(nested):
+        raise TargetError(f"target mixes classes and lists of classes: {target!r}; give (N,) or (N, K)")
+    if not any(nested):
+        return torch.tensor([_class_index(each, class_names) for each in target], dtype=torch.long)
+    rows = [[_class_index(each, class_names) for each in row] for row in target]
+    lengths = {len(row) for row in rows}
+    if len(lengths) > 1:
+        raise TargetError(f"target has rows of {sorted(lengths)} classes; every sample needs the same number, (N, K)")
+    return torch.tensor(rows, dtype=torch.long)
+
+
+def _class_index(given: Any, class_names: Sequence[str] | None) -> int:
+    if isinstance(given, bool) or not (isinstance(given, (int, str)) or hasattr(given, "__index__")):
+        raise TargetError(f"a class is an index or a name; got {given!r}")
+    return _index_of(given, class_names) if isinstance(given, str) else int(given)
+
+
+def _index_of(name: str, class_names: Sequence[str] | None) -> int:
+    if class_names is None:
+        raise ClassNotFound(
+            f"no class {name!r}: this model comes without class names. Give the index, or a LoadedModel with "
+            "class_names"
+        )
+    wanted = name.strip().casefold()
+    exact = [index for index, full in enumerate(class_names) if full.casefold() == wanted]
+    # Some lists give synonyms, as in "tench, Tinca tinca".
+    found = exact or [index for index, full in enumerate(class_names) if wanted in full.casefold().split(", ")]
+    if not found:
+        raise ClassNotFound(
+            f"no class {name!r} among {len(class_names)}{closest(name, class_names)}. An index works, too"
+        )
+    if len(found) > 1:
+        listed = ", ".join(f"{index} ({class_names[index]})" for index in found)
+        raise AmbiguousClass(f"{len(found)} classes are called {name!r}: {listed}. Give the index of the one you mean")
+    return found[0]
+
+
+def _indices(classes: Sequence[ClassId]) -> list[int]:
+    if not classes:
+        raise TargetError("Classes([]) names no class; give at least one")
+    return [_class_index(each, None) for each in classes]
+
+
+def _check_range(labels: Tensor, classes: int) -> None:
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if wrong.numel():
+        raise ClassNotFound(f"no class {int(wrong[0])}: the model has {classes} classes, 0 to {classes - 1}")

@@ -1,0 +1,232 @@
+"""What one pass leaves behind, and what can be asked of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from torchpeek.engine.targets import Question, Target
+from torchpeek.errors import AmbiguousCall, GradUnavailable, NotConnected
+
+if TYPE_CHECKING:
+    from torchpeek.engine.runner import ModelRunner
+
+Change: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Called as `change(tensor (b, ...), rows (b,), trials (b,))`: entry i is sample rows[i] in its trial trials[i]."""
+
+# One batched VJP keeps this much of the layer's gradient at once, at most; the classes go through in as many chunks.
+_VJP_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """What one layer returned in one pass.
+
+    `activation` is (N, C, *grid), a copy taken before anything could write into it. `handle` is where its gradient is
+    asked for: the leaf that the graph starts at, or the edge of a graph that began earlier; None where the pass kept
+    no graph.
+    """
+
+    layer: str
+    activation: Tensor
+    handle: Tensor | GradientEdge | None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a trace comes from, in words: what a heatmap made from it says of itself."""
+
+    model: str
+    weights: str = ""  # "random" where they were not trained
+    preprocess: str = ""
+    layer_reason: str = "asked for"
+    class_names: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """One pass, kept: what the layers returned, the graph from there on, and the question that was asked.
+
+    Every question is answered from the kept output; nothing here runs the model again, except `again`, `rescore` and
+    `ablate`, which say so.
+    """
+
+    runner: ModelRunner
+    inputs: Tensor  # (N, ...)
+    at: Mapping[str, Capture]
+    output: Any  # as the model returned it, with the graph behind it
+    question: Question
+    origin: Origin
+
+    def asked(self, target: Target) -> Trace:
+        """The same pass with another question, which is bound to the same output. No forward pass."""
+        return replace(self, question=target.bind(self.output))
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """(N, K) scores of the question."""
+        return self._scores_with_graph().detach()
+
+    @property
+    def layer(self) -> str:
+        """The name of the one layer that was traced."""
+        if len(self.at) != 1:
+            raise AmbiguousCall(
+                f"this trace holds {len(self.at)} layers ({', '.join(self.at)}); take one with .only(name)"
+            )
+        return next(iter(self.at))
+
+    def only(self, layer: str) -> Trace:
+        """The same pass seen at one of its layers."""
+        return replace(self, at={layer: self.at[layer]})
+
+    @property
+    def activations(self) -> Tensor:
+        """(N, 1, C, *grid) of the one layer, at least float32; the 1 broadcasts over the K scores."""
+        return _at_least_float32(self.at[self.layer].activation.detach()).unsqueeze(1)
+
+    @property
+    def gradients(self) -> Tensor:
+        """(N, K, C, *grid): gradients of each score with respect to the one layer's output, at least float32."""
+        return self.gradients_at[self.layer]
+
+    @cached_property
+    def gradients_at(self) -> Mapping[str, Tensor]:
+        """(N, K, C, *grid) for each layer, all scores by one batched vector-Jacobian product.
+
+        Raises GradUnavailable where the pass kept no graph, NotConnected where a score does not depend on a layer.
+        """
+        if any(capture.handle is None for capture in self.at.values()):
+            raise GradUnavailable("this trace was made with gradients=False; make it again without that")
+        scores = self._scores_with_graph()
+        if not scores.requires_grad:
+            raise NotConnected(_not_connected(list(self.at)))
+        found = _vjp(scores, list(self.at.values()))
+        unused = [name for name, gradient in zip(self.at, found, strict=True) if gradient is None]
+        if unused:
+            raise NotConnected(_not_connected(unused))
+        return {
+            name: _at_least_float32(g).movedim(0, 1) for name, g in zip(self.at, found, strict=True) if g is not None
+        }
+
+    @cached_property
+    def head(self) -> Tensor | None:
+        """(N, K, C): for each score, the weights of the linear head that reads the layer's global average.
+
+        Taken from the parameters, and only where they reproduce what the model returned: a linear layer whose
+        weights, times the mean over the grid of this layer's output, plus its bias, are the scores. None elsewhere.
+        """
+        pooled = self.activations.squeeze(1).flatten(2).mean(2)  # (N, C)
+        labels = self.question.labels  # (N, K)
+        for module in self.runner.model.modules():
+            if not isinstance(module, nn.Linear) or module.in_features != pooled.shape[1]:
+                continue
+            if int(labels.max()) >= module.out_features:
+                continue
+            weights = module.weight.detach().to(pooled)  # (classes, C)
+            bias = None if module.bias is None else module.bias.detach().to(pooled)
+            logits = F.linear(pooled, weights, bias)  # (N, classes)
+            if _close(logits.gather(1, labels), self.scores, self.at[self.layer].activation.dtype):
+                return weights[labels]
+        return None
+
+    def again(self, inputs: Tensor, layers: list[str] | None = None, rows: Tensor | None = None) -> Trace:
+        """One more pass: the same question of other inputs, (n, ...).
+
+        `rows` (n,) says which clean sample each input is a version of; it may be left out where n = N.
+        """
+        rows = torch.arange(len(inputs)) if rows is None else rows
+        question = self.question.select(rows.to(self.question.labels.device), slice(None))
+        gradients = all(capture.handle is not None for capture in self.at.values())
+        return self.runner.trace(
+            inputs, layers or list(self.at), _Bound(question), gradients=gradients, origin=self.origin
+        )
+
+    def rescore(self, perturb: Change, trials: int, *, batch: int = 32) -> Tensor:
+        """(N, trials, K): scores of changed inputs. Takes N * trials / batch passes."""
+        return self.runner.score_trials(self, trials, batch, inputs=perturb)
+
+    def ablate(self, edit: Change, trials: int, *, batch: int = 32) -> Tensor:
+        """(N, trials, K): scores with the one layer's output changed. Takes N * trials / batch passes."""
+        return self.runner.score_trials(self, trials, batch, output=edit)
+
+    def _scores_with_graph(self) -> Tensor:
+        # The caller may be inside no_grad or inference_mode, where a graph would not be kept.
+        with torch.inference_mode(False), torch.enable_grad():
+            return self.question(self.output, torch.arange(len(self.inputs)))
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A question that is already bound, as a target."""
+
+    question: Question
+
+    def bind(self, output: Any) -> Question:
+        return self.question
+
+
+def _vjp(scores: Tensor, captures: list[Capture]) -> list[Tensor | None]:
+    """For each capture (K, N, C, *grid); None where no score depends on it."""
+    # Samples do not mix in eval mode, so one backward pass serves the whole batch: sum over N of score k.
+    count = scores.shape[1]
+    select_each = (
+        torch.eye(count, dtype=scores.dtype, device=scores.device).unsqueeze(1).expand(-1, len(scores), -1)
+    )  # (K, N, K)
+    largest = max(capture.activation.numel() * capture.activation.element_size() for capture in captures)
+    chunk = max(1, _VJP_BYTES // max(1, largest))
+    parts = [_vjp_chunk(scores, captures, select_each[start : start + chunk]) for start in range(0, count, chunk)]
+    return [None if any(p is None for p in each) else torch.cat(each) for each in zip(*parts, strict=True)]
+
+
+def _vjp_chunk(scores: Tensor, captures: list[Capture], vectors: Tensor) -> tuple[Tensor | None, ...]:
+    handles: Any = [capture.handle for capture in captures]  # tensors and edges, which torch takes, but not its types
+
+    def backward(vector: Tensor, *, batched: bool) -> tuple[Tensor | None, ...]:
+        found: tuple[Tensor | None, ...] = torch.autograd.grad(
+            scores, handles, vector, retain_graph=True, allow_unused=True, is_grads_batched=batched
+        )
+        return found
+
+    with torch.inference_mode(False):
+        if len(vectors) > 1:
+            try:
+                return backward(vectors, batched=True)
+            except RuntimeError:
+                pass  # some operations have no batched backward; one at a time is the reference anyway
+        each = [backward(vector, batched=False) for vector in vectors]
+        return tuple(map(_stacked, zip(*each, strict=True)))
+
+
+def _stacked(gradients: tuple[Tensor | None, ...]) -> Tensor | None:
+    found = [gradient for gradient in gradients if gradient is not None]
+    return torch.stack(found) if len(found) == len(gradients) else None
+
+
+def _not_connected(layers: list[str]) -> str:
+    named = ", ".join(repr(layer) for layer in layers)
+    return (
+        f"the score does not depend on {named}: no gradient flows back to it. Either the model does not use its "
+        "output for "
+        f"this score (an auxiliary head, another branch), or it detaches it or runs it under torch.no_grad(). "
+        f"Choose another layer, or a method that needs no gradients (torchpeek methods lists them)"
+    )
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _close(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> bool:
+    # Rounding grows with the length of the sums; a wrong head is off by far more than this.
+    tolerance = math.sqrt(torch.finfo(dtype).eps)
+    scale = max(float(theirs.abs().max()), 1e-3)
+    return bool((ours - theirs).abs().max() <= tolerance * scale)

@@ -1,0 +1,152 @@
+"""Every error that torchpeek raises on purpose, and the one warning class.
+
+    TorchpeekError
+    ├── InputError            what was handed in cannot be used
+    │   ├── TargetError       a class or target that does not fit the model's output or the batch
+    │   │   ├── ClassNotFound
+    │   │   └── AmbiguousClass
+    │   └── OptionError       an option that the method does not have, or a value it does not take
+    ├── LayerError
+    │   ├── LayerNotFound     the selection matches nothing
+    │   ├── NoSpatialLayer    the model, or the layer asked for, has no grid
+    │   ├── NotFired          the layer was not called in the pass
+    │   └── AmbiguousCall     it was called several times, or the selection names several layers
+    ├── PassError
+    │   ├── GradUnavailable   gradients were not kept, or cannot be had
+    │   ├── NotConnected      the score does not depend on the layer
+    │   └── NotFinite         NaN or infinity where numbers should be
+    ├── MethodError
+    │   ├── MethodNotFound
+    │   └── MethodNotApplicable
+    ├── ModelError
+    │   ├── ModelNotFound
+    │   └── WeightsError
+    └── FileError
+        ├── PictureError      a picture that cannot be read
+        ├── FormatError       a file that is not what it should be
+        └── FolderError       an output folder that cannot be used
+
+    Notice (a UserWarning)    something was decided that the caller should know of
+
+Each message says what, got, allowed, and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TorchpeekError(Exception):
+    """Base of every error that torchpeek raises on purpose."""
+
+
+class InputError(TorchpeekError, ValueError):
+    """What was handed in cannot be used."""
+
+
+class TargetError(InputError):
+    """A class or target that does not fit the model's output or the batch."""
+
+
+class ClassNotFound(TargetError, LookupError):
+    """No class has that name or index."""
+
+
+class AmbiguousClass(TargetError, LookupError):
+    """Several classes have that name."""
+
+
+class OptionError(InputError):
+    """An option that the method does not have, or a value that it does not take."""
+
+
+class LayerError(TorchpeekError):
+    """Base of the errors about one layer."""
+
+
+class LayerNotFound(LayerError, LookupError):
+    """The selection matches no layer."""
+
+
+class NoSpatialLayer(LayerError):
+    """The model, or the layer asked for, has no grid of positions."""
+
+
+class NotFired(LayerError):
+    """The layer was not called in the pass."""
+
+
+class AmbiguousCall(LayerError):
+    """One call was expected; the layer was called several times, or several layers were named."""
+
+
+class PassError(TorchpeekError):
+    """Base of the errors about what a pass through the model gave."""
+
+
+class GradUnavailable(PassError):
+    """Gradients were not kept, or cannot be had."""
+
+
+class NotConnected(PassError):
+    """The score does not depend on the layer."""
+
+
+class NotFinite(PassError):
+    """NaN or infinity where numbers should be."""
+
+
+class MethodError(TorchpeekError):
+    """Base of the errors about a method."""
+
+
+class MethodNotFound(MethodError, LookupError):
+    """No method has that name."""
+
+
+class MethodNotApplicable(MethodError):
+    """The method is not defined for this model, layer or target."""
+
+
+class ModelError(TorchpeekError):
+    """Base of the errors about loading a model."""
+
+
+class ModelNotFound(ModelError, LookupError):
+    """No model has that name."""
+
+
+class WeightsError(ModelError):
+    """The weights cannot be had, cannot be read, or do not fit the model."""
+
+
+class FileError(TorchpeekError, OSError):
+    """Base of the errors about files and folders."""
+
+
+class PictureError(FileError):
+    """A picture that cannot be read."""
+
+
+class FormatError(FileError):
+    """A file that is not what it should be."""
+
+
+class FolderError(FileError):
+    """An output folder that cannot be used."""
+
+
+class Notice(UserWarning):
+    """Something was decided that the caller should know of; nothing is wrong."""
+
+
+def closest(name: str, names: Iterable[str], *, most: int = 3) -> str:
+    """The tail of a not-found message: `closest: 'layer4', 'layer3'`, or nothing where nothing is close."""
+    names = list(names)
+    lowered = {candidate.lower(): candidate for candidate in names}
+    found = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=most, cutoff=0.6)]
+    found += [candidate for candidate in names if name.lower() in candidate.lower() and candidate not in found]
+    if not found:
+        return ""
+    return "; closest: " + ", ".join(repr(candidate) for candidate in found[:most])

@@ -1,0 +1,314 @@
+"""The front door for heatmaps: trace, explain, compare."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from typing import Any, TypeAlias, overload
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from torchpeek import _version
+from torchpeek.cam import CamMethod, find_method
+from torchpeek.engine import ModelRunner, Origin, Suggestion, Target, Trace, suggest_layer
+from torchpeek.engine.runner import check_inputs
+from torchpeek.engine.targets import ClassesPerSample, as_target
+from torchpeek.errors import AmbiguousCall, InputError, NotFinite, Notice, TargetError
+from torchpeek.heatmap import Heatmap, Provenance
+from torchpeek.hooks import Selection, select
+from torchpeek.models import LoadedModel
+from torchpeek.picture import Picture
+
+Model: TypeAlias = nn.Module | LoadedModel
+Inputs: TypeAlias = Tensor | Picture | str | PathLike[str] | Image.Image
+"""A batch (N, C, *grid); a Picture; with a LoadedModel also a path or a PIL image."""
+
+TargetLike: TypeAlias = Any
+"""None (the predicted class), a class index or name, a tensor or list of these (N,) or (N, K), or a tp.targets.*"""
+
+
+def trace(
+    model: Model,
+    inputs: Inputs,
+    *,
+    layer: Selection | None = None,
+    target: TargetLike = None,
+    gradients: bool = True,
+) -> Trace:
+    """One pass over `inputs`, kept: ask it for as many methods and classes as you like, without another forward pass.
+
+    `layer` selects one layer; None takes a suggested one, and the trace's `origin.layer_reason` says why that. With
+    `gradients=False` no graph is kept, for methods that need none. The model is left exactly as it was found.
+    """
+    tensor = _tensor(model, inputs)
+    runner = ModelRunner(_module(model))
+    chosen = _one_layer(runner.model, tensor, layer)
+    asked = as_target(target, _class_names(model))
+    return runner.trace(tensor, [chosen.layer], asked, gradients=gradients, origin=_origin(model, chosen.reason))
+
+
+@overload
+def explain(
+    model: Model,
+    inputs: Inputs,
+    *,
+    method: str = ...,
+    layer: Selection | None = ...,
+    target: TargetLike = ...,
+    seed: int = ...,
+    **options: Any,
+) -> Heatmap: ...
+@overload
+def explain(
+    model: Trace, *, method: str = ..., target: TargetLike = ..., seed: int = ..., **options: Any
+) -> Heatmap: ...
+@overload
+def explain(
+    model: Model,
+    inputs: Sequence[Inputs],
+    *,
+    method: str = ...,
+    layer: Selection | None = ...,
+    target: TargetLike = ...,
+    seed: int = ...,
+    **options: Any,
+) -> list[Heatmap]: ...
+def explain(
+    model: Model | Trace,
+    inputs: Inputs | Sequence[Inputs] | None = None,
+    *,
+    method: str = "gradcam",
+    layer: Selection | None = None,
+    target: TargetLike = None,
+    seed: int = 0,
+    **options: Any,
+) -> Heatmap | list[Heatmap]:
+    """Which part of the picture decided: the Heatmap of one method.
+
+    `model` is an nn.Module, a LoadedModel, or a Trace in place of both model and inputs. A list of inputs, which may
+    differ in size, gives a list of heatmaps. `layer=None` takes a suggested layer, and `target=None` the predicted
+    class; the provenance says which. `options` are the method's own (`torchpeek methods`); `seed` is for those that
+    draw numbers.
+
+    The model runs in eval mode and is left exactly as it was found.
+    """
+    found: Heatmap | list[Heatmap] = _compare(model, inputs, {method: options}, layer, target, seed)[method]
+    return found
+
+
+@overload
+def compare(  # type: ignore[overload-overlap]  # a str is a Sequence, too; as a path it is one input
+    model: Model,
+    inputs: Inputs,
+    *,
+    methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
+    layer: Selection | None = ...,
+    target: TargetLike = ...,
+    seed: int = ...,
+) -> dict[str, Heatmap]: ...
+@overload
+def compare(
+    model: Trace,
+    *,
+    methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
+    target: TargetLike = ...,
+    seed: int = ...,
+) -> dict[str, Heatmap]: ...
+@overload
+def compare(
+    model: Model,
+    inputs: Sequence[Inputs],
+    *,
+    methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
+    layer: Selection | None = ...,
+    target: TargetLike = ...,
+    seed: int = ...,
+) -> dict[str, list[Heatmap]]: ...
+def compare(
+    model: Model | Trace,
+    inputs: Inputs | Sequence[Inputs] | None = None,
+    *,
+    methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
+    layer: Selection | None = None,
+    target: TargetLike = None,
+    seed: int = 0,
+) -> dict[str, Heatmap] | dict[str, list[Heatmap]]:
+    """Several methods from one shared trace: one forward pass and, if any of them needs it, one backward pass.
+
+    `methods` are names, or a dict from a name to that method's options. Everything else is as for `explain`.
+    """
+    found: dict[str, Heatmap] | dict[str, list[Heatmap]] = _compare(model, inputs, methods, layer, target, seed)
+    return found
+
+
+Chosen: TypeAlias = list[tuple[CamMethod, Mapping[str, Any]]]
+
+
+def _compare(
+    model: Model | Trace,
+    inputs: Inputs | Sequence[Inputs] | None,
+    methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
+    layer: Selection | None,
+    target: TargetLike,
+    seed: int,
+) -> Any:  # the overloads of compare() say what it is when
+    chosen = _chosen(methods)
+    if isinstance(model, Trace):
+        if inputs is not None or layer is not None:
+            raise InputError("a Trace has its inputs and its layer; give it alone, or the model with both")
+        asked = model if target is None else model.asked(as_target(target, model.origin.class_names))
+        return {method.name: _heatmap(asked, method, options, seed) for method, options in chosen}
+    if inputs is None:
+        raise InputError("inputs is missing; explain(model, inputs), or explain(trace)")
+    if isinstance(inputs, (list, tuple)):
+        return _compare_each(model, inputs, chosen, layer, target, seed)
+    return _compare_batch(model, _tensor(model, inputs), chosen, layer, target, seed)
+
+
+def _compare_batch(
+    model: Model, tensor: Tensor, chosen: Chosen, layer: Selection | None, target: TargetLike, seed: int
+) -> dict[str, Heatmap]:
+    gradients = any(method.needs == "gradients" for method, _ in chosen)
+    kept = trace(model, tensor, layer=layer, target=target, gradients=gradients)
+    return {method.name: _heatmap(kept, method, options, seed) for method, options in chosen}
+
+
+def _compare_each(
+    model: Model, inputs: Sequence[Any], chosen: Chosen, layer: Selection | None, target: TargetLike, seed: int
+) -> dict[str, list[Heatmap]]:
+    """One batch for each run of inputs of the same shape; then taken apart again."""
+    tensors = [_tensor(model, each) for each in inputs]
+    if not tensors:
+        raise InputError("inputs is an empty list; give at least one")
+    asked = as_target(target, _class_names(model))
+    total = sum(len(tensor) for tensor in tensors)
+    if isinstance(asked, ClassesPerSample) and len(asked.labels) != total:
+        raise TargetError(
+            f"target has {len(asked.labels)} entries for {total} inputs; give one for each, or one for all"
+        )
+    found: dict[str, list[Heatmap]] = {method.name: [] for method, _ in chosen}
+    done = 0
+    for run in _runs_of_one_shape(tensors):
+        size = sum(len(tensor) for tensor in run)
+        part = ClassesPerSample(asked.labels[done : done + size]) if isinstance(asked, ClassesPerSample) else asked
+        for name, heatmap in _compare_batch(model, torch.cat(run), chosen, layer, part, seed).items():
+            start = 0
+            for tensor in run:
+                found[name].append(heatmap[start : start + len(tensor)])
+                start += len(tensor)
+        done += size
+    return found
+
+
+def _runs_of_one_shape(tensors: list[Tensor], most: int = 16) -> list[list[Tensor]]:
+    runs: list[list[Tensor]] = []
+    for tensor in tensors:
+        if runs and runs[-1][0].shape[1:] == tensor.shape[1:] and sum(map(len, runs[-1])) < most:
+            runs[-1].append(tensor)
+        else:
+            runs.append([tensor])
+    return runs
+
+
+def _heatmap(trace: Trace, method: CamMethod, options: Mapping[str, Any], seed: int) -> Heatmap:
+    given = {"seed": seed, **options} if "seed" in method.options else dict(options)
+    with torch.inference_mode(False), torch.no_grad():
+        found = method.compute(trace, **given)
+        values = found.expand(*trace.scores.shape, *found.shape[2:]).contiguous()  # (N, K, *grid)
+    if not torch.isfinite(values).all():
+        raise NotFinite(f"{method.name} at {trace.layer!r} gave NaN or infinity, though the activations have none")
+    if empty := int((values.flatten(2) == 0).all(2).sum()):
+        warnings.warn(
+            f"{method.name} at {trace.layer!r}: {empty} of {trace.scores.numel()} maps are exactly zero everywhere; "
+            "the layer "
+            f"says nothing about that class",
+            Notice,
+            stacklevel=4,
+        )
+    return Heatmap(values, trace.scores, trace.question, _provenance(trace, method, given))
+
+
+def _provenance(trace: Trace, method: CamMethod, options: Mapping[str, Any]) -> Provenance:
+    names = trace.origin.class_names
+    labels = trace.question.labels.flatten().tolist()
+    activation = trace.at[trace.layer].activation
+    return Provenance(
+        method=method.name,
+        layer=trace.layer,
+        layer_reason=trace.origin.layer_reason,
+        model=trace.origin.model,
+        weights=trace.origin.weights,
+        preprocess=trace.origin.preprocess,
+        paper=method.paper,
+        options={**method.options, **options},
+        score=str(getattr(trace.question, "kind", type(trace.question).__name__)),
+        class_names={}
+        if names is None
+        else {label: names[label] for label in sorted(set(labels)) if label < len(names)},
+        device=str(activation.device),
+        dtype=str(activation.dtype).removeprefix("torch."),
+        torch=torch.__version__,
+        torchpeek=_version.__version__,
+    )
+
+
+def _chosen(methods: Iterable[str] | Mapping[str, Mapping[str, Any]]) -> Chosen:
+    if isinstance(methods, str):
+        methods = [methods]
+    options = methods if isinstance(methods, Mapping) else {name: {} for name in methods}
+    if not options:
+        raise InputError("methods is empty; name at least one (torchpeek methods lists them)")
+    chosen = [(find_method(name), given) for name, given in options.items()]
+    for method, given in chosen:
+        method.check_options(given)
+    return chosen
+
+
+def _one_layer(module: nn.Module, tensor: Tensor, layer: Selection | None) -> Suggestion:
+    if layer is None:
+        return suggest_layer(module, tensor)
+    names = list(select(module, layer))
+    if len(names) > 1:
+        listed = ", ".join(map(repr, names[:6])) + (", ..." if len(names) > 6 else "")
+        raise AmbiguousCall(
+            f"layer {layer!r} selects {len(names)} layers ({listed}); a heatmap is of one. Name one of them"
+        )
+    return Suggestion(names[0], "asked for")
+
+
+def _tensor(model: Model, inputs: object) -> Tensor:
+    if isinstance(inputs, Picture):
+        first = next(_module(model).parameters(), None)
+        return inputs.tensor if first is None else inputs.tensor.to(first.device)
+    if isinstance(inputs, (str, PathLike, Image.Image)):
+        if not isinstance(model, LoadedModel):
+            raise InputError(
+                f"inputs is a {type(inputs).__name__}, and a bare {type(model).__name__} does not say how it "
+                "becomes a tensor. Next: "
+                f"give a tensor, or tp.LoadedModel(model, preprocess)"
+            )
+        return model.read(inputs).tensor
+    check_inputs(inputs)
+    assert isinstance(inputs, Tensor)  # for the type checker; check_inputs has said so
+    return inputs
+
+
+def _module(model: Model) -> nn.Module:
+    return model.module if isinstance(model, LoadedModel) else model
+
+
+def _class_names(model: Model) -> Sequence[str] | None:
+    return model.class_names if isinstance(model, LoadedModel) else None
+
+
+def _origin(model: Model, layer_reason: str) -> Origin:
+    if not isinstance(model, LoadedModel):
+        return Origin(type(model).__name__, layer_reason=layer_reason)
+    spec = model.spec or type(model.module).__name__
+    return Origin(spec, model.weights, str(model.preprocess), layer_reason, model.class_names)
+
+
+__all__ = ["Inputs", "Model", "Target", "compare", "explain", "trace"]

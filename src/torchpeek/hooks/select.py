@@ -1,0 +1,87 @@
+"""Which layers are meant: by name, glob, regular expression, type, predicate or module."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from typing import TypeAlias, Union
+
+from torch import nn
+
+from torchpeek.errors import InputError, LayerNotFound, closest
+
+Selection: TypeAlias = Union[
+    str,
+    "re.Pattern[str]",
+    type[nn.Module],
+    nn.Module,
+    Callable[[str, nn.Module], bool],
+    Iterable["Selection"],
+]
+
+
+def select(model: nn.Module, selection: Selection, *, exclude: Selection | None = None) -> dict[str, nn.Module]:
+    """The layers of `model` that `selection` names, in the order of `named_modules`, each once.
+
+    A string is an exact name, or else a glob whose `*` also crosses dots. A compiled regular expression is searched
+    for in the name. A type selects its instances, a predicate is called as `predicate(name, module)`, a module
+    selects itself, and a list of these selects what any of them does. A module registered under several names goes by
+    the first, unless another is asked for exactly.
+
+    Raises LayerNotFound, with the closest names, for any part that matches nothing.
+    """
+    named = dict(model.named_modules(remove_duplicate=False))
+    names = _matching(model, named, selection)
+    if exclude is not None:
+        names -= _matching(model, named, exclude)
+        if not names:
+            raise LayerNotFound(f"every layer that {selection!r} selects in {type(model).__name__} is excluded again")
+    first = {id(module): name for name, module in reversed(named.items()) if name in names}
+    return {name: module for name, module in named.items() if first.get(id(module)) == name}
+
+
+def _matching(model: nn.Module, named: dict[str, nn.Module], selection: Selection) -> set[str]:
+    match selection:
+        case str() if selection in named:
+            return {selection}
+        case str():
+            found = {name for name in named if name and fnmatchcase(name, selection)}
+        case re.Pattern():
+            found = {name for name in named if name and selection.search(name)}
+        case nn.Module():
+            # One name is enough: the others are the same module.
+            found = {name for name, module in named.items() if module is selection}
+            found = {next(name for name in named if name in found)} if found else found
+        case type():
+            found = {name for name, module in named.items() if name and isinstance(module, selection)}
+        case _ if callable(selection):
+            found = {name for name, module in named.items() if name and selection(name, module)}
+        case Iterable():
+            parts = [_matching(model, named, part) for part in selection]
+            if not parts:
+                raise InputError("the layer selection is an empty list; name at least one layer")
+            return set().union(*parts)
+        case _:
+            raise InputError(
+                "a layer selection is a name, glob, regular expression, type, predicate or module, or a list of "
+                "these; "
+                f"got {type(selection).__name__}"
+            )
+    if not found:
+        raise LayerNotFound(_not_found(model, named, selection))
+    return found
+
+
+def _not_found(model: nn.Module, named: dict[str, nn.Module], selection: object) -> str:
+    names = [name for name in named if name]
+    shown = repr(selection.pattern) if isinstance(selection, re.Pattern) else repr(selection)
+    if isinstance(selection, type):
+        shown = f"of type {selection.__name__}"
+    elif isinstance(selection, nn.Module):
+        shown = f"that is this {type(selection).__name__} (is it from another copy of the model?)"
+    near = closest(selection, names) if isinstance(selection, str) else ""
+    return (
+        f"no layer {shown} in {type(model).__name__}{near}. It has {len(names)} layers; "
+        f"torchpeek layers, or tp.layers(model), lists them."
+    )

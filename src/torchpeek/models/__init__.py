@@ -1,0 +1,7 @@
+"""Which model: where it comes from, how a picture becomes its input, and what its classes are called."""
+
+from torchpeek.models.loaded import LoadedModel
+from torchpeek.models.preprocess import Preprocess
+from torchpeek.models.sources import load_model
+
+__all__ = ["LoadedModel", "Preprocess", "load_model"]

@@ -1,0 +1,66 @@
+"""LoadedModel: a network, how pictures become its input, and what its classes are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from torchpeek.models.preprocess import Preprocess
+from torchpeek.picture import Geometry, Picture
+from torchpeek.store import read_image, upright_rgb
+
+PreprocessFunction: TypeAlias = Callable[[Image.Image], Any]
+"""From a PIL image to (tensor (1, C, H, W), Geometry), as Preprocess does, or to a tensor (C, H, W) or (1, C, H, W)."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A network with what is needed to feed it pictures and to name its classes."""
+
+    module: nn.Module
+    preprocess: PreprocessFunction = field(default_factory=Preprocess)
+    class_names: Sequence[str] | None = None
+    spec: str = ""
+    weights: str = ""  # "random", a name, or a file's; printed with every picture
+
+    def read(self, picture: str | PathLike[str] | Image.Image) -> Picture:
+        """A file, or a PIL image, as a Picture: upright, in RGB, with its tensor on the model's device.
+
+        A preprocessing that does not return its Geometry is taken to show the whole image, which the Picture's notes
+        say. Raises PictureError, which names the file, for one that cannot be read.
+        """
+        if isinstance(picture, Image.Image):
+            image, notes = upright_rgb(picture)
+            name = str(getattr(picture, "filename", "") or "picture")
+        else:
+            image, notes = read_image(picture)
+            name = str(picture)
+        made = self.preprocess(image)
+        if isinstance(made, Tensor):
+            tensor, geometry = (made if made.ndim == 4 else made.unsqueeze(0)), Geometry.whole(image.size)
+            notes = (*notes, "the input is taken to show the whole picture: its preprocessing does not say")
+        else:
+            tensor, geometry = made
+        return Picture(image, tensor.to(self.device, self.dtype), geometry, Path(name).name, notes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's first parameter is."""
+        first = next(self.module.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the model's first floating-point parameter."""
+        return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
+
+    def __repr__(self) -> str:
+        classes = "no class names" if self.class_names is None else f"{len(self.class_names)} classes"
+        return f"LoadedModel({self.spec or type(self.module).__name__}, weights {self.weights or 'its own'}, {classes})"

@@ -1,0 +1,75 @@
+"""Weights files: safetensors first, pickles only as far as they are safe."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from torchpeek.errors import WeightsError
+
+
+def load_weights_file(module: nn.Module, path: Path, *, trust_pickle: bool = False) -> None:
+    """Load `path` into `module`, all keys or none. Raises WeightsError that names the keys that do not fit."""
+    state = _state_dict(_read(path, trust_pickle), path)
+    expected = module.state_dict()
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    misshapen = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
+    ]
+    if missing or unexpected or misshapen:
+        parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
+        listed = "; ".join(f"{len(keys)} {what}: {_first(keys)}" for what, keys in parts if keys)
+        raise WeightsError(
+            f"{path.name} does not fit {type(module).__name__}, which has {len(expected)} keys: {listed}. Is it of "
+            "another "
+            f"architecture, or of another number of classes?"
+        )
+    module.load_state_dict(state)
+
+
+def _read(path: Path, trust_pickle: bool) -> Any:
+    if not path.is_file():
+        raise WeightsError(f"no weights file {str(path)!r}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except pickle.UnpicklingError as error:
+        if trust_pickle:
+            raise WeightsError(f"{path.name} cannot be read: {error}") from error
+        raise WeightsError(
+            f"{path.name} holds more than tensors, so loading it may run any code in it. Next: save a state_dict, "
+            "best as "
+            f".safetensors; or, only if you trust whoever made it, --trust-pickle"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise WeightsError(f"{path.name} cannot be read as weights: {error}") from error
+
+
+def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what was saved: itself, in a checkpoint under a usual key, or of a whole module."""
+    if isinstance(loaded, nn.Module):
+        loaded = loaded.state_dict()
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise WeightsError(f"{path.name} holds no state_dict; it holds a {type(loaded).__name__}")
+    state = dict(loaded)
+    if all(key.startswith("module.") for key in state):  # saved from a DataParallel
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def _first(keys: list[str], most: int = 4) -> str:
+    return ", ".join(keys[:most]) + (", ..." if len(keys) > most else "")

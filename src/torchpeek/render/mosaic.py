@@ -1,0 +1,54 @@
+"""Pictures side by side, each with its caption."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from PIL import Image
+
+from torchpeek.errors import InputError
+from torchpeek.render.text import caption
+
+
+def mosaic(
+    pictures: Sequence[Image.Image],
+    captions: Sequence[str],
+    *,
+    columns: int | None = None,
+    width: int = 320,
+    gap: int = 8,
+) -> Image.Image:
+    """A white sheet of the pictures, each `width` pixels wide with its caption above, `columns` in a row.
+
+    Heights follow from the pictures' shapes; a row is as high as its highest. `columns` is about the square root of the
+    number of pictures unless given.
+    """
+    if not pictures or len(pictures) != len(captions):
+        raise InputError(
+            f"{len(pictures)} pictures and {len(captions)} captions; give at least one, and as many of both"
+        )
+    per_row = columns or math.ceil(math.sqrt(len(pictures)))
+    tiles = [_tile(picture, words, width) for picture, words in zip(pictures, captions, strict=True)]
+    rows = [tiles[start : start + per_row] for start in range(0, len(tiles), per_row)]
+    heights = [max(tile.height for tile in row) for row in rows]
+    sheet = Image.new(
+        "RGB", (gap + (width + gap) * min(per_row, len(tiles)), gap + sum(heights) + gap * len(rows)), "white"
+    )
+    top = gap
+    for row, height in zip(rows, heights, strict=True):
+        for column, tile in enumerate(row):
+            sheet.paste(tile, (gap + (width + gap) * column, top + height - tile.height))
+        top += height + gap
+    return sheet
+
+
+def _tile(picture: Image.Image, words: str, width: int) -> Image.Image:
+    scaled = picture.convert("RGB").resize(
+        (width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS
+    )
+    words_above = caption(words, width)
+    tile = Image.new("RGB", (width, words_above.height + scaled.height), "white")
+    tile.paste(words_above, (0, 0))
+    tile.paste(scaled, (0, words_above.height))
+    return tile

@@ -1,0 +1,72 @@
+"""Output folders: checked before the work starts, and no file in them ever half written."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from torchpeek.errors import FolderError
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """A folder for results."""
+
+    path: Path
+
+    @classmethod
+    def prepared(cls, path: str | PathLike[str], *, overwrite: bool = False) -> OutputFolder:
+        """The folder, made if need be. Raises FolderError where it cannot be written, or is not empty."""
+        folder = Path(path)
+        if folder.exists() and not folder.is_dir():
+            raise FolderError(f"output folder {str(folder)!r} is a file; choose another with --out")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise FolderError(
+                f"output folder {str(folder)!r} cannot be written ({error.strerror}); choose another with --out"
+            ) from error
+        if not overwrite and (count := sum(1 for _ in folder.iterdir())):
+            raise FolderError(
+                f"output folder {str(folder)!r} is not empty ({count} entries); allowed: a new or empty one. Next: "
+                "--overwrite to "
+                f"replace what has the same name, or another --out"
+            )
+        return cls(folder)
+
+    def write(self, name: str, data: bytes) -> Path:
+        """Write a file of this folder, whole or not at all, and say where it is."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+        return path
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write next to `path` and rename: nobody ever reads half a file, and an interrupt leaves none behind."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def file_stem(text: str) -> str:
+    """Text as a part of a file name: `Egyptian cat` -> `egyptian-cat`."""
+    return re.sub(r"[^a-z0-9+._]+", "-", text.lower()).strip("-.") or "unnamed"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,101 @@
+"""Pictures in: found, opened, turned upright, made RGB."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from glob import glob, has_magic
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from torchpeek.errors import PictureError
+
+_ORIENTATION = 0x0112  # EXIF tag
+
+
+def read_image(path: str | PathLike[str]) -> tuple[Image.Image, tuple[str, ...]]:
+    """A file as an upright RGB image, with notes of what that took. Raises PictureError, which names the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                opened.load()  # a truncated file fails here, not somewhere later
+                return upright_rgb(opened)
+    except FileNotFoundError as error:
+        raise PictureError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise PictureError(f"{path}: is a folder") from error
+    except UnidentifiedImageError as error:
+        raise PictureError(f"{path}: not a picture, or of a format that Pillow cannot read") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureError(
+            f"{path}: unpacks to more than {Image.MAX_IMAGE_PIXELS} pixels, which is refused as a decompression bomb. "
+            f"Next: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        ) from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:  # what Pillow's decoders raise for broken files
+        raise PictureError(f"{path}: damaged or truncated ({error})") from error
+
+
+def upright_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """An image turned as its EXIF orientation says, in RGB, with notes of what that took.
+
+    The first frame of an animation; transparency laid on white; 16 bits and floating point brought to 8 bits.
+    """
+    notes: list[str] = []
+    if getattr(image, "n_frames", 1) > 1:
+        notes.append(f"first of {image.n_frames} frames")  # type: ignore[attr-defined]  # of multi-frame formats only
+        image.seek(0)
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    if orientation != 1:
+        image = ImageOps.exif_transpose(image)
+        notes.append(f"turned upright (EXIF orientation {orientation})")
+    if image.mode.startswith(("I", "F")):
+        notes.append(f"brought to 8 bits from mode {image.mode}")
+        return _eight_bits(image).convert("RGB"), tuple(notes)
+    if image.has_transparency_data:
+        notes.append("transparency laid on white")
+        clear = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), clear).convert("RGB"), tuple(notes)
+    if image.mode not in ("RGB", "L", "P"):
+        notes.append(f"converted from {image.mode}")
+    return image.convert("RGB"), tuple(notes)
+
+
+def find_pictures(given: Iterable[str]) -> list[Path]:
+    """The files that are meant by files, folders (their pictures, not those of folders in them) and globs, each once.
+
+    A file that is named stays in the list, whatever it is, so that it can be reported. Raises PictureError for a folder
+    without pictures and a glob that matches nothing.
+    """
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    found: dict[Path, None] = {}
+    for each in given:
+        path = Path(each)
+        if path.is_dir():
+            members = sorted(child for child in path.iterdir() if child.suffix.lower() in known and child.is_file())
+            if not members:
+                raise PictureError(
+                    f"{each}: no pictures in this folder; allowed: files that Pillow reads, such as .jpg and .png"
+                )
+        elif has_magic(each) and not path.exists():
+            members = sorted(child for child in map(Path, glob(each, recursive=True)) if child.is_file())
+            if not members:
+                raise PictureError(f"{each}: matches no file")
+        else:
+            members = [path]
+        found |= dict.fromkeys(members)
+    return list(found)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image, dtype=np.float64)
+    if image.mode.startswith("I;16") or (
+        image.mode == "I" and values.min(initial=0) >= 0 and values.max(initial=0) <= 65535
+    ):
+        values = values / 257  # 65535 -> 255
+    elif values.size and values.max() > values.min():
+        values = (values - values.min()) / (values.max() - values.min()) * 255  # no range is agreed on
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8), "L")

@@ -1,0 +1,122 @@
+"""Small networks that the tests look into."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SplitNet(nn.Module):
+    """Smooth everywhere; `prefix` ends in the layer to look at, (N, 5, 4, 3) for an (N, 3, 8, 6) input."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__()
+        self.prefix = nn.Sequential(nn.Conv2d(3, 5, 3, stride=2, padding=1), nn.Softplus())
+        self.mix = nn.Conv2d(5, 6, 2)
+        self.head = nn.Linear(6 * 3 * 2, classes)
+
+    def suffix(self, activation: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.mix(activation)).flatten(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.suffix(self.prefix(x))
+
+
+class PooledNet(nn.Module):
+    """Convolution, ReLU, global average pooling and a linear head: where class activation mapping is exact."""
+
+    def __init__(self, channels: int = 6, classes: int = 5, *, bias: bool = True) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, channels, 3, padding=1))
+        self.act = nn.ReLU()
+        self.head = nn.Linear(channels, classes, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.act(self.features(x)).mean((2, 3)))
+
+
+class InPlaceNet(nn.Module):
+    """The layer's output is overwritten at once; `clean` is the same network without that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.head = nn.Linear(6, 4)
+        self.clean = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.conv(x)
+        a = F.relu(a) * 2 + 1 if self.clean else F.relu(a, inplace=True).mul_(2).add_(1)
+        return self.head(a.mean((2, 3)))
+
+
+class MessyNet(nn.Module):
+    """All that a careless tool changes: train mode, BatchNorm, Dropout, buffers that forward writes or replaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.bn = nn.BatchNorm2d(6)
+        self.act = nn.ReLU(inplace=True)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(6, 4)
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.register_buffer("last_mean", torch.zeros(6))
+        self.register_buffer("nothing", None)
+        self.fail_with: BaseException | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1  # written in place, also in eval mode
+        a = self.act(self.bn(self.conv(x)))
+        self.last_mean = a.mean((0, 2, 3)).detach()  # replaced
+        torch.rand(1)  # draws from the global generator
+        if self.fail_with is not None:
+            raise self.fail_with
+        return self.head(self.drop(a).mean((2, 3)))
+
+
+def messy() -> MessyNet:
+    """A MessyNet in the middle of a training, with a user's own hooks and gradients."""
+    model = MessyNet().train()
+    model.bn.eval()  # a user may well keep this one frozen
+    model.user_calls = []  # type: ignore[assignment]
+    model.conv.register_forward_hook(lambda module, args, output: model.user_calls.append("conv"))
+    model.bn.register_forward_hook(lambda module, args, output: None)
+    model.register_forward_pre_hook(lambda module, args: None)
+    model.head.register_full_backward_hook(lambda module, given, got: None)
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    return model
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def state_of(model: nn.Module) -> dict[str, object]:
+    """Everything about a model that has to be as it was, in a form that `==` compares."""
+    parameters = dict(model.named_parameters())
+    return {
+        "modes": {name: module.training for name, module in model.named_modules()},
+        "values": {name: p.detach().clone().tolist() for name, p in parameters.items()},
+        "requires_grad": {name: p.requires_grad for name, p in parameters.items()},
+        "grad": {name: None if p.grad is None else (id(p.grad), p.grad.tolist()) for name, p in parameters.items()},
+        "buffers": {name: (id(b), b.tolist()) for name, b in model.named_buffers()},
+        "buffer names": {name: list(module._buffers) for name, module in model.named_modules()},
+        "hooks": {
+            f"{name}.{kind}": [(key, id(hook)) for key, hook in getattr(module, kind).items()]
+            for name, module in model.named_modules()
+            for kind in _HOOKS
+        },
+        "own forward": {name: module.__dict__.get("forward") for name, module in model.named_modules()},
+        "random state": torch.get_rng_state().tolist(),
+        "grad mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+    }
