@@ -9,9 +9,9 @@ import threading
 
 import pytest
 import torch
-from networks import MessyNet, PooledNet, messy, state_of
 from torch import nn
 
+from networks import MessyNet, PooledNet, messy, state_of
 from torchpeek.errors import InputError, LayerNotFound
 from torchpeek.hooks import attached, select, uninterrupted
 

@@ -142,7 +142,7 @@ def _timm(name: str, weights: str | None) -> LoadedModel:
 
 
 def _timm_preprocess(name: str, config: Mapping[str, Any]) -> Preprocess:
-    channels, height, width = config["input_size"]
+    _, height, width = config["input_size"]
     mode = config["crop_mode"]
     scaled = (math.floor(height / config["crop_pct"]), math.floor(width / config["crop_pct"]))
     kept = mode == "center" and height == width  # else every side is scaled on its own
@@ -155,8 +155,8 @@ def _timm_preprocess(name: str, config: Mapping[str, Any]) -> Preprocess:
     return Preprocess(
         resize=scaled[0] if kept else scaled,
         crop=(height, width),
-        mean=tuple(config["mean"])[:channels],
-        std=tuple(config["std"])[:channels],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
         interpolation=config["interpolation"] if config["interpolation"] != "random" else "bilinear",
     )
 

@@ -1,0 +1,291 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import torchpeek as tp
+from conftest import IMAGES
+from torchpeek.cli import main
+
+MODEL = """
+import torch, torchpeek as tp
+from networks import MessyNet, PooledNet
+
+def make():
+    torch.manual_seed(0)
+    return tp.LoadedModel(PooledNet(), tp.Preprocess(resize=16, crop=(16, 16)), ["ant", "bee", "cat", "dog", "elk"])
+
+def flat():
+    return tp.LoadedModel(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 2)), tp.Preprocess(16, (16, 16)))
+
+def slow():
+    import time
+    net = PooledNet()
+    net.register_forward_hook(lambda *_: time.sleep(0.3))
+    return tp.LoadedModel(net, tp.Preprocess(resize=16, crop=(16, 16)))
+"""
+
+
+@pytest.fixture
+def place(in_folder: Path) -> Path:
+    """A folder with a model and three pictures."""
+    (in_folder / "my_nets.py").write_text(MODEL)
+    (in_folder / "pictures").mkdir()
+    for n, name in enumerate(["a", "b", "c"]):
+        Image.linear_gradient("L").rotate(90 * n).resize((40 + n, 30)).convert("RGB").save(
+            in_folder / "pictures" / f"{name}.png"
+        )
+    return in_folder
+
+
+def run(*words: str) -> int:
+    with pytest.raises(SystemExit) as exited:
+        main(list(words))
+    return int(exited.value.code or 0)
+
+
+CAM = ("cam", "pictures", "--model", "my_nets:make")
+
+
+class TestCam:
+    def test_writes_everything_and_prints_a_table(self, place, capsys) -> None:
+        assert run(*CAM, "--method", "cam", "--method", "eigencam", "--class", "bee", "--class", "3", "--extract") == 0
+        out, err = capsys.readouterr()
+        assert "a.png" in out
+        assert "explaining: 3 of 3" in err
+        assert "report: peek/report.html" in out
+        for stem in "abc":
+            names = {path.name for path in (place / "peek" / stem).iterdir()}
+            for method in ("cam", "eigencam"):
+                for label in ("1-bee", "3-dog"):
+                    assert {f"{method}.{label}.png", f"{method}.{label}.extract.png", f"{method}.safetensors"} <= names
+            assert "all.png" in names
+        heatmap = tp.load(place / "peek" / "b" / "cam.safetensors")
+        assert heatmap.values.shape == (1, 2, 16, 16)
+        assert heatmap.question.labels.tolist() == [[1, 3]]
+        with Image.open(place / "peek" / "b" / "cam.1-bee.png") as overlay:
+            assert overlay.size == (41, 30)
+
+    def test_json(self, place, capsys) -> None:
+        assert run(*CAM, "--top", "2", "--json") == 0
+        printed = json.loads(capsys.readouterr().out)
+        assert printed == json.loads((place / "peek" / "results.json").read_text())
+        first = printed["pictures"][0]
+        assert [each["class"] for each in first["maps"]] == [each["class"] for each in first["predictions"][:2]]
+        assert sum(each["probability"] for each in first["predictions"]) == pytest.approx(1)
+        assert Path(first["maps"][0]["overlay"]).is_file()
+
+    def test_the_maps_are_those_of_the_library(self, place, capsys) -> None:
+        run(*CAM, "--method", "layercam", "--batch-size", "2")
+        sys.path.insert(0, str(place))
+        try:
+            import my_nets
+
+            loaded = my_nets.make()
+        finally:
+            sys.path.remove(str(place))
+        for stem in "abc":
+            expected = tp.explain(loaded, place / "pictures" / f"{stem}.png", method="layercam").values
+            torch.testing.assert_close(tp.load(place / "peek" / stem / "layercam.safetensors").values, expected)
+
+    def test_all_methods(self, place, capsys) -> None:
+        assert run(*CAM, "--method", "all") == 0
+        assert {p.stem for p in (place / "peek" / "a").glob("*.safetensors")} == set(tp.METHODS)
+
+    def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_done(self, place, capsys) -> None:
+        (place / "pictures" / "b.png").write_bytes(b"broken")
+        (place / "pictures" / "d.png").write_bytes((place / "pictures" / "c.png").read_bytes()[:80])
+        assert run(*CAM, "pictures/none.png") == 1
+        out = capsys.readouterr().out
+        assert "skipped pictures/b.png: not a picture" in out
+        assert "skipped pictures/d.png: damaged or truncated" in out
+        assert "skipped pictures/none.png: no such file" in out
+        assert "3 of 5 pictures skipped" in out
+        assert (place / "peek" / "a").is_dir()
+        assert (place / "peek" / "c").is_dir()
+        assert "broken" not in (place / "peek" / "report.html").read_text()
+        assert "pictures/b.png" in (place / "peek" / "report.html").read_text()
+
+    def test_two_pictures_of_one_name(self, place, capsys) -> None:
+        (place / "more").mkdir()
+        (place / "more" / "a.jpg").write_bytes((place / "pictures" / "a.png").read_bytes())
+        assert run(*CAM, "more") == 0
+        assert (place / "peek" / "a-2" / "all.png").is_file()
+
+    def test_nothing_at_all_could_be_read(self, place, capsys) -> None:
+        assert run("cam", "none.png", "--model", "my_nets:make") == 1
+        assert "1 of 1 pictures skipped" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--method", "gradcan"], "closest: 'gradcam'"),
+            (["--class", "bea"], "closest: 'bee'"),
+            (["--class", "9"], "0 to 4"),
+            (["--layer", "acts"], "closest: 'act'"),
+            (["--layer", "*"], "selects 6 layers"),
+            (["--model", "my_nets:nothing"], "has no 'nothing'"),
+            (["--model", "torchvision:resnet5"], "closest"),
+            (["--model", "my_nets:flat"], "no layer of Sequential returns a grid"),
+            (["--colormap", "red"], "viridis"),
+            (["--alpha", "3"], "0 to 1"),
+            (["--top", "2", "--class", "bee"], "give one"),
+            (["--batch-size", "0"], "at least 1"),
+            (["--device", "quantum"], "--device 'quantum'"),
+            (["--weights", "none.pth"], "no weights file"),
+            (["--out", "pictures"], "not empty"),
+            (["--out", "my_nets.py"], "is a file"),
+            (["empty*"], "matches no file"),
+        ],
+    )
+    def test_mistakes_are_one_line_and_exit_with_2(self, place, capsys, words, message) -> None:
+        base = CAM[:2] if "--model" in words else CAM
+        assert run(*base, *words) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert "Traceback" not in err
+        assert not (place / "peek" / "report.html").exists()
+
+    @pytest.mark.parametrize("words", [["--nonsense"], ["--top", "two"], []])
+    def test_usage_errors_exit_with_2(self, place, capsys, words) -> None:
+        assert run("cam", *words) == 2
+
+    def test_no_pictures(self, place, capsys) -> None:
+        assert run("cam", "--model", "my_nets:make") == 2
+        assert "no pictures" in capsys.readouterr().err
+
+    def test_debug_shows_the_traceback(self, place) -> None:
+        with pytest.raises(tp.errors.MethodNotFound):
+            main([*CAM, "--method", "gradcan", "--debug"])
+
+    def test_overwrite(self, place, capsys) -> None:
+        assert run(*CAM) == 0
+        assert run(*CAM) == 2
+        assert "not empty" in capsys.readouterr().err
+        assert run(*CAM, "--overwrite") == 0
+
+    def test_a_folder_that_cannot_be_written(self, place, capsys) -> None:
+        assert run(*CAM, "--out", "/proc/peek") == 2
+        assert "cannot be written" in capsys.readouterr().err
+
+
+class TestOtherCommands:
+    def test_methods(self, capsys) -> None:
+        assert run("methods") == 0
+        out = capsys.readouterr().out
+        assert all(name in out for name in tp.METHODS)
+        assert run("methods", "--json") == 0
+        assert [each["name"] for each in json.loads(capsys.readouterr().out)] == list(tp.METHODS)
+
+    def test_layers(self, place, capsys) -> None:
+        assert run("layers", "--model", "my_nets:make") == 0
+        out = capsys.readouterr().out
+        assert "(N, 6, 16, 16)" in out
+        assert "suggested for heatmaps: act" in out
+        assert run("layers", "--model", "my_nets:make", "--json", "--picture", "pictures/a.png") == 0
+        table = json.loads(capsys.readouterr().out)
+        assert table["suggested"]["layer"] == "act"
+        assert run("layers", "--model", "my_nets:make", "--input-size", "3", "8", "9") == 0
+        assert "(N, 6, 8, 9)" in capsys.readouterr().out
+
+    def test_layers_of_a_network_without_a_grid(self, place, capsys) -> None:
+        assert run("layers", "--model", "my_nets:flat") == 0
+        assert "(N, 768)" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("command", [[], ["cam"], ["layers"], ["methods"]])
+    def test_help(self, command, capsys) -> None:
+        assert run(*command, "--help") == 0
+        out = capsys.readouterr().out
+        assert "Usage" in out
+        if command == ["cam"]:
+            for option in ("--model", "--method", "--class", "--layer", "--out", "--weights", "--json"):
+                assert option in out
+
+    def test_version(self, capsys) -> None:
+        assert run("--version") == 0
+        assert tp.__version__ in capsys.readouterr().out
+
+    def test_unknown_command(self, capsys) -> None:
+        assert run("cams") == 2
+
+
+class TestProcess:
+    """The real thing, in a process of its own."""
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-c", "from torchpeek.cli import main; main()", *words]
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+
+    def test_interrupt(self, place) -> None:
+        for n in range(40):
+            (place / "pictures" / f"more{n}.png").write_bytes((place / "pictures" / "a.png").read_bytes())
+        words = self.command("cam", "pictures", "--model", "my_nets:slow", "--batch-size", "1", "--method", "cam")
+        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=self.environment())
+        deadline = time.monotonic() + 60
+        while not list((place / "peek").glob("*/all.png")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "interrupted" in err
+        assert "Traceback" not in err
+        leftovers = [path for path in (place / "peek").rglob("*") if path.name.startswith(".")]
+        assert leftovers == []
+
+    def test_on_a_terminal(self, place) -> None:
+        """A bar on stderr, gone at the end; the table is on stdout alone."""
+        primary, secondary = pty.openpty()
+        words = self.command(*CAM)
+        process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=secondary, text=True, env={**self.environment(), "TERM": "xterm"}
+        )
+        os.close(secondary)
+        out, _ = process.communicate(timeout=120)
+        shown = os.read(primary, 100_000).decode()
+        assert process.returncode == 0
+        assert "report: peek/report.html" in out
+        assert "explaining" in shown
+        assert "explaining" not in out
+
+    def test_a_reader_that_has_enough(self, place) -> None:
+        process = subprocess.Popen(
+            self.command("methods"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self.environment()
+        )
+        process.stdout.close()
+        with process.stderr as errors:
+            err = errors.read()
+        assert process.wait(60) == 0
+        assert b"Traceback" not in err
+
+
+def test_the_demo(mobilenet, tmp_path, capsys) -> None:
+    """What `make demo` runs, on real weights."""
+    methods = [word for name in ("cam", "gradcam", "gradcam++", "layercam", "eigencam") for word in ("--method", name)]
+    out = str(tmp_path / "demo")
+    assert run("cam", str(IMAGES), "--model", "torchvision:mobilenet_v2", *methods, "--top", "2", "--out", out) == 0
+    printed = capsys.readouterr().out
+    for words in (
+        "Egyptian cat 71.",
+        "espresso 99.",
+        "drilling platform 35.",
+        "space shuttle",
+        "features.18",
+        "report.html",
+    ):
+        assert words in printed
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert page.count("space shuttle") >= 5
+    assert page.count("drilling platform") >= 5

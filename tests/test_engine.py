@@ -1,0 +1,635 @@
+"""One clean pass, what it keeps, and that the model is left as it was found."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._dynamo.utils import counters
+
+from networks import InPlaceNet, PooledNet, SplitNet, messy, state_of
+from torchpeek.engine import ModelRunner, suggest_layer, survey
+from torchpeek.engine.guard import as_found
+from torchpeek.engine.targets import Classes, Predicted, TopClasses
+from torchpeek.errors import (
+    AmbiguousCall,
+    GradUnavailable,
+    InputError,
+    LayerNotFound,
+    NoSpatialLayer,
+    NotConnected,
+    NotFinite,
+    NotFired,
+    Notice,
+)
+
+X = torch.randn(2, 3, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def by_hand(net: SplitNet, labels: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Activations (N, C, h, w) and gradients (N, K, C, h, w), one sample and class at a time, by splitting the net."""
+    activations = net.prefix(X).detach()
+    gradients = torch.zeros(len(X), len(labels[0]), *activations.shape[1:], dtype=X.dtype)
+    for n, row in enumerate(labels):
+        for k, label in enumerate(row):
+            a = activations[n : n + 1].clone().requires_grad_()
+            net.suffix(a)[0, label].backward(inputs=[a])
+            gradients[n, k] = a.grad[0]
+    return activations, gradients
+
+
+class TestTrace:
+    def test_activations_and_gradients_are_those_of_the_split_network(self, net: SplitNet) -> None:
+        trace = ModelRunner(net).trace(X, ["prefix"], Classes([2, 0, 3]))
+        activations, gradients = by_hand(net, [[2, 0, 3]] * 2)
+        assert trace.activations.shape == (2, 1, 5, 4, 3)
+        torch.testing.assert_close(trace.activations.squeeze(1), activations, rtol=0, atol=0)
+        torch.testing.assert_close(trace.gradients, gradients, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(trace.scores, net(X)[:, [2, 0, 3]].detach(), rtol=1e-13, atol=0)
+
+    def test_gradients_are_finite_differences(self, net: SplitNet) -> None:
+        """No autograd on the other side."""
+        trace = ModelRunner(net).trace(X, ["prefix"], Predicted())
+        a, step = trace.activations.squeeze(1), 1e-6
+        with torch.no_grad():
+            for position in [(0, 0, 0), (1, 2, 1), (4, 3, 2)]:
+                shift = torch.zeros_like(a)
+                shift[(slice(None), *position)] = step
+                difference = (net.suffix(a + shift) - net.suffix(a - shift)) / (2 * step)
+                expected = difference.gather(1, trace.question.labels)
+                torch.testing.assert_close(trace.gradients[(..., *position)], expected, rtol=1e-7, atol=1e-9)
+
+    def test_each_sample_has_its_own_classes(self, net: SplitNet) -> None:
+        from torchpeek.engine.targets import ClassesPerSample
+
+        trace = ModelRunner(net).trace(X, ["prefix"], ClassesPerSample(torch.tensor([[0, 1], [3, 2]])))
+        torch.testing.assert_close(trace.gradients, by_hand(net, [[0, 1], [3, 2]])[1], rtol=1e-12, atol=1e-15)
+
+    def test_several_layers_in_one_pass(self, net: SplitNet) -> None:
+        """The first becomes the leaf; the second keeps the edge of the graph from there."""
+        trace = ModelRunner(net).trace(X, ["mix", "prefix"], Classes([1]))
+        assert list(trace.at) == ["mix", "prefix"]
+        for layer in ("mix", "prefix"):
+            alone = ModelRunner(net).trace(X, [layer], Classes([1]))
+            torch.testing.assert_close(trace.gradients_at[layer], alone.gradients, rtol=1e-12, atol=0)
+            torch.testing.assert_close(trace.only(layer).activations, alone.activations, rtol=0, atol=0)
+        with pytest.raises(AmbiguousCall, match="holds 2 layers"):
+            _ = trace.activations
+
+    def test_layers_on_parallel_branches(self) -> None:
+        class Branches(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.b = nn.Conv2d(3, 2, 3), nn.Conv2d(3, 2, 3)
+
+            def forward(self, x):
+                return (self.a(x) * self.b(x)).mean((2, 3))
+
+        for frozen in (False, True):
+            model = Branches().requires_grad_(not frozen).eval()
+            x = torch.randn(1, 3, 6, 6)
+            trace = ModelRunner(model).trace(x, ["a", "b"], Classes([0]))
+            a, b = model.a(x).detach(), model.b(x).detach()
+            expected = torch.zeros_like(b)
+            expected[:, 0] = b[:, 0] / 16
+            torch.testing.assert_close(trace.gradients_at["a"].squeeze(1), expected)
+            expected[:, 0] = a[:, 0] / 16
+            torch.testing.assert_close(trace.gradients_at["b"].squeeze(1), expected)
+
+    def test_another_class_takes_no_forward_pass(self, net: SplitNet) -> None:
+        passes = []
+        net.register_forward_hook(lambda *_: passes.append(1))
+        trace = ModelRunner(net).trace(X, ["prefix"], Predicted())
+        _ = trace.gradients
+        again = trace.asked(Classes([3]))
+        torch.testing.assert_close(again.gradients, by_hand(net, [[3]] * 2)[1], rtol=1e-12, atol=1e-15)
+        _ = trace.asked(TopClasses(2)).gradients  # and once more: the graph is still there
+        assert len(passes) == 1
+
+    def test_a_batched_backward_in_chunks_is_the_same(self, net: SplitNet, monkeypatch) -> None:
+        from torchpeek.engine import trace as trace_module
+
+        whole = ModelRunner(net).trace(X, ["prefix"], TopClasses(4)).gradients
+        monkeypatch.setattr(trace_module, "_VJP_BYTES", 3 * 2 * 5 * 4 * 3 * 8)  # three classes at once, then one
+        torch.testing.assert_close(
+            ModelRunner(net).trace(X, ["prefix"], TopClasses(4)).gradients, whole, rtol=0, atol=0
+        )
+
+    def test_where_an_operation_has_no_batched_backward_it_goes_one_by_one(self) -> None:
+        class Square(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                ctx.save_for_backward(x)
+                return x * x
+
+            @staticmethod
+            def backward(ctx, grad):
+                (x,) = ctx.saved_tensors
+                return grad * torch.from_numpy(2 * x.numpy()).to(x) * (1 if float(grad.sum()) < 1e9 else 0)
+
+        class Net(PooledNet):
+            def forward(self, x):
+                return self.head(Square.apply(self.features(x)).mean((2, 3)))
+
+        model = Net().eval()
+        x = torch.randn(2, 3, 5, 5)
+        trace = ModelRunner(model).trace(x, ["features"], TopClasses(3))
+        weights = model.head.weight[trace.question.labels]  # (N, K, C)
+        a = trace.activations
+        torch.testing.assert_close(trace.gradients, 2 * a * weights[..., None, None].detach() / 25)
+
+    def test_gradients_not_kept(self, net: SplitNet) -> None:
+        trace = ModelRunner(net).trace(X, ["prefix"], Predicted(), gradients=False)
+        assert not trace.output.requires_grad
+        with pytest.raises(GradUnavailable, match="gradients=False"):
+            _ = trace.gradients
+
+    def test_again_asks_the_same_question_of_other_inputs(self, net: SplitNet) -> None:
+        trace = ModelRunner(net).trace(X, ["prefix"], Predicted())
+        rows = torch.tensor([1, 0, 1])
+        other = torch.randn(3, 3, 8, 6, dtype=torch.float64)
+        again = trace.again(other, rows=rows)
+        labels = trace.question.labels[rows]
+        assert torch.equal(again.question.labels, labels)  # not what is predicted for the other inputs
+        torch.testing.assert_close(again.scores, net(other).detach().gather(1, labels))
+        assert again.gradients.shape == (3, 1, 5, 4, 3)
+
+    def test_rescore_and_ablate_are_as_one_pass_each(self, net: SplitNet) -> None:
+        trace = ModelRunner(net).trace(X, ["prefix"], TopClasses(2))
+        labels = trace.question.labels
+        masks = torch.rand(5, 1, 8, 6, dtype=torch.float64)
+        got = trace.rescore(lambda x, rows, trials: x * masks[trials], 5, batch=3)
+        dropped = trace.ablate(
+            lambda a, rows, trials: a * (torch.arange(5)[None] != trials[:, None])[..., None, None], 5, batch=4
+        )
+        assert got.shape == dropped.shape == (2, 5, 2)
+        with torch.no_grad():
+            for n in range(2):
+                for t in range(5):
+                    score = net(X[n : n + 1] * masks[t])[0, labels[n]]
+                    torch.testing.assert_close(got[n, t], score)
+                    a = net.prefix(X[n : n + 1]).clone()
+                    a[:, t] = 0
+                    torch.testing.assert_close(dropped[n, t], net.suffix(a)[0, labels[n]])
+
+    def test_the_question_stays_while_the_prediction_moves(self) -> None:
+        """Masking changes what is predicted; the score has to stay that of the class first asked for."""
+        model = PooledNet().eval()
+        x = torch.randn(1, 3, 6, 6)
+        with torch.no_grad():
+            model.head.weight.zero_()
+            model.head.weight[0] = 100
+            model.head.bias.copy_(torch.tensor([-5.0, 1, 0, 0, 0]))  # without activation, class 1
+            model.features[0].bias.zero_()
+            model.features[2].bias.zero_()
+        trace = ModelRunner(model).trace(x, ["act"], Predicted())
+        blank = trace.rescore(lambda given, rows, trials: given * 0, 1)
+        assert trace.question.labels.tolist() == [[0]]
+        assert model(x * 0).argmax() == 1
+        assert blank.tolist() == [[[-5.0]]]
+
+
+class TestHead:
+    def test_weights_of_the_linear_head(self) -> None:
+        model = PooledNet().double().eval()
+        trace = ModelRunner(model).trace(torch.randn(2, 3, 5, 4).double(), ["act"], TopClasses(3))
+        assert torch.equal(trace.head, model.head.weight[trace.question.labels])
+
+    def test_none_where_something_lies_between(self, net: SplitNet) -> None:
+        assert ModelRunner(net).trace(X, ["prefix"], Predicted()).head is None
+        pooled = PooledNet().eval()  # the ReLU lies between
+        assert ModelRunner(pooled).trace(torch.randn(1, 3, 5, 5), ["features"], Predicted()).head is None
+
+    def test_none_for_a_score_that_is_not_the_logit(self) -> None:
+        from torchpeek.engine.targets import ClassProbability
+
+        trace = ModelRunner(PooledNet().eval()).trace(torch.randn(1, 3, 5, 5), ["act"], ClassProbability())
+        assert trace.head is None
+
+
+class TestGraphStartsAtTheLayer:
+    def test_nothing_before_the_layer_is_recorded(self, net: SplitNet) -> None:
+        seen = []
+        net.prefix[0].register_forward_hook(lambda module, args, output: seen.append(output.requires_grad))
+        ModelRunner(net).trace(X, ["prefix"], Predicted())
+        assert seen == [False]
+
+    def test_no_parameter_gets_a_gradient(self, net: SplitNet) -> None:
+        _ = ModelRunner(net).trace(X, ["prefix"], TopClasses(2)).gradients
+        assert all(parameter.grad is None for parameter in net.parameters())
+
+    @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_anywhere(self, net: SplitNet, context, frozen) -> None:
+        """Peers: a frozen model, or no_grad, is a crash or a wrong name for the error."""
+        net.requires_grad_(not frozen)
+        with context():
+            trace = ModelRunner(net).trace(X, ["prefix"], Classes([1, 2]))
+            gradients = trace.gradients
+        torch.testing.assert_close(gradients, by_hand(net.requires_grad_(), [[1, 2]] * 2)[1], rtol=1e-12, atol=1e-15)
+
+    def test_an_inference_tensor_as_input(self, net: SplitNet) -> None:
+        with torch.inference_mode():
+            x = X.clone()
+        torch.testing.assert_close(
+            ModelRunner(net).trace(x, ["prefix"], Classes([1])).gradients,
+            by_hand(net, [[1]] * 2)[1],
+            rtol=1e-12,
+            atol=1e-15,
+        )
+
+    def test_a_model_that_turns_gradients_off_in_a_part(self) -> None:
+        class Frozen(PooledNet):
+            def forward(self, x):
+                with torch.no_grad():
+                    a = self.act(self.features(x))
+                return self.head(a.mean((2, 3)))
+
+        torch.manual_seed(0)
+        model = Frozen().eval()
+        torch.manual_seed(0)
+        plain = PooledNet().eval()
+        x = torch.randn(1, 3, 5, 5)
+        with pytest.warns(Notice, match="turns gradients off"):
+            trace = ModelRunner(model).trace(x, ["act"], Classes([2]))
+        torch.testing.assert_close(trace.gradients, ModelRunner(plain).trace(x, ["act"], Classes([2])).gradients)
+
+    def test_a_model_that_detaches(self) -> None:
+        class Detached(PooledNet):
+            def forward(self, x):
+                return self.head(self.act(self.features(x)).detach().mean((2, 3)))
+
+        with pytest.raises(NotConnected, match="does not depend on 'act'"):
+            _ = ModelRunner(Detached().eval()).trace(torch.randn(1, 3, 5, 5), ["act"], Classes([2])).gradients
+        with pytest.warns(Notice), pytest.raises(NotConnected, match="gradients off"):
+            ModelRunner(Detached().requires_grad_(False)).trace(torch.randn(1, 3, 5, 5), ["act"], Classes([2]))
+
+    def test_an_unused_layer(self) -> None:
+        class Auxiliary(PooledNet):
+            def __init__(self) -> None:
+                super().__init__()
+                self.aux = nn.Conv2d(3, 2, 3)
+
+            def forward(self, x):
+                self.aux(x)
+                return super().forward(x)
+
+        with pytest.raises(NotConnected, match="'aux'"):
+            _ = ModelRunner(Auxiliary()).trace(torch.randn(1, 3, 5, 5), ["aux"], Predicted()).gradients
+
+
+class TestCapturesAreWhatTheLayerReturned:
+    def test_in_place_operations_after_the_layer(self) -> None:
+        """Peers: detach() shares storage, so the map is of what came later."""
+        model = InPlaceNet().double().eval()
+        x = torch.randn(2, 3, 5, 5).double()
+        overwritten = ModelRunner(model).trace(x, ["conv"], Classes([0, 3]))
+        model.clean = True
+        clean = ModelRunner(model).trace(x, ["conv"], Classes([0, 3]))
+        assert (overwritten.activations < 0).any(), "the ReLU did not reach the capture"
+        assert torch.equal(overwritten.activations, clean.activations)
+        torch.testing.assert_close(overwritten.gradients, clean.gradients, rtol=1e-13, atol=0)
+
+    def test_in_place_without_gradients(self) -> None:
+        model = InPlaceNet().eval()
+        x = torch.randn(1, 3, 5, 5)
+        trace = ModelRunner(model).trace(x, ["conv"], Predicted(), gradients=False)
+        torch.testing.assert_close(trace.activations.squeeze(1), model.conv(x).detach())
+
+    def test_a_residual_that_adds_in_place(self) -> None:
+        class Residual(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.skip, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Identity(), nn.Linear(4, 3)
+
+            def forward(self, x):
+                a = self.a(x)
+                shortcut = self.skip(a)  # the very tensor that a is
+                a += 1
+                shortcut = shortcut * 2
+                return self.head((a + shortcut).mean((2, 3)))
+
+        model = Residual().eval()
+        x = torch.randn(1, 3, 5, 5)
+        trace = ModelRunner(model).trace(x, ["skip"], Classes([1]))
+        torch.testing.assert_close(trace.activations.squeeze(1), model.a(x).detach())
+
+    def test_a_users_hook_that_changes_the_output_comes_first(self) -> None:
+        model = PooledNet().eval()
+        model.act.register_forward_hook(lambda module, args, output: output + 7)
+        trace = ModelRunner(model).trace(torch.randn(1, 3, 4, 4), ["act"], Predicted())
+        assert trace.activations.min() >= 7
+
+
+class TestLeftAsFound:
+    @pytest.mark.parametrize("gradients", [True, False])
+    @pytest.mark.parametrize("layer", ["conv", "bn", "act"])
+    def test_after_a_trace(self, layer: str, gradients: bool) -> None:
+        model = messy()
+        x = torch.randn(2, 3, 8, 8)
+        before = state_of(model)
+        trace = ModelRunner(model).trace(x, [layer], TopClasses(2), gradients=gradients)
+        if gradients:
+            _ = trace.gradients
+        trace.rescore(lambda given, rows, trials: given * 0.5, 3)
+        trace.ablate(lambda given, rows, trials: given * 0.5, 3)
+        trace.again(x + 1)
+        assert state_of(model) == before
+
+    @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
+    def test_after_an_error_in_the_middle(self, error: BaseException) -> None:
+        model = messy()
+        x = torch.randn(2, 3, 8, 8)
+        trace = ModelRunner(model).trace(x, ["act"], Predicted())
+        before = state_of(model)
+        model.fail_with = error
+        for ask in (
+            lambda: ModelRunner(model).trace(x, ["conv"], Predicted()),
+            lambda: trace.rescore(lambda given, rows, trials: given, 2),
+            lambda: trace.ablate(lambda given, rows, trials: given, 2),
+            lambda: trace.again(x),
+            lambda: survey(model, x),
+            lambda: suggest_layer(model, x),
+        ):
+            with pytest.raises(type(error)):
+                ask()
+            assert state_of(model) == before
+
+    def test_a_change_that_raises(self) -> None:
+        model = messy()
+        trace = ModelRunner(model).trace(torch.randn(2, 3, 8, 8), ["act"], Predicted())
+        before = state_of(model)
+        with pytest.raises(ZeroDivisionError):
+            trace.ablate(lambda given, rows, trials: given * (1 // 0), 2)
+        assert state_of(model) == before
+
+    def test_eval_mode_inside_whatever_a_users_train_does(self) -> None:
+        class Stubborn(PooledNet):
+            def train(self, mode: bool = True):
+                raise AssertionError("a tool has no business here")
+
+        model = Stubborn()
+        model.act.training = True
+        with as_found(model):
+            assert not any(module.training for module in model.modules())
+        assert model.act.training
+
+    def test_buffers_that_are_inference_tensors(self) -> None:
+        model = messy()
+        with torch.inference_mode():
+            model.bn.running_mean = torch.ones(6)
+        x = torch.randn(2, 3, 8, 8)
+        before = state_of(model)
+        ModelRunner(model).trace(x, ["act"], Predicted())
+        assert state_of(model) == before
+
+    def test_an_instances_own_forward_stays(self) -> None:
+        model = messy()
+        own = lambda x: F.relu(x)  # noqa: E731
+        model.act.forward = own
+        ModelRunner(model).trace(torch.randn(2, 3, 8, 8), ["act"], Predicted())
+        assert model.act.__dict__["forward"] is own
+
+    def test_nothing_lives_on(self) -> None:
+        """Peers: hooks and graphs stay after the call."""
+        model = messy()
+        kept = []
+        model.act.register_forward_hook(lambda module, args, output: kept.append(weakref.ref(output)))
+        trace = ModelRunner(model).trace(torch.randn(2, 3, 8, 8), ["bn"], Predicted())
+        alive = weakref.ref(trace.at["bn"].activation)
+        _ = trace.gradients
+        del trace
+        assert alive() is None
+        assert [reference() for reference in kept] == [None] * len(kept)
+        assert len(kept) == 1
+
+    def test_two_threads_at_one_model(self) -> None:
+        """One at a time; without the lock the hooks of the one would see the pass of the other."""
+        model = messy()
+        inputs = [torch.randn(1, 3, 8, 8) for _ in range(2)]
+        alone = [ModelRunner(model).trace(x, ["act"], Classes([0])).activations for x in inputs]
+        before = state_of(model)
+        wrong = []
+
+        def work(n: int) -> None:
+            for _ in range(20):
+                if not torch.equal(ModelRunner(model).trace(inputs[n], ["act"], Classes([0])).activations, alone[n]):
+                    wrong.append(n)
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+        after = state_of(model)
+        assert {key: after[key] for key in after if key != "random state"} == {
+            key: before[key] for key in before if key != "random state"
+        }
+
+    def test_somebody_elses_pass_is_not_captured(self) -> None:
+        """Another thread may run the model meanwhile: its pass goes through our hooks, and stays its own."""
+        model = PooledNet().eval()
+        x, other = torch.randn(1, 3, 4, 4), torch.randn(1, 3, 4, 4)
+        seen = []
+
+        def elsewhere(module, args):
+            if threading.current_thread() is threading.main_thread():
+                thread = threading.Thread(target=lambda: seen.append(model(other).requires_grad))
+                thread.start()
+                thread.join()
+
+        model.head.register_forward_pre_hook(elsewhere)
+        trace = ModelRunner(model).trace(x, ["act"], Predicted())
+        torch.testing.assert_close(trace.activations.squeeze(1), model.act(model.features(x)).detach())
+        assert len(seen) == 1
+
+
+class TestNeverSilentlyNothing:
+    def test_a_layer_that_is_not_there(self) -> None:
+        with pytest.raises(LayerNotFound, match="closest: 'act'"):
+            ModelRunner(PooledNet()).trace(torch.randn(1, 3, 4, 4), ["acts"], Predicted())
+
+    def test_a_layer_that_does_not_run(self) -> None:
+        class Listed(PooledNet):
+            def __init__(self) -> None:
+                super().__init__()
+                self.blocks = nn.ModuleList([nn.Conv2d(3, 3, 1)])
+                self.attention = nn.MultiheadAttention(4, 2)
+
+            def forward(self, x):
+                self.attention(*[torch.randn(2, 1, 4)] * 3)
+                return super().forward(self.blocks[0].forward(x))
+
+        runner = ModelRunner(Listed())
+        for layer, reason in [
+            ("blocks", "ModuleList"),
+            ("blocks.0", ".forward directly"),
+            ("attention.out_proj", "parent"),
+        ]:
+            with pytest.raises(NotFired, match=reason):
+                runner.trace(torch.randn(1, 3, 4, 4), [layer], Predicted())
+
+    def test_a_layer_that_runs_twice(self) -> None:
+        class Twice(PooledNet):
+            def forward(self, x):
+                return self.head(self.act(self.act(self.features(x)) - 1).mean((2, 3)))
+
+        with pytest.raises(AmbiguousCall, match="called 2 times"):
+            ModelRunner(Twice()).trace(torch.randn(1, 3, 4, 4), ["act"], Predicted())
+
+    def test_a_layer_without_a_grid(self) -> None:
+        with pytest.raises(NoSpatialLayer, match=r"\(1, 5\)"):
+            ModelRunner(PooledNet()).trace(torch.randn(1, 3, 4, 4), ["head"], Predicted())
+
+    def test_a_layer_that_returns_a_tuple(self) -> None:
+        class Tupled(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.two, self.head = Two(), nn.Linear(3, 2)
+
+            def forward(self, x):
+                return self.head(self.two(x)[0].mean((2, 3)))
+
+        class Two(nn.Module):
+            def forward(self, x):
+                return x * 2, x
+
+        with pytest.raises(NoSpatialLayer, match="returned a tuple"):
+            ModelRunner(Tupled()).trace(torch.randn(1, 3, 4, 4), ["two"], Predicted())
+
+    def test_nan(self) -> None:
+        """Peers: a NaN map, or a NaN hidden by nansum."""
+        x = torch.randn(3, 3, 4, 4)
+        x[1, 0, 0, 0] = torch.nan
+        with pytest.raises(NotFinite, match="the input has them already"):
+            ModelRunner(PooledNet()).trace(x, ["act"], Predicted())
+        model = PooledNet()
+        with torch.no_grad():
+            model.features[2].weight[:] = torch.inf
+        with pytest.raises(NotFinite, match=r"'act' returned NaN or infinity in sample 0, 1; the input has none"):
+            ModelRunner(model).trace(x[[0, 2]], ["act"], Predicted())
+
+    @pytest.mark.parametrize("bad", [None, [1.0], torch.zeros(3), torch.zeros(0, 3, 4, 4)])
+    def test_inputs_that_are_none(self, bad) -> None:
+        with pytest.raises(InputError):
+            ModelRunner(PooledNet()).trace(bad, ["act"], Predicted())
+
+    def test_models_that_are_none(self) -> None:
+        with pytest.raises(InputError, match="model is a function"):
+            ModelRunner(F.relu)  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scripted = torch.jit.trace(PooledNet().eval(), torch.randn(1, 3, 4, 4))
+        with pytest.raises(InputError, match="scripted or traced"):
+            ModelRunner(scripted)
+
+
+class TestCompiled:
+    """Hooks added after a compiled model has run are ignored by torch; here they are not."""
+
+    @pytest.mark.parametrize("how", ["wrapped", "in place", "a part"])
+    def test_after_it_was_compiled(self, how: str) -> None:
+        torch._dynamo.reset()
+        counters.clear()
+        plain = PooledNet().eval()
+        model: nn.Module = PooledNet().eval()
+        model.load_state_dict(plain.state_dict())
+        if how == "wrapped":
+            model = torch.compile(model, backend="eager")  # type: ignore[assignment]
+        elif how == "in place":
+            model.compile(backend="eager")
+        else:
+            model.features = torch.compile(model.features, backend="eager")
+        x = torch.randn(1, 3, 5, 5)
+        with torch.no_grad():
+            model(x)
+        assert counters["stats"]["unique_graphs"] >= 1, "a graph was compiled before the hooks came"
+        layer = "features.2" if how != "a part" else "features._orig_mod.2"
+        got = ModelRunner(model).trace(x, [layer], Classes([1]))
+        expected = ModelRunner(plain).trace(x, ["features.2"], Classes([1]))
+        torch.testing.assert_close(got.gradients, expected.gradients)
+        torch.testing.assert_close(got.activations, expected.activations)
+
+
+class TestPrecision:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+    def test_accumulates_in_float32_at_least(self, dtype: torch.dtype) -> None:
+        model = PooledNet().to(dtype).eval()
+        trace = ModelRunner(model).trace(torch.randn(1, 3, 5, 5, dtype=dtype), ["act"], TopClasses(2))
+        wanted = torch.float64 if dtype == torch.float64 else torch.float32
+        assert trace.activations.dtype == trace.gradients.dtype == trace.scores.dtype == wanted
+
+    def test_under_autocast(self) -> None:
+        model = PooledNet().eval()
+        x = torch.randn(1, 3, 5, 5)
+        with torch.autocast("cpu", torch.bfloat16):
+            trace = ModelRunner(model).trace(x, ["act"], Classes([1]))
+        exact = ModelRunner(model).trace(x, ["act"], Classes([1]))
+        torch.testing.assert_close(trace.gradients, exact.gradients, rtol=0.02, atol=1e-3)
+
+
+class TestSuggestedLayer:
+    def test_the_last_grid_before_the_head(self) -> None:
+        assert suggest_layer(PooledNet(), torch.randn(1, 3, 8, 8)).layer == "act"
+
+    @pytest.mark.parametrize(
+        ("name", "layer"),
+        [
+            ("mobilenet_v2", "features.18"),
+            ("resnet18", "layer4"),
+            ("densenet121", "features.norm5"),
+            ("efficientnet_b0", "features.8"),
+            ("convnext_tiny", "features.7"),
+            ("vgg11", "avgpool"),
+        ],
+    )
+    def test_of_well_known_networks(self, name: str, layer: str) -> None:
+        torchvision = pytest.importorskip("torchvision")
+        model = torchvision.models.get_model(name, weights=None)
+        found = suggest_layer(model, torch.randn(1, 3, 224, 224))
+        assert found.layer == layer
+        assert "7 x 7" in found.reason
+
+    def test_is_remembered(self) -> None:
+        model = PooledNet()
+        passes = []
+        model.register_forward_hook(lambda *_: passes.append(1))
+        for _ in range(3):
+            suggest_layer(model, torch.randn(4, 3, 8, 8))
+        assert len(passes) == 1
+
+    def test_an_activation_rather_than_what_it_overwrites(self) -> None:
+        class Flat(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.bn, self.relu = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+                self.nothing, self.head = nn.Identity(), nn.Linear(4, 2)
+
+            def forward(self, x):
+                return self.head(self.nothing(self.relu(self.bn(self.conv(x)))).mean((2, 3)))
+
+        assert suggest_layer(Flat(), torch.randn(1, 3, 8, 8)).layer == "relu"
+
+    def test_refusals(self) -> None:
+        with pytest.raises(NoSpatialLayer, match="no layer of Sequential returns a grid"):
+            suggest_layer(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.randn(1, 3, 2, 2))
+        torchvision = pytest.importorskip("torchvision")
+        transformer = torchvision.models.get_model("vit_b_32", weights=None)
+        with pytest.raises(NoSpatialLayer, match="goes on in tokens"):
+            suggest_layer(transformer, torch.randn(1, 3, 224, 224))
+
+
+def test_survey_says_what_every_layer_returns() -> None:
+    rows = {row.name: row for row in survey(PooledNet(), torch.randn(2, 3, 8, 7))}
+    assert rows["act"].output == "(N, 6, 8, 7)"
+    assert rows["head"].output == "(N, 5)"
+    assert rows["head"].parameters == 6 * 5 + 5
+    assert rows["features"].parameters == rows["features.0"].parameters + rows["features.2"].parameters
+    assert rows["act"].calls == 1
+    assert all(row.output is None for row in survey(PooledNet(), None))

@@ -1,0 +1,129 @@
+"""Heatmaps as values: slicing, scaling, saving."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import torchpeek as tp
+from networks import PooledNet
+from torchpeek.errors import FormatError, InputError
+from torchpeek.heatmap import unit_range, upsample
+
+
+@pytest.fixture
+def heatmap() -> tp.Heatmap:
+    names = [f"name {n}" for n in range(5)]
+    loaded = tp.LoadedModel(PooledNet(), class_names=names, spec="test:net", weights="random")
+    return tp.explain(loaded, torch.randn(3, 3, 6, 5), method="hirescam", target=[[0, 1], [2, 3], [4, 0]])
+
+
+class TestIndexing:
+    def test_one_sample_one_score(self, heatmap) -> None:
+        one = heatmap[1, 0]
+        assert one.values.shape == (1, 1, 6, 5)
+        assert torch.equal(one.values[0, 0], heatmap.values[1, 0])
+        assert one.label() == 2
+        assert one.provenance.class_name(one.label()) == "name 2"
+        assert torch.equal(heatmap[-1].values, heatmap.values[2:])
+        assert heatmap[:2, 1].question.labels.tolist() == [[1], [3]]
+
+    def test_iteration_ends(self, heatmap) -> None:
+        assert [part.label(0, 1) for part in heatmap] == [1, 3, 0]
+
+    @pytest.mark.parametrize("index", [3, (0, 2), (-4, 0)])
+    def test_out_of_range(self, heatmap, index) -> None:
+        with pytest.raises(IndexError):
+            heatmap[index]
+
+    def test_too_many_indices(self, heatmap) -> None:
+        with pytest.raises(InputError, match=r"\[n, k\]"):
+            heatmap[0, 0, 0]
+
+
+class TestScaling:
+    def test_positive(self, heatmap) -> None:
+        assert (heatmap.values < 0).any()
+        assert torch.equal(heatmap.positive().values, heatmap.values.relu())
+        assert heatmap.positive().provenance.steps == ("positive",)
+
+    @pytest.mark.parametrize(
+        ("values", "expected"),
+        [
+            ([0.0, 1.0, 4.0], [0.0, 0.25, 1.0]),
+            ([2.0, 3.0, 4.0], [0.5, 0.75, 1.0]),  # zero stays zero, though it is not among them
+            ([-1.0, 0.0, 3.0], [0.0, 0.25, 1.0]),
+            ([5.0, 5.0, 5.0], [1.0, 1.0, 1.0]),
+            ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0]),
+            ([-3.0, -2.0, -1.0], [0.0, 0.5, 1.0]),
+            ([0.0, 1e-30, 2e-30], [0.0, 0.5, 1.0]),  # no epsilon that swallows small maps
+        ],
+    )
+    def test_unit(self, values, expected) -> None:
+        got = unit_range(torch.tensor(values).view(1, 1, 1, 3))
+        torch.testing.assert_close(got.flatten(), torch.tensor(expected))
+
+    def test_unit_is_for_each_map_on_its_own(self, heatmap) -> None:
+        unit = heatmap.positive().unit().values
+        assert unit.flatten(2).amax(2).tolist() == [[1.0] * 2] * 3
+
+    def test_resized_is_bilinear_and_keeps_the_mean_of_a_flat_map(self, heatmap) -> None:
+        assert heatmap.resized((12, 20)).values.shape == (3, 2, 12, 20)
+        ramp = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
+        assert upsample(ramp, (1, 4)).flatten().tolist() == [0.0, 0.25, 0.75, 1.0]
+        with pytest.raises(InputError, match="grid of 2 axes"):
+            heatmap.resized((12,))
+
+    def test_steps_are_noted_in_order(self, heatmap) -> None:
+        assert heatmap.positive().unit().resized((4, 4)).provenance.steps == ("positive", "unit", "resized to 4 x 4")
+        assert "positive, unit" in repr(heatmap.positive().unit())
+
+
+class TestFiles:
+    def test_round_trip(self, heatmap, tmp_path) -> None:
+        made = heatmap.positive()
+        tp.save(made, tmp_path / "h.safetensors")
+        back = tp.load(tmp_path / "h.safetensors")
+        assert torch.equal(back.values, made.values)
+        assert torch.equal(back.scores, made.scores)
+        assert torch.equal(back.question.labels, made.question.labels)
+        assert back.provenance == made.provenance
+        assert back.question.kind == "logit"
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_types_are_kept(self, tmp_path, dtype) -> None:
+        made = tp.explain(
+            PooledNet().to(dtype), torch.randn(1, 3, 6, 6, dtype=dtype), target=tp.targets.ClassProbability()
+        )
+        tp.save(made, tmp_path / "h.safetensors")
+        assert tp.load(tmp_path / "h.safetensors").values.dtype == dtype
+        assert tp.load(tmp_path / "h.safetensors").provenance.score == "probability"
+
+    def test_the_header_is_readable_without_torchpeek(self, heatmap, tmp_path) -> None:
+        tp.save(heatmap, tmp_path / "h.safetensors")
+        data = (tmp_path / "h.safetensors").read_bytes()
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        assert json.loads(header["__metadata__"]["torchpeek"])["provenance"]["method"] == "hirescam"
+
+    def test_files_that_are_none(self, heatmap, tmp_path) -> None:
+        save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+        (tmp_path / "text.safetensors").write_text("x")
+        tp.save(heatmap, tmp_path / "cut.safetensors")
+        (tmp_path / "cut.safetensors").write_bytes((tmp_path / "cut.safetensors").read_bytes()[:-10])
+        for name in ("other", "text", "cut", "missing"):
+            with pytest.raises(FormatError, match=name):
+                tp.load(tmp_path / f"{name}.safetensors")
+
+    def test_nothing_is_left_behind_by_a_failed_write(self, heatmap, tmp_path, monkeypatch) -> None:
+        import os
+
+        def fail(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "replace", fail)
+        with pytest.raises(KeyboardInterrupt):
+            tp.save(heatmap, tmp_path / "h.safetensors")
+        assert list(tmp_path.iterdir()) == []

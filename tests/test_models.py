@@ -1,0 +1,238 @@
+"""Model sources, preprocessing, weights files."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+import torchpeek as tp
+from networks import PooledNet
+from torchpeek.errors import InputError, ModelError, ModelNotFound, Notice, WeightsError
+from torchpeek.models import Preprocess
+
+torchvision = pytest.importorskip("torchvision")
+
+SIZES = [(640, 427), (427, 640), (300, 300), (224, 224), (100, 80), (231, 257), (1001, 333), (225, 224)]
+
+
+def noise(size: tuple[int, int]) -> Image.Image:
+    width, height = size
+    generator = torch.Generator().manual_seed(width * 1000 + height)
+    small = torch.randint(0, 256, (height // 4 + 1, width // 4 + 1, 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(small.numpy()).resize(size, Image.Resampling.BICUBIC)
+
+
+class TestPreprocess:
+    @pytest.mark.parametrize("size", SIZES)
+    @pytest.mark.parametrize("name", ["mobilenet_v2", "inception_v3", "efficientnet_b1", "vit_h_14"])
+    def test_is_torchvisions_own(self, name: str, size: tuple[int, int]) -> None:
+        """Pixel for pixel: bilinear and bicubic, larger and smaller than the crop."""
+        from torchpeek.models.sources import _torchvision_preprocess
+
+        entry = next(iter(torchvision.models.get_model_weights(name)))
+        image = noise(size)
+        tensor, _ = _torchvision_preprocess(name, entry)(image)
+        torch.testing.assert_close(tensor[0], entry.transforms()(image), rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("size", SIZES)
+    @pytest.mark.parametrize("crop", [("center", 0.9), ("squash", 1.0), ("squash", 0.95)])
+    def test_is_timms_own(self, crop: tuple[str, float], size: tuple[int, int]) -> None:
+        timm = pytest.importorskip("timm")
+        from torchpeek.models.sources import _timm_preprocess
+
+        config = {
+            "input_size": (3, 192, 192),
+            "interpolation": "bicubic",
+            "mean": (0.5, 0.4, 0.3),
+            "std": (0.2, 0.3, 0.4),
+            "crop_pct": crop[1],
+            "crop_mode": crop[0],
+        }
+        image = noise(size)
+        tensor, _ = _timm_preprocess("x", config)(image)
+        theirs = timm.data.create_transform(**config, is_training=False)(image)
+        torch.testing.assert_close(tensor[0], theirs, rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("size", SIZES)
+    def test_the_geometry_is_where_the_pixels_come_from(self, size: tuple[int, int]) -> None:
+        """A picture whose red is x and whose green is y says for each input pixel where it was."""
+        width, height = size
+        x = torch.linspace(0, 255, width).repeat(height, 1)
+        y = torch.linspace(0, 255, height)[:, None].repeat(1, width)
+        image = Image.fromarray(torch.stack([x, y, torch.zeros_like(x)], -1).round().byte().numpy())
+        tensor, geometry = Preprocess(mean=(0, 0, 0), std=(1, 1, 1))(image)
+        left, top, right, bottom = geometry.box
+        for row, column in [(112, 112), (60, 150), (180, 40)]:
+            at = (left + (column + 0.5) / 224 * (right - left), top + (row + 0.5) / 224 * (bottom - top))
+            red, green = (tensor[0, :2, row, column] * 255).tolist()
+            if 1 < at[0] < width - 1 and 1 < at[1] < height - 1:
+                assert red / 255 * (width - 1) + 0.5 == pytest.approx(at[0], abs=width / 150 + 1)
+                assert green / 255 * (height - 1) + 0.5 == pytest.approx(at[1], abs=height / 150 + 1)
+
+    def test_grey(self) -> None:
+        tensor, _ = Preprocess(mean=(0.5,), std=(0.5,))(noise((50, 40)))
+        assert tensor.shape == (1, 1, 224, 224)
+        with pytest.raises(InputError, match=r"1 \(grey\) or 3"):
+            Preprocess(mean=(0.5, 0.5), std=(0.5, 0.5))
+
+    def test_whole_picture_as_it_is(self) -> None:
+        tensor, geometry = Preprocess(resize=None, crop=None)(noise((50, 40)))
+        assert tensor.shape == (1, 3, 40, 50)
+        assert geometry == tp.Geometry.whole((50, 40))
+
+    def test_says_what_it_does(self) -> None:
+        assert str(Preprocess(resize=(10, 20), crop=None)).startswith("resize to 10 x 20 (bilinear, antialiased); mean")
+
+
+class TestSources:
+    def test_torchvision_random(self) -> None:
+        loaded = tp.load_model("torchvision:resnet18", "random")
+        assert loaded.weights == "random"
+        assert loaded.spec == "torchvision:resnet18"
+        assert len(loaded.class_names) == 1000
+        assert not loaded.module.training
+
+    def test_timm_random(self) -> None:
+        pytest.importorskip("timm")
+        loaded = tp.load_model("timm:resnet18", "random")
+        assert "tabby, tabby cat" in loaded.class_names
+        assert loaded.preprocess.interpolation == "bicubic"
+        assert len(loaded.class_names) == 1000
+
+    @pytest.mark.parametrize(
+        ("spec", "words"),
+        [
+            ("torchvision:resnet5", "closest: 'resnet50'"),
+            ("timm:resnet5", "closest: "),
+            ("resnet50", "allowed: torchvision:NAME"),
+            ("torchvision:", "allowed"),
+            ("", "allowed"),
+            ("no.such.module:make", "no module 'no'"),
+            ("json:nothing", "has no 'nothing'"),
+        ],
+    )
+    def test_models_that_are_not_there(self, spec: str, words: str) -> None:
+        with pytest.raises(ModelNotFound, match=words):
+            tp.load_model(spec)
+
+    def test_weights_that_cannot_be_fetched(self, monkeypatch) -> None:
+        from urllib.error import URLError
+
+        def fail(*_, **__):
+            raise URLError("no network here")
+
+        monkeypatch.setattr(torchvision.models, "get_model", fail)
+        with pytest.raises(WeightsError, match="--weights random"):
+            tp.load_model("torchvision:vgg19")
+
+    def test_weights_by_name(self) -> None:
+        with pytest.raises(WeightsError, match="IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT"):
+            tp.load_model("torchvision:mobilenet_v2", "IMAGENET1K_V3")
+
+    def test_a_callable_in_the_working_directory(self, in_folder) -> None:
+        (in_folder / "mine_here.py").write_text(
+            "import torch\ndef make():\n    return torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3))"
+        )
+        with pytest.warns(Notice, match="ImageNet's way is used"):
+            loaded = tp.load_model("mine_here:make")
+        assert isinstance(loaded.module, nn.Sequential)
+        assert loaded.class_names is None
+
+    def test_a_callable_that_says_everything(self, in_folder) -> None:
+        (in_folder / "mine_full.py").write_text(
+            "import torch, torchpeek as tp\n"
+            "class Zoo:\n"
+            "    @staticmethod\n"
+            "    def make():\n"
+            "        preprocess = tp.Preprocess(crop=(32, 32))\n"
+            "        return tp.LoadedModel(torch.nn.Conv2d(3, 2, 3), preprocess, ['a', 'b'], weights='mine')\n"
+        )
+        loaded = tp.load_model("mine_full:Zoo.make")
+        assert loaded.class_names == ["a", "b"]
+        assert loaded.weights == "mine"
+
+    def test_callables_that_are_none(self, in_folder) -> None:
+        (in_folder / "mine_bad.py").write_text("make = lambda: 3\nimport_error = 1\n")
+        with pytest.raises(ModelError, match="gave a int"):
+            tp.load_model("mine_bad:make")
+        (in_folder / "mine_broken.py").write_text("import no_such_dependency\n")
+        with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
+            tp.load_model("mine_broken:make")
+
+
+class TestWeightsFiles:
+    @pytest.fixture
+    def source(self, in_folder) -> str:
+        (in_folder / "pooled_here.py").write_text(
+            "import torchpeek as tp\nfrom networks import PooledNet\nmake = lambda: tp.LoadedModel(PooledNet())\n"
+        )
+        return "pooled_here:make"
+
+    def test_safetensors_and_state_dicts(self, source, in_folder) -> None:
+        wanted = PooledNet().state_dict()
+        save_file(wanted, in_folder / "w.safetensors")
+        torch.save(wanted, in_folder / "w.pth")
+        torch.save(
+            {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in wanted.items()}}, in_folder / "c.pth"
+        )
+        for file in ("w.safetensors", "w.pth", "c.pth"):
+            loaded = tp.load_model(source, file)
+            assert torch.equal(loaded.module.head.weight, wanted["head.weight"])
+            assert loaded.weights == file
+
+    def test_keys_that_do_not_fit(self, source, in_folder) -> None:
+        state = PooledNet(classes=7).state_dict()
+        state["extra"] = state.pop("features.0.bias")
+        save_file(state, in_folder / "w.safetensors")
+        with pytest.raises(WeightsError) as caught:
+            tp.load_model(source, in_folder / "w.safetensors")
+        for words in ("1 missing: features.0.bias", "1 unexpected: extra", "head.weight (7, 6) instead of (5, 6)"):
+            assert words in str(caught.value)
+
+    def test_a_pickle_runs_no_code_unless_trusted(self, source, in_folder) -> None:
+        torch.save(PooledNet(), in_folder / "whole.pt")
+        with pytest.raises(WeightsError, match="--trust-pickle"):
+            tp.load_model(source, in_folder / "whole.pt")
+        assert tp.load_model(source, in_folder / "whole.pt", trust_pickle=True).weights == "whole.pt"
+
+        class Evil:
+            def __reduce__(self):
+                return (open, ("evil.txt", "w"))
+
+        with open(in_folder / "evil.pt", "wb") as file:
+            pickle.dump({"state_dict": Evil()}, file, protocol=2)
+        with pytest.raises(WeightsError):
+            tp.load_model(source, in_folder / "evil.pt")
+        assert not (in_folder / "evil.txt").exists()
+
+    @pytest.mark.parametrize("content", [b"", b"not weights at all", b"PK\x03\x04broken"])
+    @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+    def test_damaged_files(self, source, in_folder, content, suffix) -> None:
+        (in_folder / f"w{suffix}").write_bytes(content)
+        with pytest.raises(WeightsError, match=f"w{suffix}"):
+            tp.load_model(source, in_folder / f"w{suffix}")
+
+    def test_no_such_file_and_no_state_dict(self, source, in_folder) -> None:
+        with pytest.raises(WeightsError, match="no weights file"):
+            tp.load_model(source, "missing.pth")
+        torch.save({"a": 1}, in_folder / "w.pth")
+        with pytest.raises(WeightsError, match="holds no state_dict"):
+            tp.load_model(source, "w.pth")
+
+
+def test_a_preprocessing_of_the_users_own() -> None:
+    loaded = tp.LoadedModel(PooledNet(), lambda image: torch.zeros(3, 8, 8))
+    picture = loaded.read(noise((20, 10)))
+    assert picture.tensor.shape == (1, 3, 8, 8)
+    assert picture.geometry == tp.Geometry.whole((20, 10))
+    assert "whole picture" in picture.notes[-1]
+
+
+def test_half_precision_models_read_half_precision() -> None:
+    loaded = tp.LoadedModel(PooledNet().half())
+    assert loaded.read(noise((20, 10))).tensor.dtype == torch.float16

@@ -1,0 +1,200 @@
+"""Reading pictures of every kind, and putting heat where it belongs on them."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import torchpeek as tp
+from torchpeek.errors import PictureError
+from torchpeek.render import placed
+from torchpeek.store import find_pictures, read_image, upright_rgb
+
+
+def halves() -> Image.Image:
+    """Left red, right blue, 40 x 20."""
+    image = Image.new("RGB", (40, 20), "red")
+    image.paste("blue", (20, 0, 40, 20))
+    return image
+
+
+class TestReading:
+    def test_plain(self, tmp_path: Path) -> None:
+        halves().save(tmp_path / "a.png")
+        image, notes = read_image(tmp_path / "a.png")
+        assert (image.mode, image.size, notes) == ("RGB", (40, 20), ())
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_exif_orientation(self, tmp_path: Path, orientation: int) -> None:
+        """However the camera was held, upright is upright: red left, blue right."""
+        turned = {
+            1: lambda i: i,
+            2: lambda i: i.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+            3: lambda i: i.transpose(Image.Transpose.ROTATE_180),
+            4: lambda i: i.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+            5: lambda i: i.transpose(Image.Transpose.TRANSPOSE),
+            6: lambda i: i.transpose(Image.Transpose.ROTATE_90),
+            7: lambda i: i.transpose(Image.Transpose.TRANSVERSE),
+            8: lambda i: i.transpose(Image.Transpose.ROTATE_270),
+        }[orientation](halves())
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        turned.save(tmp_path / "a.png", exif=exif)
+        image, notes = read_image(tmp_path / "a.png")
+        assert image.size == (40, 20)
+        assert image.getpixel((5, 10)) == (255, 0, 0)
+        assert image.getpixel((35, 10)) == (0, 0, 255)
+        assert bool(notes) == (orientation != 1)
+
+    @pytest.mark.parametrize(
+        "mode", ["1", "L", "LA", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "F", "I;16"]
+    )
+    def test_modes(self, tmp_path: Path, mode: str) -> None:
+        try:
+            image = halves().convert("L").convert(mode) if mode in ("I", "F", "I;16", "1") else halves().convert(mode)
+        except ValueError:
+            image = Image.new(mode, (40, 20))
+        read, _ = upright_rgb(image)
+        assert (read.mode, read.size) == ("RGB", (40, 20))
+
+    def test_sixteen_bits_are_scaled_not_clipped(self, tmp_path: Path) -> None:
+        Image.fromarray(np.array([[0, 25700], [32896, 65535]], np.uint16)).save(tmp_path / "a.png")
+        image, notes = read_image(tmp_path / "a.png")
+        assert np.asarray(image)[..., 0].tolist() == [[0, 100], [128, 255]]
+        assert "8 bits" in notes[0]
+
+    def test_transparency_is_laid_on_white(self, tmp_path: Path) -> None:
+        clear = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+        clear.putpixel((1, 0), (0, 255, 0, 255))
+        clear.save(tmp_path / "a.png")
+        image, notes = read_image(tmp_path / "a.png")
+        assert [image.getpixel((0, 0)), image.getpixel((1, 0))] == [(255, 255, 255), (0, 255, 0)]
+        assert notes == ("transparency laid on white",)
+
+    def test_an_animation_gives_its_first_frame(self, tmp_path: Path) -> None:
+        frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+        frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+        image, notes = read_image(tmp_path / "a.gif")
+        assert image.getpixel((3, 3)) == (255, 0, 0)
+        assert notes[0] == "first of 3 frames"
+
+    def test_cmyk_jpeg(self, tmp_path: Path) -> None:
+        halves().convert("CMYK").save(tmp_path / "a.jpg")
+        image, notes = read_image(tmp_path / "a.jpg")
+        red, _, blue = image.getpixel((5, 10))
+        assert red > 150 > blue
+        assert notes == ("converted from CMYK",)
+
+    def test_broken_files_are_named(self, tmp_path: Path, photograph: Path) -> None:
+        (tmp_path / "cut.png").write_bytes(photograph.read_bytes()[:9000])
+        (tmp_path / "text.jpg").write_text("not a picture")
+        (tmp_path / "empty.jpg").touch()
+        for name, words in [
+            ("cut.png", "damaged or truncated"),
+            ("text.jpg", "not a picture"),
+            ("empty.jpg", "not a picture"),
+            ("missing.png", "no such file"),
+        ]:
+            with pytest.raises(PictureError, match=f"{name}: {words}"):
+                read_image(tmp_path / name)
+        with pytest.raises(PictureError, match="is a folder"):
+            read_image(tmp_path)
+
+    @pytest.mark.parametrize("side", [10_000, 16_000])
+    def test_bombs(self, tmp_path: Path, side: int) -> None:
+        """A few kilobytes that unpack to 100 or 256 megapixels: Pillow warns of the one and refuses the other."""
+
+        def chunk(kind: bytes, data: bytes) -> bytes:
+            return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+        header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+        rows = zlib.compress(bytes((side // 8 + 1) * side))
+        data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+        (tmp_path / "bomb.png").write_bytes(data)
+        with pytest.raises(PictureError, match="decompression bomb"):
+            read_image(tmp_path / "bomb.png")
+
+
+class TestFinding:
+    def test_files_folders_and_globs_each_once(self, in_folder: Path) -> None:
+        for name in ("b.png", "a.JPG", "c.txt", "sub/d.png"):
+            (in_folder / name).parent.mkdir(exist_ok=True)
+            (in_folder / name).touch()
+        assert [path.name for path in find_pictures([str(in_folder)])] == ["a.JPG", "b.png"]
+        assert [str(path) for path in find_pictures(["*.png", "b.png", "c.txt"])] == ["b.png", "c.txt"]
+        assert [path.name for path in find_pictures(["**/*.png"])] == ["b.png", "d.png"]
+        assert find_pictures(["missing.png"]) == [Path("missing.png")]  # to be reported when it is read
+
+    def test_nothing_there(self, in_folder: Path) -> None:
+        (in_folder / "empty").mkdir()
+        with pytest.raises(PictureError, match="no pictures in this folder"):
+            find_pictures(["empty"])
+        with pytest.raises(PictureError, match="matches no file"):
+            find_pictures(["*.png"])
+
+    def test_a_file_with_glob_characters_in_its_name(self, in_folder: Path) -> None:
+        (in_folder / "a[1].png").touch()
+        assert find_pictures(["a[1].png"]) == [Path("a[1].png")]
+
+
+class BrightNet(nn.Module):
+    """Looks for brightness: a 7 x 7 grid of how bright each 32 x 32 patch is, above a threshold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.AvgPool2d(32)
+        self.act = nn.ReLU()
+        self.head = nn.Linear(1, 2, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.tensor([[1.0], [0.0]]))
+
+    def forward(self, x):
+        return self.head(self.act(self.patches(x.mean(1, keepdim=True)) - 0.05).mean((2, 3)))
+
+
+class TestPlaced:
+    @pytest.mark.parametrize("corner", [(250, 120), (170, 60), (420, 330), (300, 200)])
+    @pytest.mark.parametrize("preprocess", ["resize and crop", "squash", "pad"])
+    @pytest.mark.parametrize("orientation", [1, 6, 8])
+    def test_the_heat_is_on_the_bright_square(self, tmp_path: Path, corner, preprocess: str, orientation: int) -> None:
+        """A 640 x 427 picture that EXIF turns upright; the square is found within one cell of the grid."""
+        upright = Image.new("RGB", (640, 427), (10, 10, 10))
+        upright.paste("white", (*corner, corner[0] + 50, corner[1] + 50))
+        turn = {1: None, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}[orientation]
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        (upright if turn is None else upright.transpose(turn)).save(tmp_path / "a.png", exif=exif)
+        way = {
+            "resize and crop": tp.Preprocess(mean=(0, 0, 0), std=(1, 1, 1)),
+            "squash": tp.Preprocess(resize=(224, 224), crop=None, mean=(0, 0, 0), std=(1, 1, 1)),
+            "pad": tp.Preprocess(resize=140, crop=(224, 224), mean=(0, 0, 0), std=(1, 1, 1)),
+        }[preprocess]
+        loaded = tp.LoadedModel(BrightNet(), way)
+        picture = loaded.read(tmp_path / "a.png")
+        assert picture.image.size == (640, 427)
+        heatmap = tp.explain(loaded, picture, target=0, layer="act")
+        heat = placed(heatmap.values[0, 0], picture.geometry)
+        assert heat.shape == (427, 640)
+        left, top, right, bottom = picture.geometry.box
+        y, x = np.unravel_index(np.nanargmax(heat), heat.shape)
+        cell = ((right - left) / 7, (bottom - top) / 7)
+        assert abs(x - (corner[0] + 25)) <= cell[0]
+        assert abs(y - (corner[1] + 25)) <= cell[1]
+
+    def test_outside_of_what_the_model_saw_there_is_no_value(self) -> None:
+        plane = placed(torch.ones(2, 2), tp.Geometry((10, 6), (2.0, 0.0, 8.0, 6.0)))
+        assert np.isnan(plane[:, [0, 1, 8, 9]]).all()
+        assert (plane[:, 2:8] == 1).all()
+
+    def test_agrees_with_interpolation_where_nothing_is_cropped(self) -> None:
+        values = torch.randn(1, 1, 7, 5)
+        expected = torch.nn.functional.interpolate(values, size=(61, 43), mode="bilinear", align_corners=False)[0, 0]
+        got = placed(values[0, 0], tp.Geometry.whole((43, 61)))
+        np.testing.assert_allclose(got, expected.numpy(), atol=1e-5)
