@@ -1,0 +1,149 @@
+"""make bench: what torchpeek costs, in forward passes, and what its peers cost in the same run.
+
+Prints a table, and writes it to bench/results.md and bench/results.json. Speed is reported, never asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision.models import resnet50
+
+import torchpeek as tp
+from timing import interleaved, ratios
+
+HERE = Path(__file__).parent
+FORWARD = "forward pass (inference mode)"
+TARGETS = {"torchpeek gradcam": 1.10, "torchpeek compare, all ten": 1.20}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
+    results: dict[str, object] = {"machine": machine(), "import": import_time()}
+    table: dict[str, dict[str, object]] = {}
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for batch in (1, 8):
+            column = f"{threads} thread{'s' if threads > 1 else ''}, batch {batch}"
+            print(f"measuring: {column}", file=sys.stderr)
+            table[column] = measure(batch, rounds if batch == 1 else max(3, rounds // 3))
+    results["resnet50"] = table
+    (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    page = markdown(results, table)
+    (HERE / "results.md").write_text(page)
+    print(page)
+
+
+def measure(batch: int, rounds: int) -> dict[str, object]:
+    """ResNet-50 at layer4, one class for each picture: seconds and multiples of the forward pass."""
+    torch.manual_seed(0)
+    model = resnet50().eval()
+    x = torch.randn(batch, 3, 224, 224)
+    seconds = interleaved(competitors(model, x), rounds=rounds)
+    return {
+        "forward_seconds": statistics.median(seconds[FORWARD]),
+        "multiples": {name: round(value, 3) for name, value in ratios(seconds, FORWARD).items()},
+        "rounds": rounds,
+    }
+
+
+def competitors(model: nn.Module, x: torch.Tensor) -> dict[str, Callable[[], object]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from captum.attr import LayerGradCam
+        from pytorch_grad_cam import GradCAM
+        from torchcam.methods import GradCAM as TorchcamGradCAM
+
+    def forward() -> None:
+        with torch.inference_mode():
+            model(x)
+
+    def grad_cam() -> None:
+        with GradCAM(model=model, target_layers=[model.layer4]) as extractor:
+            extractor(input_tensor=x, targets=None)
+
+    def torchcam() -> None:
+        with TorchcamGradCAM(model, target_layer="layer4") as extractor:
+            scores = model(x)
+            extractor(scores.argmax(1).tolist(), scores)
+
+    def captum() -> None:
+        with torch.no_grad():
+            predicted = model(x).argmax(1)
+        LayerGradCam(model, model.layer4).attribute(x, target=predicted)
+
+    def captum_known_class() -> None:
+        LayerGradCam(model, model.layer4).attribute(x, target=0)
+
+    return {
+        FORWARD: forward,
+        "torchpeek gradcam": lambda: tp.explain(model, x, method="gradcam", layer="layer4"),
+        "torchpeek compare, all ten": lambda: tp.compare(model, x, methods=list(tp.METHODS), layer="layer4"),
+        "torchpeek gradcam, 100 classes": lambda: tp.explain(
+            model, x, layer="layer4", target=tp.targets.Classes(list(range(100)))
+        ),
+        "torchcam GradCAM": torchcam,
+        "captum LayerGradCam, class known": captum_known_class,
+        "captum LayerGradCam, predicted class": captum,
+        "grad-cam GradCAM": grad_cam,
+    }
+
+
+def import_time(rounds: int = 5) -> dict[str, float]:
+    """What `import torchpeek` costs beyond `import torch`, each in a process of its own."""
+    code = "import time, torch; start = time.perf_counter(); import torchpeek; print(time.perf_counter() - start)"
+    times = [float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(rounds)]
+    return {"seconds_beyond_torch": round(min(times), 3), "target": 0.2}
+
+
+def machine() -> dict[str, str]:
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "system": platform.system(),
+    }
+
+
+def markdown(results: dict[str, object], table: dict[str, dict[str, object]]) -> str:
+    columns = list(table)
+    names = list(table[columns[0]]["multiples"])  # type: ignore[call-overload]
+    lines = [
+        "# What it costs",
+        "",
+        "Written by `make bench`: ResNet-50, 224 x 224, at `layer4`; multiples of the bare forward pass of the same",
+        "batch, the median over interleaved rounds in one process.",
+        "",
+        "| | " + " | ".join(columns) + " | to reach |",
+        "|---|" + "---:|" * (len(columns) + 1),
+    ]
+    for name in names:
+        cells = [f"{table[column]['multiples'][name]:.2f}" for column in columns]  # type: ignore[index]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {TARGETS.get(name, '')} |")
+    seconds = [f"{table[column]['forward_seconds']:.3f} s" for column in columns]
+    lines.append("| *the forward pass itself* | " + " | ".join(seconds) + " | |")
+    imported = results["import"]
+    lines += [
+        "",
+        f"`import torchpeek` takes {imported['seconds_beyond_torch']} s beyond `import torch` (to reach: 0.2 s).",  # type: ignore[index]
+        "",
+        ", ".join(f"{key} {value}" for key, value in results["machine"].items()),  # type: ignore[attr-defined]
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Timing several things fairly: interleaved, several rounds, as ratios to one of them."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+
+def interleaved(work: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each, for each round; a round runs every one of them once, so that noise meets them all alike."""
+    for run in work.values():
+        run()  # warm up: caches, suggested layers, thread pools
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(rounds):
+            names = list(work) if number % 2 == 0 else list(reversed(work))
+            for name in names:
+                start = time.perf_counter()
+                work[name]()
+                seconds[name].append(time.perf_counter() - start)
+            gc.collect()
+    finally:
+        gc.enable()
+    return seconds
+
+
+def ratios(seconds: Mapping[str, list[float]], base: str) -> dict[str, float]:
+    """The median over the rounds of each one's time divided by the base's in the same round."""
+    return {
+        name: statistics.median(mine / theirs for mine, theirs in zip(each, seconds[base], strict=True))
+        for name, each in seconds.items()
+    }
