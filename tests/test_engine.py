@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
 import threading
+import time
 import warnings
 import weakref
 
@@ -367,6 +371,34 @@ class TestLeftAsFound:
         with pytest.raises(ZeroDivisionError):
             trace.ablate(lambda given, rows, trials: given * (1 // 0), 2)
         assert state_of(model) == before
+
+    def test_after_ctrl_c_at_any_moment(self) -> None:
+        """Also between a hook's registration and its handle, or in the middle of putting things back."""
+        import torchpeek as tp
+
+        model = messy()
+        x = torch.randn(2, 3, 8, 8)
+        start = time.perf_counter()
+        for _ in range(5):
+            tp.explain(model, x, layer="act")
+        once = (time.perf_counter() - start) / 5
+        moments = random.Random(0)
+        interrupted = 0
+        former = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        try:
+            for _ in range(300):
+                before = state_of(model)
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-5, once))
+                    tp.explain(model, x, layer="act", target=[[0, 1], [1, 2]])
+                    time.sleep(once)
+                except KeyboardInterrupt:
+                    interrupted += 1
+                assert state_of(model) == before
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, former)
+        assert interrupted == 300
 
     def test_eval_mode_inside_whatever_a_users_train_does(self) -> None:
         class Stubborn(PooledNet):

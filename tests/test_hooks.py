@@ -13,7 +13,7 @@ from torch import nn
 
 from networks import MessyNet, PooledNet, messy, state_of
 from torchpeek.errors import InputError, LayerNotFound
-from torchpeek.hooks import attached, select, uninterrupted
+from torchpeek.hooks import attached, interruptible, select, uninterrupted
 
 
 class TestSelect:
@@ -108,6 +108,33 @@ class TestUninterrupted:
             steps.append("still here")
         assert steps == ["still here"]
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def test_interruptible_parts_let_it_through(self) -> None:
+        steps = []
+        with pytest.raises(KeyboardInterrupt), uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            steps.append("held back")
+            with interruptible():
+                steps.append("never here")
+        with pytest.raises(KeyboardInterrupt), uninterrupted(), uninterrupted(), interruptible():
+            os.kill(os.getpid(), signal.SIGINT)
+            steps.append("nor here")
+        assert steps == ["held back"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def test_a_users_own_handler_is_called(self) -> None:
+        received = []
+        former = signal.signal(signal.SIGINT, lambda *_: received.append(1))
+        try:
+            with uninterrupted():
+                os.kill(os.getpid(), signal.SIGINT)
+                assert received == []
+                with interruptible():
+                    assert received == [1]
+                    os.kill(os.getpid(), signal.SIGINT)
+                    assert received == [1, 1]
+        finally:
+            signal.signal(signal.SIGINT, former)
 
     def test_other_threads_have_no_signals_to_hold_back(self) -> None:
         done = []

@@ -18,7 +18,7 @@ from torchpeek.engine.runner import check_inputs
 from torchpeek.engine.targets import ClassesPerSample, as_target
 from torchpeek.errors import AmbiguousCall, InputError, NotFinite, Notice, TargetError
 from torchpeek.heatmap import Heatmap, Provenance
-from torchpeek.hooks import Selection, select
+from torchpeek.hooks import Selection, select, uninterrupted
 from torchpeek.models import LoadedModel
 from torchpeek.picture import Picture
 
@@ -215,7 +215,7 @@ def _runs_of_one_shape(tensors: list[Tensor], most: int = 16) -> list[list[Tenso
 
 def _heatmap(trace: Trace, method: CamMethod, options: Mapping[str, Any], seed: int) -> Heatmap:
     given = {"seed": seed, **options} if "seed" in method.options else dict(options)
-    with torch.inference_mode(False), torch.no_grad():
+    with uninterrupted(), torch.inference_mode(False), torch.no_grad():
         found = method.compute(trace, **given)
         values = found.expand(*trace.scores.shape, *found.shape[2:]).contiguous()  # (N, K, *grid)
     if not torch.isfinite(values).all():

@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -20,36 +21,49 @@ _LOCKS_GUARD = threading.Lock()
 def as_found(model: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients inside; on every exit the modes, buffers and random state are as they were.
 
-    One thread at a time for each model. Works inside the caller's `no_grad` and `inference_mode`. A hook may turn
-    gradients on for what comes after it; that ends with the block. What forward changes of a parameter, or of plain
-    attributes, is not undone.
+    One thread at a time for each model; Ctrl-C comes through in `interruptible` parts, that is, while the model runs.
+    Works inside the caller's `no_grad` and `inference_mode`. A hook may turn gradients on for what comes after it; that
+    ends with the block. What forward changes of a parameter, or of plain attributes, is not undone.
     """
-    with _lock_of(model), ExitStack() as stack:
+    with _lock_of(model), uninterrupted(), ExitStack() as stack:
         modes = [(module, module.training) for module in model.modules()]
-        buffers = [
-            (owner, name, buffer, _version(buffer), buffer.detach().clone()) for owner, name, buffer in _buffers(model)
-        ]
-        devices = {tensor.device for tensor in model.parameters()} | {buffer.device for _, _, buffer, _, _ in buffers}
-        accelerators = {device.type for device in devices if device.type != "cpu"}
-        for kind in accelerators:
-            indices = [device.index for device in devices if device.type == kind]
+        buffers = [_Buffer(owner, name, buffer) for owner, name, buffer in _buffers(model)]
+        for kind, indices in _accelerators(model).items():
             stack.enter_context(torch.random.fork_rng(devices=indices, device_type=kind))
-        if not accelerators:
-            stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.random.fork_rng(devices=[]))  # the CPU's
         stack.enter_context(_eager(model))
         try:
-            with uninterrupted():
-                for module, training in modes:
-                    if training:
-                        # Not .eval(): a user's own train() may do more than set this.
-                        module.training = False
+            for module, training in modes:
+                if training:
+                    # Not .eval(): a user's own train() may do more than set this.
+                    module.training = False
             with torch.inference_mode(False), torch.no_grad():
                 yield
         finally:
-            with uninterrupted():
-                for module, training in modes:
+            for module, training in modes:
+                if module.training != training:
                     module.training = training
-                _put_back(buffers)
+            for buffer in buffers:
+                buffer.put_back()
+
+
+class _Buffer:
+    """One buffer as it was."""
+
+    def __init__(self, owner: nn.Module, name: str, tensor: Tensor) -> None:
+        self._owner, self._name, self._tensor = owner, name, tensor
+        self._value = tensor.detach().clone()
+        self._version = None if tensor.is_inference() else tensor._version
+
+    def put_back(self) -> None:
+        if self._version is None:  # inference tensors do not count how often they were written into
+            with torch.inference_mode():
+                self._tensor.copy_(self._value)
+        elif self._tensor._version != self._version:
+            with torch.no_grad():
+                self._tensor.copy_(self._value)
+        if self._owner._buffers.get(self._name) is not self._tensor:
+            self._owner._buffers[self._name] = self._tensor
 
 
 def _lock_of(model: nn.Module) -> threading.RLock:
@@ -64,20 +78,13 @@ def _buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
                 yield module, name, buffer
 
 
-def _version(buffer: Tensor) -> int | None:
-    return None if buffer.is_inference() else buffer._version
-
-
-def _put_back(buffers: list[tuple[nn.Module, str, Tensor, int | None, Tensor]]) -> None:
-    for owner, name, buffer, version, value in buffers:
-        if version is None:
-            with torch.inference_mode():
-                buffer.copy_(value)
-        elif buffer._version != version:
-            with torch.no_grad():
-                buffer.copy_(value)
-        if owner._buffers.get(name) is not buffer:
-            owner._buffers[name] = buffer
+def _accelerators(model: nn.Module) -> dict[str, list[int]]:
+    """Kind of device -> the indices at which the model has tensors; the CPU is none."""
+    found: dict[str, set[int]] = {}
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.device.type not in ("cpu", "meta"):
+            found.setdefault(tensor.device.type, set()).add(tensor.device.index or 0)
+    return {kind: sorted(indices) for kind, indices in found.items()}
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torchpeek.engine.guard import as_found
 from torchpeek.engine.targets import Target
 from torchpeek.engine.trace import Capture, Change, Origin, Trace
 from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotConnected, NotFinite, NotFired, Notice
-from torchpeek.hooks import attached, select
+from torchpeek.hooks import attached, interruptible, select
 from torchpeek.hooks.attach import ForwardHook
 
 
@@ -92,7 +92,7 @@ class ModelRunner:
                 if output is not None:
                     changed = output(trace.at[trace.layer].activation.detach()[rows], rows, trial)
                     hooks = [(select(self.model, trace.layer)[trace.layer], _returning(changed))]
-                with attached(hooks):
+                with attached(hooks), interruptible():
                     answer = self.model(given)
                 parts.append(trace.question(answer, rows))
         scores = torch.cat(parts) if parts else trace.scores.new_empty((0, trace.scores.shape[1]))
@@ -102,7 +102,7 @@ class ModelRunner:
         self, inputs: Tensor, layers: Mapping[str, nn.Module], gradients: bool
     ) -> tuple[dict[str, Capture], Any]:
         recorder = _Recorder(inputs, layers, gradients)
-        with attached(recorder.hooks()):
+        with attached(recorder.hooks()), interruptible():
             output = self.model(inputs)
         return recorder.captures(self.model), output
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchpeek.engine.guard import as_found
 from torchpeek.engine.runner import check_inputs, has_grid
 from torchpeek.errors import NoSpatialLayer
-from torchpeek.hooks import attached
+from torchpeek.hooks import attached, interruptible
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,8 @@ def _dry_pass(model: nn.Module, inputs: Tensor) -> _Seen:
     check_inputs(inputs)
     first = inputs[:1].detach().clone()  # a copy, so that being given the model's input is told from being given a view
     seen = _Seen(first)
-    with (
-        as_found(model),
-        attached((module, partial(seen.returned, name)) for name, module in model.named_modules() if name),
-    ):
+    hooks = ((module, partial(seen.returned, name)) for name, module in model.named_modules() if name)
+    with as_found(model), attached(hooks), interruptible():
         model(first)
     return seen
 

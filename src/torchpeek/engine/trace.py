@@ -15,6 +15,7 @@ from torch.autograd.graph import GradientEdge
 
 from torchpeek.engine.targets import Question, Target
 from torchpeek.errors import AmbiguousCall, GradUnavailable, NotConnected
+from torchpeek.hooks import interruptible, uninterrupted
 
 if TYPE_CHECKING:
     from torchpeek.engine.runner import ModelRunner
@@ -160,7 +161,7 @@ class Trace:
 
     def _scores_with_graph(self) -> Tensor:
         # The caller may be inside no_grad or inference_mode, where a graph would not be kept.
-        with torch.inference_mode(False), torch.enable_grad():
+        with uninterrupted(), torch.inference_mode(False), torch.enable_grad():
             return self.question(self.output, torch.arange(len(self.inputs)))
 
 
@@ -196,7 +197,7 @@ def _vjp_chunk(scores: Tensor, captures: list[Capture], vectors: Tensor) -> tupl
         )
         return found
 
-    with torch.inference_mode(False):
+    with uninterrupted(), torch.inference_mode(False), interruptible():
         if len(vectors) > 1:
             try:
                 return backward(vectors, batched=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
+
+from torchpeek.hooks.interrupts import uninterrupted
 
 ForwardHook: TypeAlias = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 """Called as `hook(module, args, kwargs, output)` when the module returns; what is not None replaces the output."""
@@ -28,19 +28,3 @@ def attached(hooks: Iterable[tuple[nn.Module, ForwardHook]]) -> Iterator[None]:
         with uninterrupted():
             for handle in handles:
                 handle.remove()
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the block is done, so that what it changes is never left half changed."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
-        yield  # Python handles signals in the main thread only
-        return
-    received: list[tuple[int, Any]] = []
-    previous = signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-        if received and callable(previous):
-            previous(*received[0])

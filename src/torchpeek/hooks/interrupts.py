@@ -1,0 +1,70 @@
+"""Ctrl-C, held back while something is half changed, let through while a model runs."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+
+class _Gate:
+    """What SIGINT meets in the main thread while an `uninterrupted` block is under way."""
+
+    def __init__(self, previous: Any) -> None:
+        self.previous = previous
+        self.open = False
+        self.pending: tuple[int, FrameType | None] | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if not self.open:
+            self.pending = number, frame
+            return
+        self.open = False  # what now cleans up is not interrupted again
+        self.previous(number, frame)
+        self.open = True  # the user's own handler did not raise
+
+    def deliver(self) -> None:
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            self.previous(*pending)
+
+
+def _in_force() -> Any:
+    """The handler of SIGINT; None in other threads than the main one, the only one in which Python handles signals."""
+    return signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the block is done, but for `interruptible` parts of it. May be nested."""
+    previous = _in_force()
+    if isinstance(previous, _Gate) or not callable(previous):
+        yield
+        return
+    gate = _Gate(previous)
+    signal.signal(signal.SIGINT, gate)
+    # From here on an interrupt raises nothing, so none can come between this line and the next.
+    try:
+        yield
+    finally:
+        gate.open = False
+        signal.signal(signal.SIGINT, previous)
+        gate.deliver()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C through again, also one that came before; for the long parts of an `uninterrupted` block."""
+    gate = _in_force()
+    if not isinstance(gate, _Gate):
+        yield
+        return
+    gate.deliver()
+    gate.open = True
+    try:
+        yield
+    finally:
+        gate.open = False
