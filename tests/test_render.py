@@ -14,7 +14,7 @@ import torchpeek as tp
 from networks import PooledNet
 from torchpeek.errors import InputError, OptionError
 from torchpeek.render import COLORMAPS, extract, mosaic, overlay
-from torchpeek.render.report import Report, ReportClass, ReportMap, ReportPicture, report_html
+from torchpeek.render.report import Report, ReportClass, ReportMap, ReportPicture, embedded, report_html
 
 BOX = tp.Geometry((40, 20), (10.0, 0.0, 30.0, 20.0))
 
@@ -163,9 +163,13 @@ class Page(HTMLParser):
 
 
 def test_report_needs_nothing_else_and_escapes_names() -> None:
-    image = Image.new("RGB", (20, 10), "red")
-    maps = {"gradcam": [ReportMap("gradcam", "<b>cat</b>", 3.0, -1.0, 2.0, "layer", image)]}
-    pictures = [ReportPicture("<script>x</script>.png", ["turned"], image, [ReportClass("cat & dog", 0.714)], maps)]
+    image = embedded(Image.new("RGB", (2000, 1000), "red"))
+    maps = {"gradcam": [ReportMap("<b>cat</b>", 0.5, 3.0, -1.0, 2.0, image)]}
+    pictures = [
+        ReportPicture(
+            "<script>x</script>.png", (2000, 1000), ["turned"], image, [ReportClass("cat & dog", 0.714)], maps
+        )
+    ]
     facts = {"model": "m"}
     html = report_html(Report(facts, {"gradcam": "summary"}, pictures, "viridis", {"bad.png": "damaged"}, left_out=3))
     page = Page()

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
-from cyclopts import App
+from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from torchpeek._version import __version__
@@ -21,8 +21,10 @@ OK, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
 app = App(
     name="torchpeek",
-    help="Look inside any PyTorch network: what its layers return, and which part of the picture decided.",
-    help_epilogue="Exit status: 0 all done; 1 something was left out, and named; 2 the request has to change.",
+    help=(
+        "Look inside any PyTorch network: what its layers return, and which part of the picture decided.\n\n"
+        "Exit status: 0 all done; 1 something was left out, and named; 2 the request has to change."
+    ),
     version=__version__,
     suppress_keyboard_interrupt=False,
     result_action="return_value",
@@ -41,9 +43,11 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
         _say("note", str(message)) if issubclass(category, Notice) else show(message, category, *rest)
     )
     try:
-        status = app(given)
+        status = app(given, exit_on_error=False)
         sys.stdout.flush()
         sys.exit(status or OK)
+    except CycloptsError:  # it has said so itself
+        sys.exit(MISTAKE)
     except TorchpeekError as error:
         if debug:
             raise

@@ -18,13 +18,12 @@ from torchpeek.render.colormaps import COLORMAPS, DIVERGING
 class ReportMap:
     """One heatmap on its picture."""
 
-    method: str
     class_name: str
+    probability: float
     score: float
     lowest: float  # of the raw, signed values
     highest: float
-    layer: str
-    image: Image.Image
+    image: str  # from `embedded`, as everywhere here: pictures are not kept until the page is written
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,9 @@ class ReportPicture:
     """One picture: what the model says of it, and its heatmaps, for each method one of every class asked for."""
 
     name: str
+    size: tuple[int, int]
     notes: Sequence[str]
-    image: Image.Image
+    image: str
     predictions: Sequence[ReportClass]  # best first
     maps: Mapping[str, Sequence[ReportMap]]  # by method
 
@@ -61,15 +61,17 @@ class Report:
 def report_html(report: Report) -> str:
     """The page, as one HTML file."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"embedded": _embedded, "percent": _percent, "number": _number}
+    environment.filters |= {"percent": _percent, "number": _number}
     template = environment.from_string(files("torchpeek.render").joinpath("report.html.j2").read_text("utf-8"))
     return template.render(report=report, legend=_legend(report.colormap), signed=report.colormap == DIVERGING)
 
 
-def _embedded(image: Image.Image) -> str:
-    """As a data URI. JPEG: a page of a hundred overlays stays small; the PNG files have every pixel."""
+def embedded(image: Image.Image, longest: int = 800) -> str:
+    """As a data URI, at most `longest` pixels wide or high. JPEG, for a small page: the PNG files have every pixel."""
+    small = image.copy()
+    small.thumbnail((longest, longest))
     packed = io.BytesIO()
-    image.save(packed, "JPEG", quality=88)
+    small.save(packed, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(packed.getvalue()).decode()
 
 
