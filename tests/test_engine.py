@@ -552,6 +552,13 @@ class TestNeverSilentlyNothing:
         with pytest.raises(InputError):
             ModelRunner(PooledNet()).trace(bad, ["act"], Predicted())
 
+    def test_an_error_of_the_models_own_says_what_it_was_given(self) -> None:
+        with pytest.raises(RuntimeError) as caught:
+            ModelRunner(PooledNet().double()).trace(torch.randn(1, 3, 4, 4), ["act"], Predicted())
+        assert caught.value.__notes__ == [
+            "PooledNet was given torch.float32 of shape (1, 3, 4, 4) on cpu; its parameters are torch.float64 on cpu"
+        ]
+
     def test_models_that_are_none(self) -> None:
         with pytest.raises(InputError, match="model is a function"):
             ModelRunner(F.relu)  # type: ignore[arg-type]

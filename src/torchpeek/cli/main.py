@@ -64,7 +64,8 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        _say("error", f"{type(error).__name__}: {error} (--debug shows where)")
+        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
+        _say("error", f"{type(error).__name__}: {error} (--debug shows where){notes}")
         sys.exit(MISTAKE)
     finally:
         warnings.showwarning = show

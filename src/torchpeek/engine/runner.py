@@ -92,8 +92,8 @@ class ModelRunner:
                 if output is not None:
                     changed = output(trace.at[trace.layer].activation.detach()[rows], rows, trial)
                     hooks = [(select(self.model, trace.layer)[trace.layer], _returning(changed))]
-                with attached(hooks), interruptible():
-                    answer = self.model(given)
+                with attached(hooks):
+                    answer = run(self.model, given)
                 parts.append(trace.question(answer, rows))
         scores = torch.cat(parts) if parts else trace.scores.new_empty((0, trace.scores.shape[1]))
         return scores.view(count, trials, -1)
@@ -102,8 +102,8 @@ class ModelRunner:
         self, inputs: Tensor, layers: Mapping[str, nn.Module], gradients: bool
     ) -> tuple[dict[str, Capture], Any]:
         recorder = _Recorder(inputs, layers, gradients)
-        with attached(recorder.hooks()), interruptible():
-            output = self.model(inputs)
+        with attached(recorder.hooks()):
+            output = run(self.model, inputs)
         return recorder.captures(self.model), output
 
 
@@ -152,6 +152,19 @@ class _Recorder:
         self._kept[name] = Capture(name, leaf, leaf)
         passed_on: Tensor = leaf.clone()  # not the leaf, nor a view of it: neither may be written into
         return passed_on
+
+
+def run(model: nn.Module, inputs: Tensor) -> Any:
+    """Call the model; where it fails, its own exception says what it was given. The only call of a model."""
+    try:
+        with interruptible():
+            return model(inputs)
+    except Exception as error:
+        first = next(model.parameters(), None)
+        own = "" if first is None else f"; its parameters are {first.dtype} on {first.device}"
+        shape = tuple(inputs.shape)
+        error.add_note(f"{type(model).__name__} was given {inputs.dtype} of shape {shape} on {inputs.device}{own}")
+        raise
 
 
 def check_inputs(inputs: object) -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.engine.guard import as_found
-from torchpeek.engine.runner import check_inputs, has_grid
+from torchpeek.engine.runner import check_inputs, has_grid, run
 from torchpeek.errors import NoSpatialLayer
-from torchpeek.hooks import attached, interruptible
+from torchpeek.hooks import attached
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ def _dry_pass(model: nn.Module, inputs: Tensor) -> _Seen:
     first = inputs[:1].detach().clone()  # a copy, so that being given the model's input is told from being given a view
     seen = _Seen(first)
     hooks = ((module, partial(seen.returned, name)) for name, module in model.named_modules() if name)
-    with as_found(model), attached(hooks), interruptible():
-        model(first)
+    with as_found(model), attached(hooks):
+        run(model, first)
     return seen
 
 
