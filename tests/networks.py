@@ -65,12 +65,20 @@ class MessyNet(nn.Module):
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
         self.register_buffer("last_mean", torch.zeros(6))
         self.register_buffer("nothing", None)
+        self.register_buffer("written_through_data", torch.zeros(2))
+        self.register_buffer("dropped", torch.ones(1), persistent=False)
         self.fail_with: BaseException | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1  # written in place, also in eval mode
         a = self.act(self.bn(self.conv(x)))
         self.last_mean = a.mean((0, 2, 3)).detach()  # replaced
+        self.nothing = torch.ones(1)  # filled
+        self.written_through_data.data.add_(1)  # behind the version counter's back
+        if "late" not in self._buffers:
+            self.register_buffer("late", torch.ones(3))  # new
+        if "dropped" in self._buffers:
+            del self.dropped
         torch.rand(1)  # draws from the global generator
         if self.fail_with is not None:
             raise self.fail_with
@@ -87,6 +95,9 @@ def messy() -> MessyNet:
     model.register_forward_pre_hook(lambda module, args: None)
     model.head.register_full_backward_hook(lambda module, given, got: None)
     model(torch.randn(2, 3, 8, 8)).sum().backward()
+    model.nothing = None
+    del model._buffers["late"]
+    model.register_buffer("dropped", torch.ones(1), persistent=False)
     return model
 
 
@@ -111,6 +122,8 @@ def state_of(model: nn.Module) -> dict[str, object]:
         "grad": {name: None if p.grad is None else (id(p.grad), p.grad.tolist()) for name, p in parameters.items()},
         "buffers": {name: (id(b), b.tolist()) for name, b in model.named_buffers()},
         "buffer names": {name: list(module._buffers) for name, module in model.named_modules()},
+        "empty buffers": {name: [k for k, b in m._buffers.items() if b is None] for name, m in model.named_modules()},
+        "not saved": {name: sorted(module._non_persistent_buffers_set) for name, module in model.named_modules()},
         "hooks": {
             f"{name}.{kind}": [(key, id(hook)) for key, hook in getattr(module, kind).items()]
             for name, module in model.named_modules()

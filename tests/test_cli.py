@@ -111,12 +111,37 @@ class TestCam:
         out = capsys.readouterr().out
         assert "skipped pictures/b.png: not a picture" in out
         assert "skipped pictures/d.png: damaged or truncated" in out
-        assert "skipped pictures/none.png: no such file" in out
+        assert "skipped pictures/none.png: cannot be opened (no such file" in out
         assert "3 of 5 pictures skipped" in out
         assert (place / "peek" / "a").is_dir()
         assert (place / "peek" / "c").is_dir()
         assert "broken" not in (place / "peek" / "report.html").read_text()
         assert "pictures/b.png" in (place / "peek" / "report.html").read_text()
+
+    def test_a_picture_that_the_model_cannot_take(self, place, capsys) -> None:
+        """Not even the first one ends the run for the others."""
+        Image.new("RGB", (3_000_000, 1)).save(place / "pictures" / "0.png")
+        assert run(*CAM, "--batch-size", "1") == 1
+        assert "skipped pictures/0.png" in capsys.readouterr().out
+        assert (place / "peek" / "c" / "all.png").is_file()
+
+    def test_names_of_every_script_and_any_length(self, place, capsys) -> None:
+        (place / "pictures" / "ü 猫.png").write_bytes((place / "pictures" / "a.png").read_bytes())
+        (place / "named.py").write_text(
+            "import torchpeek as tp\nfrom networks import PooledNet\n"
+            "make = lambda: tp.LoadedModel(PooledNet(), tp.Preprocess(16, (16, 16)), ['猫' * 200] * 5)"
+        )
+        assert run("cam", "pictures", "--model", "named:make", "--class", "3") == 0
+        assert (place / "peek" / "ü-猫" / "all.png").is_file()
+        assert len(list((place / "peek" / "ü-猫").glob("gradcam.3-猫猫*.png"))) == 1
+
+    def test_a_class_named_twice_is_explained_once(self, place, capsys) -> None:
+        assert run(*CAM, "--class", "bee", "--class", "1", "--class", "Bee", "--json") == 0
+        assert len(json.loads(capsys.readouterr().out)["pictures"][0]["maps"]) == 1
+
+    def test_how_it_was_drawn_is_in_the_results(self, place, capsys) -> None:
+        assert run(*CAM, "--colormap", "inferno", "--alpha", "0.3", "--fade", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["about"]["overlays"] == "inferno, alpha 0.3, fading with the value"
 
     def test_two_pictures_of_one_name(self, place, capsys) -> None:
         (place / "more").mkdir()
@@ -145,6 +170,8 @@ class TestCam:
             (["--batch-size", "0"], "at least 1"),
             (["--device", "quantum"], "--device 'quantum'"),
             (["--weights", "none.pth"], "no weights file"),
+            (["--weights", "random"], "decides itself"),
+            (["--top", "9"], "k goes from 1"),
             (["--out", "pictures"], "not empty"),
             (["--out", "my_nets.py"], "is a file"),
             (["empty*"], "matches no file"),
@@ -156,7 +183,7 @@ class TestCam:
         err = capsys.readouterr().err
         assert message in err
         assert "Traceback" not in err
-        assert not (place / "peek" / "report.html").exists()
+        assert not (place / "peek").exists()
 
     @pytest.mark.parametrize("words", [["--nonsense"], ["--top", "two"], []])
     def test_usage_errors_exit_with_2(self, place, capsys, words) -> None:

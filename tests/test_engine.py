@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.utils import counters
+from torch.utils.checkpoint import checkpoint
 
 from networks import InPlaceNet, PooledNet, SplitNet, messy, state_of
 from torchpeek.engine import ModelRunner, suggest_layer, survey
 from torchpeek.engine.guard import as_found
+from torchpeek.engine.runner import is_channels_last
 from torchpeek.engine.targets import Classes, Predicted, TopClasses
 from torchpeek.errors import (
     AmbiguousCall,
@@ -208,6 +210,15 @@ class TestHead:
         assert ModelRunner(net).trace(X, ["prefix"], Predicted()).head is None
         pooled = PooledNet().eval()  # the ReLU lies between
         assert ModelRunner(pooled).trace(torch.randn(1, 3, 5, 5), ["features"], Predicted()).head is None
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision_is_no_excuse(self, dtype: torch.dtype) -> None:
+        """Its rounding must not hide that something lies between the layer and the head."""
+        for seed in range(30):
+            torch.manual_seed(seed)
+            model, x = PooledNet().to(dtype).eval(), torch.randn(1, 3, 6, 6, dtype=dtype)
+            assert ModelRunner(model).trace(x, ["act"], Predicted()).head is not None
+            assert ModelRunner(model).trace(x, ["features.2"], Predicted()).head is None
 
     def test_none_for_a_score_that_is_not_the_logit(self) -> None:
         from torchpeek.engine.targets import ClassProbability
@@ -440,6 +451,32 @@ class TestLeftAsFound:
         assert [reference() for reference in kept] == [None] * len(kept)
         assert len(kept) == 1
 
+    def test_two_models_that_share_a_part(self) -> None:
+        """Each in a thread of its own: the part is in one's hands at a time."""
+        shared = messy()
+        models = [nn.Sequential(shared), nn.Sequential(shared)]
+        before = state_of(shared)
+        inputs = torch.randn(1, 3, 8, 8)
+        failed = []
+
+        def work(model: nn.Module) -> None:
+            try:
+                for _ in range(25):
+                    _ = ModelRunner(model).trace(inputs, ["0.act"], Classes([0])).gradients
+            except Exception as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=work, args=(model,)) for model in models]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failed == []
+        after = state_of(shared)
+        assert {key: after[key] for key in after if key != "random state"} == {
+            key: before[key] for key in before if key != "random state"
+        }
+
     def test_two_threads_at_one_model(self) -> None:
         """One at a time; without the lock the hooks of the one would see the pass of the other."""
         model = messy()
@@ -633,7 +670,7 @@ class TestSuggestedLayer:
         model = torchvision.models.get_model(name, weights=None)
         found = suggest_layer(model, torch.randn(1, 3, 224, 224))
         assert found.layer == layer
-        assert "7 x 7" in found.reason
+        assert "before the head" in found.reason
 
     def test_is_remembered(self) -> None:
         model = PooledNet()
@@ -641,7 +678,10 @@ class TestSuggestedLayer:
         model.register_forward_hook(lambda *_: passes.append(1))
         for _ in range(3):
             suggest_layer(model, torch.randn(4, 3, 8, 8))
+        suggest_layer(model, torch.randn(4, 3, 9, 9))
         assert len(passes) == 1
+        suggest_layer(model, torch.randn(4, 3, 9, 9), anew=True)
+        assert len(passes) == 2
 
     def test_an_activation_rather_than_what_it_overwrites(self) -> None:
         class Flat(nn.Module):
@@ -660,15 +700,120 @@ class TestSuggestedLayer:
             suggest_layer(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.randn(1, 3, 2, 2))
         torchvision = pytest.importorskip("torchvision")
         transformer = torchvision.models.get_model("vit_b_32", weights=None)
-        with pytest.raises(NoSpatialLayer, match="goes on in tokens"):
+        with pytest.raises(NoSpatialLayer, match="goes on in another layout"):
             suggest_layer(transformer, torch.randn(1, 3, 224, 224))
 
 
+class TestChannelsLast:
+    """(N, h, w, C) read as (N, C, h, w) would give a heatmap of height against channels."""
+
+    @pytest.mark.parametrize("layer", ["features.1", "features.3", "features.7", "norm"])
+    def test_is_refused_by_name(self, layer: str) -> None:
+        torchvision = pytest.importorskip("torchvision")
+        model = torchvision.models.swin_t(weights=None)
+        with pytest.raises(NoSpatialLayer, match="channels last"):
+            ModelRunner(model).trace(torch.randn(1, 3, 224, 224), [layer], Predicted())
+
+    def test_the_layer_where_it_is_turned_round_is_suggested(self) -> None:
+        torchvision = pytest.importorskip("torchvision")
+        assert suggest_layer(torchvision.models.swin_t(weights=None), torch.randn(1, 3, 224, 224)).layer == "permute"
+
+    def test_a_model_that_ends_so_has_none_to_suggest(self) -> None:
+        timm = pytest.importorskip("timm")
+        with pytest.raises(NoSpatialLayer, match="channels last"):
+            suggest_layer(timm.create_model("sequencer2d_s"), torch.randn(1, 3, 224, 224))
+
+    @pytest.mark.parametrize(
+        ("shape", "given", "expected"),
+        [
+            ((1, 56, 56, 96), (1, 3, 224, 224), True),
+            ((1, 7, 7, 768), (1, 3, 224, 224), True),
+            ((1, 14, 10, 64), (1, 3, 224, 160), True),
+            ((1, 64, 14, 10), (1, 3, 224, 160), False),
+            ((1, 2048, 7, 7), (1, 3, 224, 224), False),
+            ((1, 7, 7, 7), (1, 3, 224, 224), False),
+            ((1, 256, 6, 6), (1, 3, 227, 227), False),
+            ((1, 32, 8, 40), (1, 1, 64, 80), False),  # a stride of its own for each axis, as for spectrograms
+            ((1, 12, 9), (1, 3, 36), False),
+        ],
+    )
+    def test_what_is_taken_for_it(self, shape, given, expected) -> None:
+        assert is_channels_last(torch.empty(shape), torch.empty(given)) is expected
+
+
+class TestCheckpointed:
+    """A part that runs once more on the way back."""
+
+    class Net(PooledNet):
+        def __init__(self, reentrant: bool) -> None:
+            super().__init__()
+            self.bn, self.reentrant = nn.BatchNorm2d(6), reentrant
+
+        def forward(self, x):
+            a = self.act(self.features(x))
+            return self.head(checkpoint(self.bn, a, use_reentrant=self.reentrant).mean((2, 3)))
+
+    def test_runs_as_the_first_time(self) -> None:
+        model = self.Net(reentrant=False).train()
+        x = torch.randn(2, 3, 5, 5)
+        before = state_of(model)
+        gradients = ModelRunner(model).trace(x, ["act"], TopClasses(2)).gradients
+        assert state_of(model) == before
+        model.eval()
+        a = model.act(model.features(x)).detach().requires_grad_()
+        (expected,) = torch.autograd.grad(model.head(model.bn(a).mean((2, 3))).max(1).values.sum(), a)
+        torch.testing.assert_close(gradients[:, 0], expected)
+
+    def test_what_torch_cannot_do_is_named(self) -> None:
+        model = self.Net(reentrant=True)
+        with pytest.raises(GradUnavailable, match="checkpointed part"):
+            _ = ModelRunner(model).trace(torch.randn(2, 3, 5, 5), ["act"], Predicted()).gradients
+
+
+def test_a_model_whose_samples_see_each_other_is_pointed_out() -> None:
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Flatten(), nn.Linear(64, 3))
+    with pytest.warns(Notice, match="'1' normalises with the statistics of the batch"):
+        ModelRunner(model).trace(torch.randn(2, 3, 6, 6), ["1"], Predicted())
+    ModelRunner(model).trace(torch.randn(1, 3, 6, 6), ["1"], Predicted())
+
+
+def test_notices_point_at_the_callers_line() -> None:
+    import torchpeek as tp
+
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Flatten(), nn.Linear(64, 3))
+    with pytest.warns(Notice) as caught:
+        tp.explain(model, torch.randn(2, 3, 6, 6), layer="1")
+    assert caught[0].filename == __file__
+
+
+def test_requests_that_cannot_be(net: SplitNet) -> None:
+    trace = ModelRunner(net).trace(X, ["prefix"], Predicted())
+    with pytest.raises(LayerNotFound, match="it holds 'prefix'"):
+        trace.only("mix")
+    with pytest.raises(InputError, match="rows= says"):
+        trace.again(X[:1])
+    with pytest.raises(InputError, match="0 to 1"):
+        trace.again(X, rows=torch.tensor([0, 2]))
+    for trials, batch in [(0, 8), (1, 0)]:
+        with pytest.raises(InputError, match="at least 1"):
+            trace.rescore(lambda x, rows, trials: x, trials, batch=batch)
+    assert "SplitNet at 'prefix'" in repr(trace)
+    assert len(repr(trace)) < 200
+    with torch.device("meta"):
+        nowhere = PooledNet()
+    with pytest.raises(InputError, match="meta device"):
+        ModelRunner(nowhere)
+
+
 def test_survey_says_what_every_layer_returns() -> None:
-    rows = {row.name: row for row in survey(PooledNet(), torch.randn(2, 3, 8, 7))}
+    calls, suggested = survey(PooledNet(), torch.randn(2, 3, 8, 7))
+    rows = {row.name: row for row in calls}
+    assert suggested.layer == "act"
     assert rows["act"].output == "(N, 6, 8, 7)"
     assert rows["head"].output == "(N, 5)"
     assert rows["head"].parameters == 6 * 5 + 5
     assert rows["features"].parameters == rows["features.0"].parameters + rows["features.2"].parameters
     assert rows["act"].calls == 1
-    assert all(row.output is None for row in survey(PooledNet(), None))
+    assert all(row.output is None for row in survey(PooledNet(), None)[0])

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import torchpeek as tp
 from networks import PooledNet
-from torchpeek.errors import FormatError, InputError
+from torchpeek.errors import FolderError, FormatError, InputError
 from torchpeek.heatmap import unit_range, upsample
 
 
@@ -116,6 +116,10 @@ class TestFiles:
         for name in ("other", "text", "cut", "missing"):
             with pytest.raises(FormatError, match=name):
                 tp.load(tmp_path / f"{name}.safetensors")
+
+    def test_a_folder_that_is_not_there(self, heatmap, tmp_path) -> None:
+        with pytest.raises(FolderError, match="make it first"):
+            tp.save(heatmap, tmp_path / "none" / "h.safetensors")
 
     def test_nothing_is_left_behind_by_a_failed_write(self, heatmap, tmp_path, monkeypatch) -> None:
         import os

@@ -79,7 +79,7 @@ class TestAttached:
         model = PooledNet().eval()
         x = torch.randn(1, 3, 4, 4)
         before = model(x)
-        with attached([(model.act, lambda module, args, kwargs, output: output * 2)]):
+        with attached([(model.act, lambda module, args, output: output * 2)]):
             doubled = model(x)
         assert torch.allclose(doubled - model.head.bias, 2 * (before - model.head.bias), atol=1e-6)
         assert torch.equal(model(x), before)

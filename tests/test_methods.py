@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -205,14 +207,13 @@ class TestCam:
 
 class TestRandom:
     def test_is_seeded_and_leaves_the_global_generator_alone(self) -> None:
-        state = torch.get_rng_state()
-        first, same, other = (
-            tp.explain(PooledNet(), X.float(), method="random", seed=seed).values for seed in (1, 1, 2)
-        )
+        model = PooledNet()
+        state = torch.get_rng_state().tolist()
+        first, same, other = (tp.explain(model, X.float(), method="random", seed=seed).values for seed in (1, 1, 2))
+        assert torch.get_rng_state().tolist() == state
         assert torch.equal(first, same)
         assert not torch.equal(first, other)
         assert 0 <= float(first.min()) < float(first.max()) < 1
-        torch.set_rng_state(state)
 
     def test_the_seed_is_in_the_provenance(self) -> None:
         assert tp.explain(PooledNet(), X.float(), method="random", seed=7).provenance.options == {"seed": 7}
@@ -234,6 +235,23 @@ class TestContract:
             with pytest.raises(type(error)):
                 tp.explain(model, x, method=name, layer="act")
             assert state_of(model) == before
+
+    def test_nothing_lives_on(self, name: str) -> None:
+        model, kept = PooledNet(), []
+        model.act.register_forward_hook(lambda module, args, output: kept.append(weakref.ref(output)))
+        model.register_forward_hook(lambda module, args, output: kept.append(weakref.ref(output)))
+        heatmap = tp.explain(model, X.float(), method=name, layer="act")
+        assert [reference() for reference in kept] == [None, None]
+        assert heatmap.values.grad_fn is None
+
+    def test_under_autocast(self, name: str) -> None:
+        """The model runs in bfloat16, as the caller wants; the method's own mathematics does not."""
+        model, x = PooledNet().eval(), X.float()
+        with torch.autocast("cpu", torch.bfloat16):
+            half = tp.explain(model, x, method=name, layer="act", target=1)
+        exact = tp.explain(model, x, method=name, layer="act", target=1)
+        assert half.values.dtype == half.scores.dtype == torch.float32
+        assert (half.values - exact.values).abs().max() <= 0.05 * exact.values.abs().max()
 
     def test_shape_type_and_provenance(self, name: str) -> None:
         model = PooledNet().eval()
@@ -350,9 +368,27 @@ class TestCompare:
         with pytest.raises(InputError, match="empty list"):
             tp.explain(model, [])
 
+    def test_a_remembered_layer_that_does_not_fit_another_size(self) -> None:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.b = nn.Conv2d(3, 4, 3, 4, 1), nn.Conv2d(4, 4, 3, 4, 1)
+                self.head = nn.Linear(4, 2)
+
+            def forward(self, x):
+                return self.head(self.b(self.a(x)).mean((2, 3)))
+
+        model = Net()
+        assert tp.explain(model, torch.randn(1, 3, 64, 64)).provenance.layer == "b"
+        assert tp.explain(model, torch.randn(1, 3, 16, 16)).provenance.layer == "a"  # where b has one position
+
     def test_bad_requests(self) -> None:
         with pytest.raises(MethodNotFound, match="closest: 'gradcam'"):
             tp.explain(PooledNet(), X.float(), method="grad-cam")
+        with pytest.raises(MethodNotFound):
+            tp.explain(PooledNet(), X.float(), method=["gradcam"])  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="methods is None"):
+            tp.compare(PooledNet(), X.float(), methods=None)  # type: ignore[call-overload]
         with pytest.raises(InputError, match="methods is empty"):
             tp.compare(PooledNet(), X.float(), methods=[])
         with pytest.raises(TargetError, match="batch of 2"):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 import torchpeek as tp
 from networks import PooledNet
-from torchpeek.errors import InputError, ModelError, ModelNotFound, Notice, WeightsError
+from torchpeek.errors import InputError, ModelError, ModelNotFound, Notice, PictureError, WeightsError
 from torchpeek.models import Preprocess
 
 torchvision = pytest.importorskip("torchvision")
@@ -80,6 +83,32 @@ class TestPreprocess:
         with pytest.raises(InputError, match=r"1 \(grey\) or 3"):
             Preprocess(mean=(0.5, 0.5), std=(0.5, 0.5))
 
+    @settings(max_examples=60, deadline=None)
+    @given(width=st.integers(8, 400), height=st.integers(8, 400), resize=st.integers(16, 96), crop=st.integers(8, 120))
+    def test_any_size_is_as_in_torchvision(self, width: int, height: int, resize: int, crop: int) -> None:
+        from torchvision.transforms._presets import ImageClassification
+
+        image = noise((width, height))
+        ours, geometry = Preprocess(resize=resize, crop=(crop, crop))(image)
+        theirs = ImageClassification(crop_size=crop, resize_size=resize)(image)
+        torch.testing.assert_close(ours[0], theirs, atol=1e-6, rtol=0)
+        left, top, right, bottom = geometry.box
+        assert left < right
+        assert top < bottom
+        assert (left + right) / 2 == pytest.approx(width / 2, abs=width / resize + 1)
+
+    @pytest.mark.parametrize(
+        "wrong", [{"interpolation": "cubic"}, {"crop": 224}, {"resize": 0}, {"resize": (3, 0)}, {"crop": (1, 2, 3)}]
+    )
+    def test_what_it_cannot_be(self, wrong) -> None:
+        with pytest.raises(InputError, match="allowed"):
+            Preprocess(**wrong)
+
+    def test_a_line_of_pixels_is_refused(self) -> None:
+        """Its shorter side would be resized to 256, and so it as a whole to a gigapixel."""
+        with pytest.raises(PictureError, match="too long for its width"):
+            Preprocess()(Image.new("RGB", (20_000, 1)))
+
     def test_whole_picture_as_it_is(self) -> None:
         tensor, geometry = Preprocess(resize=None, crop=None)(noise((50, 40)))
         assert tensor.shape == (1, 3, 40, 50)
@@ -109,6 +138,7 @@ class TestSources:
         [
             ("torchvision:resnet5", "closest: 'resnet50'"),
             ("timm:resnet5", "closest: "),
+            ("timm:resnet18.nonsense", "nonsense"),
             ("resnet50", "allowed: torchvision:NAME"),
             ("torchvision:", "allowed"),
             ("", "allowed"),
@@ -155,6 +185,16 @@ class TestSources:
         loaded = tp.load_model("mine_full:Zoo.make")
         assert loaded.class_names == ["a", "b"]
         assert loaded.weights == "mine"
+
+    def test_random_weights_of_a_callable_are_its_own_business(self, in_folder) -> None:
+        (in_folder / "mine_again.py").write_text("import torch\nmake = lambda: torch.nn.Conv2d(3, 2, 3)")
+        with pytest.raises(WeightsError, match="decides itself"):
+            tp.load_model("mine_again:make", "random")
+
+    def test_random_weights_fetch_nothing(self, monkeypatch) -> None:
+        monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("a download"))
+        with pytest.warns(Notice, match="ImageNet's way"):
+            tp.load_model("torchvision:lraspp_mobilenet_v3_large", "random")
 
     def test_callables_that_are_none(self, in_folder) -> None:
         (in_folder / "mine_bad.py").write_text("make = lambda: 3\nimport_error = 1\n")
@@ -231,6 +271,24 @@ def test_a_preprocessing_of_the_users_own() -> None:
     assert picture.tensor.shape == (1, 3, 8, 8)
     assert picture.geometry == tp.Geometry.whole((20, 10))
     assert "whole picture" in picture.notes[-1]
+
+
+def test_what_a_loaded_model_cannot_be() -> None:
+    for names in ("cat", [1, 2]):
+        with pytest.raises(InputError, match="list of strings"):
+            tp.LoadedModel(PooledNet(), class_names=names)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="a path or a PIL image"):
+        tp.LoadedModel(PooledNet()).read(3)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="preprocess gave a ndarray"):
+        tp.LoadedModel(PooledNet(), lambda image: np.zeros((3, 8, 8))).read(noise((20, 10)))
+
+
+def test_layers_takes_what_explain_takes(photograph) -> None:
+    loaded = tp.LoadedModel(PooledNet(), Preprocess(resize=16, crop=(16, 16)))
+    table = tp.layers(loaded, photograph)
+    assert table[0].name == "features"
+    assert "suggested for heatmaps: act" in str(table)
+    assert "<table>" in table._repr_html_()
 
 
 def test_half_precision_models_read_half_precision() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchpeek.engine.targets import Classes, ClassProbability, Predicted, TopClasses, as_target
+from torchpeek.engine.targets import Classes, ClassesPerSample, ClassProbability, Predicted, TopClasses, as_target
 from torchpeek.errors import AmbiguousClass, ClassNotFound, TargetError
 
 OUTPUT = torch.tensor([[1.0, 3.0, 2.0], [5.0, -1.0, 0.0]])
@@ -68,15 +68,34 @@ def test_logits_in_what_a_model_returned(wrapped) -> None:
         ([[0, 1], [2]], TargetError, r"rows of \[1, 2\]"),
         ([0, [1]], TargetError, "mixes"),
         ([], TargetError, "batch of 2"),
-        (Classes([]), TargetError, "names no class"),
         (TopClasses(4), TargetError, "k goes from 1"),
-        (TopClasses(0), TargetError, "k goes from 1"),
+        (10**30, ClassNotFound, "no model has as many"),
+        (np.array(["cat"]), ClassNotFound, "closest: 'Egyptian cat'"),
+        (np.array([0.5, 1.5]), TargetError, "an index or a name"),
+        (TopClasses, TargetError, "allowed"),
         ({"class": 1}, TargetError, "dict"),
     ],
 )
 def test_what_cannot_be_asked(target, error, words) -> None:
     with pytest.raises(error, match=words):
         labels(target)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TopClasses(0),
+        lambda: TopClasses("a"),
+        lambda: TopClasses(2.0),
+        lambda: Classes([]),
+        lambda: Classes("cat"),
+        lambda: Classes(3),
+        lambda: ClassesPerSample([1, 2]),
+    ],
+)
+def test_targets_that_cannot_be_made(make) -> None:
+    with pytest.raises(TargetError):
+        make()
 
 
 def test_names_that_are_ambiguous_or_missing() -> None:

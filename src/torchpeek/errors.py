@@ -34,6 +34,8 @@ Each message says what, got, allowed, and what to do next.
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 
 
@@ -139,6 +141,14 @@ class FolderError(FileError):
 
 class Notice(UserWarning):
     """Something was decided that the caller should know of; nothing is wrong."""
+
+
+def notify(message: str) -> None:
+    """Warn with a Notice that points at the caller's own line, the first outside of torchpeek."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("torchpeek."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, Notice, stacklevel=level)
 
 
 def closest(name: str, names: Iterable[str], *, most: int = 3) -> str:

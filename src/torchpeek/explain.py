@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from os import PathLike
 from typing import Any, TypeAlias, overload
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from torchpeek import _version
 from torchpeek.cam import CamMethod, find_method
 from torchpeek.engine import ModelRunner, Origin, Suggestion, Target, Trace, suggest_layer
-from torchpeek.engine.runner import check_inputs
 from torchpeek.engine.targets import ClassesPerSample, as_target
-from torchpeek.errors import AmbiguousCall, InputError, NotFinite, Notice, TargetError
+from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotFinite, NotFired, TargetError, notify
 from torchpeek.heatmap import Heatmap, Provenance
 from torchpeek.hooks import Selection, select, uninterrupted
-from torchpeek.models import LoadedModel
-from torchpeek.picture import Picture
-
-Model: TypeAlias = nn.Module | LoadedModel
-Inputs: TypeAlias = Tensor | Picture | str | PathLike[str] | Image.Image
-"""A batch (N, C, *grid); a Picture; with a LoadedModel also a path or a PIL image."""
+from torchpeek.models import Inputs, LoadedModel, Model, Preprocess, input_tensor, module_of
 
 TargetLike: TypeAlias = Any
 """None (the predicted class), a class index or name, a tensor or list of these (N,) or (N, K), or a tp.targets.*"""
@@ -43,11 +34,20 @@ def trace(
     `layer` selects one layer; None takes a suggested one, and the trace's `origin.layer_reason` says why that. With
     `gradients=False` no graph is kept, for methods that need none. The model is left exactly as it was found.
     """
-    tensor = _tensor(model, inputs)
-    runner = ModelRunner(_module(model))
-    chosen = _one_layer(runner.model, tensor, layer)
+    tensor = input_tensor(model, inputs)
+    runner = ModelRunner(module_of(model))
     asked = as_target(target, _class_names(model))
-    return runner.trace(tensor, [chosen.layer], asked, gradients=gradients, origin=_origin(model, chosen.reason))
+
+    def traced(chosen: Suggestion) -> Trace:
+        return runner.trace(tensor, [chosen.layer], asked, gradients=gradients, origin=_origin(model, chosen.reason))
+
+    if layer is not None:
+        return traced(_one_layer(runner.model, layer))
+    try:
+        return traced(suggest_layer(runner.model, tensor))
+    except (NoSpatialLayer, NotFired, AmbiguousCall):
+        # What was remembered was of an input of another size, perhaps.
+        return traced(suggest_layer(runner.model, tensor, anew=True))
 
 
 @overload
@@ -95,6 +95,7 @@ def explain(
 
     The model runs in eval mode and is left exactly as it was found.
     """
+    method = find_method(method).name
     found: Heatmap | list[Heatmap] = _compare(model, inputs, {method: options}, layer, target, seed)[method]
     return found
 
@@ -165,7 +166,7 @@ def _compare(
         raise InputError("inputs is missing; explain(model, inputs), or explain(trace)")
     if isinstance(inputs, (list, tuple)):
         return _compare_each(model, inputs, chosen, layer, target, seed)
-    return _compare_batch(model, _tensor(model, inputs), chosen, layer, target, seed)
+    return _compare_batch(model, input_tensor(model, inputs), chosen, layer, target, seed)
 
 
 def _compare_batch(
@@ -180,7 +181,7 @@ def _compare_each(
     model: Model, inputs: Sequence[Any], chosen: Chosen, layer: Selection | None, target: TargetLike, seed: int
 ) -> dict[str, list[Heatmap]]:
     """One batch for each run of inputs of the same shape; then taken apart again."""
-    tensors = [_tensor(model, each) for each in inputs]
+    tensors = [input_tensor(model, each) for each in inputs]
     if not tensors:
         raise InputError("inputs is an empty list; give at least one")
     asked = as_target(target, _class_names(model))
@@ -215,18 +216,18 @@ def _runs_of_one_shape(tensors: list[Tensor], most: int = 16) -> list[list[Tenso
 
 def _heatmap(trace: Trace, method: CamMethod, options: Mapping[str, Any], seed: int) -> Heatmap:
     given = {"seed": seed, **options} if "seed" in method.options else dict(options)
-    with uninterrupted(), torch.inference_mode(False), torch.no_grad():
+    device = trace.at[trace.layer].activation.device.type
+    # The mathematics is in float32 at least, also under the caller's autocast.
+    with uninterrupted(), torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
         found = method.compute(trace, **given)
         values = found.expand(*trace.scores.shape, *found.shape[2:]).contiguous()  # (N, K, *grid)
     if not torch.isfinite(values).all():
         raise NotFinite(f"{method.name} at {trace.layer!r} gave NaN or infinity, though the activations have none")
     if empty := int((values.flatten(2) == 0).all(2).sum()):
-        warnings.warn(
+        notify(
             f"{method.name} at {trace.layer!r}: {empty} of {trace.scores.numel()} maps are exactly zero everywhere; "
             "the layer "
             f"says nothing about that class",
-            Notice,
-            stacklevel=4,
         )
     return Heatmap(values, trace.scores, trace.question, _provenance(trace, method, given))
 
@@ -258,6 +259,8 @@ def _provenance(trace: Trace, method: CamMethod, options: Mapping[str, Any]) -> 
 def _chosen(methods: Iterable[str] | Mapping[str, Mapping[str, Any]]) -> Chosen:
     if isinstance(methods, str):
         methods = [methods]
+    if not isinstance(methods, Iterable):
+        raise InputError(f"methods is {methods!r}; give names, or a dict from a name to that method's options")
     options = methods if isinstance(methods, Mapping) else {name: {} for name in methods}
     if not options:
         raise InputError("methods is empty; name at least one (torchpeek methods lists them)")
@@ -267,9 +270,7 @@ def _chosen(methods: Iterable[str] | Mapping[str, Mapping[str, Any]]) -> Chosen:
     return chosen
 
 
-def _one_layer(module: nn.Module, tensor: Tensor, layer: Selection | None) -> Suggestion:
-    if layer is None:
-        return suggest_layer(module, tensor)
+def _one_layer(module: nn.Module, layer: Selection) -> Suggestion:
     names = list(select(module, layer))
     if len(names) > 1:
         listed = ", ".join(map(repr, names[:6])) + (", ..." if len(names) > 6 else "")
@@ -277,27 +278,6 @@ def _one_layer(module: nn.Module, tensor: Tensor, layer: Selection | None) -> Su
             f"layer {layer!r} selects {len(names)} layers ({listed}); a heatmap is of one. Name one of them"
         )
     return Suggestion(names[0], "asked for")
-
-
-def _tensor(model: Model, inputs: object) -> Tensor:
-    if isinstance(inputs, Picture):
-        first = next(_module(model).parameters(), None)
-        return inputs.tensor if first is None else inputs.tensor.to(first.device)
-    if isinstance(inputs, (str, PathLike, Image.Image)):
-        if not isinstance(model, LoadedModel):
-            raise InputError(
-                f"inputs is a {type(inputs).__name__}, and a bare {type(model).__name__} does not say how it "
-                "becomes a tensor. Next: "
-                f"give a tensor, or tp.LoadedModel(model, preprocess)"
-            )
-        return model.read(inputs).tensor
-    check_inputs(inputs)
-    assert isinstance(inputs, Tensor)  # for the type checker; check_inputs has said so
-    return inputs
-
-
-def _module(model: Model) -> nn.Module:
-    return model.module if isinstance(model, LoadedModel) else model
 
 
 def _class_names(model: Model) -> Sequence[str] | None:
@@ -308,7 +288,9 @@ def _origin(model: Model, layer_reason: str) -> Origin:
     if not isinstance(model, LoadedModel):
         return Origin(type(model).__name__, layer_reason=layer_reason)
     spec = model.spec or type(model.module).__name__
-    return Origin(spec, model.weights, str(model.preprocess), layer_reason, model.class_names)
+    own = f"the model's own ({getattr(model.preprocess, '__name__', type(model.preprocess).__name__)})"
+    how = str(model.preprocess) if isinstance(model.preprocess, Preprocess) else own
+    return Origin(spec, model.weights, how, layer_reason, model.class_names)
 
 
 __all__ = ["Inputs", "Model", "Target", "compare", "explain", "trace"]

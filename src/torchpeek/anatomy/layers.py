@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 
-from torch import Tensor, nn
-
-from torchpeek.engine import LayerCall, ModelRunner, Suggestion, suggest_layer, survey
-from torchpeek.errors import NoSpatialLayer
-from torchpeek.models import LoadedModel
-from torchpeek.picture import Picture
+from torchpeek.engine import LayerCall, ModelRunner, Suggestion, survey
+from torchpeek.models import Inputs, Model, input_tensor, module_of
 
 _HEADER = ("layer", "type", "output", "calls", "parameters")
 
@@ -66,15 +61,11 @@ class LayerTable(Sequence[LayerCall]):
         return f"suggested for heatmaps: {self.suggested.layer}, {self.suggested.reason}"
 
 
-def layers(model: nn.Module | LoadedModel, inputs: Tensor | Picture | None = None) -> LayerTable:
+def layers(model: Model, inputs: Inputs | None = None) -> LayerTable:
     """The layers of `model`: name, type, parameters and, with `inputs`, what each returned in a dry pass.
 
     Shapes start with N, whatever the batch. The model is left exactly as it was found.
     """
-    module = ModelRunner(model.module if isinstance(model, LoadedModel) else model).model
-    tensor = inputs.tensor if isinstance(inputs, Picture) else inputs
-    suggested = None
-    if tensor is not None:
-        with suppress(NoSpatialLayer):  # then there is none to suggest; the table is what helps to choose one
-            suggested = suggest_layer(module, tensor)
-    return LayerTable(type(module).__name__, tuple(survey(module, tensor)), suggested)
+    module = ModelRunner(module_of(model)).model
+    rows, suggested = survey(module, None if inputs is None else input_tensor(model, inputs))
+    return LayerTable(type(module).__name__, tuple(rows), suggested)

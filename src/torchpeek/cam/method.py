@@ -71,7 +71,7 @@ def cam_method(name: str, *, needs: Needs, paper: str = "") -> Callable[[Compute
 
 def find_method(name: str) -> CamMethod:
     """The method of that name. Raises MethodNotFound with the closest ones."""
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise MethodNotFound(
             f"no method {name!r}{closest(str(name), METHODS)}; torchpeek methods lists all {len(METHODS)}"
         )

@@ -111,14 +111,20 @@ def cam(
     loaded = load_model(model, weights, trust_pickle=trust_pickle)
     loaded.module.to(_device(device))
     target = as_target(_target(class_, top), loaded.class_names)
+    if isinstance(target, Classes):  # by name and by index, say
+        target = Classes(list(dict.fromkeys(target.classes)))
     if "all" in method:
         names = _applicable(loaded, found, names, layer, target)
     folder = OutputFolder.prepared(out, overwrite=overwrite)
     gallery = Gallery(loaded, folder, names, layer, target, seed, Looks(colormap, alpha, fade, extract))
-    with progress("explaining", len(found)) as advance:
-        for start in range(0, len(found), batch_size):
-            gallery.add(found[start : start + batch_size])
-            advance(len(found[start : start + batch_size]))
+    try:
+        with progress("explaining", len(found)) as advance:
+            for start in range(0, len(found), batch_size):
+                gallery.add(found[start : start + batch_size])
+                advance(len(found[start : start + batch_size]))
+    except BaseException:
+        folder.abandon()
+        raise
     results = gallery.finish()
     if json:
         print_json(results)

@@ -17,7 +17,7 @@ from torchpeek._version import __version__
 from torchpeek.cam import METHODS
 from torchpeek.engine import Target
 from torchpeek.engine.targets import class_logits
-from torchpeek.errors import FileError, NotFinite
+from torchpeek.errors import FileError
 from torchpeek.explain import compare, trace
 from torchpeek.heatmap import Heatmap
 from torchpeek.models import LoadedModel
@@ -57,15 +57,20 @@ class Gallery:
     _stems: set[str] = field(default_factory=set)
 
     def add(self, paths: Sequence[Path]) -> None:
-        """One batch. A picture that cannot be read, or gives NaN, is noted, and the others are done."""
+        """One batch. A picture that cannot be read or explained is noted, and the others are done.
+
+        Where nothing has been explained so far, and nothing of this batch can be though it could be read, it is not
+        because of the pictures: that error is raised.
+        """
         pictures: list[tuple[Path, Picture]] = []
         for path in paths:
             try:
                 pictures.append((path, self.loaded.read(path)))
             except FileError as error:
                 self._skipped[str(path)] = str(error).removeprefix(f"{path}: ")
-        for group in _of_one_shape(pictures):
-            self._explain(group)
+        errors = [error for group in _of_one_shape(pictures) for error in self._explain(group)]
+        if errors and not self._rows:
+            raise errors[0]
 
     def finish(self) -> dict[str, Any]:
         """Write what speaks of all the pictures, report.html and results.json, and return the latter."""
@@ -77,7 +82,7 @@ class Gallery:
         self.folder.write("results.json", json.dumps(results, indent=2, ensure_ascii=False).encode())
         return results
 
-    def _explain(self, group: Sequence[tuple[Path, Picture]]) -> None:
+    def _explain(self, group: Sequence[tuple[Path, Picture]]) -> list[Exception]:
         options = {name: {"seed": self.seed} if "seed" in METHODS[name].options else {} for name in self.methods}
         try:
             kept = trace(
@@ -88,17 +93,16 @@ class Gallery:
                 gradients=any(METHODS[name].needs == "gradients" for name in self.methods),
             )
             maps = compare(kept, methods=options)
-        except NotFinite as error:
-            if len(group) == 1:
-                self._skipped[str(group[0][0])] = str(error)
-            else:  # because of one of them, or some: each on its own
-                for each in group:
-                    self._explain([each])
-            return
-        self._facts = self._facts or _facts(next(iter(maps.values())))
+        except Exception as error:
+            if len(group) > 1:  # because of one of them, or some: each on its own
+                return [error for each in group for error in self._explain([each])]
+            self._skipped[str(group[0][0])] = str(error)
+            return [error]
+        self._facts = self._facts or _facts(next(iter(maps.values())), self.looks)
         for n, (path, picture) in enumerate(group):
             probabilities = class_logits(kept.output)[n].detach().softmax(0)
             self._write(path, picture, {name: heatmap[n] for name, heatmap in maps.items()}, probabilities)
+        return []
 
     def _write(self, path: Path, picture: Picture, maps: dict[str, Heatmap], probabilities: Tensor) -> None:
         stem = self._new_stem(path)
@@ -176,7 +180,7 @@ def _report_map(row: dict[str, Any], one: Heatmap, image: Image.Image) -> Report
     return ReportMap(row["class_name"], row["probability"], row["score"], low, high, embedded(image))
 
 
-def _facts(heatmap: Heatmap) -> dict[str, str]:
+def _facts(heatmap: Heatmap, looks: Looks) -> dict[str, str]:
     """What holds for every picture."""
     made = heatmap.provenance
     return {
@@ -185,6 +189,7 @@ def _facts(heatmap: Heatmap) -> dict[str, str]:
         "layer": f"{made.layer}: {made.layer_reason}",
         "preprocessing": made.preprocess,
         "score": f"{made.score} of the class",
+        "overlays": f"{looks.colormap}, alpha {looks.alpha:g}{', fading with the value' if looks.fade else ''}",
         "computed": f"in {made.dtype} on {made.device}, torch {made.torch}, torchpeek {__version__}",
     }
 

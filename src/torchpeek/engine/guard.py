@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchpeek.hooks import uninterrupted
 
+# A lock for each module, not each model: two models may share a part.
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _LOCKS_GUARD = threading.Lock()
 
@@ -25,9 +26,11 @@ def as_found(model: nn.Module) -> Iterator[None]:
     Works inside the caller's `no_grad` and `inference_mode`. A hook may turn gradients on for what comes after it; that
     ends with the block. What forward changes of a parameter, or of plain attributes, is not undone.
     """
-    with _lock_of(model), uninterrupted(), ExitStack() as stack:
+    with uninterrupted(), ExitStack() as stack:
+        for lock in _locks(model):
+            stack.enter_context(lock)
         modes = [(module, module.training) for module in model.modules()]
-        buffers = [_Buffer(owner, name, buffer) for owner, name, buffer in _buffers(model)]
+        buffers = [_Buffers(module) for module in model.modules()]
         for kind, indices in _accelerators(model).items():
             stack.enter_context(torch.random.fork_rng(devices=indices, device_type=kind))
         stack.enter_context(torch.random.fork_rng(devices=[]))  # the CPU's
@@ -43,39 +46,45 @@ def as_found(model: nn.Module) -> Iterator[None]:
             for module, training in modes:
                 if module.training != training:
                     module.training = training
-            for buffer in buffers:
-                buffer.put_back()
+            for each in buffers:
+                each.put_back()
 
 
-class _Buffer:
-    """One buffer as it was."""
+class _Buffers:
+    """The buffers of one module as they were: which, in what order, and their values."""
 
-    def __init__(self, owner: nn.Module, name: str, tensor: Tensor) -> None:
-        self._owner, self._name, self._tensor = owner, name, tensor
-        self._value = tensor.detach().clone()
-        self._version = None if tensor.is_inference() else tensor._version
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._tensors = dict(module._buffers)
+        self._not_saved = set(module._non_persistent_buffers_set)
+        self._values = {name: tensor.detach().clone() for name, tensor in self._tensors.items() if tensor is not None}
 
     def put_back(self) -> None:
-        if self._version is None:  # inference tensors do not count how often they were written into
-            with torch.inference_mode():
-                self._tensor.copy_(self._value)
-        elif self._tensor._version != self._version:
-            with torch.no_grad():
-                self._tensor.copy_(self._value)
-        if self._owner._buffers.get(self._name) is not self._tensor:
-            self._owner._buffers[self._name] = self._tensor
+        for name, value in self._values.items():
+            tensor = self._tensors[name]
+            if tensor is not None and _may_differ(tensor, value):
+                # Through .data: a graph of the user's that holds the buffer does not take this for a change.
+                with torch.inference_mode(tensor.is_inference()):
+                    tensor.data.copy_(value)
+        own = self._module._buffers
+        if len(own) != len(self._tensors) or any(own.get(name) is not kept for name, kept in self._tensors.items()):
+            own.clear()
+            own.update(self._tensors)
+        if self._module._non_persistent_buffers_set != self._not_saved:
+            self._module._non_persistent_buffers_set = self._not_saved
 
 
-def _lock_of(model: nn.Module) -> threading.RLock:
+def _may_differ(tensor: Tensor, value: Tensor) -> bool:
+    """On the CPU, whether it does; elsewhere always, because to copy costs less there than to ask."""
+    if tensor.is_meta:
+        return False
+    return tensor.device.type != "cpu" or not torch.equal(tensor, value)
+
+
+def _locks(model: nn.Module) -> list[threading.RLock]:
+    """Those of all its modules, always in the same order, so that nobody waits for somebody who waits for them."""
     with _LOCKS_GUARD:
-        return _LOCKS.setdefault(model, threading.RLock())
-
-
-def _buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    for module in model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                yield module, name, buffer
+        return [_LOCKS.setdefault(module, threading.RLock()) for module in sorted(model.modules(), key=id)]
 
 
 def _accelerators(model: nn.Module) -> dict[str, list[int]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from torch.autograd.graph import get_gradient_edge
 from torchpeek.engine.guard import as_found
 from torchpeek.engine.targets import Target
 from torchpeek.engine.trace import Capture, Change, Origin, Trace
-from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotConnected, NotFinite, NotFired, Notice
+from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotConnected, NotFinite, NotFired, notify
 from torchpeek.hooks import attached, interruptible, select
 from torchpeek.hooks.attach import ForwardHook
 
@@ -31,6 +30,8 @@ class ModelRunner:
             )
         if isinstance(model, torch.jit.ScriptModule):
             raise InputError("a scripted or traced model takes no hooks; give the nn.Module that it was made from")
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise InputError("the model is on the meta device, which has no numbers; load its weights on a real one")
         # torch.compile(model) wraps the model and changes the layers' names; the model inside is run eagerly.
         wrapped = type(model).__name__ == "OptimizedModule"
         self.model: nn.Module = model.get_submodule("_orig_mod") if wrapped else model
@@ -51,6 +52,12 @@ class ModelRunner:
         """
         check_inputs(inputs)
         inputs = _usable(inputs)
+        if len(inputs) > 1 and (name := _mixes_samples(self.model)):
+            notify(
+                f"{name!r} normalises with the statistics of the batch at hand, also in eval mode: the samples of a "
+                "batch "
+                f"change each other's scores and heatmaps. Give them one by one for results of their own"
+            )
         origin = origin or Origin(type(self.model).__name__)
         chosen = {name: select(self.model, name)[name] for name in layers}
         with as_found(self.model):
@@ -58,11 +65,8 @@ class ModelRunner:
             trace = Trace(self, inputs, captures, output, target.bind(output), origin)
             if gradients and not trace._scores_with_graph().requires_grad:
                 # A part of the model ends a no_grad block of its own, and with it what the hook turned on.
-                warnings.warn(
-                    "the model turns gradients off in a part of itself; one more pass keeps the graph from the "
-                    "input on",
-                    Notice,
-                    stacklevel=2,
+                notify(
+                    "the model turns gradients off in a part of itself; one more pass keeps the graph from the start"
                 )
                 with torch.enable_grad():
                     captures, output = self._clean_pass(inputs, chosen, gradients)
@@ -80,6 +84,8 @@ class ModelRunner:
         self, trace: Trace, trials: int, batch: int, *, inputs: Change | None = None, output: Change | None = None
     ) -> Tensor:
         """(N, trials, K): scores with the inputs, or the traced layer's output, changed; in whole passes of `batch`."""
+        if trials < 1 or batch < 1:
+            raise InputError(f"trials is {trials} and batch {batch}; both are at least 1")
         count = len(trace.inputs)
         pairs = torch.cartesian_prod(torch.arange(count), torch.arange(trials)).view(-1, 2)
         parts = []
@@ -95,8 +101,7 @@ class ModelRunner:
                 with attached(hooks):
                     answer = run(self.model, given)
                 parts.append(trace.question(answer, rows))
-        scores = torch.cat(parts) if parts else trace.scores.new_empty((0, trace.scores.shape[1]))
-        return scores.view(count, trials, -1)
+        return torch.cat(parts).view(count, trials, -1)
 
     def _clean_pass(
         self, inputs: Tensor, layers: Mapping[str, nn.Module], gradients: bool
@@ -134,7 +139,7 @@ class _Recorder:
                 )
         return {name: self._kept[name] for name in self._layers}
 
-    def _returned(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Tensor | None:
+    def _returned(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
         if threading.get_ident() != self._thread:
             return None  # somebody else is running the model
         self._calls[name] += 1
@@ -185,7 +190,7 @@ def _usable(inputs: Tensor) -> Tensor:
 
 
 def _returning(value: Tensor) -> ForwardHook:
-    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Tensor:
+    def hook(module: nn.Module, args: Any, output: Any) -> Tensor:
         return value
 
     return hook
@@ -200,6 +205,11 @@ def _check_spatial(name: str, output: Any, inputs: Tensor) -> None:
     if not output.is_floating_point():
         raise NoSpatialLayer(
             f"layer {name!r} returned {output.dtype}; a heatmap is read from floating-point activations"
+        )
+    if is_channels_last(output, inputs):
+        raise NoSpatialLayer(
+            f"layer {name!r} returned shape {tuple(output.shape)}, which is channels last, (N, *grid, C); a heatmap is "
+            f"read from (N, C, *grid). Choose a layer that returns that, as torchpeek layers shows them"
         )
     if not has_grid(output, inputs):
         raise NoSpatialLayer(
@@ -219,7 +229,32 @@ def has_grid(output: Tensor, inputs: Tensor) -> bool:
         and output.shape[0] == inputs.shape[0]
         and math.prod(output.shape[2:]) > 1
         and all(size <= given for size, given in zip(output.shape[2:], inputs.shape[2:], strict=True))
+        and not is_channels_last(output, inputs)
     )
+
+
+def is_channels_last(output: Tensor, inputs: Tensor) -> bool:
+    """Whether only (N, *grid, C) makes sense: read so all axes shrank alike, and read as (N, C, *grid) they did not."""
+    return (
+        output.ndim == inputs.ndim >= 4
+        and _shrank_alike(output.shape[1:-1], inputs.shape[2:])
+        and not _shrank_alike(output.shape[2:], inputs.shape[2:])
+    )
+
+
+def _shrank_alike(grid: Sequence[int], given: Sequence[int]) -> bool:
+    """Whether one stride gives all sizes of the grid, each up to one position, as padding and rounding may add."""
+    least = max(have / (size + 1) for size, have in zip(grid, given, strict=True))
+    most = min(have / max(size - 1, 0.5) for size, have in zip(grid, given, strict=True))
+    return least <= most
+
+
+def _mixes_samples(model: nn.Module) -> str:
+    """The name of a layer that lets the samples of a batch see each other in eval mode, or nothing."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            return str(name)
+    return ""
 
 
 def _why_not_finite(inputs: Tensor, found: Tensor) -> str:

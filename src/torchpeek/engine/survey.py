@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.engine.guard import as_found
-from torchpeek.engine.runner import check_inputs, has_grid, run
+from torchpeek.engine.runner import check_inputs, has_grid, is_channels_last, run
 from torchpeek.errors import NoSpatialLayer
 from torchpeek.hooks import attached
 
@@ -35,14 +35,18 @@ class Suggestion:
     reason: str
 
 
-# A model is surveyed once for each input shape; forgotten with the model.
-_SUGGESTED: weakref.WeakKeyDictionary[nn.Module, dict[torch.Size, Suggestion]] = weakref.WeakKeyDictionary()
+# A model is surveyed once; forgotten with the model.
+_SUGGESTED: weakref.WeakKeyDictionary[nn.Module, Suggestion] = weakref.WeakKeyDictionary()
 
 
-def survey(model: nn.Module, inputs: Tensor | None) -> list[LayerCall]:
-    """Every layer, in the order of `named_modules`; with `inputs`, what a pass over the first sample returns."""
+def survey(model: nn.Module, inputs: Tensor | None) -> tuple[list[LayerCall], Suggestion | None]:
+    """Every layer, in the order of `named_modules`, and the one to look at.
+
+    With `inputs`, what a pass over the first sample returns; without, neither shapes nor a suggestion. No suggestion
+    either where no layer has a grid.
+    """
     seen = _dry_pass(model, inputs) if inputs is not None else _Seen(torch.empty(0))
-    return [
+    calls = [
         LayerCall(
             name,
             type(module).__name__,
@@ -53,41 +57,36 @@ def survey(model: nn.Module, inputs: Tensor | None) -> list[LayerCall]:
         for name, module in model.named_modules()
         if name
     ]
+    return calls, seen.suggestion()
 
 
-def suggest_layer(model: nn.Module, inputs: Tensor) -> Suggestion:
-    """The last layer with a spatial grid before the head.
+def suggest_layer(model: nn.Module, inputs: Tensor, *, anew: bool = False) -> Suggestion:
+    """The last layer with a spatial grid before the head; found by one dry pass, and remembered unless `anew`.
 
     Where several modules return that very tensor, as a block and its last part do, it is the outermost that is not the
     feature extractor as a whole (a module that takes the model's own input); of several outermost the last, so that it
     is the activation rather than the normalisation that it overwrites, but never one that only passes on. Raises
-    NoSpatialLayer where no layer has a grid, or where the model goes on in tokens after the last one that has.
+    NoSpatialLayer where no layer has a grid, or where the model goes on in another layout after the last one that has.
     """
-    known = _SUGGESTED.setdefault(model, {})
-    key = inputs.shape[1:]
-    if key not in known or known[key].layer not in dict(model.named_modules()):
-        known[key] = _suggest(model, inputs)
-    return known[key]
-
-
-def _suggest(model: nn.Module, inputs: Tensor) -> Suggestion:
+    known = _SUGGESTED.get(model)
+    if known is not None and not anew and known.layer in dict(model.named_modules()):
+        return known
     seen = _dry_pass(model, inputs)
-    if not seen.last_names:
+    found = seen.suggestion()
+    if found is not None:
+        _SUGGESTED[model] = found
+        return found
+    if seen.layout_after:
         raise NoSpatialLayer(
-            f"no layer of {type(model).__name__} returns a grid (N, C, *grid) for an input of "
-            f"{tuple(inputs.shape)}, so "
-            f"there is nothing to lay over the picture. torchpeek layers shows what they return; name one with layer="
+            f"after {seen.last_names[-1]!r} {type(model).__name__} goes on in another layout ({seen.layout_after}: "
+            "tokens, or channels last), so no layer near the end has a grid (N, C, h, w). Name one that has with "
+            "layer= "
+            f"(--layer); torchpeek layers shows what they return"
         )
-    if seen.tokens_after:
-        raise NoSpatialLayer(
-            f"after {seen.last_names[-1]!r} {type(model).__name__} goes on in tokens ({seen.tokens_after}), so no "
-            "layer near "
-            f"the end has a grid (N, C, h, w). Name a layer with a grid, as torchpeek layers shows them, with layer="
-        )
-    inner = [name for name in seen.last_names if name not in seen.take_input] or seen.last_names
-    layer = min(reversed(inner), key=lambda name: name.count("."))
-    grid = " x ".join(str(size) for size in seen.last.shape[2:])
-    return Suggestion(layer, f"the last layer with a grid ({grid}) before the head")
+    raise NoSpatialLayer(
+        f"no layer of {type(model).__name__} returns a grid (N, C, *grid) for an input of {tuple(inputs.shape)}, so "
+        f"there is nothing to lay over the picture; torchpeek layers shows what they return"
+    )
 
 
 class _Seen:
@@ -101,12 +100,12 @@ class _Seen:
         self.last = inputs  # the last tensor with a grid ...
         self.last_version = 0  # ... how often it had been written into ...
         self.last_names: list[str] = []  # ... and the modules that returned it, innermost first
-        self.tokens_after = ""
+        self.layout_after = ""
 
-    def returned(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def returned(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         self.calls[name] = self.calls.get(name, 0) + 1
         self.outputs[name] = _described(output)
-        if any(given is self.inputs for given in (*args, *kwargs.values())):
+        if any(given is self.inputs for given in args):
             self.take_input.add(name)
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return
@@ -116,9 +115,16 @@ class _Seen:
                 self.last_names.append(name)
                 self.last_version = output._version
         elif has_grid(output, self.inputs) and self.calls[name] == 1:
-            self.last, self.last_version, self.last_names, self.tokens_after = output, output._version, [name], ""
-        elif output.ndim == 3 < self.inputs.ndim and output.shape[1] > 1:
-            self.tokens_after = _described(output)
+            self.last, self.last_version, self.last_names, self.layout_after = output, output._version, [name], ""
+        elif is_channels_last(output, self.inputs) or (output.ndim == 3 < self.inputs.ndim and output.shape[1] > 1):
+            self.layout_after = _described(output)
+
+    def suggestion(self) -> Suggestion | None:
+        if not self.last_names or self.layout_after:
+            return None
+        inner = [name for name in self.last_names if name not in self.take_input] or self.last_names
+        layer = min(reversed(inner), key=lambda name: name.count("."))
+        return Suggestion(layer, "the last layer with a grid before the head")
 
 
 def _dry_pass(model: nn.Module, inputs: Tensor) -> _Seen:

@@ -78,9 +78,13 @@ class TopClasses:
 
     k: int
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.k, int) or self.k < 1:
+            raise TargetError(f"TopClasses({self.k!r}): k is a whole number, 1 or more")
+
     def bind(self, output: Any) -> ClassScores:
         logits = class_logits(output)
-        if not 1 <= self.k <= logits.shape[1]:
+        if self.k > logits.shape[1]:
             raise TargetError(f"TopClasses({self.k}): the model has {logits.shape[1]} classes; k goes from 1 to that")
         return ClassScores(logits.topk(self.k, dim=1).indices)
 
@@ -91,9 +95,13 @@ class Classes:
 
     classes: Sequence[ClassId]
 
+    def __post_init__(self) -> None:
+        if isinstance(self.classes, str) or not isinstance(self.classes, Sequence) or not self.classes:
+            raise TargetError(f"Classes({self.classes!r}): give a list of one class or more, by index or name")
+
     def bind(self, output: Any) -> ClassScores:
         logits = class_logits(output)
-        labels = torch.tensor([list(_indices(self.classes))], device=logits.device)
+        labels = torch.tensor([[_class_index(each, None) for each in self.classes]], device=logits.device)
         _check_range(labels, logits.shape[1])
         return ClassScores(labels.expand(len(logits), -1))
 
@@ -106,6 +114,10 @@ class ClassesPerSample:
     """For each sample its own classes: `labels` is (N,) or (N, K)."""
 
     labels: Tensor
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.labels, Tensor):
+            raise TargetError(f"ClassesPerSample takes a tensor of class indices; got a {type(self.labels).__name__}")
 
     def bind(self, output: Any) -> ClassScores:
         logits = class_logits(output)
@@ -147,7 +159,7 @@ def as_target(target: Any, class_names: Sequence[str] | None = None) -> Target:
     match target:
         case None:
             return Predicted()
-        case bool():
+        case bool() | type():
             raise TargetError(
                 f"target is {target}; allowed: a class index, a name, (N,) or (N, K) of these, a tp.targets.*"
             )
@@ -161,8 +173,8 @@ def as_target(target: Any, class_names: Sequence[str] | None = None) -> Target:
             return target.named(class_names)
         case Target():
             return target
-    if hasattr(target, "__array__"):
-        return as_target(torch.as_tensor(target), class_names)
+    if hasattr(target, "tolist"):  # NumPy's arrays and numbers
+        return as_target(target.tolist(), class_names)
     if isinstance(target, Sequence):
         return ClassesPerSample(_label_tensor(target, class_names))
     raise TargetError(
@@ -205,7 +217,11 @@ def _label_tensor(target: Sequence[Any], class_names: Sequence[str] | None) -> T
 def _class_index(given: Any, class_names: Sequence[str] | None) -> int:
     if isinstance(given, bool) or not (isinstance(given, (int, str)) or hasattr(given, "__index__")):
         raise TargetError(f"a class is an index or a name; got {given!r}")
-    return _index_of(given, class_names) if isinstance(given, str) else int(given)
+    if isinstance(given, str):
+        return _index_of(given, class_names)
+    if abs(int(given)) >= 2**31:
+        raise ClassNotFound(f"no class {int(given)}; no model has as many")
+    return int(given)
 
 
 def _index_of(name: str, class_names: Sequence[str] | None) -> int:
@@ -226,12 +242,6 @@ def _index_of(name: str, class_names: Sequence[str] | None) -> int:
         listed = ", ".join(f"{index} ({class_names[index]})" for index in found)
         raise AmbiguousClass(f"{len(found)} classes are called {name!r}: {listed}. Give the index of the one you mean")
     return found[0]
-
-
-def _indices(classes: Sequence[ClassId]) -> list[int]:
-    if not classes:
-        raise TargetError("Classes([]) names no class; give at least one")
-    return [_class_index(each, None) for each in classes]
 
 
 def _check_range(labels: Tensor, classes: int) -> None:

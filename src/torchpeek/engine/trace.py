@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from torchpeek.engine.targets import Question, Target
-from torchpeek.errors import AmbiguousCall, GradUnavailable, NotConnected
+from torchpeek.engine.guard import as_found
+from torchpeek.engine.targets import ClassScores, Question, Target, class_logits
+from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NotConnected
 from torchpeek.hooks import interruptible, uninterrupted
 
 if TYPE_CHECKING:
@@ -67,6 +67,10 @@ class Trace:
     question: Question
     origin: Origin
 
+    def __repr__(self) -> str:
+        layers, scores = ", ".join(map(repr, self.at)), tuple(self.question.labels.shape)
+        return f"Trace({self.origin.model} at {layers}, inputs {tuple(self.inputs.shape)}, scores {scores})"
+
     def asked(self, target: Target) -> Trace:
         """The same pass with another question, which is bound to the same output. No forward pass."""
         return replace(self, question=target.bind(self.output))
@@ -87,6 +91,8 @@ class Trace:
 
     def only(self, layer: str) -> Trace:
         """The same pass seen at one of its layers."""
+        if layer not in self.at:
+            raise LayerNotFound(f"this trace holds no layer {layer!r}; it holds {', '.join(map(repr, self.at))}")
         return replace(self, at={layer: self.at[layer]})
 
     @property
@@ -107,12 +113,11 @@ class Trace:
         """
         if any(capture.handle is None for capture in self.at.values()):
             raise GradUnavailable("this trace was made with gradients=False; make it again without that")
-        scores = self._scores_with_graph()
-        if not scores.requires_grad:
-            raise NotConnected(_not_connected(list(self.at)))
-        found = _vjp(scores, list(self.at.values()))
-        unused = [name for name, gradient in zip(self.at, found, strict=True) if gradient is None]
-        if unused:
+        # As found also here: a checkpointed part of the model runs once more on the way back.
+        with as_found(self.runner.model):
+            scores = self._scores_with_graph()
+            found = _vjp(scores, list(self.at.values())) if scores.requires_grad else [None] * len(self.at)
+        if unused := [name for name, gradient in zip(self.at, found, strict=True) if gradient is None]:
             raise NotConnected(_not_connected(unused))
         return {
             name: _at_least_float32(g).movedim(0, 1) for name, g in zip(self.at, found, strict=True) if g is not None
@@ -126,16 +131,18 @@ class Trace:
         weights, times the mean over the grid of this layer's output, plus its bias, are the scores. None elsewhere.
         """
         pooled = self.activations.squeeze(1).flatten(2).mean(2)  # (N, C)
-        labels = self.question.labels  # (N, K)
+        if not isinstance(self.question, ClassScores):
+            return None
+        theirs, labels = class_logits(self.output).detach(), self.question.labels  # (N, classes), (N, K)
+        tolerance = _ROUNDING[self.at[self.layer].activation.dtype]
         for module in self.runner.model.modules():
-            if not isinstance(module, nn.Linear) or module.in_features != pooled.shape[1]:
-                continue
-            if int(labels.max()) >= module.out_features:
+            if not isinstance(module, nn.Linear) or module.weight.shape != (theirs.shape[1], pooled.shape[1]):
                 continue
             weights = module.weight.detach().to(pooled)  # (classes, C)
             bias = None if module.bias is None else module.bias.detach().to(pooled)
-            logits = F.linear(pooled, weights, bias)  # (N, classes)
-            if _close(logits.gather(1, labels), self.scores, self.at[self.layer].activation.dtype):
+            with torch.autocast(pooled.device.type, enabled=False):
+                logits = F.linear(pooled, weights, bias)  # (N, classes)
+            if _close(logits, theirs, tolerance) and _close(logits.gather(1, labels), self.scores, tolerance):
                 return weights[labels]
         return None
 
@@ -144,7 +151,12 @@ class Trace:
 
         `rows` (n,) says which clean sample each input is a version of; it may be left out where n = N.
         """
-        rows = torch.arange(len(inputs)) if rows is None else rows
+        count = len(self.inputs)
+        if rows is None and len(inputs) != count:
+            raise InputError(f"{len(inputs)} inputs for a trace of {count}; rows= says what each is a version of")
+        rows = torch.arange(count) if rows is None else rows
+        if len(rows) != len(inputs) or bool(((rows < 0) | (rows >= count)).any()):
+            raise InputError(f"rows has {len(rows)} entries for {len(inputs)} inputs; one for each, 0 to {count - 1}")
         question = self.question.select(rows.to(self.question.labels.device), slice(None))
         gradients = all(capture.handle is not None for capture in self.at.values())
         return self.runner.trace(
@@ -197,14 +209,24 @@ def _vjp_chunk(scores: Tensor, captures: list[Capture], vectors: Tensor) -> tupl
         )
         return found
 
-    with uninterrupted(), torch.inference_mode(False), interruptible():
+    with interruptible():
         if len(vectors) > 1:
             try:
                 return backward(vectors, batched=True)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError:
                 pass  # some operations have no batched backward; one at a time is the reference anyway
-        each = [backward(vector, batched=False) for vector in vectors]
-        return tuple(map(_stacked, zip(*each, strict=True)))
+        try:
+            each = [backward(vector, batched=False) for vector in vectors]
+        except RuntimeError as error:
+            if "heckpoint" not in f"{type(error).__name__} {error}":
+                raise
+            raise GradUnavailable(
+                "the way back meets a checkpointed part of the model, which cannot be run once more for this layer: "
+                "choose a layer outside of it, or turn checkpointing off for the while"
+            ) from error
+    return tuple(map(_stacked, zip(*each, strict=True)))
 
 
 def _stacked(gradients: tuple[Tensor | None, ...]) -> Tensor | None:
@@ -216,9 +238,8 @@ def _not_connected(layers: list[str]) -> str:
     named = ", ".join(repr(layer) for layer in layers)
     return (
         f"the score does not depend on {named}: no gradient flows back to it. Either the model does not use its "
-        "output for "
-        f"this score (an auxiliary head, another branch), or it detaches it or runs it under torch.no_grad(). "
-        f"Choose another layer, or a method that needs no gradients (torchpeek methods lists them)"
+        "output for this score (an auxiliary head, another branch), or it detaches it or runs it under "
+        "torch.no_grad(). Choose another layer, or a method that needs no gradients (torchpeek methods lists them)"
     )
 
 
@@ -226,8 +247,9 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _close(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> bool:
-    # Rounding grows with the length of the sums; a wrong head is off by far more than this.
-    tolerance = math.sqrt(torch.finfo(dtype).eps)
-    scale = max(float(theirs.abs().max()), 1e-3)
-    return bool((ours - theirs).abs().max() <= tolerance * scale)
+# How far a head's scores may be off the model's, relative to the largest: rounding of the sums, and not more.
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+
+
+def _close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
+    return bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max())

@@ -11,8 +11,11 @@ from torch.utils.hooks import RemovableHandle
 
 from torchpeek.hooks.interrupts import uninterrupted
 
-ForwardHook: TypeAlias = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
-"""Called as `hook(module, args, kwargs, output)` when the module returns; what is not None replaces the output."""
+ForwardHook: TypeAlias = Callable[[nn.Module, tuple[Any, ...], Any], Any]
+"""Called as `hook(module, args, output)` when the module returns; what is not None replaces the output.
+
+Never with_kwargs: whoever runs the model in another thread just when such a hook comes off calls it without them.
+"""
 
 
 @contextmanager
@@ -22,7 +25,7 @@ def attached(hooks: Iterable[tuple[nn.Module, ForwardHook]]) -> Iterator[None]:
     try:
         with uninterrupted():
             for module, hook in hooks:
-                handles.append(module.register_forward_hook(hook, with_kwargs=True))
+                handles.append(module.register_forward_hook(hook))
         yield
     finally:
         with uninterrupted():

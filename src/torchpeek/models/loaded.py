@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from torchpeek.errors import InputError
 from torchpeek.models.preprocess import Preprocess
 from torchpeek.picture import Geometry, Picture
 from torchpeek.store import read_image, upright_rgb
@@ -30,12 +31,19 @@ class LoadedModel:
     spec: str = ""
     weights: str = ""  # "random", a name, or a file's; printed with every picture
 
+    def __post_init__(self) -> None:
+        names = self.class_names
+        if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
+            raise InputError(f"class_names is a {type(names).__name__} of more than names; give a list of strings")
+
     def read(self, picture: str | PathLike[str] | Image.Image) -> Picture:
         """A file, or a PIL image, as a Picture: upright, in RGB, with its tensor on the model's device.
 
         A preprocessing that does not return its Geometry is taken to show the whole image, which the Picture's notes
         say. Raises PictureError, which names the file, for one that cannot be read.
         """
+        if not isinstance(picture, (str, PathLike, Image.Image)):
+            raise InputError(f"picture is a {type(picture).__name__}; allowed: a path or a PIL image")
         if isinstance(picture, Image.Image):
             image, notes = upright_rgb(picture)
             name = str(getattr(picture, "filename", "") or "picture")
@@ -46,8 +54,10 @@ class LoadedModel:
         if isinstance(made, Tensor):
             tensor, geometry = (made if made.ndim == 4 else made.unsqueeze(0)), Geometry.whole(image.size)
             notes = (*notes, "the input is taken to show the whole picture: its preprocessing does not say")
-        else:
+        elif isinstance(made, tuple) and [type(each) for each in made] == [Tensor, Geometry]:
             tensor, geometry = made
+        else:
+            raise InputError(f"preprocess gave a {type(made).__name__}; allowed: a tensor, or (tensor, Geometry)")
         return Picture(image, tensor.to(self.device, self.dtype), geometry, Path(name).name, notes)
 
     @property

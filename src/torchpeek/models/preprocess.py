@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, PictureError
 from torchpeek.picture import Geometry
 
 Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
@@ -36,14 +37,24 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std):
-            raise InputError(
-                f"mean has {len(self.mean)} entries and std {len(self.std)}; allowed: 1 (grey) or 3 (RGB) each"
-            )
+            got = f"mean has {len(self.mean)} entries and std {len(self.std)}"
+            raise InputError(f"{got}; allowed: 1 (grey) or 3 (RGB) each")
+        if self.interpolation not in get_args(Interpolation):
+            raise InputError(f"interpolation {self.interpolation!r}; allowed: {', '.join(get_args(Interpolation))}")
+        if not (self.resize is None or _is_size(self.resize) or _are_sizes(self.resize)):
+            raise InputError(f"resize is {self.resize!r}; allowed: a number of pixels, (height, width), None")
+        if not (self.crop is None or _are_sizes(self.crop)):
+            raise InputError(f"crop is {self.crop!r}; allowed: (height, width), None")
 
     def __call__(self, image: Image.Image) -> tuple[Tensor, Geometry]:
         """The input (1, C, H, W), and where in the image it lies."""
         image = image.convert("L" if len(self.mean) == 1 else "RGB")
         width, height = self._resized_size(image.size)
+        if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
+            raise PictureError(
+                f"{image.width} x {image.height} is too long for its width: as the model wants it, it would be resized "
+                f"to {width} x {height}. Next: cut it to the part that matters"
+            )
         resized = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         left, top = 0, 0
         if self.crop is not None:
@@ -89,3 +100,11 @@ class Preprocess:
 
 def _crop_start(have: int, want: int) -> int:
     return round((have - want) / 2.0) if have >= want else -((want - have) // 2)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _are_sizes(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_size, value))

@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 from torch import nn
 
-from torchpeek.errors import ModelError, ModelNotFound, Notice, WeightsError, closest
+from torchpeek.errors import ModelError, ModelNotFound, WeightsError, closest, notify
 from torchpeek.models.loaded import LoadedModel
 from torchpeek.models.preprocess import Preprocess
 from torchpeek.models.weights import load_weights_file
@@ -49,7 +50,11 @@ def load_model(spec: str, weights: str | Path | None = None, *, trust_pickle: bo
         case "timm":
             built = _timm(name, named)
         case _:
-            built = _callable(source, name, named)
+            if weights is not None and file is None:
+                raise WeightsError(
+                    f"weights {weights!r} for {spec}: a callable decides itself; give a file, or leave the weights away"
+                )
+            built = _callable(source, name)
     if file is not None:
         load_weights_file(built.module, file, trust_pickle=trust_pickle)
         built = replace(built, weights=file.name)
@@ -91,12 +96,15 @@ def _torchvision(name: str, weights: str | None) -> LoadedModel:
 
 
 def _torchvision_module(name: str, weights: Any) -> nn.Module:
-    from torchvision.models import get_model
+    from torchvision.models import get_model, get_model_builder
 
+    # Networks for segmentation and detection fetch a backbone's weights of their own accord.
+    has_backbone = "weights_backbone" in signature(get_model_builder(name)).parameters
+    backbone = {"weights_backbone": None} if weights is None and has_backbone else {}
     with warnings.catch_warnings():
         # GoogLeNet and Inception announce a change of their random initialisation at every call.
         warnings.filterwarnings("ignore", message="The default weight initialization", category=FutureWarning)
-        return get_model(name, weights=weights)  # type: ignore[no-any-return]  # torchvision has no types
+        return get_model(name, weights=weights, **backbone)  # type: ignore[no-any-return]  # torchvision has no types
 
 
 def _torchvision_preprocess(name: str, weights: Any) -> Preprocess:
@@ -124,7 +132,10 @@ def _timm(name: str, weights: str | None) -> LoadedModel:
         raise WeightsError(
             f"no weights {weights!r} for timm:{name}; allowed: random, a file, or none for the pretrained ones"
         )
-    module = _fetched(f"timm:{name}", lambda: timm.create_model(name, pretrained=weights != RANDOM))
+    try:
+        module = _fetched(f"timm:{name}", lambda: timm.create_model(name, pretrained=weights != RANDOM))
+    except RuntimeError as error:  # of a tag that the architecture does not have
+        raise ModelNotFound(f"timm has no model {name!r}: {error}") from error
     subset = infer_imagenet_subset(module)
     names = (
         None
@@ -147,11 +158,7 @@ def _timm_preprocess(name: str, config: Mapping[str, Any]) -> Preprocess:
     scaled = (math.floor(height / config["crop_pct"]), math.floor(width / config["crop_pct"]))
     kept = mode == "center" and height == width  # else every side is scaled on its own
     if not kept and mode != "squash":
-        warnings.warn(
-            f"timm:{name} asks for crop mode {mode!r} to {height} x {width}; pictures are squashed instead",
-            Notice,
-            stacklevel=4,
-        )
+        notify(f"timm:{name} asks for crop mode {mode!r} to {height} x {width}; pictures are squashed instead")
     return Preprocess(
         resize=scaled[0] if kept else scaled,
         crop=(height, width),
@@ -161,9 +168,7 @@ def _timm_preprocess(name: str, config: Mapping[str, Any]) -> Preprocess:
     )
 
 
-def _callable(module_name: str, name: str, weights: str | None) -> LoadedModel:
-    if weights not in (None, RANDOM):
-        raise WeightsError(f"no weights file {weights!r}; for {module_name}:{name}, --weights is a file")
+def _callable(module_name: str, name: str) -> LoadedModel:
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
@@ -189,14 +194,12 @@ def _callable(module_name: str, name: str, weights: str | None) -> LoadedModel:
         raise ModelError(
             f"{module_name}:{name} gave a {type(made).__name__}; it has to give an nn.Module or a LoadedModel"
         )
-    return LoadedModel(made, _assumed(f"{module_name}:{name}"), weights=RANDOM if weights == RANDOM else "")
+    return LoadedModel(made, _assumed(f"{module_name}:{name}"))
 
 
 def _assumed(spec: str) -> Preprocess:
     preprocess = Preprocess()
-    warnings.warn(
-        f"{spec} does not say how pictures become its input; ImageNet's way is used: {preprocess}", Notice, stacklevel=4
-    )
+    notify(f"{spec} does not say how pictures become its input; ImageNet's way is used: {preprocess}")
     return preprocess
 
 

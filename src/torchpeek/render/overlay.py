@@ -41,9 +41,9 @@ def overlay(
     heat = placed(_one_map(heatmap), geometry)  # (H, W), NaN where the model saw nothing
     shown = _scaled(heat, limit, signed=colormap == DIVERGING)
     strength = np.abs(shown * 2 - 1) if colormap == DIVERGING else shown
-    weight = np.where(np.isnan(heat), 0, alpha * strength if fade else alpha)[..., None]  # (H, W, 1)
-    mixed = (1 - weight) * np.asarray(image, np.float32) + weight * coloured(shown, colormap)
-    return _finished(mixed.astype(np.float32), heatmap)
+    weight = np.where(np.isnan(heat), np.float32(0), alpha * strength if fade else np.float32(alpha))
+    mask = Image.fromarray(np.rint(weight * 255).astype(np.uint8))
+    return _finished(Image.composite(Image.fromarray(coloured(shown, colormap)), image, mask), heatmap)
 
 
 def extract(picture: Picture | Image.Image, heatmap: Heatmap) -> Image.Image:
@@ -53,7 +53,8 @@ def extract(picture: Picture | Image.Image, heatmap: Heatmap) -> Image.Image:
     """
     image, geometry = _image_of(picture)
     factor = _scaled(placed(_one_map(heatmap), geometry), None, signed=False)
-    return _finished(np.asarray(image, np.float32) * np.nan_to_num(factor)[..., None], heatmap)
+    mask = Image.fromarray(np.rint(np.nan_to_num(factor) * 255).astype(np.uint8))
+    return _finished(Image.composite(image, Image.new("RGB", image.size), mask), heatmap)
 
 
 def placed(values: Tensor, geometry: Geometry) -> Plane:
@@ -103,6 +104,5 @@ def _one_map(heatmap: Heatmap) -> Tensor:
     return heatmap.values[0, 0]
 
 
-def _finished(pixels: npt.NDArray[np.float32], heatmap: Heatmap) -> Image.Image:
-    image = Image.fromarray(np.rint(pixels).astype(np.uint8))
+def _finished(image: Image.Image, heatmap: Heatmap) -> Image.Image:
     return stamped(image, "random weights") if heatmap.provenance.weights == "random" else image

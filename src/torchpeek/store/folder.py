@@ -17,6 +17,7 @@ class OutputFolder:
     """A folder for results."""
 
     path: Path
+    made: bool = False  # it was not there before
 
     @classmethod
     def prepared(cls, path: str | PathLike[str], *, overwrite: bool = False) -> OutputFolder:
@@ -24,6 +25,7 @@ class OutputFolder:
         folder = Path(path)
         if folder.exists() and not folder.is_dir():
             raise FolderError(f"output folder {str(folder)!r} is a file; choose another with --out")
+        made = not folder.exists()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
@@ -38,7 +40,7 @@ class OutputFolder:
                 "--overwrite to "
                 f"replace what has the same name, or another --out"
             )
-        return cls(folder)
+        return cls(folder, made)
 
     def write(self, name: str, data: bytes) -> Path:
         """Write a file of this folder, whole or not at all, and say where it is."""
@@ -47,10 +49,17 @@ class OutputFolder:
         write_whole(path, data)
         return path
 
+    def abandon(self) -> None:
+        """Take the folder away again, if it was made for this and nothing was written."""
+        if self.made and not any(self.path.iterdir()):
+            self.path.rmdir()
+
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write next to `path` and rename: nobody ever reads half a file, and an interrupt leaves none behind."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    if not path.parent.is_dir():
+        raise FolderError(f"no folder {str(path.parent)!r} to write {path.name} in; make it first")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".torchpeek-")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -62,8 +71,9 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def file_stem(text: str) -> str:
-    """Text as a part of a file name: `Egyptian cat` -> `egyptian-cat`."""
-    return re.sub(r"[^a-z0-9+._]+", "-", text.lower()).strip("-.") or "unnamed"
+    """Text as a part of a file name: `Egyptian cat` -> `egyptian-cat`. Letters of every script stay."""
+    # A name has 255 bytes at most, and a letter up to four.
+    return re.sub(r"[^\w+.]+", "-", text.lower())[:50].strip("-.") or "unnamed"
 
 
 def _umask() -> int:

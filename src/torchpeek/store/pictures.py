@@ -24,10 +24,6 @@ def read_image(path: str | PathLike[str]) -> tuple[Image.Image, tuple[str, ...]]
             with Image.open(path) as opened:
                 opened.load()  # a truncated file fails here, not somewhere later
                 return upright_rgb(opened)
-    except FileNotFoundError as error:
-        raise PictureError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise PictureError(f"{path}: is a folder") from error
     except UnidentifiedImageError as error:
         raise PictureError(f"{path}: not a picture, or of a format that Pillow cannot read") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -35,7 +31,9 @@ def read_image(path: str | PathLike[str]) -> tuple[Image.Image, tuple[str, ...]]
             f"{path}: unpacks to more than {Image.MAX_IMAGE_PIXELS} pixels, which is refused as a decompression bomb. "
             f"Next: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:  # what Pillow's decoders raise for broken files
+    except Exception as error:  # decoders raise all sorts of things for broken files
+        if isinstance(error, OSError) and error.errno is not None:
+            raise PictureError(f"{path}: cannot be opened ({(error.strerror or str(error)).lower()})") from error
         raise PictureError(f"{path}: damaged or truncated ({error})") from error
 
 
