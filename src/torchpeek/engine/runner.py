@@ -15,7 +15,7 @@ from torch.autograd.graph import get_gradient_edge
 from torchpeek.engine.guard import as_found
 from torchpeek.engine.targets import Target
 from torchpeek.engine.trace import Capture, Change, Origin, Trace
-from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotConnected, NotFinite, NotFired, notify
+from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotFinite, NotFired, notify
 from torchpeek.hooks import attached, interruptible, select
 from torchpeek.hooks.attach import ForwardHook
 
@@ -48,7 +48,7 @@ class ModelRunner:
         """One pass over `inputs` (N, ...), kept at `layers`, with `target` bound to its output.
 
         With `gradients` the graph starts at the first of the layers: nothing before it is recorded, and no parameter's
-        `.grad` is touched later. Raises NotFired, AmbiguousCall, NoSpatialLayer and NotFinite.
+        `.grad` is touched. Raises NotFired, AmbiguousCall, NoSpatialLayer, NotFinite and NotConnected.
         """
         check_inputs(inputs)
         inputs = _usable(inputs)
@@ -71,13 +71,10 @@ class ModelRunner:
                 with torch.enable_grad():
                     captures, output = self._clean_pass(inputs, chosen, gradients)
                 trace = Trace(self, inputs, captures, output, target.bind(output), origin)
-                if not trace._scores_with_graph().requires_grad:
-                    raise NotConnected(
-                        f"no gradient reaches {', '.join(map(repr, chosen))}: the model turns gradients off after it "
-                        f"(torch.no_grad or detach in its forward). Use a method that needs none (torchpeek methods)"
-                    )
-        if not torch.isfinite(trace.scores).all():
-            raise NotFinite(f"the model's scores have NaN or infinity{_why_not_finite(inputs, trace.scores)}")
+            if not torch.isfinite(trace.scores).all():
+                raise NotFinite(f"the model's scores have NaN or infinity{_why_not_finite(inputs, trace.scores)}")
+            if gradients:
+                _ = trace.gradients_at  # now, while the model is in hand
         return trace
 
     def score_trials(

@@ -119,9 +119,8 @@ class Trace:
             found = _vjp(scores, list(self.at.values())) if scores.requires_grad else [None] * len(self.at)
         if unused := [name for name, gradient in zip(self.at, found, strict=True) if gradient is None]:
             raise NotConnected(_not_connected(unused))
-        return {
-            name: _at_least_float32(g).movedim(0, 1) for name, g in zip(self.at, found, strict=True) if g is not None
-        }
+        pairs = zip(self.at, found, strict=True)
+        return {name: _at_least_float32(gradient).movedim(0, 1) for name, gradient in pairs if gradient is not None}
 
     @cached_property
     def head(self) -> Tensor | None:
@@ -196,7 +195,11 @@ def _vjp(scores: Tensor, captures: list[Capture]) -> list[Tensor | None]:
     )  # (K, N, K)
     largest = max(capture.activation.numel() * capture.activation.element_size() for capture in captures)
     chunk = max(1, _VJP_BYTES // max(1, largest))
-    parts = [_vjp_chunk(scores, captures, select_each[start : start + chunk]) for start in range(0, count, chunk)]
+    parts = []
+    for start in range(0, count, chunk):
+        with interruptible():
+            pass  # here, and not in torch's vmap, which an interrupt leaves half entered for the rest of the process
+        parts.append(_vjp_chunk(scores, captures, select_each[start : start + chunk]))
     return [None if any(p is None for p in each) else torch.cat(each) for each in zip(*parts, strict=True)]
 
 
@@ -209,23 +212,22 @@ def _vjp_chunk(scores: Tensor, captures: list[Capture], vectors: Tensor) -> tupl
         )
         return found
 
-    with interruptible():
-        if len(vectors) > 1:
-            try:
-                return backward(vectors, batched=True)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:
-                pass  # some operations have no batched backward; one at a time is the reference anyway
+    if len(vectors) > 1:
         try:
-            each = [backward(vector, batched=False) for vector in vectors]
-        except RuntimeError as error:
-            if "heckpoint" not in f"{type(error).__name__} {error}":
-                raise
-            raise GradUnavailable(
-                "the way back meets a checkpointed part of the model, which cannot be run once more for this layer: "
-                "choose a layer outside of it, or turn checkpointing off for the while"
-            ) from error
+            return backward(vectors, batched=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            pass  # some operations have no batched backward; one at a time is the reference anyway
+    try:
+        each = [backward(vector, batched=False) for vector in vectors]
+    except RuntimeError as error:
+        if "heckpoint" not in f"{type(error).__name__} {error}":
+            raise
+        raise GradUnavailable(
+            "the way back meets a checkpointed part of the model, which cannot be run once more for this layer: "
+            "choose a layer outside of it, or turn checkpointing off for the while"
+        ) from error
     return tuple(map(_stacked, zip(*each, strict=True)))
 
 
