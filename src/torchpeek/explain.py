@@ -226,8 +226,7 @@ def _heatmap(trace: Trace, method: CamMethod, options: Mapping[str, Any], seed: 
     if empty := int((values.flatten(2) == 0).all(2).sum()):
         notify(
             f"{method.name} at {trace.layer!r}: {empty} of {trace.scores.numel()} maps are exactly zero everywhere; "
-            "the layer "
-            f"says nothing about that class",
+            "the layer says nothing about that class",
         )
     return Heatmap(values, trace.scores, trace.question, _provenance(trace, method, given))
 

@@ -150,10 +150,12 @@ def _print(results: dict[str, Any]) -> None:
         print_table(("picture", "predicted", "explained", "method", "layer", "overlay"), rows)
     skipped = results["skipped"]
     for file, why in skipped.items():
-        print(f"skipped {file}: {why}")  # noqa: T201
+        print(f"skipped {file}: {why}")
     if skipped:
-        print(f"{len(skipped)} of {len(skipped) + len(results['pictures'])} pictures skipped")  # noqa: T201
-    print(f"report: {results['report']}")  # noqa: T201
+        print(f"{len(skipped)} of {len(skipped) + len(results['pictures'])} pictures skipped")
+    if rows:
+        print(f"layer: {results['about']['layer']}")
+    print(f"report: {results['report']}")
 
 
 def _target(classes: list[str] | None, top: int | None) -> Any:

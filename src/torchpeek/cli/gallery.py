@@ -186,7 +186,7 @@ def _facts(heatmap: Heatmap, looks: Looks) -> dict[str, str]:
     return {
         "model": made.model,
         "weights": made.weights or "the model's own",
-        "layer": f"{made.layer}: {made.layer_reason}",
+        "layer": f"{made.layer} ({made.layer_reason})",
         "preprocessing": made.preprocess,
         "score": f"{made.score} of the class",
         "overlays": f"{looks.colormap}, alpha {looks.alpha:g}{', fading with the value' if looks.fade else ''}",

@@ -60,7 +60,7 @@ def layers(
     else:
         print_table(table.header, table.cells())
         if table.suggested is not None:
-            print(f"\nsuggested for heatmaps: {table.suggested.layer}, {table.suggested.reason}")  # noqa: T201
+            print(f"\nsuggested for heatmaps: {table.suggested.layer}, {table.suggested.reason}")
     return 0
 
 

@@ -22,8 +22,8 @@ OK, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 app = App(
     name="torchpeek",
     help=(
-        "Look inside any PyTorch network: what its layers return, and which part of the picture decided.\n\n"
-        "Exit status: 0 all done; 1 something was left out, and named; 2 the request has to change."
+        "Look inside any PyTorch network: what its layers return, and which part of the picture decided.\n\nExit "
+        "status: 0 all done; 1 something was left out, and named; 2 the request has to change."
     ),
     version=__version__,
     suppress_keyboard_interrupt=False,

@@ -43,7 +43,7 @@ def methods(
             ]
         )
     elif markdown:
-        print(methods_markdown())  # noqa: T201  results go to stdout
+        print(methods_markdown())
     else:
         print_table(("method", "what it shows", "passes, however many classes", "paper"), rows)
     return 0

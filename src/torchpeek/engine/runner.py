@@ -55,8 +55,7 @@ class ModelRunner:
         if len(inputs) > 1 and (name := _mixes_samples(self.model)):
             notify(
                 f"{name!r} normalises with the statistics of the batch at hand, also in eval mode: the samples of a "
-                "batch "
-                f"change each other's scores and heatmaps. Give them one by one for results of their own"
+                "batch change each other's scores and heatmaps. Give them one by one for results of their own"
             )
         origin = origin or Origin(type(self.model).__name__)
         chosen = {name: select(self.model, name)[name] for name in layers}
@@ -130,9 +129,8 @@ class _Recorder:
                 raise NotFired(_why_not_fired(model, name, self._layers[name]))
             if calls > 1:
                 raise AmbiguousCall(
-                    f"layer {name!r} was called {calls} times in one pass, so it has no one output. Choose the "
-                    "layer around "
-                    f"it, or one that is called once (torchpeek layers shows the calls)"
+                    f"layer {name!r} was called {calls} times in one pass, so it has no one output. Choose the layer "
+                    "around it, or one that is called once (torchpeek layers shows the calls)"
                 )
         return {name: self._kept[name] for name in self._layers}
 
@@ -174,8 +172,7 @@ def check_inputs(inputs: object) -> None:
     if not isinstance(inputs, Tensor):
         raise InputError(
             f"inputs is a {type(inputs).__name__}; a model is given a tensor (N, C, *grid). With a LoadedModel, a "
-            "Picture, "
-            f"a path or a PIL image works, too"
+            "Picture, a path or a PIL image works, too"
         )
     if inputs.ndim < 2 or 0 in inputs.shape:
         raise InputError(f"inputs has shape {tuple(inputs.shape)}; allowed: (N, C, *grid) with at least one sample")
@@ -197,7 +194,7 @@ def _check_spatial(name: str, output: Any, inputs: Tensor) -> None:
     if not isinstance(output, Tensor):
         raise NoSpatialLayer(
             f"layer {name!r} returned a {type(output).__name__}; a heatmap is read from one tensor (N, C, *grid). "
-            f"Choose a layer inside or after it (torchpeek layers shows the shapes)"
+            "Choose a layer inside or after it (torchpeek layers shows the shapes)"
         )
     if not output.is_floating_point():
         raise NoSpatialLayer(
@@ -205,15 +202,14 @@ def _check_spatial(name: str, output: Any, inputs: Tensor) -> None:
         )
     if is_channels_last(output, inputs):
         raise NoSpatialLayer(
-            f"layer {name!r} returned shape {tuple(output.shape)}, which is channels last, (N, *grid, C); a heatmap is "
-            f"read from (N, C, *grid). Choose a layer that returns that, as torchpeek layers shows them"
+            f"layer {name!r} returned shape {tuple(output.shape)}, which is channels last, (N, *grid, C); a heatmap "
+            "is read from (N, C, *grid). Choose a layer that returns that, as torchpeek layers shows them"
         )
     if not has_grid(output, inputs):
         raise NoSpatialLayer(
-            f"layer {name!r} returned shape {tuple(output.shape)} for an input of {tuple(inputs.shape)}; allowed: "
-            "(N, C, *grid) with as many grid axes as the input, more than one position, and no more than the input "
-            "has. "
-            f"torchpeek layers shows the shapes; layer=None takes a suggested layer"
+            f"layer {name!r} returned shape {tuple(output.shape)} for an input of {tuple(inputs.shape)}; allowed: (N, "
+            "C, *grid) with as many grid axes as the input, more than one position, and no more than the input has. "
+            "torchpeek layers shows the shapes; layer=None takes a suggested layer"
         )
     if not torch.isfinite(output).all():
         raise NotFinite(f"layer {name!r} returned NaN or infinity{_why_not_finite(inputs, output)}")

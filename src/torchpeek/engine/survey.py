@@ -80,12 +80,11 @@ def suggest_layer(model: nn.Module, inputs: Tensor, *, anew: bool = False) -> Su
         raise NoSpatialLayer(
             f"after {seen.last_names[-1]!r} {type(model).__name__} goes on in another layout ({seen.layout_after}: "
             "tokens, or channels last), so no layer near the end has a grid (N, C, h, w). Name one that has with "
-            "layer= "
-            f"(--layer); torchpeek layers shows what they return"
+            "layer= (--layer); torchpeek layers shows what they return"
         )
     raise NoSpatialLayer(
         f"no layer of {type(model).__name__} returns a grid (N, C, *grid) for an input of {tuple(inputs.shape)}, so "
-        f"there is nothing to lay over the picture; torchpeek layers shows what they return"
+        "there is nothing to lay over the picture; torchpeek layers shows what they return"
     )
 
 

@@ -127,8 +127,7 @@ class ClassesPerSample:
         if labels.ndim != 2 or len(labels) != len(logits) or labels.shape[1] == 0:
             raise TargetError(
                 f"target has shape {tuple(self.labels.shape)} for a batch of {len(logits)}; a target by sample is "
-                "(N,) or "
-                f"(N, K). For the same classes of every sample use tp.targets.Classes([...])"
+                "(N,) or (N, K). For the same classes of every sample use tp.targets.Classes([...])"
             )
         _check_range(labels, logits.shape[1])
         return ClassScores(labels)
@@ -178,8 +177,8 @@ def as_target(target: Any, class_names: Sequence[str] | None = None) -> Target:
     if isinstance(target, Sequence):
         return ClassesPerSample(_label_tensor(target, class_names))
     raise TargetError(
-        f"target is a {type(target).__name__}; allowed: None (the predicted class), a class index or name, a tensor or "
-        f"list (N,) or (N, K) of these, or a target from tp.targets"
+        f"target is a {type(target).__name__}; allowed: None (the predicted class), a class index or name, a tensor "
+        "or list (N,) or (N, K) of these, or a target from tp.targets"
     )
 
 
@@ -195,8 +194,7 @@ def class_logits(output: Any) -> Tensor:
         got = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise TargetError(
             f"the model returned {got}; class scores are read from a (N, classes) tensor, or from `.logits` or "
-            "['logits'] "
-            f"of that shape. Wrap the model so that it returns one"
+            "['logits'] of that shape. Wrap the model so that it returns one"
         )
     return logits if logits.dtype == torch.float64 else logits.float()
 

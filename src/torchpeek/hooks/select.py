@@ -65,8 +65,7 @@ def _matching(model: nn.Module, named: dict[str, nn.Module], selection: Selectio
         case _:
             raise InputError(
                 "a layer selection is a name, glob, regular expression, type, predicate or module, or a list of "
-                "these; "
-                f"got {type(selection).__name__}"
+                f"these; got {type(selection).__name__}"
             )
     if not found:
         raise LayerNotFound(_not_found(model, named, selection))
@@ -82,6 +81,6 @@ def _not_found(model: nn.Module, named: dict[str, nn.Module], selection: object)
         shown = f"that is this {type(selection).__name__} (is it from another copy of the model?)"
     near = closest(selection, names) if isinstance(selection, str) else ""
     return (
-        f"no layer {shown} in {type(model).__name__}{near}. It has {len(names)} layers; "
-        f"torchpeek layers, or tp.layers(model), lists them."
+        f"no layer {shown} in {type(model).__name__}{near}. It has {len(names)} layers; torchpeek layers, or "
+        "tp.layers(model), lists them."
     )

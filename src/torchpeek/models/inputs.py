@@ -26,8 +26,8 @@ def input_tensor(model: Model, inputs: object) -> Tensor:
     if isinstance(inputs, (str, PathLike, Image.Image)):
         if not isinstance(model, LoadedModel):
             raise InputError(
-                f"inputs is a {type(inputs).__name__}, and a bare {type(model).__name__} does not say how it becomes a "
-                f"tensor. Next: give a tensor, or tp.LoadedModel(model, preprocess)"
+                f"inputs is a {type(inputs).__name__}, and a bare {type(model).__name__} does not say how it becomes "
+                "a tensor. Next: give a tensor, or tp.LoadedModel(model, preprocess)"
             )
         return model.read(inputs).tensor
     check_inputs(inputs)

@@ -52,8 +52,8 @@ class Preprocess:
         width, height = self._resized_size(image.size)
         if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
             raise PictureError(
-                f"{image.width} x {image.height} is too long for its width: as the model wants it, it would be resized "
-                f"to {width} x {height}. Next: cut it to the part that matters"
+                f"{image.width} x {image.height} is too long for its width: as the model wants it, it would be "
+                f"resized to {width} x {height}. Next: cut it to the part that matters"
             )
         resized = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         left, top = 0, 0

@@ -180,8 +180,7 @@ def _callable(module_name: str, name: str) -> LoadedModel:
             raise  # the user's module was found, and lacks something
         raise ModelNotFound(
             f"no module {error.name!r} for the model {module_name}:{name}, neither installed nor in the working "
-            "directory. "
-            f"Sources with names of their own: torchvision, timm"
+            "directory. Sources with names of their own: torchvision, timm"
         ) from error
     except AttributeError as error:
         raise ModelNotFound(f"module {module_name!r} has no {name!r}{closest(name, dir(found))}") from error
@@ -209,8 +208,7 @@ def _fetched(spec: str, build: Callable[[], nn.Module]) -> nn.Module:
     except (URLError, OSError) as error:
         raise WeightsError(
             f"the pretrained weights of {spec} could not be fetched ({error}). Next: try again online, give a file "
-            "with "
-            f"--weights FILE, or take --weights random to look at the untrained network"
+            "with --weights FILE, or take --weights random to look at the untrained network"
         ) from error
 
 

@@ -31,8 +31,7 @@ def load_weights_file(module: nn.Module, path: Path, *, trust_pickle: bool = Fal
         listed = "; ".join(f"{len(keys)} {what}: {_first(keys)}" for what, keys in parts if keys)
         raise WeightsError(
             f"{path.name} does not fit {type(module).__name__}, which has {len(expected)} keys: {listed}. Is it of "
-            "another "
-            f"architecture, or of another number of classes?"
+            "another architecture, or of another number of classes?"
         )
     module.load_state_dict(state)
 
@@ -49,8 +48,7 @@ def _read(path: Path, trust_pickle: bool) -> Any:
             raise WeightsError(f"{path.name} cannot be read: {error}") from error
         raise WeightsError(
             f"{path.name} holds more than tensors, so loading it may run any code in it. Next: save a state_dict, "
-            "best as "
-            f".safetensors; or, only if you trust whoever made it, --trust-pickle"
+            "best as .safetensors; or, only if you trust whoever made it, --trust-pickle"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise WeightsError(f"{path.name} cannot be read as weights: {error}") from error

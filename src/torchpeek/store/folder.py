@@ -37,8 +37,7 @@ class OutputFolder:
         if not overwrite and (count := sum(1 for _ in folder.iterdir())):
             raise FolderError(
                 f"output folder {str(folder)!r} is not empty ({count} entries); allowed: a new or empty one. Next: "
-                "--overwrite to "
-                f"replace what has the same name, or another --out"
+                "--overwrite to replace what has the same name, or another --out"
             )
         return cls(folder, made)
 

@@ -29,7 +29,7 @@ def read_image(path: str | PathLike[str]) -> tuple[Image.Image, tuple[str, ...]]
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError(
             f"{path}: unpacks to more than {Image.MAX_IMAGE_PIXELS} pixels, which is refused as a decompression bomb. "
-            f"Next: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+            "Next: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from error
     except Exception as error:  # decoders raise all sorts of things for broken files
         if isinstance(error, OSError) and error.errno is not None:
