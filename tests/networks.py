@@ -61,6 +61,7 @@ class MessyNet(nn.Module):
         self.act = nn.ReLU(inplace=True)
         self.drop = nn.Dropout(0.5)
         self.head = nn.Linear(6, 4)
+        self.often_on = nn.Dropout(0.5)
         self.frozen = nn.Linear(2, 2).requires_grad_(False)
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
         self.register_buffer("last_mean", torch.zeros(6))
@@ -80,6 +81,7 @@ class MessyNet(nn.Module):
         if "dropped" in self._buffers:
             del self.dropped
         torch.rand(1)  # draws from the global generator
+        self.often_on.train()  # whatever mode it was in
         if self.fail_with is not None:
             raise self.fail_with
         return self.head(self.drop(a).mean((2, 3)))
@@ -95,6 +97,7 @@ def messy() -> MessyNet:
     model.register_forward_pre_hook(lambda module, args: None)
     model.head.register_full_backward_hook(lambda module, given, got: None)
     model(torch.randn(2, 3, 8, 8)).sum().backward()
+    model.often_on.eval()
     model.nothing = None
     del model._buffers["late"]
     model.register_buffer("dropped", torch.ones(1), persistent=False)

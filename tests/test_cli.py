@@ -125,6 +125,31 @@ class TestCam:
         assert "skipped pictures/0.png" in capsys.readouterr().out
         assert (place / "peek" / "c" / "all.png").is_file()
 
+    @pytest.mark.parametrize("words", [[], ["--method", "all"], ["--batch-size", "1"]])
+    def test_the_order_of_the_pictures_does_not_matter(self, place, capsys, words) -> None:
+        (place / "picky.py").write_text(
+            "import torchpeek as tp\nfrom networks import PooledNet\n"
+            "class Picky(PooledNet):\n"
+            "    def forward(self, x):\n"
+            "        if x.shape[-1] < 9: raise RuntimeError('too small')\n"
+            "        return super().forward(x)\n"
+            "make = lambda: tp.LoadedModel(Picky(), tp.Preprocess(None, None))"
+        )
+        for name in ("0.png", "z.png"):
+            Image.new("RGB", (5, 5), "red").save(place / "pictures" / name)
+        assert run("cam", "pictures", "--model", "picky:make", *words) == 1
+        out = capsys.readouterr().out
+        assert "skipped pictures/0.png: too small" in out
+        assert "skipped pictures/z.png: too small" in out
+        assert (place / "peek" / "report.html").is_file()
+
+    def test_pictures_called_as_the_results_are(self, place, capsys) -> None:
+        for name in ("report.html.png", "results.json.png"):
+            (place / "pictures" / name).write_bytes((place / "pictures" / "a.png").read_bytes())
+        assert run(*CAM) == 0
+        assert (place / "peek" / "report.html").is_file()
+        assert (place / "peek" / "report.html-2" / "all.png").is_file()
+
     def test_names_of_every_script_and_any_length(self, place, capsys) -> None:
         (place / "pictures" / "ü 猫.png").write_bytes((place / "pictures" / "a.png").read_bytes())
         (place / "named.py").write_text(

@@ -122,6 +122,17 @@ class TestUninterrupted:
         assert steps == ["held back"]
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
+    def test_a_block_inside_an_interruptible_part_is_protected_too(self) -> None:
+        """As when a model's forward calls torchpeek itself."""
+        steps = []
+        with pytest.raises(KeyboardInterrupt), uninterrupted(), interruptible():
+            with uninterrupted():
+                os.kill(os.getpid(), signal.SIGINT)
+                steps.append("held back")
+            steps.append("never here")
+        assert steps == ["held back"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
     def test_a_users_own_handler_is_called(self) -> None:
         received = []
         former = signal.signal(signal.SIGINT, lambda *_: received.append(1))

@@ -12,11 +12,11 @@ from torchpeek.cam import METHODS, find_method
 from torchpeek.cli.console import print_json, print_table, progress
 from torchpeek.cli.gallery import Gallery, Looks
 from torchpeek.engine.targets import Classes, Predicted, TopClasses, as_target
-from torchpeek.errors import FileError, OptionError
+from torchpeek.errors import LayerNotFound, OptionError, TargetError
 from torchpeek.explain import trace
 from torchpeek.models import LoadedModel, load_model
 from torchpeek.render import COLORMAPS
-from torchpeek.store import OutputFolder, find_pictures, read_image
+from torchpeek.store import OutputFolder, find_pictures
 
 Flag = Annotated[bool, Parameter(negative="")]
 
@@ -123,9 +123,16 @@ def cam(
                 gallery.add(found[start : start + batch_size])
                 advance(len(found[start : start + batch_size]))
     except BaseException:
+        if gallery.empty:
+            folder.abandon()
+        else:
+            gallery.finish()  # nothing of what was done is lost
+        raise
+    try:
+        results = gallery.finish()
+    except Exception:
         folder.abandon()
         raise
-    results = gallery.finish()
     if json:
         print_json(results)
     else:
@@ -181,9 +188,10 @@ def _applicable(loaded: LoadedModel, found: list[Path], names: list[str], layer:
     """All methods but those that the model's head rules out, tried on the first picture that can be read."""
     for path in found:
         try:
-            read_image(path)
-        except FileError:
+            kept = trace(loaded, path, layer=layer, target=target, gradients=False)
+        except (LayerNotFound, TargetError):
+            raise
+        except Exception:  # of this picture; it is named when its turn comes
             continue
-        kept = trace(loaded, path, layer=layer, target=target, gradients=False)
         return [name for name in names if METHODS[name].needs != "head" or kept.head is not None]
     return names

@@ -17,9 +17,9 @@ from torchpeek._version import __version__
 from torchpeek.cam import METHODS
 from torchpeek.engine import Target
 from torchpeek.engine.targets import class_logits
-from torchpeek.errors import FileError
+from torchpeek.errors import FileError, LayerNotFound, MethodError, OptionError, TargetError
 from torchpeek.explain import compare, trace
-from torchpeek.heatmap import Heatmap
+from torchpeek.heatmap import Heatmap, Provenance
 from torchpeek.models import LoadedModel
 from torchpeek.picture import Picture
 from torchpeek.render import extract, mosaic, overlay
@@ -54,13 +54,14 @@ class Gallery:
     _skipped: dict[str, str] = field(default_factory=dict)  # file -> why
     _page: list[ReportPicture] = field(default_factory=list)
     _facts: dict[str, str] = field(default_factory=dict)
-    _stems: set[str] = field(default_factory=set)
+    _layers: dict[str, None] = field(default_factory=dict)
+    _errors: list[Exception] = field(default_factory=list)
+    _stems: set[str] = field(default_factory=lambda: {"report.html", "results.json"})  # names that are taken
 
     def add(self, paths: Sequence[Path]) -> None:
         """One batch. A picture that cannot be read or explained is noted, and the others are done.
 
-        Where nothing has been explained so far, and nothing of this batch can be though it could be read, it is not
-        because of the pictures: that error is raised.
+        An error that is the request's and not the picture's is raised.
         """
         pictures: list[tuple[Path, Picture]] = []
         for path in paths:
@@ -68,21 +69,31 @@ class Gallery:
                 pictures.append((path, self.loaded.read(path)))
             except FileError as error:
                 self._skipped[str(path)] = str(error).removeprefix(f"{path}: ")
-        errors = [error for group in _of_one_shape(pictures) for error in self._explain(group)]
-        if errors and not self._rows:
-            raise errors[0]
+        for group in _of_one_shape(pictures):
+            self._explain(group)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has been explained so far."""
+        return not self._rows
 
     def finish(self) -> dict[str, Any]:
-        """Write what speaks of all the pictures, report.html and results.json, and return the latter."""
+        """Write what speaks of all the pictures, report.html and results.json, and return the latter.
+
+        Where none could be explained, though some could be read, the first one's error is raised.
+        """
+        if self.empty and self._errors:
+            raise self._errors[0]
         methods = {name: METHODS[name].summary for name in self.methods}
         left_out = len(self._rows) - len(self._page)
-        page = Report(self._facts, methods, self._page, self.looks.colormap, self._skipped, left_out)
+        facts = {**self._facts, "layer": "; ".join(self._layers)} if self._facts else {}
+        page = Report(facts, methods, self._page, self.looks.colormap, self._skipped, left_out)
         report = self.folder.write("report.html", report_html(page).encode())
-        results = {"about": self._facts, "pictures": self._rows, "skipped": self._skipped, "report": str(report)}
+        results = {"about": facts, "pictures": self._rows, "skipped": self._skipped, "report": str(report)}
         self.folder.write("results.json", json.dumps(results, indent=2, ensure_ascii=False).encode())
         return results
 
-    def _explain(self, group: Sequence[tuple[Path, Picture]]) -> list[Exception]:
+    def _explain(self, group: Sequence[tuple[Path, Picture]]) -> None:
         options = {name: {"seed": self.seed} if "seed" in METHODS[name].options else {} for name in self.methods}
         try:
             kept = trace(
@@ -93,16 +104,22 @@ class Gallery:
                 gradients=any(METHODS[name].needs == "gradients" for name in self.methods),
             )
             maps = compare(kept, methods=options)
+        except (LayerNotFound, TargetError, MethodError, OptionError):
+            raise
         except Exception as error:
             if len(group) > 1:  # because of one of them, or some: each on its own
-                return [error for each in group for error in self._explain([each])]
-            self._skipped[str(group[0][0])] = str(error)
-            return [error]
-        self._facts = self._facts or _facts(next(iter(maps.values())), self.looks)
+                for each in group:
+                    self._explain([each])
+            else:
+                self._skipped[str(group[0][0])] = str(error)
+                self._errors.append(error)
+            return
+        made = next(iter(maps.values())).provenance
+        self._facts = self._facts or _facts(made, self.looks)
+        self._layers[f"{made.layer} ({made.layer_reason})"] = None  # it may be another one for another size
         for n, (path, picture) in enumerate(group):
             probabilities = class_logits(kept.output)[n].detach().softmax(0)
             self._write(path, picture, {name: heatmap[n] for name, heatmap in maps.items()}, probabilities)
-        return []
 
     def _write(self, path: Path, picture: Picture, maps: dict[str, Heatmap], probabilities: Tensor) -> None:
         stem = self._new_stem(path)
@@ -180,9 +197,8 @@ def _report_map(row: dict[str, Any], one: Heatmap, image: Image.Image) -> Report
     return ReportMap(row["class_name"], row["probability"], row["score"], low, high, embedded(image))
 
 
-def _facts(heatmap: Heatmap, looks: Looks) -> dict[str, str]:
+def _facts(made: Provenance, looks: Looks) -> dict[str, str]:
     """What holds for every picture."""
-    made = heatmap.provenance
     return {
         "model": made.model,
         "weights": made.weights or "the model's own",

@@ -37,8 +37,8 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
     """Run the command in `tokens`, or in sys.argv, and exit."""
     given = list(sys.argv[1:] if tokens is None else tokens)
     debug = "--debug" in given
+    filters, show = list(warnings.filters), warnings.showwarning
     warnings.simplefilter("once", Notice)
-    show = warnings.showwarning
     warnings.showwarning = lambda message, category, *rest: (
         _say("note", str(message)) if issubclass(category, Notice) else show(message, category, *rest)
     )
@@ -68,7 +68,7 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
         _say("error", f"{type(error).__name__}: {error} (--debug shows where){notes}")
         sys.exit(MISTAKE)
     finally:
-        warnings.showwarning = show
+        warnings.filters, warnings.showwarning = filters, show
 
 
 def _say(kind: str, words: str, file: TextIO | None = None) -> None:

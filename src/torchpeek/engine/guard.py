@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchpeek.hooks import uninterrupted
+from torchpeek.hooks import let_interrupts_through, uninterrupted
 
 # A lock for each module, not each model: two models may share a part.
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
@@ -28,35 +30,41 @@ def as_found(model: nn.Module) -> Iterator[None]:
     Works inside the caller's `no_grad` and `inference_mode`. A hook may turn gradients on for what comes after it; that
     ends with the block. What forward changes of a parameter, or of plain attributes, is not undone. May be nested.
     """
-    if any(held is model for held in _held()):  # it is in this thread's hands already
+    if any(held is model for held in _held()):  # in this thread's hands already: nothing to save, nothing to put back
         with torch.inference_mode(False), torch.no_grad():
             yield
         return
     with uninterrupted(), ExitStack() as stack:
         modules = list(model.modules())  # walked once: on small networks the walks are what this costs
         for lock in _locks(modules):
-            stack.enter_context(lock)
+            while not lock.acquire(timeout=0.1):
+                let_interrupts_through()
+            stack.callback(lock.release)
         _held().append(model)
         stack.callback(_held().remove, model)
-        training = [module for module in modules if module.training]
+        modes = [(module, module.training) for module in modules]
         buffers = [_Buffers(module) for module in modules]
-        for kind, indices in _accelerators(modules).items():
-            stack.enter_context(torch.random.fork_rng(devices=indices, device_type=kind))
-        stack.enter_context(torch.random.fork_rng(devices=[]))  # the CPU's
+        for device in _devices(modules):
+            stack.enter_context(_shared(f"random state of {device}", partial(_random_state, device)))
         if any(map(_is_compiled, modules)):
             # A compiled module ignores hooks that come after its first call, so it runs eagerly in here.
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        try:
-            for module in training:
-                # Not .eval(): a user's own train() may do more than set this.
-                module.training = False
+            stack.enter_context(_shared("eager", partial(torch.compiler.set_stance, "force_eager")))
+        with ExitStack() as put_back:  # every one of them, also where one fails
+            for each in buffers:
+                put_back.callback(each.put_back)
+            put_back.callback(_set_modes, modes)
+            for module, training in modes:
+                if training:
+                    # Not .eval(): a user's own train() may do more than set this.
+                    module.training = False
             with torch.inference_mode(False), torch.no_grad():
                 yield
-        finally:
-            for module in training:
-                module.training = True
-            for each in buffers:
-                each.put_back()
+
+
+def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        if module.training != training:
+            module.training = training
 
 
 class _Buffers:
@@ -74,9 +82,7 @@ class _Buffers:
     def put_back(self) -> None:
         for tensor, value in self._values:
             if _may_differ(tensor, value):
-                # Through .data: a graph of the user's that holds the buffer does not take this for a change.
-                with torch.inference_mode(tensor.is_inference()):
-                    tensor.data.copy_(value)
+                _put_back(tensor, value)
         module = self._module
         if not (self._tensors or module._buffers):
             return
@@ -84,8 +90,35 @@ class _Buffers:
         if len(own) != len(kept) or any(own.get(name) is not tensor for name, tensor in kept.items()):
             own.clear()
             own.update(kept)
+            for name in kept:
+                module.__dict__.pop(name, None)  # a plain attribute that forward put in its place
         if module._non_persistent_buffers_set != self._not_saved:
             module._non_persistent_buffers_set = self._not_saved
+
+
+def _may_differ(tensor: Tensor, value: Tensor) -> bool:
+    """On the CPU, whether it does; elsewhere always, because to copy costs less there than to ask."""
+    if tensor.is_meta:
+        return False
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        return True
+    if tensor.shape != value.shape:
+        return True
+    # Bit by bit: NaN is as good as any other value here.
+    return not torch.equal(tensor, value) and not torch.equal(_bits(tensor), _bits(value))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(torch.uint8) if tensor.ndim else tensor.reshape(1).view(torch.uint8)
+
+
+def _put_back(tensor: Tensor, value: Tensor) -> None:
+    with torch.inference_mode(tensor.is_inference()):
+        try:
+            # Through .data: a graph of the user's that holds the buffer does not take this for a change.
+            tensor.data.copy_(value)
+        except (RuntimeError, NotImplementedError):  # resized, sparse, or laid out over itself
+            tensor.data = value
 
 
 def _held() -> list[nn.Module]:
@@ -94,28 +127,47 @@ def _held() -> list[nn.Module]:
     return held
 
 
-def _may_differ(tensor: Tensor, value: Tensor) -> bool:
-    """On the CPU, whether it does; elsewhere always, because to copy costs less there than to ask."""
-    if tensor.is_meta:
-        return False
-    return tensor.device.type != "cpu" or not torch.equal(tensor, value)
-
-
 def _locks(modules: list[nn.Module]) -> list[threading.RLock]:
     """Those of all of them, always in the same order, so that nobody waits for somebody who waits for them."""
     with _LOCKS_GUARD:
         return [_LOCKS.setdefault(module, threading.RLock()) for module in sorted(modules, key=id)]
 
 
-def _accelerators(modules: list[nn.Module]) -> dict[str, list[int]]:
-    """Kind of device -> the indices at which the modules have tensors; the CPU is none."""
+def _devices(modules: list[nn.Module]) -> list[torch.device]:
+    """Where the modules have tensors, and the CPU: what has random numbers that a pass may draw."""
     own = (tensors for module in modules for tensors in (module._parameters, module._buffers))
-    devices = {tensor.device for tensors in own for tensor in tensors.values() if tensor is not None}
-    found: dict[str, list[int]] = {}
-    for device in sorted(devices, key=str):
-        if device.type not in ("cpu", "meta"):
-            found.setdefault(device.type, []).append(device.index or 0)
-    return found
+    found = {tensor.device for tensors in own for tensor in tensors.values() if tensor is not None}
+    return [torch.device("cpu"), *sorted((d for d in found if d.type not in ("cpu", "meta")), key=str)]
+
+
+def _random_state(device: torch.device) -> AbstractContextManager[None]:
+    if device.type == "cpu":
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device.index or 0], device_type=device.type)
+
+
+# What belongs to the process rather than to a model: saved by the first that comes, put back by the last that goes.
+_SHARED: dict[str, tuple[int, AbstractContextManager[Any]]] = {}
+_SHARED_GUARD = threading.Lock()
+
+
+@contextmanager
+def _shared(name: str, enter: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    with _SHARED_GUARD:
+        count, context = _SHARED.get(name) or (0, enter())
+        if count == 0:
+            context.__enter__()
+        _SHARED[name] = count + 1, context
+    try:
+        yield
+    finally:
+        with _SHARED_GUARD:
+            count, context = _SHARED[name]
+            if count > 1:
+                _SHARED[name] = count - 1, context
+            else:
+                del _SHARED[name]
+                context.__exit__(None, None, None)
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -51,7 +51,8 @@ class ModelRunner:
         `.grad` is touched. Raises NotFired, AmbiguousCall, NoSpatialLayer, NotFinite and NotConnected.
         """
         check_inputs(inputs)
-        inputs = _usable(inputs)
+        # A copy, without a graph before it: neither the caller nor the model writes into what the trace keeps.
+        inputs = inputs.detach().clone()
         if len(inputs) > 1 and (name := _mixes_samples(self.model)):
             notify(
                 f"{name!r} normalises with the statistics of the batch at hand, also in eval mode: the samples of a "
@@ -104,7 +105,7 @@ class ModelRunner:
     ) -> tuple[dict[str, Capture], Any]:
         recorder = _Recorder(inputs, layers, gradients)
         with attached(recorder.hooks()):
-            output = run(self.model, inputs)
+            output = run(self.model, inputs.clone())
         return recorder.captures(self.model), output
 
 
@@ -140,7 +141,7 @@ class _Recorder:
         self._calls[name] += 1
         if self._calls[name] > 1:
             return None
-        _check_spatial(name, output, self._inputs)
+        _check_spatial(name, module, output, self._inputs)
         if not self._gradients:
             self._kept[name] = Capture(name, output.detach().clone(), None)  # what runs next may write in place
             return None
@@ -178,11 +179,6 @@ def check_inputs(inputs: object) -> None:
         raise InputError(f"inputs has shape {tuple(inputs.shape)}; allowed: (N, C, *grid) with at least one sample")
 
 
-def _usable(inputs: Tensor) -> Tensor:
-    """Without a graph before the model, and no inference tensor, which later operations may refuse."""
-    return inputs.clone() if inputs.is_inference() else inputs.detach()
-
-
 def _returning(value: Tensor) -> ForwardHook:
     def hook(module: nn.Module, args: Any, output: Any) -> Tensor:
         return value
@@ -190,7 +186,7 @@ def _returning(value: Tensor) -> ForwardHook:
     return hook
 
 
-def _check_spatial(name: str, output: Any, inputs: Tensor) -> None:
+def _check_spatial(name: str, module: nn.Module, output: Any, inputs: Tensor) -> None:
     if not isinstance(output, Tensor):
         raise NoSpatialLayer(
             f"layer {name!r} returned a {type(output).__name__}; a heatmap is read from one tensor (N, C, *grid). "
@@ -200,12 +196,12 @@ def _check_spatial(name: str, output: Any, inputs: Tensor) -> None:
         raise NoSpatialLayer(
             f"layer {name!r} returned {output.dtype}; a heatmap is read from floating-point activations"
         )
-    if is_channels_last(output, inputs):
+    if is_channels_last(module, output, inputs):
         raise NoSpatialLayer(
             f"layer {name!r} returned shape {tuple(output.shape)}, which is channels last, (N, *grid, C); a heatmap "
             "is read from (N, C, *grid). Choose a layer that returns that, as torchpeek layers shows them"
         )
-    if not has_grid(output, inputs):
+    if not has_grid(module, output, inputs):
         raise NoSpatialLayer(
             f"layer {name!r} returned shape {tuple(output.shape)} for an input of {tuple(inputs.shape)}; allowed: (N, "
             "C, *grid) with as many grid axes as the input, more than one position, and no more than the input has. "
@@ -215,30 +211,55 @@ def _check_spatial(name: str, output: Any, inputs: Tensor) -> None:
         raise NotFinite(f"layer {name!r} returned NaN or infinity{_why_not_finite(inputs, output)}")
 
 
-def has_grid(output: Tensor, inputs: Tensor) -> bool:
+def has_grid(module: nn.Module, output: Tensor, inputs: Tensor) -> bool:
     """Whether `output` is (N, C, *grid) with a grid of more than one position that fits the input's axes."""
     return (
         output.ndim == inputs.ndim >= 3
         and output.shape[0] == inputs.shape[0]
         and math.prod(output.shape[2:]) > 1
         and all(size <= given for size, given in zip(output.shape[2:], inputs.shape[2:], strict=True))
-        and not is_channels_last(output, inputs)
+        and not is_channels_last(module, output, inputs)
     )
 
 
-def is_channels_last(output: Tensor, inputs: Tensor) -> bool:
-    """Whether only (N, *grid, C) makes sense: read so all axes shrank alike, and read as (N, C, *grid) they did not."""
+def is_channels_last(module: nn.Module, output: Tensor, inputs: Tensor) -> bool:
+    """Whether only (N, *grid, C) makes sense: read so all axes shrank alike, and read as (N, C, *grid) they did not.
+
+    Not where the last part of the module is one that works on (N, C, *grid), such as a convolution: a stride may differ
+    from axis to axis.
+    """
     return (
         output.ndim == inputs.ndim >= 4
         and _shrank_alike(output.shape[1:-1], inputs.shape[2:])
         and not _shrank_alike(output.shape[2:], inputs.shape[2:])
+        and not _ends_channels_first(module)
     )
+
+
+def _ends_channels_first(module: nn.Module) -> bool:
+    for part in reversed(list(module.modules())):
+        if isinstance(part, (nn.LayerNorm, nn.Linear)):
+            return False
+        if isinstance(part, _CHANNELS_FIRST):
+            return True
+    return False
+
+
+_CHANNELS_FIRST = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+)
 
 
 def _shrank_alike(grid: Sequence[int], given: Sequence[int]) -> bool:
     """Whether one stride gives all sizes of the grid, each up to one position, as padding and rounding may add."""
     least = max(have / (size + 1) for size, have in zip(grid, given, strict=True))
-    most = min(have / max(size - 1, 0.5) for size, have in zip(grid, given, strict=True))
+    most = min(have / (size - 1) if size > 1 else math.inf for size, have in zip(grid, given, strict=True))
     return least <= most
 
 

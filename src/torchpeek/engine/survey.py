@@ -76,9 +76,9 @@ def suggest_layer(model: nn.Module, inputs: Tensor, *, anew: bool = False) -> Su
     if found is not None:
         _SUGGESTED[model] = found
         return found
-    if seen.layout_after:
+    if seen.candidates and seen.layout_after:
         raise NoSpatialLayer(
-            f"after {seen.last_names[-1]!r} {type(model).__name__} goes on in another layout ({seen.layout_after}: "
+            f"after {seen.candidates[-1][-1]!r} {type(model).__name__} goes on in another layout ({seen.layout_after}: "
             "tokens, or channels last), so no layer near the end has a grid (N, C, h, w). Name one that has with "
             "layer= (--layer); torchpeek layers shows what they return"
         )
@@ -96,10 +96,10 @@ class _Seen:
         self.calls: dict[str, int] = {}
         self.outputs: dict[str, str] = {}
         self.take_input: set[str] = set()
-        self.last = inputs  # the last tensor with a grid ...
-        self.last_version = 0  # ... how often it had been written into ...
-        self.last_names: list[str] = []  # ... and the modules that returned it, innermost first
-        self.layout_after = ""
+        self.candidates: list[list[str]] = []  # for each tensor with a grid those that returned it, innermost first
+        self.layout_after = ""  # of what came after the last of them, if it had another layout
+        self._last = inputs  # the last tensor with a grid, and how often it had been written into
+        self._last_version = 0
 
     def returned(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         self.calls[name] = self.calls.get(name, 0) + 1
@@ -108,22 +108,31 @@ class _Seen:
             self.take_input.add(name)
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return
-        if output is self.last:
-            passes_on = any(given is output for given in args) and output._version == self.last_version
-            if not passes_on:
-                self.last_names.append(name)
-                self.last_version = output._version
-        elif has_grid(output, self.inputs) and self.calls[name] == 1:
-            self.last, self.last_version, self.last_names, self.layout_after = output, output._version, [name], ""
-        elif is_channels_last(output, self.inputs) or (output.ndim == 3 < self.inputs.ndim and output.shape[1] > 1):
+        if output is self._last:
+            passes_on = any(given is output for given in args) and output._version == self._last_version
+            if self.candidates and not passes_on:
+                self.candidates[-1].append(name)
+        elif isinstance(module, (nn.Softmax, nn.Dropout)):
+            return  # of attention: rows and columns are no picture
+        elif has_grid(module, output, self.inputs):
+            self._last, self.layout_after = output, ""
+            self.candidates.append([name])
+        elif is_channels_last(module, output, self.inputs) or (
+            output.ndim == 3 < self.inputs.ndim and output.shape[1] > 1
+        ):
             self.layout_after = _described(output)
+        self._last_version = self._last._version
 
     def suggestion(self) -> Suggestion | None:
-        if not self.last_names or self.layout_after:
+        if self.layout_after:
             return None
-        inner = [name for name in self.last_names if name not in self.take_input] or self.last_names
-        layer = min(reversed(inner), key=lambda name: name.count("."))
-        return Suggestion(layer, "the last layer with a grid before the head")
+        for names in reversed(self.candidates):
+            once = [name for name in names if self.calls[name] == 1]
+            inner = [name for name in once if name not in self.take_input] or once
+            if inner:
+                layer = min(reversed(inner), key=lambda name: name.count("."))
+                return Suggestion(layer, "the last layer with a grid before the head")
+        return None
 
 
 def _dry_pass(model: nn.Module, inputs: Tensor) -> _Seen:

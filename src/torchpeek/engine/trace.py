@@ -15,7 +15,7 @@ from torch.autograd.graph import GradientEdge
 from torchpeek.engine.guard import as_found
 from torchpeek.engine.targets import ClassScores, Question, Target, class_logits
 from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NotConnected
-from torchpeek.hooks import interruptible, uninterrupted
+from torchpeek.hooks import let_interrupts_through, uninterrupted
 
 if TYPE_CHECKING:
     from torchpeek.engine.runner import ModelRunner
@@ -197,8 +197,8 @@ def _vjp(scores: Tensor, captures: list[Capture]) -> list[Tensor | None]:
     chunk = max(1, _VJP_BYTES // max(1, largest))
     parts = []
     for start in range(0, count, chunk):
-        with interruptible():
-            pass  # here, and not in torch's vmap, which an interrupt leaves half entered for the rest of the process
+        # Here, and not in torch's vmap, which an interrupt leaves half entered for the rest of the process.
+        let_interrupts_through()
         parts.append(_vjp_chunk(scores, captures, select_each[start : start + chunk]))
     return [None if any(p is None for p in each) else torch.cat(each) for each in zip(*parts, strict=True)]
 
@@ -240,8 +240,9 @@ def _not_connected(layers: list[str]) -> str:
     named = ", ".join(repr(layer) for layer in layers)
     return (
         f"the score does not depend on {named}: no gradient flows back to it. Either the model does not use its "
-        "output for this score (an auxiliary head, another branch), or it detaches it or runs it under "
-        "torch.no_grad(). Choose another layer, or a method that needs no gradients (torchpeek methods lists them)"
+        "output for this score (an auxiliary head, another branch), or it detaches it, runs it under "
+        "torch.no_grad() or inference_mode(), or checkpoints it with use_reentrant=True. Choose another layer, or a "
+        "method that needs no gradients (torchpeek methods lists them)"
     )
 
 

@@ -39,9 +39,18 @@ def _in_force() -> Any:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the block is done, but for `interruptible` parts of it. May be nested."""
+    """Ctrl-C waits until the block is done, but for `interruptible` parts of it. May be nested, also in such a part."""
     previous = _in_force()
-    if isinstance(previous, _Gate) or not callable(previous):
+    if isinstance(previous, _Gate):
+        was_open, previous.open = previous.open, False
+        try:
+            yield
+        finally:
+            if was_open:
+                previous.deliver()
+                previous.open = True
+        return
+    if not callable(previous):
         yield
         return
     gate = _Gate(previous)
@@ -51,7 +60,8 @@ def uninterrupted() -> Iterator[None]:
         yield
     finally:
         gate.open = False
-        signal.signal(signal.SIGINT, previous)
+        if signal.getsignal(signal.SIGINT) is gate:  # else the block has put a handler of its own there
+            signal.signal(signal.SIGINT, previous)
         gate.deliver()
 
 
@@ -62,9 +72,16 @@ def interruptible() -> Iterator[None]:
     if not isinstance(gate, _Gate):
         yield
         return
+    was_open = gate.open
     gate.deliver()
     gate.open = True
     try:
         yield
     finally:
-        gate.open = False
+        gate.open = was_open
+
+
+def let_interrupts_through() -> None:
+    """Now is a good moment for a Ctrl-C that came in an `uninterrupted` block."""
+    with interruptible():
+        pass

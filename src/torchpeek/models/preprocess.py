@@ -39,6 +39,8 @@ class Preprocess:
         if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std):
             got = f"mean has {len(self.mean)} entries and std {len(self.std)}"
             raise InputError(f"{got}; allowed: 1 (grey) or 3 (RGB) each")
+        if 0 in self.std:
+            raise InputError(f"std is {self.std}; the picture is divided by it, so no entry is 0")
         if self.interpolation not in get_args(Interpolation):
             raise InputError(f"interpolation {self.interpolation!r}; allowed: {', '.join(get_args(Interpolation))}")
         if not (self.resize is None or _is_size(self.resize) or _are_sizes(self.resize)):

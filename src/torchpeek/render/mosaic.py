@@ -21,8 +21,8 @@ def mosaic(
 ) -> Image.Image:
     """A white sheet of the pictures, each `width` pixels wide with its caption above, `columns` in a row.
 
-    Heights follow from the pictures' shapes; a row is as high as its highest. `columns` is about the square root of the
-    number of pictures unless given.
+    Heights follow from the pictures' shapes, up to three times the width; a row is as high as its highest. `columns` is
+    about the square root of the number of pictures unless given.
     """
     if not pictures or len(pictures) != len(captions):
         raise InputError(
@@ -44,9 +44,9 @@ def mosaic(
 
 
 def _tile(picture: Image.Image, words: str, width: int) -> Image.Image:
-    scaled = picture.convert("RGB").resize(
-        (width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS
-    )
+    scale = min(width / picture.width, 3 * width / picture.height)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    scaled = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     words_above = caption(words, width)
     tile = Image.new("RGB", (width, words_above.height + scaled.height), "white")
     tile.paste(words_above, (0, 0))
