@@ -36,22 +36,24 @@ def as_found(model: nn.Module) -> Iterator[None]:
         return
     with uninterrupted(), ExitStack() as stack:
         modules = list(model.modules())  # walked once: on small networks the walks are what this costs
+        held: list[threading.RLock] = []
+        stack.callback(_release, held)
         for lock in _locks(modules):
-            while not lock.acquire(timeout=0.1):
+            while not (lock.acquire(blocking=False) or lock.acquire(timeout=0.1)):
                 let_interrupts_through()
-            stack.callback(lock.release)
+            held.append(lock)
         _held().append(model)
         stack.callback(_held().remove, model)
         modes = [(module, module.training) for module in modules]
-        buffers = [_Buffers(module) for module in modules]
+        buffers = [_Buffers(module) for module in modules if module._buffers]
+        bare = [module for module in modules if not module._buffers]
         for device in _devices(modules):
             stack.enter_context(_shared(f"random state of {device}", partial(_random_state, device)))
         if any(map(_is_compiled, modules)):
             # A compiled module ignores hooks that come after its first call, so it runs eagerly in here.
             stack.enter_context(_shared("eager", partial(torch.compiler.set_stance, "force_eager")))
-        with ExitStack() as put_back:  # every one of them, also where one fails
-            for each in buffers:
-                put_back.callback(each.put_back)
+        with ExitStack() as put_back:  # every one of these, also where one fails
+            put_back.callback(_put_back_all, buffers, bare)
             put_back.callback(_set_modes, modes)
             for module, training in modes:
                 if training:
@@ -59,6 +61,11 @@ def as_found(model: nn.Module) -> Iterator[None]:
                     module.training = False
             with torch.inference_mode(False), torch.no_grad():
                 yield
+
+
+def _release(locks: list[threading.RLock]) -> None:
+    for lock in locks:
+        lock.release()
 
 
 def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
@@ -83,10 +90,7 @@ class _Buffers:
         for tensor, value in self._values:
             if _may_differ(tensor, value):
                 _put_back(tensor, value)
-        module = self._module
-        if not (self._tensors or module._buffers):
-            return
-        own, kept = module._buffers, self._tensors
+        module, own, kept = self._module, self._module._buffers, self._tensors
         if len(own) != len(kept) or any(own.get(name) is not tensor for name, tensor in kept.items()):
             own.clear()
             own.update(kept)
@@ -94,6 +98,21 @@ class _Buffers:
                 module.__dict__.pop(name, None)  # a plain attribute that forward put in its place
         if module._non_persistent_buffers_set != self._not_saved:
             module._non_persistent_buffers_set = self._not_saved
+
+
+def _put_back_all(buffers: list[_Buffers], bare: list[nn.Module]) -> None:
+    errors = []
+    for each in buffers:
+        try:
+            each.put_back()
+        except Exception as error:  # the others are put back first
+            errors.append(error)
+    for module in bare:
+        if module._buffers:
+            module._buffers.clear()
+            module._non_persistent_buffers_set.clear()
+    if errors:
+        raise errors[0]
 
 
 def _may_differ(tensor: Tensor, value: Tensor) -> bool:
