@@ -16,6 +16,7 @@ from torchpeek.engine import Target, Trace, targets
 from torchpeek.errors import Notice, TorchpeekError
 from torchpeek.explain import compare, explain, trace
 from torchpeek.heatmap import Heatmap, Provenance
+from torchpeek.hooks import edit, edit_gradient, record, record_gradients
 from torchpeek.models import LoadedModel, Preprocess, load_model
 from torchpeek.picture import Geometry, Picture
 from torchpeek.store import load, save
@@ -34,11 +35,15 @@ __all__ = [
     "Trace",
     "__version__",
     "compare",
+    "edit",
+    "edit_gradient",
     "errors",
     "explain",
     "layers",
     "load",
     "load_model",
+    "record",
+    "record_gradients",
     "render",
     "save",
     "targets",

@@ -14,6 +14,7 @@
     ├── PassError
     │   ├── GradUnavailable   gradients were not kept, or cannot be had
     │   ├── NotConnected      the score does not depend on the layer
+    │   ├── StaleCapture      what was recorded has been written into since
     │   └── NotFinite         NaN or infinity where numbers should be
     ├── MethodError
     │   ├── MethodNotFound
@@ -93,6 +94,10 @@ class GradUnavailable(PassError):
 
 class NotConnected(PassError):
     """The score does not depend on the layer."""
+
+
+class StaleCapture(PassError):
+    """What was recorded has been written into since."""
 
 
 class NotFinite(PassError):

@@ -18,6 +18,7 @@ from torchpeek.engine.trace import Capture, Change, Origin, Trace
 from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotFinite, NotFired, notify
 from torchpeek.hooks import attached, interruptible, select
 from torchpeek.hooks.attach import ForwardHook
+from torchpeek.hooks.select import why_not_fired
 
 
 class ModelRunner:
@@ -127,7 +128,7 @@ class _Recorder:
         """The layers in the order they were asked for. Raises for those that did not fire just once."""
         for name, calls in self._calls.items():
             if calls == 0:
-                raise NotFired(_why_not_fired(model, name, self._layers[name]))
+                raise NotFired(why_not_fired(model, name, self._layers[name]))
             if calls > 1:
                 raise AmbiguousCall(
                     f"layer {name!r} was called {calls} times in one pass, so it has no one output. Choose the layer "
@@ -278,14 +279,3 @@ def _why_not_finite(inputs: Tensor, found: Tensor) -> str:
     half = " Half precision overflows above 65504; try float32." if found.dtype == torch.float16 else ""
     where = ", ".join(map(str, samples[:8]))
     return f" in sample {where}; the input has none. Check the weights and the input's range.{half}"
-
-
-def _why_not_fired(model: nn.Module, name: str, module: nn.Module) -> str:
-    parent = model.get_submodule(name.rpartition(".")[0])
-    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-        reason = f"it is a {type(module).__name__}, a container that is never called; choose one of its members"
-    elif isinstance(parent, nn.MultiheadAttention):
-        reason = "its parent, a MultiheadAttention, uses its weights directly; choose the parent"
-    else:
-        reason = "forward goes another way, or uses its weights or its .forward directly; choose the layer around it"
-    return f"layer {name!r} ({type(module).__name__}) was not called in the pass: {reason}"

@@ -1,7 +1,23 @@
 """The only room that registers a hook, or touches one."""
 
 from torchpeek.hooks.attach import attached
+from torchpeek.hooks.edit import edit
 from torchpeek.hooks.interrupts import interruptible, let_interrupts_through, uninterrupted
+from torchpeek.hooks.record import Call, Recording, record
 from torchpeek.hooks.select import Selection, select
+from torchpeek.hooks.tensors import edit_gradient, record_gradients
 
-__all__ = ["Selection", "attached", "interruptible", "let_interrupts_through", "select", "uninterrupted"]
+__all__ = [
+    "Call",
+    "Recording",
+    "Selection",
+    "attached",
+    "edit",
+    "edit_gradient",
+    "interruptible",
+    "let_interrupts_through",
+    "record",
+    "record_gradients",
+    "select",
+    "uninterrupted",
+]

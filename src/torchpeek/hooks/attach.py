@@ -1,4 +1,4 @@
-"""Forward hooks that come off again, whatever happens in between."""
+"""Hooks on modules that come off again, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from torch.utils.hooks import RemovableHandle
 
 from torchpeek.hooks.interrupts import uninterrupted
 
+BeforeHook: TypeAlias = Callable[[nn.Module, tuple[Any, ...]], Any]
+"""Called as `hook(module, args)` when the module is called; what is not None replaces the positional arguments."""
+
 ForwardHook: TypeAlias = Callable[[nn.Module, tuple[Any, ...], Any], Any]
 """Called as `hook(module, args, output)` when the module returns; what is not None replaces the output.
 
@@ -19,15 +22,44 @@ Never with_kwargs: whoever runs the model in another thread just when such a hoo
 
 
 @contextmanager
-def attached(hooks: Iterable[tuple[nn.Module, ForwardHook]]) -> Iterator[None]:
-    """Register these forward hooks, after those already there, and remove just them on every exit."""
+def attached(
+    returned: Iterable[tuple[nn.Module, ForwardHook]] = (), *, called: Iterable[tuple[nn.Module, BeforeHook]] = ()
+) -> Iterator[None]:
+    """Register these hooks, after those already there, and remove just them on every exit."""
     handles: list[RemovableHandle] = []
     try:
         with uninterrupted():
-            for module, hook in hooks:
-                handles.append(module.register_forward_hook(hook))
+            # One by one: a failure must find those so far.
+            for module, before in called:
+                handles.append(module.register_forward_pre_hook(_Inert(before)))
+            for module, hook in returned:
+                handles.append(module.register_forward_hook(_Inert(hook)))
         yield
     finally:
         with uninterrupted():
             for handle in handles:
                 handle.remove()
+
+
+class _Inert:
+    """A hook that a copy of the model does not take along: in a deepcopy or a pickle it does nothing."""
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self._hook = hook
+
+    def __call__(self, *given: Any) -> Any:
+        return self._hook(*given)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _nothing
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
+        return _no_hook, ()
+
+
+def _no_hook() -> Callable[..., None]:
+    return _nothing
+
+
+def _nothing(*given: Any) -> None:
+    """What is left of a hook in a copy."""

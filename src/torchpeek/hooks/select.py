@@ -84,3 +84,15 @@ def _not_found(model: nn.Module, named: dict[str, nn.Module], selection: object)
         f"no layer {shown} in {type(model).__name__}{near}. It has {len(names)} layers; torchpeek layers, or "
         "tp.layers(model), lists them."
     )
+
+
+def why_not_fired(model: nn.Module, name: str, module: nn.Module) -> str:
+    """Why a layer, which was not called in a pass, was not."""
+    parent = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        reason = f"it is a {type(module).__name__}, a container that is never called; choose one of its members"
+    elif isinstance(parent, nn.MultiheadAttention):
+        reason = "its parent, a MultiheadAttention, uses its weights directly; choose the parent"
+    else:
+        reason = "forward goes another way, or uses its weights or its .forward directly; choose the layer around it"
+    return f"layer {name!r} ({type(module).__name__}) was not called in the pass: {reason}"

@@ -1,0 +1,104 @@
+"""edit(): what a layer is given, what it returns and what flows back through it, changed for the while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from torchpeek.errors import GradUnavailable, InputError
+from torchpeek.hooks.attach import attached
+from torchpeek.hooks.select import Selection, select
+from torchpeek.hooks.tensors import hooked
+
+Edits: TypeAlias = Mapping[Any, Callable[[Any], Any]]
+"""Layer selection -> function of what is there, whose result is used instead."""
+
+
+@contextmanager
+def edit(
+    model: nn.Module, *, outputs: Edits | None = None, inputs: Edits | None = None, gradients: Edits | None = None
+) -> Iterator[None]:
+    """Inside the block, run `model` with these changes; nothing of them stays.
+
+    `outputs` and `inputs` are given what the layer returned, or its one positional argument (a tuple of them where
+    there are several), `gradients` the gradient with respect to the layer's output, a tensor each, which they may write
+    into. What a function returns is used instead. Functions of one layer run in the order in which their blocks were
+    opened, and a recording that is opened inside sees what they made.
+
+    Raises LayerNotFound; an exception of a function's own comes through with the layer's name added to it.
+    """
+    _check(outputs, inputs, gradients)
+    before = [(module, partial(_change_inputs, name, change)) for name, module, change in _resolved(model, inputs)]
+    after = [(module, partial(_change_output, name, change)) for name, module, change in _resolved(model, outputs)]
+    after += [(module, partial(_change_gradient, name, change)) for name, module, change in _resolved(model, gradients)]
+    with attached(after, called=before):
+        yield
+
+
+def _resolved(model: nn.Module, edits: Edits | None) -> list[tuple[str, nn.Module, Callable[[Any], Any]]]:
+    return [
+        (name, module, change)
+        for selection, change in (edits or {}).items()
+        for name, module in select(model, _as_selection(selection)).items()
+    ]
+
+
+def _as_selection(key: Any) -> Selection:
+    return list(key) if isinstance(key, tuple) else key  # a list cannot be the key of a dict
+
+
+def _change_inputs(
+    name: str, change: Callable[[Any], Any], module: nn.Module, args: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    changed = _applied(name, change, args[0] if len(args) == 1 else args)
+    return changed if isinstance(changed, tuple) and len(args) != 1 else (changed,)
+
+
+def _change_output(name: str, change: Callable[[Any], Any], module: nn.Module, args: Any, output: Any) -> Any:
+    return _applied(name, change, output)
+
+
+def _change_gradient(name: str, change: Callable[[Any], Any], module: nn.Module, args: Any, output: Any) -> Any:
+    if not torch.is_grad_enabled():
+        raise GradUnavailable(f"layer {name!r} ran under torch.no_grad(), so no gradient will flow back through it")
+    edited = 0
+
+    def through(tensor: Any) -> Any:
+        nonlocal edited
+        if not isinstance(tensor, Tensor) or not tensor.requires_grad:
+            return tensor
+        edited += 1
+        # A view of its own, so that the hook is on what this layer returned and on nothing that shares the tensor.
+        own = tensor.view_as(tensor)
+        hooked(own, lambda gradient: _applied(name, change, gradient.clone()))
+        return own
+
+    passed_on = tree_map(through, output)
+    if not edited:
+        raise GradUnavailable(f"nothing that layer {name!r} returned needs a gradient: the model is frozen up to there")
+    return passed_on
+
+
+def _applied(name: str, change: Callable[[Any], Any], given: Any) -> Any:
+    try:
+        changed = change(given)
+    except Exception as error:
+        error.add_note(f"in the edit of layer {name!r}")
+        raise
+    if changed is None:
+        raise InputError(
+            f"the edit of layer {name!r} returned None; return what is to be used, also if changed in place"
+        )
+    return changed
+
+
+def _check(*edits: Edits | None) -> None:
+    for each in edits:
+        if each is not None and not (isinstance(each, Mapping) and all(map(callable, each.values()))):
+            raise InputError(f"an edit is a dict from a layer selection to a function; got {each!r}")

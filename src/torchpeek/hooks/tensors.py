@@ -1,0 +1,101 @@
+"""Gradients of plain tensors: seen and changed as they flow back."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from torchpeek.errors import GradUnavailable, InputError
+from torchpeek.hooks.interrupts import uninterrupted
+
+
+class Slot:
+    """Where a gradient arrives. Hooks hold it weakly, so that no graph keeps it alive, nor it a graph."""
+
+    __slots__ = ("__weakref__", "value")
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+
+
+def receive(tensor: Tensor, slot: Slot) -> RemovableHandle:
+    """Have the gradient of `tensor`, as it is now, arrive in `slot`, also if a later operation writes into it."""
+    reference = weakref.ref(slot)
+
+    def arrived(gradient: Tensor) -> None:
+        target = reference()
+        if target is not None:
+            target.value = gradient.detach()
+
+    return hooked(tensor, arrived)
+
+
+def hooked(tensor: Tensor, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+    """Have `hook` called with the gradient of `tensor`; what it returns, if not None, flows on instead."""
+    handle: RemovableHandle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]  # torch has no types for it
+    return handle
+
+
+@contextmanager
+def record_gradients(**tensors: Tensor) -> Iterator[Mapping[str, Tensor | None]]:
+    """The gradients that flow back to these tensors, leaf or not, inside the block: a mapping from name to gradient.
+
+    None where none has arrived. `.grad` is not touched, and no tensor keeps more than it would. A second backward pass
+    replaces the first one's. Raises GradUnavailable for a tensor that needs no gradient.
+    """
+    slots = {name: Slot() for name in tensors}
+    handles: list[RemovableHandle] = []
+    view = _Gradients(slots)
+    try:
+        with uninterrupted():
+            for name, tensor in tensors.items():
+                _check(tensor, name)
+                handles.append(receive(tensor, slots[name]))
+        yield view
+    finally:
+        with uninterrupted():
+            for handle in handles:
+                handle.remove()
+
+
+@contextmanager
+def edit_gradient(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside the block, what `function` returns flows on instead of the gradient of `tensor`, leaf or not.
+
+    The function is given a copy, so it may write into it.
+    """
+    _check(tensor, "tensor")
+    handle = hooked(tensor, lambda gradient: function(gradient.clone()))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _Gradients(Mapping[str, "Tensor | None"]):
+    def __init__(self, slots: Mapping[str, Slot]) -> None:
+        self._slots = MappingProxyType(dict(slots))
+
+    def __getitem__(self, name: str) -> Tensor | None:
+        return self._slots[name].value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._slots)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+
+def _check(tensor: object, name: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"{name} is a {type(tensor).__name__}; gradients are those of tensors")
+    if not tensor.requires_grad:
+        raise GradUnavailable(
+            f"{name} needs no gradient, so none will arrive: it was made under torch.no_grad(), or of tensors that "
+            "need none. Next: requires_grad_()"
+        )
