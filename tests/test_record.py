@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 import torchpeek as tp
@@ -277,6 +278,20 @@ class TestTraps:
                 other(x * 2)
             assert len(tape["act"]) == 1
             assert torch.equal(tape["act"].output, seen)
+
+    def test_a_compiled_model(self) -> None:
+        """torch ignores hooks that come after the first compiled call; so it runs eagerly, and says so."""
+        torch._dynamo.reset()
+        counters.clear()
+        model, x = PooledNet().eval(), torch.randn(1, 3, 4, 4)
+        model.compile(backend="eager")
+        with torch.no_grad():
+            model(x)
+        assert counters["stats"]["unique_graphs"] >= 1
+        with pytest.warns(tp.Notice, match="runs eagerly"), tp.record(model, "act", gradients=True) as tape:
+            model(x).sum().backward()
+        torch.testing.assert_close(tape["act"].output, model.act(model.features(x)).detach())
+        assert tape["act"].grad_output.shape == (1, 6, 4, 4)
 
     def test_two_recordings_at_once_closed_in_any_order(self) -> None:
         model, x = PooledNet(), torch.randn(1, 3, 4, 4)

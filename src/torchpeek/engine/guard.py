@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchpeek.hooks import let_interrupts_through, uninterrupted
+from torchpeek.hooks import is_compiled, let_interrupts_through, uninterrupted
 
 # A lock for each module, not each model: two models may share a part.
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
@@ -49,7 +49,7 @@ def as_found(model: nn.Module) -> Iterator[None]:
         bare = [module for module in modules if not module._buffers]
         for device in _devices(modules):
             stack.enter_context(_shared(f"random state of {device}", partial(_random_state, device)))
-        if any(map(_is_compiled, modules)):
+        if any(map(is_compiled, modules)):
             # A compiled module ignores hooks that come after its first call, so it runs eagerly in here.
             stack.enter_context(_shared("eager", partial(torch.compiler.set_stance, "force_eager")))
         with ExitStack() as put_back:  # every one of these, also where one fails
@@ -187,8 +187,3 @@ def _shared(name: str, enter: Callable[[], AbstractContextManager[Any]]) -> Iter
             else:
                 del _SHARED[name]
                 context.__exit__(None, None, None)
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    # torch.compile(module) wraps it; module.compile() sets the attribute.
-    return type(module).__name__ == "OptimizedModule" or module.__dict__.get("_compiled_call_impl") is not None

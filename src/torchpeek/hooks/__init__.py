@@ -4,7 +4,7 @@ from torchpeek.hooks.attach import attached
 from torchpeek.hooks.edit import edit
 from torchpeek.hooks.interrupts import interruptible, let_interrupts_through, uninterrupted
 from torchpeek.hooks.record import Call, Recording, record
-from torchpeek.hooks.select import Selection, select
+from torchpeek.hooks.select import Selection, is_compiled, select
 from torchpeek.hooks.tensors import edit_gradient, record_gradients
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "edit",
     "edit_gradient",
     "interruptible",
+    "is_compiled",
     "let_interrupts_through",
     "record",
     "record_gradients",

@@ -16,10 +16,19 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
-from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NotFired, StaleCapture, closest
+from torchpeek.errors import (
+    AmbiguousCall,
+    GradUnavailable,
+    InputError,
+    LayerNotFound,
+    NotFired,
+    StaleCapture,
+    closest,
+    notify,
+)
 from torchpeek.hooks.attach import attached
 from torchpeek.hooks.interrupts import uninterrupted
-from torchpeek.hooks.select import Selection, select, why_not_fired
+from torchpeek.hooks.select import Selection, is_compiled, select, why_not_fired
 from torchpeek.hooks.tensors import Slot, receive
 
 Snapshot: TypeAlias = Literal["auto", "clone", "alias"]
@@ -195,6 +204,9 @@ class Recording:
             before += [(module, partial(_called, this, name)) for name, module in self._layers.items()]
         after = [(module, partial(_returned, this, name)) for name, module in self._layers.items()]
         with ExitStack() as stack:
+            if any(map(is_compiled, self._model.modules())):
+                notify("the model is compiled, and so ignores hooks; it runs eagerly while it is recorded")
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(attached(after, called=before))
             self._stack = stack.pop_all()
         return self

@@ -96,3 +96,9 @@ def why_not_fired(model: nn.Module, name: str, module: nn.Module) -> str:
     else:
         reason = "forward goes another way, or uses its weights or its .forward directly; choose the layer around it"
     return f"layer {name!r} ({type(module).__name__}) was not called in the pass: {reason}"
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether it runs compiled, and so ignores hooks that come after its first call."""
+    # torch.compile(module) wraps it; module.compile() sets the attribute.
+    return type(module).__name__ == "OptimizedModule" or module.__dict__.get("_compiled_call_impl") is not None
