@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
@@ -17,16 +17,14 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
 from torchpeek.errors import (
-    AmbiguousCall,
     GradUnavailable,
     InputError,
     LayerNotFound,
-    NotFired,
-    StaleCapture,
     closest,
     notify,
 )
 from torchpeek.hooks.attach import attached
+from torchpeek.hooks.calls import Call, Calls, Kept, described
 from torchpeek.hooks.interrupts import uninterrupted
 from torchpeek.hooks.select import Selection, is_compiled, select, why_not_fired
 from torchpeek.hooks.tensors import Slot, receive
@@ -67,105 +65,6 @@ def record(
     chosen = select(model, layers, exclude=exclude)
     copies = snapshot == "clone" or (snapshot == "auto" and any(getattr(m, "inplace", False) for m in model.modules()))
     return Recording(model, chosen, inputs=inputs, gradients=gradients, copies=copies, every_pass=passes == "all")
-
-
-class Call:
-    """One call of one layer."""
-
-    def __init__(self, layer: str, order: int) -> None:
-        self.layer = layer
-        self.order = order  # among the calls of all recorded layers, from 0
-        self.complete = False  # False where the layer raised, or is still running
-        self._output: Any = None
-        self._input: tuple[Any, ...] | None = None
-        self._grad_output: Any = None
-        self._grad_input: tuple[Any, ...] | None = None
-
-    @property
-    def output(self) -> Any:
-        """What the layer returned, detached, in the container that it came in."""
-        if not self.complete:
-            raise NotFired(f"layer {self.layer!r} did not return: an exception came in between")
-        return _read(self._output)
-
-    @property
-    def input(self) -> Any:
-        """What the layer was given: its one positional argument, or a tuple of several."""
-        if self._input is None:
-            raise InputError(f"the inputs of {self.layer!r} were not recorded; record(..., inputs=True) keeps them")
-        return _only(_read(self._input))
-
-    @property
-    def grad_output(self) -> Any:
-        """The gradient with respect to the output, in its container; None where none has arrived."""
-        self._check_gradients(self._grad_output)
-        return _read(self._grad_output)
-
-    @property
-    def grad_input(self) -> Any:
-        """The gradient with respect to the input that comes of this layer alone, as torch defines it.
-
-        None for an input that needs none, and where none has arrived.
-        """
-        self._check_gradients(self._grad_input)
-        return _only(_read(self._grad_input))
-
-    def _check_gradients(self, recorded: Any) -> None:
-        if recorded is None:
-            raise InputError(
-                f"the gradients of {self.layer!r} were not recorded; record(..., gradients=True) keeps them"
-            )
-
-    def __repr__(self) -> str:
-        what = _described(self._output) if self.complete else "did not return"
-        return f"Call({self.layer!r}, {what})"
-
-
-class Calls(Sequence[Call]):
-    """The calls of one layer, in order. Where there is just one, its values can be read right here."""
-
-    def __init__(self, layer: str, calls: list[Call], why_none: str) -> None:
-        self._layer = layer
-        self._calls = calls
-        self._why_none = why_none
-
-    def __getitem__(self, index: int) -> Call:  # type: ignore[override]  # one call at a time
-        if not self._calls:
-            raise NotFired(self._why_none)
-        return self._calls[index]
-
-    def __len__(self) -> int:
-        return len(self._calls)
-
-    @property
-    def output(self) -> Any:
-        """As `Call.output`."""
-        return self._one().output
-
-    @property
-    def input(self) -> Any:
-        """As `Call.input`."""
-        return self._one().input
-
-    @property
-    def grad_output(self) -> Any:
-        """As `Call.grad_output`."""
-        return self._one().grad_output
-
-    @property
-    def grad_input(self) -> Any:
-        """As `Call.grad_input`."""
-        return self._one().grad_input
-
-    def _one(self) -> Call:
-        if len(self._calls) > 1:
-            raise AmbiguousCall(
-                f"layer {self._layer!r} was called {len(self._calls)} times; take one, [0] to [{len(self) - 1}]"
-            )
-        return self[0]
-
-    def __repr__(self) -> str:
-        return f"Calls({self._layer!r}, {len(self._calls)})"
 
 
 class Recording:
@@ -242,8 +141,10 @@ class Recording:
         """The memory that the recording keeps alive: each storage once, as a whole, also where little of it is seen."""
         storages = {}
         for call in (call for calls in self._calls.values() for call in calls):
-            for leaf in tree_flatten([call._output, call._input, call._grad_output, call._grad_input])[0]:
-                tensor = leaf.tensor if isinstance(leaf, _Kept) else leaf.value if isinstance(leaf, Slot) else None
+            for leaf in tree_flatten([call.kept_output, call.kept_input, call.kept_grad_output, call.kept_grad_input])[
+                0
+            ]:
+                tensor = leaf.tensor if isinstance(leaf, Kept) else leaf.value if isinstance(leaf, Slot) else None
                 if tensor is not None:
                     storage = tensor.untyped_storage()
                     storages[storage.data_ptr()] = storage.nbytes()
@@ -252,7 +153,7 @@ class Recording:
     def __repr__(self) -> str:
         rows = [("layer", "calls", "output")]
         for name, calls in self._calls.items():
-            shown = _described(calls[-1]._output) if calls and calls[-1].complete else "was not called"
+            shown = described(calls[-1].kept_output) if calls and calls[-1].complete else "was not called"
             rows.append((name, str(len(calls)), shown))
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
@@ -284,16 +185,16 @@ class Recording:
         call = self._new_call(layer)
         self._under_way().setdefault(layer, []).append(call)
         if self._inputs:
-            call._input = self._kept(args)
+            call.kept_input = self._kept(args)
         if not self._gradients:
             return None
-        call._grad_input, passed_on = self._watched(args, _watch_input)
+        call.kept_grad_input, passed_on = self._watched(args, _watch_input)
         return tuple(passed_on) if passed_on is not None else None
 
     def _return(self, layer: str, output: Any) -> Any:
         under_way = self._under_way().get(layer)
         call = under_way.pop() if under_way else self._new_call(layer)
-        call._output = self._kept(output)
+        call.kept_output = self._kept(output)
         call.complete = True
         if not self._gradients:
             return None
@@ -301,11 +202,11 @@ class Recording:
             raise GradUnavailable(
                 f"layer {layer!r} ran under torch.no_grad(); run the model with gradients, or record none"
             )
-        call._grad_output, passed_on = self._watched(output, _watch_output)
+        call.kept_grad_output, passed_on = self._watched(output, _watch_output)
         return passed_on
 
     def _kept(self, value: Any) -> Any:
-        return tree_map(lambda leaf: _Kept(leaf, self._copies) if isinstance(leaf, Tensor) else leaf, _opened(value))
+        return tree_map(lambda leaf: Kept(leaf, self._copies) if isinstance(leaf, Tensor) else leaf, _opened(value))
 
     def _watched(self, value: Any, watch: Watch) -> tuple[Any, Any]:
         """In the shape of the value the slots in which gradients will arrive, and what to pass on if not the value."""
@@ -342,49 +243,11 @@ def _watch_input(tensor: Tensor, slot: Slot, handles: list[RemovableHandle]) -> 
     return own
 
 
-class _Kept:
-    """One tensor as it was: a copy, or a reference that knows when it has been written into."""
-
-    __slots__ = ("_version", "tensor")
-
-    def __init__(self, tensor: Tensor, copy: bool) -> None:
-        alias = tensor.detach()
-        self.tensor = alias.clone() if copy or alias.is_inference() else alias
-        self._version = None if self.tensor.is_inference() else self.tensor._version
-
-    def read(self) -> Tensor:
-        if self._version is not None and self.tensor._version != self._version:
-            raise StaleCapture(
-                f"a later operation wrote into what was recorded (version {self._version} -> {self.tensor._version}); "
-                f"record(..., snapshot='clone') keeps a copy"
-            )
-        return self.tensor
-
-
-def _read(value: Any) -> Any:
-    def one(leaf: Any) -> Any:
-        if isinstance(leaf, _Kept):
-            return leaf.read()
-        return leaf.value if isinstance(leaf, Slot) else leaf
-
-    return tree_map(one, value)
-
-
 def _opened(value: Any) -> Any:
     """Plain dataclasses as dicts, which is what pytree opens."""
     if dataclasses.is_dataclass(value) and not isinstance(value, (type, dict)):
         return {field.name: _opened(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return value
-
-
-def _only(values: Any) -> Any:
-    return values[0] if len(values) == 1 else values
-
-
-def _described(value: Any) -> str:
-    tensors = [leaf.tensor for leaf in tree_flatten(value)[0] if isinstance(leaf, _Kept)]
-    shown = [f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors]
-    return ", ".join(shown) or "no tensor"
 
 
 def _recomputing() -> bool:
