@@ -206,6 +206,8 @@ class Recording:
         return passed_on
 
     def _kept(self, value: Any) -> Any:
+        if isinstance(value, Tensor):  # nearly always, and much faster than to ask what the container is
+            return Kept(value, self._copies)
         return tree_map(lambda leaf: Kept(leaf, self._copies) if isinstance(leaf, Tensor) else leaf, _opened(value))
 
     def _watched(self, value: Any, watch: Watch) -> tuple[Any, Any]:
