@@ -69,6 +69,7 @@ class MessyNet(nn.Module):
         self.register_buffer("written_through_data", torch.zeros(2))
         self.register_buffer("dropped", torch.ones(1), persistent=False)
         self.fail_with: BaseException | None = None
+        self.user_calls: list[str] = []
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1  # written in place, also in eval mode
@@ -91,7 +92,6 @@ def messy() -> MessyNet:
     """A MessyNet in the middle of a training, with a user's own hooks and gradients."""
     model = MessyNet().train()
     model.bn.eval()  # a user may well keep this one frozen
-    model.user_calls = []  # type: ignore[assignment]
     model.conv.register_forward_hook(lambda module, args, output: model.user_calls.append("conv"))
     model.bn.register_forward_hook(lambda module, args, output: None)
     model.register_forward_pre_hook(lambda module, args: None)

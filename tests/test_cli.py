@@ -297,6 +297,9 @@ class TestProcess:
         assert "Traceback" not in err
         leftovers = [path for path in (place / "peek").rglob("*") if path.name.startswith(".")]
         assert leftovers == []
+        done = json.loads((place / "peek" / "results.json").read_text())["pictures"]
+        assert 1 <= len(done) < 43
+        assert (place / "peek" / "report.html").is_file()
 
     def test_on_a_terminal(self, place) -> None:
         """A bar on stderr, gone at the end; the table is on stdout alone."""

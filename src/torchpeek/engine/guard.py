@@ -18,7 +18,7 @@ from torchpeek.hooks import is_compiled, let_interrupts_through, uninterrupted
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _LOCKS_GUARD = threading.Lock()
 
-
+# The models that this thread is running. The locks let it in again; this saves it from saving everything again.
 _LOCAL = threading.local()
 
 

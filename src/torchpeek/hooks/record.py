@@ -141,9 +141,8 @@ class Recording:
         """The memory that the recording keeps alive: each storage once, as a whole, also where little of it is seen."""
         storages = {}
         for call in (call for calls in self._calls.values() for call in calls):
-            for leaf in tree_flatten([call.kept_output, call.kept_input, call.kept_grad_output, call.kept_grad_input])[
-                0
-            ]:
+            kept = [call.kept_output, call.kept_input, call.kept_grad_output, call.kept_grad_input]
+            for leaf in tree_flatten(kept)[0]:
                 tensor = leaf.tensor if isinstance(leaf, Kept) else leaf.value if isinstance(leaf, Slot) else None
                 if tensor is not None:
                     storage = tensor.untyped_storage()
