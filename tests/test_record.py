@@ -18,7 +18,15 @@ from torch.utils.checkpoint import checkpoint
 
 import torchpeek as tp
 from networks import MessyNet, PooledNet, messy, state_of
-from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NotFired, StaleCapture
+from torchpeek.errors import (
+    AmbiguousCall,
+    GradUnavailable,
+    InputError,
+    LayerNotFound,
+    NotConnected,
+    NotFired,
+    StaleCapture,
+)
 
 
 class TwoKernels(nn.Module):
@@ -237,7 +245,8 @@ class TestTraps:
                 assert (got[0].item(), got[1]) == (2, None)
             else:
                 assert isinstance(given, Output)
-                assert (got["logits"].item(), got["extra"][1]) == (2, 7)
+                assert isinstance(got, Output)
+                assert (got.logits.item(), got.extra[1]) == (2, 7)
 
     def test_gradients_through_a_dict(self) -> None:
         class Part(nn.Module):
@@ -353,6 +362,290 @@ class TestPasses:
         assert [reference() for reference in alive] == [None] * len(alive)
 
 
+class TestGrad:
+    def test_of_several_scores_after_the_block_without_touching_anything(self) -> None:
+        model, x = PooledNet(), torch.randn(2, 3, 4, 4)
+        with tp.record(model, ["features", "act"], gradients=True) as tape:
+            scores = model(x)
+        for k in (0, 3):
+            truth = model.head.weight[k].detach()[None, :, None, None].expand(2, 6, 4, 4) / 16
+            found = tape.grad(scores[:, k].sum())
+            torch.testing.assert_close(found["act"], truth)
+            torch.testing.assert_close(tape["act"].grad_output, truth)
+            torch.testing.assert_close(found["features"], truth * (tape["features"].output > 0))
+        assert list(found) == ["features", "act"]
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+    def test_inside_the_block_it_arrives_once(self) -> None:
+        model, seen = PooledNet(), []
+        keep = tp.keep.Callback(lambda captured: seen.append(captured.part))
+        with tp.record(model, "act", gradients=True, keep=keep) as tape:
+            tape.grad(model(torch.randn(1, 3, 4, 4)).sum())
+        assert seen == ["output", "grad_output"]
+
+    def test_goes_no_further_down_than_the_layer(self) -> None:
+        model, below = PooledNet(), []
+        model.features.register_full_backward_hook(lambda *given: below.append(given))
+        with tp.record(model, "act", gradients=True) as tape:
+            tape.grad(model(torch.randn(1, 3, 4, 4)).sum())
+        assert not below
+
+    def test_of_a_frozen_model_and_of_a_layer_called_twice(self) -> None:
+        class Twice(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.scale = Scale(3.0)
+
+            def forward(self, x):
+                return self.scale(self.scale(x))
+
+        model = Twice().requires_grad_(False)
+        with tp.record(model, "scale", gradients=True) as tape:
+            found = tape.grad(model(torch.ones(1)).sum())
+        assert (found["scale", 0].item(), found["scale", 1].item()) == (3, 1)
+        with pytest.raises(AmbiguousCall, match=r"\['scale', 0\]"):
+            found["scale"]
+
+    def test_of_a_layer_that_the_score_does_not_depend_on(self) -> None:
+        class Aside(PooledNet):
+            def forward(self, x):
+                self.features(x * 2)
+                return self.head(self.act(x.mean(1, keepdim=True).expand(-1, 6, -1, -1)).mean((2, 3)))
+
+        model = Aside()
+        with tp.record(model, ["features", "act"], gradients=True) as tape:
+            scores = model(torch.randn(1, 3, 4, 4))
+        found = tape.grad(scores.sum())
+        assert found["features"] is None
+        assert found["act"] is not None
+        with tp.record(model, "features", gradients=True) as tape:
+            scores = model(torch.randn(1, 3, 4, 4))
+        with pytest.raises(NotConnected, match="'features'"):
+            tape.grad(scores.sum())
+
+    def test_refusals(self) -> None:
+        model, x = PooledNet(), torch.randn(2, 3, 4, 4)
+        with tp.record(model, "act") as tape:
+            scores = model(x)
+        with pytest.raises(InputError, match="gradients=True"):
+            tape.grad(scores.sum())
+        with tp.record(model, "act", gradients=True) as tape:
+            with pytest.raises(GradUnavailable, match="no layer has been called"):
+                tape.grad(scores.sum())
+            scores = model(x)
+        with pytest.raises(InputError, match=r"shape \(2, 5\)"):
+            tape.grad(scores)
+        with pytest.raises(GradUnavailable, match="detached"):
+            tape.grad(scores.sum().detach())
+
+
+class TestParameters:
+    def test_values_and_what_flowed_back_in_one_pass(self) -> None:
+        model, x = TwoKernels(), torch.ones(1, 1, 4, 4)
+        with tp.record(model, "conv", gradients=True, parameters=True) as tape:
+            for _ in range(2):
+                F.l1_loss(model(x), torch.zeros(1, 2, 1, 1)).backward()
+        assert tape["conv"].parameters["weight"].shape == (2, 1, 3, 3)
+        assert tape["conv"].grad_parameters["weight"].unique().tolist() == [0.5]  # one pass
+        assert tape["conv"].grad_parameters["bias"].tolist() == [0.5, 0.5]
+        assert model.conv.weight.grad.unique().tolist() == [1.0]  # two
+
+    def test_of_a_block_and_of_what_is_frozen(self) -> None:
+        model = PooledNet()
+        model.features[0].requires_grad_(False)
+        with tp.record(model, "features", gradients=True, parameters=True) as tape:
+            model(torch.randn(1, 3, 4, 4)).sum().backward()
+        found = tape["features"].grad_parameters
+        assert list(found) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+        assert found["0.weight"] is None
+        torch.testing.assert_close(found["2.weight"], model.features[2].weight.grad)
+
+    def test_an_optimizer_step_makes_the_reference_stale_but_not_the_copy(self) -> None:
+        model, x = TwoKernels(), torch.ones(1, 1, 4, 4)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for snapshot in ("auto", "clone"):
+            with tp.record(model, "conv", parameters=True, snapshot=snapshot) as tape:
+                before = model.conv.weight.detach().clone()
+                model(x).sum().backward()
+                optimizer.step()
+            if snapshot == "clone":
+                assert torch.equal(tape["conv"].parameters["weight"], before)
+            else:
+                with pytest.raises(StaleCapture):
+                    _ = tape["conv"].parameters
+
+    def test_refusals(self) -> None:
+        model = PooledNet()
+        with tp.record(model, "act") as tape:
+            model(torch.randn(1, 3, 4, 4))
+        with pytest.raises(InputError, match="parameters=True"):
+            _ = tape["act"].parameters
+
+
+class TestStop:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = Scale(2.0), Scale(3.0), Scale(5.0)
+            self.ran: list[str] = []
+
+        def forward(self, x, skip: bool = False):
+            x = self.first(x)
+            self.ran.append("first")
+            x = x if skip else self.second(x)
+            self.ran.append("second")
+            x = self.third(x)
+            self.ran.append("third")
+            return x
+
+    def test_after_the_last_that_is_called_not_the_last_that_is_listed(self) -> None:
+        model = self.Net()
+        with tp.record(model, ["second", "first"], stop=True) as tape:
+            model(torch.ones(1))
+            raise AssertionError("the block ends with the pass")
+        assert model.ran == ["first"]
+        assert (tape["first"].output.item(), tape["second"].output.item()) == (2, 6)
+        assert not model.first._forward_hooks
+
+    def test_a_layer_that_is_not_called_is_not_waited_for_again(self) -> None:
+        model = self.Net()
+        tape = tp.record(model, ["first", "second"], stop=True)
+        with tape:
+            model(torch.ones(1), skip=True)
+        assert model.ran == ["first", "second", "third"]
+        with tape:
+            model(torch.ones(1), skip=True)
+        assert model.ran[3:] == []
+        with pytest.raises(NotFired, match=r"stopped before layer 'second'.*stop=False"):
+            _ = tape["second"].output
+
+    def test_an_exception_of_the_users_comes_through(self) -> None:
+        model = self.Net()
+        with pytest.raises(ZeroDivisionError), tp.record(model, "third", stop=True):
+            _ = 1 // 0
+
+    def test_two_that_stop_each_end_their_own_block(self) -> None:
+        model, reached = self.Net(), []
+        with tp.record(model, "second", stop=True) as outer:
+            with tp.record(model, "first", stop=True) as inner:
+                model(torch.ones(1))
+            reached.append("inner")
+            model(torch.ones(1))
+        assert reached == ["inner"]
+        assert (inner["first"].output.item(), outer["second"].output.item()) == (2, 6)
+
+    def test_refusals(self) -> None:
+        model = self.Net()
+        with pytest.raises(InputError, match="stop or gradients"):
+            tp.record(model, "first", stop=True, gradients=True)
+
+        class FSDPModule(nn.Linear):
+            """By this name torch knows a sharded module."""
+
+        with pytest.raises(InputError, match="FSDP"):
+            tp.record(nn.Sequential(FSDPModule(2, 2)), "0", stop=True)
+
+
+class TestThreads:
+    def test_each_thread_records_its_own(self) -> None:
+        model = PooledNet().eval()
+        inputs = [torch.randn(1, 3, 4, 4) for _ in range(6)]
+        with torch.no_grad():
+            truth = [model.act(model.features(x)) for x in inputs]
+        found: dict[int, Tensor] = {}
+
+        def work(number: int) -> None:
+            with torch.no_grad():
+                for _ in range(20):
+                    with tp.record(model, "act", inputs=True) as tape:
+                        model(inputs[number])
+                    found[number] = tape["act"].output
+                    assert torch.equal(found[number], truth[number])
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all(torch.equal(found[number], truth[number]) for number in range(6))
+        assert not model.act._forward_hooks
+
+    def test_a_pass_in_another_thread_is_not_ours_and_it_says_so(self) -> None:
+        model = PooledNet()
+        with tp.record(model, "act") as tape:
+            thread = threading.Thread(target=model, args=(torch.randn(1, 3, 4, 4),))
+            thread.start()
+            thread.join()
+        with pytest.raises(NotFired, match="in another thread"):
+            _ = tape["act"].output
+
+    def test_replicas_of_the_model_are_put_together(self) -> None:
+        """As DataParallel runs them: replicas in threads of their own, one pass."""
+        model = PooledNet().eval()
+        halves = torch.randn(2, 2, 3, 4, 4)
+        tape = tp.record(model, ["act", "head"], inputs=True, gradients=True)
+        with tape:
+            for number_of_pass in range(2):
+                results: dict[int, Tensor] = {}
+                replicas = [model._replicate_for_data_parallel() for _ in range(2)]
+
+                def run(number: int, replica: nn.Module, into: dict[int, Tensor]) -> None:
+                    into[number] = replica(halves[number])
+
+                for number, replica in enumerate(replicas):  # one after the other: on one device nothing orders them
+                    thread = threading.Thread(target=run, args=(number, replica, results))
+                    thread.start()
+                    thread.join()
+                if number_of_pass == 0:
+                    tape.new_pass()  # real ones are told apart by their devices; these are all on the CPU
+            torch.cat([results[0], results[1]]).sum().backward()
+        with torch.no_grad():
+            truth = model.act(model.features(halves.flatten(0, 1)))
+        assert len(tape["act"]) == 2
+        torch.testing.assert_close(tape["act"].output, truth)
+        assert tape["act"].grad_output.shape == truth.shape
+        assert tape["head"].input.shape == (4, 6)
+
+    def test_data_parallel_itself(self) -> None:
+        """On a CPU it only passes on; the layers go by their names in it."""
+        model, x = nn.DataParallel(PooledNet()), torch.randn(2, 3, 4, 4)
+        with tp.record(model, "module.act") as tape:
+            model(x)
+        assert tape["module.act"].output.shape == (2, 6, 4, 4)
+
+
+def test_autocast() -> None:
+    """The output and its gradient are in the type that the layer computed in, the input in the one it was given."""
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(2, 4)
+    with tp.record(model, ["0", "1"], inputs=True, gradients=True) as tape, torch.autocast("cpu", torch.bfloat16):
+        model(x).float().sum().backward()
+    assert tape["0"].input.dtype == torch.float32
+    assert tape["0"].output.dtype == tape["0"].grad_output.dtype == torch.bfloat16
+    assert tape["1"].input.dtype == torch.bfloat16
+
+
+def test_keyword_arguments() -> None:
+    class Add(nn.Module):
+        def forward(self, a, *, b):
+            return a + 2 * b
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add = Add()
+
+        def forward(self, x):
+            return self.add(x, b=x * 10)
+
+    model, x = Net(), torch.ones(1, requires_grad=True)
+    with tp.record(model, "add", inputs=True, gradients=True) as tape:
+        model(x).backward()
+    assert tape["add"].input.item() == 1
+    assert tape["add"].kwargs["b"].item() == 10
+    assert tape["add"].grad_input.item() == 1
+    assert x.grad.item() == 21
+
+
 class TestChangesNothing:
     @pytest.mark.parametrize("error", [None, RuntimeError("broken"), KeyboardInterrupt()])
     def test_hook_for_hook(self, error: BaseException | None) -> None:
@@ -463,7 +756,96 @@ class TestEdit:
             model(x)
 
 
+class TestReadyMadeEdits:
+    def test_zero_and_scale_of_channels(self) -> None:
+        model, x = PooledNet().eval(), torch.randn(2, 3, 4, 4)
+        with tp.record(model, "act") as plain:
+            model(x)
+        expected = plain["act"].output.clone()
+        expected[:, [1, 3]] = 0
+        with tp.edit(model, outputs={"act": tp.edits.zero(channels=[1, 3])}), tp.record(model, "act") as tape:
+            model(x)
+        assert torch.equal(tape["act"].output, expected)
+        with tp.edit(model, outputs={"act": tp.edits.scale(0.5, channels=[-1])}), tp.record(model, "act") as tape:
+            model(x)
+        assert torch.equal(tape["act"].output[:, 5], plain["act"].output[:, 5] * 0.5)
+        assert torch.equal(tape["act"].output[:, :5], plain["act"].output[:, :5])
+
+    def test_zero_is_zero_also_of_infinity_and_nan(self) -> None:
+        model = nn.Sequential(nn.Identity())
+        with tp.edit(model, outputs={"0": tp.edits.zero()}):
+            assert model(torch.tensor([[float("inf"), float("nan"), 1.0]])).tolist() == [[0, 0, 0]]
+
+    def test_channels_of_tokens(self) -> None:
+        model = nn.Sequential(nn.Identity())
+        with tp.edit(model, outputs={"0": tp.edits.zero(channels=[0], axis=-1)}):
+            assert model(torch.ones(1, 2, 3))[0].tolist() == [[0, 1, 1], [0, 1, 1]]
+
+    def test_patch_from_another_recording(self) -> None:
+        model = PooledNet().eval()
+        a, b = torch.randn(2, 2, 3, 4, 4)
+        with tp.record(model, "act") as tape:
+            expected = model(a)
+        with tp.edit(model, outputs={"act": tp.edits.patch(tape["act"])}):
+            torch.testing.assert_close(model(b), expected)
+        with tp.edit(model, outputs={"act": tp.edits.patch(tape["act"], channels=[2])}), tp.record(model, "act") as new:
+            model(b)
+        assert torch.equal(new["act"].output[:, 2], tape["act"].output[:, 2])
+        assert not torch.equal(new["act"].output[:, 1], tape["act"].output[:, 1])
+        corner = torch.zeros(4, 4, dtype=torch.bool)
+        corner[0, 0] = True
+        with tp.edit(model, outputs={"act": tp.edits.patch(tape["act"], where=corner)}), tp.record(model, "act") as new:
+            model(b)
+        assert torch.equal(new["act"].output[..., 0, 0], tape["act"].output[..., 0, 0])
+        assert not torch.equal(new["act"].output[..., 1, 1], tape["act"].output[..., 1, 1])
+
+    def test_gradients_flow_around_what_was_zeroed(self) -> None:
+        model, x = PooledNet(), torch.randn(1, 3, 4, 4)
+        with (
+            tp.edit(model, outputs={"act": tp.edits.zero(channels=[0])}),
+            tp.record(model, "features", gradients=True) as tape,
+        ):
+            model(x).sum().backward()
+        assert not tape["features"].grad_output[:, 0].any()
+        assert tape["features"].grad_output[:, 1:].any()
+
+    def test_refusals(self) -> None:
+        model, x = PooledNet(), torch.randn(1, 3, 4, 4)
+        for change, match in (
+            (tp.edits.zero(channels=[6]), r"channels \[6\] of a layer that has 6, 0 to 5"),
+            (tp.edits.zero(channels=[0], axis=7), "axis is 7"),
+            (tp.edits.patch(torch.ones(2, 6, 5, 5)), r"\(2, 6, 5, 5\) does not fit an output of \(1, 6, 4, 4\)"),
+        ):
+            with pytest.raises(InputError, match=match) as caught, tp.edit(model, outputs={"act": change}):
+                model(x)
+            assert caught.value.__notes__ == ["in the edit of layer 'act'"]
+        pair = nn.Sequential(nn.LSTM(2, 2))
+        with pytest.raises(InputError, match="which tensor"), tp.edit(pair, outputs={"0": tp.edits.zero()}):
+            pair(torch.ones(1, 1, 2))
+
+
 class TestReading:
+    def test_a_call_that_never_happened(self) -> None:
+        model = PooledNet()
+        with tp.record(model, "act", passes="all") as tape:
+            for _ in range(2):
+                model(torch.randn(1, 3, 4, 4))
+        with pytest.raises(NotFired, match=r"calls \[0\] to \[1\]; got \[2\]"):
+            _ = tape["act"][2]
+        with pytest.raises(AmbiguousCall, match=r"called 2 times.*passes='last'"):
+            _ = tape["act"].output
+        assert len(list(tape["act"])) == 2
+        assert tape["act"][-1].order == 1
+
+    def test_what_is_read_is_not_what_is_kept(self) -> None:
+        """To write into it is an error that is seen, not a changed recording."""
+        model = PooledNet()
+        with torch.no_grad(), tp.record(model, "act", snapshot="clone") as tape:
+            model(torch.randn(1, 3, 4, 4))
+        tape["act"].output.zero_()
+        with pytest.raises(StaleCapture):
+            _ = tape["act"].output
+
     def test_what_never_came(self) -> None:
         class Listed(PooledNet):
             def __init__(self) -> None:

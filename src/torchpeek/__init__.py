@@ -16,7 +16,7 @@ from torchpeek.engine import Target, Trace, targets
 from torchpeek.errors import Notice, TorchpeekError
 from torchpeek.explain import compare, explain, trace
 from torchpeek.heatmap import Heatmap, Provenance
-from torchpeek.hooks import edit, edit_gradient, record, record_gradients
+from torchpeek.hooks import edit, edit_gradient, edits, keep, record, record_gradients
 from torchpeek.models import LoadedModel, Preprocess, load_model
 from torchpeek.picture import Geometry, Picture
 from torchpeek.store import load, save
@@ -37,8 +37,10 @@ __all__ = [
     "compare",
     "edit",
     "edit_gradient",
+    "edits",
     "errors",
     "explain",
+    "keep",
     "layers",
     "load",
     "load_model",

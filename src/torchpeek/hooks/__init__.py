@@ -1,5 +1,6 @@
 """The only room that registers a hook, or touches one."""
 
+from torchpeek.hooks import edits, keep
 from torchpeek.hooks.attach import attached
 from torchpeek.hooks.calls import Call, Calls
 from torchpeek.hooks.edit import edit
@@ -16,8 +17,10 @@ __all__ = [
     "attached",
     "edit",
     "edit_gradient",
+    "edits",
     "interruptible",
     "is_compiled",
+    "keep",
     "let_interrupts_through",
     "record",
     "record_gradients",

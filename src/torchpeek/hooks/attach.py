@@ -11,14 +11,26 @@ from torch.utils.hooks import RemovableHandle
 
 from torchpeek.hooks.interrupts import uninterrupted
 
-BeforeHook: TypeAlias = Callable[[nn.Module, tuple[Any, ...]], Any]
-"""Called as `hook(module, args)` when the module is called; what is not None replaces the positional arguments."""
+BeforeHook: TypeAlias = Callable[..., Any]
+"""Called as `hook(module, args, kwargs)` when the module is called; a pair (args, kwargs) replaces them.
+
+Whoever runs the model in another thread just when the hook comes off calls it as `hook(module, args)`.
+"""
 
 ForwardHook: TypeAlias = Callable[[nn.Module, tuple[Any, ...], Any], Any]
-"""Called as `hook(module, args, output)` when the module returns; what is not None replaces the output.
+"""Called as `hook(module, args, output)` when the module returns; what is not None replaces the output."""
 
-Never with_kwargs: whoever runs the model in another thread just when such a hook comes off calls it without them.
-"""
+
+class Inert:
+    """A hook that a copy of the model does not take along: in a deepcopy or a pickle it does nothing."""
+
+    __slots__ = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _nothing
+
+    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
+        return _no_hook, ()
 
 
 @contextmanager
@@ -31,9 +43,9 @@ def attached(
         with uninterrupted():
             # One by one: a failure must find those so far.
             for module, before in called:
-                handles.append(module.register_forward_pre_hook(_Inert(before)))
+                handles.append(module.register_forward_pre_hook(_inert(before), with_kwargs=True))
             for module, hook in returned:
-                handles.append(module.register_forward_hook(_Inert(hook)))
+                handles.append(module.register_forward_hook(_inert(hook)))
         yield
     finally:
         with uninterrupted():
@@ -41,8 +53,8 @@ def attached(
                 handle.remove()
 
 
-class _Inert:
-    """A hook that a copy of the model does not take along: in a deepcopy or a pickle it does nothing."""
+class _Wrapped(Inert):
+    __slots__ = ("_hook",)
 
     def __init__(self, hook: Callable[..., Any]) -> None:
         self._hook = hook
@@ -50,11 +62,9 @@ class _Inert:
     def __call__(self, *given: Any) -> Any:
         return self._hook(*given)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
-        return _nothing
 
-    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
-        return _no_hook, ()
+def _inert(hook: Callable[..., Any]) -> Callable[..., Any]:
+    return hook if isinstance(hook, Inert) else _Wrapped(hook)
 
 
 def _no_hook() -> Callable[..., None]:

@@ -1,28 +1,32 @@
-"""What was recorded of one call of a layer, and how it is read."""
+"""What was recorded of the calls of a layer, and how it is read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
 
-from torchpeek.errors import AmbiguousCall, InputError, NotFired, StaleCapture
-from torchpeek.hooks.tensors import Slot
+from torchpeek.errors import AmbiguousCall, InputError, NotFired
+from torchpeek.hooks import nested
+from torchpeek.hooks.kept import Kept, Leaf, Slot
 
 
 class Call:
     """One call of one layer."""
 
+    complete = False  # False where the layer raised, or is still running
+    replica = False  # True where a replica ran, as DataParallel makes them
+    kept_output: Any = None
+    kept_input: Any = None
+    kept_kwargs: Any = None
+    kept_grad_output: Any = None
+    kept_grad_input: Any = None
+
     def __init__(self, layer: str, order: int) -> None:
         self.layer = layer
         self.order = order  # among the calls of all recorded layers, from 0
-        self.complete = False  # False where the layer raised, or is still running
-        self.kept_output: Any = None
-        self.kept_input: tuple[Any, ...] | None = None
-        self.kept_grad_output: Any = None
-        self.kept_grad_input: tuple[Any, ...] | None = None
 
     @property
     def output(self) -> Any:
@@ -34,14 +38,20 @@ class Call:
     @property
     def input(self) -> Any:
         """What the layer was given: its one positional argument, or a tuple of several."""
-        if self.kept_input is None:
-            raise InputError(f"the inputs of {self.layer!r} were not recorded; record(..., inputs=True) keeps them")
+        self._check(self.kept_input, "inputs")
         return _only(_read(self.kept_input))
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """What the layer was given by name."""
+        self._check(self.kept_kwargs, "inputs")
+        read: dict[str, Any] = _read(self.kept_kwargs)
+        return read
 
     @property
     def grad_output(self) -> Any:
         """The gradient with respect to the output, in its container; None where none has arrived."""
-        self._check_gradients(self.kept_grad_output)
+        self._check(self.kept_grad_output, "gradients")
         return _read(self.kept_grad_output)
 
     @property
@@ -50,101 +60,194 @@ class Call:
 
         None for an input that needs none, and where none has arrived.
         """
-        self._check_gradients(self.kept_grad_input)
+        self._check(self.kept_grad_input, "gradients")
         return _only(_read(self.kept_grad_input))
 
-    def _check_gradients(self, recorded: Any) -> None:
+    def at(self, path: str) -> Part:
+        """One part of the call by its path in the container: `at("0.k").output` is entry k of the first member."""
+        return Part(self, path)
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of the tensors in the output; the one path of a tensor without a container is empty."""
+        return [path for path, _ in nested.leaves(self.kept_output, Leaf)]
+
+    def kept(self) -> Iterator[Leaf]:
+        """Everything that was kept, for those who count the memory."""
+        for value in (
+            self.kept_output,
+            self.kept_input,
+            self.kept_kwargs,
+            self.kept_grad_output,
+            self.kept_grad_input,
+        ):
+            for _, leaf in nested.leaves(value, Leaf):
+                yield leaf
+
+    def _check(self, recorded: Any, what: str) -> None:
         if recorded is None:
-            raise InputError(
-                f"the gradients of {self.layer!r} were not recorded; record(..., gradients=True) keeps them"
-            )
+            raise InputError(f"the {what} of {self.layer!r} were not recorded; record(..., {what}=True) keeps them")
 
     def __repr__(self) -> str:
         what = described(self.kept_output) if self.complete else "did not return"
         return f"Call({self.layer!r}, {what})"
 
 
-class Calls(Sequence[Call]):
-    """The calls of one layer, in order. Where there is just one, its values can be read right here."""
+class Part:
+    """What a call says of one path of its containers."""
 
-    def __init__(self, layer: str, calls: list[Call], why_none: str) -> None:
+    def __init__(self, call: Call | Calls, path: str) -> None:
+        self._call = call
+        self._path = path
+
+    @property
+    def output(self) -> Any:
+        """As `Call.output`."""
+        return nested.at(self._call.output, self._path)
+
+    @property
+    def input(self) -> Any:
+        """As `Call.input`."""
+        return nested.at(self._call.input, self._path)
+
+    @property
+    def grad_output(self) -> Any:
+        """As `Call.grad_output`."""
+        return nested.at(self._call.grad_output, self._path)
+
+    @property
+    def grad_input(self) -> Any:
+        """As `Call.grad_input`."""
+        return nested.at(self._call.grad_input, self._path)
+
+
+class Calls(Sequence[Call]):
+    """The calls of one layer, in order. Where there is just one, its values can be read right here.
+
+    The calls of DataParallel's replicas in one pass are read here as one: put together in the order of the devices.
+    """
+
+    def __init__(self, layer: str, calls: list[Call], parameters: dict[str, tuple[Leaf, Slot]] | None, why: str):
         self._layer = layer
         self._calls = calls
-        self._why_none = why_none
+        self._parameters = parameters
+        self._why_none = why
 
     def __getitem__(self, index: int) -> Call:  # type: ignore[override]  # one call at a time
         if not self._calls:
             raise NotFired(self._why_none)
+        if not isinstance(index, int):
+            raise InputError(f"a call of {self._layer!r} is asked for by its number, from 0; got {index!r}")
+        if not -len(self) <= index < len(self):
+            raise NotFired(f"layer {self._layer!r} has calls [0] to [{len(self) - 1}]; got [{index}]")
         return self._calls[index]
 
     def __len__(self) -> int:
         return len(self._calls)
 
+    def __iter__(self) -> Iterator[Call]:
+        return iter(self._calls)
+
     @property
     def output(self) -> Any:
         """As `Call.output`."""
-        return self._one().output
+        return self._read(lambda call: call.output)
 
     @property
     def input(self) -> Any:
         """As `Call.input`."""
-        return self._one().input
+        return self._read(lambda call: call.input)
+
+    @property
+    def kwargs(self) -> Any:
+        """As `Call.kwargs`."""
+        return self._read(lambda call: call.kwargs)
 
     @property
     def grad_output(self) -> Any:
         """As `Call.grad_output`."""
-        return self._one().grad_output
+        return self._read(lambda call: call.grad_output)
 
     @property
     def grad_input(self) -> Any:
         """As `Call.grad_input`."""
-        return self._one().grad_input
+        return self._read(lambda call: call.grad_input)
 
-    def _one(self) -> Call:
-        if len(self._calls) > 1:
-            raise AmbiguousCall(
-                f"layer {self._layer!r} was called {len(self._calls)} times; take one, [0] to [{len(self) - 1}]"
+    def at(self, path: str) -> Part:
+        """As `Call.at`."""
+        return Part(self, path)
+
+    @property
+    def paths(self) -> list[str]:
+        """As `Call.paths`."""
+        return self[0].paths
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The parameters of the layer, with those of the layers in it, as they were when the pass began."""
+        return {name: leaf.read() for name, (leaf, _) in self._recorded_parameters().items()}
+
+    @property
+    def grad_parameters(self) -> dict[str, Tensor | None]:
+        """What flowed back to each parameter in the last backward pass alone; None where nothing did.
+
+        `.grad` has the sum over the backward passes; this has not. Of a layer that is called several times it is the
+        sum over the calls, because the parameter is one.
+        """
+        return {name: slot.read() for name, (_, slot) in self._recorded_parameters().items()}
+
+    def _recorded_parameters(self) -> dict[str, tuple[Leaf, Slot]]:
+        if self._parameters is None:
+            raise InputError(
+                f"the parameters of {self._layer!r} were not recorded; record(..., parameters=True) keeps them"
             )
-        return self[0]
+        return self._parameters
+
+    def _read(self, what: Callable[[Call], Any]) -> Any:
+        if len(self) < 2:
+            return what(self[0])
+        if not all(call.replica for call in self):
+            raise AmbiguousCall(
+                f"layer {self._layer!r} was called {len(self)} times; take one, [0] to [{len(self) - 1}]. With "
+                "passes='last' only the last pass of the model is kept"
+            )
+        return _together([what(call) for call in self])
 
     def __repr__(self) -> str:
-        return f"Calls({self._layer!r}, {len(self._calls)})"
-
-
-class Kept:
-    """One tensor as it was: a copy, or a reference that knows when it has been written into."""
-
-    __slots__ = ("_version", "tensor")
-
-    def __init__(self, tensor: Tensor, copy: bool) -> None:
-        alias = tensor.detach()
-        self.tensor = alias.clone() if copy or alias.is_inference() else alias
-        self._version = None if self.tensor.is_inference() else self.tensor._version
-
-    def read(self) -> Tensor:
-        if self._version is not None and self.tensor._version != self._version:
-            raise StaleCapture(
-                f"a later operation wrote into what was recorded (version {self._version} -> {self.tensor._version}); "
-                f"record(..., snapshot='clone') keeps a copy"
-            )
-        return self.tensor
+        return f"Calls({self._layer!r}, {len(self)})"
 
 
 def _read(value: Any) -> Any:
-    def one(leaf: Any) -> Any:
-        if isinstance(leaf, Kept):
-            return leaf.read()
-        return leaf.value if isinstance(leaf, Slot) else leaf
-
-    return tree_map(one, value)
+    return nested.mapped(value, lambda path, leaf: leaf.read(), Leaf)
 
 
 def _only(values: Any) -> Any:
     return values[0] if len(values) == 1 else values
 
 
+def _together(values: list[Any]) -> Any:
+    """What the replicas have, one after the other along the batch, in the order of their devices."""
+
+    def device(value: Any) -> tuple[str, int]:
+        where = next((tensor.device for _, tensor in nested.leaves(value)), torch.device("cpu"))
+        return where.type, where.index or 0
+
+    ordered = sorted(values, key=device)
+    parts = [dict(nested.leaves(value)) for value in ordered]
+
+    def joined(path: str, first: Tensor) -> Tensor:
+        members = [part[path].to(first.device) for part in parts]
+        return torch.cat(members) if first.ndim else torch.stack(members)
+
+    return nested.mapped(ordered[0], joined)
+
+
 def described(value: Any) -> str:
     """The shapes and types of the tensors in what was kept."""
-    tensors = [leaf.tensor for leaf in tree_flatten(value)[0] if isinstance(leaf, Kept)]
-    shown = [f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors]
+    shown = []
+    for _, leaf in nested.leaves(value, Leaf):
+        if isinstance(leaf, Kept):
+            shown.append(f"{tuple(leaf.tensor.shape)} {str(leaf.tensor.dtype).removeprefix('torch.')}")
+        else:
+            shown.append(repr(leaf.read()))
     return ", ".join(shown) or "no tensor"

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from torchpeek.errors import GradUnavailable, InputError
+from torchpeek.hooks import nested
 from torchpeek.hooks.attach import attached
 from torchpeek.hooks.select import Selection, select
 from torchpeek.hooks.tensors import hooked
@@ -26,10 +26,11 @@ def edit(
 ) -> Iterator[None]:
     """Inside the block, run `model` with these changes; nothing of them stays.
 
-    `outputs` and `inputs` are given what the layer returned, or its one positional argument (a tuple of them where
-    there are several), `gradients` the gradient with respect to the layer's output, a tensor each, which they may write
-    into. What a function returns is used instead. Functions of one layer run in the order in which their blocks were
-    opened, and a recording that is opened inside sees what they made.
+    The functions of `outputs` are given what the layer returned; those of `inputs` its one positional argument, a tuple
+    of them where there are several, or a dict where all are given by name; those of `gradients` the gradient with
+    respect to the layer's output, a tensor each, which they may write into. What a function returns is used instead, in
+    the same kind of container. tp.edits has ready-made ones: zero, scale, patch, at. Functions of one layer run in the
+    order in which their blocks were opened, and a recording that is opened inside sees what they made.
 
     Raises LayerNotFound; an exception of a function's own comes through with the layer's name added to it.
     """
@@ -54,10 +55,18 @@ def _as_selection(key: Any) -> Selection:
 
 
 def _change_inputs(
-    name: str, change: Callable[[Any], Any], module: nn.Module, args: tuple[Any, ...]
-) -> tuple[Any, ...]:
-    changed = _applied(name, change, args[0] if len(args) == 1 else args)
-    return changed if isinstance(changed, tuple) and len(args) != 1 else (changed,)
+    name: str,
+    change: Callable[[Any], Any],
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    kwargs = kwargs or {}
+    if kwargs and not args:
+        return args, _applied(name, change, kwargs)
+    if len(args) == 1:
+        return (_applied(name, change, args[0]),), kwargs
+    return _applied(name, change, args), kwargs
 
 
 def _change_output(name: str, change: Callable[[Any], Any], module: nn.Module, args: Any, output: Any) -> Any:
@@ -69,9 +78,9 @@ def _change_gradient(name: str, change: Callable[[Any], Any], module: nn.Module,
         raise GradUnavailable(f"layer {name!r} ran under torch.no_grad(), so no gradient will flow back through it")
     edited = 0
 
-    def through(tensor: Any) -> Any:
+    def through(path: str, tensor: Tensor) -> Tensor:
         nonlocal edited
-        if not isinstance(tensor, Tensor) or not tensor.requires_grad:
+        if not tensor.requires_grad:
             return tensor
         edited += 1
         # A view of its own, so that the hook is on what this layer returned and on nothing that shares the tensor.
@@ -79,7 +88,7 @@ def _change_gradient(name: str, change: Callable[[Any], Any], module: nn.Module,
         hooked(own, lambda gradient: _applied(name, change, gradient.clone()))
         return own
 
-    passed_on = tree_map(through, output)
+    passed_on = nested.mapped(output, through)
     if not edited:
         raise GradUnavailable(f"nothing that layer {name!r} returned needs a gradient: the model is frozen up to there")
     return passed_on
@@ -95,7 +104,12 @@ def _applied(name: str, change: Callable[[Any], Any], given: Any) -> Any:
         raise InputError(
             f"the edit of layer {name!r} returned None; return what is to be used, also if changed in place"
         )
-    return changed
+    if not nested.same_container(changed, given):
+        raise InputError(
+            f"the edit of layer {name!r} was given a {type(given).__name__} and returned a {type(changed).__name__}; "
+            "return the same kind of container, with as many members: tp.edits.at(path, ...) changes one of them"
+        )
+    return nested.as_container(changed, given)
 
 
 def _check(*edits: Edits | None) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import threading
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
@@ -13,24 +10,27 @@ from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
 from torchpeek.errors import (
+    AmbiguousCall,
     GradUnavailable,
     InputError,
     LayerNotFound,
+    NotConnected,
     closest,
     notify,
 )
 from torchpeek.hooks.attach import attached
-from torchpeek.hooks.calls import Call, Calls, Kept, described
+from torchpeek.hooks.calls import Calls, described
 from torchpeek.hooks.interrupts import uninterrupted
-from torchpeek.hooks.select import Selection, is_compiled, select, why_not_fired
-from torchpeek.hooks.tensors import Slot, receive
+from torchpeek.hooks.keep import Keep, keepers
+from torchpeek.hooks.kept import Kept, Leaf, Ledger, Slot
+from torchpeek.hooks.select import Selection, is_compiled, is_sharded, named_layers, select, why_not_fired
+from torchpeek.hooks.taps import Begun, Called, Ended, Passes, Tap
+from torchpeek.hooks.tensors import receive
 
 Snapshot: TypeAlias = Literal["auto", "clone", "alias"]
-Passes: TypeAlias = Literal["last", "all"]
 
 
 def record(
@@ -40,19 +40,31 @@ def record(
     exclude: Selection | None = None,
     inputs: bool = False,
     gradients: bool = False,
+    parameters: bool = False,
+    keep: Keep | Mapping[Any, Keep] | None = None,
     snapshot: Snapshot = "auto",
-    passes: Passes = "last",
+    passes: Literal["last", "all"] = "last",
+    stop: bool = False,
+    max_bytes: int | None = None,
 ) -> Recording:
     """Record what the layers return while you run `model` inside the block, as often and in whatever way you like.
 
     With `inputs` also what they are given; with `gradients` also the gradients with respect to both, once your own
-    `backward()`, or `torch.autograd.grad`, has run inside the block. Neither the model nor what it computes is changed,
-    and training goes on.
+    `backward()`, or `Recording.grad`, has run; with `parameters` also the layers' parameters, and with both their
+    gradients. Neither the model nor what it computes is changed, and training goes on. Recorded are the calls of the
+    thread that opened the block, and those of DataParallel's replicas.
 
     What is kept is what the layer returned, detached. `snapshot="alias"` keeps a reference, and raises StaleCapture
-    when it is read after a later operation has written into it; "clone" keeps a copy; "auto" copies where the model has
-    modules that write in place, and for inference tensors, which cannot tell. `passes="last"` keeps the last call of
-    the model, "all" every one.
+    when it is read after a later operation has written into it; "clone" keeps a copy; "auto" copies outputs and inputs
+    where the model has modules that write in place, and anything of inference mode, which cannot tell. `keep` (tp.keep)
+    says what else to keep: another type or device, a reduction, running statistics, or what a function of yours makes
+    of it, for all layers, or as a dict from a layer selection to what to keep of it.
+
+    `passes="last"` keeps the last call of the model, "all" every one. With `stop` the pass, and with it the block, ends
+    when every layer has returned once: nothing that comes later is run or seen, nor are later calls of a layer. When
+    the recording is opened again, it does not wait for layers that were not called in a pass that came to its end.
+    Where what is kept would take more than `max_bytes` of memory, the rest goes to temporary files, from which it is
+    read.
 
     Raises LayerNotFound at once, GradUnavailable where a layer runs without gradients.
     """
@@ -62,211 +74,220 @@ def record(
     ):
         if value not in allowed:
             raise InputError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
-    chosen = select(model, layers, exclude=exclude)
-    copies = snapshot == "clone" or (snapshot == "auto" and any(getattr(m, "inplace", False) for m in model.modules()))
-    return Recording(model, chosen, inputs=inputs, gradients=gradients, copies=copies, every_pass=passes == "all")
+    if max_bytes is not None and max_bytes < 0:
+        raise InputError(f"max_bytes is {max_bytes}; allowed: 0 or more, or None for no bound")
+    if stop and gradients:
+        raise InputError("a pass that stops early has no score to take gradients of; choose stop or gradients")
+    named = named_layers(model)
+    modules = list(named.values())  # walked once: with many small layers, the walks are what a recording costs
+    chosen = select(model, layers, exclude=exclude, named=named)
+    if stop and any(map(is_sharded, modules)):
+        raise InputError("a pass of a sharded model (FSDP) cannot stop early: its other ranks would wait; stop=False")
+    shared = Passes(
+        inputs=inputs,
+        gradients=gradients,
+        copy=snapshot == "clone" or (snapshot == "auto" and any(module.__dict__.get("inplace") for module in modules)),
+        copy_gradients=snapshot == "clone",
+        every=passes == "all",
+    )
+    policies = keepers(model, chosen, keep)
+    taps = [Tap(name, module, shared, *policies.get(name, (None, False))) for name, module in chosen.items()]
+    return Recording(model, modules, taps, shared, parameters=parameters, stop=stop, max_bytes=max_bytes)
 
 
 class Recording:
-    """What record() keeps: `recording[name]` are a layer's calls. Open it with `with`; it can be read ever after."""
+    """What record() keeps: `recording[name]` are a layer's calls. Opened with `with`, also again; read ever after."""
 
     def __init__(
         self,
         model: nn.Module,
-        layers: dict[str, nn.Module],
+        modules: list[nn.Module],
+        taps: list[Tap],
+        passes: Passes,
         *,
-        inputs: bool,
-        gradients: bool,
-        copies: bool,
-        every_pass: bool,
+        parameters: bool,
+        stop: bool,
+        max_bytes: int | None,
     ) -> None:
         self._model = model
-        self._layers = layers
-        self._inputs = inputs
-        self._gradients = gradients
-        self._copies = copies
-        self._every_pass = every_pass
-        self._calls: dict[str, list[Call]] = {name: [] for name in layers}
-        self._order = 0
+        self._modules = modules
+        self._taps = {tap.layer: tap for tap in taps}
+        self._passes = passes
+        self._parameters: dict[str, dict[str, tuple[Leaf, Slot]]] | None = {} if parameters else None
+        self._parameter_hooks: list[RemovableHandle] = []
         self._stack: ExitStack | None = None
-        self._handles: list[RemovableHandle] = []
-        self._running = threading.local()  # the calls under way, for each thread its own: DataParallel runs several
-        self._lock = threading.Lock()
+        self._ledger = None if max_bytes is None else Ledger(max_bytes)
+        if self._ledger is not None:
+            passes.admit = self._ledger.admit
+        if stop:
+            passes.wanted = frozenset(self._taps)
+            passes.waiting = set(passes.wanted)
 
     def __enter__(self) -> Self:
         if self._stack is not None:
             raise InputError("this recording is open already; make another with record()")
-        # The hooks hold the recording weakly: a graph that outlives the block does not keep it alive.
-        this: weakref.ref[Recording] = weakref.ref(self)
-        before = [(self._model, partial(_begun, this))]
-        if self._inputs or self._gradients:
-            before += [(module, partial(_called, this, name)) for name, module in self._layers.items()]
-        after = [(module, partial(_returned, this, name)) for name, module in self._layers.items()]
+        passes = self._passes
+        passes.open()
+        before: list[tuple[nn.Module, Any]] = [(self._model, Begun(passes, self._model, self._pass_begins))]
+        if passes.inputs or passes.gradients:
+            before += [(tap.module, Called(tap)) for tap in self._taps.values()]
+        after: list[tuple[nn.Module, Any]] = [(tap.module, tap) for tap in self._taps.values()]
+        after.append((self._model, Ended(passes)))
         with ExitStack() as stack:
-            if any(map(is_compiled, self._model.modules())):
+            if any(map(is_compiled, self._modules)):
                 notify("the model is compiled, and so ignores hooks; it runs eagerly while it is recorded")
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.callback(self._let_go)
+            self._take_parameters()
             stack.enter_context(attached(after, called=before))
             self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    ) -> bool:
+        stopped = error is not None and error is self._passes.stopped
         with uninterrupted():
-            self._let_go()
             if self._stack is not None:
                 stack, self._stack = self._stack, None
                 stack.close()
+        return stopped
+
+    def new_pass(self) -> None:
+        """Say that a new pass begins, where what you call is not the model itself but a part or a method of it."""
+        self._passes.begin()
+        self._pass_begins()
+
+    def grad(self, score: Tensor, *, retain_graph: bool = True) -> LayerGradients:
+        """The gradients of `score`, one number, with respect to what the layers returned in the last pass.
+
+        For a recording with `gradients`, inside of its block or after it. The backward pass goes no further down than
+        the first of the layers, and no `.grad` is touched. Each call's `grad_output` is set to it as well. Raises
+        NotConnected where the score depends on none of the layers.
+        """
+        edges = list(self._passes.edges)
+        if not self._passes.gradients:
+            raise InputError("grad asks a recording with gradients; record(..., gradients=True)")
+        if not isinstance(score, Tensor) or score.numel() != 1:
+            what = f"has shape {tuple(score.shape)}" if isinstance(score, Tensor) else f"is a {type(score).__name__}"
+            raise InputError(f"score {what}; allowed: a tensor of one number, such as output[:, 281].sum()")
+        if not score.requires_grad:
+            raise GradUnavailable("the score needs no gradient: was it computed under torch.no_grad(), or detached?")
+        if not edges:
+            raise GradUnavailable("no layer has been called in this pass, so there is nothing to take gradients of")
+        before = [slot.arrivals for _, _, slot, _ in edges]
+        found = torch.autograd.grad(
+            score, [edge for *_, edge in edges], retain_graph=retain_graph, allow_unused=True, materialize_grads=False
+        )
+        if all(gradient is None for gradient in found):
+            names = ", ".join(map(repr, dict.fromkeys(layer for layer, *_ in edges)))
+            raise NotConnected(f"the score does not depend on {names} as they were in the last pass")
+        for (_, _, slot, _), gradient, arrivals in zip(edges, found, before, strict=True):
+            if gradient is None:
+                slot.leaf = None  # that of another score
+            elif slot.arrivals == arrivals:  # the block is closed, and so the hooks are gone that would have seen it
+                slot.arrive(gradient)
+        return LayerGradients(
+            {name: [call.grad_output for call in tap.calls] for name, tap in self._taps.items() if tap.calls}
+        )
 
     def __getitem__(self, layer: str) -> Calls:
-        if layer not in self._calls:
+        if layer not in self._taps:
             raise LayerNotFound(
-                f"layer {layer!r} is not recorded{closest(layer, self._calls)}; recorded: {len(self._calls)}"
+                f"layer {layer!r} is not recorded{closest(layer, self._taps)}; recorded: {len(self._taps)}"
             )
-        why = "" if self._calls[layer] else why_not_fired(self._model, layer, self._layers[layer])
-        return Calls(layer, self._calls[layer], why)
+        calls = self._taps[layer].calls
+        parameters = None if self._parameters is None else self._parameters[layer]
+        return Calls(layer, calls, parameters, "" if calls else self._why_not_fired(layer))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._calls)
+        return iter(self._taps)
 
     def __len__(self) -> int:
-        return len(self._calls)
+        return len(self._taps)
 
     def __contains__(self, layer: object) -> bool:
-        return layer in self._calls
+        return layer in self._taps
 
     @property
     def nbytes(self) -> int:
-        """The memory that the recording keeps alive: each storage once, as a whole, also where little of it is seen."""
-        storages = {}
-        for call in (call for calls in self._calls.values() for call in calls):
-            kept = [call.kept_output, call.kept_input, call.kept_grad_output, call.kept_grad_input]
-            for leaf in tree_flatten(kept)[0]:
-                tensor = leaf.tensor if isinstance(leaf, Kept) else leaf.value if isinstance(leaf, Slot) else None
-                if tensor is not None:
-                    storage = tensor.untyped_storage()
-                    storages[storage.data_ptr()] = storage.nbytes()
+        """The memory that the recording keeps alive: each storage once, as a whole, also where little of it is seen.
+
+        What was moved to files takes none.
+        """
+        storages: dict[int, int] = {}
+        leaves = [leaf for tap in self._taps.values() for call in tap.calls for leaf in call.kept()]
+        leaves += [leaf for each in (self._parameters or {}).values() for pair in each.values() for leaf in pair]
+        for leaf in leaves:
+            kept = leaf.leaf if isinstance(leaf, Slot) else leaf
+            if isinstance(kept, Kept) and kept.device is None:
+                start, size = kept.storage()
+                storages[start] = size
         return sum(storages.values())
 
     def __repr__(self) -> str:
         rows = [("layer", "calls", "output")]
-        for name, calls in self._calls.items():
+        for name, tap in self._taps.items():
+            calls = tap.calls
             shown = described(calls[-1].kept_output) if calls and calls[-1].complete else "was not called"
             rows.append((name, str(len(calls)), shown))
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
-    def _begin_pass(self) -> None:
-        if not self._every_pass:
-            with self._lock:
-                self._calls = {name: [] for name in self._layers}
-                self._order = 0
-                self._let_go()
+    def _why_not_fired(self, layer: str) -> str:
+        passes = self._passes
+        if passes.elsewhere:
+            return f"layer {layer!r} was called in another thread; open the recording in the thread that runs the model"
+        if passes.stopped is not None and not passes.ended:
+            return f"the pass was stopped before layer {layer!r} was called; record it with stop=False"
+        why = why_not_fired(self._model, layer, self._taps[layer].module)
+        return why if passes.ended else f"{why}. The last pass did not come to its end: an exception came in between"
+
+    def _pass_begins(self) -> None:
+        if self._ledger is not None and not self._passes.every:
+            self._ledger.clear()
+        for name, each in (self._parameters or {}).items():
+            own = dict(self._taps[name].module.named_parameters())
+            for parameter, (_, slot) in each.items():
+                slot.leaf = None
+                each[parameter] = Kept(own[parameter], self._passes.copy_gradients), slot
+
+    def _take_parameters(self) -> None:
+        if self._parameters is None:
+            return
+        for name, tap in self._taps.items():
+            self._parameters[name] = {}
+            for parameter, tensor in tap.module.named_parameters():
+                # A copy: what arrives may become `.grad` itself, into which the next backward pass adds.
+                slot = Slot(partial(Kept, copy=True))
+                self._parameters[name][parameter] = Kept(tensor, self._passes.copy_gradients), slot
+                if tensor.requires_grad and self._passes.gradients:
+                    self._parameter_hooks.append(receive(tensor, slot))
 
     def _let_go(self) -> None:
-        for handle in self._handles:
+        for handle in self._parameter_hooks:
             handle.remove()
-        self._handles.clear()
-
-    def _new_call(self, layer: str) -> Call:
-        with self._lock:
-            call = Call(layer, self._order)
-            self._order += 1
-            self._calls[layer].append(call)
-        return call
-
-    def _under_way(self) -> dict[str, list[Call]]:
-        calls: dict[str, list[Call]] = self._running.__dict__.setdefault("calls", {})
-        return calls
-
-    def _call(self, layer: str, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        call = self._new_call(layer)
-        self._under_way().setdefault(layer, []).append(call)
-        if self._inputs:
-            call.kept_input = self._kept(args)
-        if not self._gradients:
-            return None
-        call.kept_grad_input, passed_on = self._watched(args, _watch_input)
-        return tuple(passed_on) if passed_on is not None else None
-
-    def _return(self, layer: str, output: Any) -> Any:
-        under_way = self._under_way().get(layer)
-        call = under_way.pop() if under_way else self._new_call(layer)
-        call.kept_output = self._kept(output)
-        call.complete = True
-        if not self._gradients:
-            return None
-        if not torch.is_grad_enabled():
-            raise GradUnavailable(
-                f"layer {layer!r} ran under torch.no_grad(); run the model with gradients, or record none"
-            )
-        call.kept_grad_output, passed_on = self._watched(output, _watch_output)
-        return passed_on
-
-    def _kept(self, value: Any) -> Any:
-        if isinstance(value, Tensor):  # nearly always, and much faster than to ask what the container is
-            return Kept(value, self._copies)
-        return tree_map(lambda leaf: Kept(leaf, self._copies) if isinstance(leaf, Tensor) else leaf, _opened(value))
-
-    def _watched(self, value: Any, watch: Watch) -> tuple[Any, Any]:
-        """In the shape of the value the slots in which gradients will arrive, and what to pass on if not the value."""
-        leaves, shape = tree_flatten(value)
-        slots = [Slot() for _ in leaves]
-        passed_on = [
-            watch(leaf, slot, self._handles) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-            for leaf, slot in zip(leaves, slots, strict=True)
-        ]
-        same = all(new is old for new, old in zip(passed_on, leaves, strict=True))
-        return tree_unflatten(slots, shape), None if same else tree_unflatten(passed_on, shape)
+        self._parameter_hooks.clear()
+        self._passes.let_go()
 
 
-Watch: TypeAlias = Callable[[Tensor, Slot, list[RemovableHandle]], Tensor]
-"""Has the gradient of a tensor arrive in the slot, and returns what to pass on in its place."""
+class LayerGradients(Mapping[str, Any]):
+    """Gradients by layer, in the containers of the outputs; `[layer, i]` is that of the i-th call."""
 
+    def __init__(self, gradients: dict[str, list[Any]]) -> None:
+        self._gradients = gradients
 
-def _watch_output(tensor: Tensor, slot: Slot, handles: list[RemovableHandle]) -> Tensor:
-    if tensor.requires_grad:
-        handles.append(receive(tensor, slot))
-        return tensor
-    # A frozen model, up to here: the graph begins with a leaf, and a copy of it goes on, which may be written into.
-    leaf = tensor.detach().requires_grad_()
-    handles.append(receive(leaf, slot))
-    return leaf.clone()
+    def __getitem__(self, layer: str | tuple[str, int]) -> Any:
+        name, index = layer if isinstance(layer, tuple) else (layer, None)
+        if name not in self._gradients:
+            raise LayerNotFound(f"no gradient of layer {name!r}{closest(name, self._gradients)}")
+        calls = self._gradients[name]
+        if index is None and len(calls) > 1:
+            raise AmbiguousCall(f"layer {name!r} was called {len(calls)} times; take [{name!r}, 0] and so on")
+        return calls[index or 0]
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._gradients)
 
-def _watch_input(tensor: Tensor, slot: Slot, handles: list[RemovableHandle]) -> Tensor:
-    if not tensor.requires_grad:
-        return tensor
-    # A view: what flows back to it comes of this layer alone, wherever else the input is used.
-    own = tensor.view_as(tensor)
-    handles.append(receive(own, slot))
-    return own
-
-
-def _opened(value: Any) -> Any:
-    """Plain dataclasses as dicts, which is what pytree opens."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, (type, dict)):
-        return {field.name: _opened(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return value
-
-
-def _recomputing() -> bool:
-    """Whether this call is a checkpointed part running once more in the backward pass, which is not a second call."""
-    return int(torch._C._current_graph_task_id()) != -1
-
-
-def _begun(this: weakref.ref[Recording], module: nn.Module, args: Any) -> None:
-    recording = this()
-    if recording is not None and not _recomputing():
-        recording._begin_pass()
-
-
-def _called(this: weakref.ref[Recording], layer: str, module: nn.Module, args: tuple[Any, ...]) -> Any:
-    recording = this()
-    return None if recording is None or _recomputing() else recording._call(layer, args)
-
-
-def _returned(this: weakref.ref[Recording], layer: str, module: nn.Module, args: Any, output: Any) -> Any:
-    recording = this()
-    return None if recording is None or _recomputing() else recording._return(layer, output)
+    def __len__(self) -> int:
+        return len(self._gradients)

@@ -21,24 +21,48 @@ Selection: TypeAlias = Union[
 ]
 
 
-def select(model: nn.Module, selection: Selection, *, exclude: Selection | None = None) -> dict[str, nn.Module]:
+def named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """As `named_modules(remove_duplicate=False)`, in half the time."""
+    found: dict[str, nn.Module] = {}
+
+    def walk(name: str, module: nn.Module) -> None:
+        found[name] = module
+        prefix = f"{name}." if name else ""
+        for child, member in module._modules.items():
+            if member is not None:
+                walk(prefix + child, member)
+
+    walk("", model)
+    return found
+
+
+def select(
+    model: nn.Module,
+    selection: Selection,
+    *,
+    exclude: Selection | None = None,
+    named: dict[str, nn.Module] | None = None,
+) -> dict[str, nn.Module]:
     """The layers of `model` that `selection` names, in the order of `named_modules`, each once.
 
     A string is an exact name, or else a glob whose `*` also crosses dots. A compiled regular expression is searched
     for in the name. A type selects its instances, a predicate is called as `predicate(name, module)`, a module
     selects itself, and a list of these selects what any of them does. A module registered under several names goes by
-    the first, unless another is asked for exactly.
+    the first, unless another is asked for exactly. `named` are the model's `named_layers`, if they are known already.
 
     Raises LayerNotFound, with the closest names, for any part that matches nothing.
     """
-    named = dict(model.named_modules(remove_duplicate=False))
+    named = named_layers(model) if named is None else named
     names = _matching(model, named, selection)
     if exclude is not None:
         names -= _matching(model, named, exclude)
         if not names:
             raise LayerNotFound(f"every layer that {selection!r} selects in {type(model).__name__} is excluded again")
-    first = {id(module): name for name, module in reversed(named.items()) if name in names}
-    return {name: module for name, module in named.items() if first.get(id(module)) == name}
+    chosen = {name: module for name, module in named.items() if name in names}
+    if len(set(map(id, chosen.values()))) == len(chosen):
+        return chosen
+    first = {id(module): name for name, module in reversed(chosen.items())}
+    return {name: module for name, module in chosen.items() if first[id(module)] == name}
 
 
 def _matching(model: nn.Module, named: dict[str, nn.Module], selection: Selection) -> set[str]:
@@ -102,3 +126,8 @@ def is_compiled(module: nn.Module) -> bool:
     """Whether it runs compiled, and so ignores hooks that come after its first call."""
     # torch.compile(module) wraps it; module.compile() sets the attribute.
     return type(module).__name__ == "OptimizedModule" or module.__dict__.get("_compiled_call_impl") is not None
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether its parameters are spread over several processes by FSDP."""
+    return any(kind.__name__ in ("FullyShardedDataParallel", "FSDPModule") for kind in type(module).__mro__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import MappingProxyType
 
 from torch import Tensor
@@ -12,15 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from torchpeek.errors import GradUnavailable, InputError
 from torchpeek.hooks.interrupts import uninterrupted
-
-
-class Slot:
-    """Where a gradient arrives. Hooks hold it weakly, so that no graph keeps it alive, nor it a graph."""
-
-    __slots__ = ("__weakref__", "value")
-
-    def __init__(self) -> None:
-        self.value: Tensor | None = None
+from torchpeek.hooks.kept import Kept, Slot
 
 
 def receive(tensor: Tensor, slot: Slot) -> RemovableHandle:
@@ -30,7 +23,7 @@ def receive(tensor: Tensor, slot: Slot) -> RemovableHandle:
     def arrived(gradient: Tensor) -> None:
         target = reference()
         if target is not None:
-            target.value = gradient.detach()
+            target.arrive(gradient)
 
     return hooked(tensor, arrived)
 
@@ -48,7 +41,7 @@ def record_gradients(**tensors: Tensor) -> Iterator[Mapping[str, Tensor | None]]
     None where none has arrived. `.grad` is not touched, and no tensor keeps more than it would. A second backward pass
     replaces the first one's. Raises GradUnavailable for a tensor that needs no gradient.
     """
-    slots = {name: Slot() for name in tensors}
+    slots = {name: Slot(partial(Kept, copy=False)) for name in tensors}
     handles: list[RemovableHandle] = []
     view = _Gradients(slots)
     try:
@@ -82,7 +75,8 @@ class _Gradients(Mapping[str, "Tensor | None"]):
         self._slots = MappingProxyType(dict(slots))
 
     def __getitem__(self, name: str) -> Tensor | None:
-        return self._slots[name].value
+        gradient: Tensor | None = self._slots[name].read()
+        return gradient
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._slots)

@@ -1,0 +1,125 @@
+"""What is left in the place of each tensor that was recorded, and how it is read."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchpeek.errors import StaleCapture
+
+
+class Leaf:
+    """Stands where a tensor was."""
+
+    __slots__ = ()
+
+    def read(self) -> Any:
+        """What the user sees."""
+        return None
+
+
+class Kept(Leaf):
+    """One tensor as it was: a copy, or a reference that knows when it has been written into."""
+
+    __slots__ = ("_version", "device", "tensor")
+
+    def __init__(self, tensor: Tensor, copy: bool) -> None:
+        if tensor.requires_grad:
+            tensor = tensor.detach()
+        if copy or tensor.is_inference():  # an inference tensor does not count what is written into it
+            tensor = tensor.clone()
+        self.tensor = tensor
+        self._version = None if tensor.is_inference() else tensor._version
+        self.device: torch.device | None = None  # where it was, once it is in a file
+
+    def read(self) -> Tensor:
+        if self._version is not None and self.tensor._version != self._version:
+            raise StaleCapture(
+                f"a later operation wrote into what was recorded (version {self._version} -> {self.tensor._version}); "
+                f"record(..., snapshot='clone') keeps a copy"
+            )
+        tensor = self.tensor if self.device is None else self.tensor.to(self.device)
+        return tensor.detach()  # an alias each time: what is done to it leaves the recording as it is
+
+    def storage(self) -> tuple[int, int]:
+        """Where the memory that it keeps alive starts, and its bytes: the whole of it, however little is seen."""
+        if self.tensor.layout != torch.strided:
+            return id(self.tensor), self.tensor.nbytes
+        storage = self.tensor.untyped_storage()
+        return storage.data_ptr(), storage.nbytes()
+
+    def to_file(self) -> None:
+        """Move it to a temporary file, from which it is read when it is asked for."""
+        was = self.tensor.device
+        self.tensor = _in_file(self.tensor)
+        self._version, self.device = self.tensor._version, was
+
+
+class Value(Leaf):
+    """What a function made of a tensor, as it is."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def read(self) -> Any:
+        return self.value
+
+
+class Slot(Leaf):
+    """Where a gradient arrives. Hooks hold it weakly, so that no graph keeps it alive, nor it a graph."""
+
+    __slots__ = ("__weakref__", "_keep", "arrivals", "leaf")
+
+    def __init__(self, keep: Callable[[Tensor], Leaf]) -> None:
+        self._keep = keep
+        self.leaf: Leaf | None = None
+        self.arrivals = 0
+
+    def arrive(self, gradient: Tensor) -> None:
+        """Keep this gradient; one of an earlier backward pass is replaced."""
+        self.leaf = self._keep(gradient)
+        self.arrivals += 1
+
+    def read(self) -> Any:
+        return None if self.leaf is None else self.leaf.read()
+
+
+class Ledger:
+    """Sees to it that what is kept does not take more memory than allowed: the rest goes to temporary files."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._storages: dict[int, int] = {}
+
+    def admit(self, leaf: Leaf) -> None:
+        """Count the storage of what was just kept, once; move it to a file if it is one too many."""
+        if not isinstance(leaf, Kept):
+            return
+        start, size = leaf.storage()
+        if start in self._storages:
+            return
+        if sum(self._storages.values()) + size > self._most:
+            leaf.to_file()
+        else:
+            self._storages[start] = size
+
+    def clear(self) -> None:
+        """Nothing is kept any more."""
+        self._storages.clear()
+
+
+def _in_file(tensor: Tensor) -> Tensor:
+    """A copy whose memory is a file that has no name any more: it goes when the tensor goes."""
+    size = max(1, tensor.numel() * tensor.element_size())
+    with tempfile.NamedTemporaryFile(prefix="torchpeek-") as file:
+        file.truncate(size)
+        storage = torch.UntypedStorage.from_file(file.name, shared=True, nbytes=size)
+    held = torch.empty(0, dtype=tensor.dtype)
+    held.set_(storage, 0, tensor.shape)  # type: ignore[call-overload]  # torch has no types for it
+    return held.copy_(tensor)
