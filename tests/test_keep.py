@@ -103,20 +103,32 @@ class TestRunning:
         torch.testing.assert_close(tape["act"].grad_output.mean, gradients.mean((0, 2, 3)), rtol=1e-4, atol=1e-7)
         torch.testing.assert_close(tape["act"].input.mean, inputs.mean((0, 2, 3)), rtol=1e-4, atol=1e-7)
 
-    def test_a_layer_called_several_times_is_one(self) -> None:
+    def test_each_call_in_a_pass_has_its_own(self) -> None:
+        """They may differ in everything, also in the number of channels."""
+
         class Twice(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
                 self.act = nn.ReLU()
 
             def forward(self, x):
-                return self.act(self.act(x) - 1)
+                return self.act(torch.cat([self.act(x), x], 1) - 1)
 
         net = Twice()
-        with tp.record(net, "act", keep=tp.keep.Running()) as tape:
-            net(torch.tensor([[2.0, 0.5]]))
-        assert tape["act"].output.calls == 2
-        assert tape["act"].output.max.tolist() == [2, 0.5]
+        for passes in ("last", "all"):
+            with tp.record(net, "act", keep=tp.keep.Running(), passes=passes) as tape:
+                for _ in range(3):
+                    net(torch.tensor([[2.0, 0.5]]))
+            assert len(tape["act"]) == 2
+            assert tape["act"][0].output.calls == tape["act"][1].output.calls == 3
+            assert tape["act"][0].output.max.tolist() == [2, 0.5]
+            assert tape["act"][1].output.max.tolist() == [1, 0, 1, 0]
+
+    def test_a_part_of_the_model_that_is_run_alone(self, model) -> None:
+        with tp.record(model, "features.1", keep=tp.keep.Running()) as tape:
+            for _ in range(3):
+                model.features(torch.randn(2, 3, 6, 6))
+        assert tape["features.1"].output.calls == 3
 
     def test_tokens_have_their_channels_last(self) -> None:
         net = nn.Sequential(nn.Linear(4, 7), nn.LayerNorm(7))

@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import pickle
 import threading
+import warnings
 import weakref
 
 import pytest
@@ -909,3 +910,163 @@ class TestReading:
         with tp.record(model, ["conv", "bn", "drop"], gradients=True) as tape:
             model(torch.randn(2, 3, 8, 8)).sum().backward()
         assert all(tape[name].grad_output.shape == (2, 6, 8, 8) for name in tape)
+
+
+class TestWhoseGradient:
+    """A layer's own, before whatever is written in later, also where tensors are passed on or are views."""
+
+    @staticmethod
+    def chain(inplace: bool) -> nn.Sequential:
+        torch.manual_seed(1)
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.Identity(),
+            nn.ReLU(inplace),
+            nn.Dropout(0.0),
+            nn.Conv2d(4, 4, 1),
+            nn.Flatten(),
+            nn.Hardtanh(-0.2, 0.5, inplace),
+            nn.Linear(4 * 36, 5),
+            nn.Unflatten(1, (5, 1)),
+            nn.LeakyReLU(0.1, inplace),
+        ).double()
+
+    def test_in_place_layers_after_layers_that_only_pass_on_or_view(self) -> None:
+        x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+        tapes = []
+        for inplace in (True, False):
+            model = self.chain(inplace)
+            with tp.record(model, "*", gradients=True, inputs=True) as tape:
+                model(x).square().sum().backward()
+            tapes.append(tape)
+        # The truth: the same layers one by one, none in place, none passing a tensor on, retain_grad on each result.
+        outputs = [x]
+        for layer in self.chain(inplace=False):
+            outputs.append(layer(outputs[-1]) * 1)
+            outputs[-1].retain_grad()
+        outputs[-1].square().sum().backward()
+        for name in tapes[0]:
+            for tape in tapes:
+                torch.testing.assert_close(tape[name].grad_output, outputs[int(name) + 1].grad, msg=name)
+                torch.testing.assert_close(tape[name].grad_input, outputs[int(name)].grad, msg=name)
+
+    def test_of_several_outputs_each_its_own(self) -> None:
+        class Two(nn.Module):
+            def forward(self, x):
+                half = x * 2
+                return half, half * 3
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.two, self.same = Two(), nn.Identity()
+
+            def forward(self, x):
+                a, b = self.two(x)
+                return (self.same(a) * 7 + a * 5 + b).sum()
+
+        for frozen in (False, True):
+            model, x = Net(), torch.ones(1, requires_grad=not frozen)
+            with tp.record(model, ["two", "same"], gradients=True) as tape:
+                score = model(x)
+                found = tape.grad(score)
+                assert [each.item() for each in tape["two"].grad_output] == [12, 1]
+                assert tape["same"].grad_output.item() == 7
+            again = tape.grad(score)
+            for gradients in (found, again):
+                assert [each.item() for each in gradients["two"]] == [12, 1]
+                assert gradients["same"].item() == 7
+
+    def test_an_edit_of_a_gradient_that_is_then_written_into(self) -> None:
+        for after in ([nn.ReLU(inplace=True)], [nn.Identity(), nn.ReLU(inplace=True)]):
+            model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), *after)
+            nn.init.ones_(model[0].weight)
+            layers = {"0": lambda gradient: gradient * 100} if len(after) == 1 else {"1": lambda g: g * 100}
+            with tp.edit(model, gradients=layers):
+                model(torch.ones(1, 1, 1, 2)).sum().backward()
+            assert model[0].weight.grad.item() == 200
+
+    def test_of_what_is_given_by_name(self) -> None:
+        class Add(nn.Module):
+            def forward(self, a, *, b):
+                return a + 2 * b
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.add = Add()
+
+            def forward(self, x):
+                return self.add(x, b=x)
+
+        with tp.record(Net(), "add", gradients=True) as tape:
+            model = tape._model
+            model(torch.ones(1, requires_grad=True)).backward()
+        assert tape["add"].grad_input.item() == 1
+        assert tape["add"].grad_kwargs["b"].item() == 2
+
+
+class TestWhereItCannotBeDone:
+    def test_compiled_models_are_edited_eagerly_and_closed_in_any_order(self) -> None:
+        torch._dynamo.reset()
+        model, x = PooledNet().eval(), torch.randn(1, 3, 4, 4)
+        with torch.no_grad():
+            plain = model(x)
+        model.compile(backend="eager")
+        with torch.no_grad():
+            model(x)
+            with (
+                pytest.warns(tp.Notice, match="while it is edited"),
+                tp.edit(model, outputs={"act": tp.edits.zero()}),
+            ):
+                assert torch.allclose(model(x), model.head.bias.expand(1, -1))
+            first, second = tp.record(model, "act"), tp.record(model, "act")
+            with pytest.warns(tp.Notice, match="while it is recorded"):
+                first.__enter__()
+            with pytest.warns(tp.Notice, match="while it is recorded"):
+                second.__enter__()
+            first.__exit__(None, None, None)
+            model(x)
+            second.__exit__(None, None, None)
+            assert second["act"].output is not None
+            # Compiled again from here on: the graph is there still, and nobody is told to run eagerly.
+            counters.clear()
+            torch._dynamo.reset()
+            torch.testing.assert_close(model(x), plain)
+        assert counters["stats"]["unique_graphs"] >= 1
+
+    def test_in_vmap(self) -> None:
+        model = nn.Sequential(nn.Linear(2, 2))
+        for gradients in (False, True):
+            with pytest.raises(InputError, match=r"torch\.vmap"), tp.record(model, "0", gradients=gradients):
+                torch.vmap(model)(torch.ones(3, 2))
+
+    def test_a_scripted_part(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.Linear(2, 2)))
+        with pytest.raises(InputError, match="layer '1' is scripted"):
+            tp.record(model, "*")
+        with tp.record(model, "0") as tape:
+            model(torch.ones(1, 2))
+        assert tape["0"].output.shape == (1, 2)
+
+    def test_a_nested_tensor(self) -> None:
+        layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        model = nn.TransformerEncoder(layer, 2).eval()
+        mask = torch.tensor([[False, False, True], [False, False, False]])
+        with torch.no_grad(), tp.record(model, "*") as tape, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model(torch.randn(2, 3, 4), src_key_padding_mask=mask)
+        assert repr(tape)
+
+    def test_a_compiled_wrapper_around_what_is_recorded(self) -> None:
+        torch._dynamo.reset()
+        model = PooledNet()
+        compiled = torch.compile(model, backend="eager")
+        compiled(torch.randn(1, 3, 4, 4))
+        with tp.record(model, "act") as tape:
+            compiled(torch.randn(1, 3, 4, 4))
+        with pytest.raises(NotFired, match=r"torch\.compile"):
+            _ = tape["act"].output

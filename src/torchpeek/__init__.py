@@ -10,7 +10,7 @@ tp.render.overlay(picture, heatmap[0, 0]).save("cat.png")
 
 from torchpeek import errors, render
 from torchpeek._version import __version__
-from torchpeek.anatomy import layers
+from torchpeek.anatomy import activations, gradient_flow, kernels, layers, plan, statistics
 from torchpeek.cam import METHODS
 from torchpeek.engine import Target, Trace, targets
 from torchpeek.errors import Notice, TorchpeekError
@@ -34,20 +34,25 @@ __all__ = [
     "TorchpeekError",
     "Trace",
     "__version__",
+    "activations",
     "compare",
     "edit",
     "edit_gradient",
     "edits",
     "errors",
     "explain",
+    "gradient_flow",
     "keep",
+    "kernels",
     "layers",
     "load",
     "load_model",
+    "plan",
     "record",
     "record_gradients",
     "render",
     "save",
+    "statistics",
     "targets",
     "trace",
 ]

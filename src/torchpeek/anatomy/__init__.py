@@ -1,5 +1,24 @@
-"""The front door for insides: what a network is made of."""
+"""The front door for insides: what a network is made of, what its layers see, and what flows back."""
 
+from torchpeek.anatomy.activations import activations
+from torchpeek.anatomy.flow import GradientFlow, gradient_flow
+from torchpeek.anatomy.kernels import Kernels, kernels
 from torchpeek.anatomy.layers import LayerTable, layers
+from torchpeek.anatomy.plan import Plan, plan
+from torchpeek.anatomy.statistics import Statistics, statistics
+from torchpeek.anatomy.table import Table
 
-__all__ = ["LayerTable", "layers"]
+__all__ = [
+    "GradientFlow",
+    "Kernels",
+    "LayerTable",
+    "Plan",
+    "Statistics",
+    "Table",
+    "activations",
+    "gradient_flow",
+    "kernels",
+    "layers",
+    "plan",
+    "statistics",
+]

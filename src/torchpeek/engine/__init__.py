@@ -1,8 +1,9 @@
 """Runs a model; the only room that calls one."""
 
 from torchpeek.engine import targets
-from torchpeek.engine.runner import ModelRunner
-from torchpeek.engine.survey import LayerCall, Suggestion, suggest_layer, survey
+from torchpeek.engine.guard import as_found
+from torchpeek.engine.runner import ModelRunner, run
+from torchpeek.engine.survey import LayerCall, Suggestion, described, suggest_layer, survey
 from torchpeek.engine.targets import Question, Target
 from torchpeek.engine.trace import Capture, Origin, Trace
 
@@ -15,6 +16,9 @@ __all__ = [
     "Suggestion",
     "Target",
     "Trace",
+    "as_found",
+    "described",
+    "run",
     "suggest_layer",
     "survey",
     "targets",

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchpeek.hooks import is_compiled, let_interrupts_through, uninterrupted
+from torchpeek.hooks import eagerly, let_interrupts_through, shared, uninterrupted
 
 # A lock for each module, not each model: two models may share a part.
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
@@ -23,8 +22,10 @@ _LOCAL = threading.local()
 
 
 @contextmanager
-def as_found(model: nn.Module) -> Iterator[None]:
+def as_found(model: nn.Module, *, evaluating: bool = True) -> Iterator[None]:
     """Eval mode and no gradients inside; on every exit the modes, buffers and random state are as they were.
+
+    Unless `evaluating`, the modes inside are those of the model, as in a training step.
 
     One thread at a time for each model; Ctrl-C comes through in `interruptible` parts, that is, while the model runs.
     Works inside the caller's `no_grad` and `inference_mode`. A hook may turn gradients on for what comes after it; that
@@ -48,15 +49,13 @@ def as_found(model: nn.Module) -> Iterator[None]:
         buffers = [_Buffers(module) for module in modules if module._buffers]
         bare = [module for module in modules if not module._buffers]
         for device in _devices(modules):
-            stack.enter_context(_shared(f"random state of {device}", partial(_random_state, device)))
-        if any(map(is_compiled, modules)):
-            # A compiled module ignores hooks that come after its first call, so it runs eagerly in here.
-            stack.enter_context(_shared("eager", partial(torch.compiler.set_stance, "force_eager")))
+            stack.enter_context(shared(f"random state of {device}", partial(_random_state, device)))
+        stack.enter_context(eagerly(modules))
         with ExitStack() as put_back:  # every one of these, also where one fails
             put_back.callback(_put_back_all, buffers, bare)
             put_back.callback(_set_modes, modes)
             for module, training in modes:
-                if training:
+                if training and evaluating:
                     # Not .eval(): a user's own train() may do more than set this.
                     module.training = False
             with torch.inference_mode(False), torch.no_grad():
@@ -163,27 +162,3 @@ def _random_state(device: torch.device) -> AbstractContextManager[None]:
     if device.type == "cpu":
         return torch.random.fork_rng(devices=[])
     return torch.random.fork_rng(devices=[device.index or 0], device_type=device.type)
-
-
-# What belongs to the process rather than to a model: saved by the first that comes, put back by the last that goes.
-_SHARED: dict[str, tuple[int, AbstractContextManager[Any]]] = {}
-_SHARED_GUARD = threading.Lock()
-
-
-@contextmanager
-def _shared(name: str, enter: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
-    with _SHARED_GUARD:
-        count, context = _SHARED.get(name) or (0, enter())
-        if count == 0:
-            context.__enter__()
-        _SHARED[name] = count + 1, context
-    try:
-        yield
-    finally:
-        with _SHARED_GUARD:
-            count, context = _SHARED[name]
-            if count > 1:
-                _SHARED[name] = count - 1, context
-            else:
-                del _SHARED[name]
-                context.__exit__(None, None, None)

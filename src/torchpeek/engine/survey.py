@@ -103,7 +103,7 @@ class _Seen:
 
     def returned(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         self.calls[name] = self.calls.get(name, 0) + 1
-        self.outputs[name] = _described(output)
+        self.outputs[name] = described(output)
         if any(given is self.inputs for given in args):
             self.take_input.add(name)
         if not isinstance(output, Tensor) or not output.is_floating_point():
@@ -120,7 +120,7 @@ class _Seen:
         elif is_channels_last(module, output, self.inputs) or (
             output.ndim == 3 < self.inputs.ndim and output.shape[1] > 1
         ):
-            self.layout_after = _described(output)
+            self.layout_after = described(output)
         self._last_version = self._last._version
 
     def suggestion(self) -> Suggestion | None:
@@ -145,11 +145,12 @@ def _dry_pass(model: nn.Module, inputs: Tensor) -> _Seen:
     return seen
 
 
-def _described(output: Any) -> str:
+def described(output: Any) -> str:
+    """The shape of what a layer returned, starting with N, or what else it is."""
     if isinstance(output, Tensor):
         return "(" + ", ".join(["N", *map(str, output.shape[1:])]) + ")" if output.ndim else "()"
     if isinstance(output, (tuple, list)):
-        return f"{type(output).__name__} of " + ", ".join(_described(each) for each in output)
+        return f"{type(output).__name__} of " + ", ".join(described(each) for each in output)
     if isinstance(output, dict):
-        return "dict of " + ", ".join(f"{key} {_described(each)}" for key, each in output.items())
+        return "dict of " + ", ".join(f"{key} {described(each)}" for key, each in output.items())
     return type(output).__name__

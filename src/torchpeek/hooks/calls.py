@@ -17,12 +17,14 @@ class Call:
     """One call of one layer."""
 
     complete = False  # False where the layer raised, or is still running
+    number = 0  # among the calls of this layer in one pass, where statistics of all passes are kept
     replica = False  # True where a replica ran, as DataParallel makes them
     kept_output: Any = None
     kept_input: Any = None
     kept_kwargs: Any = None
     kept_grad_output: Any = None
     kept_grad_input: Any = None
+    kept_grad_kwargs: Any = None
 
     def __init__(self, layer: str, order: int) -> None:
         self.layer = layer
@@ -63,6 +65,13 @@ class Call:
         self._check(self.kept_grad_input, "gradients")
         return _only(_read(self.kept_grad_input))
 
+    @property
+    def grad_kwargs(self) -> dict[str, Any]:
+        """As `grad_input`, for what was given by name."""
+        self._check(self.kept_grad_kwargs, "gradients")
+        read: dict[str, Any] = _read(self.kept_grad_kwargs)
+        return read
+
     def at(self, path: str) -> Part:
         """One part of the call by its path in the container: `at("0.k").output` is entry k of the first member."""
         return Part(self, path)
@@ -80,6 +89,7 @@ class Call:
             self.kept_kwargs,
             self.kept_grad_output,
             self.kept_grad_input,
+            self.kept_grad_kwargs,
         ):
             for _, leaf in nested.leaves(value, Leaf):
                 yield leaf
@@ -173,6 +183,11 @@ class Calls(Sequence[Call]):
         """As `Call.grad_input`."""
         return self._read(lambda call: call.grad_input)
 
+    @property
+    def grad_kwargs(self) -> Any:
+        """As `Call.grad_kwargs`."""
+        return self._read(lambda call: call.grad_kwargs)
+
     def at(self, path: str) -> Part:
         """As `Call.at`."""
         return Part(self, path)
@@ -247,7 +262,8 @@ def described(value: Any) -> str:
     shown = []
     for _, leaf in nested.leaves(value, Leaf):
         if isinstance(leaf, Kept):
-            shown.append(f"{tuple(leaf.tensor.shape)} {str(leaf.tensor.dtype).removeprefix('torch.')}")
+            shape = "nested" if leaf.tensor.is_nested else str(tuple(leaf.tensor.shape))
+            shown.append(f"{shape} {str(leaf.tensor.dtype).removeprefix('torch.')}")
         else:
             shown.append(repr(leaf.read()))
     return ", ".join(shown) or "no tensor"

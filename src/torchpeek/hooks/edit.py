@@ -10,11 +10,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torchpeek.errors import GradUnavailable, InputError
+from torchpeek.errors import GradUnavailable, InputError, notify
 from torchpeek.hooks import nested
 from torchpeek.hooks.attach import attached
+from torchpeek.hooks.process import eagerly
 from torchpeek.hooks.select import Selection, select
-from torchpeek.hooks.tensors import hooked
+from torchpeek.hooks.tensors import hooked, hooked_alone
 
 Edits: TypeAlias = Mapping[Any, Callable[[Any], Any]]
 """Layer selection -> function of what is there, whose result is used instead."""
@@ -38,8 +39,12 @@ def edit(
     before = [(module, partial(_change_inputs, name, change)) for name, module, change in _resolved(model, inputs)]
     after = [(module, partial(_change_output, name, change)) for name, module, change in _resolved(model, outputs)]
     after += [(module, partial(_change_gradient, name, change)) for name, module, change in _resolved(model, gradients)]
-    with attached(after, called=before):
+    with eagerly(model.modules(), _say_eager), attached(after, called=before):
         yield
+
+
+def _say_eager() -> None:
+    notify("the model is compiled, and so ignores hooks; it runs eagerly while it is edited")
 
 
 def _resolved(model: nn.Module, edits: Edits | None) -> list[tuple[str, nn.Module, Callable[[Any], Any]]]:
@@ -77,16 +82,22 @@ def _change_gradient(name: str, change: Callable[[Any], Any], module: nn.Module,
     if not torch.is_grad_enabled():
         raise GradUnavailable(f"layer {name!r} ran under torch.no_grad(), so no gradient will flow back through it")
     edited = 0
+    alone = isinstance(output, Tensor) and all(given is not output for given in args)
 
     def through(path: str, tensor: Tensor) -> Tensor:
         nonlocal edited
         if not tensor.requires_grad:
             return tensor
         edited += 1
-        # A view of its own, so that the hook is on what this layer returned and on nothing that shares the tensor.
-        own = tensor.view_as(tensor)
-        hooked(own, lambda gradient: _applied(name, change, gradient.clone()))
-        return own
+
+        def hook(gradient: Tensor) -> Tensor:
+            result: Tensor = _applied(name, change, gradient.clone())
+            return result
+
+        if alone and not tensor._is_view():
+            hooked(tensor, hook)
+            return tensor
+        return hooked_alone(tensor, hook)[0]
 
     passed_on = nested.mapped(output, through)
     if not edited:

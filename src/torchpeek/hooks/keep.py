@@ -18,14 +18,17 @@ from torchpeek.hooks.kept import Kept, Leaf, Value
 from torchpeek.hooks.running import RunningStatistics
 from torchpeek.hooks.select import Selection, select
 
-Keeper: TypeAlias = Callable[[str, int, Tensor, bool], Leaf]
-"""Called as `keeper(part, order, tensor, copy)`: what to leave in the place of this part of a layer's call."""
+Keeper: TypeAlias = Callable[[str, int, int, Tensor, bool], Leaf]
+"""Called as `keeper(part, order, number, tensor, copy)`: what to leave in the place of this part of a layer's call.
+
+`order` is among the calls of all layers, `number` among those of this one in the pass where the policy accumulates.
+"""
 
 
 class Policy(Protocol):
     """Decides what is kept of a layer."""
 
-    accumulates: bool  # over all calls, so that there is one record of the layer, whatever the passes
+    accumulates: bool  # over all passes, so that the calls of one go with those of the others
 
     def keeper(self, layer: str, module: nn.Module) -> Keeper:
         """For one layer."""
@@ -50,7 +53,7 @@ class Stored:
     def keeper(self, layer: str, module: nn.Module) -> Keeper:
         """Keeps one tensor after the other."""
 
-        def keep(part: str, order: int, tensor: Tensor, copy: bool) -> Leaf:
+        def keep(part: str, order: int, number: int, tensor: Tensor, copy: bool) -> Leaf:
             value = tensor.detach()
             if self.reduce is not None:
                 value = _called(self.reduce, layer, part, value)
@@ -66,7 +69,9 @@ class Stored:
 
 @dataclass(frozen=True)
 class Running:
-    """Keep statistics of all calls, in constant memory: `tape[layer].output` is a `RunningStatistics`.
+    """Keep statistics over all passes, in constant memory: `tape[layer].output` is a `RunningStatistics`.
+
+    A layer that is called several times in a pass has one for each, `tape[layer][i].output`.
 
     Channels are on axis 1, or on the last where the layer ends in a Linear, LayerNorm or Embedding; `channel_axis`
     says otherwise. The histogram takes in at most `SAMPLED` values of a call.
@@ -78,19 +83,20 @@ class Running:
     accumulates = True
 
     def keeper(self, layer: str, module: nn.Module) -> Keeper:
-        """Each part of the layer's calls has statistics of its own."""
+        """Each call in a pass, and each part of it, has statistics of its own."""
         axis = _channel_axis(module) if self.channel_axis is None else self.channel_axis
-        parts: dict[str, RunningStatistics] = {}
+        parts: dict[tuple[int, str], RunningStatistics] = {}
 
-        def keep(part: str, order: int, tensor: Tensor, copy: bool) -> Leaf:
-            if part not in parts:
-                parts[part] = RunningStatistics(channel_axis=axis, histogram=self.histogram)
+        def keep(part: str, order: int, number: int, tensor: Tensor, copy: bool) -> Leaf:
+            found = parts.get((number, part))
+            if found is None:
+                found = parts[number, part] = RunningStatistics(channel_axis=axis, histogram=self.histogram)
             try:
-                parts[part].update(tensor)
+                found.update(tensor)
             except Exception as error:
                 error.add_note(f"in the statistics of the {part} of layer {layer!r}")
                 raise
-            return parts[part]
+            return found
 
         return keep
 
@@ -116,7 +122,7 @@ class Callback:
     def keeper(self, layer: str, module: nn.Module) -> Keeper:
         """Calls the function each time."""
 
-        def keep(part: str, order: int, tensor: Tensor, copy: bool) -> Leaf:
+        def keep(part: str, order: int, number: int, tensor: Tensor, copy: bool) -> Leaf:
             value = _called(self.function, layer, part, Captured(layer, part, order, tensor.detach()))
             return Kept(value, copy) if isinstance(value, Tensor) else Value(value)
 

@@ -26,9 +26,10 @@ from torchpeek.hooks.calls import Calls, described
 from torchpeek.hooks.interrupts import uninterrupted
 from torchpeek.hooks.keep import Keep, keepers
 from torchpeek.hooks.kept import Kept, Leaf, Ledger, Slot
-from torchpeek.hooks.select import Selection, is_compiled, is_sharded, named_layers, select, why_not_fired
+from torchpeek.hooks.process import eagerly
+from torchpeek.hooks.select import Selection, is_sharded, named_layers, select, why_not_fired
 from torchpeek.hooks.taps import Begun, Called, Ended, Passes, Tap
-from torchpeek.hooks.tensors import receive
+from torchpeek.hooks.tensors import arrival, hooked
 
 Snapshot: TypeAlias = Literal["auto", "clone", "alias"]
 
@@ -134,9 +135,7 @@ class Recording:
         after: list[tuple[nn.Module, Any]] = [(tap.module, tap) for tap in self._taps.values()]
         after.append((self._model, Ended(passes)))
         with ExitStack() as stack:
-            if any(map(is_compiled, self._modules)):
-                notify("the model is compiled, and so ignores hooks; it runs eagerly while it is recorded")
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(eagerly(self._modules, _say_eager))
             stack.callback(self._let_go)
             self._take_parameters()
             stack.enter_context(attached(after, called=before))
@@ -165,7 +164,7 @@ class Recording:
         the first of the layers, and no `.grad` is touched. Each call's `grad_output` is set to it as well. Raises
         NotConnected where the score depends on none of the layers.
         """
-        edges = list(self._passes.edges)
+        exits = list(self._passes.exits)
         if not self._passes.gradients:
             raise InputError("grad asks a recording with gradients; record(..., gradients=True)")
         if not isinstance(score, Tensor) or score.numel() != 1:
@@ -173,16 +172,22 @@ class Recording:
             raise InputError(f"score {what}; allowed: a tensor of one number, such as output[:, 281].sum()")
         if not score.requires_grad:
             raise GradUnavailable("the score needs no gradient: was it computed under torch.no_grad(), or detached?")
-        if not edges:
+        if not exits:
             raise GradUnavailable("no layer has been called in this pass, so there is nothing to take gradients of")
-        before = [slot.arrivals for _, _, slot, _ in edges]
-        found = torch.autograd.grad(
-            score, [edge for *_, edge in edges], retain_graph=retain_graph, allow_unused=True, materialize_grads=False
+        before = [way.slot.arrivals for way in exits]
+        edges = [edge for way in exits for edge in way.edges]
+        gradients = iter(
+            torch.autograd.grad(score, edges, retain_graph=retain_graph, allow_unused=True, materialize_grads=False)
         )
+        # Of those of one exit the first that is in the graph.
+        found = [
+            next((gradient for gradient in [next(gradients) for _ in way.edges] if gradient is not None), None)
+            for way in exits
+        ]
         if all(gradient is None for gradient in found):
-            names = ", ".join(map(repr, dict.fromkeys(layer for layer, *_ in edges)))
+            names = ", ".join(map(repr, dict.fromkeys(way.layer for way in exits)))
             raise NotConnected(f"the score does not depend on {names} as they were in the last pass")
-        for (_, _, slot, _), gradient, arrivals in zip(edges, found, before, strict=True):
+        for slot, gradient, arrivals in zip((way.slot for way in exits), found, before, strict=True):
             if gradient is None:
                 slot.leaf = None  # that of another score
             elif slot.arrivals == arrivals:  # the block is closed, and so the hooks are gone that would have seen it
@@ -198,7 +203,7 @@ class Recording:
             )
         calls = self._taps[layer].calls
         parameters = None if self._parameters is None else self._parameters[layer]
-        return Calls(layer, calls, parameters, "" if calls else self._why_not_fired(layer))
+        return Calls(layer, calls, parameters, "" if calls else self.why_not_called(layer))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._taps)
@@ -234,7 +239,8 @@ class Recording:
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
-    def _why_not_fired(self, layer: str) -> str:
+    def why_not_called(self, layer: str) -> str:
+        """The likely reason why the layer, which has no call, has none."""
         passes = self._passes
         if passes.elsewhere:
             return f"layer {layer!r} was called in another thread; open the recording in the thread that runs the model"
@@ -262,13 +268,17 @@ class Recording:
                 slot = Slot(partial(Kept, copy=True))
                 self._parameters[name][parameter] = Kept(tensor, self._passes.copy_gradients), slot
                 if tensor.requires_grad and self._passes.gradients:
-                    self._parameter_hooks.append(receive(tensor, slot))
+                    self._parameter_hooks.append(hooked(tensor, arrival(slot)))
 
     def _let_go(self) -> None:
         for handle in self._parameter_hooks:
             handle.remove()
         self._parameter_hooks.clear()
         self._passes.let_go()
+
+
+def _say_eager() -> None:
+    notify("the model is compiled, and so ignores hooks; it runs eagerly while it is recorded")
 
 
 class LayerGradients(Mapping[str, Any]):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import TypeAlias, Union
 
+import torch
 from torch import nn
 
 from torchpeek.errors import InputError, LayerNotFound, closest
@@ -59,6 +60,9 @@ def select(
         if not names:
             raise LayerNotFound(f"every layer that {selection!r} selects in {type(model).__name__} is excluded again")
     chosen = {name: module for name, module in named.items() if name in names}
+    for name, module in chosen.items():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(f"layer {name!r} is scripted or traced, and takes no hooks; use what it was made from")
     if len(set(map(id, chosen.values()))) == len(chosen):
         return chosen
     first = {id(module): name for name, module in reversed(chosen.items())}
@@ -115,10 +119,15 @@ def why_not_fired(model: nn.Module, name: str, module: nn.Module) -> str:
     parent = model.get_submodule(name.rpartition(".")[0])
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         reason = f"it is a {type(module).__name__}, a container that is never called; choose one of its members"
+    elif getattr(parent, "fused_attn", False) and not any(True for _ in module.parameters()):
+        reason = "its parent computes attention in one fused call, past its parts; set its fused_attn to False, if so"
     elif isinstance(parent, nn.MultiheadAttention):
         reason = "its parent, a MultiheadAttention, uses its weights directly; choose the parent"
     else:
-        reason = "forward goes another way, or uses its weights or its .forward directly; choose the layer around it"
+        reason = (
+            "forward goes another way, or uses its weights or its .forward directly, or what ran was not this model "
+            "but its torch.compile; choose the layer around it, or the compiled model"
+        )
     return f"layer {name!r} ({type(module).__name__}) was not called in the pass: {reason}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any
@@ -13,13 +14,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from torchpeek.errors import GradUnavailable
+from torchpeek.errors import GradUnavailable, InputError
 from torchpeek.hooks import nested
 from torchpeek.hooks.attach import Inert
 from torchpeek.hooks.calls import Call
 from torchpeek.hooks.keep import Keeper
 from torchpeek.hooks.kept import Kept, Leaf, Slot
-from torchpeek.hooks.tensors import receive
+from torchpeek.hooks.tensors import arrival, hooked, hooked_alone
 
 _thread = threading.get_ident
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
@@ -27,6 +28,15 @@ _graph_task: Callable[[], int] = torch._C._current_graph_task_id
 
 class Stopped(BaseException):
     """Ends a pass of which nothing more is wanted. Not an Exception, so that no network catches it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """Where the graph leaves a layer: edges, of which the first that is in use counts, and where a gradient goes."""
+
+    layer: str
+    slot: Slot
+    edges: list[GradientEdge]
 
 
 class Passes:
@@ -38,11 +48,12 @@ class Passes:
         self.copy = copy
         self.copy_gradients = copy_gradients
         self.every = every
-        self.number = 0
+        self.number = 0  # of the pass whose calls are kept
+        self.begun = 0  # passes so far, also where all are kept
         self.order = count()
         self.thread = -1
         self.handles: list[RemovableHandle] = []
-        self.edges: list[tuple[str, str, Slot, GradientEdge]] = []  # of this pass: layer, path, slot, edge
+        self.exits: list[Exit] = []  # of this pass
         self.replicas: dict[int, object] = {}  # thread -> where the replica of the model runs that it runs
         self.elsewhere = False  # whether another thread called the layers, which is none of ours
         self.ended = True  # whether the last pass came to its end
@@ -59,8 +70,9 @@ class Passes:
     def begin(self) -> None:
         """A new pass: what it records replaces what the last one did."""
         self.replicas.clear()
-        self.edges.clear()
+        self.exits.clear()
         self.elsewhere = self.ended = False
+        self.begun += 1
         if self.waiting is not None:
             self.waiting = set(self.wanted)
         if not self.every:
@@ -116,6 +128,11 @@ class Begun(Inert):
         passes, replica = self._passes, module is not self._model
         if not passes.is_ours(replica):
             return
+        if _under_vmap():
+            raise InputError(
+                "inside of torch.vmap a layer returns wrappers that die with it, so nothing can be recorded; run the "
+                "batch as it is, or record outside"
+            )
         if replica:
             # The replicas of one call of DataParallel make one pass: it begins when one of them comes again.
             device = next((tensor.device for tensor in module.buffers()), torch.device("cpu"))
@@ -160,7 +177,18 @@ class Called(Inert):
 class Tap(Inert):
     """The calls of one layer, and its forward hook: what it returns."""
 
-    __slots__ = ("_accumulates", "_calls", "_keeper", "_number", "_under_way", "layer", "module", "passes")
+    __slots__ = (
+        "_accumulates",
+        "_begun",
+        "_calls",
+        "_keeper",
+        "_next",
+        "_number",
+        "_under_way",
+        "layer",
+        "module",
+        "passes",
+    )
 
     def __init__(self, layer: str, module: nn.Module, passes: Passes, keeper: Keeper | None, accumulates: bool) -> None:
         self.layer = layer
@@ -169,7 +197,7 @@ class Tap(Inert):
         self._keeper = keeper
         self._accumulates = accumulates
         self._calls: list[Call] = []
-        self._number = 0
+        self._number = self._begun = self._next = 0
         self._under_way: dict[int, list[Call]] | None = {} if passes.inputs or passes.gradients else None
 
     @property
@@ -182,25 +210,25 @@ class Tap(Inert):
         # Here every tenth of a microsecond counts, so what nearly always holds is asked right here.
         if (_thread() != passes.thread or _graph_task() != -1) and not passes.is_ours(module is not self.module):
             return None
-        call = self._begun(module) if self._under_way is None else self._finished(module)
+        call = self._new_call(module) if self._under_way is None else self._finished(module)
         if type(output) is Tensor and self._keeper is None and passes.admit is None:
             call.kept_output = Kept(output, passes.copy)
         else:
-            call.kept_output = self._kept("output", call.order, output)
+            call.kept_output = self._kept("output", call, output)
         call.complete = True
-        passed_on = self._watched_output(call, output) if passes.gradients else None
+        passed_on = self._watched_output(call, args, output) if passes.gradients else None
         if passes.waiting is not None:
             passes.returned(self.layer)
         return passed_on
 
     def called(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The layer is called: keep what it is given, and return what it is to be given, if not just that."""
-        passes, call = self.passes, self._begun(module)
+        passes, call = self.passes, self._new_call(module)
         assert self._under_way is not None
         self._under_way.setdefault(_thread(), []).append(call)
         if passes.inputs:
-            call.kept_input = self._kept("input", call.order, args)
-            call.kept_kwargs = self._kept("input", call.order, kwargs) if kwargs else kwargs
+            call.kept_input = self._kept("input", call, args)
+            call.kept_kwargs = self._kept("input", call, kwargs) if kwargs else kwargs
         if not passes.gradients:
             return None
 
@@ -211,18 +239,19 @@ class Tap(Inert):
                 slots[kind, path] = slot = self._slot(call, "grad_input", path)
                 if not tensor.requires_grad:
                     return tensor
-                # A view: what flows back to it comes of this layer alone, wherever else the input is used.
-                own = tensor.view_as(tensor)
-                passes.handles.append(receive(own, slot))
+                # What flows back to it comes of this layer alone, wherever else the input is used.
+                own, handles, _ = hooked_alone(tensor, arrival(slot))
+                passes.handles.extend(handles)
                 return own
 
             return watch
 
         passed_on = nested.mapped(args, watched("args")), nested.mapped(kwargs, watched("kwargs"))
         call.kept_grad_input = nested.mapped(args, lambda path, tensor: slots["args", path], only=True)
+        call.kept_grad_kwargs = nested.mapped(kwargs, lambda path, tensor: slots["kwargs", path], only=True)
         return None if passed_on[0] is args and passed_on[1] is kwargs else passed_on
 
-    def _begun(self, module: nn.Module) -> Call:
+    def _new_call(self, module: nn.Module) -> Call:
         passes = self.passes
         if self._number != passes.number:
             self._number = passes.number
@@ -233,45 +262,66 @@ class Tap(Inert):
         call = Call(self.layer, next(passes.order))
         if module is not self.module or passes.replicas:
             call.replica = True
-        if self._accumulates:
-            self._calls = [call]
-        else:
+        if not self._accumulates:
             self._calls.append(call)
+            return call
+        # The first call of every pass goes with the first of those before, the second with the second.
+        if self._begun != passes.begun or not passes.begun:
+            self._begun, self._next = passes.begun, 0
+        call.number = self._next
+        self._next += 1
+        self._calls[call.number : call.number + 1] = [call]
         return call
 
     def _finished(self, module: nn.Module) -> Call:
         assert self._under_way is not None
         under_way = self._under_way.get(_thread())
-        return under_way.pop() if under_way else self._begun(module)
+        return under_way.pop() if under_way else self._new_call(module)
 
-    def _kept(self, part: str, order: int, value: Any) -> Any:
+    def _kept(self, part: str, call: Call, value: Any) -> Any:
         keeper, admit, copy = self._keeper, self.passes.admit, self.passes.copy
         if keeper is None and admit is None:
             return nested.mapped(value, lambda path, tensor: Kept(tensor, copy))
-        return nested.mapped(value, lambda path, tensor: _leaf(keeper, admit, part, path, order, copy, tensor))
+        return nested.mapped(
+            value, lambda path, tensor: _leaf(keeper, admit, part, path, call.order, call.number, copy, tensor)
+        )
 
     def _slot(self, call: Call, part: str, path: str) -> Slot:
         # Not through this tap, which holds the call, which holds the slot: memory is to go at once, not when Python
         # next looks for cycles.
-        return Slot(partial(_leaf, self._keeper, self.passes.admit, part, path, call.order, self.passes.copy_gradients))
+        keeper, admit, copy = self._keeper, self.passes.admit, self.passes.copy_gradients
+        return Slot(partial(_leaf, keeper, admit, part, path, call.order, call.number, copy))
 
-    def _watched_output(self, call: Call, output: Any) -> Any:
+    def _watched_output(self, call: Call, args: Any, output: Any) -> Any:
         passes = self.passes
         if not torch.is_grad_enabled():
             raise GradUnavailable(
-                f"layer {self.layer!r} ran under torch.no_grad(); run the model with gradients, or record none"
+                f"layer {self.layer!r} ran under torch.no_grad(); run the model with gradients, or record none. (What "
+                "is checkpointed with use_reentrant=True runs so, too: use_reentrant=False)"
             )
+        # One tensor, which is this layer's own work: then whatever flows back to it flows back to the layer. Not so
+        # where an input is passed on, or where one output may be made from another.
+        alone = isinstance(output, Tensor) and all(given is not output for given in args)
         slots: dict[str, Slot] = {}
 
         def watch(path: str, tensor: Tensor) -> Tensor:
             slots[path] = slot = self._slot(call, "grad_output", path)
             if not tensor.is_floating_point() and not tensor.is_complex():
                 return tensor
+            if tensor.requires_grad and alone and not tensor._is_view():
+                passes.handles.append(hooked(tensor, arrival(slot)))
+                passes.exits.append(Exit(self.layer, slot, [get_gradient_edge(tensor)]))
+                return tensor
+            if tensor.requires_grad:
+                own, handles, edges = hooked_alone(tensor, arrival(slot))
+                passes.handles.extend(handles)
+                passes.exits.append(Exit(self.layer, slot, edges))
+                return own
             # A frozen model, up to here: the graph begins with a leaf, and a copy goes on, which may be written into.
-            own = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
-            passes.handles.append(receive(own, slot))
-            passes.edges.append((self.layer, path, slot, get_gradient_edge(own)))
-            return tensor if own is tensor else own.clone()
+            leaf = tensor.detach().requires_grad_()
+            passes.handles.append(hooked(leaf, arrival(slot)))
+            passes.exits.append(Exit(self.layer, slot, [get_gradient_edge(leaf)]))
+            return leaf.clone()
 
         passed_on = nested.mapped(output, watch)
         call.kept_grad_output = nested.mapped(output, lambda path, tensor: slots[path], only=True)
@@ -284,6 +334,7 @@ def _leaf(
     part: str,
     path: str,
     order: int,
+    number: int,
     copy: bool,
     tensor: Tensor,
 ) -> Leaf:
@@ -291,7 +342,12 @@ def _leaf(
     if keeper is None:
         leaf: Leaf = Kept(tensor, copy)
     else:
-        leaf = keeper(f"{part}.{path}" if path else part, order, tensor, copy)
+        leaf = keeper(f"{part}.{path}" if path else part, order, number, tensor, copy)
     if admit is not None:
         admit(leaf)
     return leaf
+
+
+def _under_vmap() -> bool:
+    stack = torch._C._functorch.get_interpreter_stack()  # None outside of every transform
+    return stack is not None and any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)

@@ -7,17 +7,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
+from typing import TypeAlias
 
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from torchpeek.errors import GradUnavailable, InputError
 from torchpeek.hooks.interrupts import uninterrupted
 from torchpeek.hooks.kept import Kept, Slot
 
+GradientHook: TypeAlias = Callable[[Tensor], "Tensor | None"]
+"""Called with a gradient; what it returns, if not None, flows on instead."""
 
-def receive(tensor: Tensor, slot: Slot) -> RemovableHandle:
-    """Have the gradient of `tensor`, as it is now, arrive in `slot`, also if a later operation writes into it."""
+
+def arrival(slot: Slot) -> GradientHook:
+    """A hook that has the gradient arrive in `slot`."""
     reference = weakref.ref(slot)
 
     def arrived(gradient: Tensor) -> None:
@@ -25,13 +30,49 @@ def receive(tensor: Tensor, slot: Slot) -> RemovableHandle:
         if target is not None:
             target.arrive(gradient)
 
-    return hooked(tensor, arrived)
+    return arrived
 
 
-def hooked(tensor: Tensor, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-    """Have `hook` called with the gradient of `tensor`; what it returns, if not None, flows on instead."""
+def hooked(tensor: Tensor, hook: GradientHook) -> RemovableHandle:
+    """Have `hook` called with the gradient of `tensor` as it is now, also if a later operation writes into it."""
     handle: RemovableHandle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]  # torch has no types for it
     return handle
+
+
+def hooked_alone(tensor: Tensor, hook: GradientHook) -> tuple[Tensor, list[RemovableHandle], list[GradientEdge]]:
+    """A view of `tensor` to use in its place, with `hook` called with what flows back to that alone.
+
+    An operation that writes into a view takes all views out of the graph, and puts itself behind their base. Then the
+    hook is called with the gradient of that, of all its uses. The edges are those of the view and of the base.
+    """
+    own = tensor.view_as(tensor)
+    base = _base(tensor)
+    came = False
+
+    def through_own(gradient: Tensor) -> Tensor | None:
+        nonlocal came
+        came = True
+        return hook(gradient)
+
+    def through_all(gradient: Tensor) -> Tensor | None:
+        nonlocal came
+        if came:  # it has been seen; this is what others add to it
+            came = False
+            return None
+        changed = hook(gradient.view(tensor.shape) if base is not tensor else gradient)
+        return None if changed is None else changed.view(base.shape)
+
+    handles = [hooked(own, through_own), hooked(base, through_all)]
+    return own, handles, [get_gradient_edge(own), get_gradient_edge(base)]
+
+
+def _base(tensor: Tensor) -> Tensor:
+    """What this is a view of, if it shows all of that in the same order."""
+    base = tensor._base
+    if base is None or not base.requires_grad or base.numel() != tensor.numel():
+        return tensor
+    alike = base.shape == tensor.shape and base.stride() == tensor.stride()
+    return base if alike or (base.is_contiguous() and tensor.is_contiguous()) else tensor
 
 
 @contextmanager
@@ -48,7 +89,7 @@ def record_gradients(**tensors: Tensor) -> Iterator[Mapping[str, Tensor | None]]
         with uninterrupted():
             for name, tensor in tensors.items():
                 _check(tensor, name)
-                handles.append(receive(tensor, slots[name]))
+                handles.append(hooked(tensor, arrival(slots[name])))
         yield view
     finally:
         with uninterrupted():

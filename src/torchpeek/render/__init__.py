@@ -1,7 +1,19 @@
-"""From tensors to pictures: uint8 RGB, as PIL images, and pages of them."""
+"""From tensors to pictures: uint8 RGB, as PIL images, pages of them, and plots."""
 
 from torchpeek.render.colormaps import COLORMAPS
+from torchpeek.render.grids import feature_grid, kernel_grid
 from torchpeek.render.mosaic import mosaic
 from torchpeek.render.overlay import extract, overlay, placed
+from torchpeek.render.plots import gradient_flow, histograms
 
-__all__ = ["COLORMAPS", "extract", "mosaic", "overlay", "placed"]
+__all__ = [
+    "COLORMAPS",
+    "extract",
+    "feature_grid",
+    "gradient_flow",
+    "histograms",
+    "kernel_grid",
+    "mosaic",
+    "overlay",
+    "placed",
+]

@@ -1,0 +1,150 @@
+"""gradient_flow(): how large the gradients of one training step are, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchpeek.anatomy.statistics import Loss, one_number
+from torchpeek.anatomy.table import Table
+from torchpeek.engine import ModelRunner, as_found, run
+from torchpeek.engine.targets import class_logits
+from torchpeek.errors import GradUnavailable, InputError, LayerNotFound
+from torchpeek.hooks import Selection, record, select
+from torchpeek.models import Inputs, Model, input_tensor, module_of
+
+
+@dataclass(frozen=True)
+class ParameterGradient:
+    """The gradient of one parameter in one step; None where it has none: frozen, or not used."""
+
+    layer: str
+    parameter: str
+    numel: int
+    weight_norm: float
+    gradient_norm: float | None
+    gradient_mean_abs: float | None
+    gradient_max_abs: float | None
+    remark: str = ""
+
+
+@dataclass(frozen=True, repr=False)
+class GradientFlow(Table[ParameterGradient]):
+    """The gradients of one step, a row for each parameter, in the order in which the layers ran."""
+
+    rows: tuple[ParameterGradient, ...]
+    loss: float
+
+    header = ("layer", "parameter", "size", "gradient norm", "mean |g|", "max |g|", "weight norm", "remark")
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """As `Table.cells`."""
+        return [
+            (
+                row.layer,
+                row.parameter,
+                f"{row.numel:,}",
+                *(
+                    "" if value is None else f"{value:.4g}"
+                    for value in (row.gradient_norm, row.gradient_mean_abs, row.gradient_max_abs)
+                ),
+                f"{row.weight_norm:.4g}",
+                row.remark,
+            )
+            for row in self.rows
+        ]
+
+    @property
+    def total_norm(self) -> float:
+        """The norm over all parameters together, which is what gradient clipping looks at."""
+        return math.sqrt(sum(row.gradient_norm**2 for row in self.rows if row.gradient_norm is not None))
+
+    @property
+    def footer(self) -> str:
+        """The loss, and the norm over all."""
+        return f"loss {self.loss:.4g}; gradient norm over all parameters {self.total_norm:.4g}"
+
+
+def gradient_flow(
+    model: Model,
+    inputs: Inputs,
+    target: Any = None,
+    *,
+    loss: Loss | None = None,
+    layers: Selection | None = None,
+    exclude: Selection | None = None,
+) -> GradientFlow:
+    """The gradients that one training step on `inputs` would give the parameters of these layers, or of all.
+
+    `loss(output, target)`, or `loss(output)` without a target, is one number; by default it is the cross entropy of the
+    classes `target` (N,), or of those that are predicted. The step is not taken: `.grad`, buffers and random state
+    are left as they were. Train or eval mode is as it is found, as it matters to the gradients. Raises GradUnavailable
+    where the loss depends on no parameter that takes gradients.
+    """
+    module = ModelRunner(module_of(model)).model
+    given = input_tensor(model, inputs)
+    with_own = (lambda name, layer: any(True for _ in layer.parameters(recurse=False))) if layers is None else layers
+    chosen = select(module, with_own, exclude=exclude)
+    if not any(layer._parameters for layer in chosen.values()):
+        raise LayerNotFound("none of these layers has parameters of its own; choose others, or layers=None for all")
+    tape = record(module, list(chosen.values()), keep=lambda tensor: None, snapshot="alias")
+    with as_found(module, evaluating=False), tape, torch.enable_grad():
+        output = run(module, given)
+        value = one_number(_loss(output, target, loss))
+        # In the order in which they ran; those that did not come last.
+        order = {name: tape[name][0].order if len(tape[name]) else math.inf for name in tape}
+        named = {
+            (name, own): parameter
+            for name in sorted(tape, key=order.__getitem__)
+            for own, parameter in chosen[name].named_parameters(recurse=False)
+        }
+        wanted = {id(parameter): parameter for parameter in named.values() if parameter.requires_grad}
+        if not wanted:
+            raise GradUnavailable(
+                "every parameter of these layers is frozen; requires_grad_() makes them take gradients"
+            )
+        found = dict(zip(wanted, torch.autograd.grad(value, list(wanted.values()), allow_unused=True), strict=True))
+    rows = [
+        _row(name, own, parameter, found.get(id(parameter)), called=order[name] < math.inf)
+        for (name, own), parameter in named.items()
+    ]
+    return GradientFlow(tuple(rows), float(value.detach()))
+
+
+def _loss(output: Any, target: Any, loss: Loss | None) -> Tensor:
+    if loss is not None:
+        return loss(output) if target is None else loss(output, target)
+    logits = class_logits(output)
+    if target is None:
+        classes = logits.detach().argmax(1)
+    else:
+        classes = torch.as_tensor(target, device=logits.device).reshape(-1).expand(len(logits))
+        if classes.dtype != torch.int64 or not ((classes >= 0) & (classes < logits.shape[1])).all():
+            raise InputError(
+                f"target is {target!r}; allowed: class indices from 0 to {logits.shape[1] - 1}, (N,) or one"
+            )
+    return F.cross_entropy(logits, classes)
+
+
+def _row(layer: str, name: str, parameter: Tensor, gradient: Tensor | None, *, called: bool) -> ParameterGradient:
+    weight_norm = float(torch.linalg.vector_norm(parameter.detach(), dtype=_wide(parameter)))
+    if gradient is None:
+        remark = "frozen" if not parameter.requires_grad else "not used" if called else "layer not called"
+        return ParameterGradient(layer, name, parameter.numel(), weight_norm, None, None, None, remark)
+    size = gradient.abs().to(_wide(gradient))
+    norm = float(torch.linalg.vector_norm(size))
+    remark = "" if math.isfinite(norm) else "not finite"
+    if norm == 0:
+        remark = "zero everywhere"
+    return ParameterGradient(
+        layer, name, parameter.numel(), weight_norm, norm, float(size.mean()), float(size.max()), remark
+    )
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype in (torch.float64, torch.complex128) else torch.float32

@@ -1,0 +1,201 @@
+"""statistics(): what flows through each layer over a data set, and back, in constant memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from torchpeek.anatomy.table import Table
+from torchpeek.engine import ModelRunner, as_found, run
+from torchpeek.errors import GradUnavailable, InputError, LayerNotFound, closest
+from torchpeek.hooks import Calls, Selection, interruptible, keep, nested, record, select
+from torchpeek.hooks.running import RunningStatistics
+from torchpeek.models import Model, input_tensor, module_of
+
+Loss: TypeAlias = Callable[..., Tensor]
+"""Called as `loss(output)`, or as `loss(output, target)` for batches of a pair (inputs, target); one number."""
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """One call of a layer, or one tensor of it where it returns several: what it returned, and what flowed back.
+
+    Its name is the layer's; `relu[1]` is the second call of a pass, `lstm:1.0` what is at that path of the output.
+    """
+
+    name: str
+    type: str
+    output: RunningStatistics | None  # None where there is none, and `remark` says why
+    gradient: RunningStatistics | None
+    remark: str = ""
+
+
+@dataclass(frozen=True, repr=False)
+class Statistics(Table[LayerStatistics]):
+    """Statistics of each layer, in the order in which they ran; `[name]` are those of that name."""
+
+    rows: tuple[LayerStatistics, ...]
+    batches: int
+
+    header = ("layer", "type", "of", "mean", "std", "min", "max", "zeros", "dead", "NaN", "inf")
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # a number as in a tuple, or a name
+        if not isinstance(index, str):
+            return self.rows[index]
+        found = [row for row in self.rows if row.name == index]
+        if not found:
+            names = [row.name for row in self.rows]
+            raise LayerNotFound(f"no statistics of layer {index!r}{closest(index, names)}; there are {len(names)}")
+        return found[0]
+
+    @property
+    def first_not_finite(self) -> str | None:
+        """The layer that first returned NaN or infinity: in the first batch that had any, the first that ran."""
+        return _first(self.rows, lambda row: row.output)
+
+    @property
+    def first_not_finite_gradient(self) -> str | None:
+        """The layer to whose output NaN or infinity first flowed back: the last that ran, in the first such batch."""
+        return _first(tuple(reversed(self.rows)), lambda row: row.gradient)
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """As `Table.cells`."""
+        cells = []
+        for row in self.rows:
+            for what, found in (("output", row.output), ("gradient", row.gradient)):
+                if found is not None and found.calls:
+                    cells.append((row.name, row.type, what, *_numbers(found)))
+            if row.output is None:
+                cells.append((row.name, row.type, row.remark, *[""] * 8))
+        return cells
+
+    @property
+    def footer(self) -> str:
+        """How much it was, and what is wrong."""
+        said = [f"{self.batches} batches"]
+        if self.first_not_finite is not None:
+            said.append(f"NaN or infinity first came out of {self.first_not_finite}")
+        if self.first_not_finite_gradient is not None:
+            said.append(f"NaN or infinity first flowed back to {self.first_not_finite_gradient}")
+        return "; ".join(said)
+
+
+def statistics(
+    model: Model,
+    batches: Iterable[Any],
+    layers: Selection | None = None,
+    *,
+    exclude: Selection | None = None,
+    loss: Loss | None = None,
+    histogram: bool = True,
+    channel_axis: int | None = None,
+) -> Statistics:
+    """Statistics of what these layers, or all that have no layers in them, return over all batches, in eval mode.
+
+    `batches` are what the model takes, or pairs (inputs, target) as a DataLoader gives them; a lone tensor is one
+    batch. With a `loss`, such as `torch.nn.functional.cross_entropy`, also of the gradients with respect to what the
+    layers return; no `.grad` is touched. Every value counts; the histogram takes in at most 65,536 of a layer and call.
+    What is NaN or infinite is counted, and left out of the rest. Memory does not grow with the batches.
+
+    Channels are on axis 1, or the last where a layer ends in a Linear, LayerNorm or Embedding; `channel_axis` says
+    otherwise. The model is left exactly as it was found. Raises InputError where there are no batches.
+    """
+    module = ModelRunner(module_of(model)).model
+    chosen = select(module, _is_leaf if layers is None else layers, exclude=exclude)
+    tape = record(
+        module,
+        list(chosen.values()),
+        gradients=loss is not None,
+        keep=keep.Running(histogram=histogram, channel_axis=channel_axis),
+        # The values are read as the layer returns, before anything could write into them.
+        snapshot="alias",
+    )
+    count = 0
+    order: dict[tuple[str, int], int] = {}  # of the calls, as they first came
+    with as_found(module), tape:
+        for given, target in _pairs(model, _outside(batches)):
+            with torch.set_grad_enabled(loss is not None):
+                output = run(module, given)
+                if loss is not None:
+                    tape.grad(one_number(loss(output, *target)), retain_graph=False)
+            del output  # with its graph, before the next
+            count += 1
+            for name in tape:
+                for call in tape[name]:
+                    order.setdefault((name, call.number), call.order)
+    if count == 0:
+        raise InputError("there are no batches: the iterable is empty, or was used up before")
+    ran = sorted(order, key=order.__getitem__)
+    rows = [row for name, number in ran for row in _rows(tape[name], number, type(chosen[name]).__name__)]
+    for name in tape:
+        if not len(tape[name]):
+            rows.append(LayerStatistics(name, type(chosen[name]).__name__, None, None, tape.why_not_called(name)))
+    return Statistics(tuple(rows), count)
+
+
+def _is_leaf(name: str, module: nn.Module) -> bool:
+    return not module._modules
+
+
+def _outside(batches: Iterable[Any]) -> Iterator[Any]:
+    """The caller's batches, made as the caller would make them: Ctrl-C comes through, and in the grad mode from before.
+
+    The modes of the model are ours meanwhile.
+    """
+    with torch.enable_grad():
+        iterator = iter([batches] if isinstance(batches, Tensor) else batches)
+    while True:
+        with interruptible(), torch.enable_grad():
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+        yield batch
+
+
+def _pairs(model: Model, batches: Iterator[Any]) -> Iterator[tuple[Tensor, tuple[Any, ...]]]:
+    for batch in batches:
+        given, *target = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch,)
+        yield input_tensor(model, given), tuple(target)
+
+
+def one_number(loss: object) -> Tensor:
+    """The loss, if that is what it is."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise InputError(f"the loss is {what}; allowed: a tensor of one number, such as the mean over the batch")
+    if not loss.requires_grad:
+        raise GradUnavailable("the loss does not depend on the output by way of a gradient: was it detached?")
+    return loss
+
+
+def _rows(calls: Calls, number: int, kind: str) -> Iterator[LayerStatistics]:
+    call = calls[number]
+    name = call.layer if len(calls) == 1 else f"{call.layer}[{number}]"
+    gradients = {} if call.kept_grad_output is None else dict(nested.leaves(call.grad_output, RunningStatistics))
+    outputs = dict(nested.leaves(call.output, RunningStatistics))
+    if not outputs:
+        yield LayerStatistics(name, kind, None, None, "returned no tensor")
+    for path, output in outputs.items():
+        yield LayerStatistics(f"{name}:{path}" if path else name, kind, output, gradients.get(path))
+
+
+def _numbers(found: RunningStatistics) -> tuple[str, ...]:
+    s = found.summary()
+    return (
+        *(f"{value:.4g}" for value in (s.mean, s.std, s.min, s.max)),
+        f"{s.zero_share:.1%}",
+        f"{s.dead}/{s.channels}",
+        str(s.nan),
+        str(s.inf),
+    )
+
+
+def _first(rows: Sequence[LayerStatistics], which: Callable[[LayerStatistics], RunningStatistics | None]) -> str | None:
+    firsts = [(found.first_not_finite, row) for row in rows if (found := which(row)) is not None]
+    known = [(call, row) for call, row in firsts if call is not None]
+    return min(known, key=lambda pair: pair[0])[1].name if known else None

@@ -1,0 +1,49 @@
+"""What belongs to the process rather than to a model: saved by the first that comes, put back by the last that goes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchpeek.hooks.select import is_compiled
+
+_SHARED: dict[str, tuple[int, AbstractContextManager[Any]]] = {}
+_SHARED_GUARD = threading.Lock()
+
+
+@contextmanager
+def shared(name: str, enter: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Be in `enter()`, together with everybody else who is in what has this name."""
+    with _SHARED_GUARD:
+        count, context = _SHARED.get(name) or (0, enter())
+        if count == 0:
+            context.__enter__()
+        _SHARED[name] = count + 1, context
+    try:
+        yield
+    finally:
+        with _SHARED_GUARD:
+            count, context = _SHARED[name]
+            if count > 1:
+                _SHARED[name] = count - 1, context
+            else:
+                del _SHARED[name]
+                context.__exit__(None, None, None)
+
+
+@contextmanager
+def eagerly(modules: Iterable[nn.Module], say: Callable[[], None] | None = None) -> Iterator[None]:
+    """Where any of these is compiled, run all eagerly, and `say` so: a compiled one ignores hooks that come later."""
+    if not any(map(is_compiled, modules)):
+        yield
+        return
+    if say is not None:
+        say()
+    with shared("eager", partial(torch.compiler.set_stance, "force_eager")):
+        yield
