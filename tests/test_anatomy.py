@@ -314,7 +314,7 @@ class TestGradientFlow:
 
     def test_refusals(self) -> None:
         model, x = PooledNet(), torch.randn(2, 3, 6, 6)
-        with pytest.raises(InputError, match="from 0 to 4"):
+        with pytest.raises(TargetError, match="0 to 4"):
             tp.gradient_flow(model, x, 5)
         with pytest.raises(LayerNotFound, match="parameters of its own"):
             tp.gradient_flow(model, x, layers=nn.ReLU)

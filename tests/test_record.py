@@ -858,7 +858,7 @@ class TestReading:
             model(torch.randn(1, 3, 4, 4))
         with pytest.raises(NotFired, match="ModuleList"):
             _ = tape["blocks"].output
-        with pytest.raises(NotFired, match=r"goes another way"):
+        with pytest.raises(NotFired, match=r"goes another way.*torch\.compile"):
             _ = tape["blocks.0"].output
         with pytest.raises(LayerNotFound, match="closest: 'head'"):
             tape["heads"]
@@ -1060,13 +1060,3 @@ class TestWhereItCannotBeDone:
             warnings.simplefilter("ignore")
             model(torch.randn(2, 3, 4), src_key_padding_mask=mask)
         assert repr(tape)
-
-    def test_a_compiled_wrapper_around_what_is_recorded(self) -> None:
-        torch._dynamo.reset()
-        model = PooledNet()
-        compiled = torch.compile(model, backend="eager")
-        compiled(torch.randn(1, 3, 4, 4))
-        with tp.record(model, "act") as tape:
-            compiled(torch.randn(1, 3, 4, 4))
-        with pytest.raises(NotFired, match=r"torch\.compile"):
-            _ = tape["act"].output

@@ -19,7 +19,7 @@ from torchpeek.heatmap import Heatmap, Provenance
 from torchpeek.hooks import edit, edit_gradient, edits, keep, record, record_gradients
 from torchpeek.models import LoadedModel, Preprocess, load_model
 from torchpeek.picture import Geometry, Picture
-from torchpeek.store import load, save
+from torchpeek.store import TensorStream, load, save
 
 __all__ = [
     "METHODS",
@@ -31,6 +31,7 @@ __all__ = [
     "Preprocess",
     "Provenance",
     "Target",
+    "TensorStream",
     "TorchpeekError",
     "Trace",
     "__version__",

@@ -13,10 +13,10 @@ from torch import Tensor
 from torchpeek.anatomy.statistics import Loss, one_number
 from torchpeek.anatomy.table import Table
 from torchpeek.engine import ModelRunner, as_found, run
-from torchpeek.engine.targets import class_logits
-from torchpeek.errors import GradUnavailable, InputError, LayerNotFound
+from torchpeek.engine.targets import as_target, class_logits
+from torchpeek.errors import GradUnavailable, LayerNotFound, TargetError
 from torchpeek.hooks import Selection, record, select
-from torchpeek.models import Inputs, Model, input_tensor, module_of
+from torchpeek.models import Inputs, LoadedModel, Model, input_tensor, module_of
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ def gradient_flow(
     """The gradients that one training step on `inputs` would give the parameters of these layers, or of all.
 
     `loss(output, target)`, or `loss(output)` without a target, is one number; by default it is the cross entropy of the
-    classes `target` (N,), or of those that are predicted. The step is not taken: `.grad`, buffers and random state
-    are left as they were. Train or eval mode is as it is found, as it matters to the gradients. Raises GradUnavailable
-    where the loss depends on no parameter that takes gradients.
+    class that `target` names, as in `explain`: an index, a name, (N,) of them, or by default the predicted one. The
+    step is not taken: `.grad`, buffers and random state are left as they were. Train or eval mode is as it is found, as
+    it matters to the gradients. Raises GradUnavailable where the loss depends on no parameter that takes gradients.
     """
     module = ModelRunner(module_of(model)).model
     given = input_tensor(model, inputs)
@@ -95,7 +95,7 @@ def gradient_flow(
     tape = record(module, list(chosen.values()), keep=lambda tensor: None, snapshot="alias")
     with as_found(module, evaluating=False), tape, torch.enable_grad():
         output = run(module, given)
-        value = one_number(_loss(output, target, loss))
+        value = one_number(_loss(model, output, target, loss))
         # In the order in which they ran; those that did not come last.
         order = {name: tape[name][0].order if len(tape[name]) else math.inf for name in tape}
         named = {
@@ -116,19 +116,13 @@ def gradient_flow(
     return GradientFlow(tuple(rows), float(value.detach()))
 
 
-def _loss(output: Any, target: Any, loss: Loss | None) -> Tensor:
+def _loss(model: Model, output: Any, target: Any, loss: Loss | None) -> Tensor:
     if loss is not None:
         return loss(output) if target is None else loss(output, target)
-    logits = class_logits(output)
-    if target is None:
-        classes = logits.detach().argmax(1)
-    else:
-        classes = torch.as_tensor(target, device=logits.device).reshape(-1).expand(len(logits))
-        if classes.dtype != torch.int64 or not ((classes >= 0) & (classes < logits.shape[1])).all():
-            raise InputError(
-                f"target is {target!r}; allowed: class indices from 0 to {logits.shape[1] - 1}, (N,) or one"
-            )
-    return F.cross_entropy(logits, classes)
+    labels = as_target(target, model.class_names if isinstance(model, LoadedModel) else None).bind(output).labels
+    if labels.shape[1] != 1:
+        raise TargetError(f"target names {labels.shape[1]} classes for each sample; a training step has one")
+    return F.cross_entropy(class_logits(output), labels[:, 0])
 
 
 def _row(layer: str, name: str, parameter: Tensor, gradient: Tensor | None, *, called: bool) -> ParameterGradient:

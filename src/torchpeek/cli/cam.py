@@ -5,20 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from cyclopts import Parameter
 
 from torchpeek.cam import METHODS, find_method
-from torchpeek.cli.console import print_json, print_table, progress
+from torchpeek.cli.console import print_json, print_skipped, print_table, progress
 from torchpeek.cli.gallery import Gallery, Looks
+from torchpeek.cli.loading import Flag, loaded_model
 from torchpeek.engine.targets import Classes, Predicted, TopClasses, as_target
 from torchpeek.errors import LayerNotFound, OptionError, TargetError
 from torchpeek.explain import trace
-from torchpeek.models import LoadedModel, load_model
+from torchpeek.models import LoadedModel
 from torchpeek.render import COLORMAPS
 from torchpeek.store import OutputFolder, find_pictures
-
-Flag = Annotated[bool, Parameter(negative="")]
 
 
 def cam(
@@ -28,7 +26,7 @@ def cam(
     class_: Annotated[list[str] | None, Parameter(name="--class", negative="")] = None,
     top: int | None = None,
     layer: str | None = None,
-    out: Path = Path("peek"),
+    out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path("peek"),
     overwrite: Flag = False,
     weights: str | None = None,
     trust_pickle: Flag = False,
@@ -108,8 +106,7 @@ def cam(
         )
     names = list(METHODS) if "all" in method else list(dict.fromkeys(find_method(name).name for name in method))
     found = find_pictures(pictures)
-    loaded = load_model(model, weights, trust_pickle=trust_pickle)
-    loaded.module.to(_device(device))
+    loaded = loaded_model(model, weights, trust_pickle=trust_pickle, device=device)
     target = as_target(_target(class_, top), loaded.class_names)
     if isinstance(target, Classes):  # by name and by index, say
         target = Classes(list(dict.fromkeys(target.classes)))
@@ -155,11 +152,7 @@ def _print(results: dict[str, Any]) -> None:
     ]
     if rows:
         print_table(("picture", "predicted", "explained", "method", "layer", "overlay"), rows)
-    skipped = results["skipped"]
-    for file, why in skipped.items():
-        print(f"skipped {file}: {why}")
-    if skipped:
-        print(f"{len(skipped)} of {len(skipped) + len(results['pictures'])} pictures skipped")
+    print_skipped(results["skipped"], len(results["skipped"]) + len(results["pictures"]))
     if rows:
         print(f"layer: {results['about']['layer']}")
     print(f"report: {results['report']}")
@@ -171,17 +164,6 @@ def _target(classes: list[str] | None, top: int | None) -> Any:
     if classes:
         return Classes([int(each) if each.isascii() and each.isdigit() else each for each in classes])
     return Predicted()
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise OptionError(
-            f"--device {name!r} cannot be used here ({str(error).splitlines()[0]}); cpu always can"
-        ) from error
-    return device
 
 
 def _applicable(loaded: LoadedModel, found: list[Path], names: list[str], layer: str | None, target: Any) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -22,7 +22,20 @@ class Advance(Protocol):
 
 def print_json(value: Any) -> None:
     """For machines."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """As `print_json` prints it."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def print_skipped(skipped: Mapping[str, str], total: int) -> None:
+    """What was left out, and why."""
+    for file, why in skipped.items():
+        print(f"skipped {file}: {why}")
+    if skipped:
+        print(f"{len(skipped)} of {total} pictures skipped")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from torchpeek._version import __version__
 from torchpeek.cam import METHODS
+from torchpeek.cli.console import json_text
 from torchpeek.engine import Target
 from torchpeek.engine.targets import class_logits
 from torchpeek.errors import FileError, LayerNotFound, MethodError, OptionError, TargetError
@@ -24,7 +23,7 @@ from torchpeek.models import LoadedModel
 from torchpeek.picture import Picture
 from torchpeek.render import extract, mosaic, overlay
 from torchpeek.render.report import Report, ReportClass, ReportMap, ReportPicture, embedded, report_html
-from torchpeek.store import OutputFolder, file_stem, save_bytes
+from torchpeek.store import OutputFolder, file_stem, png_bytes, save_bytes
 
 _ON_ONE_PAGE = 60  # pictures; a page of more is slow to open
 
@@ -90,7 +89,7 @@ class Gallery:
         page = Report(facts, methods, self._page, self.looks.colormap, self._skipped, left_out)
         report = self.folder.write("report.html", report_html(page).encode())
         results = {"about": facts, "pictures": self._rows, "skipped": self._skipped, "report": str(report)}
-        self.folder.write("results.json", json.dumps(results, indent=2, ensure_ascii=False).encode())
+        self.folder.write("results.json", json_text(results).encode())
         return results
 
     def _explain(self, group: Sequence[tuple[Path, Picture]]) -> None:
@@ -143,7 +142,7 @@ class Gallery:
                 "picture": str(path),
                 "notes": list(picture.notes),
                 "predictions": predictions,
-                "mosaic": str(self.folder.write(f"{stem}/all.png", _png(sheet))),
+                "mosaic": str(self.folder.write(f"{stem}/all.png", png_bytes(sheet))),
                 "maps": rows,
             }
         )
@@ -167,10 +166,10 @@ class Gallery:
             "probability": probability,
             "score": float(one.scores),
             "layer": made.layer,
-            "overlay": str(self.folder.write(f"{base}.png", _png(image))),
+            "overlay": str(self.folder.write(f"{base}.png", png_bytes(image))),
         }
         if self.looks.extracts:
-            row["extract"] = str(self.folder.write(f"{base}.extract.png", _png(extract(picture, one))))
+            row["extract"] = str(self.folder.write(f"{base}.extract.png", png_bytes(extract(picture, one))))
         return row, image
 
     def _predictions(self, probabilities: Tensor, most: int = 5) -> list[dict[str, Any]]:
@@ -227,9 +226,3 @@ def _numbered(stem: str) -> Iterator[str]:
     while True:
         yield f"{stem}-{number}"
         number += 1
-
-
-def _png(image: Image.Image) -> bytes:
-    packed = io.BytesIO()
-    image.save(packed, "PNG", compress_level=1)  # three times faster than the usual 6, and 15 % larger
-    return packed.getvalue()

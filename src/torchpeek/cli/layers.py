@@ -10,7 +10,8 @@ import torch
 from cyclopts import Parameter
 
 from torchpeek.anatomy import layers as layer_table
-from torchpeek.cli.console import print_json, print_table
+from torchpeek.cli.console import json_text, print_json, print_table
+from torchpeek.cli.loading import Flag, Out, output_folder
 from torchpeek.errors import InputError
 from torchpeek.models import Preprocess, load_model
 
@@ -20,10 +21,12 @@ def layers(
     model: str,
     picture: Path | None = None,
     input_size: Annotated[list[int] | None, Parameter(consume_multiple=True, negative="")] = None,
+    out: Out = None,
+    overwrite: Flag = False,
     weights: str | None = None,
-    trust_pickle: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[bool, Parameter(negative="")] = False,
-    debug: Annotated[bool, Parameter(negative="")] = False,
+    trust_pickle: Flag = False,
+    json: Flag = False,
+    debug: Flag = False,
 ) -> int:
     """List a network's layers: name, type, what each returns, parameters, and which one `cam` would look at.
 
@@ -35,6 +38,10 @@ def layers(
         Show the shapes for this picture; without one, for a blank picture of the model's own size.
     input_size
         Show the shapes for a blank input of these sizes, without the batch: --input-size 3 224 224.
+    out
+        Write layers.json, and layers.txt with the table, to this folder, too.
+    overwrite
+        Write into a folder that has files already, and replace those of the same name.
     weights
         "random", a file, or the name of torchvision's weights. The layers are the same; random needs no download.
     trust_pickle
@@ -53,14 +60,19 @@ def layers(
         inputs = torch.zeros(1, *input_size, device=loaded.device, dtype=loaded.dtype)
     else:
         inputs = torch.zeros(1, *_own_size(loaded.preprocess), device=loaded.device, dtype=loaded.dtype)
-    table = layer_table(loaded, inputs)
-    if json:
+    with output_folder(out, overwrite=overwrite) as folder:
+        table = layer_table(loaded, inputs)
         suggested = None if table.suggested is None else asdict(table.suggested)
-        print_json({"model": model, "suggested": suggested, "layers": [asdict(row) for row in table]})
+        results = {"model": model, "suggested": suggested, "layers": [asdict(row) for row in table]}
+        if folder is not None:
+            folder.write("layers.json", json_text(results).encode())
+            folder.write("layers.txt", f"{table}\n".encode())
+    if json:
+        print_json(results)
     else:
         print_table(table.header, table.cells())
-        if table.suggested is not None:
-            print(f"\nsuggested for heatmaps: {table.suggested.layer}, {table.suggested.reason}")
+        if table.footer:
+            print(f"\n{table.footer}")
     return 0
 
 

@@ -13,6 +13,9 @@ from rich.console import Console
 
 from torchpeek._version import __version__
 from torchpeek.cli.cam import cam
+from torchpeek.cli.features import features
+from torchpeek.cli.gradients import gradients
+from torchpeek.cli.kernels import kernels
 from torchpeek.cli.layers import layers
 from torchpeek.cli.methods import methods
 from torchpeek.errors import Notice, TorchpeekError
@@ -22,14 +25,15 @@ OK, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 app = App(
     name="torchpeek",
     help=(
-        "Look inside any PyTorch network: what its layers return, and which part of the picture decided.\n\nExit "
+        "Look inside any PyTorch network: what its layers see, what flows back, and which part of the picture "
+        "decided.\n\nExit "
         "status: 0 all done; 1 something was left out, and named; 2 the request has to change."
     ),
     version=__version__,
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-for command in (cam, layers, methods):
+for command in (cam, layers, kernels, features, gradients, methods):
     app.command(command)
 
 

@@ -136,6 +136,11 @@ class RunningStatistics(Leaf):
             inf=int(self.inf.sum()),
         )
 
+    @property
+    def has_histogram(self) -> bool:
+        """Whether there is one, with values in it."""
+        return self._sampled is not None and bool(self._sampled.any())
+
     def histogram(self, bins: int = 64) -> tuple[Tensor, Tensor]:
         """Counts (bins,) and edges (bins + 1,), float64, from the least sampled value to the largest.
 

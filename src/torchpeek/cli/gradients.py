@@ -1,0 +1,134 @@
+"""torchpeek gradients: what one training step would send back through a network."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchpeek.anatomy import gradient_flow
+from torchpeek.cli.console import json_text, print_json, print_skipped, print_table
+from torchpeek.cli.loading import (
+    Flag,
+    Many,
+    Out,
+    about,
+    loaded_model,
+    output_folder,
+    selection,
+    tensorboard_writer,
+)
+from torchpeek.errors import FileError, OptionError
+from torchpeek.integrations.tensorboard import add_gradient_flow
+from torchpeek.models import LoadedModel
+from torchpeek.render import gradient_flow as gradient_flow_plot
+from torchpeek.store import figure_bytes, find_pictures
+
+
+def gradients(
+    *pictures: str,
+    model: str,
+    class_: str | None = None,
+    layer: Many = None,
+    train: Flag = False,
+    out: Out = None,
+    overwrite: Flag = False,
+    tensorboard: Path | None = None,
+    weights: str | None = None,
+    trust_pickle: Flag = False,
+    device: str = "cpu",
+    json: Flag = False,
+    debug: Flag = False,
+) -> int:
+    """Show how large the gradients are that one training step on these pictures, as a batch, gives each layer.
+
+    The loss is the cross entropy of --class, or of the class that is predicted for each picture. The step is not taken.
+    With --out it writes gradient-flow.png and gradients.json.
+
+    Example: torchpeek gradients cat.jpg --model torchvision:mobilenet_v2 --class "tiger cat" -o gradients/
+
+    Parameters
+    ----------
+    pictures
+        Files, folders (the pictures right in them) and globs.
+    model
+        torchvision:NAME, timm:NAME, or package.module:callable.
+    class_
+        The class of the pictures, by name or index.
+    layer
+        A name or glob; several times for several. Without it, every layer with parameters.
+    train
+        In train mode: BatchNorm normalises with the statistics of the batch, Dropout drops.
+    out
+        The folder to write to. Without it, only the table is printed.
+    overwrite
+        Write into a folder that has files already, and replace those of the same name.
+    tensorboard
+        Write the numbers for TensorBoard to this folder, too.
+    weights
+        "random", a file, or the name of torchvision's weights.
+    trust_pickle
+        Load a weights file that may run code.
+    device
+        cpu, cuda, cuda:1, mps.
+    json
+        Print JSON, for machines.
+    debug
+        Show the traceback of an error.
+    """
+    if not pictures:
+        raise OptionError("no pictures; give files, folders or globs: torchpeek gradients cat.jpg --model ...")
+    files = find_pictures(pictures)
+    loaded = loaded_model(model, weights, trust_pickle=trust_pickle, device=device)
+    skipped: dict[str, str] = {}
+    batch = _batch(loaded, files, skipped)
+    target = int(class_) if class_ is not None and class_.isascii() and class_.isdigit() else class_
+    loaded.module.train(train)
+    with output_folder(out, overwrite=overwrite) as folder, tensorboard_writer(tensorboard) as writer:
+        flow = gradient_flow(loaded, batch, target, layers=selection(layer))
+        results: dict[str, Any] = {
+            "about": about(loaded) | {"mode": "train" if train else "eval", "pictures": len(batch)},
+            "loss": flow.loss,
+            "total_norm": flow.total_norm,
+            "gradients": [{key: _finite(value) for key, value in asdict(row).items()} for row in flow],
+            "skipped": skipped,
+        }
+        if folder is not None:
+            results["plot"] = str(folder.write("gradient-flow.png", figure_bytes(gradient_flow_plot(flow.rows))))
+            folder.write("gradients.json", json_text(results).encode())
+        if writer is not None:
+            add_gradient_flow(writer, flow)
+    if json:
+        print_json(results)
+    else:
+        print_table(flow.header, flow.cells())
+        print(flow.footer)
+        if folder is not None:
+            print(f"plot: {results['plot']}")
+        print_skipped(skipped, len(files))
+    return 1 if skipped else 0
+
+
+def _batch(loaded: LoadedModel, files: list[Path], skipped: dict[str, str]) -> Tensor:
+    tensors = []
+    for file in files:
+        try:
+            tensors.append(loaded.read(file).tensor)
+        except FileError as error:
+            skipped[str(file)] = str(error)
+    if not tensors:
+        raise OptionError(f"none of the pictures could be read: {'; '.join(skipped.values())}")
+    shapes = Counter(tuple(tensor.shape[1:]) for tensor in tensors)
+    if len(shapes) > 1:
+        raise OptionError(f"the pictures give inputs of different shapes, {list(shapes)}; give one at a time")
+    return torch.cat(tensors)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""Other people's tools, a few lines each."""

@@ -1,0 +1,103 @@
+"""Into TensorBoard, through a SummaryWriter of yours, or whatever has its methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from torchpeek.anatomy import GradientFlow, Statistics
+from torchpeek.hooks.running import RunningStatistics
+from torchpeek.render import feature_grid, kernel_grid
+
+
+class Writer(Protocol):
+    """What is used of torch.utils.tensorboard.SummaryWriter."""
+
+    def add_scalar(self, tag: str, scalar_value: Any, global_step: int | None = None) -> Any:
+        """One number."""
+
+    def add_image(self, tag: str, img_tensor: Any, global_step: int | None = None, *, dataformats: str = "CHW") -> Any:
+        """One picture."""
+
+    def add_histogram_raw(
+        self,
+        tag: str,
+        min: float,
+        max: float,
+        num: int,
+        sum: float,
+        sum_squares: float,
+        bucket_limits: Any,
+        bucket_counts: Any,
+        global_step: int | None = None,
+    ) -> Any:
+        """One distribution."""
+
+
+def add_kernels(writer: Writer, kernels: Mapping[str, Tensor], step: int = 0, **looks: Any) -> None:
+    """A picture for each layer, `kernels/LAYER`; `looks` are those of `render.kernel_grid`.
+
+    Weights that are no convolution's are left out.
+    """
+    for layer, weight in kernels.items():
+        if 3 <= weight.ndim <= 5:
+            _add_picture(writer, f"kernels/{layer}", kernel_grid(weight, title=layer, **looks), step)
+
+
+def add_features(writer: Writer, activations: Mapping[str, Tensor], step: int = 0, **looks: Any) -> None:
+    """A picture of the first sample for each layer with a grid, `features/LAYER`, as `render.feature_grid` draws it."""
+    for layer, activation in activations.items():
+        if isinstance(activation, Tensor) and activation.ndim == 4:
+            _add_picture(writer, f"features/{layer}", feature_grid(activation[0], title=layer, **looks), step)
+
+
+def add_statistics(writer: Writer, statistics: Statistics, step: int = 0) -> None:
+    """Mean, standard deviation, share of zeros and dead channels of each layer, and its histogram if one was kept."""
+    for row in statistics:
+        for what, found in (("activation", row.output), ("gradient", row.gradient)):
+            if found is not None and found.calls:
+                _add_layer(writer, f"{what}/{row.name}", found, step)
+
+
+def add_gradient_flow(writer: Writer, flow: GradientFlow, step: int = 0) -> None:
+    """The norm of each parameter's gradient, and that over all. A parameter without a gradient has none."""
+    for row in flow:
+        if row.gradient_norm is not None:
+            writer.add_scalar(f"gradient_norm/{row.layer}.{row.parameter}", row.gradient_norm, step)
+    writer.add_scalar("gradient_norm/all", flow.total_norm, step)
+    writer.add_scalar("loss", flow.loss, step)
+
+
+def _add_layer(writer: Writer, tag: str, found: RunningStatistics, step: int) -> None:
+    whole = found.summary()
+    for name, value in (
+        ("mean", whole.mean),
+        ("std", whole.std),
+        ("zero_share", whole.zero_share),
+        ("dead", whole.dead),
+        ("not_finite", whole.nan + whole.inf),
+    ):
+        writer.add_scalar(f"{tag}/{name}", value, step)
+    if found.has_histogram:
+        counts, edges = found.histogram()
+        middles = (edges[1:] + edges[:-1]) / 2
+        writer.add_histogram_raw(
+            f"{tag}/histogram",
+            min=float(edges[0]),
+            max=float(edges[-1]),
+            num=int(counts.sum()),
+            sum=float((counts * middles).sum()),
+            sum_squares=float((counts * middles.square()).sum()),
+            bucket_limits=edges[1:].tolist(),
+            bucket_counts=counts.tolist(),
+            global_step=step,
+        )
+
+
+def _add_picture(writer: Writer, tag: str, image: Image.Image, step: int) -> None:
+    writer.add_image(tag, torch.from_numpy(np.array(image)), step, dataformats="HWC")
