@@ -26,6 +26,7 @@ check: install
 	$(BIN)/mypy
 
 bench: install weights
+	$(BIN)/pip install --quiet --editable '.[recorders]' --constraint constraints.txt
 	$(BIN)/python bench/run.py
 
 # The oldest versions that pyproject.toml allows, in an environment of their own.

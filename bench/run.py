@@ -1,4 +1,4 @@
-"""make bench: what torchpeek costs, in forward passes, and what its peers cost in the same run.
+"""make bench: what torchpeek costs, and what its peers cost in the same run.
 
 Prints a table, and writes it to bench/results.md and bench/results.json. Speed is reported, never asserted.
 """
@@ -14,11 +14,13 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torchvision.models import resnet50
 
+import hooks
 import torchpeek as tp
 from timing import interleaved, ratios
 
@@ -40,8 +42,23 @@ def main() -> None:
             print(f"measuring: {column}", file=sys.stderr)
             table[column] = measure(batch, rounds if batch == 1 else max(3, rounds // 3))
     results["resnet50"] = table
+    torch.set_num_threads(1)
+    results["overwritten"] = hooks.who_is_right()
+    recording: dict[str, dict[str, Any]] = {}
+    for case in hooks.cases():
+        print(f"measuring: recording, {case.name}", file=sys.stderr)
+        recording[case.name] = hooks.measure_case(case, 2 * rounds if case.passes > 1 else rounds)
+    results["recording"] = recording
+    print("measuring: gradients and statistics", file=sys.stderr)
+    results["gradients"] = hooks.measure_gradients(rounds)
+    statistics_table = {}
+    for threads, batch in ((1, 1), (2, 1), (2, 8)):
+        torch.set_num_threads(threads)
+        column = f"{threads} thread{'s' if threads > 1 else ''}, batch {batch}"
+        statistics_table[column] = hooks.measure_statistics(rounds if batch == 1 else max(3, rounds // 3), batch)
+    results["statistics"] = statistics_table
     (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    page = markdown(results, table)
+    page = markdown(results, table) + "\n" + hooks.markdown(results)
     (HERE / "results.md").write_text(page)
     print(page)
 

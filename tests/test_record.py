@@ -978,6 +978,31 @@ class TestWhoseGradient:
                 assert [each.item() for each in gradients["two"]] == [12, 1]
                 assert gradients["same"].item() == 7
 
+    def test_an_input_that_is_passed_on_and_not_used_has_no_gradient(self) -> None:
+        """As the hidden states of a transformer: that the input has other uses is not this layer's."""
+
+        class States(nn.Module):
+            def forward(self, x):
+                return x * 2, (x, x * 3)
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.states = States()
+
+            def forward(self, x):
+                return (self.states(x)[0] + 100 * x).sum()
+
+        model, x = Net(), torch.ones(1, requires_grad=True)
+        with tp.record(model, "states", gradients=True) as tape:
+            score = model(x)
+            score.backward(retain_graph=True)
+        for _ in range(2):
+            assert tape["states"].at("0").grad_output.item() == 1
+            assert tape["states"].at("1.0").grad_output is None
+            assert tape["states"].grad_input.item() == 2
+            tape.grad(score)
+
     def test_an_edit_of_a_gradient_that_is_then_written_into(self) -> None:
         for after in ([nn.ReLU(inplace=True)], [nn.Identity(), nn.ReLU(inplace=True)]):
             model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), *after)

@@ -97,7 +97,7 @@ def _change_gradient(name: str, change: Callable[[Any], Any], module: nn.Module,
         if alone and not tensor._is_view():
             hooked(tensor, hook)
             return tensor
-        return hooked_alone(tensor, hook)[0]
+        return hooked_alone(tensor, hook).own
 
     passed_on = nested.mapped(output, through)
     if not edited:

@@ -175,15 +175,8 @@ class Recording:
         if not exits:
             raise GradUnavailable("no layer has been called in this pass, so there is nothing to take gradients of")
         before = [way.slot.arrivals for way in exits]
-        edges = [edge for way in exits for edge in way.edges]
-        gradients = iter(
-            torch.autograd.grad(score, edges, retain_graph=retain_graph, allow_unused=True, materialize_grads=False)
-        )
-        # Of those of one exit the first that is in the graph.
-        found = [
-            next((gradient for gradient in [next(gradients) for _ in way.edges] if gradient is not None), None)
-            for way in exits
-        ]
+        edges = [way.use.edge_of_all if way.use is not None and way.use.written_into() else way.edge for way in exits]
+        found = torch.autograd.grad(score, edges, retain_graph=retain_graph, allow_unused=True)
         if all(gradient is None for gradient in found):
             names = ", ".join(map(repr, dict.fromkeys(way.layer for way in exits)))
             raise NotConnected(f"the score does not depend on {names} as they were in the last pass")

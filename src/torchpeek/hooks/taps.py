@@ -20,7 +20,7 @@ from torchpeek.hooks.attach import Inert
 from torchpeek.hooks.calls import Call
 from torchpeek.hooks.keep import Keeper
 from torchpeek.hooks.kept import Kept, Leaf, Slot
-from torchpeek.hooks.tensors import arrival, hooked, hooked_alone
+from torchpeek.hooks.tensors import Alone, arrival, hooked, hooked_alone
 
 _thread = threading.get_ident
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
@@ -32,11 +32,12 @@ class Stopped(BaseException):
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """Where the graph leaves a layer: edges, of which the first that is in use counts, and where a gradient goes."""
+    """Where the graph leaves a layer: an edge, and where a gradient goes that arrives there."""
 
     layer: str
     slot: Slot
-    edges: list[GradientEdge]
+    edge: GradientEdge
+    use: Alone | None = None  # where what comes out may have other uses, too
 
 
 class Passes:
@@ -240,9 +241,9 @@ class Tap(Inert):
                 if not tensor.requires_grad:
                     return tensor
                 # What flows back to it comes of this layer alone, wherever else the input is used.
-                own, handles, _ = hooked_alone(tensor, arrival(slot))
-                passes.handles.extend(handles)
-                return own
+                alone = hooked_alone(tensor, arrival(slot))
+                passes.handles.extend(alone.handles)
+                return alone.own
 
             return watch
 
@@ -310,17 +311,17 @@ class Tap(Inert):
                 return tensor
             if tensor.requires_grad and alone and not tensor._is_view():
                 passes.handles.append(hooked(tensor, arrival(slot)))
-                passes.exits.append(Exit(self.layer, slot, [get_gradient_edge(tensor)]))
+                passes.exits.append(Exit(self.layer, slot, get_gradient_edge(tensor)))
                 return tensor
             if tensor.requires_grad:
-                own, handles, edges = hooked_alone(tensor, arrival(slot))
-                passes.handles.extend(handles)
-                passes.exits.append(Exit(self.layer, slot, edges))
-                return own
+                use = hooked_alone(tensor, arrival(slot))
+                passes.handles.extend(use.handles)
+                passes.exits.append(Exit(self.layer, slot, use.edge, use))
+                return use.own
             # A frozen model, up to here: the graph begins with a leaf, and a copy goes on, which may be written into.
             leaf = tensor.detach().requires_grad_()
             passes.handles.append(hooked(leaf, arrival(slot)))
-            passes.exits.append(Exit(self.layer, slot, [get_gradient_edge(leaf)]))
+            passes.exits.append(Exit(self.layer, slot, get_gradient_edge(leaf)))
             return leaf.clone()
 
         passed_on = nested.mapped(output, watch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import TypeAlias
@@ -39,15 +40,31 @@ def hooked(tensor: Tensor, hook: GradientHook) -> RemovableHandle:
     return handle
 
 
-def hooked_alone(tensor: Tensor, hook: GradientHook) -> tuple[Tensor, list[RemovableHandle], list[GradientEdge]]:
-    """A view of `tensor` to use in its place, with `hook` called with what flows back to that alone.
+@dataclass(frozen=True)
+class Alone:
+    """One use of a tensor, told apart from its other uses: `own` is to be used in its place."""
 
-    An operation that writes into a view takes all views out of the graph, and puts itself behind their base. Then the
-    hook is called with the gradient of that, of all its uses. The edges are those of the view and of the base.
+    own: Tensor
+    handles: list[RemovableHandle]
+    edge: GradientEdge  # of this use
+    edge_of_all: GradientEdge  # of all uses of what it is a view of
+    written_into: Callable[[], bool]  # then the first edge is no longer in the graph, and the second one counts
+
+
+def hooked_alone(tensor: Tensor, hook: GradientHook) -> Alone:
+    """Have `hook` called with what flows back to this use of `tensor` alone.
+
+    That is to a view of it, which is used in its place. An operation that writes into a view takes all views out of the
+    graph, and puts itself behind their base. Then the hook is called with the gradient of that, of all its uses.
     """
     own = tensor.view_as(tensor)
     base = _base(tensor)
+    # An alias: it shares the count of what is written in, and is not in the graph, which would hold itself alive.
+    alias, version = own.detach(), own._version
     came = False
+
+    def written_into() -> bool:
+        return alias._version != version
 
     def through_own(gradient: Tensor) -> Tensor | None:
         nonlocal came
@@ -56,14 +73,15 @@ def hooked_alone(tensor: Tensor, hook: GradientHook) -> tuple[Tensor, list[Remov
 
     def through_all(gradient: Tensor) -> Tensor | None:
         nonlocal came
-        if came:  # it has been seen; this is what others add to it
+        if came or not written_into():  # this is what others add to it
             came = False
             return None
-        changed = hook(gradient.view(tensor.shape) if base is not tensor else gradient)
-        return None if changed is None else changed.view(base.shape)
+        changed = hook(gradient.view(tensor_shape))
+        return None if changed is None else changed.view(gradient.shape)
 
+    tensor_shape = tensor.shape
     handles = [hooked(own, through_own), hooked(base, through_all)]
-    return own, handles, [get_gradient_edge(own), get_gradient_edge(base)]
+    return Alone(own, handles, get_gradient_edge(own), get_gradient_edge(base), written_into)
 
 
 def _base(tensor: Tensor) -> Tensor:

@@ -1,0 +1,454 @@
+"""What recording costs, next to bare hooks and to other libraries; their values are compared before they are timed."""
+
+from __future__ import annotations
+
+import gc
+import re
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet50, vit_b_16
+
+import torchpeek as tp
+
+Values = dict[str, Tensor]
+Pass = Callable[[], Values]
+"""Runs the model once and returns what was recorded."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, what goes in, and the layers that are recorded."""
+
+    name: str
+    model: nn.Module
+    x: Tensor
+    layers: list[str]
+    passes: int  # timed together, so that a clock tick does not matter
+
+
+def cases() -> list[Case]:
+    torch.manual_seed(0)
+    small = nn.Sequential(*[nn.Linear(8, 8) for _ in range(200)]).eval()
+    resnet, vit = resnet50().eval(), vit_b_16().eval()
+    blocks = [name for name, module in resnet.named_modules() if type(module).__name__ == "Bottleneck"]
+    encoder = [name for name, module in vit.named_modules() if type(module).__name__ == "EncoderBlock"]
+    return [
+        Case("200 small layers", small, torch.randn(1, 8), [name for name, _ in small.named_children()], 20),
+        Case("ResNet-50, 16 blocks", resnet, torch.randn(1, 3, 224, 224), blocks, 1),
+        Case("ViT-B/16, 12 blocks", vit, torch.randn(1, 3, 224, 224), encoder, 1),
+    ]
+
+
+def overwritten() -> Case:
+    """BatchNorm outputs that a ReLU then overwrites: who shows what the layer returned?"""
+    torch.manual_seed(0)
+    model = resnet50().eval()
+    names = [f"layer1.{n}.bn{k}" for n in range(3) for k in (1, 2)]
+    return Case("overwritten in place", model, torch.randn(1, 3, 64, 64), names, 1)
+
+
+def oracle(case: Case) -> Values:
+    """What the layers return, cloned on the spot."""
+    kept: Values = {}
+    handles = [
+        case.model.get_submodule(name).register_forward_hook(
+            lambda module, args, output, name=name: kept.__setitem__(name, output.detach().clone())
+        )
+        for name in case.layers
+    ]
+    case.model(case.x)
+    for handle in handles:
+        handle.remove()
+    return kept
+
+
+# Each competitor is opened once and gives a function that runs one pass. Those that work by the pass open nothing.
+
+
+@contextmanager
+def bare(case: Case) -> Any:
+    yield lambda: case.model(case.x) is None or {}
+
+
+def _floor(case: Case, keep: Callable[[Tensor], Tensor]) -> Any:
+    slots: list[Tensor] = [case.x] * len(case.layers)
+
+    def hook_for(index: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            slots[index] = keep(output)
+
+        return hook
+
+    def keeping(index: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            slots[index] = output
+
+        return hook
+
+    make = keeping if keep is _same else hook_for
+    layers = [case.model.get_submodule(name) for name in case.layers]
+
+    @contextmanager
+    def opened() -> Any:
+        handles = [layer.register_forward_hook(make(index)) for index, layer in enumerate(layers)]
+        try:
+            yield slots
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    return opened
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def plain_hooks(keep: Callable[[Tensor], Tensor] = _same) -> Callable[[Case], AbstractContextManager[Pass]]:
+    @contextmanager
+    def opened(case: Case) -> Any:
+        with _floor(case, keep)() as slots:
+
+            def run() -> Values:
+                case.model(case.x)
+                return dict(zip(case.layers, slots, strict=True))
+
+            yield run
+
+    return opened
+
+
+@contextmanager
+def plain_hooks_each_pass(case: Case) -> Any:
+    floor = _floor(case, _same)
+
+    def run() -> Values:
+        with floor() as slots:
+            case.model(case.x)
+            return dict(zip(case.layers, slots, strict=True))
+
+    yield run
+
+
+def torchpeek(**options: Any) -> Callable[[Case], AbstractContextManager[Pass]]:
+    @contextmanager
+    def opened(case: Case) -> Any:
+        with tp.record(case.model, case.layers, **options) as tape:
+
+            def run() -> Values:
+                case.model(case.x)
+                return tape
+
+            yield run
+
+    return opened
+
+
+@contextmanager
+def torchpeek_each_pass(case: Case) -> Any:
+    def run() -> Values:
+        with tp.record(case.model, case.layers) as tape:
+            case.model(case.x)
+        return tape
+
+    yield run
+
+
+@contextmanager
+def torchextractor(case: Case) -> Any:
+    from torchextractor import Extractor
+
+    extractor = Extractor(case.model, case.layers)
+    yield lambda: extractor(case.x)[1]
+
+
+@contextmanager
+def torchhook(case: Case) -> Any:
+    from torchhook import HookManager
+
+    manager = HookManager(case.model, max_size=1)
+    for name in case.layers:
+        manager.register_forward_hook(name)
+
+    def run() -> Values:
+        case.model(case.x)
+        return {name: manager.features[name][-1] for name in case.layers}
+
+    yield run
+    for handle in manager.hooks.values():
+        handle.remove()
+
+
+@contextmanager
+def captum(case: Case) -> Any:
+    from captum.attr import LayerActivation
+
+    activation = LayerActivation(case.model, [case.model.get_submodule(name) for name in case.layers])
+    yield lambda: dict(zip(case.layers, activation.attribute(case.x), strict=True))
+
+
+@contextmanager
+def tdhook(case: Case) -> Any:
+    from tdhook.latent.activation_caching import ActivationCaching
+
+    with ActivationCaching("|".join(f"^{re.escape(name)}$" for name in case.layers)).prepare(case.model) as hooked:
+
+        def run() -> Values:
+            hooked(case.x)
+            cache = hooked.hooking_context.cache
+            return {name: cache[name] for name in case.layers}
+
+        yield run
+
+
+@contextmanager
+def nnsight(case: Case) -> Any:
+    import nnsight as nns
+
+    wrapped = nns.NNsight(case.model)
+
+    def run() -> Values:
+        with wrapped.trace(case.x):
+            kept = {}.save()  # type: ignore[attr-defined]  # nnsight gives every object a save()
+            for name in case.layers:
+                kept[name] = wrapped.get(name).output
+        return dict(kept)
+
+    yield run
+
+
+OURS: dict[str, Callable[[Case], AbstractContextManager[Pass]]] = {
+    "no hooks": bare,
+    "plain hooks, kept on": plain_hooks(),
+    "torchpeek record, kept on": torchpeek(),
+    "plain hooks, clone": plain_hooks(lambda tensor: tensor.detach().clone()),
+    "torchpeek record, snapshot='clone'": torchpeek(snapshot="clone"),
+    "torchpeek record, keep=gap": torchpeek(keep=tp.keep.gap),
+    "torchpeek record, inputs=True": torchpeek(inputs=True),
+    "plain hooks, put on for each pass": plain_hooks_each_pass,
+    "torchpeek record, opened for each pass": torchpeek_each_pass,
+}
+PEERS: dict[str, Callable[[Case], AbstractContextManager[Pass]]] = {
+    "torchextractor, kept on": torchextractor,
+    "torchhook, kept on": torchhook,
+    "captum LayerActivation, each pass": captum,
+    "tdhook ActivationCaching, kept on": tdhook,
+    "nnsight trace, each pass": nnsight,
+}
+FLOOR = "plain hooks, kept on"
+
+
+def measure_case(case: Case, rounds: int) -> dict[str, Any]:
+    """Median seconds of a pass for each, and multiples of the floor's in the same round."""
+    truth = oracle(case)
+    seconds: dict[str, list[float]] = {}
+    wrong: dict[str, str] = {}
+    work = {**OURS, **PEERS}
+    for name, competitor in work.items():
+        why = _why_wrong(case, competitor, truth)
+        if why:
+            wrong[name] = why
+    timed = {name: competitor for name, competitor in work.items() if name not in wrong}
+    seconds = {name: [] for name in timed}
+    for number in range(rounds):
+        for name in timed if number % 2 == 0 else reversed(timed):
+            slow = name.startswith("nnsight")
+            if slow and number % 5:
+                continue
+            seconds[name].append(_time(case, timed[name], 1 if slow else case.passes))
+    floor = statistics.median(seconds[FLOOR])
+    return {
+        "seconds": {name: statistics.median(each) for name, each in seconds.items()},
+        "multiples": {name: round(statistics.median(each) / floor, 3) for name, each in seconds.items()},
+        "least": {name: min(each) for name, each in seconds.items()},
+        "layers": len(case.layers),
+        "not timed": wrong,
+    }
+
+
+def _why_wrong(case: Case, competitor: Callable[[Case], AbstractContextManager[Pass]], truth: Values) -> str:
+    if competitor is bare:
+        return ""
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with competitor(case) as run:
+                found = run()
+                checked = 0
+                for name in found:
+                    value = found[name].output if isinstance(found, tp.hooks.Recording) else found[name]
+                    expected = tp.keep.gap(truth[name]) if value.ndim < truth[name].ndim else truth[name]
+                    if not torch.equal(value, expected):
+                        return f"{name} is not what the layer returned"
+                    checked += 1
+        if checked < len(case.layers):
+            return f"gives {checked} of {len(case.layers)} layers by name, so its values were not checked"
+    except Exception as error:
+        return f"does not run: {type(error).__name__}: {str(error).splitlines()[0][:80]}"
+    return ""
+
+
+def _time(case: Case, competitor: Callable[[Case], AbstractContextManager[Pass]], passes: int) -> float:
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with competitor(case) as run:
+                run()
+                start = time.perf_counter()
+                for _ in range(passes):
+                    run()
+                return (time.perf_counter() - start) / passes
+    finally:
+        gc.enable()
+
+
+def measure_gradients(rounds: int) -> dict[str, float]:
+    """ResNet-50 at layer4: the gradient of one layer against the forward pass and the backward pass down to it."""
+    torch.manual_seed(0)
+    model, x = resnet50().eval(), torch.randn(1, 3, 224, 224)
+
+    def floor() -> None:
+        kept: list[Any] = []
+        handle = model.layer4.register_forward_hook(
+            lambda module, args, output: kept.append(torch.autograd.graph.get_gradient_edge(output))
+        )
+        score = model(x)[:, 0].sum()
+        handle.remove()
+        torch.autograd.grad(score, kept)
+
+    def ours() -> None:
+        with tp.record(model, "layer4", gradients=True) as tape:
+            tape.grad(model(x)[:, 0].sum())
+
+    def whole() -> None:
+        with tp.record(model, "layer4", gradients=True) as tape:
+            model(x)[:, 0].sum().backward()
+        model.zero_grad()
+        _ = tape["layer4"].grad_output
+
+    def all_blocks() -> None:
+        with tp.record(model, "layer?.*", exclude="layer?.*.*", gradients=True):
+            model(x)[:, 0].sum().backward()
+        model.zero_grad()
+
+    def plain_step() -> None:
+        model(x)[:, 0].sum().backward()
+        model.zero_grad()
+
+    return _multiples(
+        {
+            "forward, and backward down to layer4 by its edge": floor,
+            "torchpeek, tape.grad": ours,
+            "forward and whole backward": plain_step,
+            "torchpeek, gradient of layer4 in a whole backward": whole,
+            "torchpeek, gradients of 16 blocks in a whole backward": all_blocks,
+        },
+        rounds,
+    )
+
+
+def measure_statistics(rounds: int, batch: int) -> dict[str, float]:
+    """Throughput of ResNet-50 under running statistics, as a share of that of the bare forward pass."""
+    torch.manual_seed(0)
+    model, x = resnet50().eval(), torch.randn(batch, 3, 224, 224)
+    blocks = re.compile(r"^layer\d\.\d$")
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for _ in range(4):
+                model(x)
+
+    found = _multiples(
+        {
+            "forward pass": forward,
+            "16 block outputs, no histogram": lambda: tp.statistics(model, [x] * 4, blocks, histogram=False),
+            "16 block outputs, with histograms": lambda: tp.statistics(model, [x] * 4, blocks),
+            "all 53 convolutions, with histograms": lambda: tp.statistics(model, [x] * 4, nn.Conv2d),
+        },
+        rounds,
+    )
+    return {name: round(1 / value, 3) for name, value in found.items()}
+
+
+def _multiples(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    from timing import interleaved, ratios
+
+    return {name: round(value, 3) for name, value in ratios(interleaved(work, rounds=rounds), next(iter(work))).items()}
+
+
+def who_is_right() -> dict[str, str]:
+    """For each competitor what is wrong with its values where a later layer writes in place; empty if nothing is."""
+    case = overwritten()
+    truth = oracle(case)
+    return {name: _why_wrong(case, each, truth) for name, each in {**OURS, **PEERS}.items() if each is not bare}
+
+
+TARGETS = {
+    "torchpeek record, kept on": "1.3",
+    "16 block outputs, no histogram": "0.85",
+    "all 53 convolutions, with histograms": "0.35",
+    "torchpeek, tape.grad": "1.0",
+}
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The sections on recording, gradients and statistics."""
+    recording, wrong = results["recording"], results["overwritten"]
+    cases_ = list(recording)
+    lines = [
+        "## Recording",
+        "",
+        "Time of a pass under no_grad, one thread, as a multiple of that with plain forward hooks which keep a reference",
+        "and stay on. Values were compared with clones before anything was timed. *Right* says whether they are also",
+        "what the layer returned where a later ReLU writes in place.",
+        "",
+        "| | right | " + " | ".join(cases_) + " | to reach, small layers |",
+        "|---|---|" + "---:|" * (len(cases_) + 1),
+    ]
+    for name in {**OURS, **PEERS}:
+        cells = [
+            f"{recording[case]['multiples'][name]:.2f}" if name in recording[case]["multiples"] else "wrong or fails"
+            for case in cases_
+        ]
+        right = "" if name not in wrong else "no" if wrong[name] else "yes"
+        lines.append(f"| {name} | {right} | " + " | ".join(cells) + f" | {TARGETS.get(name, '')} |")
+    small = recording[cases_[0]]
+    seconds, count = small["seconds"], small["layers"]
+    opened = seconds["torchpeek record, opened for each pass"] - seconds["torchpeek record, kept on"]
+    plain = seconds["plain hooks, put on for each pass"] - seconds[FLOOR]
+    floors = [f"{recording[case]['seconds'][FLOOR] * 1e3:.2f} ms" for case in cases_]
+    lines.append("| *plain hooks, kept on* | | " + " | ".join(floors) + " | |")
+    lines += [
+        "",
+        f"To open and close a recording around each pass costs {1e6 * opened / count:.1f} microseconds a layer (to reach:",
+        f"5); to put plain hooks on and take them off again, which torch does, {1e6 * plain / count:.1f} of them.",
+        "",
+        "## Gradients of ResNet-50",
+        "",
+        "Multiples of a forward pass and the backward pass down to `layer4`.",
+        "",
+        "| | | to reach |",
+        "|---|---:|---:|",
+        *(f"| {name} | {value:.2f} | {TARGETS.get(name, '')} |" for name, value in results["gradients"].items()),
+        "",
+        "## Statistics of ResNet-50",
+        "",
+        "Pictures a second under `statistics`, as a share of those of the bare forward pass.",
+        "",
+        "| | " + " | ".join(results["statistics"]) + " | to reach |",
+        "|---|" + "---:|" * (len(results["statistics"]) + 1),
+    ]
+    for name in next(iter(results["statistics"].values())):
+        cells = [f"{column[name]:.2f}" for column in results["statistics"].values()]
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {TARGETS.get(name, '')} |")
+    return "\n".join([*lines, ""])
