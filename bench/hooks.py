@@ -408,9 +408,9 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [
         "## Recording",
         "",
-        "Time of a pass under no_grad, one thread, as a multiple of that with plain forward hooks which keep a reference",
-        "and stay on. Values were compared with clones before anything was timed. *Right* says whether they are also",
-        "what the layer returned where a later ReLU writes in place.",
+        "Time of a pass under no_grad, one thread, as a multiple of that with plain forward hooks which keep a",
+        "reference and stay on. Values were compared with clones before anything was timed. *Right* says whether they",
+        "are also what the layer returned where a later ReLU writes in place.",
         "",
         "| | right | " + " | ".join(cases_) + " | to reach, small layers |",
         "|---|---|" + "---:|" * (len(cases_) + 1),
@@ -430,8 +430,8 @@ def markdown(results: dict[str, Any]) -> str:
     lines.append("| *plain hooks, kept on* | | " + " | ".join(floors) + " | |")
     lines += [
         "",
-        f"To open and close a recording around each pass costs {1e6 * opened / count:.1f} microseconds a layer (to reach:",
-        f"5); to put plain hooks on and take them off again, which torch does, {1e6 * plain / count:.1f} of them.",
+        f"To open and close a recording around each pass costs {1e6 * opened / count:.1f} microseconds a layer (to",
+        f"reach: 5); to put plain hooks on and take them off again, which torch does, {1e6 * plain / count:.1f} of them.",
         "",
         "## Gradients of ResNet-50",
         "",
