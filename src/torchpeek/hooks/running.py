@@ -16,6 +16,7 @@ SAMPLED = 65_536
 
 _SIZES = 255 * 8  # bins of one sign: the exponent of a finite float32 and its first three bits, so eight to the octave
 _CHUNK = 1 << 20  # values worked on at once, so that they stay in the cache
+_PENDING = 1 << 18  # numbers at most that wait to be added up
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,18 @@ class RunningStatistics(Leaf):
 
     __slots__ = (
         "_axis",
+        "_count",
+        "_high",
+        "_low",
         "_m2",
         "_mean",
+        "_pending",
         "_sampled",
         "_zeros",
         "calls",
         "channels",
-        "count",
         "first_not_finite",
         "inf",
-        "max",
-        "min",
         "nan",
     )
 
@@ -64,6 +66,7 @@ class RunningStatistics(Leaf):
         self._sampled = torch.zeros(2 * _SIZES, dtype=torch.int64) if histogram else None
         self.calls = 0
         self.channels = 0
+        self._pending: list[tuple[int, Tensor]] = []
         self.first_not_finite: int | None = None  # the call, from 0, in which the first NaN or infinity came
 
     def read(self) -> RunningStatistics:
@@ -84,7 +87,7 @@ class RunningStatistics(Leaf):
             mean, var = _moments(rows)  # (R, C)
             # A sum that is not finite tells of a value that is not, or of an overflow; both are rare, and done slowly.
             if math.isfinite(float(mean.sum() + var.sum())):
-                self._add(rows, mean, var)
+                self._note(rows, mean, var)
             else:
                 self._add_with_care(rows)
             if self._sampled is not None:
@@ -92,14 +95,33 @@ class RunningStatistics(Leaf):
         self.calls += 1
 
     @property
+    def count(self) -> Tensor:
+        """(C,) float64: how many finite values there were."""
+        return self._seen()
+
+    @property
+    def min(self) -> Tensor:
+        """(C,) float64: the least finite value; infinity if there was none."""
+        self._seen()
+        return self._low
+
+    @property
+    def max(self) -> Tensor:
+        """(C,) float64: the largest finite value; minus infinity if there was none."""
+        self._seen()
+        return self._high
+
+    @property
     def mean(self) -> Tensor:
         """(C,) float64. NaN for a channel without a finite value."""
-        return torch.where(self._seen() > 0, self._mean, math.nan)
+        count = self._seen()
+        return torch.where(count > 0, self._mean, math.nan)
 
     @property
     def var(self) -> Tensor:
         """(C,) float64, of the population."""
-        return self._m2 / self._seen()
+        count = self._seen()
+        return self._m2 / count
 
     @property
     def std(self) -> Tensor:
@@ -109,12 +131,14 @@ class RunningStatistics(Leaf):
     @property
     def zero_share(self) -> Tensor:
         """(C,) float64: which share of the finite values is exactly zero."""
-        return self._zeros / self._seen()
+        count = self._seen()
+        return self._zeros / count
 
     @property
     def dead(self) -> Tensor:
         """(C,) bool: zero everywhere, in every call."""
-        return (self._zeros == self._seen()) & (self.count > 0) & (self.nan + self.inf == 0)
+        count = self._seen()
+        return (self._zeros == count) & (count > 0) & (self.nan + self.inf == 0)
 
     def summary(self) -> Summary:
         """All channels taken together."""
@@ -175,16 +199,17 @@ class RunningStatistics(Leaf):
 
     def _begin(self, channels: int) -> None:
         self.channels = channels
-        self.count, self._mean, self._m2, self._zeros, self.nan, self.inf = torch.zeros(
+        self._count, self._mean, self._m2, self._zeros, self.nan, self.inf = torch.zeros(
             6, channels, dtype=torch.float64
         ).unbind()
-        self.min = torch.full((channels,), math.inf, dtype=torch.float64)
-        self.max = torch.full((channels,), -math.inf, dtype=torch.float64)
+        self._low = torch.full((channels,), math.inf, dtype=torch.float64)
+        self._high = torch.full((channels,), -math.inf, dtype=torch.float64)
 
     def _seen(self) -> Tensor:
         if not self.channels:
             raise NotFired("no value has come yet, so there are no statistics")
-        return self.count
+        self._add_pending()
+        return self._count
 
     def _rows(self, tensor: Tensor) -> Tensor:
         """(R, C, L), contiguous, in float32 or float64."""
@@ -203,18 +228,30 @@ class RunningStatistics(Leaf):
             rows = rows.movedim(0, 1).flatten(1)[None]
         return rows.contiguous()
 
-    def _add(self, rows: Tensor, mean: Tensor, var: Tensor) -> None:
-        length, flat = rows.shape[2], rows.view(-1, rows.shape[2])
+    def _note(self, rows: Tensor, mean: Tensor, var: Tensor) -> None:
+        """Keep the five numbers of each row until there are enough of them: a small tensor costs as much as a large."""
+        flat = rows.view(-1, rows.shape[2])
         zeros = torch.empty(len(flat), dtype=rows.dtype, device=rows.device)
         buffer = torch.empty(0, dtype=rows.dtype, device=rows.device)
         for start, chunk in _chunks(flat):
             torch.eq(chunk, 0, out=buffer.resize_(chunk.shape))  # as numbers, which are added up faster than truth is
             torch.sum(buffer, 1, out=zeros[start : start + len(chunk)])
-        count = torch.full((rows.shape[1],), rows.shape[0] * length, dtype=torch.float64)
-        found = torch.stack([mean, var, zeros.view(mean.shape), rows.amin(2), rows.amax(2)]).cpu().double()
-        mean, var, zeros, low, high = found.unbind()  # (R, C)
-        middle = mean.mean(0)
-        m2 = length * (var + (mean - middle).square()).sum(0)
+        found = torch.stack([mean, var, zeros.view(mean.shape), rows.amin(2), rows.amax(2)])  # (5, R, C)
+        self._pending.append((rows.shape[2], found))
+        if sum(each.numel() for _, each in self._pending) > _PENDING:
+            self._add_pending()
+
+    def _add_pending(self) -> None:
+        if not self._pending:
+            return
+        rows = torch.cat([found.cpu().double() for _, found in self._pending], 1)  # (5, R, C)
+        lengths = torch.cat([torch.full((found.shape[1], 1), length) for length, found in self._pending])  # (R, 1)
+        self._pending.clear()
+        mean, var, zeros, low, high = rows.unbind()  # (R, C) each
+        total = lengths.sum()
+        middle = (lengths * mean).sum(0) / total
+        m2 = (lengths * (var + (mean - middle).square())).sum(0)
+        count = torch.full((self.channels,), float(total), dtype=torch.float64)
         self._merge(count, middle, m2, zeros.sum(0), low.amin(0), high.amax(0))
 
     def _add_with_care(self, rows: Tensor) -> None:
@@ -233,15 +270,15 @@ class RunningStatistics(Leaf):
 
     def _merge(self, count: Tensor, mean: Tensor, m2: Tensor, zeros: Tensor, low: Tensor, high: Tensor) -> None:
         """Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm" (1979), eq. 2.1."""
-        total = self.count + count
+        total = self._count + count
         share = count / total.clamp(min=1)
         apart = mean - self._mean
         self._mean += apart * share
-        self._m2 += m2 + apart.square() * self.count * share
-        self.count = total
+        self._m2 += m2 + apart.square() * self._count * share
+        self._count = total
         self._zeros += zeros
-        self.min = torch.minimum(self.min, low)
-        self.max = torch.maximum(self.max, high)
+        self._low = torch.minimum(self._low, low)
+        self._high = torch.maximum(self._high, high)
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
