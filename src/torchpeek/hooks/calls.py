@@ -11,24 +11,29 @@ from torch import Tensor
 from torchpeek.errors import AmbiguousCall, InputError, NotFired
 from torchpeek.hooks import nested
 from torchpeek.hooks.kept import Kept, Leaf, Slot
+from torchpeek.hooks.tensors import Use
+
+_NOT_KEPT = object()  # which None, that a layer may return, is not
 
 
 class Call:
     """One call of one layer."""
 
+    began = 0  # how many operations the graph had when it began
     complete = False  # False where the layer raised, or is still running
     number = 0  # among the calls of this layer in one pass, where statistics of all passes are kept
     replica = False  # True where a replica ran, as DataParallel makes them
-    kept_output: Any = None
-    kept_input: Any = None
-    kept_kwargs: Any = None
-    kept_grad_output: Any = None
-    kept_grad_input: Any = None
-    kept_grad_kwargs: Any = None
+    kept_output: Any = _NOT_KEPT
+    kept_input: Any = _NOT_KEPT
+    kept_kwargs: Any = _NOT_KEPT
+    kept_grad_output: Any = _NOT_KEPT
+    kept_grad_input: Any = _NOT_KEPT
+    kept_grad_kwargs: Any = _NOT_KEPT
 
     def __init__(self, layer: str, order: int) -> None:
         self.layer = layer
         self.order = order  # among the calls of all recorded layers, from 0
+        self.uses: list[tuple[Use, Tensor]] = []  # of its inputs, while it is under way
 
     @property
     def output(self) -> Any:
@@ -81,6 +86,11 @@ class Call:
         """The paths of the tensors in the output; the one path of a tensor without a container is empty."""
         return [path for path, _ in nested.leaves(self.kept_output, Leaf)]
 
+    @property
+    def has_gradients(self) -> bool:
+        """Whether the gradient of its output was asked for, and can be had."""
+        return self.kept_grad_output is not _NOT_KEPT
+
     def kept(self) -> Iterator[Leaf]:
         """Everything that was kept, for those who count the memory."""
         for value in (
@@ -95,7 +105,9 @@ class Call:
                 yield leaf
 
     def _check(self, recorded: Any, what: str) -> None:
-        if recorded is None:
+        if recorded is _NOT_KEPT:
+            if what == "gradients" and not self.complete and self.kept_grad_input is not _NOT_KEPT:
+                raise NotFired(f"layer {self.layer!r} did not return, so no gradient can flow back to it")
             raise InputError(f"the {what} of {self.layer!r} were not recorded; record(..., {what}=True) keeps them")
 
     def __repr__(self) -> str:

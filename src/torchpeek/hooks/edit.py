@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torchpeek.errors import GradUnavailable, InputError, notify
 from torchpeek.hooks import nested
 from torchpeek.hooks.attach import attached
+from torchpeek.hooks.interrupts import uninterrupted
 from torchpeek.hooks.process import eagerly
 from torchpeek.hooks.select import Selection, select
-from torchpeek.hooks.tensors import hooked, hooked_alone
+from torchpeek.hooks.tensors import Use, used_alone
 
 Edits: TypeAlias = Mapping[Any, Callable[[Any], Any]]
 """Layer selection -> function of what is there, whose result is used instead."""
@@ -38,9 +39,17 @@ def edit(
     _check(outputs, inputs, gradients)
     before = [(module, partial(_change_inputs, name, change)) for name, module, change in _resolved(model, inputs)]
     after = [(module, partial(_change_output, name, change)) for name, module, change in _resolved(model, outputs)]
-    after += [(module, partial(_change_gradient, name, change)) for name, module, change in _resolved(model, gradients)]
-    with eagerly(model.modules(), _say_eager), attached(after, called=before):
-        yield
+    uses: list[Use] = []
+    after += [
+        (module, partial(_change_gradient, name, change, uses)) for name, module, change in _resolved(model, gradients)
+    ]
+    try:
+        with eagerly(model.modules(), _say_eager), attached(after, called=before):
+            yield
+    finally:
+        with uninterrupted():
+            for use in uses:
+                use.remove()
 
 
 def _say_eager() -> None:
@@ -78,11 +87,12 @@ def _change_output(name: str, change: Callable[[Any], Any], module: nn.Module, a
     return _applied(name, change, output)
 
 
-def _change_gradient(name: str, change: Callable[[Any], Any], module: nn.Module, args: Any, output: Any) -> Any:
+def _change_gradient(
+    name: str, change: Callable[[Any], Any], uses: list[Use], module: nn.Module, args: Any, output: Any
+) -> Any:
     if not torch.is_grad_enabled():
         raise GradUnavailable(f"layer {name!r} ran under torch.no_grad(), so no gradient will flow back through it")
     edited = 0
-    alone = isinstance(output, Tensor) and all(given is not output for given in args)
 
     def through(path: str, tensor: Tensor) -> Tensor:
         nonlocal edited
@@ -94,10 +104,9 @@ def _change_gradient(name: str, change: Callable[[Any], Any], module: nn.Module,
             result: Tensor = _applied(name, change, gradient.clone())
             return result
 
-        if alone and not tensor._is_view():
-            hooked(tensor, hook)
-            return tensor
-        return hooked_alone(tensor, hook).own
+        use, own = used_alone(tensor, hook, passed_on=True)
+        uses.append(use)
+        return own
 
     passed_on = nested.mapped(output, through)
     if not edited:

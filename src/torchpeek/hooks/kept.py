@@ -86,6 +86,10 @@ class Slot(Leaf):
         self.leaf = self._keep(gradient)
         self.arrivals += 1
 
+    def forget(self) -> None:
+        """No gradient has arrived."""
+        self.leaf = None
+
     def read(self) -> Any:
         return None if self.leaf is None else self.leaf.read()
 

@@ -175,18 +175,28 @@ class Recording:
         if not exits:
             raise GradUnavailable("no layer has been called in this pass, so there is nothing to take gradients of")
         before = [way.slot.arrivals for way in exits]
-        edges = [way.use.edge_of_all if way.use is not None and way.use.written_into() else way.edge for way in exits]
-        found = torch.autograd.grad(score, edges, retain_graph=retain_graph, allow_unused=True)
+        edges = [way.edges for way in exits]
+        gradients = iter(
+            torch.autograd.grad(
+                score, [edge for each in edges for edge in each], retain_graph=retain_graph, allow_unused=True
+            )
+        )
+        asked = [[next(gradients) for _ in each] for each in edges]
+        found = [next((gradient for gradient in each if gradient is not None), None) for each in asked]
         if all(gradient is None for gradient in found):
             names = ", ".join(map(repr, dict.fromkeys(way.layer for way in exits)))
             raise NotConnected(f"the score does not depend on {names} as they were in the last pass")
         for slot, gradient, arrivals in zip((way.slot for way in exits), found, before, strict=True):
             if gradient is None:
-                slot.leaf = None  # that of another score
+                slot.forget()  # that of another score
             elif slot.arrivals == arrivals:  # the block is closed, and so the hooks are gone that would have seen it
                 slot.arrive(gradient)
         return LayerGradients(
-            {name: [call.grad_output for call in tap.calls] for name, tap in self._taps.items() if tap.calls}
+            {
+                name: [call.grad_output for call in calls]
+                for name, tap in self._taps.items()
+                if (calls := [call for call in tap.calls if call.has_gradients])
+            }
         )
 
     def __getitem__(self, layer: str) -> Calls:

@@ -20,7 +20,7 @@ from torchpeek.hooks.attach import Inert
 from torchpeek.hooks.calls import Call
 from torchpeek.hooks.keep import Keeper
 from torchpeek.hooks.kept import Kept, Leaf, Slot
-from torchpeek.hooks.tensors import Alone, arrival, hooked, hooked_alone
+from torchpeek.hooks.tensors import Use, arrival, hooked, used_alone
 
 _thread = threading.get_ident
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
@@ -36,8 +36,12 @@ class Exit:
 
     layer: str
     slot: Slot
-    edge: GradientEdge
-    use: Alone | None = None  # where what comes out may have other uses, too
+    at: GradientEdge | Use  # a use where what comes out may have others, too
+
+    @property
+    def edges(self) -> list[GradientEdge]:
+        """Where to ask for the gradient now: at the first that is in use."""
+        return self.at.edges if isinstance(self.at, Use) else [self.at]
 
 
 class Passes:
@@ -53,7 +57,7 @@ class Passes:
         self.begun = 0  # passes so far, also where all are kept
         self.order = count()
         self.thread = -1
-        self.handles: list[RemovableHandle] = []
+        self.handles: list[RemovableHandle | Use] = []
         self.exits: list[Exit] = []  # of this pass
         self.replicas: dict[int, object] = {}  # thread -> where the replica of the model runs that it runs
         self.elsewhere = False  # whether another thread called the layers, which is none of ours
@@ -210,7 +214,8 @@ class Tap(Inert):
         passes = self.passes
         # Here every tenth of a microsecond counts, so what nearly always holds is asked right here.
         if (_thread() != passes.thread or _graph_task() != -1) and not passes.is_ours(module is not self.module):
-            return None
+            # A checkpointed part has to run again just as it ran.
+            return nested.mapped(output, _as_frozen) if passes.gradients and _graph_task() != -1 else None
         call = self._new_call(module) if self._under_way is None else self._finished(module)
         if type(output) is Tensor and self._keeper is None and passes.admit is None:
             call.kept_output = Kept(output, passes.copy)
@@ -241,13 +246,15 @@ class Tap(Inert):
                 if not tensor.requires_grad:
                     return tensor
                 # What flows back to it comes of this layer alone, wherever else the input is used.
-                alone = hooked_alone(tensor, arrival(slot))
-                passes.handles.extend(alone.handles)
-                return alone.own
+                use, own = used_alone(tensor, arrival(slot), passed_on=False)
+                passes.handles.append(use)
+                call.uses.append((use, tensor))
+                return own
 
             return watch
 
         passed_on = nested.mapped(args, watched("args")), nested.mapped(kwargs, watched("kwargs"))
+        call.began = torch._C._autograd._get_sequence_nr()
         call.kept_grad_input = nested.mapped(args, lambda path, tensor: slots["args", path], only=True)
         call.kept_grad_kwargs = nested.mapped(kwargs, lambda path, tensor: slots["kwargs", path], only=True)
         return None if passed_on[0] is args and passed_on[1] is kwargs else passed_on
@@ -300,33 +307,50 @@ class Tap(Inert):
                 f"layer {self.layer!r} ran under torch.no_grad(); run the model with gradients, or record none. (What "
                 "is checkpointed with use_reentrant=True runs so, too: use_reentrant=False)"
             )
-        # One tensor, which is this layer's own work: then whatever flows back to it flows back to the layer. Not so
-        # where an input is passed on, or where one output may be made from another.
-        alone = isinstance(output, Tensor) and all(given is not output for given in args)
+        # One tensor, which this very call made: then whatever flows back to it flows back to the layer. Not so for what
+        # is passed on, or comes from elsewhere, or where one output may be made from another.
+        made_here = (
+            isinstance(output, Tensor)
+            and output.grad_fn is not None
+            and not output._is_view()
+            and output.grad_fn._sequence_nr() >= call.began
+        )
+        for use, given in call.uses:  # of its inputs, which a layer may pass on
+            (use.settle if made_here else use.watch_base)(given)
+        call.uses = []
         slots: dict[str, Slot] = {}
 
         def watch(path: str, tensor: Tensor) -> Tensor:
             slots[path] = slot = self._slot(call, "grad_output", path)
             if not tensor.is_floating_point() and not tensor.is_complex():
                 return tensor
-            if tensor.requires_grad and alone and not tensor._is_view():
+            if tensor.requires_grad and made_here:
                 passes.handles.append(hooked(tensor, arrival(slot)))
                 passes.exits.append(Exit(self.layer, slot, get_gradient_edge(tensor)))
                 return tensor
             if tensor.requires_grad:
-                use = hooked_alone(tensor, arrival(slot))
-                passes.handles.extend(use.handles)
-                passes.exits.append(Exit(self.layer, slot, use.edge, use))
-                return use.own
-            # A frozen model, up to here: the graph begins with a leaf, and a copy goes on, which may be written into.
-            leaf = tensor.detach().requires_grad_()
+                use, own = used_alone(tensor, arrival(slot), passed_on=True)
+                passes.handles.append(use)
+                passes.exits.append(Exit(self.layer, slot, use))
+                return own
+            leaf = _leaf_of(tensor)
             passes.handles.append(hooked(leaf, arrival(slot)))
             passes.exits.append(Exit(self.layer, slot, get_gradient_edge(leaf)))
-            return leaf.clone()
+            return leaf.clone()  # not the leaf itself: what comes next may write into it
 
         passed_on = nested.mapped(output, watch)
         call.kept_grad_output = nested.mapped(output, lambda path, tensor: slots[path], only=True)
         return None if passed_on is output else passed_on
+
+
+def _leaf_of(tensor: Tensor) -> Tensor:
+    """A frozen model, up to here: the graph begins with this."""
+    return (tensor.clone() if tensor.is_inference() else tensor.detach()).requires_grad_()
+
+
+def _as_frozen(path: str, tensor: Tensor) -> Tensor:
+    differentiable = tensor.is_floating_point() or tensor.is_complex()
+    return _leaf_of(tensor).clone() if differentiable and not tensor.requires_grad else tensor
 
 
 def _leaf(
