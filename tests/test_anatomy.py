@@ -96,6 +96,12 @@ class TestKernels:
         assert {name: tuple(weight.shape) for name, weight in found.items()} == {"0": (3, 4, 2, 2), "1": (5, 4)}
         torch.testing.assert_close(found["0"], model[0].weight)
 
+    def test_leaves_buffers_alone_that_computing_a_weight_changes(self) -> None:
+        model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3))).train()
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        tp.kernels(model)
+        assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
     def test_refusals(self) -> None:
         with pytest.raises(LayerNotFound, match="has a weight"):
             tp.kernels(PooledNet(), nn.ReLU)
@@ -219,6 +225,64 @@ class TestStatistics:
         assert found.first_not_finite is None
         assert found.first_not_finite_gradient == "1"
 
+    def test_channels_are_found_where_they_are(self) -> None:
+        class Tokens(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.up, self.act, self.lstm = nn.Linear(4, 8), nn.ReLU(), nn.LSTM(8, 6, bidirectional=True)
+
+            def forward(self, x):
+                return self.lstm(self.act(self.up(x)))[0]
+
+        model = Tokens()
+        with torch.no_grad():
+            model.up.bias[2] = -100
+        found = tp.statistics(model, [torch.randn(2, 5, 4), torch.randn(3, 5, 4)])
+        assert {row.name: row.output.channels for row in found} == {
+            "up": 8,
+            "act": 8,
+            "lstm:0": 12,
+            "lstm:1.0": 6,
+            "lstm:1.1": 6,
+        }
+        assert found["act"].output.dead.nonzero().flatten().tolist() == [2]
+
+    def test_a_gradient_that_does_not_come_in_the_last_batch(self) -> None:
+        class Two(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.main, self.aux = nn.Linear(3, 2), nn.Linear(3, 2)
+
+            def forward(self, x):
+                return self.main(x), self.aux(x)
+
+        used = iter([True, True, True, False])
+        found = tp.statistics(
+            Two(), [torch.randn(2, 3)] * 4, loss=lambda out: out[0].sum() + (out[1].sum() if next(used) else 0)
+        )
+        assert found["aux"].gradient.calls == 3
+        assert found["main"].gradient.calls == 4
+
+    def test_the_first_by_batch_and_not_by_call(self) -> None:
+        class Late(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
+
+            def forward(self, x):
+                y = self.a(x)
+                return self.b(y) if x[0, 0] > 10 else y
+
+        good, nan = torch.ones(1, 2), torch.full((1, 2), math.nan)
+        late = torch.tensor([[11.0, math.nan]])
+        found = tp.statistics(Late(), [good, good, nan, late])
+        assert found.first_not_finite == "a"
+        assert (found["a"].first_not_finite, found["b"].first_not_finite) == (2, 3)
+
+    def test_of_a_lone_layer(self) -> None:
+        found = tp.statistics(nn.Linear(3, 2), [torch.randn(4, 3)])
+        assert found[0].output.channels == 2
+
     def test_dead_channels(self) -> None:
         model = PooledNet()
         with torch.no_grad():
@@ -302,6 +366,33 @@ class TestGradientFlow:
         model, x = PooledNet().eval(), torch.randn(3, 3, 6, 6)
         predicted = model(x).argmax(1)
         assert tp.gradient_flow(model, x).total_norm == tp.gradient_flow(model, x, predicted).total_norm
+
+    def test_parameters_of_the_model_itself_and_tied_ones(self) -> None:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.token = nn.Parameter(torch.randn(3))
+                self.up, self.down = nn.Linear(3, 3), nn.Linear(3, 3)
+                self.down.weight = self.up.weight
+
+            def forward(self, x):
+                return self.down(self.up(x + self.token))
+
+        model, x = Net(), torch.randn(4, 3)
+        found = tp.gradient_flow(model, x, loss=lambda out: out.square().sum())
+        model(x).square().sum().backward()
+        truth = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+        assert found.total_norm == pytest.approx(truth.item(), rel=1e-5)
+        rows = {(row.layer, row.parameter): row for row in found}
+        assert rows["", "token"].gradient_norm == pytest.approx(model.token.grad.norm().item(), rel=1e-5)
+        assert rows["down", "weight"].remark == "tied to one above"
+
+    def test_a_lone_layer_and_a_sparse_gradient(self) -> None:
+        found = tp.gradient_flow(nn.Linear(3, 2), torch.randn(4, 3))
+        assert [row.parameter for row in found] == ["weight", "bias"]
+        sparse = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Linear(3, 2))
+        found = tp.gradient_flow(sparse, torch.tensor([[0, 1], [2, 0]]), loss=lambda out: out.sum())
+        assert all(row.gradient_norm is not None for row in found)
 
     def test_what_has_no_gradient_says_why(self) -> None:
         model = Shared()

@@ -43,6 +43,12 @@ class TestSelect:
         with pytest.raises(LayerNotFound, match="excluded"):
             select(PooledNet(), nn.ReLU, exclude="*")
 
+    def test_a_tied_module_is_excluded_by_any_of_its_names(self) -> None:
+        model = nn.Sequential(nn.ReLU(), nn.Linear(2, 2))
+        model.add_module("again", model[0])
+        assert list(select(model, "*", exclude="again")) == ["1"]
+        assert list(select(model, ["again", "1"], exclude=model[0])) == ["1"]
+
     def test_an_exact_name_wins_over_a_glob(self) -> None:
         model = nn.Module()
         model.add_module("a*", nn.ReLU())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import gc
@@ -318,6 +319,41 @@ class TestTraps:
 
 
 class TestPasses:
+    def test_a_model_that_calls_itself_is_one_pass(self) -> None:
+        class Tree(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.leaf = Scale(2.0)
+
+            def forward(self, x, depth: int = 2, fail: bool = False):
+                if fail and depth == 0:
+                    raise RuntimeError
+                return self.leaf(x) if depth == 0 else self.leaf(self(x, depth - 1, fail))
+
+        model = Tree()
+        with tp.record(model, "leaf") as tape:
+            for fail in (False, True, False):
+                with contextlib.suppress(RuntimeError):
+                    model(torch.ones(1), fail=fail)
+        assert [call.output.item() for call in tape["leaf"]] == [2, 4, 8]
+
+    def test_what_this_pass_did_not_call_is_let_go_of(self) -> None:
+        class Branch(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.b = nn.Identity(), nn.Identity()
+
+            def forward(self, x, which: str):
+                return getattr(self, which)(x * 1)
+
+        model = Branch()
+        with tp.record(model, "*", snapshot="clone") as tape:
+            model(torch.ones(4), "a")
+            old = weakref.ref(tape["a"][0])
+            model(torch.ones(4), "b")
+            assert old() is None
+            assert tape.nbytes == 16
+
     def test_last_and_all(self) -> None:
         model = PooledNet()
         inputs = [torch.randn(1, 3, 4, 4) for _ in range(3)]
@@ -508,6 +544,14 @@ class TestStop:
         assert (tape["first"].output.item(), tape["second"].output.item()) == (2, 6)
         assert not model.first._forward_hooks
 
+    def test_opened_again_it_waits_for_all_of_them_again(self) -> None:
+        model = self.Net()
+        tape = tp.record(model, ["first", "second"], stop=True)
+        for value in (1.0, 10.0):
+            with tape:
+                model(torch.tensor([value]))
+        assert (tape["first"].output.item(), tape["second"].output.item()) == (20, 60)
+
     def test_a_layer_that_is_not_called_is_not_waited_for_again(self) -> None:
         model = self.Net()
         tape = tp.record(model, ["first", "second"], stop=True)
@@ -606,6 +650,31 @@ class TestThreads:
         torch.testing.assert_close(tape["act"].output, truth)
         assert tape["act"].grad_output.shape == truth.shape
         assert tape["head"].input.shape == (4, 6)
+
+    def test_replicas_have_running_statistics_together(self) -> None:
+        model = PooledNet().eval()
+        halves = torch.randn(2, 3, 3, 4, 4)
+        with tp.record(model, "act", keep=tp.keep.Running()) as tape:
+            replicas = [model._replicate_for_data_parallel() for _ in range(2)]
+            threads = [threading.Thread(target=each, args=(half,)) for each, half in zip(replicas, halves, strict=True)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        with torch.no_grad():
+            truth = model.act(model.features(halves.flatten(0, 1))).double()
+        torch.testing.assert_close(tape["act"].output.mean, truth.mean((0, 2, 3)), rtol=1e-5, atol=1e-7)
+
+    def test_what_replicas_give_that_is_no_tensor_is_not_put_together(self) -> None:
+        model = PooledNet().eval()
+        with tp.record(model, "act", keep=len) as tape:
+            for replica in [model._replicate_for_data_parallel() for _ in range(2)]:
+                thread = threading.Thread(target=replica, args=(torch.randn(3, 3, 4, 4),))
+                thread.start()
+                thread.join()
+        assert [call.output for call in tape["act"]] == [3, 3]
+        with pytest.raises(AmbiguousCall):
+            _ = tape["act"].output
 
     def test_data_parallel_itself(self) -> None:
         """On a CPU it only passes on; the layers go by their names in it."""
@@ -741,6 +810,22 @@ class TestEdit:
             model(torch.randn(2, 3, 8, 8))
         assert caught.value.__notes__ == ["in the edit of layer 'act'"]
         assert state_of(model)["hooks"] == before
+
+    def test_one_that_does_nothing_says_so(self) -> None:
+        class Attends(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.attention = nn.MultiheadAttention(4, 2)
+
+            def forward(self, x):
+                return self.attention(x, x, x)[0]
+
+        model = Attends()
+        with (
+            pytest.warns(tp.Notice, match=r"an edit did nothing: layer 'attention\.out_proj'.*MultiheadAttention"),
+            tp.edit(model, outputs={"attention.out_proj": tp.edits.zero()}),
+        ):
+            model(torch.randn(3, 1, 4))
 
     def test_refusals(self) -> None:
         model, x = PooledNet(), torch.randn(1, 3, 4, 4)
@@ -1002,6 +1087,165 @@ class TestWhoseGradient:
             assert tape["states"].at("1.0").grad_output is None
             assert tape["states"].grad_input.item() == 2
             tape.grad(score)
+
+    @pytest.mark.parametrize(
+        "view",
+        [
+            lambda y: y[:, 0],
+            lambda y: y.narrow(-1, 1, 3),
+            lambda y: y.transpose(1, 2),
+            lambda y: y.permute(2, 0, 1),
+            lambda y: y.flatten(1),
+        ],
+    )
+    def test_of_a_view_of_any_kind_that_is_then_written_into(self, view) -> None:
+        class Views(nn.Module):
+            def forward(self, x):
+                return view(x)
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear, self.views = nn.Linear(6, 6), Views()
+
+            def forward(self, x):
+                return (self.views(self.linear(x)).relu_() ** 2).sum()
+
+        model, x = Net(), torch.randn(2, 4, 6)
+        truth = view(model.linear(x)).clone().detach().requires_grad_()
+        (truth.clone().relu_() ** 2).sum().backward()
+        with tp.record(model, "views", gradients=True) as tape:
+            score = model(x)
+            score.backward(retain_graph=True)
+        torch.testing.assert_close(tape["views"].grad_output, truth.grad)
+        torch.testing.assert_close(tape.grad(score)["views"], truth.grad)
+        plain = model.linear.weight.grad.clone()
+        model.zero_grad()
+        with tp.edit(model, gradients={"views": lambda gradient: gradient * 100}):
+            model(x).backward()
+        torch.testing.assert_close(model.linear.weight.grad, plain * 100)
+
+    def test_a_residual_that_is_added_in_place(self) -> None:
+        """x += f(drop(x)): the way around is not the dropout's."""
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.first, self.drop = nn.Linear(3, 3), nn.Dropout(0.5)
+                self.f = nn.Linear(3, 3).requires_grad_(False)  # else it needs what is then written into
+
+            def forward(self, x):
+                x = self.first(x)
+                x += self.f(self.drop(x))
+                return x.sum()
+
+        model, x = Net().eval(), torch.randn(1, 3)
+        truth = model.f.weight.detach().sum(0, keepdim=True)
+        with tp.record(model, "drop", gradients=True) as tape:
+            score = model(x)
+            score.backward(retain_graph=True)
+        torch.testing.assert_close(tape["drop"].grad_output, truth)
+        torch.testing.assert_close(tape.grad(score)["drop"], truth)
+
+    def test_a_layer_that_returns_its_parameter_and_an_edit_that_does_not_stay_on_it(self) -> None:
+        class Own(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.w = nn.Parameter(torch.ones(2))
+
+            def forward(self):
+                return self.w
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.own = Own()
+
+            def forward(self):
+                return (self.own() + 10 * self.own.w).sum()
+
+        model = Net()
+        with tp.record(model, "own", gradients=True) as tape:
+            model().backward()
+        assert tape["own"].grad_output.tolist() == [1, 1]
+        model.zero_grad()
+        with tp.edit(model, gradients={"own": lambda gradient: gradient * 0}):
+            model().backward()
+        assert model.own.w.grad.tolist() == [10, 10]
+        model.zero_grad()
+        model().backward()
+        assert model.own.w.grad.tolist() == [11, 11]
+
+    @pytest.mark.parametrize("layer", [nn.Linear(2, 2), nn.Flatten(), nn.Identity()])
+    @pytest.mark.parametrize("inplace", [False, True])
+    def test_gradients_meet_the_block_that_was_opened_first_last(self, layer: nn.Module, inplace: bool) -> None:
+        model = nn.Sequential(nn.Linear(2, 2), layer, nn.ReLU(inplace), nn.Linear(2, 1))
+        with torch.no_grad():
+            for module in model:
+                if isinstance(module, nn.Linear):
+                    module.weight.fill_(1)
+                    module.bias.fill_(1)
+        with (
+            tp.record(model, "1", gradients=True) as outside,
+            tp.edit(model, gradients={"1": lambda gradient: gradient * 2}),
+            tp.record(model, "1", gradients=True) as inside,
+            tp.edit(model, gradients={"1": lambda gradient: gradient * 10}),
+        ):
+            model(torch.ones(1, 2)).backward()
+        assert inside["1"].grad_output.unique().tolist() == [10]
+        assert outside["1"].grad_output.unique().tolist() == [20]
+
+    def test_a_frozen_part_that_is_checkpointed(self) -> None:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.body = nn.Sequential(nn.Linear(3, 3), nn.ReLU()).requires_grad_(False)
+                self.head = nn.Linear(3, 1)
+
+            def forward(self, x):
+                return self.head(checkpoint(self.body, x, use_reentrant=False)).sum()
+
+        model = Net()
+        with tp.record(model, "*", gradients=True) as tape:
+            model(torch.randn(2, 3)).backward()
+        torch.testing.assert_close(tape["body"].grad_output, model.head.weight.detach().expand(2, -1))
+        assert model.head.weight.grad is not None
+
+    def test_one_loss_over_two_passes(self) -> None:
+        model = nn.Sequential(Scale(3.0))
+        with tp.record(model, "0", gradients=True, passes="all") as tape:
+            score = model(torch.ones(1)).sum() + 5 * model(torch.ones(1)).sum()
+        found = tape.grad(score)
+        assert [found["0", i].item() for i in range(2)] == [1, 5]
+
+    def test_layers_that_return_nothing_or_raise_do_not_matter_to_the_others(self) -> None:
+        class Nothing(nn.Module):
+            def forward(self, x):
+                return None
+
+        class Raises(nn.Module):
+            def forward(self, x):
+                raise RuntimeError
+
+        class Net(PooledNet):
+            def __init__(self) -> None:
+                super().__init__()
+                self.nothing, self.raises = Nothing(), Raises()
+
+            def forward(self, x):
+                self.nothing(x)
+                with contextlib.suppress(RuntimeError):
+                    self.raises(x)
+                return super().forward(x)
+
+        model = Net()
+        with tp.record(model, ["nothing", "raises", "act"], gradients=True) as tape:
+            found = tape.grad(model(torch.randn(1, 3, 4, 4)).sum())
+        assert set(found) == {"nothing", "act"}
+        assert tape["nothing"].output is None
+        assert tape["nothing"].grad_output is None
+        with pytest.raises(NotFired, match="did not return"):
+            _ = tape["raises"].grad_output
 
     def test_an_edit_of_a_gradient_that_is_then_written_into(self) -> None:
         for after in ([nn.ReLU(inplace=True)], [nn.Identity(), nn.ReLU(inplace=True)]):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchpeek.anatomy.statistics import Loss, one_number
 from torchpeek.anatomy.table import Table
@@ -31,6 +31,7 @@ class ParameterGradient:
     gradient_mean_abs: float | None
     gradient_max_abs: float | None
     remark: str = ""
+    tied: bool = False  # to one above, whose gradient this is, too
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,13 +62,15 @@ class GradientFlow(Table[ParameterGradient]):
 
     @property
     def total_norm(self) -> float:
-        """The norm over all parameters together, which is what gradient clipping looks at."""
-        return math.sqrt(sum(row.gradient_norm**2 for row in self.rows if row.gradient_norm is not None))
+        """The norm over these parameters together, each once: for all of a model what gradient clipping looks at."""
+        return math.sqrt(
+            sum(row.gradient_norm**2 for row in self.rows if row.gradient_norm is not None and not row.tied)
+        )
 
     @property
     def footer(self) -> str:
         """The loss, and the norm over all."""
-        return f"loss {self.loss:.4g}; gradient norm over all parameters {self.total_norm:.4g}"
+        return f"loss {self.loss:.4g}; gradient norm over these parameters {self.total_norm:.4g}"
 
 
 def gradient_flow(
@@ -88,8 +91,7 @@ def gradient_flow(
     """
     module = ModelRunner(module_of(model)).model
     given = input_tensor(model, inputs)
-    with_own = (lambda name, layer: any(True for _ in layer.parameters(recurse=False))) if layers is None else layers
-    chosen = select(module, with_own, exclude=exclude)
+    chosen = select(module, _with_own(module) if layers is None else layers, exclude=exclude)
     if not any(layer._parameters for layer in chosen.values()):
         raise LayerNotFound("none of these layers has parameters of its own; choose others, or layers=None for all")
     tape = record(module, list(chosen.values()), keep=lambda tensor: None, snapshot="alias")
@@ -109,11 +111,21 @@ def gradient_flow(
                 "every parameter of these layers is frozen; requires_grad_() makes them take gradients"
             )
         found = dict(zip(wanted, torch.autograd.grad(value, list(wanted.values()), allow_unused=True), strict=True))
-    rows = [
-        _row(name, own, parameter, found.get(id(parameter)), called=order[name] < math.inf)
-        for (name, own), parameter in named.items()
-    ]
+    rows = []
+    seen: set[int] = set()
+    for (name, own), parameter in named.items():
+        row = _row(name, own, parameter, found.get(id(parameter)), called=order[name] < math.inf)
+        rows.append(replace(row, remark="tied to one above", tied=True) if id(parameter) in seen else row)
+        seen.add(id(parameter))
     return GradientFlow(tuple(rows), float(value.detach()))
+
+
+def _with_own(module: nn.Module) -> list[nn.Module]:
+    """Every layer that has parameters of its own, also the model as a whole."""
+    found = [layer for layer in module.modules() if any(True for _ in layer.parameters(recurse=False))]
+    if not found:
+        raise LayerNotFound(f"{type(module).__name__} has no parameters, so there is no gradient to look at")
+    return found
 
 
 def _loss(model: Model, output: Any, target: Any, loss: Loss | None) -> Tensor:
@@ -130,7 +142,8 @@ def _row(layer: str, name: str, parameter: Tensor, gradient: Tensor | None, *, c
     if gradient is None:
         remark = "frozen" if not parameter.requires_grad else "not used" if called else "layer not called"
         return ParameterGradient(layer, name, parameter.numel(), weight_norm, None, None, None, remark)
-    size = gradient.abs().to(_wide(gradient))
+    values = gradient if gradient.layout == torch.strided else gradient.to_dense()  # of a sparse embedding
+    size = values.abs().to(_wide(values))
     norm = float(torch.linalg.vector_norm(size))
     remark = "" if math.isfinite(norm) else "not finite"
     if norm == 0:

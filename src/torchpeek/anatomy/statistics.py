@@ -32,6 +32,8 @@ class LayerStatistics:
     output: RunningStatistics | None  # None where there is none, and `remark` says why
     gradient: RunningStatistics | None
     remark: str = ""
+    first_not_finite: int | None = None  # the batch, from 0, in which NaN or infinity first came out of it
+    first_not_finite_gradient: int | None = None  # and in which it first flowed back to it
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,12 +57,12 @@ class Statistics(Table[LayerStatistics]):
     @property
     def first_not_finite(self) -> str | None:
         """The layer that first returned NaN or infinity: in the first batch that had any, the first that ran."""
-        return _first(self.rows, lambda row: row.output)
+        return _first(self.rows, lambda row: row.first_not_finite)
 
     @property
     def first_not_finite_gradient(self) -> str | None:
         """The layer to whose output NaN or infinity first flowed back: the last that ran, in the first such batch."""
-        return _first(tuple(reversed(self.rows)), lambda row: row.gradient)
+        return _first(self.rows[::-1], lambda row: row.first_not_finite_gradient)
 
     def cells(self) -> list[tuple[str, ...]]:
         """As `Table.cells`."""
@@ -101,11 +103,12 @@ def statistics(
     layers return; no `.grad` is touched. Every value counts; the histogram takes in at most 65,536 of a layer and call.
     What is NaN or infinite is counted, and left out of the rest. Memory does not grow with the batches.
 
-    Channels are on axis 1, or the last where a layer ends in a Linear, LayerNorm or Embedding; `channel_axis` says
-    otherwise. The model is left exactly as it was found. Raises InputError where there are no batches.
+    Channels are on axis 1 or the last, whichever has as many as the last layer in it, or before it, that has channels;
+    `channel_axis` says otherwise. The model is left exactly as it was found. Raises InputError where there are no
+    batches.
     """
     module = ModelRunner(module_of(model)).model
-    chosen = select(module, _is_leaf if layers is None else layers, exclude=exclude)
+    chosen = select(module, _leaves(module) if layers is None else layers, exclude=exclude)
     tape = record(
         module,
         list(chosen.values()),
@@ -116,6 +119,7 @@ def statistics(
     )
     count = 0
     order: dict[tuple[str, int], int] = {}  # of the calls, as they first came
+    not_finite: dict[int, int] = {}  # id of statistics -> the batch in which they first saw NaN or infinity
     with as_found(module), tape:
         for given, target in _pairs(model, _outside(batches)):
             with torch.set_grad_enabled(loss is not None):
@@ -123,22 +127,27 @@ def statistics(
                 if loss is not None:
                     tape.grad(one_number(loss(output, *target)), retain_graph=False)
             del output  # with its graph, before the next
-            count += 1
             for name in tape:
                 for call in tape[name]:
                     order.setdefault((name, call.number), call.order)
+                    for leaf in call.kept():
+                        found = leaf.read()
+                        if isinstance(found, RunningStatistics) and found.first_not_finite is not None:
+                            not_finite.setdefault(id(found), count)
+            count += 1
     if count == 0:
         raise InputError("there are no batches: the iterable is empty, or was used up before")
     ran = sorted(order, key=order.__getitem__)
-    rows = [row for name, number in ran for row in _rows(tape[name], number, type(chosen[name]).__name__)]
+    rows = [row for name, number in ran for row in _rows(tape[name], number, type(chosen[name]).__name__, not_finite)]
     for name in tape:
         if not len(tape[name]):
             rows.append(LayerStatistics(name, type(chosen[name]).__name__, None, None, tape.why_not_called(name)))
     return Statistics(tuple(rows), count)
 
 
-def _is_leaf(name: str, module: nn.Module) -> bool:
-    return not module._modules
+def _leaves(module: nn.Module) -> Selection:
+    """Every layer that has none in it; the module itself if it has none."""
+    return (lambda name, layer: not layer._modules) if module._modules else module
 
 
 def _outside(batches: Iterable[Any]) -> Iterator[Any]:
@@ -173,15 +182,23 @@ def one_number(loss: object) -> Tensor:
     return loss
 
 
-def _rows(calls: Calls, number: int, kind: str) -> Iterator[LayerStatistics]:
+def _rows(calls: Calls, number: int, kind: str, not_finite: dict[int, int]) -> Iterator[LayerStatistics]:
     call = calls[number]
     name = call.layer if len(calls) == 1 else f"{call.layer}[{number}]"
-    gradients = {} if call.kept_grad_output is None else dict(nested.leaves(call.grad_output, RunningStatistics))
+    gradients = dict(nested.leaves(call.grad_output, RunningStatistics)) if call.has_gradients else {}
     outputs = dict(nested.leaves(call.output, RunningStatistics))
     if not outputs:
         yield LayerStatistics(name, kind, None, None, "returned no tensor")
     for path, output in outputs.items():
-        yield LayerStatistics(f"{name}:{path}" if path else name, kind, output, gradients.get(path))
+        gradient = gradients.get(path)
+        yield LayerStatistics(
+            f"{name}:{path}" if path else name,
+            kind,
+            output,
+            gradient,
+            first_not_finite=not_finite.get(id(output)),
+            first_not_finite_gradient=not_finite.get(id(gradient)),
+        )
 
 
 def _numbers(found: RunningStatistics) -> tuple[str, ...]:
@@ -195,7 +212,7 @@ def _numbers(found: RunningStatistics) -> tuple[str, ...]:
     )
 
 
-def _first(rows: Sequence[LayerStatistics], which: Callable[[LayerStatistics], RunningStatistics | None]) -> str | None:
-    firsts = [(found.first_not_finite, row) for row in rows if (found := which(row)) is not None]
-    known = [(call, row) for call, row in firsts if call is not None]
-    return min(known, key=lambda pair: pair[0])[1].name if known else None
+def _first(rows: Sequence[LayerStatistics], batch: Callable[[LayerStatistics], int | None]) -> str | None:
+    """The first row among those of the first batch."""
+    firsts = [(first, row.name) for row in rows if (first := batch(row)) is not None]
+    return min(firsts, key=lambda pair: pair[0])[1] if firsts else None

@@ -35,9 +35,15 @@ class Inert:
 
 @contextmanager
 def attached(
-    returned: Iterable[tuple[nn.Module, ForwardHook]] = (), *, called: Iterable[tuple[nn.Module, BeforeHook]] = ()
+    returned: Iterable[tuple[nn.Module, ForwardHook]] = (),
+    *,
+    called: Iterable[tuple[nn.Module, BeforeHook]] = (),
+    ended: Iterable[tuple[nn.Module, ForwardHook]] = (),
 ) -> Iterator[None]:
-    """Register these hooks, after those already there, and remove just them on every exit."""
+    """Register these hooks, after those already there, and remove just them on every exit.
+
+    Those of `ended` are called also where the module raised an Exception, with None for the output.
+    """
     handles: list[RemovableHandle] = []
     try:
         with uninterrupted():
@@ -46,6 +52,8 @@ def attached(
                 handles.append(module.register_forward_pre_hook(_inert(before), with_kwargs=True))
             for module, hook in returned:
                 handles.append(module.register_forward_hook(_inert(hook)))
+            for module, hook in ended:
+                handles.append(module.register_forward_hook(_inert(hook), always_call=True))
         yield
     finally:
         with uninterrupted():

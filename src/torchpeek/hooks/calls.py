@@ -11,7 +11,7 @@ from torch import Tensor
 from torchpeek.errors import AmbiguousCall, InputError, NotFired
 from torchpeek.hooks import nested
 from torchpeek.hooks.kept import Kept, Leaf, Slot
-from torchpeek.hooks.tensors import Use
+from torchpeek.hooks.uses import Use
 
 _NOT_KEPT = object()  # which None, that a layer may return, is not
 
@@ -149,15 +149,21 @@ class Calls(Sequence[Call]):
     The calls of DataParallel's replicas in one pass are read here as one: put together in the order of the devices.
     """
 
-    def __init__(self, layer: str, calls: list[Call], parameters: dict[str, tuple[Leaf, Slot]] | None, why: str):
+    def __init__(
+        self,
+        layer: str,
+        calls: list[Call],
+        parameters: dict[str, tuple[Leaf, Slot]] | None,
+        why_none: Callable[[str], str],
+    ) -> None:
         self._layer = layer
         self._calls = calls
         self._parameters = parameters
-        self._why_none = why
+        self._why_none = why_none
 
     def __getitem__(self, index: int) -> Call:  # type: ignore[override]  # one call at a time
         if not self._calls:
-            raise NotFired(self._why_none)
+            raise NotFired(self._why_none(self._layer))
         if not isinstance(index, int):
             raise InputError(f"a call of {self._layer!r} is asked for by its number, from 0; got {index!r}")
         if not -len(self) <= index < len(self):
@@ -233,12 +239,13 @@ class Calls(Sequence[Call]):
     def _read(self, what: Callable[[Call], Any]) -> Any:
         if len(self) < 2:
             return what(self[0])
-        if not all(call.replica for call in self):
+        values = [what(call) for call in self] if all(call.replica for call in self) else []
+        if not values or any(list(nested.leaves(value)) == [] for value in values):
             raise AmbiguousCall(
                 f"layer {self._layer!r} was called {len(self)} times; take one, [0] to [{len(self) - 1}]. With "
                 "passes='last' only the last pass of the model is kept"
             )
-        return _together([what(call) for call in self])
+        return _together(values)
 
     def __repr__(self) -> str:
         return f"Calls({self._layer!r}, {len(self)})"

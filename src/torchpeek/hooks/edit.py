@@ -15,8 +15,8 @@ from torchpeek.hooks import nested
 from torchpeek.hooks.attach import attached
 from torchpeek.hooks.interrupts import uninterrupted
 from torchpeek.hooks.process import eagerly
-from torchpeek.hooks.select import Selection, select
-from torchpeek.hooks.tensors import Use, used_alone
+from torchpeek.hooks.select import Selection, select, why_not_fired
+from torchpeek.hooks.uses import Use, used_alone
 
 Edits: TypeAlias = Mapping[Any, Callable[[Any], Any]]
 """Layer selection -> function of what is there, whose result is used instead."""
@@ -31,18 +31,24 @@ def edit(
     The functions of `outputs` are given what the layer returned; those of `inputs` its one positional argument, a tuple
     of them where there are several, or a dict where all are given by name; those of `gradients` the gradient with
     respect to the layer's output, a tensor each, which they may write into. What a function returns is used instead, in
-    the same kind of container. tp.edits has ready-made ones: zero, scale, patch, at. Functions of one layer run in the
-    order in which their blocks were opened, and a recording that is opened inside sees what they made.
+    the same kind of container. tp.edits has ready-made ones: zero, scale, patch, at.
 
-    Raises LayerNotFound; an exception of a function's own comes through with the layer's name added to it.
+    Of several blocks, inputs and outputs meet the one that was opened first, first: a recording that is opened inside
+    sees what the edit made. Gradients flow the other way, and meet it last: they have to flow back inside the block.
+
+    Raises LayerNotFound; an exception of a function's own comes through with the layer's name added to it. A Notice
+    says so where the model ran, but the layer was not called.
     """
     _check(outputs, inputs, gradients)
-    before = [(module, partial(_change_inputs, name, change)) for name, module, change in _resolved(model, inputs)]
-    after = [(module, partial(_change_output, name, change)) for name, module, change in _resolved(model, outputs)]
+    ran: set[str] = set()  # of the layers, and "" for the model
+
+    def hooks(edits: Edits | None, hook: Callable[..., Any]) -> list[tuple[nn.Module, Callable[..., Any]]]:
+        return [(module, partial(hook, name, change, ran)) for name, module, change in _resolved(model, edits)]
+
     uses: list[Use] = []
-    after += [
-        (module, partial(_change_gradient, name, change, uses)) for name, module, change in _resolved(model, gradients)
-    ]
+    before = hooks(inputs, _change_inputs)
+    after = hooks(outputs, _change_output) + hooks(gradients, partial(_change_gradient, uses))
+    after.append((model, lambda module, args, output: ran.add("")))
     try:
         with eagerly(model.modules(), _say_eager), attached(after, called=before):
             yield
@@ -50,6 +56,9 @@ def edit(
         with uninterrupted():
             for use in uses:
                 use.remove()
+    for name, module, _ in (each for edits in (outputs, inputs, gradients) for each in _resolved(model, edits)):
+        if "" in ran and name not in ran:
+            notify(f"an edit did nothing: {why_not_fired(model, name, module)}")
 
 
 def _say_eager() -> None:
@@ -71,10 +80,12 @@ def _as_selection(key: Any) -> Selection:
 def _change_inputs(
     name: str,
     change: Callable[[Any], Any],
+    ran: set[str],
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    ran.add(name)
     kwargs = kwargs or {}
     if kwargs and not args:
         return args, _applied(name, change, kwargs)
@@ -83,13 +94,23 @@ def _change_inputs(
     return _applied(name, change, args), kwargs
 
 
-def _change_output(name: str, change: Callable[[Any], Any], module: nn.Module, args: Any, output: Any) -> Any:
+def _change_output(
+    name: str, change: Callable[[Any], Any], ran: set[str], module: nn.Module, args: Any, output: Any
+) -> Any:
+    ran.add(name)
     return _applied(name, change, output)
 
 
 def _change_gradient(
-    name: str, change: Callable[[Any], Any], uses: list[Use], module: nn.Module, args: Any, output: Any
+    uses: list[Use],
+    name: str,
+    change: Callable[[Any], Any],
+    ran: set[str],
+    module: nn.Module,
+    args: Any,
+    output: Any,
 ) -> Any:
+    ran.add(name)
     if not torch.is_grad_enabled():
         raise GradUnavailable(f"layer {name!r} ran under torch.no_grad(), so no gradient will flow back through it")
     edited = 0

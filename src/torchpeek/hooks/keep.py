@@ -6,9 +6,10 @@ file say. A plain function is `Stored(reduce=function)`. Each is for all layers,
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class Policy(Protocol):
 
     accumulates: bool  # over all passes, so that the calls of one go with those of the others
 
-    def keeper(self, layer: str, module: nn.Module) -> Keeper:
+    def keeper(self, layer: str, module: nn.Module, channels: Channels) -> Keeper:
         """For one layer."""
         ...
 
@@ -50,7 +51,7 @@ class Stored:
 
     accumulates = False
 
-    def keeper(self, layer: str, module: nn.Module) -> Keeper:
+    def keeper(self, layer: str, module: nn.Module, channels: Channels) -> Keeper:
         """Keeps one tensor after the other."""
 
         def keep(part: str, order: int, number: int, tensor: Tensor, copy: bool) -> Leaf:
@@ -73,8 +74,8 @@ class Running:
 
     A layer that is called several times in a pass has one for each, `tape[layer][i].output`.
 
-    Channels are on axis 1, or on the last where the layer ends in a Linear, LayerNorm or Embedding; `channel_axis`
-    says otherwise. The histogram takes in at most `SAMPLED` values of a call.
+    Channels are on axis 1 or the last, whichever has as many as the last layer in it, or before it, that has channels;
+    `channel_axis` says otherwise. The histogram takes in at most `SAMPLED` values of a call.
     """
 
     histogram: bool = True
@@ -82,23 +83,39 @@ class Running:
 
     accumulates = True
 
-    def keeper(self, layer: str, module: nn.Module) -> Keeper:
+    def keeper(self, layer: str, module: nn.Module, channels: Channels) -> Keeper:
         """Each call in a pass, and each part of it, has statistics of its own."""
-        axis = _channel_axis(module) if self.channel_axis is None else self.channel_axis
-        parts: dict[tuple[int, str], RunningStatistics] = {}
+        return Accumulator(layer, channels, self)
 
-        def keep(part: str, order: int, number: int, tensor: Tensor, copy: bool) -> Leaf:
-            found = parts.get((number, part))
+
+class Accumulator:
+    """The statistics of one layer."""
+
+    def __init__(self, layer: str, channels: Channels, policy: Running) -> None:
+        self._layer = layer
+        self._channels = channels
+        self._policy = policy
+        self._parts: dict[tuple[int, str], RunningStatistics] = {}
+        self._lock = threading.Lock()  # DataParallel's replicas come at the same time
+
+    def __call__(self, part: str, order: int, number: int, tensor: Tensor, copy: bool) -> Leaf:
+        with self._lock:
+            found = self._parts.get((number, part))
             if found is None:
-                found = parts[number, part] = RunningStatistics(channel_axis=axis, histogram=self.histogram)
+                axis = self._policy.channel_axis
+                axis = self._channels.axis_of(tensor) if axis is None else axis
+                found = RunningStatistics(channel_axis=axis, histogram=self._policy.histogram)
+                self._parts[number, part] = found
             try:
                 found.update(tensor)
             except Exception as error:
-                error.add_note(f"in the statistics of the {part} of layer {layer!r}")
+                error.add_note(f"in the statistics of the {part} of layer {self._layer!r}")
                 raise
-            return found
+        return found
 
-        return keep
+    def so_far(self, number: int, part: str) -> Leaf | None:
+        """What there is before this call adds to it."""
+        return self._parts.get((number, part))
 
 
 @dataclass(frozen=True)
@@ -119,7 +136,7 @@ class Callback:
 
     accumulates = False
 
-    def keeper(self, layer: str, module: nn.Module) -> Keeper:
+    def keeper(self, layer: str, module: nn.Module, channels: Channels) -> Keeper:
         """Calls the function each time."""
 
         def keep(part: str, order: int, number: int, tensor: Tensor, copy: bool) -> Leaf:
@@ -151,7 +168,12 @@ def keepers(
                 chosen.setdefault(name, _policy(policy))
     elif keep is not None:
         chosen = dict.fromkeys(layers, _policy(keep))
-    return {name: (policy.keeper(name, layers[name]), policy.accumulates) for name, policy in chosen.items()}
+    channels = channels_of(model) if any(policy.accumulates for policy in chosen.values()) else {}
+    none = Channels(-1, last=False)
+    return {
+        name: (policy.keeper(name, layers[name], channels.get(id(layers[name]), none)), policy.accumulates)
+        for name, policy in chosen.items()
+    }
 
 
 def _policy(keep: Keep) -> Policy:
@@ -179,14 +201,56 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
-_CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.MultiheadAttention)
-_CHANNELS_SECOND = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+class Channels(NamedTuple):
+    """Where a layer's channels are: how many there should be, and on which axis those of its kind have them."""
+
+    size: int
+    last: bool
+
+    def axis_of(self, tensor: Tensor) -> int:
+        """Axis 1 or the last, whichever has as many as there should be; what its kind has, where both do or neither."""
+        if tensor.ndim < 3:
+            return 1 if tensor.ndim > 1 else 0
+        second, last = tensor.shape[1] == self.size, tensor.shape[-1] == self.size
+        if second != last:
+            return 1 if second else -1
+        return -1 if self.last else 1
 
 
-def _channel_axis(module: nn.Module) -> int:
-    for part in reversed(list(module.modules())):
-        if isinstance(part, _CHANNELS_LAST):
-            return -1
-        if isinstance(part, _CHANNELS_SECOND):
-            return 1
-    return 1
+def channels_of(model: nn.Module) -> dict[int, Channels]:
+    """For each module, by id: those of the last layer in it that has channels, or else of the last one before it."""
+    found: dict[int, Channels] = {}
+    latest = Channels(-1, last=False)
+
+    def walk(module: nn.Module) -> None:
+        nonlocal latest
+        latest = _own_channels(module) or latest
+        for child in module._modules.values():
+            if child is not None and id(child) not in found:
+                walk(child)
+        found[id(module)] = latest
+
+    walk(model)
+    return found
+
+
+def _own_channels(module: nn.Module) -> Channels | None:
+    match module:
+        case nn.Linear():
+            return Channels(module.out_features, last=True)
+        case nn.modules.conv._ConvNd():
+            return Channels(module.out_channels, last=False)
+        case nn.modules.batchnorm._NormBase():
+            return Channels(module.num_features, last=False)
+        case nn.GroupNorm():
+            return Channels(module.num_channels, last=False)
+        case nn.LayerNorm():
+            return Channels(module.normalized_shape[-1], last=True)
+        case nn.Embedding():
+            return Channels(module.embedding_dim, last=True)
+        case nn.MultiheadAttention():
+            return Channels(module.embed_dim, last=True)
+        case nn.RNNBase():
+            size = module.proj_size or module.hidden_size
+            return Channels(size * (2 if module.bidirectional else 1), last=True)
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ class Leaf:
 
     __slots__ = ()
 
+    accumulates = False  # over all calls, so that it is never let go of
+
     def read(self) -> Any:
         """What the user sees."""
         return None
@@ -25,7 +28,7 @@ class Leaf:
 class Kept(Leaf):
     """One tensor as it was: a copy, or a reference that knows when it has been written into."""
 
-    __slots__ = ("_version", "device", "tensor")
+    __slots__ = ("__weakref__", "_version", "device", "tensor")
 
     def __init__(self, tensor: Tensor, copy: bool) -> None:
         if tensor.requires_grad:
@@ -88,7 +91,8 @@ class Slot(Leaf):
 
     def forget(self) -> None:
         """No gradient has arrived."""
-        self.leaf = None
+        if self.leaf is not None and not self.leaf.accumulates:
+            self.leaf = None
 
     def read(self) -> Any:
         return None if self.leaf is None else self.leaf.read()
@@ -99,23 +103,29 @@ class Ledger:
 
     def __init__(self, most: int) -> None:
         self._most = most
+        self._kept: list[weakref.ref[Kept]] = []
         self._storages: dict[int, int] = {}
+        self._total = 0
 
     def admit(self, leaf: Leaf) -> None:
         """Count the storage of what was just kept, once; move it to a file if it is one too many."""
-        if not isinstance(leaf, Kept):
+        if not isinstance(leaf, Kept) or leaf.tensor.layout != torch.strided or leaf.tensor.is_nested:
             return
         start, size = leaf.storage()
-        if start in self._storages:
-            return
-        if sum(self._storages.values()) + size > self._most:
-            leaf.to_file()
-        else:
+        if start not in self._storages and self._total + size > self._most:
+            self._count_again()  # what has been let go of meanwhile, such as gradients that were replaced
+            if start not in self._storages and self._total + size > self._most:
+                leaf.to_file()
+                return
+        self._kept.append(weakref.ref(leaf))
+        if start not in self._storages:
             self._storages[start] = size
+            self._total += size
 
-    def clear(self) -> None:
-        """Nothing is kept any more."""
-        self._storages.clear()
+    def _count_again(self) -> None:
+        self._kept = [reference for reference in self._kept if reference() is not None]
+        self._storages = dict(kept.storage() for reference in self._kept if (kept := reference()) is not None)
+        self._total = sum(self._storages.values())
 
 
 def _in_file(tensor: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections import UserDict
+from collections.abc import Callable, Iterator
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -45,13 +47,12 @@ def mapped(
 
 def at(value: Any, path: str) -> Any:
     """What is at `path`. Raises InputError that lists the paths there are."""
-    here = value
-    for key in path.split(".") if path else []:
-        members = {str(name): member for name, member in _members(here)}
-        if key not in members:
+    here, rest = value, path
+    while rest:
+        key, here, rest = _step(here, rest)
+        if key is None:
             paths = [name for name, _ in leaves(value)]
             raise InputError(f"nothing at {path!r}{closest(path, paths)}; there are tensors at {paths}")
-        here = members[key]
     return here
 
 
@@ -59,25 +60,39 @@ def with_part(value: Any, path: str, part: Any) -> Any:
     """The same container with `part` at `path`."""
     if not path:
         return part
-    key, _, rest = path.partition(".")
-    members = _members(value)
-    at(value, key)  # raises if there is none
-    changed = [with_part(member, rest, part) if str(name) == key else member for name, member in members]
-    return _rebuilt(value, [name for name, _ in members], changed)
+    at(value, path)  # raises if there is none
+    key, member, rest = _step(value, path)
+    changed = [with_part(member, rest, part) if name == key else other for name, other in _members(value)]
+    return _rebuilt(value, [name for name, _ in _members(value)], changed)
+
+
+def _step(value: Any, path: str) -> tuple[Any, Any, str]:
+    """The key that the path begins with, the longest of them as keys may have dots, its member, and the rest."""
+    fitting = [
+        (key, member)
+        for key, member in _members(value)
+        if path == str(key) or (path.startswith(f"{key}.") and _members(member))
+    ]
+    if not fitting:
+        return None, None, ""
+    key, member = max(fitting, key=lambda pair: len(str(pair[0])))
+    return key, member, path[len(str(key)) + 1 :]
 
 
 def same_container(value: Any, given: Any) -> bool:
     """Whether one can take the other's place: both are no container, or have members of the same names."""
     if not _is_container(given):
         return not _is_container(value)
-    return _is_container(value) and [key for key, _ in _members(value)] == [key for key, _ in _members(given)]
+    return _is_container(value) and {key for key, _ in _members(value)} == {key for key, _ in _members(given)}
 
 
 def as_container(value: Any, given: Any) -> Any:
     """The members of `value` in a container like `given`: a list for a tuple becomes one."""
     if type(value) is type(given) or not _is_container(given):
         return value
-    return _rebuilt(given, [key for key, _ in _members(given)], [member for _, member in _members(value)])
+    members = dict(_members(value))
+    keys = [key for key, _ in _members(given)]
+    return _rebuilt(given, keys, [members[key] for key in keys])
 
 
 def _joined(path: str, key: object) -> str:
@@ -85,33 +100,42 @@ def _joined(path: str, key: object) -> str:
 
 
 def _is_container(value: Any) -> bool:
-    return isinstance(value, (Mapping, tuple, list)) or (
+    return isinstance(value, (*_MAPPINGS, tuple, list)) or (
         dataclasses.is_dataclass(value) and not isinstance(value, type)
     )
 
 
+# Those that can be made again with other members. A mapping that is a window on somebody's own dict cannot.
+_MAPPINGS = (dict, UserDict, MappingProxyType)
+
+
 def _members(value: Any) -> list[tuple[Any, Any]]:
-    if isinstance(value, Mapping):
+    if isinstance(value, _MAPPINGS):
         return list(value.items())
     if isinstance(value, (tuple, list)):
         return list(enumerate(value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        names = [field.name for field in dataclasses.fields(value)]
+        return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
     return []
 
 
 def _rebuilt(value: Any, keys: list[Any], members: list[Any]) -> Any:
     if isinstance(value, tuple):
-        # A named tuple, or a plain one, or what torch.max returns.
-        return value._make(members) if hasattr(value, "_make") else type(value)(members)
-    if isinstance(value, list):
-        return type(value)(members)
-    if isinstance(value, Mapping) and not isinstance(value, MutableMapping):
-        return dict(zip(keys, members, strict=True))
+        if hasattr(value, "n_sequence_fields"):  # what torch.max returns
+            return type(value)(members)
+        made = tuple.__new__(type(value), members)  # also of one whose own __new__ wants something else
+        made.__dict__.update(value.__dict__) if hasattr(value, "__dict__") else None
+        return made
+    if isinstance(value, MappingProxyType):
+        return MappingProxyType(dict(zip(keys, members, strict=True)))
     # A copy, so that whatever else the container carries stays: a dict's order and default, other attributes.
     result = copy.copy(value)
+    if isinstance(value, list):
+        result[:] = members
+        return result
     for key, member in zip(keys, members, strict=True):
-        if isinstance(value, Mapping):
+        if isinstance(value, _MAPPINGS):
             result[key] = member
         else:
             object.__setattr__(result, key, member)

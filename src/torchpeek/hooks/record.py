@@ -26,10 +26,11 @@ from torchpeek.hooks.calls import Calls, described
 from torchpeek.hooks.interrupts import uninterrupted
 from torchpeek.hooks.keep import Keep, keepers
 from torchpeek.hooks.kept import Kept, Leaf, Ledger, Slot
+from torchpeek.hooks.passes import Begun, Ended, Passes, Returned
 from torchpeek.hooks.process import eagerly
 from torchpeek.hooks.select import Selection, is_sharded, named_layers, select, why_not_fired
-from torchpeek.hooks.taps import Begun, Called, Ended, Passes, Tap
-from torchpeek.hooks.tensors import arrival, hooked
+from torchpeek.hooks.taps import Called, Tap
+from torchpeek.hooks.uses import arrival, hooked
 
 Snapshot: TypeAlias = Literal["auto", "clone", "alias"]
 
@@ -84,14 +85,15 @@ def record(
     chosen = select(model, layers, exclude=exclude, named=named)
     if stop and any(map(is_sharded, modules)):
         raise InputError("a pass of a sharded model (FSDP) cannot stop early: its other ranks would wait; stop=False")
+    policies = keepers(model, chosen, keep)
+    accumulate = len(policies) == len(chosen) and all(each for _, each in policies.values())
     shared = Passes(
         inputs=inputs,
         gradients=gradients,
         copy=snapshot == "clone" or (snapshot == "auto" and any(module.__dict__.get("inplace") for module in modules)),
         copy_gradients=snapshot == "clone",
-        every=passes == "all",
+        every=passes == "all" and not accumulate,
     )
-    policies = keepers(model, chosen, keep)
     taps = [Tap(name, module, shared, *policies.get(name, (None, False))) for name, module in chosen.items()]
     return Recording(model, modules, taps, shared, parameters=parameters, stop=stop, max_bytes=max_bytes)
 
@@ -127,30 +129,42 @@ class Recording:
     def __enter__(self) -> Self:
         if self._stack is not None:
             raise InputError("this recording is open already; make another with record()")
+        try:
+            with uninterrupted():
+                self._open()
+            return self
+        except BaseException:  # also a Ctrl-C that came while it was opened
+            self._close()
+            raise
+
+    def _open(self) -> None:
         passes = self._passes
         passes.open()
         before: list[tuple[nn.Module, Any]] = [(self._model, Begun(passes, self._model, self._pass_begins))]
         if passes.inputs or passes.gradients:
             before += [(tap.module, Called(tap)) for tap in self._taps.values()]
         after: list[tuple[nn.Module, Any]] = [(tap.module, tap) for tap in self._taps.values()]
-        after.append((self._model, Ended(passes)))
-        with ExitStack() as stack:
-            stack.enter_context(eagerly(self._modules, _say_eager))
-            stack.callback(self._let_go)
-            self._take_parameters()
-            stack.enter_context(attached(after, called=before))
-            self._stack = stack.pop_all()
-        return self
+        after.append((self._model, Returned(passes)))
+        self._stack = stack = ExitStack()
+        stack.enter_context(eagerly(self._modules, _say_eager))
+        stack.callback(self._let_go)
+        self._take_parameters()
+        stack.enter_context(attached(after, called=before, ended=[(self._model, Ended(passes))]))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        stopped = error is not None and error is self._passes.stopped
-        with uninterrupted():
-            if self._stack is not None:
-                stack, self._stack = self._stack, None
-                stack.close()
-        return stopped
+        try:
+            with uninterrupted():
+                self._close()
+        finally:
+            self._close()  # if the Ctrl-C came even before that
+        return error is not None and error is self._passes.stopped
+
+    def _close(self) -> None:
+        if self._stack is not None:
+            self._stack.close()
+            self._stack = None
 
     def new_pass(self) -> None:
         """Say that a new pass begins, where what you call is not the model itself but a part or a method of it."""
@@ -181,8 +195,7 @@ class Recording:
                 score, [edge for each in edges for edge in each], retain_graph=retain_graph, allow_unused=True
             )
         )
-        asked = [[next(gradients) for _ in each] for each in edges]
-        found = [next((gradient for gradient in each if gradient is not None), None) for each in asked]
+        found = [way.gradient_of([next(gradients) for _ in each]) for way, each in zip(exits, edges, strict=True)]
         if all(gradient is None for gradient in found):
             names = ", ".join(map(repr, dict.fromkeys(way.layer for way in exits)))
             raise NotConnected(f"the score does not depend on {names} as they were in the last pass")
@@ -206,7 +219,7 @@ class Recording:
             )
         calls = self._taps[layer].calls
         parameters = None if self._parameters is None else self._parameters[layer]
-        return Calls(layer, calls, parameters, "" if calls else self.why_not_called(layer))
+        return Calls(layer, calls, parameters, self.why_not_called)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._taps)
@@ -253,20 +266,23 @@ class Recording:
         return why if passes.ended else f"{why}. The last pass did not come to its end: an exception came in between"
 
     def _pass_begins(self) -> None:
-        if self._ledger is not None and not self._passes.every:
-            self._ledger.clear()
-        for name, each in (self._parameters or {}).items():
-            own = dict(self._taps[name].module.named_parameters())
-            for parameter, (_, slot) in each.items():
-                slot.leaf = None
-                each[parameter] = Kept(own[parameter], self._passes.copy_gradients), slot
+        for tap in self._taps.values():
+            tap.forget()
+        if self._parameters is not None:
+            self._take_parameters()
 
     def _take_parameters(self) -> None:
+        """The parameters as they are now; they may be others than before."""
         if self._parameters is None:
             return
+        for handle in self._parameter_hooks:
+            handle.remove()
+        self._parameter_hooks.clear()
         for name, tap in self._taps.items():
             self._parameters[name] = {}
             for parameter, tensor in tap.module.named_parameters():
+                if isinstance(tensor, nn.UninitializedParameter):
+                    continue  # of a lazy module, which makes it in its first call
                 # A copy: what arrives may become `.grad` itself, into which the next backward pass adds.
                 slot = Slot(partial(Kept, copy=True))
                 self._parameters[name][parameter] = Kept(tensor, self._passes.copy_gradients), slot

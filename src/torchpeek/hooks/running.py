@@ -53,6 +53,7 @@ class RunningStatistics(Leaf):
         "_mean",
         "_pending",
         "_sampled",
+        "_waiting",
         "_zeros",
         "calls",
         "channels",
@@ -61,12 +62,15 @@ class RunningStatistics(Leaf):
         "nan",
     )
 
+    accumulates = True
+
     def __init__(self, *, channel_axis: int = 1, histogram: bool = True) -> None:
         self._axis = channel_axis
         self._sampled = torch.zeros(2 * _SIZES, dtype=torch.int64) if histogram else None
         self.calls = 0
         self.channels = 0
         self._pending: list[tuple[int, Tensor]] = []
+        self._waiting = 0  # numbers in it
         self.first_not_finite: int | None = None  # the call, from 0, in which the first NaN or infinity came
 
     def read(self) -> RunningStatistics:
@@ -179,8 +183,8 @@ class RunningStatistics(Leaf):
         if not len(taken):
             raise NotFired("the histogram is empty: no finite value came")
         start, stop = float(low[taken[0]].clamp(min=self.min.min())), float(high[taken[-1]].clamp(max=self.max.max()))
-        if start == stop:
-            start, stop = start - 0.5, stop + 0.5
+        if not start < stop:  # one value; or float64 values closer than the bins tell apart
+            start, stop = min(start, stop) - 0.5, max(start, stop) + 0.5
         edges = torch.linspace(start, stop, bins + 1, dtype=torch.float64)
         # The share of each fine bin that lies below each edge; a fine bin without width is a step.
         below = ((edges[:, None] - low[taken]) / (high - low)[taken]).clamp(0, 1)  # (bins + 1, taken)
@@ -217,6 +221,8 @@ class RunningStatistics(Leaf):
             raise InputError("statistics of complex numbers are not defined here; take those of abs() with reduce")
         if tensor.is_nested or tensor.layout != torch.strided:
             raise InputError(f"statistics need a plain tensor; got a nested one, or one laid out as {tensor.layout}")
+        if tensor.device.type == "mps":  # which has no float64
+            tensor = tensor.cpu()
         if tensor.dtype != torch.float64:
             tensor = tensor.float() if tensor.is_floating_point() else tensor.double()
         if not -tensor.ndim <= self._axis < tensor.ndim:
@@ -231,23 +237,28 @@ class RunningStatistics(Leaf):
     def _note(self, rows: Tensor, mean: Tensor, var: Tensor) -> None:
         """Keep the five numbers of each row until there are enough of them: a small tensor costs as much as a large."""
         flat = rows.view(-1, rows.shape[2])
-        zeros = torch.empty(len(flat), dtype=rows.dtype, device=rows.device)
+        zeros = torch.empty(len(flat), dtype=torch.float64, device=rows.device)
         buffer = torch.empty(0, dtype=rows.dtype, device=rows.device)
         for start, chunk in _chunks(flat):
             torch.eq(chunk, 0, out=buffer.resize_(chunk.shape))  # as numbers, which are added up faster than truth is
-            torch.sum(buffer, 1, out=zeros[start : start + len(chunk)])
-        found = torch.stack([mean, var, zeros.view(mean.shape), rows.amin(2), rows.amax(2)])  # (5, R, C)
+            # A float32 counts to 16 million.
+            exact = torch.float64 if rows.shape[2] > 2**24 else rows.dtype
+            zeros[start : start + len(chunk)] = buffer.sum(1, dtype=exact)
+        numbers = [mean, var, rows.amin(2), rows.amax(2)]
+        found = torch.stack([*(number.double() for number in numbers), zeros.view(mean.shape)])  # (5, R, C)
         self._pending.append((rows.shape[2], found))
-        if sum(each.numel() for _, each in self._pending) > _PENDING:
+        self._waiting += found.numel()
+        if self._waiting > _PENDING or len(self._pending) >= 256:
             self._add_pending()
 
     def _add_pending(self) -> None:
         if not self._pending:
             return
-        rows = torch.cat([found.cpu().double() for _, found in self._pending], 1)  # (5, R, C)
+        rows = torch.cat([found.cpu() for _, found in self._pending], 1)  # (5, R, C)
         lengths = torch.cat([torch.full((found.shape[1], 1), length) for length, found in self._pending])  # (R, 1)
         self._pending.clear()
-        mean, var, zeros, low, high = rows.unbind()  # (R, C) each
+        self._waiting = 0
+        mean, var, low, high, zeros = rows.unbind()  # (R, C) each
         total = lengths.sum()
         middle = (lengths * mean).sum(0) / total
         m2 = (lengths * (var + (mean - middle).square())).sum(0)

@@ -56,7 +56,8 @@ def select(
     named = named_layers(model) if named is None else named
     names = _matching(model, named, selection)
     if exclude is not None:
-        names -= _matching(model, named, exclude)
+        gone = {id(named[name]) for name in _matching(model, named, exclude)}
+        names = {name for name in names if id(named[name]) not in gone}
         if not names:
             raise LayerNotFound(f"every layer that {selection!r} selects in {type(model).__name__} is excluded again")
     chosen = {name: module for name, module in named.items() if name in names}

@@ -4,164 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.utils.hooks import RemovableHandle
+from torch.autograd.graph import get_gradient_edge
 
-from torchpeek.errors import GradUnavailable, InputError
+from torchpeek.errors import GradUnavailable
 from torchpeek.hooks import nested
 from torchpeek.hooks.attach import Inert
 from torchpeek.hooks.calls import Call
-from torchpeek.hooks.keep import Keeper
+from torchpeek.hooks.keep import Accumulator, Keeper
 from torchpeek.hooks.kept import Kept, Leaf, Slot
-from torchpeek.hooks.tensors import Use, arrival, hooked, used_alone
+from torchpeek.hooks.passes import Exit, Passes
+from torchpeek.hooks.uses import arrival, hooked, used_alone
 
 _thread = threading.get_ident
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
-
-
-class Stopped(BaseException):
-    """Ends a pass of which nothing more is wanted. Not an Exception, so that no network catches it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """Where the graph leaves a layer: an edge, and where a gradient goes that arrives there."""
-
-    layer: str
-    slot: Slot
-    at: GradientEdge | Use  # a use where what comes out may have others, too
-
-    @property
-    def edges(self) -> list[GradientEdge]:
-        """Where to ask for the gradient now: at the first that is in use."""
-        return self.at.edges if isinstance(self.at, Use) else [self.at]
-
-
-class Passes:
-    """What all layers of a recording share: whose pass it is, and which. Taps hold it, and it holds no tap."""
-
-    def __init__(self, *, inputs: bool, gradients: bool, copy: bool, copy_gradients: bool, every: bool) -> None:
-        self.inputs = inputs
-        self.gradients = gradients
-        self.copy = copy
-        self.copy_gradients = copy_gradients
-        self.every = every
-        self.number = 0  # of the pass whose calls are kept
-        self.begun = 0  # passes so far, also where all are kept
-        self.order = count()
-        self.thread = -1
-        self.handles: list[RemovableHandle | Use] = []
-        self.exits: list[Exit] = []  # of this pass
-        self.replicas: dict[int, object] = {}  # thread -> where the replica of the model runs that it runs
-        self.elsewhere = False  # whether another thread called the layers, which is none of ours
-        self.ended = True  # whether the last pass came to its end
-        self.waiting: set[str] | None = None  # for an early stop: the layers that have yet to return
-        self.wanted: frozenset[str] = frozenset()  # those that it waits for in every pass
-        self.stopped: Stopped | None = None
-        self.admit: Callable[[Leaf], None] | None = None  # sees to it that the memory stays within its bound
-
-    def open(self) -> None:
-        """The block begins, in this thread."""
-        self.thread = _thread()
-        self.elsewhere, self.ended, self.stopped = False, True, None
-
-    def begin(self) -> None:
-        """A new pass: what it records replaces what the last one did."""
-        self.replicas.clear()
-        self.exits.clear()
-        self.elsewhere = self.ended = False
-        self.begun += 1
-        if self.waiting is not None:
-            self.waiting = set(self.wanted)
-        if not self.every:
-            self.number += 1
-            self.order = count()
-            self.let_go()
-
-    def let_go(self) -> None:
-        """Take the hooks off the tensors of the graph."""
-        for handle in self.handles:
-            handle.remove()
-        self.handles.clear()
-
-    def end(self) -> None:
-        """The model returned. An early stop no more waits for layers that such a pass does not call."""
-        self.ended = True
-        if self.waiting:
-            self.wanted = (self.wanted - self.waiting) or self.wanted
-
-    def returned(self, layer: str) -> None:
-        """End the pass if this was the last layer that it was for."""
-        assert self.waiting is not None
-        self.waiting.discard(layer)
-        if not self.waiting:
-            self.stopped = Stopped()
-            raise self.stopped
-
-    def is_ours(self, replica: bool) -> bool:
-        """Whether a call that is now under way belongs to the recording.
-
-        Not where a checkpointed part runs once more in the backward pass, which is not a second call; nor where
-        somebody else runs the model in another thread. But DataParallel runs replicas of it in threads of its own.
-        """
-        if _graph_task() != -1:
-            return False
-        if _thread() == self.thread or replica or _thread() in self.replicas:
-            return True
-        self.elsewhere = True
-        return False
-
-
-class Begun(Inert):
-    """When the model is called, a pass begins."""
-
-    __slots__ = ("_model", "_passes", "_then")
-
-    def __init__(self, passes: Passes, model: nn.Module, then: Callable[[], None]) -> None:
-        self._passes = passes
-        self._model = model
-        self._then = then
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
-        passes, replica = self._passes, module is not self._model
-        if not passes.is_ours(replica):
-            return
-        if _under_vmap():
-            raise InputError(
-                "inside of torch.vmap a layer returns wrappers that die with it, so nothing can be recorded; run the "
-                "batch as it is, or record outside"
-            )
-        if replica:
-            # The replicas of one call of DataParallel make one pass: it begins when one of them comes again.
-            device = next((tensor.device for tensor in module.buffers()), torch.device("cpu"))
-            where = id(module) if device.type == "cpu" else device
-            if where not in passes.replicas.values():
-                passes.replicas[_thread()] = where
-                return
-        passes.begin()
-        self._then()
-        if replica:
-            passes.replicas[_thread()] = where
-
-
-class Ended(Inert):
-    """When the model returns, the pass is whole."""
-
-    __slots__ = ("_passes",)
-
-    def __init__(self, passes: Passes) -> None:
-        self._passes = passes
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._passes.is_ours(replica=False):
-            self._passes.end()
 
 
 class Called(Inert):
@@ -202,8 +62,14 @@ class Tap(Inert):
         self._keeper = keeper
         self._accumulates = accumulates
         self._calls: list[Call] = []
-        self._number = self._begun = self._next = 0
+        self._number = self._begun = 0
+        self._next: dict[int, int] = {}
         self._under_way: dict[int, list[Call]] | None = {} if passes.inputs or passes.gradients else None
+
+    def forget(self) -> None:
+        """A new pass begins: let go of the memory of the last one, also where this one does not call the layer."""
+        if not self._accumulates and self._number != self.passes.number:
+            self._calls = []
 
     @property
     def calls(self) -> list[Call]:
@@ -274,10 +140,12 @@ class Tap(Inert):
             self._calls.append(call)
             return call
         # The first call of every pass goes with the first of those before, the second with the second.
+        # Replicas have theirs next to each other's: each is the first of its thread.
         if self._begun != passes.begun or not passes.begun:
-            self._begun, self._next = passes.begun, 0
-        call.number = self._next
-        self._next += 1
+            self._begun, self._next = passes.begun, {}
+        call.number = self._next.get(_thread(), 0)
+        self._next[_thread()] = call.number + 1
+        call.replica = False
         self._calls[call.number : call.number + 1] = [call]
         return call
 
@@ -298,7 +166,10 @@ class Tap(Inert):
         # Not through this tap, which holds the call, which holds the slot: memory is to go at once, not when Python
         # next looks for cycles.
         keeper, admit, copy = self._keeper, self.passes.admit, self.passes.copy_gradients
-        return Slot(partial(_leaf, keeper, admit, part, path, call.order, call.number, copy))
+        slot = Slot(partial(_leaf, keeper, admit, part, path, call.order, call.number, copy))
+        if isinstance(keeper, Accumulator):
+            slot.leaf = keeper.so_far(call.number, _joined(part, path))
+        return slot
 
     def _watched_output(self, call: Call, args: Any, output: Any) -> Any:
         passes = self.passes
@@ -367,12 +238,11 @@ def _leaf(
     if keeper is None:
         leaf: Leaf = Kept(tensor, copy)
     else:
-        leaf = keeper(f"{part}.{path}" if path else part, order, number, tensor, copy)
+        leaf = keeper(_joined(part, path), order, number, tensor, copy)
     if admit is not None:
         admit(leaf)
     return leaf
 
 
-def _under_vmap() -> bool:
-    stack = torch._C._functorch.get_interpreter_stack()  # None outside of every transform
-    return stack is not None and any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)
+def _joined(part: str, path: str) -> str:
+    return f"{part}.{path}" if path else part
