@@ -19,6 +19,7 @@ _NOT_KEPT = object()  # which None, that a layer may return, is not
 class Call:
     """One call of one layer."""
 
+    uses: Sequence[tuple[Use, Tensor]] = ()  # of its inputs, while it is under way
     began = 0  # how many operations the graph had when it began
     complete = False  # False where the layer raised, or is still running
     number = 0  # among the calls of this layer in one pass, where statistics of all passes are kept
@@ -33,7 +34,6 @@ class Call:
     def __init__(self, layer: str, order: int) -> None:
         self.layer = layer
         self.order = order  # among the calls of all recorded layers, from 0
-        self.uses: list[tuple[Use, Tensor]] = []  # of its inputs, while it is under way
 
     @property
     def output(self) -> Any:

@@ -33,10 +33,12 @@ class Kept(Leaf):
     def __init__(self, tensor: Tensor, copy: bool) -> None:
         if tensor.requires_grad:
             tensor = tensor.detach()
-        if copy or tensor.is_inference():  # an inference tensor does not count what is written into it
+        counts = not tensor.is_inference()  # what is written into it
+        if copy or not counts:
             tensor = tensor.clone()
+            counts = not tensor.is_inference()
         self.tensor = tensor
-        self._version = None if tensor.is_inference() else tensor._version
+        self._version = tensor._version if counts else None
         self.device: torch.device | None = None  # where it was, once it is in a file
 
     def read(self) -> Tensor:

@@ -18,7 +18,7 @@ from torchpeek.hooks.calls import Call
 from torchpeek.hooks.keep import Accumulator, Keeper
 from torchpeek.hooks.kept import Kept, Leaf, Slot
 from torchpeek.hooks.passes import Exit, Passes
-from torchpeek.hooks.uses import arrival, hooked, used_alone
+from torchpeek.hooks.uses import Use, arrival, hooked, used_alone
 
 _thread = threading.get_ident
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
@@ -69,7 +69,10 @@ class Tap(Inert):
     def forget(self) -> None:
         """A new pass begins: let go of the memory of the last one, also where this one does not call the layer."""
         if not self._accumulates and self._number != self.passes.number:
+            self._number = self.passes.number
             self._calls = []
+            if self._under_way:
+                self._under_way = {}
 
     @property
     def calls(self) -> list[Call]:
@@ -82,7 +85,12 @@ class Tap(Inert):
         if (_thread() != passes.thread or _graph_task() != -1) and not passes.is_ours(module is not self.module):
             # A checkpointed part has to run again just as it ran.
             return nested.mapped(output, _as_frozen) if passes.gradients and _graph_task() != -1 else None
-        call = self._new_call(module) if self._under_way is None else self._finished(module)
+        if self._under_way is None and self._keeper is None and self._number == passes.number:
+            call = Call(self.layer, next(passes.order))
+            call.replica = module is not self.module or bool(passes.replicas)
+            self._calls.append(call)
+        else:
+            call = self._new_call(module) if self._under_way is None else self._finished(module)
         if type(output) is Tensor and self._keeper is None and passes.admit is None:
             call.kept_output = Kept(output, passes.copy)
         else:
@@ -105,6 +113,7 @@ class Tap(Inert):
             return None
 
         slots: dict[tuple[str, str], Slot] = {}
+        uses: list[tuple[Use, Tensor]] = []
 
         def watched(kind: str) -> Callable[[str, Tensor], Tensor]:
             def watch(path: str, tensor: Tensor) -> Tensor:
@@ -114,12 +123,13 @@ class Tap(Inert):
                 # What flows back to it comes of this layer alone, wherever else the input is used.
                 use, own = used_alone(tensor, arrival(slot), passed_on=False)
                 passes.handles.append(use)
-                call.uses.append((use, tensor))
+                uses.append((use, tensor))
                 return own
 
             return watch
 
         passed_on = nested.mapped(args, watched("args")), nested.mapped(kwargs, watched("kwargs"))
+        call.uses = uses
         call.began = torch._C._autograd._get_sequence_nr()
         call.kept_grad_input = nested.mapped(args, lambda path, tensor: slots["args", path], only=True)
         call.kept_grad_kwargs = nested.mapped(kwargs, lambda path, tensor: slots["kwargs", path], only=True)
@@ -188,7 +198,7 @@ class Tap(Inert):
         )
         for use, given in call.uses:  # of its inputs, which a layer may pass on
             (use.settle if made_here else use.watch_base)(given)
-        call.uses = []
+        call.uses = ()
         slots: dict[str, Slot] = {}
 
         def watch(path: str, tensor: Tensor) -> Tensor:
