@@ -6,8 +6,11 @@ import contextlib
 import copy
 import dataclasses
 import gc
+import os
 import pickle
+import signal
 import threading
+import time
 import warnings
 import weakref
 
@@ -1329,3 +1332,31 @@ class TestWhereItCannotBeDone:
             warnings.simplefilter("ignore")
             model(torch.randn(2, 3, 4), src_key_padding_mask=mask)
         assert repr(tape)
+
+
+def test_ctrl_c_at_any_moment_leaves_no_hook_behind() -> None:
+    """Also at the very first instruction of the block's end, and nobody else's handler is put out of force."""
+    model, x = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.ones(1, 2)
+    before, handler = state_of(model)["hooks"], signal.getsignal(signal.SIGINT)
+
+    def interrupt(after: float) -> None:
+        time.sleep(after)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    caught = 0
+    for delay in torch.rand(150).mul(0.01).tolist():
+        thread = threading.Thread(target=interrupt, args=(delay,))
+        thread.start()
+        with contextlib.suppress(KeyboardInterrupt):
+            try:
+                while thread.is_alive():
+                    with tp.record(model, "*", inputs=True, gradients=True, parameters=True):
+                        model(x).sum().backward()
+                time.sleep(0.01)
+            except KeyboardInterrupt:
+                caught += 1
+        thread.join()
+        assert state_of(model)["hooks"] == before
+        assert signal.getsignal(signal.SIGINT) is handler
+        assert not any(parameter._backward_hooks for parameter in model.parameters())
+    assert caught > 100  # Python itself swallows those that come in the callback of a weak reference

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import torchpeek as tp
 from networks import PooledNet
-from torchpeek.errors import FolderError, FormatError
+from torchpeek.errors import FolderError, FormatError, InputError, LayerNotFound
 from torchpeek.hooks.keep import Captured
 from torchpeek.store import folder as folder_of_store
 from torchpeek.store import tensor_bytes
@@ -133,10 +133,9 @@ class TestWhatIsRecorded:
         assert tape.nbytes == 0
         assert tape["act"][-1].output is None
         assert len(list(stream.read("act"))) == 5
-        assert len(list(stream.read("act", "grad_output"))) == 5 * gradients
+        assert sum(each.layer == "act" and each.part == "grad_output" for each in stream) == 5 * gradients
 
     def test_replicas_in_threads(self, stream, monkeypatch) -> None:
-        # A REAL BUG, fails: two threads count alike, so one file replaces the other, and a tensor is lost silently.
         def slowly(tensors, about):
             time.sleep(0.05)
             return tensor_bytes(tensors, about)
@@ -171,8 +170,6 @@ TENSORS = {
     "expanded": torch.tensor([1.0, 2.0])[:, None].expand(2, 3),
     "channels last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
     "needs gradients": torch.ones(2, requires_grad=True) * 3,
-    # A REAL BUG, fails: `contiguous()` leaves the lazy bits of conj() and of its imag, so what is written is not
-    # conjugated: resolve_conj().resolve_neg() first.
     "conjugate": torch.tensor([1 + 2j, -3.5j]).conj(),
     "negated": torch._neg_view(torch.tensor([1.0, 2.0])),
 }
@@ -187,6 +184,21 @@ def test_any_kind_of_tensor_comes_back(stream, kind) -> None:
     assert not found.requires_grad
 
 
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.ones(2, dtype=torch.complex128), "complex128; take its .to"),
+        (torch.eye(2).to_sparse(), "torch.sparse_coo; take its .to_dense"),
+        (torch.empty(2, device="meta"), "meta device"),
+    ],
+    ids=["complex128", "sparse", "meta"],
+)
+def test_what_safetensors_cannot_hold(stream, tmp_path, tensor, message) -> None:
+    with pytest.raises(InputError, match=message):
+        stream(captured(tensor))
+    assert list((tmp_path / "stream").iterdir()) == []
+
+
 def test_a_view_of_a_large_storage_takes_only_its_own_room(stream, tmp_path) -> None:
     stream(captured(BIG[2, 5:9]))
     assert bits(next(stream.read("act"))) == bits(BIG[2, 5:9])
@@ -198,6 +210,48 @@ def test_what_is_read_is_the_readers_own(stream) -> None:
     stream(captured(torch.arange(4.0)))
     next(stream.read("act")).zero_()
     assert next(stream.read("act")).tolist() == [0, 1, 2, 3]
+
+
+class TestReading:
+    def test_the_only_input_needs_no_number(self, stream) -> None:
+        for part in ("input.0", "output"):
+            stream(captured(torch.ones(1), "act", part))
+        stream(captured(torch.ones(1), "add", "input.0"))
+        stream(captured(torch.ones(1), "add", "input.1"))
+        assert len(list(stream.read("act", "input"))) == 1
+        with pytest.raises(
+            InputError, match=r"no 'input' of layer 'add' in this stream; there are 'input.0', 'input.1'"
+        ):
+            stream.read("add", "input")
+
+    def test_what_is_not_there(self, stream) -> None:
+        with pytest.raises(LayerNotFound, match="no layer 'act' in this stream; there are 0"):
+            stream.read("act")
+        stream(captured(torch.ones(1), "features.0"))
+        with pytest.raises(LayerNotFound, match=r"closest: 'features.0'"):
+            stream.read("features0")
+        with pytest.raises(InputError, match=r"no 'grad_output' .* there are 'output'"):
+            stream.read("features.0", "grad_output")
+
+    def test_the_tensors_of_other_layers_stay_on_disk(self, stream, monkeypatch) -> None:
+        for n, layer in enumerate(["a", "b", "a"]):
+            stream(captured(torch.tensor(n), layer))
+        read: list[str] = []
+        tensor = tensors_of_store._tensor
+        monkeypatch.setattr(tensors_of_store, "_tensor", lambda file: read.append(file.name) or tensor(file))
+        assert [int(each) for each in stream.read("a")] == [0, 2]
+        assert read == ["00000000-a-output.safetensors", "00000002-a-output.safetensors"]
+
+    def test_more_than_eight_digits(self, stream, tmp_path) -> None:
+        (tmp_path / "stream").rmdir()
+        stream = tp.TensorStream(tmp_path / "stream")
+        stream(captured(torch.tensor(1)))
+        (file,) = (tmp_path / "stream").iterdir()
+        file.rename(file.with_name("99999999-act-output.safetensors"))
+        opened = tp.TensorStream.opened(tmp_path / "stream")
+        for value in (2, 3):
+            opened(captured(torch.tensor(value)))
+        assert [int(each) for each in opened.read("act")] == [1, 2, 3]
 
 
 class TestWholeOrNotAtAll:
@@ -264,8 +318,9 @@ class TestFolder:
 
     def test_refusals(self, stream, tmp_path) -> None:
         stream(captured(torch.ones(1)))
-        with pytest.raises(FolderError, match="not empty"):
+        with pytest.raises(FolderError, match=r"not empty .* TensorStream.opened\(.*\) to read it") as raised:
             tp.TensorStream(tmp_path / "stream")
+        assert "--" not in str(raised.value)
         with pytest.raises(FormatError, match=r"nowhere: no such folder"):
             tp.TensorStream.opened(tmp_path / "nowhere")
         (tmp_path / "file").write_text("text")
@@ -284,7 +339,6 @@ class TestFolder:
             lambda file: save_file({"other": torch.ones(2)}, file, {KEY: '{"layer": "a", "part": "b", "order": 0}'}),
             lambda file: save_file({"tensor": torch.ones(2)}, file, {KEY: '{"layer": "a"}'}),
             lambda file: save_file({"tensor": torch.ones(2)}, file, {KEY: "{"}),
-            # A REAL BUG (small), fails: a TypeError, as only KeyError and ValueError are caught.
             lambda file: save_file({"tensor": torch.ones(2)}, file, {KEY: "[1]"}),
         ],
     )
@@ -300,7 +354,6 @@ class TestFolder:
 
     @pytest.mark.parametrize("name", ["notes.txt", ".DS_Store", "model.safetensors", "7up-b.safetensors"])
     def test_a_file_that_is_none_of_its_own(self, stream, tmp_path, name) -> None:
-        # A REAL BUG (small), fails for the last: `opened` ends in int("7up"), a ValueError.
         stream(captured(torch.ones(1)))
         (tmp_path / "stream" / name).write_bytes(b"something else")
         opened = tp.TensorStream.opened(tmp_path / "stream")

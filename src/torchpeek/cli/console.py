@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -26,8 +28,18 @@ def print_json(value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """As `print_json` prints it."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    """As `print_json` prints it. JSON has no NaN and no infinity: they are "nan", "inf" and "-inf"."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def print_written(folder: Path, *what: str) -> None:
+    """Where, and what: the last line of a command that was given --out."""
+    print(f"written to {folder}/: {', '.join(filter(None, what))}")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 picture`, `2 pictures`, and nothing for 0."""
+    return f"{number} {noun}{'s' if number > 1 else ''}" if number else ""
 
 
 def print_skipped(skipped: Mapping[str, str], total: int) -> None:
@@ -71,6 +83,17 @@ def progress(what: str, total: int) -> Iterator[Advance]:
                 sys.stderr.write(f"{what}: {done} of {total}\n")
 
         yield advance
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case Mapping():
+            return {key: _finite(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_finite(each) for each in value]
+        case float() if not math.isfinite(value):
+            return str(value)
+    return value
 
 
 def _plain(console: Console, table: Table) -> str:

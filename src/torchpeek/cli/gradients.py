@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchpeek.anatomy import gradient_flow
-from torchpeek.cli.console import json_text, print_json, print_skipped, print_table
+from torchpeek.anatomy import GradientFlow, gradient_flow
+from torchpeek.cli.console import json_text, print_json, print_skipped, print_table, print_written
 from torchpeek.cli.loading import (
     Flag,
     Many,
@@ -22,6 +21,8 @@ from torchpeek.cli.loading import (
     output_folder,
     selection,
     tensorboard_writer,
+    titled,
+    why_skipped,
 )
 from torchpeek.errors import FileError, OptionError
 from torchpeek.integrations.tensorboard import add_gradient_flow
@@ -85,50 +86,65 @@ def gradients(
         raise OptionError("no pictures; give files, folders or globs: torchpeek gradients cat.jpg --model ...")
     files = find_pictures(pictures)
     loaded = loaded_model(model, weights, trust_pickle=trust_pickle, device=device)
-    skipped: dict[str, str] = {}
-    batch = _batch(loaded, files, skipped)
     target = int(class_) if class_ is not None and class_.isascii() and class_.isdigit() else class_
-    loaded.module.train(train)
+    mode = "train" if train else "eval"
     with output_folder(out, overwrite=overwrite) as folder, tensorboard_writer(tensorboard) as writer:
-        flow = gradient_flow(loaded, batch, target, layers=selection(layer))
+        skipped: dict[str, str] = {}
+        batch = _batch(loaded, files, skipped)
+        flow = None if batch is None else _flow(loaded, batch, target, layers=selection(layer), train=train)
         results: dict[str, Any] = {
-            "about": about(loaded) | {"mode": "train" if train else "eval", "pictures": len(batch)},
-            "loss": flow.loss,
-            "total_norm": flow.total_norm,
-            "gradients": [{key: _finite(value) for key, value in asdict(row).items()} for row in flow],
+            "about": about(loaded) | {"mode": mode, "pictures": len(files) - len(skipped)},
+            "loss": None if flow is None else flow.loss,
+            "total_norm": None if flow is None else flow.total_norm,
+            "gradients": [asdict(row) for row in flow or ()],
             "skipped": skipped,
         }
         if folder is not None:
-            results["plot"] = str(folder.write("gradient-flow.png", figure_bytes(gradient_flow_plot(flow.rows))))
+            if flow is not None:
+                title = f"{titled(loaded.spec, loaded)}, {_named(target, loaded)}, loss {flow.loss:.4g}, {mode} mode"
+                plot = figure_bytes(gradient_flow_plot(flow.rows, title=title))
+                results["plot"] = str(folder.write("gradient-flow.png", plot))
             folder.write("gradients.json", json_text(results).encode())
-        if writer is not None:
+        if writer is not None and flow is not None:
             add_gradient_flow(writer, flow)
     if json:
         print_json(results)
     else:
-        print_table(flow.header, flow.cells())
-        print(flow.footer)
-        if folder is not None:
-            print(f"plot: {results['plot']}")
+        if flow is not None:
+            print_table(flow.header, flow.cells())
+            print(flow.footer)
         print_skipped(skipped, len(files))
+        if folder is not None:
+            print_written(folder.path, "" if flow is None else "gradient-flow.png", "gradients.json")
     return 1 if skipped else 0
 
 
-def _batch(loaded: LoadedModel, files: list[Path], skipped: dict[str, str]) -> Tensor:
+def _flow(
+    loaded: LoadedModel, batch: Tensor, target: int | str | None, *, layers: list[str] | None, train: bool
+) -> GradientFlow:
+    loaded.module.train(train)
+    return gradient_flow(loaded, batch, target, layers=layers)
+
+
+def _named(target: int | str | None, loaded: LoadedModel) -> str:
+    if target is None:
+        return "the predicted class"
+    known = loaded.class_names
+    name = f" ({known[target]})" if isinstance(target, int) and known and target < len(known) else ""
+    return f"class {target}{name}"
+
+
+def _batch(loaded: LoadedModel, files: list[Path], skipped: dict[str, str]) -> Tensor | None:
+    """The pictures that can be read, if any; why the others cannot is added to `skipped`."""
     tensors = []
     for file in files:
         try:
             tensors.append(loaded.read(file).tensor)
         except FileError as error:
-            skipped[str(file)] = str(error)
+            skipped[str(file)] = why_skipped(file, error)
     if not tensors:
-        raise OptionError(f"none of the pictures could be read: {'; '.join(skipped.values())}")
+        return None
     shapes = Counter(tuple(tensor.shape[1:]) for tensor in tensors)
     if len(shapes) > 1:
         raise OptionError(f"the pictures give inputs of different shapes, {list(shapes)}; give one at a time")
     return torch.cat(tensors)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

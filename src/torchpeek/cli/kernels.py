@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 
 from torchpeek.anatomy import kernels as kernels_of
-from torchpeek.cli.console import json_text, print_json, print_table
+from torchpeek.cli.console import counted, json_text, print_json, print_table, print_written
 from torchpeek.cli.loading import (
     Flag,
     Many,
     Out,
     about,
+    check_looks,
     file_names,
     loaded_model,
     output_folder,
+    remark,
     selection,
     tensorboard_writer,
     titled,
@@ -73,16 +75,17 @@ def kernels(
     debug
         Show the traceback of an error.
     """
+    check_looks(most=most, scale=scale)
     loaded = loaded_model(model, weights, trust_pickle=trust_pickle, device="cpu")
     found = kernels_of(loaded, selection(layer))
-    files = file_names({name: name for name in found})
+    drawn = {name: each for name, each in found.by_output().items() if 3 <= each.ndim <= 5 and not each.is_complex()}
+    files = file_names({name: name for name in drawn}, reserved="first-kernels")
     results: dict[str, Any] = {
         "about": about(loaded),
         "layers": [_row(name, weight) for name, weight in found.items()],
         "by_shape": {" x ".join(map(str, shape)) or "1": list(each) for shape, each in found.by_shape().items()},
     }
     with output_folder(out, overwrite=overwrite) as folder, tensorboard_writer(tensorboard) as writer:
-        drawn = {name: weight for name, weight in found.items() if 3 <= weight.ndim <= 5}
         if folder is not None:
             for row in results["layers"]:
                 if row["layer"] in drawn:
@@ -97,7 +100,7 @@ def kernels(
             results["weights"] = str(folder.write("kernels.safetensors", tensor_bytes(found, about(loaded))))
             folder.write("kernels.json", json_text(results).encode())
         if writer is not None:
-            add_kernels(writer, found, most=most, most_channels=most, scale=scale)
+            add_kernels(writer, found, remark=remark(loaded), most=most, most_channels=most, scale=scale)
     if json:
         print_json(results)
         return 0
@@ -105,14 +108,18 @@ def kernels(
     print_table(header, [_cells(row, pictures=folder is not None) for row in results["layers"]])
     for shape, names in results["by_shape"].items():
         print(f"{shape}: {len(names)} layer{'s' if len(names) > 1 else ''}")
+    if folder is not None:
+        pictures = len(drawn) + 1 if drawn else 0
+        print_written(folder.path, counted(pictures, "picture"), "kernels.safetensors", "kernels.json")
     return 0
 
 
 def _row(name: str, weight: Tensor) -> dict[str, Any]:
+    row = {"layer": name, "shape": list(weight.shape)}
+    if weight.is_complex():
+        return row | {"remark": "complex numbers, which are not drawn"}
     wide = weight.double()
-    return {
-        "layer": name,
-        "shape": list(weight.shape),
+    return row | {
         "mean": float(wide.mean()),
         "std": float(wide.std(correction=0)),
         "min": float(wide.min()),
@@ -123,6 +130,7 @@ def _row(name: str, weight: Tensor) -> dict[str, Any]:
 
 
 def _cells(row: dict[str, Any], *, pictures: bool) -> tuple[str, ...]:
-    spread = (f"{row[key]:.4g}" for key in ("mean", "std", "min", "max"))
-    shape = " x ".join(map(str, row["shape"]))
-    return (row["layer"], shape, *spread, f"{row['zero_share']:.1%}", *([row.get("picture", "")] if pictures else []))
+    spread = (f"{row[key]:.4g}" if key in row else "" for key in ("mean", "std", "min", "max"))
+    zeros = f"{row['zero_share']:.1%}" if "zero_share" in row else ""
+    shown = row.get("picture") or row.get("remark", "")
+    return (row["layer"], " x ".join(map(str, row["shape"])), *spread, zeros, *([shown] if pictures else []))

@@ -10,7 +10,7 @@ import torch
 from cyclopts import Parameter
 
 from torchpeek.anatomy import layers as layer_table
-from torchpeek.cli.console import json_text, print_json, print_table
+from torchpeek.cli.console import json_text, print_json, print_table, print_written
 from torchpeek.cli.loading import Flag, Out, output_folder
 from torchpeek.errors import InputError
 from torchpeek.models import Preprocess, load_model
@@ -73,6 +73,8 @@ def layers(
         print_table(table.header, table.cells())
         if table.footer:
             print(f"\n{table.footer}")
+        if folder is not None:
+            print_written(folder.path, "layers.json", "layers.txt")
     return 0
 
 

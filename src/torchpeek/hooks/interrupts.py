@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 
@@ -16,15 +16,26 @@ class _Gate:
     def __init__(self, previous: Any) -> None:
         self.previous = previous
         self.open = False
+        self.gone = False  # it is done with, but another one has been put before it meanwhile
+        self.protected: frozenset[CodeType] = frozenset()
         self.pending: tuple[int, FrameType | None] | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if not self.open:
+        if not self.open or self._is_in(frame):
             self.pending = number, frame
             return
         self.open = False  # what now cleans up is not interrupted again
         self.previous(number, frame)
         self.open = True  # the user's own handler did not raise
+
+    def _is_in(self, frame: FrameType | None) -> bool:
+        """Whether the code that was interrupted is one of those protected, or called by one."""
+        steps = 0
+        while self.protected and frame is not None and steps < 8:
+            if frame.f_code in self.protected:
+                return True
+            frame, steps = frame.f_back, steps + 1
+        return False
 
     def deliver(self) -> None:
         if self.pending is not None:
@@ -63,6 +74,30 @@ def uninterrupted() -> Iterator[None]:
         if signal.getsignal(signal.SIGINT) is gate:  # else the block has put a handler of its own there
             signal.signal(signal.SIGINT, previous)
         gate.deliver()
+
+
+@contextmanager
+def protected(*codes: CodeType) -> Iterator[None]:
+    """Ctrl-C comes through, but not in this code: there it waits for an `uninterrupted` block to end.
+
+    Python may raise KeyboardInterrupt at the very first instruction of an `__exit__`, before it has done a thing.
+    """
+    previous = _in_force()
+    if not callable(previous):
+        yield
+        return
+    gate = _Gate(previous)
+    gate.protected = frozenset(codes)
+    gate.open = True
+    signal.signal(signal.SIGINT, gate)
+    try:
+        yield
+    finally:
+        gate.gone = True
+        if signal.getsignal(signal.SIGINT) is gate:
+            while isinstance(previous, _Gate) and previous.gone:
+                previous = previous.previous
+            signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from torchpeek.errors import (
 )
 from torchpeek.hooks.attach import attached
 from torchpeek.hooks.calls import Calls, described
-from torchpeek.hooks.interrupts import uninterrupted
+from torchpeek.hooks.interrupts import protected, uninterrupted
 from torchpeek.hooks.keep import Keep, keepers
 from torchpeek.hooks.kept import Kept, Leaf, Ledger, Slot
 from torchpeek.hooks.passes import Begun, Ended, Passes, Returned
@@ -129,15 +129,17 @@ class Recording:
     def __enter__(self) -> Self:
         if self._stack is not None:
             raise InputError("this recording is open already; make another with record()")
+        self._stack = ExitStack()
         try:
+            self._stack.enter_context(protected(Recording.__enter__.__code__, Recording.__exit__.__code__))
             with uninterrupted():
-                self._open()
+                self._open(self._stack)
             return self
         except BaseException:  # also a Ctrl-C that came while it was opened
             self._close()
             raise
 
-    def _open(self) -> None:
+    def _open(self, stack: ExitStack) -> None:
         passes = self._passes
         passes.open()
         before: list[tuple[nn.Module, Any]] = [(self._model, Begun(passes, self._model, self._pass_begins))]
@@ -145,7 +147,6 @@ class Recording:
             before += [(tap.module, Called(tap)) for tap in self._taps.values()]
         after: list[tuple[nn.Module, Any]] = [(tap.module, tap) for tap in self._taps.values()]
         after.append((self._model, Returned(passes)))
-        self._stack = stack = ExitStack()
         stack.enter_context(eagerly(self._modules, _say_eager))
         stack.callback(self._let_go)
         self._take_parameters()

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from torchpeek.anatomy import GradientFlow, Statistics
+from torchpeek.anatomy import GradientFlow, Kernels, Statistics
 from torchpeek.hooks.running import RunningStatistics
 from torchpeek.render import feature_grid, kernel_grid
 
@@ -39,21 +39,31 @@ class Writer(Protocol):
         """One distribution."""
 
 
-def add_kernels(writer: Writer, kernels: Mapping[str, Tensor], step: int = 0, **looks: Any) -> None:
+def add_kernels(
+    writer: Writer, kernels: Mapping[str, Tensor], step: int = 0, *, remark: str = "", **looks: Any
+) -> None:
     """A picture for each layer, `kernels/LAYER`; `looks` are those of `render.kernel_grid`.
 
-    Weights that are no convolution's are left out.
+    Weights that are no convolution's are left out. Those of transposed convolutions are turned if `kernels` come from
+    `tp.kernels`, which knows them. `remark`, such as "random weights", is added to each title.
     """
-    for layer, weight in kernels.items():
-        if 3 <= weight.ndim <= 5:
-            _add_picture(writer, f"kernels/{layer}", kernel_grid(weight, title=layer, **looks), step)
+    shown = kernels.by_output() if isinstance(kernels, Kernels) else kernels
+    for layer, weight in shown.items():
+        if 3 <= weight.ndim <= 5 and not weight.is_complex():
+            _add_picture(writer, f"kernels/{layer}", kernel_grid(weight, title=_title(layer, remark), **looks), step)
 
 
-def add_features(writer: Writer, activations: Mapping[str, Tensor], step: int = 0, **looks: Any) -> None:
-    """A picture of the first sample for each layer with a grid, `features/LAYER`, as `render.feature_grid` draws it."""
+def add_features(
+    writer: Writer, activations: Mapping[str, Tensor], step: int = 0, *, remark: str = "", **looks: Any
+) -> None:
+    """A picture of the first sample for each layer with a grid, `features/LAYER`, as `render.feature_grid` draws it.
+
+    `remark`, such as "random weights", is added to each title.
+    """
     for layer, activation in activations.items():
-        if isinstance(activation, Tensor) and activation.ndim == 4:
-            _add_picture(writer, f"features/{layer}", feature_grid(activation[0], title=layer, **looks), step)
+        if isinstance(activation, Tensor) and activation.ndim == 4 and not activation.is_complex():
+            image = feature_grid(activation[0], title=_title(layer, remark), **looks)
+            _add_picture(writer, f"features/{layer}", image, step)
 
 
 def add_statistics(writer: Writer, statistics: Statistics, step: int = 0) -> None:
@@ -90,13 +100,17 @@ def _add_layer(writer: Writer, tag: str, found: RunningStatistics, step: int) ->
             f"{tag}/histogram",
             min=float(edges[0]),
             max=float(edges[-1]),
-            num=int(counts.sum()),
+            num=round(float(counts.sum())),  # the counts are shares of a sample
             sum=float((counts * middles).sum()),
             sum_squares=float((counts * middles.square()).sum()),
             bucket_limits=edges[1:].tolist(),
             bucket_counts=counts.tolist(),
             global_step=step,
         )
+
+
+def _title(layer: str, remark: str) -> str:
+    return f"{layer} ({remark})" if remark else layer
 
 
 def _add_picture(writer: Writer, tag: str, image: Image.Image, step: int) -> None:

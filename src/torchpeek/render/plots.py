@@ -47,13 +47,13 @@ class GradientRow(Protocol):
     def numel(self) -> int: ...
 
 
-def gradient_flow(rows: Sequence[GradientRow], *, log: bool = True) -> Figure:
+def gradient_flow(rows: Sequence[GradientRow], *, log: bool = True, title: str = "") -> Figure:
     """The gradient norm of each layer's parameters, in the order of `rows`: a matplotlib Figure.
 
     Weights, biases and other parameters have markers of their own. What an axis cannot show, a norm that is zero, NaN
     or infinite, or None (no gradient), is marked in a strip below; there the line is broken, and the layer's name is
-    red. With many layers the figure grows, up to 24 inches; then some names are left out, of marked layers last. Needs
-    the extra `plot`. Raises InputError if there are no rows.
+    red. With many layers the figure grows, up to 24 inches; then some names are left out, of marked layers last. A
+    `title` comes above what is counted. Needs the extra `plot`. Raises InputError if there are no rows.
     """
     figure_of = _figure_class()
     if not rows:
@@ -75,7 +75,8 @@ def gradient_flow(rows: Sequence[GradientRow], *, log: bool = True) -> Figure:
             axes.plot(x, y, marker=marker, color=colour, label=kind, markersize=4, linewidth=0.8, alpha=0.9)
     axes.set_ylabel("gradient norm")
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.set_title(_summary(len(rows), len(layers), [point.mark for point in marked]), fontsize=10, loc="left")
+    summary = _summary(len(rows), len(layers), [point.mark for point in marked])
+    axes.set_title(f"{title}\n{summary}" if title else summary, fontsize=10, loc="left")
     if marked:
         _draw_marks(panels[1], marked)
     lines = {

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from os import PathLike
 from pathlib import Path
 
@@ -17,41 +19,55 @@ class OutputFolder:
     """A folder for results."""
 
     path: Path
-    made: bool = False  # it was not there before
+    made: tuple[Path, ...] = ()  # what was not there before: the folder, and those around it
 
     @classmethod
-    def prepared(cls, path: str | PathLike[str], *, overwrite: bool = False) -> OutputFolder:
-        """The folder, made if need be. Raises FolderError where it cannot be written, or is not empty."""
+    def prepared(
+        cls,
+        path: str | PathLike[str],
+        *,
+        overwrite: bool = False,
+        advice: str = "--overwrite to replace what has the same name, or another --out",
+    ) -> OutputFolder:
+        """The folder, made if need be. Raises FolderError where it cannot be written, or is not empty.
+
+        `advice` is what to do about one that is not empty.
+        """
         folder = Path(path)
-        if folder.exists() and not folder.is_dir():
-            raise FolderError(f"output folder {str(folder)!r} is a file; choose another with --out")
-        made = not folder.exists()
+        if os.path.exists(folder) and not folder.is_dir():
+            raise FolderError(f"output folder {str(folder)!r} is a file; choose another")
+        made = _missing(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
+            _remove_empty(made)
             raise FolderError(
-                f"output folder {str(folder)!r} cannot be written ({error.strerror}); choose another with --out"
+                f"output folder {str(folder)!r} cannot be written ({error.strerror}); choose another"
             ) from error
         if not overwrite and (count := sum(1 for _ in folder.iterdir())):
             raise FolderError(
                 f"output folder {str(folder)!r} is not empty ({count} entries); allowed: a new or empty one. Next: "
-                "--overwrite to replace what has the same name, or another --out"
+                f"{advice}"
             )
         return cls(folder, made)
 
     def write(self, name: str, data: bytes) -> Path:
         """Write a file of this folder, whole or not at all, and say where it is."""
         path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, data)
+        made = _missing(path.parent)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, data)
+        except BaseException:
+            _remove_empty(made)
+            raise
         return path
 
     def abandon(self) -> None:
-        """Take the folder away again, if it was made for this and nothing was written."""
-        if self.made and not any(self.path.iterdir()):
-            self.path.rmdir()
+        """Take away again what was made for this, the folder and those around it, as far as it is empty."""
+        _remove_empty(self.made)
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -73,6 +89,21 @@ def file_stem(text: str) -> str:
     """Text as a part of a file name: `Egyptian cat` -> `egyptian-cat`. Letters of every script stay."""
     # A name has 255 bytes at most, and a letter up to four.
     return re.sub(r"[^\w+.]+", "-", text.lower())[:50].strip("-.") or "unnamed"
+
+
+def _missing(folder: Path) -> tuple[Path, ...]:
+    """Of the folder and those around it, innermost first, the ones that are not there."""
+    return tuple(takewhile(lambda each: not os.path.exists(each), (folder, *folder.parents)))
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:  # it is not empty
+            return
 
 
 def _umask() -> int:

@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from torchpeek.errors import FormatError
+from torchpeek.errors import FormatError, InputError, LayerNotFound, closest
 from torchpeek.hooks.keep import Captured
 from torchpeek.store.folder import OutputFolder, file_stem
 
 _KEY = "torchpeek-stream"
+_FILE = re.compile(r"(\d{8,})-.+\.safetensors")
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
-    """What a safetensors file of these holds, with `about` in its header."""
-    return to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(about))
+    """What a safetensors file of these holds, with `about` in its header.
+
+    Raises InputError for a tensor that the format has no place for.
+    """
+    return to_bytes({name: _plain(name, tensor) for name, tensor in tensors.items()}, dict(about))
 
 
 class TensorStream:
     """Writes all that a recording sees to a folder, a file for each tensor, and reads it back.
 
     `record(model, layers, keep=tp.keep.Callback(tp.TensorStream("folder")))` keeps nothing in memory. The folder has to
-    be new or empty; `TensorStream.opened` reads one that was written before.
+    be new or empty; `TensorStream.opened` reads one that was written before. May be called from several threads.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        self._folder = OutputFolder.prepared(path)
-        self._count = 0
+        advice = f"TensorStream.opened({str(path)!r}) to read it, or to go on with it; or another folder"
+        self._folder = OutputFolder.prepared(path, advice=advice)
+        self._numbers = count()
 
     @classmethod
     def opened(cls, path: str | PathLike[str]) -> TensorStream:
@@ -42,33 +52,83 @@ class TensorStream:
             raise FormatError(f"{path}: no such folder")
         stream = cls.__new__(cls)
         stream._folder = OutputFolder(folder)
-        stream._count = 1 + max((int(file.name.split("-")[0]) for file in stream._files()), default=-1)
+        stream._numbers = count(max(stream._files(), default=-1) + 1)
         return stream
 
     def __call__(self, captured: Captured) -> None:
         """Write one tensor, whole or not at all."""
+        number = next(self._numbers)  # atomic: no two threads get the same
         about = {"layer": captured.layer, "part": captured.part, "order": captured.order}
-        name = f"{self._count:08d}-{file_stem(captured.layer)}-{file_stem(captured.part)}.safetensors"
+        name = f"{number:08d}-{file_stem(captured.layer)}-{file_stem(captured.part)}.safetensors"
         self._folder.write(name, tensor_bytes({"tensor": captured.tensor}, {_KEY: json.dumps(about)}))
-        self._count += 1
 
     def read(self, layer: str, part: str = "output") -> Iterator[Tensor]:
-        """The tensors of one layer in the order in which they came, one in memory at a time."""
-        for captured in self:
-            if (captured.layer, captured.part) == (layer, part):
-                yield captured.tensor
+        """The tensors of one layer in the order in which they came, one in memory at a time.
+
+        `part` is output, input, grad_output or grad_input, with the path of a container: `input.0`, for which `input`
+        does where there is no other. Raises LayerNotFound, for a part that is not there InputError.
+        """
+        files = {file: _about(file) for file in self._files().values()}
+        parts = dict.fromkeys(about["part"] for about in files.values() if about["layer"] == layer)
+        if not parts:
+            layers = dict.fromkeys(about["layer"] for about in files.values())
+            raise LayerNotFound(f"no layer {layer!r} in this stream{closest(layer, layers)}; there are {len(layers)}")
+        if part not in parts:
+            within = [each for each in parts if each.startswith(f"{part}.")]
+            if within != [f"{part}.0"]:
+                known = ", ".join(map(repr, parts))
+                raise InputError(f"no {part!r} of layer {layer!r} in this stream; there are {known}")
+            (part,) = within
+        wanted = [file for file, about in files.items() if (about["layer"], about["part"]) == (layer, part)]
+        return map(_tensor, wanted)
 
     def __iter__(self) -> Iterator[Captured]:
-        for file in self._files():
-            try:
-                with safe_open(file, framework="pt") as opened:
-                    about = json.loads((opened.metadata() or {})[_KEY])
-                    yield Captured(about["layer"], about["part"], about["order"], opened.get_tensor("tensor"))
-            except (SafetensorError, KeyError, ValueError) as error:
-                raise FormatError(f"{file}: not a tensor of a stream, or damaged ({error})") from error
+        for file in self._files().values():
+            yield Captured(**_about(file), tensor=_tensor(file))
 
     def __len__(self) -> int:
         return len(self._files())
 
-    def _files(self) -> list[Path]:
-        return sorted(self._folder.path.glob("[0-9]*-*.safetensors"))
+    def _files(self) -> dict[int, Path]:
+        """Number -> file, in order. What is named otherwise is somebody else's."""
+        named = ((_FILE.fullmatch(file.name), file) for file in self._folder.path.iterdir())
+        return dict(sorted((int(match[1]), file) for match, file in named if match))
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield opened
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise FormatError(f"{file}: not a tensor of a stream, or damaged ({error})") from error
+
+
+def _about(file: Path) -> dict[str, Any]:
+    """Layer, part and order."""
+    with _opened(file) as opened:
+        about = json.loads((opened.metadata() or {})[_KEY])
+        return {"layer": str(about["layer"]), "part": str(about["part"]), "order": int(about["order"])}
+
+
+def _tensor(file: Path) -> Tensor:
+    with _opened(file) as opened:
+        tensor: Tensor = opened.get_tensor("tensor")
+        return tensor
+
+
+def _plain(name: str, tensor: Tensor) -> Tensor:
+    """The tensor as safetensors takes it."""
+    what = ""
+    if tensor.is_nested or tensor.layout != torch.strided:
+        what = "nested; save its parts" if tensor.is_nested else f"laid out as {tensor.layout}; take its .to_dense()"
+    elif tensor.is_meta:
+        what = "on the meta device, and has no values"
+    elif tensor.is_quantized:
+        what = f"of {tensor.dtype}; take its .dequantize()"
+    elif tensor.dtype in (torch.complex128, torch.complex32):
+        what = f"of {tensor.dtype}; take its .to(torch.complex64), or torch.view_as_real(...) of it"
+    if what:
+        raise InputError(f"tensor {name!r} cannot be written as safetensors: it is {what}")
+    # The bytes of a lazy conjugate or negative are those of what it was taken of.
+    return tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
