@@ -430,8 +430,8 @@ def markdown(results: dict[str, Any]) -> str:
     lines.append("| *plain hooks, kept on* | | " + " | ".join(floors) + " | |")
     lines += [
         "",
-        f"To open and close a recording around each pass costs {1e6 * opened / count:.1f} microseconds a layer (to",
-        f"reach: 5); to put plain hooks on and take them off again, which torch does, {1e6 * plain / count:.1f} of them.",
+        f"To open and close a recording around each pass costs {1e6 * opened / count:.1f} µs a layer (to reach",
+        f"5); to put plain hooks on and take them off again, which torch does, {1e6 * plain / count:.1f} of them.",
         "",
         "## Gradients of ResNet-50",
         "",
