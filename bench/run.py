@@ -32,35 +32,31 @@ TARGETS = {"torchpeek gradcam": 1.10, "torchpeek compare, all ten": 1.20}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
-    results: dict[str, object] = {"machine": machine(), "import": import_time()}
+    parser.add_argument("--only", choices=["heatmaps", "recording"], help="keep what results.json has of the other")
+    given = parser.parse_args()
+    file = HERE / "results.json"
+    results: dict[str, Any] = json.loads(file.read_text()) if given.only else {}
+    results |= {"machine": machine(), "import": import_time()}
+    if given.only != "recording":
+        results["resnet50"] = measure_heatmaps(given.rounds)
+    if given.only != "heatmaps":
+        results |= hooks.measure_all(given.rounds)
+    file.write_text(json.dumps(results, indent=2) + "\n")
+    page = markdown(results, results["resnet50"]) + "\n" + hooks.markdown(results)
+    (HERE / "results.md").write_text(page)
+    print(page)
+
+
+def measure_heatmaps(rounds: int) -> dict[str, dict[str, object]]:
+    """ResNet-50 on one thread and two, one picture and eight."""
     table: dict[str, dict[str, object]] = {}
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for batch in (1, 8):
             column = f"{threads} thread{'s' if threads > 1 else ''}, batch {batch}"
-            print(f"measuring: {column}", file=sys.stderr)
+            print(f"measuring: heatmaps, {column}", file=sys.stderr)
             table[column] = measure(batch, rounds if batch == 1 else max(3, rounds // 3))
-    results["resnet50"] = table
-    torch.set_num_threads(1)
-    results["overwritten"] = hooks.who_is_right()
-    recording: dict[str, dict[str, Any]] = {}
-    for case in hooks.cases():
-        print(f"measuring: recording, {case.name}", file=sys.stderr)
-        recording[case.name] = hooks.measure_case(case, 2 * rounds if case.passes > 1 else rounds)
-    results["recording"] = recording
-    print("measuring: gradients and statistics", file=sys.stderr)
-    results["gradients"] = hooks.measure_gradients(rounds)
-    statistics_table = {}
-    for threads, batch in ((1, 1), (2, 1), (2, 8)):
-        torch.set_num_threads(threads)
-        column = f"{threads} thread{'s' if threads > 1 else ''}, batch {batch}"
-        statistics_table[column] = hooks.measure_statistics(rounds if batch == 1 else max(3, rounds // 3), batch)
-    results["statistics"] = statistics_table
-    (HERE / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    page = markdown(results, table) + "\n" + hooks.markdown(results)
-    (HERE / "results.md").write_text(page)
-    print(page)
+    return table
 
 
 def measure(batch: int, rounds: int) -> dict[str, object]:

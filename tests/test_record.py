@@ -1345,10 +1345,10 @@ def test_ctrl_c_at_any_moment_leaves_no_hook_behind() -> None:
 
     caught = 0
     for delay in torch.rand(150).mul(0.01).tolist():
-        thread = threading.Thread(target=interrupt, args=(delay,))
-        thread.start()
+        thread = threading.Thread(target=interrupt, args=(0.003 + delay,))
         with contextlib.suppress(KeyboardInterrupt):
             try:
+                thread.start()
                 while thread.is_alive():
                     with tp.record(model, "*", inputs=True, gradients=True, parameters=True):
                         model(x).sum().backward()

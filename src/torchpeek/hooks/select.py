@@ -87,10 +87,12 @@ def _matching(model: nn.Module, named: dict[str, nn.Module], selection: Selectio
         case _ if callable(selection):
             found = {name for name, module in named.items() if name and selection(name, module)}
         case Iterable():
-            parts = [_matching(model, named, part) for part in selection]
+            parts = list(selection)
             if not parts:
                 raise InputError("the layer selection is an empty list; name at least one layer")
-            return set().union(*parts)
+            found = {part for part in parts if isinstance(part, str) and part in named}
+            rest = (part for part in parts if not (isinstance(part, str) and part in found))
+            return found.union(*(_matching(model, named, part) for part in rest))
         case _:
             raise InputError(
                 "a layer selection is a name, glob, regular expression, type, predicate or module, or a list of "
