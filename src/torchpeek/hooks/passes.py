@@ -60,7 +60,7 @@ class Passes:
         self.order = count()
         self.thread = -1
         self.handles: list[RemovableHandle | Use] = []
-        self.exits: list[Exit] = []  # of this pass
+        self.exits: list[Exit] = []  # of the passes that are kept
         self.depth: dict[int, int] = {}  # thread -> how often the model has called itself
         self.replicas: dict[int, object] = {}  # thread -> where the replica of the model runs that it runs
         self.lock = threading.Lock()  # for replicas, which begin at the same time

@@ -173,7 +173,7 @@ class Recording:
         self._pass_begins()
 
     def grad(self, score: Tensor, *, retain_graph: bool = True) -> LayerGradients:
-        """The gradients of `score`, one number, with respect to what the layers returned in the last pass.
+        """The gradients of `score`, one number, with respect to what the layers returned in the passes that are kept.
 
         For a recording with `gradients`, inside of its block or after it. The backward pass goes no further down than
         the first of the layers, and no `.grad` is touched. Each call's `grad_output` is set to it as well. Raises
@@ -199,7 +199,7 @@ class Recording:
         found = [way.gradient_of([next(gradients) for _ in each]) for way, each in zip(exits, edges, strict=True)]
         if all(gradient is None for gradient in found):
             names = ", ".join(map(repr, dict.fromkeys(way.layer for way in exits)))
-            raise NotConnected(f"the score does not depend on {names} as they were in the last pass")
+            raise NotConnected(f"the score does not depend on {names} as they were in what is recorded")
         for slot, gradient, arrivals in zip((way.slot for way in exits), found, before, strict=True):
             if gradient is None:
                 slot.forget()  # that of another score
