@@ -12,6 +12,7 @@ from torch import nn
 import torchpeek as tp
 from networks import InPlaceNet, PooledNet, SplitNet, messy, state_of
 from replicas import REPLICAS
+from replicas_passes import REPLICAS_OF_PASSES
 from torchpeek.cam import METHODS, find_method
 from torchpeek.cam.algebra import first_component
 from torchpeek.engine import runner
@@ -27,12 +28,47 @@ from torchpeek.errors import (
 )
 
 X = torch.randn(2, 3, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-GRADIENT = [name for name, method in METHODS.items() if method.needs == "gradients"]
+CHEAP = [name for name, method in METHODS.items() if method.cheap]
+
+# Scaled, cut off or climbed along: rounding is carried further by these.
+ROUGH = ("groupcam", "opticam", "polycam", "fullgrad")
+
+# Fewer draws and steps than a user would take: the replicas are slow.
+SMALL = {
+    "smoothgradcam++": {"samples": 4},
+    "sscam": {"samples": 3},
+    "iscam": {"steps": 4},
+    "groupcam": {"groups": 3, "kernel": 5, "sigma": 2.0},
+    "integrated-gradcam": {"steps": 6},
+    "opticam": {"steps": 8},
+    "fem": {"k": 0.5},
+}
 
 
 def test_every_method_has_an_oracle() -> None:
-    """So that a new method is not without a test: a replica, or for these two their own tests below."""
-    assert set(METHODS) - set(REPLICAS) == {"cam", "random"}
+    """So that a new method is not without a test: a replica, or its own tests, here or in test_passes.py."""
+    assert set(METHODS) - set(REPLICAS) - set(REPLICAS_OF_PASSES) == {
+        "cam",
+        "random",
+        "fullgrad",
+        "polycam",
+        "refinecam",
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*are exactly zero everywhere")  # some of the small network's really are
+@pytest.mark.parametrize("name", REPLICAS_OF_PASSES)
+def test_replica_of_passes(net: SplitNet, name: str) -> None:
+    """Two samples, three classes of each, a grid that is not square."""
+    labels, options = [[2, 0, 3], [1, 3, 0]], SMALL.get(name, {})
+    values = tp.explain(net, X, method=name, layer="prefix", target=labels, **options).values
+    assert values.shape == (2, 3, 4, 3)
+    assert values.dtype == torch.float64
+    for n in range(2):
+        for k in range(3):
+            expected = REPLICAS_OF_PASSES[name](net, X[n : n + 1], labels[n][k], **options)
+            largest = np.abs(expected).max()
+            np.testing.assert_allclose(values[n, k].numpy(), expected, rtol=1e-7, atol=1e-9 * largest)
 
 
 @pytest.mark.parametrize("name", REPLICAS)
@@ -221,6 +257,7 @@ class TestRandom:
         assert tp.explain(PooledNet(), X.float(), seed=7).provenance.options == {}
 
 
+@pytest.mark.filterwarnings("ignore:polycam.*are exactly zero everywhere")  # where no channel raises the score
 @pytest.mark.parametrize("name", METHODS)
 class TestContract:
     """What holds for every method, also for one that is registered tomorrow."""
@@ -247,7 +284,8 @@ class TestContract:
 
         monkeypatch.setattr(runner, "Capture", Watched)
         heatmap = tp.explain(PooledNet(), X.float(), method=name, layer="act")
-        assert [reference() for reference in kept] == [None]
+        assert kept
+        assert all(reference() is None for reference in kept)
         assert heatmap.values.grad_fn is None
 
     def test_under_autocast(self, name: str) -> None:
@@ -257,7 +295,8 @@ class TestContract:
             half = tp.explain(model, x, method=name, layer="act", target=1)
         exact = tp.explain(model, x, method=name, layer="act", target=1)
         assert half.values.dtype == half.scores.dtype == torch.float32
-        assert (half.values - exact.values).abs().max() <= 0.05 * exact.values.abs().max()
+        tolerance = 0.3 if name in ROUGH else 0.05
+        assert (half.values - exact.values).abs().max() <= tolerance * exact.values.abs().max()
 
     def test_shape_type_and_provenance(self, name: str) -> None:
         model = PooledNet().eval()
@@ -267,7 +306,7 @@ class TestContract:
         assert not heatmap.values.requires_grad
         assert heatmap.scores.shape == heatmap.question.labels.shape == (2, 3)
         assert heatmap.provenance.method == name
-        assert heatmap.provenance.layer == "act"
+        assert heatmap.provenance.layer == {"one": "act", "many": "act", "all": "every layer"}[METHODS[name].layers]
         assert heatmap.provenance.paper == METHODS[name].paper
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -278,7 +317,10 @@ class TestContract:
         half = tp.explain(model.to(dtype), x.to(dtype), method=name, target=1).values
         assert half.dtype == torch.float32
         error = (half - exact).abs().max() / exact.abs().max()
-        assert error < (0.02 if dtype == torch.float16 else 0.12)
+        if name in ROUGH:
+            assert error < 0.3
+        else:
+            assert error < (0.02 if dtype == torch.float16 else 0.12)
 
     @pytest.mark.parametrize("shape", [(1, 3, 9), (1, 3, 5, 4, 3)], ids=["1D", "3D"])
     def test_signals_and_volumes(self, name: str, shape: tuple[int, ...]) -> None:
@@ -296,6 +338,7 @@ class TestContract:
         assert values.shape == (1, 2, *shape[2:])
         assert torch.isfinite(values).all()
 
+    @pytest.mark.filterwarnings("ignore:.*are exactly zero everywhere")  # blurred, it is the same
     def test_a_flat_picture_is_no_trouble(self, name: str) -> None:
         heatmap = tp.explain(PooledNet(), torch.full((1, 3, 6, 6), 0.5), method=name)
         assert torch.isfinite(heatmap.positive().unit().values).all()
@@ -311,8 +354,8 @@ class TestContract:
         torch.testing.assert_close(wrong, tp.explain(model, X, method=name, layer="conv", target=1).values)
 
     def test_unknown_option(self, name: str) -> None:
-        with pytest.raises(OptionError, match=f"method '{name.replace('+', '.')}' has no option 'gamma'"):
-            tp.explain(PooledNet(), X.float(), method=name, gamma=1)
+        with pytest.raises(OptionError, match=f"method '{name.replace('+', '.')}' has no option 'nonsense'"):
+            tp.explain(PooledNet(), X.float(), method=name, nonsense=1)
 
 
 class TestCompare:
@@ -333,11 +376,11 @@ class TestCompare:
                 return grad
 
         model.head.register_forward_pre_hook(lambda module, args: Counted.apply(*args))
-        together = tp.compare(model, X, methods=list(METHODS), target=1)
+        together = tp.compare(model, X, methods=CHEAP, layer="act", target=1)
         assert len(forwards) == 1
         assert len(backwards) == 1
         for name, heatmap in together.items():
-            assert torch.equal(heatmap.values, tp.explain(model, X, method=name, target=1).values)
+            assert torch.equal(heatmap.values, tp.explain(model, X, method=name, layer="act", target=1).values)
 
     def test_without_a_gradient_method_no_graph_is_kept(self) -> None:
         model = PooledNet().eval()

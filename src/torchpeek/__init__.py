@@ -11,7 +11,7 @@ tp.render.overlay(picture, heatmap[0, 0]).save("cat.png")
 from torchpeek import errors, render
 from torchpeek._version import __version__
 from torchpeek.anatomy import activations, gradient_flow, kernels, layers, plan, statistics
-from torchpeek.cam import METHODS
+from torchpeek.cam import METHODS, Smoothing
 from torchpeek.engine import Target, Trace, targets
 from torchpeek.errors import Notice, TorchpeekError
 from torchpeek.explain import compare, explain, trace
@@ -30,6 +30,7 @@ __all__ = [
     "Picture",
     "Preprocess",
     "Provenance",
+    "Smoothing",
     "Target",
     "TensorStream",
     "TorchpeekError",

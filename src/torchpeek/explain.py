@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
 from torchpeek import _version
-from torchpeek.cam import CamMethod, find_method
-from torchpeek.engine import ModelRunner, Origin, Suggestion, Target, Trace, suggest_layer
+from torchpeek.cam import FUSIONS, CamMethod, Smoothing, find_method, fused, smoothed
+from torchpeek.engine import ModelRunner, Origin, Target, Trace, suggest_layer, suggest_stages
 from torchpeek.engine.targets import ClassesPerSample, as_target
-from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotFinite, NotFired, TargetError, notify
+from torchpeek.errors import (
+    AmbiguousCall,
+    InputError,
+    NoSpatialLayer,
+    NotFinite,
+    NotFired,
+    OptionError,
+    TargetError,
+    notify,
+)
 from torchpeek.heatmap import Heatmap, Provenance
 from torchpeek.hooks import Selection, select, uninterrupted
 from torchpeek.models import Inputs, LoadedModel, Model, Preprocess, input_tensor, module_of
@@ -28,26 +38,47 @@ def trace(
     layer: Selection | None = None,
     target: TargetLike = None,
     gradients: bool = True,
+    ablations: bool = False,
 ) -> Trace:
     """One pass over `inputs`, kept: ask it for as many methods and classes as you like, without another forward pass.
 
-    `layer` selects one layer; None takes a suggested one, and the trace's `origin.layer_reason` says why that. With
-    `gradients=False` no graph is kept, for methods that need none. The model is left exactly as it was found.
+    `layer` selects one layer, or a list several; None takes a suggested one, and the trace's `origin.layer_reason` says
+    why that. With `gradients=False` no graph is kept, for methods that need none; with `ablations=True` the pass also
+    keeps what `trace.ablate` needs, which otherwise takes one more. The model is left exactly as it was found.
     """
     tensor = input_tensor(model, inputs)
+    return _traced(model, tensor, layer, target, _Plan(gradients=gradients, ablates=ablations))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the methods that are asked for together need of one pass."""
+
+    gradients: bool
+    ablates: bool = False
+    stages: bool = False  # layer=None is one layer of each size of grid
+
+
+def _traced(model: Model, tensor: Tensor, layer: Selection | None, target: TargetLike, plan: _Plan) -> Trace:
     runner = ModelRunner(module_of(model))
     asked = as_target(target, _class_names(model))
 
-    def traced(chosen: Suggestion) -> Trace:
-        return runner.trace(tensor, [chosen.layer], asked, gradients=gradients, origin=_origin(model, chosen.reason))
+    def passed(names: Sequence[str], reason: str) -> Trace:
+        origin = _origin(model, reason)
+        return runner.trace(tensor, names, asked, gradients=plan.gradients, noting=plan.ablates, origin=origin)
 
     if layer is not None:
-        return traced(_one_layer(runner.model, layer))
+        return passed(_layers(runner.model, layer), "asked for")
+    if plan.stages:
+        stages = suggest_stages(runner.model, tensor)
+        return passed([each.layer for each in stages], stages[0].reason)
     try:
-        return traced(suggest_layer(runner.model, tensor))
+        found = suggest_layer(runner.model, tensor)
+        return passed([found.layer], found.reason)
     except (NoSpatialLayer, NotFired, AmbiguousCall):
         # What was remembered was of an input of another size, perhaps.
-        return traced(suggest_layer(runner.model, tensor, anew=True))
+        found = suggest_layer(runner.model, tensor, anew=True)
+        return passed([found.layer], found.reason)
 
 
 @overload
@@ -58,12 +89,21 @@ def explain(
     method: str = ...,
     layer: Selection | None = ...,
     target: TargetLike = ...,
+    fuse: str | None = ...,
+    smooth: Smoothing | None = ...,
     seed: int = ...,
     **options: Any,
 ) -> Heatmap: ...
 @overload
 def explain(
-    model: Trace, *, method: str = ..., target: TargetLike = ..., seed: int = ..., **options: Any
+    model: Trace,
+    *,
+    method: str = ...,
+    target: TargetLike = ...,
+    fuse: str | None = ...,
+    smooth: Smoothing | None = ...,
+    seed: int = ...,
+    **options: Any,
 ) -> Heatmap: ...
 @overload
 def explain(
@@ -73,6 +113,8 @@ def explain(
     method: str = ...,
     layer: Selection | None = ...,
     target: TargetLike = ...,
+    fuse: str | None = ...,
+    smooth: Smoothing | None = ...,
     seed: int = ...,
     **options: Any,
 ) -> list[Heatmap]: ...
@@ -83,6 +125,8 @@ def explain(
     method: str = "gradcam",
     layer: Selection | None = None,
     target: TargetLike = None,
+    fuse: str | None = None,
+    smooth: Smoothing | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Heatmap | list[Heatmap]:
@@ -90,13 +134,17 @@ def explain(
 
     `model` is an nn.Module, a LoadedModel, or a Trace in place of both model and inputs. A list of inputs, which may
     differ in size, gives a list of heatmaps. `layer=None` takes a suggested layer, and `target=None` the predicted
-    class; the provenance says which. `options` are the method's own (`torchpeek methods`); `seed` is for those that
-    draw numbers.
+    class; the provenance says which. Of a list of layers, or with `fuse`, the maps of several layers become one:
+    each is cut off below zero, scaled to [0, 1] and resized to the largest grid, and `fuse` is "max" (of a list, unless
+    said otherwise), "mean" or "product". Methods that combine layers by themselves (polycam, refinecam) take the list
+    as it is, and with `layer=None` one layer of each size of grid. `smooth` averages over mirrored and scaled inputs.
+    `options` are the method's own (`torchpeek methods`); `seed` is for those that draw numbers.
 
     The model runs in eval mode and is left exactly as it was found.
     """
     method = find_method(method).name
-    found: Heatmap | list[Heatmap] = _compare(model, inputs, {method: options}, layer, target, seed)[method]
+    how = _How(fuse, smooth, seed)
+    found: Heatmap | list[Heatmap] = _compare(model, inputs, {method: options}, layer, target, how)[method]
     return found
 
 
@@ -108,6 +156,8 @@ def compare(  # type: ignore[overload-overlap]  # a str is a Sequence, too; as a
     methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
     layer: Selection | None = ...,
     target: TargetLike = ...,
+    fuse: str | None = ...,
+    smooth: Smoothing | None = ...,
     seed: int = ...,
 ) -> dict[str, Heatmap]: ...
 @overload
@@ -116,6 +166,8 @@ def compare(
     *,
     methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
     target: TargetLike = ...,
+    fuse: str | None = ...,
+    smooth: Smoothing | None = ...,
     seed: int = ...,
 ) -> dict[str, Heatmap]: ...
 @overload
@@ -126,6 +178,8 @@ def compare(
     methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
     layer: Selection | None = ...,
     target: TargetLike = ...,
+    fuse: str | None = ...,
+    smooth: Smoothing | None = ...,
     seed: int = ...,
 ) -> dict[str, list[Heatmap]]: ...
 def compare(
@@ -135,17 +189,37 @@ def compare(
     methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
     layer: Selection | None = None,
     target: TargetLike = None,
+    fuse: str | None = None,
+    smooth: Smoothing | None = None,
     seed: int = 0,
 ) -> dict[str, Heatmap] | dict[str, list[Heatmap]]:
     """Several methods from one shared trace: one forward pass and, if any of them needs it, one backward pass.
 
-    `methods` are names, or a dict from a name to that method's options. Everything else is as for `explain`.
+    Besides these, each runs what its entry in `torchpeek methods` says. Methods that combine layers share another
+    trace, of their own layers, unless `layer` says which. `methods` are names, or a dict from a name to that method's
+    options. Everything else is as for `explain`.
     """
-    found: dict[str, Heatmap] | dict[str, list[Heatmap]] = _compare(model, inputs, methods, layer, target, seed)
+    how = _How(fuse, smooth, seed)
+    found: dict[str, Heatmap] | dict[str, list[Heatmap]] = _compare(model, inputs, methods, layer, target, how)
     return found
 
 
 Chosen: TypeAlias = list[tuple[CamMethod, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class _How:
+    """What else a heatmap depends on, whatever its method."""
+
+    fuse: str | None
+    smooth: Smoothing | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.fuse is not None and self.fuse not in FUSIONS:
+            raise OptionError(f"fuse is {self.fuse!r}; allowed: {', '.join(map(repr, FUSIONS))}, or None")
+        if self.smooth is not None and not isinstance(self.smooth, Smoothing):
+            raise OptionError(f"smooth is {self.smooth!r}; allowed: tp.Smoothing(), or None")
 
 
 def _compare(
@@ -154,31 +228,44 @@ def _compare(
     methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
     layer: Selection | None,
     target: TargetLike,
-    seed: int,
+    how: _How,
 ) -> Any:  # the overloads of compare() say what it is when
     chosen = _chosen(methods)
     if isinstance(model, Trace):
         if inputs is not None or layer is not None:
             raise InputError("a Trace has its inputs and its layer; give it alone, or the model with both")
         asked = model if target is None else model.asked(as_target(target, model.origin.class_names))
-        return {method.name: _heatmap(asked, method, options, seed) for method, options in chosen}
+        return {method.name: _heatmap(asked, method, options, how) for method, options in chosen}
     if inputs is None:
         raise InputError("inputs is missing; explain(model, inputs), or explain(trace)")
+    if isinstance(layer, (list, tuple)) and how.fuse is None:
+        how = replace(how, fuse="max")
     if isinstance(inputs, (list, tuple)):
-        return _compare_each(model, inputs, chosen, layer, target, seed)
-    return _compare_batch(model, input_tensor(model, inputs), chosen, layer, target, seed)
+        return _compare_each(model, inputs, chosen, layer, target, how)
+    return _compare_batch(model, input_tensor(model, inputs), chosen, layer, target, how)
 
 
 def _compare_batch(
-    model: Model, tensor: Tensor, chosen: Chosen, layer: Selection | None, target: TargetLike, seed: int
+    model: Model, tensor: Tensor, chosen: Chosen, layer: Selection | None, target: TargetLike, how: _How
 ) -> dict[str, Heatmap]:
-    gradients = any(method.needs == "gradients" for method, _ in chosen)
-    kept = trace(model, tensor, layer=layer, target=target, gradients=gradients)
-    return {method.name: _heatmap(kept, method, options, seed) for method, options in chosen}
+    found: dict[str, Heatmap] = {}
+    # Those that combine layers look at others, unless it is said at which.
+    combining = [pair for pair in chosen if pair[0].layers == "many" and layer is None]
+    for together in ([pair for pair in chosen if pair not in combining], combining):
+        if not together:
+            continue
+        plan = _Plan(
+            gradients=any(method.needs == "gradients" for method, _ in together),
+            ablates=any(method.ablates for method, _ in together),
+            stages=together is combining,
+        )
+        kept = _traced(model, tensor, layer, target, plan)
+        found |= {method.name: _heatmap(kept, method, options, how) for method, options in together}
+    return {method.name: found[method.name] for method, _ in chosen}
 
 
 def _compare_each(
-    model: Model, inputs: Sequence[Any], chosen: Chosen, layer: Selection | None, target: TargetLike, seed: int
+    model: Model, inputs: Sequence[Any], chosen: Chosen, layer: Selection | None, target: TargetLike, how: _How
 ) -> dict[str, list[Heatmap]]:
     """One batch for each run of inputs of the same shape; then taken apart again."""
     tensors = [input_tensor(model, each) for each in inputs]
@@ -195,7 +282,7 @@ def _compare_each(
     for run in _runs_of_one_shape(tensors):
         size = sum(len(tensor) for tensor in run)
         part = ClassesPerSample(asked.labels[done : done + size]) if isinstance(asked, ClassesPerSample) else asked
-        for name, heatmap in _compare_batch(model, torch.cat(run), chosen, layer, part, seed).items():
+        for name, heatmap in _compare_batch(model, torch.cat(run), chosen, layer, part, how).items():
             start = 0
             for tensor in run:
                 found[name].append(heatmap[start : start + len(tensor)])
@@ -214,31 +301,43 @@ def _runs_of_one_shape(tensors: list[Tensor], most: int = 16) -> list[list[Tenso
     return runs
 
 
-def _heatmap(trace: Trace, method: CamMethod, options: Mapping[str, Any], seed: int) -> Heatmap:
-    given = {"seed": seed, **options} if "seed" in method.options else dict(options)
-    device = trace.at[trace.layer].activation.device.type
+def _heatmap(trace: Trace, method: CamMethod, options: Mapping[str, Any], how: _How) -> Heatmap:
+    given = {"seed": how.seed, **options} if "seed" in method.options else dict(options)
+    fuse = how.fuse if method.layers == "one" and len(trace.at) > 1 else None
+
+    def computed(one: Trace) -> Tensor:
+        if fuse is None:
+            return method.compute(one, **given)
+        return fused([method.compute(one.only(name), **given) for name in one.at], fuse)
+
     # The mathematics is in float32 at least, also under the caller's autocast.
+    device = trace.inputs.device.type
     with uninterrupted(), torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-        found = method.compute(trace, **given)
-        values = found.expand(*trace.scores.shape, *found.shape[2:]).contiguous()  # (N, K, *grid)
+        values = smoothed(trace, computed, how.smooth) if how.smooth else computed(trace)
+        values = values.expand(*trace.scores.shape, *values.shape[2:]).contiguous()  # (N, K, *grid)
+    made = _provenance(trace, method, given, how.smooth, fuse)
     if not torch.isfinite(values).all():
-        raise NotFinite(f"{method.name} at {trace.layer!r} gave NaN or infinity, though the activations have none")
+        raise NotFinite(f"{method.name} at {made.layer!r} gave NaN or infinity, though the activations have none")
     if empty := int((values.flatten(2) == 0).all(2).sum()):
         notify(
-            f"{method.name} at {trace.layer!r}: {empty} of {trace.scores.numel()} maps are exactly zero everywhere; "
+            f"{method.name} at {made.layer!r}: {empty} of {trace.scores.numel()} maps are exactly zero everywhere; "
             "the layer says nothing about that class",
         )
-    return Heatmap(values, trace.scores, trace.question, _provenance(trace, method, given))
+    return Heatmap(values, trace.scores, trace.question, made)
 
 
-def _provenance(trace: Trace, method: CamMethod, options: Mapping[str, Any]) -> Provenance:
+def _provenance(
+    trace: Trace, method: CamMethod, options: Mapping[str, Any], smooth: Smoothing | None, fuse: str | None
+) -> Provenance:
     names = trace.origin.class_names
     labels = trace.question.labels.flatten().tolist()
-    activation = trace.at[trace.layer].activation
+    activation = next(iter(trace.at.values())).activation
+    every = method.layers == "all"
+    steps = [f"each layer's positive map on the same grid, unit, and their {fuse}"] if fuse else []
     return Provenance(
         method=method.name,
-        layer=trace.layer,
-        layer_reason=trace.origin.layer_reason,
+        layer="every layer" if every else ", ".join(trace.at),
+        layer_reason="the method takes them all" if every else trace.origin.layer_reason,
         model=trace.origin.model,
         weights=trace.origin.weights,
         preprocess=trace.origin.preprocess,
@@ -252,6 +351,7 @@ def _provenance(trace: Trace, method: CamMethod, options: Mapping[str, Any]) -> 
         dtype=str(activation.dtype).removeprefix("torch."),
         torch=torch.__version__,
         torchpeek=_version.__version__,
+        steps=(*steps, str(smooth)) if smooth else tuple(steps),
     )
 
 
@@ -269,14 +369,16 @@ def _chosen(methods: Iterable[str] | Mapping[str, Mapping[str, Any]]) -> Chosen:
     return chosen
 
 
-def _one_layer(module: nn.Module, layer: Selection) -> Suggestion:
+def _layers(module: nn.Module, layer: Selection) -> list[str]:
+    """The names of the layers that are asked for: one, or those of a list."""
     names = list(select(module, layer))
-    if len(names) > 1:
+    if len(names) > 1 and not isinstance(layer, (list, tuple)):
         listed = ", ".join(map(repr, names[:6])) + (", ..." if len(names) > 6 else "")
         raise AmbiguousCall(
-            f"layer {layer!r} selects {len(names)} layers ({listed}); a heatmap is of one. Name one of them"
+            f"layer {layer!r} selects {len(names)} layers ({listed}); a heatmap is of one. Name one of them, or, for "
+            f"one map made of them all, give a list: layer=[{layer!r}]"
         )
-    return Suggestion(names[0], "asked for")
+    return names
 
 
 def _class_names(model: Model) -> Sequence[str] | None:

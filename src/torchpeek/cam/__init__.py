@@ -1,6 +1,22 @@
 """From a trace to the values of a heatmap; mathematics only."""
 
-from torchpeek.cam import activation, gradient
-from torchpeek.cam.method import METHODS, CamMethod, Needs, cam_method, find_method
+from torchpeek.cam import activation, gradient, perturbation
+from torchpeek.cam.fusion import FUSIONS, fused
+from torchpeek.cam.method import METHODS, CamMethod, Layers, Needs, cam_method, find_method
+from torchpeek.cam.smoothing import Smoothing, smoothed
 
-__all__ = ["METHODS", "CamMethod", "Needs", "activation", "cam_method", "find_method", "gradient"]
+__all__ = [
+    "FUSIONS",
+    "METHODS",
+    "CamMethod",
+    "Layers",
+    "Needs",
+    "Smoothing",
+    "activation",
+    "cam_method",
+    "find_method",
+    "fused",
+    "gradient",
+    "perturbation",
+    "smoothed",
+]

@@ -5,8 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchpeek.cam.algebra import first_component, weighted_sum
-from torchpeek.cam.method import cam_method
+from torchpeek.cam.algebra import (
+    agreeing,
+    first_component,
+    first_eigenpair,
+    grid_axes,
+    grid_mean,
+    live_channels,
+    weighted_sum,
+)
+from torchpeek.cam.method import cam_method, check_number
 from torchpeek.engine import Trace
 from torchpeek.errors import MethodNotApplicable
 
@@ -37,6 +45,40 @@ def eigencam(trace: Trace) -> Tensor:
     the channels.
     """
     return first_component(trace.activations, towards=trace.activations.sum(dim=2))
+
+
+@cam_method("fem", needs="activations", paper="doi:10.1109/IPTA50016.2020.9286629")
+def fem(trace: Trace, *, k: float = 2.0) -> Tensor:
+    """Where each channel is k standard deviations above its mean, weighted by that mean; the same for every class.
+
+    Means and standard deviations are over a channel's positions. grad-cam computes something else under this name: the
+    activations, weighted by the share of such positions.
+    """
+    check_number("k", k)
+    A = trace.activations
+    mean = grid_mean(A)
+    deviation = (A - mean).square().mean(dim=grid_axes(A), keepdim=True).sqrt()
+    live = live_channels(A).view(*mean.shape)  # of a constant one rounding alone would decide
+    return torch.where(live & (mean + k * deviation < A), mean, 0).sum(2)
+
+
+@cam_method("kpcacam", needs="activations", paper="arXiv:2410.00267")
+def kpcacam(trace: Trace, *, gamma: float | None = None) -> Tensor:
+    """The first kernel principal component of the positions, with a sigmoid kernel; the same for every class.
+
+    The kernel is tanh(gamma a . b + 1) of two positions' activations, centred; gamma=None is 1 / C. It is centred in
+    feature space, too, and the map is its first eigenvector times the root of the eigenvalue. The sign, which is
+    arbitrary, is the one that agrees with the sum of the channels.
+    """
+    rows = trace.activations.flatten(3)  # (N, 1, C, positions)
+    rows = rows - rows.mean(dim=3, keepdim=True)
+    kernel = torch.tanh((1 / rows.shape[2] if gamma is None else gamma) * (rows.mT @ rows) + 1)
+    kernel = kernel - kernel.mean(dim=2, keepdim=True)
+    kernel = kernel - kernel.mean(dim=3, keepdim=True)
+    value, vector = first_eigenpair((kernel + kernel.mT) / 2)
+    towards = trace.activations.sum(dim=2)
+    component = agreeing(vector * value.clamp(min=0).sqrt(), towards.flatten(2))
+    return component.view_as(towards)
 
 
 @cam_method("random", needs="activations")

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from torchpeek.heatmap import upsample
+
+# Up to this size a symmetric matrix is taken apart whole; of a larger one only the first eigenvector is looked for.
+_WHOLE = 512
 
 
 def grid_mean(tensor: Tensor) -> Tensor:
@@ -35,14 +43,135 @@ def first_component(tensor: Tensor, towards: Tensor) -> Tensor:
     rows = tensor.flatten(3)  # (N, K, C, positions)
     channels, positions = rows.shape[2:]
     if positions <= channels:
-        values, vectors = torch.linalg.eigh(rows.mT @ rows)  # of (positions, positions), ascending
-        component = vectors[..., -1] * values[..., -1:].clamp(min=0).sqrt()  # (N, K, positions): u1 times s1
+        value, vector = first_eigenpair(rows.mT @ rows)  # of (positions, positions)
+        component = vector * value.clamp(min=0).sqrt()  # (N, K, positions): u1 times s1
     else:
-        vectors = torch.linalg.eigh(rows @ rows.mT).eigenvectors  # of (C, C)
-        component = (vectors[..., -1:].mT @ rows).squeeze(2)  # v1 applied
-    agreement = (component * towards.flatten(2)).sum(dim=2, keepdim=True)
-    signed = torch.where(agreement < 0, -component, component)
-    return signed.reshape(*signed.shape[:2], *tensor.shape[3:])
+        _, vector = first_eigenpair(rows @ rows.mT)  # of (C, C)
+        component = (vector.unsqueeze(-2) @ rows).squeeze(-2)  # v1 applied
+    return agreeing(component, towards.flatten(2)).reshape(*tensor.shape[:2], *tensor.shape[3:])
+
+
+def agreeing(component: Tensor, towards: Tensor) -> Tensor:
+    """(N, K, positions): each map, or its negative if that is the one whose inner product with `towards` is not."""
+    agreement = (component * towards).sum(dim=-1, keepdim=True)
+    return torch.where(agreement < 0, -component, component)
+
+
+def first_eigenpair(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., n, n) symmetric, none of whose eigenvalues is below minus the largest -> (..., 1) and (..., n).
+
+    The largest eigenvalue and its unit vector. Of large matrices by subspace iteration, up to a residual at rounding;
+    a matrix whose first eigenvalues lie too close together for that is taken apart whole.
+    """
+    size = matrices.shape[-1]
+    if size > _WHOLE:
+        value, vector = _by_iteration(matrices)
+        off = (matrices @ vector.unsqueeze(-1)).squeeze(-1) - value * vector
+        if bool((off.norm(dim=-1, keepdim=True) <= 32 * size**0.5 * _eps(matrices) * value.abs()).all()):
+            return value, vector
+    values, vectors = torch.linalg.eigh(matrices)  # ascending
+    return values[..., -1:], vectors[..., -1]
+
+
+def _by_iteration(matrices: Tensor, *, width: int = 8, most: int = 200) -> tuple[Tensor, Tensor]:
+    """The largest Ritz pair of a subspace that is multiplied by the matrix again and again."""
+    generator = torch.Generator().manual_seed(0)  # a fixed start: the same map every time
+    start = torch.randn(matrices.shape[-1], width, generator=generator, dtype=torch.float64)
+    basis = start.to(matrices).expand(*matrices.shape[:-2], -1, -1)
+    basis = torch.linalg.qr(basis).Q
+    last = None
+    for _ in range(most):
+        product = matrices @ basis  # (..., n, width)
+        values, turns = torch.linalg.eigh(basis.mT @ product)  # Rayleigh and Ritz
+        value = values[..., -1:]
+        vector = (basis @ turns[..., -1:]).squeeze(-1)
+        off = ((product @ turns[..., -1:]).squeeze(-1) - value * vector).norm(dim=-1, keepdim=True)
+        worst = float((off / value.abs().clamp(min=torch.finfo(value.dtype).tiny)).max())
+        if worst <= 4 * _eps(matrices) or (last is not None and worst > 0.999 * last and worst < 1e-5):
+            break
+        last = worst
+        basis = torch.linalg.qr(product).Q
+    return value, vector
+
+
+def _eps(tensor: Tensor) -> float:
+    return torch.finfo(tensor.dtype).eps
+
+
+def live_channels(activations: Tensor) -> Tensor:
+    """(N, 1, C, *grid) -> (N, C): whether a channel is more than one and the same number everywhere."""
+    flat = activations.flatten(3).squeeze(1)
+    return flat.amax(2) != flat.amin(2)
+
+
+def spread(values: Tensor) -> Tensor:
+    """(b, *grid) each scaled linearly to its own [0, 1]; zeros where it has one value only."""
+    flat = values.flatten(1)
+    low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+    return torch.where(high > low, (flat - low) / torch.where(high > low, high - low, 1), 0).view_as(values)
+
+
+def quantile(values: Tensor, share: float) -> Tensor:
+    """(..., n) -> (..., 1): the number below which `share` of the last axis lies, interpolated linearly.
+
+    As torch.quantile, which takes no more than 16 million numbers.
+    """
+    ordered = values.sort(dim=-1).values
+    place = share * (values.shape[-1] - 1)
+    below = min(int(place), values.shape[-1] - 1)
+    above = min(below + 1, values.shape[-1] - 1)
+    return torch.lerp(ordered[..., below : below + 1], ordered[..., above : above + 1], place - below)
+
+
+def area_average(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """(N, K, *grid) -> (N, K, *size): the mean over the area of each position of a coarser grid."""
+    pooled = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[maps.ndim - 3]
+    return pooled(maps, tuple(size))  # type: ignore[arg-type]  # as many sizes as axes
+
+
+def resized(values: Tensor, size: Sequence[int]) -> Tensor:
+    """(b, *grid) -> (b, 1, *size), ready to multiply inputs (b, C, *size) with."""
+    return upsample(values.unsqueeze(1), size)
+
+
+def share_of_live(scores: Tensor, live: Tensor, axes: int) -> Tensor:
+    """(N, C, K) -> (N, K, C, *1): the softmax over the channels that are `live` (N, C); 0 for the others."""
+    known = torch.where(live.unsqueeze(2), scores, -torch.inf)
+    share = torch.where(live.unsqueeze(2), known.softmax(dim=1), 0)  # NaN where none is live
+    return per_channel(share, axes)
+
+
+def per_channel(weights: Tensor, axes: int) -> Tensor:
+    """(N, C, K) -> (N, K, C, *1), with as many axes for the grid."""
+    return weights.mT.reshape(*weights.mT.shape, *(1 for _ in range(axes)))
+
+
+def gaussian_blur(inputs: Tensor, kernel: int, sigma: float) -> Tensor:
+    """(N, C, *size) blurred along each axis of the size by `kernel` taps, reflected at the borders.
+
+    Where an axis is too short to reflect half the kernel, fewer taps are taken. The taps add up to 1.
+    """
+    for axis in range(2, inputs.ndim):
+        radius = min(kernel // 2, inputs.shape[axis] - 1)
+        offsets = torch.arange(-radius, radius + 1, device=inputs.device, dtype=inputs.dtype)
+        taps = torch.exp(-(offsets**2) / (2 * sigma**2))
+        moved = inputs.movedim(axis, -1)
+        rows = moved.reshape(1, -1, moved.shape[-1])  # (1, everything else, size)
+        padded = F.pad(rows, (radius, radius), mode="reflect") if radius else rows
+        blurred = F.conv1d(padded.transpose(0, 1), (taps / taps.sum()).view(1, 1, -1)).transpose(0, 1)
+        inputs = blurred.reshape(moved.shape).movedim(-1, axis)
+    return inputs
+
+
+def noise(seed: int, samples: int, shape: Sequence[int], like: Tensor) -> Callable[[int], Tensor]:
+    """`draw(i)`: the i-th of so many tensors of standard normal numbers, the same on every device and in any order."""
+    seeds = torch.randint(2**62, (samples,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+    def draw(index: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seeds[index])
+        return torch.randn(tuple(shape), generator=generator, dtype=like.dtype).to(like.device)
+
+    return draw
 
 
 def grid_axes(tensor: Tensor) -> tuple[int, ...]:

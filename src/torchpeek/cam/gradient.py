@@ -1,4 +1,4 @@
-"""Methods that need one forward pass and one backward pass, from the scores to the layer.
+"""Methods that need gradients: from the scores back to the layer, once or for several inputs, or through all layers.
 
 Throughout, A is the layer's activations (N, 1, C, *grid) and g the gradients (N, K, C, *grid) of the K scores.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchpeek.cam.algebra import first_component, grid_mean, grid_sum, weighted_sum
-from torchpeek.cam.method import cam_method
-from torchpeek.engine import Trace
+from torchpeek.cam.algebra import first_component, grid_mean, grid_sum, noise, spread, weighted_sum
+from torchpeek.cam.method import cam_method, check_number, check_whole
+from torchpeek.engine import Contributions, Trace, contributions
+from torchpeek.errors import notify
+from torchpeek.heatmap import upsample
 
 
 @cam_method("gradcam", needs="gradients", paper="arXiv:1610.02391")
@@ -75,3 +77,114 @@ def eigengradcam(trace: Trace) -> Tensor:
     """
     product = trace.gradients * trace.activations
     return first_component(product, towards=product.sum(dim=2))
+
+
+@cam_method(
+    "smoothgradcam++", needs="activations", passes="16 forward and backward to the layer", paper="arXiv:1908.01224"
+)
+def smoothgradcam_plus_plus(trace: Trace, *, samples: int = 16, noise_level: float = 0.15, seed: int = 0) -> Tensor:
+    """Grad-CAM++ with the powers of the gradient averaged over noisy copies of the input (eqs. 6 to 9).
+
+    The noise is normal, its standard deviation `noise_level` times the range of the picture, as SmoothGrad has it
+    (arXiv:1706.03825). alpha is mean(g^2) / (2 mean(g^2) + sum(A) mean(g^3)), the average of Grad-CAM++'s; as printed
+    the numerator is mean(g), whose unit does not fit. A is that of the clean picture.
+    """
+    check_whole("samples", samples)
+    check_number("noise_level", noise_level)
+    flat = trace.inputs.flatten(1)
+    deviation = noise_level * (flat.amax(1) - flat.amin(1))  # (N,)
+    draw = noise(seed, samples, trace.inputs.shape[1:], trace.inputs)
+
+    def noisy(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+        added = torch.stack([draw(int(trial)) for trial in trials])
+        return given + deviation[rows].view(-1, *(1 for _ in given.shape[1:])) * added
+
+    A = trace.activations
+    powers = [torch.zeros(*trace.scores.shape, *A.shape[2:]).to(A) for _ in range(3)]  # each (N, K, C, *grid)
+    for rows, _, one in trace.variants(noisy, samples):
+        for exponent, total in enumerate(powers, start=1):
+            total.index_add_(0, rows.to(total.device), one.gradients.pow(exponent) / samples)
+    first, second, third = powers
+    below = 2 * second + grid_sum(A) * third
+    alpha = torch.where(below != 0, second / torch.where(below != 0, below, 1), 0)
+    return weighted_sum(grid_sum(alpha * first.clamp(min=0)), A)
+
+
+@cam_method(
+    "integrated-gradcam", needs="activations", passes="50 forward and backward to the layer", paper="arXiv:2102.07805"
+)
+def integrated_gradcam(trace: Trace, *, steps: int = 50) -> Tensor:
+    """The mean of Grad-CAM's positive maps along the straight path from zero to the input (eq. 5).
+
+    Step t of n is the input times t / n, t from 1 to n: the input itself is one, the zero input is not. As in the
+    authors' code the activations are those of the step, and a step's map is cut off below zero before it is averaged.
+    """
+    check_whole("steps", steps)
+
+    def part(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+        return given * ((trials + 1) / steps).to(given).view(-1, *(1 for _ in given.shape[1:]))
+
+    total = torch.zeros(*trace.scores.shape, *trace.activations.shape[3:]).to(trace.activations)
+    for rows, _, one in trace.variants(part, steps):
+        total.index_add_(0, rows.to(total.device), gradcam(one).clamp(min=0) / steps)
+    return total
+
+
+@cam_method(
+    "shapleycam",
+    needs="gradients",
+    passes="2 backward from the scores to the layer for each class",
+    paper="arXiv:2501.06261",
+)
+def shapleycam(trace: Trace) -> Tensor:
+    """Channels weighted by the mean of the gradient less half the Hessian times the activation (eq. 12).
+
+    That is the Shapley value of a quadratic approximation of the score. Where the score is piecewise linear in the
+    layer, as a logit after ReLUs is, the Hessian is zero and the map is Grad-CAM's.
+    """
+    A = trace.activations
+    return weighted_sum(grid_mean(trace.gradients - trace.hessian_times(A) / 2), A)
+
+
+@cam_method(
+    "fullgrad",
+    needs="activations",
+    layers="all",
+    passes="1 forward, 1 backward through all layers for each class",
+    paper="arXiv:1905.00780",
+)
+def fullgrad(trace: Trace) -> Tensor:
+    """Input times gradient, and bias times gradient of every layer, all at the size of the input (eqs. 5 and 6).
+
+    Each layer's absolute contributions are scaled to [0, 1] over all its channels together, as in the authors' code,
+    and upsampled, of which the sum over the channels is taken first: both are linear. Biases are all that a layer adds
+    to a linear map, batch normalisation's and an activation function's too. With the input's they add up to the score
+    (proposition 1); where a part of the model is out of sight, as functions are that are no modules, a notice says so.
+    """
+    size = trace.inputs.shape[2:]
+
+    def summed(found: Contributions) -> tuple[Tensor, Tensor, Tensor]:
+        maps, largest = _scaled(found.inputs), found.inputs.flatten(2).sum(2).abs()
+        for term in found.biases:
+            largest = torch.maximum(largest, term.flatten(2).sum(2).abs())
+            if term.ndim == maps.ndim + 1 and term.shape[3:].numel() > 1 and bool((term != 0).any()):
+                maps = maps + upsample(_scaled(term), size)
+        return maps, found.remainder.abs(), largest
+
+    maps, remainder, largest = (torch.cat(each, dim=1) for each in zip(*contributions(trace, summed), strict=True))
+    missing = float((remainder / torch.maximum(trace.scores.abs(), largest).clamp(min=1e-30)).max())
+    if missing > _INCOMPLETE:
+        notify(
+            f"fullgrad: the contributions do not add up to the score of {trace.origin.model}; up to {missing:.0%} of "
+            "it comes from parts that are no modules of their own, such as functions in its forward"
+        )
+    return maps
+
+
+# Of the score, or of the largest term: more than rounding adds up to.
+_INCOMPLETE = 0.01
+
+
+def _scaled(term: Tensor) -> Tensor:
+    """(N, k, C, *grid) -> (N, k, *grid): the absolute values, scaled to [0, 1] together, summed over the channels."""
+    return spread(term.abs().flatten(0, 1)).view_as(term).sum(2)

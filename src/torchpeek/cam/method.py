@@ -12,6 +12,7 @@ from torch import Tensor
 from torchpeek.errors import MethodNotFound, OptionError, closest
 
 Needs: TypeAlias = Literal["activations", "head", "gradients"]
+Layers: TypeAlias = Literal["one", "many", "all"]
 Compute: TypeAlias = Callable[..., Tensor]
 """Called as `compute(trace, **options)`; returns (N, K, *grid), or (N, 1, *grid) where the scores do not matter."""
 
@@ -20,12 +21,19 @@ _COST = {"activations": "1 forward", "head": "1 forward", "gradients": "1 forwar
 
 @dataclass(frozen=True)
 class CamMethod:
-    """A way from a trace to a heatmap's values, as data: planner, command line, documentation and tests read it."""
+    """A way from a trace to a heatmap's values, as data: planner, command line, documentation and tests read it.
+
+    `needs` is what the trace has to hold, and `layers` of how many layers. `passes` says what is run besides, and
+    `ablates` that among it are changes of the layer's output, for which the trace had best take notes.
+    """
 
     name: str
     needs: Needs
     paper: str  # arXiv number, or "" for a baseline
     compute: Compute
+    layers: Layers = "one"
+    passes: str = ""
+    ablates: bool = False
 
     @property
     def summary(self) -> str:
@@ -34,8 +42,13 @@ class CamMethod:
 
     @property
     def cost(self) -> str:
-        """Passes through the model, however many classes are asked for."""
-        return _COST[self.needs]
+        """Passes through the model; however many classes are asked for, unless it says "for each class"."""
+        return _COST[self.needs] + (self.passes and f", {self.passes}")
+
+    @property
+    def cheap(self) -> bool:
+        """Whether the trace is all that it needs: nothing is run besides."""
+        return not self.passes
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -55,7 +68,9 @@ METHODS: dict[str, CamMethod] = {}
 """Name -> method, in the order of the documentation."""
 
 
-def cam_method(name: str, *, needs: Needs, paper: str = "") -> Callable[[Compute], Compute]:
+def cam_method(
+    name: str, *, needs: Needs, paper: str = "", layers: Layers = "one", passes: str = "", ablates: bool = False
+) -> Callable[[Compute], Compute]:
     """Register a function from Trace to (N, K, *grid) as the method `name`."""
 
     def register(compute: Compute) -> Compute:
@@ -63,7 +78,7 @@ def cam_method(name: str, *, needs: Needs, paper: str = "") -> Callable[[Compute
             raise ValueError(f"method {name!r} is registered already, by {METHODS[name].compute.__module__}")
         if not inspect.getdoc(compute):
             raise ValueError(f"method {name!r} needs a docstring; its first line is what users read of it")
-        METHODS[name] = CamMethod(name, needs, paper, compute)
+        METHODS[name] = CamMethod(name, needs, paper, compute, layers, passes, ablates)
         return compute
 
     return register
@@ -76,3 +91,16 @@ def find_method(name: str) -> CamMethod:
             f"no method {name!r}{closest(str(name), METHODS)}; torchpeek methods lists all {len(METHODS)}"
         )
     return METHODS[name]
+
+
+def check_whole(name: str, value: object, least: int = 1) -> None:
+    """Raise OptionError unless an option is a whole number, at least so large."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise OptionError(f"option {name} is {value!r}; allowed: a whole number, {least} or more")
+
+
+def check_number(name: str, value: object, least: float = 0.0, most: float = float("inf")) -> None:
+    """Raise OptionError unless an option is a number between these."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value <= most:
+        bounds = f"{least:g} or more" if most == float("inf") else f"{least:g} to {most:g}"
+        raise OptionError(f"option {name} is {value!r}; allowed: a number, {bounds}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,13 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from torchpeek.engine.forward import check_inputs, run
 from torchpeek.engine.guard import as_found
+from torchpeek.engine.layouts import check_spatial, why_not_finite
+from torchpeek.engine.replay import Differs, Notes, Replay, checked, copied, of_rows, refused, returning
+from torchpeek.engine.scoring import as_dtype, channels_last, check_counts, chunk_size, chunks, score_chunks
 from torchpeek.engine.targets import Target
 from torchpeek.engine.trace import Capture, Change, Origin, Trace
-from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotFinite, NotFired, notify
-from torchpeek.hooks import attached, interruptible, select
+from torchpeek.errors import AmbiguousCall, InputError, NotConnected, NotFinite, NotFired, notify
+from torchpeek.hooks import attached, select
 from torchpeek.hooks.attach import ForwardHook
+from torchpeek.hooks.forwards import replaced
 from torchpeek.hooks.select import why_not_fired
+
+# What the gradients at the layers may take, in one chunk of changed inputs.
+_GRADIENT_BYTES = 256 * 2**20
 
 
 class ModelRunner:
@@ -44,12 +51,14 @@ class ModelRunner:
         target: Target,
         *,
         gradients: bool = True,
+        noting: bool = False,
         origin: Origin | None = None,
     ) -> Trace:
         """One pass over `inputs` (N, ...), kept at `layers`, with `target` bound to its output.
 
         With `gradients` the graph starts at the first of the layers: nothing before it is recorded, and no parameter's
-        `.grad` is touched. Raises NotFired, AmbiguousCall, NoSpatialLayer, NotFinite and NotConnected.
+        `.grad` is touched. With `noting` the pass notes what `Trace.ablate` needs at the one layer, which otherwise
+        takes one more. Raises NotFired, AmbiguousCall, NoSpatialLayer, NotFinite and NotConnected.
         """
         check_inputs(inputs)
         # A copy, without a graph before it: neither the caller nor the model writes into what the trace keeps.
@@ -61,53 +70,149 @@ class ModelRunner:
             )
         origin = origin or Origin(type(self.model).__name__)
         chosen = {name: select(self.model, name)[name] for name in layers}
+        kind = inputs.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         with as_found(self.model):
-            captures, output = self._clean_pass(inputs, chosen, gradients)
-            trace = Trace(self, inputs, captures, output, target.bind(output), origin)
+            captures, output, notes = self._clean_pass(inputs, chosen, gradients, noting)
+            trace = Trace(self, inputs, captures, output, target.bind(output), origin, notes, autocast)
             if gradients and not trace._scores_with_graph().requires_grad:
                 # A part of the model ends a no_grad block of its own, and with it what the hook turned on.
                 notify(
                     "the model turns gradients off in a part of itself; one more pass keeps the graph from the start"
                 )
                 with torch.enable_grad():
-                    captures, output = self._clean_pass(inputs, chosen, gradients)
-                trace = Trace(self, inputs, captures, output, target.bind(output), origin)
+                    captures, output, _ = self._clean_pass(inputs, chosen, gradients, False)
+                trace = Trace(self, inputs, captures, output, target.bind(output), origin, notes, autocast)
             if not torch.isfinite(trace.scores).all():
-                raise NotFinite(f"the model's scores have NaN or infinity{_why_not_finite(inputs, trace.scores)}")
+                raise NotFinite(f"the model's scores have NaN or infinity{why_not_finite(inputs, trace.scores)}")
             if gradients:
                 _ = trace.gradients_at  # now, while the model is in hand
         return trace
 
-    def score_trials(
-        self, trace: Trace, trials: int, batch: int, *, inputs: Change | None = None, output: Change | None = None
+    def rescore(
+        self, trace: Trace, perturb: Change, trials: int, live: Tensor | None, batch: int | None, precision: str
     ) -> Tensor:
-        """(N, trials, K): scores with the inputs, or the traced layer's output, changed; in whole passes of `batch`."""
-        if trials < 1 or batch < 1:
-            raise InputError(f"trials is {trials} and batch {batch}; both are at least 1")
-        count = len(trace.inputs)
-        pairs = torch.cartesian_prod(torch.arange(count), torch.arange(trials)).view(-1, 2)
-        parts = []
+        """(N, trials, K): scores with the inputs changed, by whole passes."""
+        check_counts(trials, batch)
+        inputs = trace.inputs
+        batch = batch or chunk_size(inputs[:1])
+        # Where the memory format costs nothing and convolutions gain by it.
+        fast = [precision != "float32" or inputs.device.type == "cpu"]
+        regime = trace.regime(as_dtype(precision))
+
+        def score(rows: Tensor, numbers: Tensor) -> Tensor:
+            given = perturb(of_rows(inputs, rows), rows, numbers)
+            answer = None
+            with regime:
+                if fast[0]:
+                    try:
+                        answer = run(self.model, channels_last(given))
+                    except RuntimeError as error:
+                        if "view" not in str(error):
+                            raise
+                        fast[0] = False  # a part of the model calls .view(), which insists on the usual format
+                if answer is None:
+                    answer = run(self.model, given.contiguous())
+            return trace.question(answer, rows)
+
         with as_found(self.model):
-            for rows, trial in (chunk.unbind(1) for chunk in torch.split(pairs, batch)):
-                given = trace.inputs[rows]
-                if inputs is not None:
-                    given = inputs(given, rows, trial)
-                hooks: list[tuple[nn.Module, ForwardHook]] = []
-                if output is not None:
-                    changed = output(trace.at[trace.layer].activation.detach()[rows], rows, trial)
-                    hooks = [(select(self.model, trace.layer)[trace.layer], _returning(changed))]
-                with attached(hooks):
-                    answer = run(self.model, given)
-                parts.append(trace.question(answer, rows))
-        return torch.cat(parts).view(count, trials, -1)
+            return score_chunks(score, trace.scores, trials, live, batch, "changed inputs")
+
+    def ablate(self, trace: Trace, edit: Change, trials: int, live: Tensor | None, batch: int | None) -> Tensor:
+        """(N, trials, K): scores with the traced layer's output changed; what comes before the layer runs only once.
+
+        Whole passes, with a notice, where a replay would not give the same.
+        """
+        check_counts(trials, batch)
+        capture = trace.at[trace.layer]
+        activation, inputs = capture.activation.detach(), trace.inputs
+        layer = select(self.model, trace.layer)[trace.layer]
+        with as_found(self.model), trace.regime():
+            try:
+                size = batch or chunk_size(activation[:1])
+                replay: Replay | None = self._replay(trace, layer, min(size, trials))
+            except Differs as error:
+                notify(f"whole passes for each change of {trace.layer!r}, as a replay of what comes after it {error}")
+                size, replay = batch or chunk_size(inputs[:1]), None
+
+            def score(rows: Tensor, numbers: Tensor) -> Tensor:
+                given = of_rows(inputs, rows)
+                changed = edit(of_rows(activation, rows), rows, numbers).to(activation.dtype)
+                if changed.untyped_storage().data_ptr() == activation.untyped_storage().data_ptr():
+                    changed = changed.clone()  # it is the trace's own, and the model may write into it
+                if replay is not None:
+                    return trace.question(replay.output(changed, given, rows), rows)
+                with attached([(layer, returning(changed.clone()))]):
+                    return trace.question(run(self.model, given.clone()), rows)
+
+            return score_chunks(score, trace.scores, trials, live, size, f"changes of {trace.layer}")
+
+    def variants(self, trace: Trace, perturb: Change, trials: int) -> Iterator[tuple[Tensor, Tensor, Trace]]:
+        """The same question of changed inputs, traced at the same layers, a chunk at a time."""
+        check_counts(trials, None)
+        # With what the gradients of all the scores take.
+        captured = max(capture.activation[:1].nbytes for capture in trace.at.values()) * trace.question.labels.shape[1]
+        batch = max(1, min(chunk_size(trace.inputs[:1]) // 2, _GRADIENT_BYTES // max(1, captured)))
+
+        def changed(rows: Tensor, numbers: Tensor) -> Tensor:
+            return perturb(of_rows(trace.inputs, rows), rows, numbers)
+
+        yield from chunks(
+            lambda rows, numbers: trace.again(changed(rows, numbers), rows=rows, gradients=True),
+            len(trace.inputs),
+            trials,
+            batch,
+            "changed inputs",
+        )
+
+    def input_gradients(self, trace: Trace, inputs: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (n,) of changed inputs (n, ...), and the gradient of each with respect to its input."""
+        leaf = inputs.detach().clone()
+        with as_found(self.model), trace.regime(), torch.enable_grad():
+            leaf.requires_grad_()
+            scores = trace.question(run(self.model, leaf.clone()), rows)  # (n, K)
+            asked = scores.gather(1, columns.to(scores.device).unsqueeze(1)).squeeze(1)
+            if not asked.requires_grad:
+                raise NotConnected("the score does not depend on the input: no gradient flows back to it")
+            (gradient,) = torch.autograd.grad(asked.sum(), leaf)
+        return asked.detach(), gradient
+
+    def _replay(self, trace: Trace, layer: nn.Module, batch: int) -> Replay:
+        """A checked replay of what comes after the layer. Raises Differs."""
+        name, inputs = trace.layer, trace.inputs
+        if why := refused(self.model, name, inputs):
+            raise Differs(why)
+        activation = trace.at[name].activation.detach()
+        return checked(self.model, name, layer, inputs, activation, trace.noted, batch)
+
+    def noted(self, trace: Trace) -> Notes:
+        """One more pass, noted at the trace's one layer. Raises Differs."""
+        name, inputs = trace.layer, trace.inputs
+        layer = select(self.model, name)[name]
+        with as_found(self.model):
+            # Twice, where what was taken to be left alone was overwritten this time: then with copies.
+            for known in (copied(self.model, name, inputs), None):
+                notes = Notes(len(inputs), known)
+                with trace.regime(), replaced(notes.forwards(self.model)), attached([(layer, notes.closing)]):
+                    run(self.model, inputs.clone())
+                if (done := notes.checked()) is not None:
+                    return done
+        raise Differs("is not possible: the model overwrites what it returned")
 
     def _clean_pass(
-        self, inputs: Tensor, layers: Mapping[str, nn.Module], gradients: bool
-    ) -> tuple[dict[str, Capture], Any]:
+        self, inputs: Tensor, layers: Mapping[str, nn.Module], gradients: bool, noting: bool
+    ) -> tuple[dict[str, Capture], Any, Notes | None]:
         recorder = _Recorder(inputs, layers, gradients)
-        with attached(recorder.hooks()):
+        hooks = recorder.hooks()
+        if not noting or len(layers) > 1:
+            with attached(hooks):
+                output = run(self.model, inputs.clone())
+            return recorder.captures(self.model), output, None
+        [(name, layer)] = layers.items()
+        notes = Notes(len(inputs), copied(self.model, name, inputs))
+        with replaced(notes.forwards(self.model)), attached([*hooks, (layer, notes.closing)]):
             output = run(self.model, inputs.clone())
-        return recorder.captures(self.model), output
+        return recorder.captures(self.model), output, notes.checked()
 
 
 class _Recorder:
@@ -121,7 +226,7 @@ class _Recorder:
         self._calls = dict.fromkeys(layers, 0)
         self._thread = threading.get_ident()
 
-    def hooks(self) -> Iterable[tuple[nn.Module, ForwardHook]]:
+    def hooks(self) -> list[tuple[nn.Module, ForwardHook]]:
         return [(module, partial(self._returned, name)) for name, module in self._layers.items()]
 
     def captures(self, model: nn.Module) -> dict[str, Capture]:
@@ -142,7 +247,7 @@ class _Recorder:
         self._calls[name] += 1
         if self._calls[name] > 1:
             return None
-        _check_spatial(name, module, output, self._inputs)
+        check_spatial(name, module, output, self._inputs)
         if not self._gradients:
             self._kept[name] = Capture(name, output.detach().clone(), None)  # what runs next may write in place
             return None
@@ -156,126 +261,9 @@ class _Recorder:
         return passed_on
 
 
-def run(model: nn.Module, inputs: Tensor) -> Any:
-    """Call the model; where it fails, its own exception says what it was given. The only call of a model."""
-    try:
-        with interruptible():
-            return model(inputs)
-    except Exception as error:
-        first = next(model.parameters(), None)
-        own = "" if first is None else f"; its parameters are {first.dtype} on {first.device}"
-        shape = tuple(inputs.shape)
-        error.add_note(f"{type(model).__name__} was given {inputs.dtype} of shape {shape} on {inputs.device}{own}")
-        raise
-
-
-def check_inputs(inputs: object) -> None:
-    """Raise InputError unless `inputs` is a batch of at least one sample."""
-    if not isinstance(inputs, Tensor):
-        raise InputError(
-            f"inputs is a {type(inputs).__name__}; a model is given a tensor (N, C, *grid). With a LoadedModel, a "
-            "Picture, a path or a PIL image works, too"
-        )
-    if inputs.ndim < 2 or 0 in inputs.shape:
-        raise InputError(f"inputs has shape {tuple(inputs.shape)}; allowed: (N, C, *grid) with at least one sample")
-
-
-def _returning(value: Tensor) -> ForwardHook:
-    def hook(module: nn.Module, args: Any, output: Any) -> Tensor:
-        return value
-
-    return hook
-
-
-def _check_spatial(name: str, module: nn.Module, output: Any, inputs: Tensor) -> None:
-    if not isinstance(output, Tensor):
-        raise NoSpatialLayer(
-            f"layer {name!r} returned a {type(output).__name__}; a heatmap is read from one tensor (N, C, *grid). "
-            "Choose a layer inside or after it (torchpeek layers shows the shapes)"
-        )
-    if not output.is_floating_point():
-        raise NoSpatialLayer(
-            f"layer {name!r} returned {output.dtype}; a heatmap is read from floating-point activations"
-        )
-    if is_channels_last(module, output, inputs):
-        raise NoSpatialLayer(
-            f"layer {name!r} returned shape {tuple(output.shape)}, which is channels last, (N, *grid, C); a heatmap "
-            "is read from (N, C, *grid). Choose a layer that returns that, as torchpeek layers shows them"
-        )
-    if not has_grid(module, output, inputs):
-        raise NoSpatialLayer(
-            f"layer {name!r} returned shape {tuple(output.shape)} for an input of {tuple(inputs.shape)}; allowed: (N, "
-            "C, *grid) with as many grid axes as the input, more than one position, and no more than the input has. "
-            "torchpeek layers shows the shapes; layer=None takes a suggested layer"
-        )
-    if not torch.isfinite(output).all():
-        raise NotFinite(f"layer {name!r} returned NaN or infinity{_why_not_finite(inputs, output)}")
-
-
-def has_grid(module: nn.Module, output: Tensor, inputs: Tensor) -> bool:
-    """Whether `output` is (N, C, *grid) with a grid of more than one position that fits the input's axes."""
-    return (
-        output.ndim == inputs.ndim >= 3
-        and output.shape[0] == inputs.shape[0]
-        and math.prod(output.shape[2:]) > 1
-        and all(size <= given for size, given in zip(output.shape[2:], inputs.shape[2:], strict=True))
-        and not is_channels_last(module, output, inputs)
-    )
-
-
-def is_channels_last(module: nn.Module, output: Tensor, inputs: Tensor) -> bool:
-    """Whether only (N, *grid, C) makes sense: read so all axes shrank alike, and read as (N, C, *grid) they did not.
-
-    Not where the last part of the module is one that works on (N, C, *grid), such as a convolution: a stride may differ
-    from axis to axis.
-    """
-    return (
-        output.ndim == inputs.ndim >= 4
-        and _shrank_alike(output.shape[1:-1], inputs.shape[2:])
-        and not _shrank_alike(output.shape[2:], inputs.shape[2:])
-        and not _ends_channels_first(module)
-    )
-
-
-def _ends_channels_first(module: nn.Module) -> bool:
-    for part in reversed(list(module.modules())):
-        if isinstance(part, (nn.LayerNorm, nn.Linear)):
-            return False
-        if isinstance(part, _CHANNELS_FIRST):
-            return True
-    return False
-
-
-_CHANNELS_FIRST = (
-    nn.modules.conv._ConvNd,
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd,
-)
-
-
-def _shrank_alike(grid: Sequence[int], given: Sequence[int]) -> bool:
-    """Whether one stride gives all sizes of the grid, each up to one position, as padding and rounding may add."""
-    least = max(have / (size + 1) for size, have in zip(grid, given, strict=True))
-    most = min(have / (size - 1) if size > 1 else math.inf for size, have in zip(grid, given, strict=True))
-    return least <= most
-
-
 def _mixes_samples(model: nn.Module) -> str:
     """The name of a layer that lets the samples of a batch see each other in eval mode, or nothing."""
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             return str(name)
     return ""
-
-
-def _why_not_finite(inputs: Tensor, found: Tensor) -> str:
-    if inputs.is_floating_point() and not torch.isfinite(inputs).all():
-        return "; the input has them already"
-    samples = (~torch.isfinite(found)).flatten(1).any(1).nonzero().flatten().tolist()
-    half = " Half precision overflows above 65504; try float32." if found.dtype == torch.float16 else ""
-    where = ", ".join(map(str, samples[:8]))
-    return f" in sample {where}; the input has none. Check the weights and the input's range.{half}"

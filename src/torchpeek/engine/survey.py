@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.forward import check_inputs, run
 from torchpeek.engine.guard import as_found
-from torchpeek.engine.runner import check_inputs, has_grid, is_channels_last, run
+from torchpeek.engine.layouts import has_grid, is_channels_last
 from torchpeek.errors import NoSpatialLayer
 from torchpeek.hooks import attached
 
@@ -88,6 +90,17 @@ def suggest_layer(model: nn.Module, inputs: Tensor, *, anew: bool = False) -> Su
     )
 
 
+def suggest_stages(model: nn.Module, inputs: Tensor) -> Sequence[Suggestion]:
+    """The layers to look at together: the last outermost one of each size of grid, from the finest on.
+
+    Found by a dry pass. Raises NoSpatialLayer where there is no layer to suggest at all.
+    """
+    suggest_layer(model, inputs)  # raises where there is nothing to suggest
+    seen = _dry_pass(model, inputs)
+    reason = "the last layer of each size of grid"
+    return [Suggestion(layer, reason) for layer in seen.last_of_each_grid()]
+
+
 class _Seen:
     """What the hooks of a dry pass note."""
 
@@ -97,6 +110,7 @@ class _Seen:
         self.outputs: dict[str, str] = {}
         self.take_input: set[str] = set()
         self.candidates: list[list[str]] = []  # for each tensor with a grid those that returned it, innermost first
+        self.positions: list[int] = []  # and how many its grid has
         self.layout_after = ""  # of what came after the last of them, if it had another layout
         self._last = inputs  # the last tensor with a grid, and how often it had been written into
         self._last_version = 0
@@ -117,6 +131,7 @@ class _Seen:
         elif has_grid(module, output, self.inputs):
             self._last, self.layout_after = output, ""
             self.candidates.append([name])
+            self.positions.append(output.shape[2:].numel())
         elif is_channels_last(module, output, self.inputs) or (
             output.ndim == 3 < self.inputs.ndim and output.shape[1] > 1
         ):
@@ -127,12 +142,23 @@ class _Seen:
         if self.layout_after:
             return None
         for names in reversed(self.candidates):
-            once = [name for name in names if self.calls[name] == 1]
-            inner = [name for name in once if name not in self.take_input] or once
-            if inner:
-                layer = min(reversed(inner), key=lambda name: name.count("."))
+            if layer := self._best(names):
                 return Suggestion(layer, "the last layer with a grid before the head")
         return None
+
+    def last_of_each_grid(self) -> list[str]:
+        """For each size of grid, from the finest on, the last of the outermost layers that have it."""
+        found: dict[int, str] = {}
+        for names, positions in zip(self.candidates, self.positions, strict=True):
+            layer = self._best(names)
+            if layer and layer.count(".") <= found.get(positions, layer).count("."):
+                found[positions] = layer
+        return [found[positions] for positions in sorted(found, reverse=True)]
+
+    def _best(self, names: list[str]) -> str | None:
+        once = [name for name in names if self.calls[name] == 1]
+        inner = [name for name in once if name not in self.take_input] or once
+        return min(reversed(inner), key=lambda name: name.count(".")) if inner else None
 
 
 def _dry_pass(model: nn.Module, inputs: Tensor) -> _Seen:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -18,7 +19,9 @@ from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNo
 from torchpeek.hooks import let_interrupts_through, uninterrupted
 
 if TYPE_CHECKING:
+    from torchpeek.engine.replay import Notes
     from torchpeek.engine.runner import ModelRunner
+    from torchpeek.engine.scoring import Precision
 
 Change: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Called as `change(tensor (b, ...), rows (b,), trials (b,))`: entry i is sample rows[i] in its trial trials[i]."""
@@ -66,6 +69,8 @@ class Trace:
     output: Any  # as the model returned it, with the graph behind it
     question: Question
     origin: Origin
+    notes: Notes | None = None  # for `ablate`, where the pass was asked to take some
+    autocast: torch.dtype | None = None  # that the pass ran in, and every further one does
 
     def __repr__(self) -> str:
         layers, scores = ", ".join(map(repr, self.at)), tuple(self.question.labels.shape)
@@ -93,7 +98,12 @@ class Trace:
         """The same pass seen at one of its layers."""
         if layer not in self.at:
             raise LayerNotFound(f"this trace holds no layer {layer!r}; it holds {', '.join(map(repr, self.at))}")
-        return replace(self, at={layer: self.at[layer]})
+        if len(self.at) == 1:
+            return self
+        one = replace(self, at={layer: self.at[layer]}, notes=None)
+        if "gradients_at" in self.__dict__:  # known already: not a second time for each layer
+            one.__dict__["gradients_at"] = {layer: self.gradients_at[layer]}
+        return one
 
     @property
     def activations(self) -> Tensor:
@@ -145,10 +155,18 @@ class Trace:
                 return weights[labels]
         return None
 
-    def again(self, inputs: Tensor, layers: list[str] | None = None, rows: Tensor | None = None) -> Trace:
+    def again(
+        self,
+        inputs: Tensor,
+        layers: list[str] | None = None,
+        rows: Tensor | None = None,
+        *,
+        gradients: bool | None = None,
+    ) -> Trace:
         """One more pass: the same question of other inputs, (n, ...).
 
-        `rows` (n,) says which clean sample each input is a version of; it may be left out where n = N.
+        `rows` (n,) says which clean sample each input is a version of; it may be left out where n = N. With gradients
+        where this trace has them, unless it is said.
         """
         count = len(self.inputs)
         if rows is None and len(inputs) != count:
@@ -157,18 +175,80 @@ class Trace:
         if len(rows) != len(inputs) or bool(((rows < 0) | (rows >= count)).any()):
             raise InputError(f"rows has {len(rows)} entries for {len(inputs)} inputs; one for each, 0 to {count - 1}")
         question = self.question.select(rows.to(self.question.labels.device), slice(None))
-        gradients = all(capture.handle is not None for capture in self.at.values())
-        return self.runner.trace(
-            inputs, layers or list(self.at), _Bound(question), gradients=gradients, origin=self.origin
-        )
+        if gradients is None:
+            gradients = all(capture.handle is not None for capture in self.at.values())
+        with self.regime():
+            return self.runner.trace(
+                inputs, layers or list(self.at), _Bound(question), gradients=gradients, origin=self.origin
+            )
 
-    def rescore(self, perturb: Change, trials: int, *, batch: int = 32) -> Tensor:
-        """(N, trials, K): scores of changed inputs. Takes N * trials / batch passes."""
-        return self.runner.score_trials(self, trials, batch, inputs=perturb)
+    def rescore(
+        self,
+        perturb: Change,
+        trials: int,
+        *,
+        live: Tensor | None = None,
+        batch: int | None = None,
+        precision: Precision = "float32",
+    ) -> Tensor:
+        """(N, trials, K): scores of changed inputs, all K in one pass for each sample and trial.
 
-    def ablate(self, edit: Change, trials: int, *, batch: int = 32) -> Tensor:
-        """(N, trials, K): scores with the one layer's output changed. Takes N * trials / batch passes."""
-        return self.runner.score_trials(self, trials, batch, output=edit)
+        `perturb` is given a view that repeats the samples, not to be written into, and returns as many changed ones.
+        Where `live` (N, trials) is False no pass is run, and the clean scores stand. `batch` passes go at once: None
+        takes as many as fit into memory; where they do not, half as many are tried. With `precision="bfloat16"` the
+        passes run under autocast.
+        """
+        return self.runner.rescore(self, perturb, trials, live, batch, precision)
+
+    def ablate(self, edit: Change, trials: int, *, live: Tensor | None = None, batch: int | None = None) -> Tensor:
+        """(N, trials, K): scores with the one layer's output changed; what comes before the layer is not run again.
+
+        The rest is as for `rescore`; `edit` is given what the layer returned. Before this is relied on, it is compared
+        with whole passes, for each model and layer; where it would differ, whole passes are run, with a notice.
+        """
+        return self.runner.ablate(self, edit, trials, live, batch)
+
+    def variants(self, perturb: Change, trials: int) -> Iterator[tuple[Tensor, Tensor, Trace]]:
+        """The same question of changed inputs, traced with gradients, as many at once as memory allows.
+
+        Yields (rows (b,), trials (b,), trace); entry i of that trace is sample rows[i] in its trial trials[i].
+        """
+        return self.runner.variants(self, perturb, trials)
+
+    def input_gradients(self, inputs: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (n,) of changed inputs (n, ...), and the gradient of each with respect to its input (n, ...).
+
+        Entry i is a version of sample rows[i], and its score the one of column columns[i].
+        """
+        return self.runner.input_gradients(self, inputs, rows, columns)
+
+    def hessian_times(self, vector: Tensor) -> Tensor:
+        """(N, K, C, *grid): the Hessian of each score with respect to the one layer's output, times `vector`.
+
+        `vector` is (N, 1 or K, C, *grid). Raises GradUnavailable where a part of the model has no second derivative.
+        """
+        capture = self.at[self.layer]
+        if capture.handle is None:
+            raise GradUnavailable("this trace was made with gradients=False; make it again without that")
+        with as_found(self.runner.model), torch.enable_grad():
+            scores = self._scores_with_graph()
+            given = vector.to(capture.activation.dtype).expand(-1, scores.shape[1], *vector.shape[2:])
+            products = []
+            for k in range(scores.shape[1]):
+                let_interrupts_through()
+                products.append(_hessian_product(scores[:, k].sum(), capture, given[:, k]))
+        return _at_least_float32(torch.stack(products, dim=1))
+
+    def regime(self, dtype: torch.dtype | None = None) -> AbstractContextManager[object]:
+        """Autocast as it was in the pass, or to `dtype`, whatever the caller is in now."""
+        dtype = dtype or self.autocast
+        kind = self.inputs.device.type
+        return torch.autocast(kind, dtype) if dtype is not None else torch.autocast(kind, enabled=False)
+
+    @cached_property
+    def noted(self) -> Notes:
+        """What `ablate` needs, from the pass itself or from one more."""
+        return self.notes or self.runner.noted(self)
 
     def _scores_with_graph(self) -> Tensor:
         # The caller may be inside no_grad or inference_mode, where a graph would not be kept.
@@ -229,6 +309,24 @@ def _vjp_chunk(scores: Tensor, captures: list[Capture], vectors: Tensor) -> tupl
             "choose a layer outside of it, or turn checkpointing off for the while"
         ) from error
     return tuple(map(_stacked, zip(*each, strict=True)))
+
+
+def _hessian_product(score: Tensor, capture: Capture, vector: Tensor) -> Tensor:
+    handle: Any = capture.handle
+    try:
+        (gradient,) = torch.autograd.grad(score, handle, create_graph=True, allow_unused=True)
+        if gradient is None:
+            raise NotConnected(_not_connected([capture.layer]))
+        if not gradient.requires_grad:  # the score is linear in it
+            return torch.zeros_like(vector)
+        (product,) = torch.autograd.grad(gradient, handle, vector, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if "derivative" not in str(error) and "differentiable" not in str(error):
+            raise
+        raise GradUnavailable(
+            f"a part of the model after {capture.layer!r} has no second derivative: {error}"
+        ) from error
+    return torch.zeros_like(vector) if product is None else product.detach()
 
 
 def _stacked(gradients: tuple[Tensor | None, ...]) -> Tensor | None:

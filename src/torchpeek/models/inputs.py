@@ -8,7 +8,7 @@ from typing import TypeAlias
 from PIL import Image
 from torch import Tensor, nn
 
-from torchpeek.engine.runner import check_inputs
+from torchpeek.engine.forward import check_inputs
 from torchpeek.errors import InputError
 from torchpeek.models.loaded import LoadedModel
 from torchpeek.picture import Picture

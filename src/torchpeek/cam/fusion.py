@@ -1,0 +1,42 @@
+"""From the maps of several layers to one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from torchpeek.cam.method import cam_method, find_method
+from torchpeek.engine import Trace
+from torchpeek.errors import OptionError
+from torchpeek.heatmap import unit_range, upsample
+
+FUSIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {"max": lambda maps: maps.amax(0), "mean": lambda maps: maps.mean(0), "product": lambda maps: maps.prod(0)}
+)
+"""Name -> what it makes of the layers' maps (L, N, K, *grid), each scaled to [0, 1]."""
+
+
+def fused(maps: Sequence[Tensor], how: str) -> Tensor:
+    """The maps of several layers (N, K, *grid), cut off below zero, each scaled to [0, 1], on the largest grid, in one.
+
+    `how` is "max", "mean" or "product". Raises OptionError for another.
+    """
+    if how not in FUSIONS:
+        raise OptionError(f"fuse is {how!r}; allowed: {', '.join(map(repr, FUSIONS))}")
+    size = max((each.shape[2:] for each in maps), key=lambda grid: grid.numel())
+    return FUSIONS[how](torch.stack([upsample(unit_range(each.clamp(min=0)), size) for each in maps]))
+
+
+@cam_method("refinecam", needs="gradients", layers="many", paper="arXiv:2605.14641")
+def refinecam(trace: Trace, *, base: str = "gradcam++") -> Tensor:
+    """The product of several layers' maps: what all of them agree on, as fine as the finest.
+
+    Each layer's map by the method `base` is cut off below zero, divided by its maximum and resized to the largest grid.
+    """
+    method = find_method(base)
+    if method.layers != "one" or method.needs == "head":
+        raise OptionError(f"option base is {base!r}; allowed: a method of one layer, such as 'gradcam++' or 'layercam'")
+    return fused([method.compute(trace.only(name)) for name in trace.at], "product")

@@ -1,0 +1,287 @@
+"""Methods that run many passes: over masked inputs, or with the layer's output changed.
+
+A score is the one that was asked for. Masks are made for a chunk of passes at a time, and each pass scores all K
+classes. A channel is live unless it is one and the same number everywhere: such a one says nothing of where, and its
+mask, scaled to [0, 1], is not defined; it is skipped.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from torchpeek.cam.algebra import (
+    area_average,
+    gaussian_blur,
+    grid_mean,
+    live_channels,
+    noise,
+    per_channel,
+    quantile,
+    resized,
+    share_of_live,
+    spread,
+    weighted_sum,
+)
+from torchpeek.cam.method import cam_method, check_number, check_whole
+from torchpeek.engine import Trace, progress
+from torchpeek.engine.scoring import Precision, chunk_size
+from torchpeek.heatmap import upsample
+
+
+@cam_method("scorecam", needs="activations", passes="1 for each live channel", paper="arXiv:1910.01279")
+def scorecam(trace: Trace, *, precision: Precision = "float32") -> Tensor:
+    """Channels weighted by the softmax of the score of the input seen through each (eqs. 3 to 7, algorithm 1).
+
+    The mask of a channel is its activation, upsampled (bilinear, align_corners=False) and scaled to [0, 1]. The paper
+    subtracts a baseline's score, which the softmax over the channels undoes. That softmax is over the live channels.
+    """
+    masks = _channels(trace)
+    live = live_channels(trace.activations)
+
+    def masked(given: Tensor, rows: Tensor, channels: Tensor) -> Tensor:
+        return given * _mask(masks[rows, channels], given)
+
+    scores = trace.rescore(masked, masks.shape[1], live=live, precision=precision)  # (N, C, K)
+    return _weighted_by_share(trace, scores, live)
+
+
+@cam_method("sscam", needs="activations", passes="35 for each live channel", paper="arXiv:2006.14255")
+def sscam(
+    trace: Trace, *, samples: int = 35, sigma: float = 2.0, seed: int = 0, precision: Precision = "float32"
+) -> Tensor:
+    """Score-CAM with noise on the activations, its scores averaged over the draws (eq. 4, SS-CAM (1)).
+
+    `sigma` is in units of the activation. Where the noise enters differs: here, as in the equation, on the activation,
+    before it becomes a mask; torchcam adds it to the upsampled activation, the authors' code too, but does not scale
+    the sum to [0, 1], and divides sigma by the channel's range. The draws are the same for every picture and class.
+    """
+    check_whole("samples", samples)
+    check_number("sigma", sigma)
+    masks = _channels(trace)
+    live, count = live_channels(trace.activations), masks.shape[1]
+    draw = lru_cache(maxsize=1)(noise(seed, samples, masks.shape[1:], masks))
+
+    def masked(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+        channels, draws = trials % count, trials // count
+        added = torch.stack([draw(int(i))[int(c)] for i, c in zip(draws, channels, strict=True)])
+        return given * _mask(masks[rows, channels] + sigma * added, given)
+
+    scores = trace.rescore(masked, samples * count, live=live.repeat(1, samples), precision=precision)
+    return _weighted_by_share(trace, _split(scores, samples, count).mean(1), live)
+
+
+@cam_method("iscam", needs="activations", passes="10 for each live channel", paper="arXiv:2010.03023")
+def iscam(trace: Trace, *, steps: int = 10, precision: Precision = "float32") -> Tensor:
+    """Score-CAM, its scores averaged along the straight path from zero to the masked input.
+
+    Step j of n is the masked input times j / n. Other implementations add these factors up, so that the last steps are
+    up to (n + 1) / 2 times the masked input, outside of what the network was made for.
+    """
+    check_whole("steps", steps)
+    masks = _channels(trace)
+    live, count = live_channels(trace.activations), masks.shape[1]
+
+    def masked(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+        channels, part = trials // steps, (trials % steps + 1) / steps
+        factor = part.to(given).view(-1, *(1 for _ in given.shape[1:]))
+        return given * (_mask(masks[rows, channels], given) * factor)
+
+    scores = trace.rescore(masked, count * steps, live=live.repeat_interleave(steps, 1), precision=precision)
+    return _weighted_by_share(trace, _split(scores, count, steps).mean(2), live)
+
+
+@cam_method(
+    "ablationcam",
+    needs="activations",
+    passes="1 of what comes after the layer for each channel",
+    ablates=True,
+    paper="doi:10.1109/WACV45572.2020.9093360",
+)
+def ablationcam(trace: Trace) -> Tensor:
+    """Channels weighted by how far the score falls without each, relative to the score (eqs. 4 and 5).
+
+    Without a channel means that it is zero. The paper divides by the score, so that a negative one turns the map over;
+    here it is divided by its absolute value, which is the same where the score is positive.
+    """
+    layer = _channels(trace)
+    count, axes = layer.shape[1], layer.ndim - 2
+
+    def without(given: Tensor, rows: Tensor, channels: Tensor) -> Tensor:
+        kept = 1 - torch.nn.functional.one_hot(channels, count).to(given)
+        return given * kept.view(*kept.shape, *(1 for _ in range(axes)))
+
+    scores = trace.ablate(without, count, live=(layer.flatten(2) != 0).any(2))  # (N, C, K); zero ones change nothing
+    clean = trace.scores.unsqueeze(1)  # (N, 1, K)
+    fall = (clean - scores) / torch.where(clean == 0, 1, clean.abs())
+    return weighted_sum(per_channel(fall, axes).to(trace.activations), trace.activations)
+
+
+@cam_method(
+    "recipro-cam",
+    needs="activations",
+    passes="1 of what comes after the layer for each position",
+    ablates=True,
+    paper="arXiv:2209.14074",
+)
+def recipro_cam(trace: Trace) -> Tensor:
+    """The score when the layer says what it says at one position only, and zero elsewhere (eqs. 1 to 3).
+
+    The paper's score is the probability: target=ClassProbability() gives that. Of its two masks this is the one of a
+    single position; the other spreads it over the neighbours.
+    """
+    layer = _channels(trace)
+    grid, positions = layer.shape[2:], layer.shape[2:].numel()
+
+    def only(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+        mask = torch.nn.functional.one_hot(trials, positions).to(given)
+        return given * mask.view(len(mask), 1, *grid)
+
+    scores = trace.ablate(only, positions)  # (N, positions, K)
+    return scores.mT.reshape(*scores.mT.shape[:2], *grid)
+
+
+@cam_method("groupcam", needs="gradients", passes="32 for each class", paper="arXiv:2103.13859")
+def groupcam(
+    trace: Trace,
+    *,
+    groups: int = 32,
+    keep: float = 0.3,
+    kernel: int = 51,
+    sigma: float = 50.0,
+    precision: Precision = "float32",
+) -> Tensor:
+    """Groups of Grad-CAM's weighted channels, weighted by what each brings back in a blurred input (eqs. 2 to 8).
+
+    Of each group's positive sum the `keep` strongest positions stay, scaled to [0, 1]; where the mask is not 1 the
+    input is blurred. The paper scales after upsampling; here it is before, so that the map at the layer's resolution,
+    upsampled, is the weighted sum of the masks. The paper's score is the probability: target=ClassProbability().
+    """
+    check_whole("groups", groups)
+    check_whole("kernel", kernel)
+    check_number("keep", keep, 0, 1)
+    check_number("sigma", sigma, 1e-6)
+    weighted = grid_mean(trace.gradients) * trace.activations  # (N, K, C, *grid)
+    parts = torch.stack([part.sum(2) for part in weighted.chunk(groups, dim=2)], dim=2).clamp(min=0)  # (N, K, G, *grid)
+    count, size = parts.shape[1] * parts.shape[2], parts.shape[3:]
+    flat = parts.flatten(3)
+    strongest = torch.where(flat > quantile(flat, 1 - keep), flat, 0)
+    masks = spread(strongest.reshape(-1, *size)).view(len(parts), count, *size)  # (N, K * G, *grid)
+    blurred = gaussian_blur(trace.inputs.to(masks), kernel, sigma).to(trace.inputs)
+
+    def blended(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+        # The last trial is the blurred input alone.
+        mask = torch.cat([masks, torch.zeros_like(masks[:, :1])], dim=1)[rows, trials]
+        mask = resized(mask, given.shape[2:]).to(given)
+        return given * mask + blurred[rows] * (1 - mask)
+
+    alive = (masks.flatten(2) != 0).any(2)  # (N, K * G)
+    live = torch.cat([alive, torch.ones_like(alive[:, :1])], dim=1)
+    scores = trace.rescore(blended, count + 1, live=live, precision=precision)  # (N, K * G + 1, K)
+    gains = _split(scores[:, :-1] - scores[:, -1:], *parts.shape[1:3])  # (N, K, G, K)
+    own = torch.diagonal(gains, dim1=1, dim2=3).movedim(2, 1)  # (N, K, G): each class by its own masks
+    own = own.to(masks).reshape(*own.shape, *(1 for _ in size))
+    return (own * masks.view_as(parts)).sum(2)
+
+
+@cam_method("opticam", needs="activations", passes="100 forward and backward for each class", paper="arXiv:2301.07002")
+def opticam(trace: Trace, *, steps: int = 100, rate: float = 0.1) -> Tensor:
+    """Channels weighted so that the input seen through their sum scores highest (eqs. 8 to 12).
+
+    The weights are a softmax over the channels, from equal ones on, by `steps` updates of Adam. The mask is the sum,
+    upsampled and scaled to [0, 1]. The map is the sum with the last weights.
+    """
+    check_whole("steps", steps)
+    check_number("rate", rate, 0)
+    layer = _channels(trace)
+    count, classes, channels = len(layer), trace.scores.shape[1], layer.shape[1]
+    pairs = torch.cartesian_prod(torch.arange(count), torch.arange(classes)).view(-1, 2)
+    maps = []
+    with progress("optimising", len(pairs) * steps) as advance:
+        for chunk in torch.split(pairs, max(1, chunk_size(trace.inputs[:1]) // 2)):
+            rows, columns = chunk.unbind(1)
+            weights = torch.zeros(len(chunk), channels, dtype=layer.dtype, device=layer.device, requires_grad=True)
+            adam = torch.optim.Adam([weights], lr=rate)
+            for _ in range(steps):
+                with torch.enable_grad():
+                    mask = _mask(_mixed(weights, layer[rows]), trace.inputs)
+                    seen = trace.inputs[rows] * mask
+                _, gradient = trace.input_gradients(seen, rows, columns)
+                (weights.grad,) = torch.autograd.grad(seen, weights, -gradient)
+                adam.step()
+                advance(len(chunk))
+            maps.append(_mixed(weights.detach(), layer[rows]))
+    return torch.cat(maps).view(count, classes, *layer.shape[2:])
+
+
+@cam_method(
+    "polycam",
+    needs="activations",
+    layers="many",
+    passes="2 for each live channel of every layer",
+    paper="arXiv:2204.13359",
+)
+def polycam(trace: Trace, *, precision: Precision = "float32") -> Tensor:
+    """The map of a late layer, made finer by the maps of earlier ones (PCAM+-; eqs. 2 to 8).
+
+    At each layer a channel's weight is what the score gains from zero by the input seen through it, plus what the score
+    loses without what is seen through it, where that is positive. The authors' code leaves the score at zero out, which
+    as a probability it nearly is; without it, the weight of a logit would hang on its offset. From the last layer on, each map is divided by its own average over the
+    positions of the coarser one, and multiplied with that. The average is over areas; the authors' code interpolates,
+    which skips positions where the grid shrinks more than twofold, and cuts the masks' outermost 0.1 % off. The paper's
+    score is the probability: target=ClassProbability(). The result is on the finest grid.
+    """
+    coarsest_first = sorted(trace.at, key=lambda name: trace.at[name].activation.shape[2:].numel())
+    fine, *sharper = (_by_change_of_score(trace.only(name), precision) for name in coarsest_first)
+    for own in sharper:
+        average = upsample(area_average(own, fine.shape[2:]), own.shape[2:])
+        share = torch.where(average > 0, own / torch.where(average > 0, average, 1), 0)
+        fine = upsample(fine, own.shape[2:]) * share
+    return fine
+
+
+def _by_change_of_score(trace: Trace, precision: Precision) -> Tensor:
+    """(N, K, *grid): PCAM+- at one layer, without what is negative."""
+    layer = _channels(trace)
+    live, count = live_channels(trace.activations), layer.shape[1]
+
+    def seen_or_not(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+        mask = resized(spread(layer[rows, trials % count]), given.shape[2:]).to(given)
+        # The last trial is the zero input.
+        kind = (trials // count).to(given.device).view(-1, *(1 for _ in given.shape[1:]))
+        return given * torch.where(kind == 0, mask, torch.where(kind == 1, 1 - mask, 0))
+
+    tried = torch.cat([live, live, torch.ones_like(live[:, :1])], dim=1)
+    scores = trace.rescore(seen_or_not, 2 * count + 1, live=tried, precision=precision)
+    seen, hidden = _split(scores[:, :-1], 2, count).unbind(1)  # (N, C, K)
+    change = seen - scores[:, -1:] + trace.scores.unsqueeze(1) - hidden
+    change = torch.where(live.unsqueeze(2), change.clamp(min=0), 0)
+    return weighted_sum(per_channel(change, layer.ndim - 2).to(trace.activations), trace.activations).clamp(min=0)
+
+
+def _split(scores: Tensor, first: int, second: int) -> Tensor:
+    """(N, first * second, K) -> (N, first, second, K)"""
+    return scores.reshape(len(scores), first, second, -1)
+
+
+def _channels(trace: Trace) -> Tensor:
+    """(N, C, *grid)"""
+    return trace.activations.squeeze(1)
+
+
+def _mask(channels: Tensor, inputs: Tensor) -> Tensor:
+    """(b, *grid) -> (b, 1, *size): upsampled to the inputs' size, then scaled to [0, 1]."""
+    return spread(resized(channels, inputs.shape[2:])).to(inputs)
+
+
+def _mixed(weights: Tensor, layer: Tensor) -> Tensor:
+    """(b, C) and (b, C, *grid) -> (b, *grid): the channels' mean by the softmax of the weights."""
+    return (weights.softmax(1).unsqueeze(1) @ layer.flatten(2)).view(len(layer), *layer.shape[2:])
+
+
+def _weighted_by_share(trace: Trace, scores: Tensor, live: Tensor) -> Tensor:
+    """(N, K, *grid): the channels weighted by the softmax of their scores (N, C, K)."""
+    share = share_of_live(scores, live, trace.activations.ndim - 3)
+    return weighted_sum(share.to(trace.activations), trace.activations)

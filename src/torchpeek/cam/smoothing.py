@@ -1,0 +1,47 @@
+"""A heatmap averaged over versions of the input that should not change it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchpeek.engine import Trace
+from torchpeek.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """Mirrored along the last axis or not, times scaled by each of the factors: for each a pass, and their mean.
+
+    The factors scale the input as the model is given it, which for a picture is mostly its contrast. The defaults are
+    six versions, one of which is the input itself.
+    """
+
+    flip: bool = True
+    factors: Sequence[float] = (0.9, 1.0, 1.1)
+
+    def __post_init__(self) -> None:
+        factors = self.factors
+        if isinstance(factors, str) or not isinstance(factors, Sequence) or not factors:
+            raise OptionError(f"Smoothing(factors={factors!r}): give at least one number, such as (0.9, 1.0, 1.1)")
+        if not all(isinstance(each, (int, float)) and each > 0 for each in factors):
+            raise OptionError(f"Smoothing(factors={factors!r}): every factor is a number above 0")
+
+    def __str__(self) -> str:
+        factors = ", ".join(f"{each:g}" for each in self.factors)
+        return f"the mean over {'mirrored and not, ' if self.flip else ''}inputs times {factors}"
+
+
+def smoothed(trace: Trace, compute: Callable[[Trace], Tensor], how: Smoothing) -> Tensor:
+    """The mean of `compute` (N, K, *grid) over the versions of the trace's inputs, each turned back as it was."""
+    values = []
+    for mirrored in (False, True) if how.flip else (False,):
+        for factor in how.factors:
+            inputs = trace.inputs * factor
+            version = trace.again(inputs.flip(-1) if mirrored else inputs)
+            found = compute(version)
+            values.append(found.flip(-1) if mirrored else found)
+    return torch.stack(values).mean(0)

@@ -1,0 +1,109 @@
+"""Many passes of something changed, in chunks that fit into memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Literal, TypeAlias, TypeVar, get_args
+
+import torch
+from torch import Tensor
+
+from torchpeek.engine.progress import progress
+from torchpeek.errors import InputError
+from torchpeek.hooks import let_interrupts_through
+
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+"""In which the passes run: as the model is, or under autocast. The scores are float32 either way."""
+
+Made = TypeVar("Made")
+
+# What a pass holds at once, as multiples of what changes from sample to sample: widths and grids as networks have them.
+_MULTIPLE = 16
+# What the passes of one chunk may hold at once, and how many samples they are at most: on the CPU more is not faster.
+_BYTES = {"cpu": 256 * 2**20}
+_MOST = {"cpu": 16}
+_BYTES_ELSEWHERE = 2 * 2**30
+_MOST_ELSEWHERE = 256
+
+
+def chunk_size(sample: Tensor) -> int:
+    """How many samples to pass at once, for samples (1, ...) of this size and where they are."""
+    each = max(1, sample.numel() * sample.element_size() * _MULTIPLE)
+    kind = sample.device.type
+    return max(1, min(_BYTES.get(kind, _BYTES_ELSEWHERE) // each, _MOST.get(kind, _MOST_ELSEWHERE)))
+
+
+def score_chunks(
+    score: Callable[[Tensor, Tensor], Tensor], clean: Tensor, trials: int, live: Tensor | None, batch: int, what: str
+) -> Tensor:
+    """(N, trials, K): `score(rows (b,), trials (b,))`, which is (b, K), of every sample and trial.
+
+    Where `live` (N, trials) is False nothing is run, and the `clean` scores (N, K) stand.
+    """
+    scores = clean.unsqueeze(1).repeat(1, trials, 1)  # (N, trials, K)
+    for rows, numbers, found in chunks(score, len(clean), trials, batch, what, live=live):
+        scores[rows.to(scores.device), numbers.to(scores.device)] = found.to(scores)
+    return scores
+
+
+def chunks(
+    make: Callable[[Tensor, Tensor], Made],
+    count: int,
+    trials: int,
+    batch: int,
+    what: str,
+    *,
+    live: Tensor | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Made]]:
+    """`(rows, trials, make(rows, trials))` for every sample and trial, `batch` at a time.
+
+    Where memory does not suffice, half as many are tried from there on.
+    """
+    if live is None:
+        pairs = torch.cartesian_prod(torch.arange(count), torch.arange(trials)).view(-1, 2)
+    else:
+        pairs = live.cpu().nonzero()
+    # A chunk of one sample needs no copies of what all its passes share; chunks of a few trials would be too small.
+    alone = trials >= batch
+    start = 0
+    with progress(what, len(pairs)) as advance:
+        while start < len(pairs):
+            let_interrupts_through()
+            chunk = pairs[start : start + batch]
+            if alone:
+                chunk = chunk[chunk[:, 0] == chunk[0, 0]]
+            rows, numbers = chunk.unbind(1)
+            try:
+                made = make(rows, numbers)
+            except torch.OutOfMemoryError:
+                if len(chunk) == 1:
+                    raise
+                batch = len(chunk) // 2
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
+            yield rows, numbers, made
+            start += len(chunk)
+            advance(len(chunk))
+
+
+def as_dtype(precision: str) -> torch.dtype | None:
+    """What the passes are autocast to; None for as they are. Raises InputError for a precision that there is not."""
+    if precision not in get_args(Precision):
+        raise InputError(f"precision is {precision!r}; allowed: {', '.join(map(repr, get_args(Precision)))}")
+    return None if precision == "float32" else torch.bfloat16
+
+
+def check_counts(trials: int, batch: int | None) -> None:
+    """Raise InputError unless both are at least 1."""
+    if trials < 1 or (batch is not None and batch < 1):
+        raise InputError(f"trials is {trials} and batch {batch}; both are at least 1")
+
+
+def channels_last(inputs: Tensor) -> Tensor:
+    """The same numbers in the memory format in which convolutions are fastest, where there is one for the shape."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if inputs.ndim not in formats or math.prod(inputs.shape[2:]) == 1:
+        return inputs
+    return inputs.contiguous(memory_format=formats[inputs.ndim])
