@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias, overload
 
 import torch
@@ -57,6 +57,7 @@ class _Plan:
     gradients: bool
     ablates: bool = False
     stages: bool = False  # layer=None is one layer of each size of grid
+    several: bool = False  # a pattern may select more than one layer
 
 
 def _traced(model: Model, tensor: Tensor, layer: Selection | None, target: TargetLike, plan: _Plan) -> Trace:
@@ -68,7 +69,9 @@ def _traced(model: Model, tensor: Tensor, layer: Selection | None, target: Targe
         return runner.trace(tensor, names, asked, gradients=plan.gradients, noting=plan.ablates, origin=origin)
 
     if layer is not None:
-        return passed(_layers(runner.model, layer), "asked for")
+        return passed(
+            _layers(runner.model, layer, several=plan.several or isinstance(layer, (list, tuple))), "asked for"
+        )
     if plan.stages:
         stages = suggest_stages(runner.model, tensor)
         return passed([each.layer for each in stages], stages[0].reason)
@@ -134,16 +137,18 @@ def explain(
 
     `model` is an nn.Module, a LoadedModel, or a Trace in place of both model and inputs. A list of inputs, which may
     differ in size, gives a list of heatmaps. `layer=None` takes a suggested layer, and `target=None` the predicted
-    class; the provenance says which. Of a list of layers, or with `fuse`, the maps of several layers become one:
-    each is cut off below zero, scaled to [0, 1] and resized to the largest grid, and `fuse` is "max" (of a list, unless
-    said otherwise), "mean" or "product". Methods that combine layers by themselves (polycam, refinecam) take the list
-    as it is, and with `layer=None` one layer of each size of grid. `smooth` averages over mirrored and scaled inputs.
-    `options` are the method's own (`torchpeek methods`); `seed` is for those that draw numbers.
+    class; the provenance says which. `options` are the method's own (`torchpeek methods`); `seed` is for those that
+    draw numbers; `smooth` averages over mirrored and scaled inputs.
+
+    Of a list of layers, or with `fuse`, the maps of several layers become one: each is cut off below zero, scaled to
+    [0, 1] and resized to the largest grid, and `fuse` is "max" (of a list, unless said otherwise), "mean" or "product".
+    With `fuse` and `layer=None` they are one layer of each size of grid. Methods that combine layers by themselves
+    (polycam, refinecam) take the list as it is, or, with `layer=None`, one of each size of grid, too.
 
     The model runs in eval mode and is left exactly as it was found.
     """
     method = find_method(method).name
-    how = _How(fuse, smooth, seed)
+    how = How(fuse, smooth, seed)
     found: Heatmap | list[Heatmap] = _compare(model, inputs, {method: options}, layer, target, how)[method]
     return found
 
@@ -199,7 +204,7 @@ def compare(
     trace, of their own layers, unless `layer` says which. `methods` are names, or a dict from a name to that method's
     options. Everything else is as for `explain`.
     """
-    how = _How(fuse, smooth, seed)
+    how = How(fuse, smooth, seed)
     found: dict[str, Heatmap] | dict[str, list[Heatmap]] = _compare(model, inputs, methods, layer, target, how)
     return found
 
@@ -208,7 +213,7 @@ Chosen: TypeAlias = list[tuple[CamMethod, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
-class _How:
+class How:
     """What else a heatmap depends on, whatever its method."""
 
     fuse: str | None
@@ -228,7 +233,7 @@ def _compare(
     methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
     layer: Selection | None,
     target: TargetLike,
-    how: _How,
+    how: How,
 ) -> Any:  # the overloads of compare() say what it is when
     chosen = _chosen(methods)
     if isinstance(model, Trace):
@@ -238,19 +243,17 @@ def _compare(
         return {method.name: _heatmap(asked, method, options, how) for method, options in chosen}
     if inputs is None:
         raise InputError("inputs is missing; explain(model, inputs), or explain(trace)")
-    if isinstance(layer, (list, tuple)) and how.fuse is None:
-        how = replace(how, fuse="max")
     if isinstance(inputs, (list, tuple)):
         return _compare_each(model, inputs, chosen, layer, target, how)
     return _compare_batch(model, input_tensor(model, inputs), chosen, layer, target, how)
 
 
 def _compare_batch(
-    model: Model, tensor: Tensor, chosen: Chosen, layer: Selection | None, target: TargetLike, how: _How
+    model: Model, tensor: Tensor, chosen: Chosen, layer: Selection | None, target: TargetLike, how: How
 ) -> dict[str, Heatmap]:
     found: dict[str, Heatmap] = {}
     # Those that combine layers look at others, unless it is said at which.
-    combining = [pair for pair in chosen if pair[0].layers == "many" and layer is None]
+    combining = [pair for pair in chosen if (pair[0].layers == "many" or how.fuse is not None) and layer is None]
     for together in ([pair for pair in chosen if pair not in combining], combining):
         if not together:
             continue
@@ -258,6 +261,7 @@ def _compare_batch(
             gradients=any(method.needs == "gradients" for method, _ in together),
             ablates=any(method.ablates for method, _ in together),
             stages=together is combining,
+            several=how.fuse is not None,
         )
         kept = _traced(model, tensor, layer, target, plan)
         found |= {method.name: _heatmap(kept, method, options, how) for method, options in together}
@@ -265,7 +269,7 @@ def _compare_batch(
 
 
 def _compare_each(
-    model: Model, inputs: Sequence[Any], chosen: Chosen, layer: Selection | None, target: TargetLike, how: _How
+    model: Model, inputs: Sequence[Any], chosen: Chosen, layer: Selection | None, target: TargetLike, how: How
 ) -> dict[str, list[Heatmap]]:
     """One batch for each run of inputs of the same shape; then taken apart again."""
     tensors = [input_tensor(model, each) for each in inputs]
@@ -301,9 +305,14 @@ def _runs_of_one_shape(tensors: list[Tensor], most: int = 16) -> list[list[Tenso
     return runs
 
 
-def _heatmap(trace: Trace, method: CamMethod, options: Mapping[str, Any], how: _How) -> Heatmap:
+def _heatmap(trace: Trace, method: CamMethod, options: Mapping[str, Any], how: How) -> Heatmap:
     given = {"seed": how.seed, **options} if "seed" in method.options else dict(options)
-    fuse = how.fuse if method.layers == "one" and len(trace.at) > 1 else None
+    fuse = (how.fuse or "max") if method.layers == "one" and len(trace.at) > 1 else None
+    if how.fuse is not None and len(trace.at) == 1:
+        raise InputError(
+            f"fuse={how.fuse!r} makes one map of several layers; got one, {trace.layer!r}. Give a list or a pattern of "
+            "layers, or layer=None for one of each size of grid"
+        )
 
     def computed(one: Trace) -> Tensor:
         if fuse is None:
@@ -369,14 +378,14 @@ def _chosen(methods: Iterable[str] | Mapping[str, Mapping[str, Any]]) -> Chosen:
     return chosen
 
 
-def _layers(module: nn.Module, layer: Selection) -> list[str]:
-    """The names of the layers that are asked for: one, or those of a list."""
+def _layers(module: nn.Module, layer: Selection, *, several: bool) -> list[str]:
+    """The names of the layers that are asked for: one, unless several may be."""
     names = list(select(module, layer))
-    if len(names) > 1 and not isinstance(layer, (list, tuple)):
+    if len(names) > 1 and not several:
         listed = ", ".join(map(repr, names[:6])) + (", ..." if len(names) > 6 else "")
         raise AmbiguousCall(
-            f"layer {layer!r} selects {len(names)} layers ({listed}); a heatmap is of one. Name one of them, or, for "
-            f"one map made of them all, give a list: layer=[{layer!r}]"
+            f"layer {layer!r} selects {len(names)} layers ({listed}); a heatmap is of one. Name one of them, or say "
+            "how their maps become one: fuse='max', 'mean' or 'product' (--fuse)"
         )
     return names
 

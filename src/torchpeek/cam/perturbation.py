@@ -228,10 +228,11 @@ def polycam(trace: Trace, *, precision: Precision = "float32") -> Tensor:
 
     At each layer a channel's weight is what the score gains from zero by the input seen through it, plus what the score
     loses without what is seen through it, where that is positive. The authors' code leaves the score at zero out, which
-    as a probability it nearly is; without it, the weight of a logit would hang on its offset. From the last layer on, each map is divided by its own average over the
-    positions of the coarser one, and multiplied with that. The average is over areas; the authors' code interpolates,
-    which skips positions where the grid shrinks more than twofold, and cuts the masks' outermost 0.1 % off. The paper's
-    score is the probability: target=ClassProbability(). The result is on the finest grid.
+    as a probability it nearly is; without it, the weight of a logit would hang on its offset. From the last layer on,
+    each map is divided by its own average over the positions of the coarser one, and multiplied with that. The average
+    is over areas; the authors' code interpolates, which skips positions where the grid shrinks more than twofold, and
+    cuts the masks' outermost 0.1 % off. The paper's score is the probability: target=ClassProbability(). The result is
+    on the finest grid.
     """
     coarsest_first = sorted(trace.at, key=lambda name: trace.at[name].activation.shape[2:].numel())
     fine, *sharper = (_by_change_of_score(trace.only(name), precision) for name in coarsest_first)

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from torchpeek.cam import METHODS, find_method
+from torchpeek.cam import METHODS, Smoothing, find_method
 from torchpeek.cli.console import print_json, print_skipped, print_table, progress
 from torchpeek.cli.gallery import Gallery, Looks
-from torchpeek.cli.loading import Flag, loaded_model
-from torchpeek.engine.targets import Classes, Predicted, TopClasses, as_target
+from torchpeek.cli.loading import Flag, Many, loaded_model, selection
+from torchpeek.engine.targets import Classes, Contrast, Predicted, TopClasses, as_target
 from torchpeek.errors import LayerNotFound, OptionError, TargetError
-from torchpeek.explain import trace
+from torchpeek.explain import How, trace
 from torchpeek.models import LoadedModel
 from torchpeek.render import COLORMAPS
 from torchpeek.store import OutputFolder, find_pictures
@@ -25,7 +25,11 @@ def cam(
     method: Annotated[list[str], Parameter(negative="")] = ["gradcam"],  # noqa: B006  cyclopts shows it as the default
     class_: Annotated[list[str] | None, Parameter(name="--class", negative="")] = None,
     top: int | None = None,
-    layer: str | None = None,
+    contrast: int | None = None,
+    layer: Many = None,
+    fuse: str | None = None,
+    smooth: Flag = False,
+    option: Annotated[list[str] | None, Parameter(negative="")] = None,
     out: Annotated[Path, Parameter(name=["--out", "-o"])] = Path("peek"),
     overwrite: Flag = False,
     weights: str | None = None,
@@ -57,13 +61,23 @@ def cam(
         torchvision:NAME, timm:NAME, or package.module:callable (also from the working directory).
     method
         Give it several times for several methods, which share one pass; "torchpeek methods" lists them. "all" is every
-        one that this model and layer allow.
+        one that needs no more than that pass and its gradients, and that this model and layer allow.
     class_
         The class to explain, by name or index; several times for several. Without it, the predicted class.
     top
         Explain the TOP most probable classes of each picture, side by side.
+    contrast
+        Explain what sets each class apart from the CONTRAST most similar ones (Finer-CAM).
     layer
-        The layer to look at; "torchpeek layers" lists them. Without it, the last one with a grid.
+        The layer to look at; "torchpeek layers" lists them. Several, or a pattern, for one map made of all their maps.
+        Without it, the last one with a grid; for polycam and refinecam the last one of each size of grid.
+    fuse
+        How the maps of several layers become one: max, mean or product.
+    smooth
+        Average over the picture mirrored and not, times 0.9, 1 and 1.1.
+    option
+        An option of a method, as NAME=VALUE: for every method that has it; "torchpeek methods --json" lists them. Such
+        as --option precision=bfloat16, --option samples=8.
     out
         The folder to write to.
     overwrite
@@ -104,16 +118,22 @@ def cam(
         raise OptionError(
             f"--colormap is one of {', '.join(COLORMAPS)}, and --alpha 0 to 1; got {colormap} and {alpha}"
         )
-    names = list(METHODS) if "all" in method else list(dict.fromkeys(find_method(name).name for name in method))
+    how = How(fuse, Smoothing() if smooth else None, seed)
+    names = _one_pass() if "all" in method else list(dict.fromkeys(find_method(name).name for name in method))
     found = find_pictures(pictures)
     loaded = loaded_model(model, weights, trust_pickle=trust_pickle, device=device)
     target = as_target(_target(class_, top), loaded.class_names)
     if isinstance(target, Classes):  # by name and by index, say
         target = Classes(list(dict.fromkeys(target.classes)))
+    if contrast is not None:
+        target = Contrast(target, contrast)
+    named = selection(layer)
+    layers = named[0] if named and len(named) == 1 and fuse is None else named
     if "all" in method:
-        names = _applicable(loaded, found, names, layer, target)
+        names = _applicable(loaded, found, names, layers, target)
+    options = _options(names, option or [])
     folder = OutputFolder.prepared(out, overwrite=overwrite)
-    gallery = Gallery(loaded, folder, names, layer, target, seed, Looks(colormap, alpha, fade, extract))
+    gallery = Gallery(loaded, folder, options, layers, target, how, Looks(colormap, alpha, fade, extract))
     try:
         with progress("explaining", len(found)) as advance:
             for start in range(0, len(found), batch_size):
@@ -166,14 +186,51 @@ def _target(classes: list[str] | None, top: int | None) -> Any:
     return Predicted()
 
 
-def _applicable(loaded: LoadedModel, found: list[Path], names: list[str], layer: str | None, target: Any) -> list[str]:
-    """All methods but those that the model's head rules out, tried on the first picture that can be read."""
+def _one_pass() -> list[str]:
+    return [name for name, method in METHODS.items() if method.cheap and method.layers == "one"]
+
+
+def _options(names: list[str], given: list[str]) -> dict[str, dict[str, Any]]:
+    """For each method the options that were given and that it has. Raises OptionError for one that none has."""
+    options: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for each in given:
+        key, equals, text = each.partition("=")
+        having = [name for name in names if key in METHODS[name].options]
+        if not equals or not having:
+            known = sorted({option for name in names for option in METHODS[name].options})
+            raise OptionError(
+                f"--option {each!r}: allowed are NAME=VALUE, and of {', '.join(names)} these: "
+                f"{', '.join(known) or 'none, as they have no options'}"
+            )
+        for name in having:
+            options[name][key] = _parsed(key, text, METHODS[name].options[key])
+    return options
+
+
+def _parsed(key: str, text: str, default: Any) -> Any:
+    """The text as what the option's default is."""
+    try:
+        match default:
+            case int():
+                return int(text)
+            case float() | None:
+                return float(text)
+    except ValueError as error:
+        raise OptionError(f"--option {key}={text!r}: allowed is a number, such as {default or 1}") from error
+    return text
+
+
+def _applicable(
+    loaded: LoadedModel, found: list[Path], names: list[str], layers: str | list[str] | None, target: Any
+) -> list[str]:
+    """All of these methods but those that the model's head rules out, tried on the first picture that can be read."""
     for path in found:
         try:
-            kept = trace(loaded, path, layer=layer, target=target, gradients=False)
+            kept = trace(loaded, path, layer=layers, target=target, gradients=False)
+            headless = any(kept.only(layer).head is None for layer in kept.at)
         except (LayerNotFound, TargetError):
             raise
         except Exception:  # of this picture; it is named when its turn comes
             continue
-        return [name for name in names if METHODS[name].needs != "head" or kept.head is not None]
+        return [name for name in names if METHODS[name].needs != "head" or not headless]
     return names

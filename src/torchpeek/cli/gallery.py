@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from torch import Tensor
 from torchpeek._version import __version__
 from torchpeek.cam import METHODS
 from torchpeek.cli.console import json_text
-from torchpeek.engine import Target
+from torchpeek.engine import Target, Trace
 from torchpeek.engine.targets import class_logits
 from torchpeek.errors import FileError, LayerNotFound, MethodError, OptionError, TargetError
-from torchpeek.explain import compare, trace
+from torchpeek.explain import How, compare, trace
 from torchpeek.heatmap import Heatmap, Provenance
 from torchpeek.models import LoadedModel
 from torchpeek.picture import Picture
@@ -44,10 +44,10 @@ class Gallery:
 
     loaded: LoadedModel
     folder: OutputFolder
-    methods: Sequence[str]
-    layer: str | None
+    methods: Mapping[str, Mapping[str, Any]]  # name -> options
+    layer: str | list[str] | None
     target: Target
-    seed: int
+    how: How
     looks: Looks
     _rows: list[dict[str, Any]] = field(default_factory=list)  # one for each picture
     _skipped: dict[str, str] = field(default_factory=dict)  # file -> why
@@ -93,16 +93,18 @@ class Gallery:
         return results
 
     def _explain(self, group: Sequence[tuple[Path, Picture]]) -> None:
-        options = {name: {"seed": self.seed} if "seed" in METHODS[name].options else {} for name in self.methods}
+        used = [METHODS[name] for name in self.methods]
+        tensor = torch.cat([picture.tensor for _, picture in group])
         try:
             kept = trace(
                 self.loaded,
-                torch.cat([picture.tensor for _, picture in group]),
+                tensor,
                 layer=self.layer,
                 target=self.target,
-                gradients=any(METHODS[name].needs == "gradients" for name in self.methods),
+                gradients=any(method.needs == "gradients" for method in used),
+                ablations=any(method.ablates for method in used),
             )
-            maps = compare(kept, methods=options)
+            maps = self._maps(kept, tensor)
         except (LayerNotFound, TargetError, MethodError, OptionError):
             raise
         except Exception as error:
@@ -113,12 +115,27 @@ class Gallery:
                 self._skipped[str(group[0][0])] = str(error)
                 self._errors.append(error)
             return
-        made = next(iter(maps.values())).provenance
-        self._facts = self._facts or _facts(made, self.looks)
-        self._layers[f"{made.layer} ({made.layer_reason})"] = None  # it may be another one for another size
+        for heatmap in maps.values():
+            made = heatmap.provenance
+            self._facts = self._facts or _facts(made, self.looks)
+            self._layers[f"{made.layer} ({made.layer_reason})"] = None  # it may be another one for another size
         for n, (path, picture) in enumerate(group):
             probabilities = class_logits(kept.output)[n].detach().softmax(0)
             self._write(path, picture, {name: heatmap[n] for name, heatmap in maps.items()}, probabilities)
+
+    def _maps(self, kept: Trace, tensor: Tensor) -> dict[str, Heatmap]:
+        """From the trace, but for the methods that combine layers, which look at their own if none are named."""
+        how: dict[str, Any] = {"fuse": self.how.fuse, "smooth": self.how.smooth, "seed": self.how.seed}
+        many = [name for name in self.methods if METHODS[name].layers == "many" or self.how.fuse is not None]
+        own = many if self.layer is None else []
+        shared = {name: options for name, options in self.methods.items() if name not in own}
+        found: dict[str, Heatmap] = {}
+        if shared:
+            found |= compare(kept, methods=shared, **how)
+        if own:
+            theirs = {name: self.methods[name] for name in own}
+            found |= compare(self.loaded, tensor, methods=theirs, target=self.target, **how)
+        return {name: found[name] for name in self.methods}
 
     def _write(self, path: Path, picture: Picture, maps: dict[str, Heatmap], probabilities: Tensor) -> None:
         stem = self._new_stem(path)

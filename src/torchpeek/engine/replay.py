@@ -135,7 +135,7 @@ class Replay:
         handed: list[tuple[int, Tensor, int | None]] = []
         if copies or self.plan.layer_written:
             changed = changed.clone()
-        before = _version(changed)
+        before, only = _version(changed), _only_one(rows)
         thread = threading.get_ident()
 
         def again(queue: deque[int], forward: Forward, *args: Any, **kwargs: Any) -> Any:
@@ -149,7 +149,7 @@ class Replay:
 
             def expanded(path: str, tensor: Tensor) -> Tensor:
                 axis, multiplicity = self.plan.shapes[number][1][path][:2]
-                given = _of_rows(tensor, axis, multiplicity, self.notes.count, rows)
+                given = _of_rows(tensor, axis, multiplicity, self.notes.count, rows, only)
                 given = given.clone() if copy else given
                 handed.append((number, given, _version(given)))
                 return given
@@ -157,8 +157,13 @@ class Replay:
             return nested.mapped(call.output, expanded)
 
         forwards = [(module, partial(again, queue, module.forward)) for module, queue in queues.items()]
-        with replaced(forwards), attached([(self.layer, returning(changed))]):
-            output = run(self.model, inputs)
+        try:
+            with replaced(forwards), attached([(self.layer, returning(changed))]):
+                output = run(self.model, inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise Differs(f"fails ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})") from error
         if any(queues.values()):
             raise Differs("calls other modules than the pass that was noted")
         self._written = {number for number, given, version in handed if version is None or _version(given) != version}
@@ -177,6 +182,11 @@ def copied(model: nn.Module, layer: str, inputs: Tensor) -> frozenset[int] | Non
     return plan.overwritten if isinstance(plan, _Plan) else None
 
 
+def refuse(model: nn.Module, layer: str, inputs: Tensor, why: str) -> None:
+    """Replays are not to be tried there again."""
+    _PLANS.setdefault(model, {})[_key(layer, inputs)] = why
+
+
 def refused(model: nn.Module, layer: str, inputs: Tensor) -> str | None:
     """Why replays are known to be wrong there, if they are."""
     plan = _PLANS.get(model, {}).get(_key(layer, inputs))
@@ -192,10 +202,17 @@ def checked(
     """
     plans, key = _PLANS.setdefault(model, {}), _key(name, inputs)
     plan = plans.get(key)
-    if not isinstance(plan, str) and (plan is None or plan.checked < batch or not _fits(plan, notes)):
-        plan = plans[key] = _learned_or_why_not(model, layer, inputs, activation, notes, batch)
     if isinstance(plan, str):
         raise Differs(plan)
+    if plan is None or plan.checked < batch or not _fits(plan, notes):
+        if any(isinstance(module, nn.DataParallel) for module in model.modules()):
+            raise Differs("is not possible: the model runs as replicas on several devices")
+        try:
+            plan = plans[key] = _learned(model, layer, inputs, activation, notes, batch)
+        except (Differs, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # the whole passes will show whether it is the model's own
+            raise Differs(f"fails ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})") from error
     return Replay(model, layer, notes, plan)
 
 
@@ -210,41 +227,31 @@ def returning(value: Tensor) -> ForwardHook:
 
 def of_rows(tensor: Tensor, rows: Tensor) -> Tensor:
     """(N, ...) -> (b, ...): the samples `rows` (b,). A view that repeats it, where all are one and the same."""
-    return _of_rows(tensor, 0, 1, len(tensor), rows)
+    return _of_rows(tensor, 0, 1, len(tensor), rows, _only_one(rows))
 
 
-def _of_rows(tensor: Tensor, axis: int | None, multiplicity: int, count: int, rows: Tensor) -> Tensor:
+def _only_one(rows: Tensor) -> int | None:
+    """The sample that all of them are, if they are."""
+    first = int(rows[0])
+    return first if bool((rows == first).all()) else None
+
+
+def _of_rows(tensor: Tensor, axis: int | None, multiplicity: int, count: int, rows: Tensor, only: int | None) -> Tensor:
     if axis is None:  # not by sample
         return tensor
-    first, size = int(rows[0]), len(rows)
-    one = bool((rows == first).all())
+    if multiplicity == 1 and only is not None:
+        sizes = [len(rows) if each == axis else -1 for each in range(tensor.ndim)]
+        return tensor.narrow(axis, only, 1).expand(sizes)
+    rows = rows.to(tensor.device)
     if multiplicity == 1:
-        if one:
-            sizes = [size if each == axis else -1 for each in range(tensor.ndim)]
-            return tensor.narrow(axis, first, 1).expand(sizes)
-        return tensor.index_select(axis, rows.to(tensor.device))
+        return tensor.index_select(axis, rows)
     folded = tensor.reshape(*tensor.shape[:axis], count, multiplicity, *tensor.shape[axis + 1 :])
-    return folded.index_select(axis, rows.to(tensor.device)).flatten(axis, axis + 1)
+    return folded.index_select(axis, rows).flatten(axis, axis + 1)
 
 
 def _key(layer: str, inputs: Tensor) -> tuple[Any, ...]:
     autocast = torch.is_autocast_enabled(inputs.device.type)
     return layer, tuple(inputs.shape[1:]), inputs.dtype, inputs.device, autocast
-
-
-def _learned_or_why_not(
-    model: nn.Module, layer: nn.Module, inputs: Tensor, activation: Tensor, notes: Notes, batch: int
-) -> _Plan | str:
-    if any(isinstance(module, nn.DataParallel) for module in model.modules()):
-        return "is not possible: the model runs as replicas on several devices"
-    try:
-        return _learned(model, layer, inputs, activation, notes, batch)
-    except torch.OutOfMemoryError:
-        raise
-    except Differs as error:
-        return str(error)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
-        return f"fails ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
 
 
 def _learned(model: nn.Module, layer: nn.Module, inputs: Tensor, activation: Tensor, notes: Notes, batch: int) -> _Plan:
@@ -259,6 +266,8 @@ def _learned(model: nn.Module, layer: nn.Module, inputs: Tensor, activation: Ten
     few = sizes[0] if sizes else batch
     rows = torch.arange(batch) * count // batch  # of all samples, in order, as evenly as can be
     picked = torch.linspace(0, batch - 1, few).round().long()
+    # What a pass leaves behind, past what its modules return, has to be seen to be missing: not of these inputs.
+    disturbing = of_rows(inputs, rows[picked]).flip(0, -1) * 0.5
     plan: _Plan | None = None
     for trial in range(2):
         changed = _something_else(of_rows(activation, rows), trial)
@@ -268,6 +277,7 @@ def _learned(model: nn.Module, layer: nn.Module, inputs: Tensor, activation: Ten
             true = run(model, of_rows(inputs, rows[picked]).clone())
         if plan is None:
             plan = _Plan(_shapes(notes, seen, batch), notes.overwritten)
+            run(model, disturbing)
         replay = Replay(model, layer, notes, plan)
         again = replay.output(changed, of_rows(inputs, rows), rows, copies=trial == 0)
         if trial and replay._written - {-1} - plan.fresh:

@@ -14,7 +14,7 @@ from torch.autograd.graph import get_gradient_edge
 from torchpeek.engine.forward import check_inputs, run
 from torchpeek.engine.guard import as_found
 from torchpeek.engine.layouts import check_spatial, why_not_finite
-from torchpeek.engine.replay import Differs, Notes, Replay, checked, copied, of_rows, refused, returning
+from torchpeek.engine.replay import Differs, Notes, Replay, checked, copied, of_rows, refuse, refused, returning
 from torchpeek.engine.scoring import as_dtype, channels_last, check_counts, chunk_size, chunks, score_chunks
 from torchpeek.engine.targets import Target
 from torchpeek.engine.trace import Capture, Change, Origin, Trace
@@ -124,28 +124,36 @@ class ModelRunner:
         Whole passes, with a notice, where a replay would not give the same.
         """
         check_counts(trials, batch)
-        capture = trace.at[trace.layer]
-        activation, inputs = capture.activation.detach(), trace.inputs
-        layer = select(self.model, trace.layer)[trace.layer]
+        name, inputs = trace.layer, trace.inputs
+        activation = trace.at[name].activation.detach()
+        layer, what = select(self.model, name)[name], f"changes of {name}"
+
+        def changed(rows: Tensor, numbers: Tensor) -> Tensor:
+            made = edit(of_rows(activation, rows), rows, numbers).to(activation.dtype)
+            # Where it is the trace's own, a copy: the model may write into it.
+            return (
+                made.clone() if made.untyped_storage().data_ptr() == activation.untyped_storage().data_ptr() else made
+            )
+
+        def by_a_whole_pass(rows: Tensor, numbers: Tensor) -> Tensor:
+            with attached([(layer, returning(changed(rows, numbers).clone()))]):
+                return trace.question(run(self.model, of_rows(inputs, rows).clone()), rows)
+
         with as_found(self.model), trace.regime():
             try:
-                size = batch or chunk_size(activation[:1])
-                replay: Replay | None = self._replay(trace, layer, min(size, trials))
+                size = batch or chunk_size(activation[:1], suffix=True)
+                replay = self._replay(trace, layer, min(size, trials * len(inputs)))
+
+                def by_replay(rows: Tensor, numbers: Tensor) -> Tensor:
+                    return trace.question(replay.output(changed(rows, numbers), of_rows(inputs, rows), rows), rows)
+
+                return score_chunks(by_replay, trace.scores, trials, live, size, what)
             except Differs as error:
-                notify(f"whole passes for each change of {trace.layer!r}, as a replay of what comes after it {error}")
-                size, replay = batch or chunk_size(inputs[:1]), None
-
-            def score(rows: Tensor, numbers: Tensor) -> Tensor:
-                given = of_rows(inputs, rows)
-                changed = edit(of_rows(activation, rows), rows, numbers).to(activation.dtype)
-                if changed.untyped_storage().data_ptr() == activation.untyped_storage().data_ptr():
-                    changed = changed.clone()  # it is the trace's own, and the model may write into it
-                if replay is not None:
-                    return trace.question(replay.output(changed, given, rows), rows)
-                with attached([(layer, returning(changed.clone()))]):
-                    return trace.question(run(self.model, given.clone()), rows)
-
-            return score_chunks(score, trace.scores, trials, live, size, f"changes of {trace.layer}")
+                why = str(error)
+            notify(f"whole passes for each change of {name!r}, as a replay of what comes after it {why}")
+            scores = score_chunks(by_a_whole_pass, trace.scores, trials, live, batch or chunk_size(inputs[:1]), what)
+            refuse(self.model, name, inputs, why)  # now that it is known that it was not the model that failed
+        return scores
 
     def variants(self, trace: Trace, perturb: Change, trials: int) -> Iterator[tuple[Tensor, Tensor, Trace]]:
         """The same question of changed inputs, traced at the same layers, a chunk at a time."""

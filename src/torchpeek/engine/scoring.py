@@ -23,15 +23,20 @@ _MULTIPLE = 16
 # What the passes of one chunk may hold at once, and how many samples they are at most: on the CPU more is not faster.
 _BYTES = {"cpu": 256 * 2**20}
 _MOST = {"cpu": 16}
+_MOST_OF_SUFFIX = {"cpu": 128}  # a suffix is short, and what each replay costs besides tells
 _BYTES_ELSEWHERE = 2 * 2**30
 _MOST_ELSEWHERE = 256
 
 
-def chunk_size(sample: Tensor) -> int:
-    """How many samples to pass at once, for samples (1, ...) of this size and where they are."""
+def chunk_size(sample: Tensor, *, suffix: bool = False) -> int:
+    """How many samples to pass at once, for samples (1, ...) of this size and where they are.
+
+    They go through the whole model, or, for a `suffix`, through what comes after a layer that returns this.
+    """
     each = max(1, sample.numel() * sample.element_size() * _MULTIPLE)
     kind = sample.device.type
-    return max(1, min(_BYTES.get(kind, _BYTES_ELSEWHERE) // each, _MOST.get(kind, _MOST_ELSEWHERE)))
+    most = (_MOST_OF_SUFFIX if suffix else _MOST).get(kind, _MOST_ELSEWHERE)
+    return max(1, min(_BYTES.get(kind, _BYTES_ELSEWHERE) // each, most))
 
 
 def score_chunks(

@@ -149,6 +149,81 @@ class ClassProbability:
         return ClassProbability(as_target(self.of, class_names))
 
 
+@dataclass(frozen=True, eq=False)
+class ContrastScores:
+    """How far the logits of classes stand above those of others: logit - strength * mean of the others' logits."""
+
+    labels: Tensor  # (N, K), int64
+    others: Tensor  # (N, K, T), int64
+    strength: float
+
+    @property
+    def kind(self) -> str:
+        """What a score is, for a heatmap's provenance."""
+        return f"logit less {self.strength:g} times the mean logit of {self.others.shape[2]} other classes"
+
+    def __call__(self, output: Any, rows: Tensor) -> Tensor:
+        logits = class_logits(output)  # (n, classes)
+        rows = rows.to(logits.device)
+        own = logits.gather(1, self.labels.to(logits.device)[rows])  # (n, K)
+        others = self.others.to(logits.device)[rows]  # (n, K, T)
+        theirs = logits.gather(1, others.flatten(1)).view_as(others)
+        return own - self.strength * theirs.mean(dim=2)
+
+    def select(self, rows: slice | Tensor, columns: slice) -> ContrastScores:
+        return replace(self, labels=self.labels[rows][:, columns], others=self.others[rows][:, columns])
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What sets a class apart from similar ones: its logit less `strength` times the mean of theirs (Finer-CAM, eq. 5).
+
+    `against` is how many similar classes, those whose logits on the clean pass are nearest to the class's own, or which
+    classes, by index or name. With any method this is Finer-CAM (arXiv:2501.11309). grad-cam takes, under that name, a
+    mean weighted by the classes' probabilities, strength 1, and lets the gradient flow through the weights, too.
+    """
+
+    of: Any = Predicted()
+    against: int | Sequence[ClassId] = 3
+    strength: float = 0.6
+
+    def __post_init__(self) -> None:
+        given = self.against
+        count = isinstance(given, int) and not isinstance(given, bool) and given >= 1
+        if not count and (isinstance(given, (str, int)) or not isinstance(given, Sequence) or not given):
+            raise TargetError(f"Contrast(against={given!r}): give a number of classes, 1 or more, or a list of classes")
+        if not isinstance(self.strength, (int, float)) or not 0 <= self.strength < float("inf"):
+            raise TargetError(f"Contrast(strength={self.strength!r}): give a number, 0 or more; the paper's is 0.6")
+
+    def bind(self, output: Any) -> ContrastScores:
+        question = as_target(self.of).bind(output)
+        if not isinstance(question, ClassScores) or question.kind != "logit":
+            raise TargetError(f"Contrast takes a target that names classes, and their logits; got {self.of!r}")
+        logits, labels = class_logits(output).detach(), question.labels
+        if isinstance(self.against, int):
+            if logits.shape[1] <= self.against:
+                raise TargetError(
+                    f"Contrast(against={self.against}): the model has {logits.shape[1]} classes; there are "
+                    f"{logits.shape[1] - 1} others"
+                )
+            apart = (logits.unsqueeze(1) - logits.gather(1, labels).unsqueeze(2)).abs()  # (N, K, classes)
+            apart = apart.scatter(2, labels.unsqueeze(2), torch.inf)  # itself is no other
+            others = apart.topk(self.against, dim=2, largest=False).indices
+        else:
+            wanted = torch.tensor([_class_index(each, None) for each in self.against], device=logits.device)
+            _check_range(wanted, logits.shape[1])
+            if bool((labels.unsqueeze(2) == wanted).any()):
+                raise TargetError(f"Contrast(against={list(self.against)!r}): a class is not set against itself")
+            others = wanted.expand(*labels.shape, -1)
+        return ContrastScores(labels, others, float(self.strength))
+
+    def named(self, class_names: Sequence[str] | None) -> Contrast:
+        against = self.against
+        if not isinstance(against, int):
+            against = [_class_index(each, class_names) for each in against]
+        return replace(self, of=as_target(self.of, class_names), against=against)
+
+
 def as_target(target: Any, class_names: Sequence[str] | None = None) -> Target:
     """The Target that is meant by what `explain(target=...)` takes, with class names looked up.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from torchpeek.engine.targets import ClassScores
+from torchpeek.engine.targets import ClassScores, ContrastScores
 from torchpeek.errors import FormatError
 from torchpeek.heatmap import Heatmap, Provenance
 from torchpeek.store.folder import write_whole
@@ -29,10 +29,17 @@ def save(heatmap: Heatmap, path: str | PathLike[str]) -> None:
 
 def save_bytes(heatmap: Heatmap) -> bytes:
     """What `save` writes."""
-    if not isinstance(heatmap.question, ClassScores):
-        raise FormatError(f"heatmaps of classes can be saved; this one asks a {type(heatmap.question).__name__}")
-    tensors = {"values": heatmap.values, "scores": heatmap.scores, "labels": heatmap.question.labels}
-    about = {"format": _VERSION, "question": {"kind": heatmap.question.kind}, "provenance": asdict(heatmap.provenance)}
+    question, tensors = heatmap.question, {"values": heatmap.values, "scores": heatmap.scores}
+    asked: dict[str, str | float]
+    match question:
+        case ClassScores():
+            tensors["labels"], asked = question.labels, {"kind": question.kind}
+        case ContrastScores():
+            tensors |= {"labels": question.labels, "others": question.others}
+            asked = {"kind": question.kind, "strength": question.strength}
+        case _:
+            raise FormatError(f"heatmaps of classes can be saved; this one asks a {type(question).__name__}")
+    about = {"format": _VERSION, "question": asked, "provenance": asdict(heatmap.provenance)}
     header = {_KEY: json.dumps(about, ensure_ascii=False)}
     return to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, header)
 
@@ -46,7 +53,7 @@ def load(path: str | PathLike[str]) -> Heatmap:
                 raise FormatError(
                     f"{path}: a safetensors file, but not a heatmap of torchpeek's; it holds {list(opened.keys())[:4]}"
                 )
-            tensors = {name: opened.get_tensor(name) for name in ("values", "scores", "labels")}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no dict
         about = json.loads(header)
         if about["format"] != _VERSION:
             raise FormatError(
@@ -55,7 +62,12 @@ def load(path: str | PathLike[str]) -> Heatmap:
         provenance = about["provenance"]
         provenance["class_names"] = {int(label): name for label, name in provenance["class_names"].items()}
         provenance["steps"] = tuple(provenance["steps"])
-        question = ClassScores(tensors["labels"], about["question"]["kind"])
+        asked = about["question"]
+        question = (
+            ContrastScores(tensors["labels"], tensors["others"], asked["strength"])
+            if "strength" in asked
+            else ClassScores(tensors["labels"], asked["kind"])
+        )
         return Heatmap(tensors["values"], tensors["scores"], question, Provenance(**provenance))
     except FileNotFoundError as error:
         raise FormatError(f"{path}: no such file") from error
