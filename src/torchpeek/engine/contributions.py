@@ -168,7 +168,7 @@ def _shift(module: nn.Module, output: Tensor, given: tuple[Any, ...]) -> Tensor 
 
 
 def _beyond_linear(module: nn.Module, output: Tensor, given: tuple[Any, ...]) -> Tensor | None:
-    """output - J input, for any module. None where torch has no forward derivative of it: then it is in the rest."""
+    """output - J input, for any module. None where torch has no second derivative of it: then it is in the rest."""
     positions = [place for place, each in enumerate(given) if isinstance(each, Tensor) and each.is_floating_point()]
     tensors = tuple(given[place] for place in positions)
 
@@ -179,8 +179,8 @@ def _beyond_linear(module: nn.Module, output: Tensor, given: tuple[Any, ...]) ->
         return module.forward(*filled)
 
     try:
-        with torch.no_grad():
-            along = torch.func.jvp(function, tensors, tensors)[1]
+        # By two backward passes, which more operations have than a forward derivative.
+        along = torch.autograd.functional.jvp(function, tensors, tensors)[1]
     except (RuntimeError, NotImplementedError, TypeError):
         return None
     if not isinstance(along, Tensor) or along.shape != output.shape:
