@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Mapping
 
 
-def interleaved(work: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
+def interleaved(work: Mapping[str, Callable[[], object]], *, rounds: int, warm: bool = True) -> dict[str, list[float]]:
     """Seconds of each, for each round; a round runs every one of them once, so that noise meets them all alike."""
-    for run in work.values():
-        run()  # warm up: caches, suggested layers, thread pools
+    for run in work.values() if warm else ():
+        run()  # caches, suggested layers, thread pools
     seconds: dict[str, list[float]] = {name: [] for name in work}
     gc.collect()
     gc.disable()

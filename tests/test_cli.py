@@ -102,7 +102,32 @@ class TestCam:
 
     def test_all_methods(self, place, capsys) -> None:
         assert run(*CAM, "--method", "all") == 0
-        assert {p.stem for p in (place / "peek" / "a").glob("*.safetensors")} == set(tp.METHODS)
+        cheap = {name for name, method in tp.METHODS.items() if method.cheap and method.layers == "one"}
+        assert {p.stem for p in (place / "peek" / "a").glob("*.safetensors")} == cheap
+
+    def test_methods_of_many_passes_and_their_options(self, place, capsys) -> None:
+        words = ("--method", "scorecam", "--method", "opticam", "--option", "steps=3", "--option", "precision=bfloat16")
+        assert run(*CAM, *words, "--method", "ablationcam") == 0
+        made = {name: tp.load(place / "peek" / "a" / f"{name}.safetensors").provenance for name in words[1:4:2]}
+        assert made["scorecam"].options == {"precision": "bfloat16"}
+        assert made["opticam"].options == {"steps": 3, "rate": 0.1}
+
+    @pytest.mark.filterwarnings("ignore:.*are exactly zero everywhere")
+    def test_several_layers(self, place, capsys) -> None:
+        assert run(*CAM, "--layer", "act", "--layer", "features.0", "--fuse", "mean", "--smooth") == 0
+        made = tp.load(place / "peek" / "a" / "gradcam.safetensors").provenance
+        assert made.layer == "features.0, act"
+        assert "mean" in made.steps[0]
+        assert "mirrored" in made.steps[1]
+        assert run(*CAM, "--layer", "features.*", "--fuse", "max", "--overwrite") == 0
+        assert run(*CAM, "--method", "polycam", "--method", "gradcam", "--overwrite") == 0
+        assert "each size of grid" in tp.load(place / "peek" / "a" / "polycam.safetensors").provenance.layer_reason
+
+    def test_contrast(self, place, capsys) -> None:
+        assert run(*CAM, "--class", "bee", "--contrast", "2") == 0
+        heatmap = tp.load(place / "peek" / "a" / "gradcam.safetensors")
+        assert heatmap.question.others.shape == (1, 1, 2)
+        assert "less 0.6 times" in (place / "peek" / "report.html").read_text()
 
     def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_done(self, place, capsys) -> None:
         (place / "pictures" / "b.png").write_bytes(b"broken")

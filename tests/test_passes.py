@@ -282,6 +282,14 @@ class TestFullGrad:
         assert len(found.biases) == 3  # the convolution's, twice, and the head's
         assert float(found.remainder.abs().max()) < 1e-12
 
+    def test_it_needs_no_layer_with_a_grid(self) -> None:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 48, 5), nn.ReLU(), nn.Linear(5, 4)).double()
+        heatmap = tp.explain(model, X, method="fullgrad", target=1)
+        steps = list(model)
+        np.testing.assert_allclose(heatmap.values[0, 0].numpy(), fullgrad(steps, X[:1], 1), rtol=1e-9)
+        assert heatmap.provenance.layer == "every layer"
+        assert heatmap.provenance.dtype == "float64"
+
     def test_the_order_of_definition_does_not_matter(self) -> None:
         """grad-cam pairs biases as defined with gradients as executed: there the map changes."""
 

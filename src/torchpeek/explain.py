@@ -58,6 +58,7 @@ class _Plan:
     ablates: bool = False
     stages: bool = False  # layer=None is one layer of each size of grid
     several: bool = False  # a pattern may select more than one layer
+    nowhere: bool = False  # no layer is looked at
 
 
 def _traced(model: Model, tensor: Tensor, layer: Selection | None, target: TargetLike, plan: _Plan) -> Trace:
@@ -72,6 +73,8 @@ def _traced(model: Model, tensor: Tensor, layer: Selection | None, target: Targe
         return passed(
             _layers(runner.model, layer, several=plan.several or isinstance(layer, (list, tuple))), "asked for"
         )
+    if plan.nowhere:
+        return passed([], "")
     if plan.stages:
         stages = suggest_stages(runner.model, tensor)
         return passed([each.layer for each in stages], stages[0].reason)
@@ -262,6 +265,7 @@ def _compare_batch(
             ablates=any(method.ablates for method, _ in together),
             stages=together is combining,
             several=how.fuse is not None,
+            nowhere=all(method.layers == "all" for method, _ in together),
         )
         kept = _traced(model, tensor, layer, target, plan)
         found |= {method.name: _heatmap(kept, method, options, how) for method, options in together}
@@ -340,7 +344,7 @@ def _provenance(
 ) -> Provenance:
     names = trace.origin.class_names
     labels = trace.question.labels.flatten().tolist()
-    activation = next(iter(trace.at.values())).activation
+    looked_at = next((capture.activation for capture in trace.at.values()), trace.inputs)
     every = method.layers == "all"
     steps = [f"each layer's positive map on the same grid, unit, and their {fuse}"] if fuse else []
     return Provenance(
@@ -356,8 +360,8 @@ def _provenance(
         class_names={}
         if names is None
         else {label: names[label] for label in sorted(set(labels)) if label < len(names)},
-        device=str(activation.device),
-        dtype=str(activation.dtype).removeprefix("torch."),
+        device=str(looked_at.device),
+        dtype=str(looked_at.dtype).removeprefix("torch."),
         torch=torch.__version__,
         torchpeek=_version.__version__,
         steps=(*steps, str(smooth)) if smooth else tuple(steps),

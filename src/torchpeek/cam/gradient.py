@@ -83,7 +83,7 @@ def eigengradcam(trace: Trace) -> Tensor:
     "smoothgradcam++", needs="activations", passes="16 forward and backward to the layer", paper="arXiv:1908.01224"
 )
 def smoothgradcam_plus_plus(trace: Trace, *, samples: int = 16, noise_level: float = 0.15, seed: int = 0) -> Tensor:
-    """Grad-CAM++ with the powers of the gradient averaged over noisy copies of the input (eqs. 6 to 9).
+    """Grad-CAM++ with the powers of the gradient averaged over noisy copies of the input.
 
     The noise is normal, its standard deviation `noise_level` times the range of the picture, as SmoothGrad has it
     (arXiv:1706.03825). alpha is mean(g^2) / (2 mean(g^2) + sum(A) mean(g^3)), the average of Grad-CAM++'s; as printed
@@ -114,7 +114,7 @@ def smoothgradcam_plus_plus(trace: Trace, *, samples: int = 16, noise_level: flo
     "integrated-gradcam", needs="activations", passes="50 forward and backward to the layer", paper="arXiv:2102.07805"
 )
 def integrated_gradcam(trace: Trace, *, steps: int = 50) -> Tensor:
-    """The mean of Grad-CAM's positive maps along the straight path from zero to the input (eq. 5).
+    """The mean of Grad-CAM's positive maps along the straight path from zero to the input.
 
     Step t of n is the input times t / n, t from 1 to n: the input itself is one, the zero input is not. As in the
     authors' code the activations are those of the step, and a step's map is cut off below zero before it is averaged.
@@ -137,7 +137,7 @@ def integrated_gradcam(trace: Trace, *, steps: int = 50) -> Tensor:
     paper="arXiv:2501.06261",
 )
 def shapleycam(trace: Trace) -> Tensor:
-    """Channels weighted by the mean of the gradient less half the Hessian times the activation (eq. 12).
+    """Channels weighted by the mean of the gradient less half the Hessian times the activation.
 
     That is the Shapley value of a quadratic approximation of the score. Where the score is piecewise linear in the
     layer, as a logit after ReLUs is, the Hessian is zero and the map is Grad-CAM's.
@@ -150,11 +150,11 @@ def shapleycam(trace: Trace) -> Tensor:
     "fullgrad",
     needs="activations",
     layers="all",
-    passes="1 forward, 1 backward through all layers for each class",
+    passes="1 more forward, 1 backward through all layers for each class",
     paper="arXiv:1905.00780",
 )
 def fullgrad(trace: Trace) -> Tensor:
-    """Input times gradient, and bias times gradient of every layer, all at the size of the input (eqs. 5 and 6).
+    """Input times gradient, and bias times gradient of every layer, all at the size of the input.
 
     Each layer's absolute contributions are scaled to [0, 1] over all its channels together, as in the authors' code,
     and upsampled, of which the sum over the channels is taken first: both are linear. Biases are all that a layer adds

@@ -33,7 +33,7 @@ from torchpeek.heatmap import upsample
 
 @cam_method("scorecam", needs="activations", passes="1 for each live channel", paper="arXiv:1910.01279")
 def scorecam(trace: Trace, *, precision: Precision = "float32") -> Tensor:
-    """Channels weighted by the softmax of the score of the input seen through each (eqs. 3 to 7, algorithm 1).
+    """Channels weighted by the softmax of the score of the input seen through each (algorithm 1).
 
     The mask of a channel is its activation, upsampled (bilinear, align_corners=False) and scaled to [0, 1]. The paper
     subtracts a baseline's score, which the softmax over the channels undoes. That softmax is over the live channels.
@@ -52,7 +52,7 @@ def scorecam(trace: Trace, *, precision: Precision = "float32") -> Tensor:
 def sscam(
     trace: Trace, *, samples: int = 35, sigma: float = 2.0, seed: int = 0, precision: Precision = "float32"
 ) -> Tensor:
-    """Score-CAM with noise on the activations, its scores averaged over the draws (eq. 4, SS-CAM (1)).
+    """Score-CAM with noise on the activations, its scores averaged over the draws: SS-CAM (1) of the paper.
 
     `sigma` is in units of the activation. Where the noise enters differs: here, as in the equation, on the activation,
     before it becomes a mask; torchcam adds it to the upsampled activation, the authors' code too, but does not scale
@@ -101,7 +101,7 @@ def iscam(trace: Trace, *, steps: int = 10, precision: Precision = "float32") ->
     paper="doi:10.1109/WACV45572.2020.9093360",
 )
 def ablationcam(trace: Trace) -> Tensor:
-    """Channels weighted by how far the score falls without each, relative to the score (eqs. 4 and 5).
+    """Channels weighted by how far the score falls without each, relative to the score.
 
     Without a channel means that it is zero. The paper divides by the score, so that a negative one turns the map over;
     here it is divided by its absolute value, which is the same where the score is positive.
@@ -110,8 +110,8 @@ def ablationcam(trace: Trace) -> Tensor:
     count, axes = layer.shape[1], layer.ndim - 2
 
     def without(given: Tensor, rows: Tensor, channels: Tensor) -> Tensor:
-        kept = 1 - torch.nn.functional.one_hot(channels, count).to(given)
-        return given * kept.view(*kept.shape, *(1 for _ in range(axes)))
+        given[torch.arange(len(channels)), channels] = 0
+        return given
 
     scores = trace.ablate(without, count, live=(layer.flatten(2) != 0).any(2))  # (N, C, K); zero ones change nothing
     clean = trace.scores.unsqueeze(1)  # (N, 1, K)
@@ -127,7 +127,7 @@ def ablationcam(trace: Trace) -> Tensor:
     paper="arXiv:2209.14074",
 )
 def recipro_cam(trace: Trace) -> Tensor:
-    """The score when the layer says what it says at one position only, and zero elsewhere (eqs. 1 to 3).
+    """The score when the layer says what it says at one position only, and zero elsewhere.
 
     The paper's score is the probability: target=ClassProbability() gives that. Of its two masks this is the one of a
     single position; the other spreads it over the neighbours.
@@ -137,7 +137,7 @@ def recipro_cam(trace: Trace) -> Tensor:
 
     def only(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
         mask = torch.nn.functional.one_hot(trials, positions).to(given)
-        return given * mask.view(len(mask), 1, *grid)
+        return given.mul_(mask.view(len(mask), 1, *grid))
 
     scores = trace.ablate(only, positions)  # (N, positions, K)
     return scores.mT.reshape(*scores.mT.shape[:2], *grid)
@@ -153,7 +153,7 @@ def groupcam(
     sigma: float = 50.0,
     precision: Precision = "float32",
 ) -> Tensor:
-    """Groups of Grad-CAM's weighted channels, weighted by what each brings back in a blurred input (eqs. 2 to 8).
+    """Groups of Grad-CAM's weighted channels, weighted by what each brings back in a blurred input.
 
     Of each group's positive sum the `keep` strongest positions stay, scaled to [0, 1]; where the mask is not 1 the
     input is blurred. The paper scales after upsampling; here it is before, so that the map at the layer's resolution,
@@ -188,7 +188,7 @@ def groupcam(
 
 @cam_method("opticam", needs="activations", passes="100 forward and backward for each class", paper="arXiv:2301.07002")
 def opticam(trace: Trace, *, steps: int = 100, rate: float = 0.1) -> Tensor:
-    """Channels weighted so that the input seen through their sum scores highest (eqs. 8 to 12).
+    """Channels weighted so that the input seen through their sum scores highest.
 
     The weights are a softmax over the channels, from equal ones on, by `steps` updates of Adam. The mask is the sum,
     upsampled and scaled to [0, 1]. The map is the sum with the last weights.
@@ -224,7 +224,7 @@ def opticam(trace: Trace, *, steps: int = 100, rate: float = 0.1) -> Tensor:
     paper="arXiv:2204.13359",
 )
 def polycam(trace: Trace, *, precision: Precision = "float32") -> Tensor:
-    """The map of a late layer, made finer by the maps of earlier ones (PCAM+-; eqs. 2 to 8).
+    """The map of a late layer, made finer by the maps of earlier ones (PCAM+-).
 
     At each layer a channel's weight is what the score gains from zero by the input seen through it, plus what the score
     loses without what is seen through it, where that is positive. The authors' code leaves the score at zero out, which

@@ -180,7 +180,7 @@ def _beyond_linear(module: nn.Module, output: Tensor, given: tuple[Any, ...]) ->
 
     try:
         # By two backward passes, which more operations have than a forward derivative.
-        along = torch.autograd.functional.jvp(function, tensors, tensors)[1]
+        along = torch.autograd.functional.jvp(function, tensors, tensors)[1]  # type: ignore[no-untyped-call]
     except (RuntimeError, NotImplementedError, TypeError):
         return None
     if not isinstance(along, Tensor) or along.shape != output.shape:

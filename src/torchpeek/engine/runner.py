@@ -101,7 +101,7 @@ class ModelRunner:
         regime = trace.regime(as_dtype(precision))
 
         def score(rows: Tensor, numbers: Tensor) -> Tensor:
-            given = perturb(of_rows(inputs, rows), rows, numbers)
+            given = perturb(of_rows(inputs, rows).clone(), rows, numbers)
             answer = None
             with regime:
                 if fast[0]:
@@ -129,11 +129,7 @@ class ModelRunner:
         layer, what = select(self.model, name)[name], f"changes of {name}"
 
         def changed(rows: Tensor, numbers: Tensor) -> Tensor:
-            made = edit(of_rows(activation, rows), rows, numbers).to(activation.dtype)
-            # Where it is the trace's own, a copy: the model may write into it.
-            return (
-                made.clone() if made.untyped_storage().data_ptr() == activation.untyped_storage().data_ptr() else made
-            )
+            return edit(of_rows(activation, rows).clone(), rows, numbers).to(activation.dtype)
 
         def by_a_whole_pass(rows: Tensor, numbers: Tensor) -> Tensor:
             with attached([(layer, returning(changed(rows, numbers).clone()))]):
@@ -163,7 +159,7 @@ class ModelRunner:
         batch = max(1, min(chunk_size(trace.inputs[:1]) // 2, _GRADIENT_BYTES // max(1, captured)))
 
         def changed(rows: Tensor, numbers: Tensor) -> Tensor:
-            return perturb(of_rows(trace.inputs, rows), rows, numbers)
+            return perturb(of_rows(trace.inputs, rows).clone(), rows, numbers)
 
         yield from chunks(
             lambda rows, numbers: trace.again(changed(rows, numbers), rows=rows, gradients=True),

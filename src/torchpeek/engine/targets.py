@@ -176,7 +176,7 @@ class ContrastScores:
 
 @dataclass(frozen=True)
 class Contrast:
-    """What sets a class apart from similar ones: its logit less `strength` times the mean of theirs (Finer-CAM, eq. 5).
+    """What sets a class apart from similar ones: its logit less `strength` times the mean of theirs (Finer-CAM).
 
     `against` is how many similar classes, those whose logits on the clean pass are nearest to the class's own, or which
     classes, by index or name. With any method this is Finer-CAM (arXiv:2501.11309). grad-cam takes, under that name, a

@@ -193,10 +193,10 @@ class Trace:
     ) -> Tensor:
         """(N, trials, K): scores of changed inputs, all K in one pass for each sample and trial.
 
-        `perturb` is given a view that repeats the samples, not to be written into, and returns as many changed ones.
-        Where `live` (N, trials) is False no pass is run, and the clean scores stand. `batch` passes go at once: None
-        takes as many as fit into memory; where they do not, half as many are tried. With `precision="bfloat16"` the
-        passes run under autocast.
+        `perturb` is given a copy of the samples, which it may write into, and returns as many changed ones. Where
+        `live` (N, trials) is False no pass is run, and the clean scores stand. `batch` passes go at once: None takes as
+        many as fit into memory; where they do not, half as many are tried. With `precision="bfloat16"` the passes run
+        under autocast.
         """
         return self.runner.rescore(self, perturb, trials, live, batch, precision)
 
