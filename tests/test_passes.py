@@ -18,7 +18,7 @@ from torchpeek.cam import fused
 from torchpeek.cam.algebra import area_average, first_eigenpair, gaussian_blur, noise
 from torchpeek.cam.algebra import quantile as our_quantile
 from torchpeek.engine import contributions, progress
-from torchpeek.errors import InputError, MethodNotFound, Notice, OptionError, TargetError
+from torchpeek.errors import GradUnavailable, InputError, MethodNotFound, Notice, OptionError, TargetError
 
 X = torch.randn(2, 3, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -282,6 +282,59 @@ class TestFullGrad:
         assert len(found.biases) == 3  # the convolution's, twice, and the head's
         assert float(found.remainder.abs().max()) < 1e-12
 
+    @pytest.mark.parametrize("kind", ["subclass", "with parts", "keywords", "view", "hardsigmoid", "weight norm"])
+    def test_complete_also_for(self, kind: str) -> None:
+        """What a type alone does not say: a forward of its own, an activation inside, what it was called with."""
+
+        class ConvReLU(nn.Conv2d):
+            def forward(self, x: Tensor) -> Tensor:
+                return F.relu(super().forward(x) + 0.3)
+
+        class NormAct(nn.BatchNorm2d):
+            def __init__(self, channels: int) -> None:
+                super().__init__(channels)
+                self.act = nn.SiLU(inplace=True)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.act(super().forward(x))
+
+        class Scaled(nn.Module):
+            def forward(self, x: Tensor, *, by: float = 1.0) -> Tensor:
+                return torch.sigmoid(x * by)
+
+        class Calls(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.scaled = Scaled()
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.scaled(x=x, by=3.0)
+
+        first: list[nn.Module] = {
+            "subclass": [ConvReLU(3, 4, 3, padding=1)],
+            "with parts": [nn.Conv2d(3, 4, 3, padding=1), NormAct(4)],
+            "keywords": [nn.Conv2d(3, 4, 3, padding=1), Calls()],
+            "view": [nn.Conv2d(3, 4, 3, padding=1), nn.InstanceNorm2d(4, affine=True), nn.ReLU(inplace=True)],
+            "hardsigmoid": [nn.Conv2d(3, 4, 3, padding=1), nn.Hardsigmoid()],
+            "weight norm": [nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3, padding=1)), nn.ReLU()],
+        }[kind]
+        model = nn.Sequential(*first, nn.Flatten(), nn.Linear(4 * 48, 4)).double().eval()
+        trace = tp.trace(model, X, layer="0", target=tp.targets.Classes([0, 1]), gradients=False)
+        [found] = contributions(trace, lambda each: each)
+        assert float(found.remainder.abs().max()) < 1e-10
+
+    def test_a_model_that_overwrites_what_the_way_back_needs(self) -> None:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.act, self.head = nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Linear(4, 2)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.head(self.act(self.conv(x)).mul_(2).mean((2, 3)))
+
+        with pytest.raises(GradUnavailable, match="cannot be trained either"):
+            tp.explain(Net(), X.float(), method="fullgrad")
+
     def test_it_needs_no_layer_with_a_grid(self) -> None:
         model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 48, 5), nn.ReLU(), nn.Linear(5, 4)).double()
         heatmap = tp.explain(model, X, method="fullgrad", target=1)
@@ -391,6 +444,7 @@ class TestIdentities:
 
         model = nn.Sequential(OneAlive(), nn.Flatten(), nn.Linear(3 * 48, 4)).double()
         calls: list[int] = []
+        tp.explain(model, X, method="scorecam", layer="0", target=0)  # tries out the memory format, once
         model[0].register_forward_hook(lambda module, args, output: calls.append(len(output)))
         got = tp.explain(model, X, method="scorecam", layer="0", target=[[0, 1], [2, 3]]).values
         torch.testing.assert_close(got, (X[:, 1:2] + 2).expand(-1, 2, -1, -1))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
+import threading
 import warnings
 import weakref
 from collections.abc import Callable
@@ -37,12 +39,12 @@ def by_whole_passes(
     with torch.no_grad():
         for n in range(len(x)):
             handle = module.register_forward_hook(lambda _, args, output: kept.append(output.clone()))
-            fresh(x[n : n + 1])
+            fresh(x[n : n + 1].clone())
             handle.remove()
             for trial in range(trials):
                 changed = edit(kept[-1], torch.tensor([n]), torch.tensor([trial]))
                 handle = module.register_forward_hook(lambda _, args, output, changed=changed: changed.clone())
-                found: Any = fresh(x[n : n + 1])
+                found: Any = fresh(x[n : n + 1].clone())
                 handle.remove()
                 scores[n, trial] = (found if isinstance(found, Tensor) else found["logits"])[0, labels]
     return scores
@@ -296,6 +298,188 @@ class TestHooksAndForwards:
         trace.ablate(other, 4)  # and it is not held against the replay
 
 
+class Plain(nn.Module):
+    """A stem, the layer and a head; `end` says what becomes of the stem's output and the layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.layer, self.after = (nn.Conv2d(c, 4, 3, padding=1) for c in (3, 4, 4))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.stem(x)
+        return self.head(self.end(a, self.layer(a)).mean((2, 3)))
+
+    def end(self, a: Tensor, y: Tensor) -> Tensor:
+        return self.after(y) * a
+
+
+class TwoStreams(Plain):
+    """Folded into the batch the other way round: all samples of the first stream, then all of the second."""
+
+    class Both(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x, x.flip(-1)])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = self.Both()
+
+    def forward(self, x: Tensor) -> Tensor:
+        two, count = self.both(self.stem(x)), len(x)
+        y = self.layer(two[:count])
+        return self.head((y * two[:count] + self.after(two[count:]).cumsum(-1)).mean((2, 3)))
+
+
+class Opaque(Plain):
+    """What the module returns holds tensors, and numbers of the batch, where nobody sees them."""
+
+    class Wrapped(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return type("Box", (), {"tensor": x * 2, "sizes": [float(each) for each in x.mean((1, 2, 3))]})()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wrapped = self.Wrapped()
+
+    def forward(self, x: Tensor) -> Tensor:
+        box = self.wrapped(self.stem(x))
+        scale = torch.tensor(box.sizes, dtype=x.dtype).view(-1, 1, 1, 1)
+        return self.head((self.layer(box.tensor) * box.tensor * (1 + scale)).mean((2, 3)))
+
+
+class IgnoresTheReturn(Plain):
+    """An in-place ReLU, called for its effect. A first picture of zeros shows nothing of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.relu = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.stem(x)
+        self.relu(a)
+        return self.head((self.layer(a) + a).mean((2, 3)))
+
+
+class WritesIntoItsInput(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        x -= 1.5
+        x *= 2
+        return super().forward(x)
+
+
+class NowAndThen(Plain):
+    def end(self, a: Tensor, y: Tensor) -> Tensor:
+        if float(y.mean()) > 0:
+            a += 2 * self.after(y)
+        return a * y
+
+
+class PastTheCounter(Plain):
+    """Writes that torch does not count."""
+
+    def end(self, a: Tensor, y: Tensor) -> Tensor:
+        result = a * y
+        a.data.add_(1)
+        return result
+
+
+@pytest.mark.filterwarnings("ignore:whole passes for each change")  # where it does not repeat, that is right
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("batch", [None, 1, 2, 7])
+@pytest.mark.parametrize(
+    "make", [TwoStreams, Opaque, IgnoresTheReturn, WritesIntoItsInput, NowAndThen, PastTheCounter, Plain]
+)
+def test_right_or_whole_passes(make: Callable[[], nn.Module], batch: int | None, size: int) -> None:
+    """Whichever it is, the numbers are those of whole passes, and the trace's own are left alone."""
+    model = make().double().eval()
+    tp.trace(model, torch.zeros(1, 3, 6, 6, dtype=torch.float64), layer="layer", gradients=False).ablate(other, 2)
+    x = torch.randn(size, 3, 6, 6, dtype=torch.float64)
+    trace = tp.trace(model, x, layer="layer", target=tp.targets.Classes([0, 1]), gradients=False)
+    expected, inputs = by_whole_passes(model, "layer", x, [0, 1], 9), trace.inputs.clone()
+    for _ in range(3):
+        got = trace.ablate(other, 9, batch=batch)
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+    assert torch.equal(trace.inputs, inputs)
+
+
+class TestOthersMeanwhile:
+    def test_another_thread_runs_the_model_as_it_is(self) -> None:
+        model = Plain().double().eval()
+        x = torch.randn(1, 3, 6, 6, dtype=torch.float64)
+        expected = model(x).detach()
+        seen: list[Tensor] = []
+
+        def elsewhere(*_: Any) -> None:
+            if threading.current_thread() is threading.main_thread():
+                thread = threading.Thread(target=lambda: seen.append(model(x).detach()))
+                thread.start()
+                thread.join()
+
+        trace = tp.trace(model, x, layer="layer", gradients=False)
+        trace.ablate(other, 3)
+        model.after.register_forward_pre_hook(elsewhere)
+        trace.ablate(other, 3)
+        assert seen
+        for each in seen:
+            torch.testing.assert_close(each, expected)
+
+    @pytest.mark.parametrize("how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+    def test_a_copy_made_in_the_middle_is_the_model(self, how: Callable[[nn.Module], nn.Module]) -> None:
+        model = Plain().double().eval()
+        x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+        copies: list[nn.Module] = []
+        trace = tp.trace(model, x, layer="layer", gradients=False)
+        handle = model.after.register_forward_hook(_Copying(model, how, copies))
+        trace.ablate(other, 3)
+        handle.remove()
+        assert copies
+        for each in copies:
+            torch.testing.assert_close(each(x), model(x))
+
+    def test_samples_that_see_each_other_are_run_one_by_one(self) -> None:
+        model = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(64, 3)
+        ).double()
+        x = torch.randn(1, 3, 6, 6, dtype=torch.float64)
+        trace = tp.trace(model, x, layer="0", target=tp.targets.Classes([0, 1]), gradients=False)
+        expected = by_whole_passes(model, "0", x, [0, 1], 4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Notice)
+            torch.testing.assert_close(trace.ablate(other, 4), expected)
+        one, many = (
+            trace.rescore(lambda given, rows, trials: given * (1 + trials.view(-1, 1, 1, 1)), 4, batch=batch)
+            for batch in (1, None)
+        )
+        torch.testing.assert_close(one, many)
+
+
+class _Copying:
+    """A hook that copies the model it is on, once, without itself."""
+
+    def __init__(self, model: nn.Module, how: Callable[[nn.Module], nn.Module], copies: list[nn.Module]) -> None:
+        self.given: Any = (model, how, copies)
+
+    def __call__(self, *_: Any) -> None:
+        model, how, copies = self.given
+        if not copies:
+            copies.append(how(model))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return _nothing
+
+    def __reduce__(self) -> Any:
+        return _no_hook, ()
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+def _no_hook() -> Callable[..., None]:
+    return _nothing
+
+
 class TestWhatIsHandedOn:
     def test_a_tensor_of_the_users_is_not_written_into(self) -> None:
         model = WritesInPlace().eval()
@@ -373,6 +557,17 @@ class TestWherePartsDoNotRepeat:
             trace.ablate(other, 2)
 
 
+class TestBadChanges:
+    @pytest.mark.parametrize("kind", ["rescore", "ablate"])
+    @pytest.mark.parametrize(
+        "wrong", [lambda given, *_: given[:1], lambda given, *_: None, lambda given, *_: given.sum(1)]
+    )
+    def test_a_change_that_returns_something_else(self, kind: str, wrong: Callable[..., Any]) -> None:
+        trace = tp.trace(PooledNet(), torch.randn(2, 3, 8, 6), layer="act", gradients=False)
+        with pytest.raises(InputError, match=r"the change returned .*; allowed: a tensor of shape \("):
+            getattr(trace, kind)(wrong, 3)
+
+
 class TestChunks:
     X = torch.randn(2, 3, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -439,6 +634,35 @@ class TestChunks:
         trace = tp.trace(model, self.X, layer="conv", target=1)
         got = trace.rescore(lambda given, rows, trials: given * 0.5, 2)
         torch.testing.assert_close(got[:, 0, 0], model(self.X * 0.5)[:, 1].detach())
+
+    @pytest.mark.parametrize("how", ["asserts", "strides"])
+    def test_a_part_that_minds_it_in_another_way(self, how: str) -> None:
+        class Minds(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 8 * 6, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                if how == "asserts":
+                    assert x.is_contiguous()
+                a = self.conv(x)
+                if how == "strides":
+                    a = a.as_strided((len(x), 4, 8, 6), (192, 48, 6, 1))
+                return self.head(a.flatten(1))
+
+        model = Minds().double().eval()
+        trace = tp.trace(model, self.X, layer="conv", target=1)
+        got = trace.rescore(lambda given, rows, trials: given * 0.5, 2)
+        torch.testing.assert_close(got[:, 1, 0], model((self.X * 0.5).contiguous())[:, 1].detach())
+
+    def test_the_model_writes_into_what_it_is_given(self) -> None:
+        model = WritesIntoItsInput().double().eval()
+        trace = tp.trace(model, self.X, layer="layer", target=1)
+        mine = torch.randn(6, 3, 8, 6, dtype=torch.float64)
+        before = mine.clone()
+        got = trace.rescore(lambda given, rows, trials: mine, 3)
+        assert torch.equal(mine, before)
+        torch.testing.assert_close(got[0, 0, 0], model(before[:1].clone())[0, 1].detach())
 
     def test_in_bfloat16(self) -> None:
         model = PooledNet().eval()

@@ -8,7 +8,8 @@ pooling nothing, and for any other module output - J input. (arXiv:1905.00780, s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -19,7 +20,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from torchpeek.engine.forward import run
 from torchpeek.engine.guard import as_found
-from torchpeek.hooks import attached, let_interrupts_through
+from torchpeek.errors import GradUnavailable
+from torchpeek.hooks import attached, let_interrupts_through, nested
 
 if TYPE_CHECKING:
     from torchpeek.engine.trace import Trace
@@ -50,6 +52,15 @@ _WITHOUT_SHIFT = (
     nn.ChannelShuffle,
 )
 
+# These are one thing, also where they have parts: an activation of their own, weights that are made by others.
+_WHOLE = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+)
+
 # What one backward pass may keep of all the gradients; the classes go through in as many chunks.
 _BYTES = 256 * 2**20
 
@@ -77,7 +88,7 @@ def contributions(trace: Trace, use: Callable[[Contributions], Made]) -> list[Ma
     """
     model, count = trace.runner.model, len(trace.inputs)
     with as_found(model):
-        watch = _Watch()
+        watch = _Watch(count)
         leaf = trace.inputs.detach().clone()
         with trace.regime(), torch.enable_grad():
             leaf.requires_grad_()
@@ -95,9 +106,21 @@ def contributions(trace: Trace, use: Callable[[Contributions], Made]) -> list[Ma
                 let_interrupts_through()
                 with torch.enable_grad():
                     score = scores[:, k].sum()
-                gradients.append(torch.autograd.grad(score, handles, retain_graph=True, allow_unused=True))
+                gradients.append(_backward(score, handles))
             made.append(use(_terms(gradients, leaf.detach(), watch.found, scores[:, columns].detach())))
     return made
+
+
+def _backward(score: Tensor, handles: list[Any]) -> Gradients:
+    try:
+        return torch.autograd.grad(score, handles, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise GradUnavailable(
+            "the model overwrites what the way back through all layers needs, so that it cannot be trained either: "
+            f"choose a method that needs no gradients, or those of one late layer only ({error})"
+        ) from error
 
 
 def _terms(gradients: list[Gradients], inputs: Tensor, found: list[_Shifted], scores: Tensor) -> Contributions:
@@ -130,74 +153,101 @@ def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
 class _Watch:
     """The hooks: for each call that has a shift, where its gradient will be, and the shift."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
         self.found: list[_Shifted] = []
-        self._given: dict[nn.Module, tuple[Any, ...]] = {}
+        self._count = count
+        self._given: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def attached_to(self, model: nn.Module) -> AbstractContextManager[None]:
-        parts = [module for module in model.modules() if not any(True for _ in module.children())]
-        odd = [(module, self.called) for module in parts if _is_odd(module)]
-        return attached([(module, self.returned) for module in parts], called=odd)
+        atoms = list(_atoms(model))
+        odd = [(module, self.called) for module in atoms if _kind(module) is None]
+        return attached([(module, self.returned) for module in atoms], called=odd)
 
     def called(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # Before a module that works in place writes into it.
-        self._given[module] = tuple(each.detach().clone() if isinstance(each, Tensor) else each for each in args)
+        self._given[module] = nested.mapped((args, kwargs), lambda path, tensor: tensor.detach().clone())
 
-    def returned(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not isinstance(output, Tensor) or not output.requires_grad or output.ndim < 2:
-            return
-        shift = _shift(module, output, self._given.pop(module, ()))
-        if shift is not None:
-            self.found.append(_Shifted(get_gradient_edge(output), shift, output.shape))
-
-
-def _shift(module: nn.Module, output: Tensor, given: tuple[Any, ...]) -> Tensor | None:
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return None if module.bias is None else _by_channel(module.bias, output, 1)
-    if isinstance(module, nn.Linear):
-        return None if module.bias is None else _by_channel(module.bias, output, -1)
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-        assert module.running_var is not None  # both or none
-        scale = (module.running_var + module.eps).rsqrt()
-        scale = scale if module.weight is None else scale * module.weight.detach()
-        shift = -module.running_mean * scale
-        return _by_channel(shift if module.bias is None else shift + module.bias.detach(), output, 1)
-    if not _is_odd(module):
-        return None
-    return _beyond_linear(module, output.detach(), given)
+    def returned(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
+        given = self._given.pop(module, ((), {}))
+        # What is not by sample, such as a table, has one gradient for all of them, which cannot be told apart.
+        if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != self._count or not output.requires_grad:
+            return None
+        shift = _shift(module, output.detach(), given)
+        if shift is None:
+            return None
+        # Writing into a view gives it another history, and the edge would no longer be a part of it.
+        passed_on = output.clone() if output._is_view() else output
+        self.found.append(_Shifted(get_gradient_edge(passed_on), shift, output.shape))
+        return passed_on if passed_on is not output else None
 
 
-def _beyond_linear(module: nn.Module, output: Tensor, given: tuple[Any, ...]) -> Tensor | None:
-    """output - J input, for any module. None where torch has no second derivative of it: then it is in the rest."""
-    positions = [place for place, each in enumerate(given) if isinstance(each, Tensor) and each.is_floating_point()]
-    tensors = tuple(given[place] for place in positions)
+def _atoms(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that are taken as they are: those without parts, and those whose class says what they do."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return  # takes no hooks
+    if isinstance(module, _WHOLE) or not any(True for _ in module.children()):
+        yield module
+        return
+    for name, child in module.named_children():
+        if name != "parametrizations":  # these make weights
+            yield from _atoms(child)
+
+
+def _kind(module: nn.Module) -> type[nn.Module] | None:
+    """The class of torch's that says what the module does, if its `forward` is that class's own."""
+    for kind in type(module).__mro__:
+        if kind.__module__.startswith("torch.nn.modules") and "forward" in kind.__dict__:
+            known = issubclass(kind, (*_WITHOUT_SHIFT, nn.modules.conv._ConvNd, nn.Linear)) or (
+                issubclass(kind, nn.modules.batchnorm._BatchNorm) and getattr(module, "running_mean", None) is not None
+            )
+            own = "forward" in module.__dict__ or type(module).forward is not kind.__dict__["forward"]
+            return kind if known and not own else None
+    return None
+
+
+def _shift(module: nn.Module, output: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor | None:
+    kind = _kind(module)
+    if kind is None:
+        return _beyond_linear(module, output, given)
+    if issubclass(kind, (nn.modules.conv._ConvNd, nn.Linear)):
+        bias: Any = module.bias
+        return None if bias is None else _by_channel(bias, output, -1 if issubclass(kind, nn.Linear) else 1)
+    if issubclass(kind, nn.modules.batchnorm._BatchNorm):
+        mean, variance, weight, offset = (
+            getattr(module, name) for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        scale = (variance + module.eps).rsqrt() if weight is None else (variance + module.eps).rsqrt() * weight
+        return _by_channel(-mean * scale if offset is None else offset - mean * scale, output, 1)
+    return None
+
+
+def _beyond_linear(module: nn.Module, output: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor | None:
+    """output - J input, for any module. None where torch has no such derivative of it: then it is in the rest."""
+    leaves = [(path, tensor) for path, tensor in nested.leaves(given) if tensor.is_floating_point()]
+    tensors = tuple(tensor for _, tensor in leaves)
+    if not tensors:
+        return output  # of no input: all that it returns
 
     def function(*values: Tensor) -> Any:
-        filled = list(given)
-        for place, value in zip(positions, values, strict=True):
-            filled[place] = value.clone()  # it may work in place
-        return module.forward(*filled)
+        changed = {path: value.clone() for (path, _), value in zip(leaves, values, strict=True)}  # it may work in place
+        args, kwargs = nested.mapped(given, lambda path, tensor: changed.get(path, tensor))
+        return module.forward(*args, **kwargs)
 
-    try:
-        # By two backward passes, which more operations have than a forward derivative.
-        along = torch.autograd.functional.jvp(function, tensors, tensors)[1]  # type: ignore[no-untyped-call]
-    except (RuntimeError, NotImplementedError, TypeError):
-        return None
-    if not isinstance(along, Tensor) or along.shape != output.shape:
-        return None
-    shift = output - along
-    rounding = 64 * torch.finfo(output.dtype).eps * torch.maximum(output.abs().max(), along.abs().max())
-    return shift if bool(shift.abs().max() > rounding) else None  # linear, though of no kind that is known to be
-
-
-def _is_odd(module: nn.Module) -> bool:
-    """Whether its shift has to be found from its derivative."""
-    plain = (*_WITHOUT_SHIFT, nn.modules.conv._ConvNd, nn.Linear)
-    return not isinstance(module, plain) and not _is_fixed_batch_norm(module)
-
-
-def _is_fixed_batch_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+    for derivative in (torch.func.jvp, torch.autograd.functional.jvp):  # the latter by two backward passes
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")  # of torch's own ways to a forward derivative
+                along = derivative(function, tensors, tensors)[1]
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError, TypeError):
+            continue
+        if not isinstance(along, Tensor) or along.shape != output.shape:
+            return None
+        shift = output - along
+        rounding = 64 * torch.finfo(output.dtype).eps * torch.maximum(output.abs().max(), along.abs().max())
+        return shift if bool(shift.abs().max() > rounding) else None  # linear, though of no kind that is known to be
+    return None
 
 
 def _by_channel(values: Tensor, output: Tensor, axis: int) -> Tensor:

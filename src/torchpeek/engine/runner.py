@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from torchpeek.engine.forward import check_inputs, run
+from torchpeek.engine.forward import check_inputs, run, run_fast
 from torchpeek.engine.guard import as_found
 from torchpeek.engine.layouts import check_spatial, why_not_finite
-from torchpeek.engine.replay import Differs, Notes, Replay, checked, copied, of_rows, refuse, refused, returning
-from torchpeek.engine.scoring import as_dtype, channels_last, check_counts, chunk_size, chunks, score_chunks
+from torchpeek.engine.notes import Notes
+from torchpeek.engine.replay import Differs, Replay, checked, copied, of_rows, refuse, refused, returning
+from torchpeek.engine.scoring import as_dtype, check_changed, check_counts, chunk_size, chunks, score_chunks
 from torchpeek.engine.targets import Target
 from torchpeek.engine.trace import Capture, Change, Origin, Trace
 from torchpeek.errors import AmbiguousCall, InputError, NotConnected, NotFinite, NotFired, notify
@@ -95,24 +96,14 @@ class ModelRunner:
         """(N, trials, K): scores with the inputs changed, by whole passes."""
         check_counts(trials, batch)
         inputs = trace.inputs
-        batch = batch or chunk_size(inputs[:1])
-        # Where the memory format costs nothing and convolutions gain by it.
-        fast = [precision != "float32" or inputs.device.type == "cpu"]
+        batch = 1 if _mixes_samples(self.model) else batch or chunk_size(inputs[:1])
         regime = trace.regime(as_dtype(precision))
 
         def score(rows: Tensor, numbers: Tensor) -> Tensor:
             given = perturb(of_rows(inputs, rows).clone(), rows, numbers)
-            answer = None
+            check_changed(given, (len(rows), *inputs.shape[1:]))
             with regime:
-                if fast[0]:
-                    try:
-                        answer = run(self.model, channels_last(given))
-                    except RuntimeError as error:
-                        if "view" not in str(error):
-                            raise
-                        fast[0] = False  # a part of the model calls .view(), which insists on the usual format
-                if answer is None:
-                    answer = run(self.model, given.contiguous())
+                answer = run_fast(self.model, given, half=precision != "float32")
             return trace.question(answer, rows)
 
         with as_found(self.model):
@@ -129,19 +120,22 @@ class ModelRunner:
         layer, what = select(self.model, name)[name], f"changes of {name}"
 
         def changed(rows: Tensor, numbers: Tensor) -> Tensor:
-            return edit(of_rows(activation, rows).clone(), rows, numbers).to(activation.dtype)
+            made = edit(of_rows(activation, rows).clone(), rows, numbers)
+            check_changed(made, (len(rows), *activation.shape[1:]))
+            return made.to(activation.dtype)
 
         def by_a_whole_pass(rows: Tensor, numbers: Tensor) -> Tensor:
             with attached([(layer, returning(changed(rows, numbers).clone()))]):
                 return trace.question(run(self.model, of_rows(inputs, rows).clone()), rows)
 
+        batch = 1 if _mixes_samples(self.model) else batch
         with as_found(self.model), trace.regime():
             try:
                 size = batch or chunk_size(activation[:1], suffix=True)
                 replay = self._replay(trace, layer, min(size, trials * len(inputs)))
 
                 def by_replay(rows: Tensor, numbers: Tensor) -> Tensor:
-                    return trace.question(replay.output(changed(rows, numbers), of_rows(inputs, rows), rows), rows)
+                    return trace.question(replay.output(changed(rows, numbers), rows), rows)
 
                 return score_chunks(by_replay, trace.scores, trials, live, size, what)
             except Differs as error:
@@ -157,6 +151,7 @@ class ModelRunner:
         # With what the gradients of all the scores take.
         captured = max(capture.activation[:1].nbytes for capture in trace.at.values()) * trace.question.labels.shape[1]
         batch = max(1, min(chunk_size(trace.inputs[:1]) // 2, _GRADIENT_BYTES // max(1, captured)))
+        batch = 1 if _mixes_samples(self.model) else batch
 
         def changed(rows: Tensor, numbers: Tensor) -> Tensor:
             return perturb(of_rows(trace.inputs, rows).clone(), rows, numbers)
@@ -186,8 +181,12 @@ class ModelRunner:
         name, inputs = trace.layer, trace.inputs
         if why := refused(self.model, name, inputs):
             raise Differs(why)
-        activation = trace.at[name].activation.detach()
-        return checked(self.model, name, layer, inputs, activation, trace.noted, batch)
+        activation, notes = trace.at[name].activation.detach(), trace.noted
+        replay = checked(self.model, name, layer, inputs, activation, notes, trace.question, batch)
+        if not notes.confirmed:
+            replay.confirm(activation, trace.output, trace.question)
+            notes.confirmed = True
+        return replay
 
     def noted(self, trace: Trace) -> Notes:
         """One more pass, noted at the trace's one layer. Raises Differs."""

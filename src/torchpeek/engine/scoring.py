@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Literal, TypeAlias, TypeVar, get_args
 
@@ -106,9 +105,8 @@ def check_counts(trials: int, batch: int | None) -> None:
         raise InputError(f"trials is {trials} and batch {batch}; both are at least 1")
 
 
-def channels_last(inputs: Tensor) -> Tensor:
-    """The same numbers in the memory format in which convolutions are fastest, where there is one for the shape."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    if inputs.ndim not in formats or math.prod(inputs.shape[2:]) == 1:
-        return inputs
-    return inputs.contiguous(memory_format=formats[inputs.ndim])
+def check_changed(made: object, shape: tuple[int, ...]) -> None:
+    """Raise InputError unless what a change returned is a tensor of this shape."""
+    if not isinstance(made, Tensor) or tuple(made.shape) != shape:
+        got = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
+        raise InputError(f"the change returned {got}; allowed: a tensor of shape {shape}, as it was given")

@@ -19,7 +19,7 @@ from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNo
 from torchpeek.hooks import let_interrupts_through, uninterrupted
 
 if TYPE_CHECKING:
-    from torchpeek.engine.replay import Notes
+    from torchpeek.engine.notes import Notes
     from torchpeek.engine.runner import ModelRunner
     from torchpeek.engine.scoring import Precision
 

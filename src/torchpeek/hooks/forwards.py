@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any, TypeAlias
 
 import torch
@@ -15,6 +17,32 @@ Forward: TypeAlias = Callable[..., Any]
 """Called as the module's own `forward`, with whatever that is called with."""
 
 _ABSENT = object()
+
+
+class _Replaced:
+    """What stands for a module's `forward`. A copy of the model, or a pickle, takes the module's own along instead."""
+
+    __slots__ = ("_forward", "_module", "_own")
+
+    def __init__(self, module: nn.Module, own: Any, forward: Forward) -> None:
+        self._module, self._own, self._forward = module, own, forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if self._own is not None:
+            return copy.deepcopy(self._own, memo)
+        return MethodType(type(self._module).forward, memo.get(id(self._module), self._module))
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        if self._own is not None:
+            return _same, (self._own,)
+        return getattr, (self._module, "forward")  # of the module as it is then, before it has this one
+
+
+def _same(own: Any) -> Any:
+    return own
 
 
 def replaceable(model: nn.Module) -> list[nn.Module]:
@@ -32,8 +60,10 @@ def replaced(forwards: Iterable[tuple[nn.Module, Forward]]) -> Iterator[None]:
     try:
         with uninterrupted():
             for module, forward in forwards:
-                was.append((module, module.__dict__.get("forward", _ABSENT)))
-                module.__dict__["forward"] = forward  # not setattr, which a module may have made its own
+                own = module.__dict__.get("forward", _ABSENT)
+                was.append((module, own))
+                # Not setattr, which a module may have made its own.
+                module.__dict__["forward"] = _Replaced(module, None if own is _ABSENT else own, forward)
         yield
     finally:
         with uninterrupted():
