@@ -121,7 +121,7 @@ class TestCam:
         assert "mirrored" in made.steps[1]
         assert run(*CAM, "--layer", "features.*", "--fuse", "max", "--overwrite") == 0
         assert run(*CAM, "--method", "polycam", "--method", "gradcam", "--overwrite") == 0
-        assert "each size of grid" in tp.load(place / "peek" / "a" / "polycam.safetensors").provenance.layer_reason
+        assert "sizes of grid" in tp.load(place / "peek" / "a" / "polycam.safetensors").provenance.layer_reason
 
     def test_contrast(self, place, capsys) -> None:
         assert run(*CAM, "--class", "bee", "--contrast", "2") == 0

@@ -18,7 +18,15 @@ from torchpeek.cam import fused
 from torchpeek.cam.algebra import area_average, first_eigenpair, gaussian_blur, noise
 from torchpeek.cam.algebra import quantile as our_quantile
 from torchpeek.engine import contributions, progress
-from torchpeek.errors import GradUnavailable, InputError, MethodNotFound, Notice, OptionError, TargetError
+from torchpeek.errors import (
+    GradUnavailable,
+    InputError,
+    MethodNotApplicable,
+    MethodNotFound,
+    Notice,
+    OptionError,
+    TargetError,
+)
 
 X = torch.randn(2, 3, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -65,7 +73,7 @@ class TestSeveralLayers:
                 largest = np.abs(expected).max()
                 np.testing.assert_allclose(heatmap.values[n, k].numpy(), expected, rtol=1e-8, atol=1e-10 * largest)
         assert {name.split(".")[0] for name in heatmap.provenance.layer.split(", ")} == {"fine", "coarse"}
-        assert ("each size of grid" in heatmap.provenance.layer_reason) == (layers is None)
+        assert ("sizes of grid" in heatmap.provenance.layer_reason) == (layers is None)
 
     def test_refinecam_of_another_method(self, grids: TwoGrids) -> None:
         heatmap = tp.explain(grids, X, method="refinecam", layer=["fine", "coarse"], target=1, base="layercam")
@@ -108,6 +116,41 @@ class TestSeveralLayers:
             tp.explain(grids, X, layer="fine", fuse="mean")
         with pytest.raises(OptionError, match="fuse is 'sum'; allowed: 'max', 'mean', 'product'"):
             tp.explain(grids, X, fuse="sum")
+
+    def test_methods_that_combine_layers_are_not_fused_again(self, grids: TwoGrids) -> None:
+        with pytest.raises(InputError, match="polycam looks at several by itself"):
+            tp.explain(grids, X, method="polycam", fuse="max")
+        by_pattern = tp.explain(grids, X, method="refinecam", layer="[fc]*e", target=1)
+        assert by_pattern.provenance.layer == "fine, coarse"
+
+    @pytest.mark.filterwarnings("ignore:.*are exactly zero everywhere")
+    def test_of_two_layers_with_one_grid_the_later_is_the_base(self) -> None:
+        class Same(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.b, self.head = (
+                    nn.Conv2d(3, 4, 3, padding=1),
+                    nn.Conv2d(4, 4, 3, padding=1),
+                    nn.Linear(4, 3),
+                )
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.head(self.b(torch.relu(self.a(x))).mean((2, 3)))
+
+        model = Same().double().eval()
+        both = tp.explain(model, X, method="polycam", layer=["a", "b"], target=1).values
+        last = tp.explain(model, X, method="polycam", layer="b", target=1).values
+        first = tp.explain(model, X, method="polycam", layer="a", target=1).values
+        # On one grid a map over its own average is one where it is not zero: what is left is the base.
+        torch.testing.assert_close(both, torch.where(first > 0, last, 0))
+
+    def test_the_seed_of_the_base(self, grids: TwoGrids) -> None:
+        one, same, other = (
+            tp.explain(grids, X, method="refinecam", layer=["fine"], target=1, base="sscam", seed=s) for s in (1, 1, 2)
+        )
+        assert torch.equal(one.values, same.values)
+        assert not torch.equal(one.values, other.values)
+        assert one.provenance.options == {"base": "sscam", "seed": 1}
 
     def test_by_hand(self) -> None:
         one, two = torch.tensor([[[[0.0, 2.0], [4.0, -8.0]]]]), torch.tensor([[[[3.0, 6.0], [0.0, 6.0]]]])
@@ -194,6 +237,23 @@ class TestContrast:
             contrast = tp.explain(net, X, method=method, layer="prefix", target=tp.targets.Contrast(2, strength=0.0))
             plain = tp.explain(net, X, method=method, layer="prefix", target=2)
             torch.testing.assert_close(contrast.values, plain.values)
+
+    def test_cam_is_exact_for_it_too(self) -> None:
+        model = PooledNet().double().eval()
+        heatmap = tp.explain(model, X, method="cam", layer="act", target=tp.targets.Contrast(2, [0, 3], 0.5))
+        bias = model.head.bias.detach()
+        mean = heatmap.values.mean((2, 3)) + bias[2] - 0.5 * (bias[0] + bias[3]) / 2
+        torch.testing.assert_close(mean, heatmap.scores)
+
+    def test_of_inputs_of_different_sizes(self) -> None:
+        model = PooledNet().double().eval()
+        for target in (tp.targets.Contrast, tp.targets.ClassProbability):
+            asked = target(torch.tensor([1, 2]))
+            one, two = tp.explain(model, [X[:1], X[1:, :, :5]], layer="act", target=asked)
+            torch.testing.assert_close(one.values, tp.explain(model, X[:1], layer="act", target=target(1)).values)
+            torch.testing.assert_close(
+                two.values, tp.explain(model, X[1:, :, :5], layer="act", target=target(2)).values
+            )
 
     def test_several_classes_and_indexing(self, net: SplitNet) -> None:
         heatmap = tp.explain(net, X, layer="prefix", target=tp.targets.Contrast(tp.targets.TopClasses(2), 1))
@@ -335,6 +395,46 @@ class TestFullGrad:
         with pytest.raises(GradUnavailable, match="cannot be trained either"):
             tp.explain(Net(), X.float(), method="fullgrad")
 
+    @pytest.mark.parametrize("axes", [1, 2])
+    def test_channels_last_is_the_same_as_first(self, axes: int) -> None:
+        """A linear layer over the last axis is a 1 x 1 convolution: in contributions, and so in the map."""
+
+        class Last(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv = (nn.Conv1d, nn.Conv2d)[axes - 1](3, 4, 3, padding=1)
+                self.linear, self.act, self.head = nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 3)
+                self.pointwise = (nn.Conv1d, nn.Conv2d)[axes - 1](4, 6, 1)
+                self.pool, self.flat = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)[axes - 1](1), nn.Flatten()
+                self.last = True
+
+            def forward(self, x: Tensor) -> Tensor:
+                a = self.conv(x)
+                if self.last:
+                    a = self.act(self.linear(a.movedim(1, -1))).movedim(-1, 1)
+                else:
+                    a = self.act(self.pointwise(a))
+                return self.head(self.flat(self.pool(a)))
+
+        model = Last().double().eval()
+        with torch.no_grad():
+            model.pointwise.weight.copy_(model.linear.weight.view_as(model.pointwise.weight))
+            model.pointwise.bias.copy_(model.linear.bias)
+        x = X if axes == 2 else X[:, :, 0]
+        last = tp.explain(model, x, method="fullgrad", target=[[0, 1], [2, 0]]).values
+        model.last = False
+        torch.testing.assert_close(last, tp.explain(model, x, method="fullgrad", target=[[0, 1], [2, 0]]).values)
+
+    def test_smoothed(self) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 48, 3)).double()
+        smooth = tp.explain(model, X, method="fullgrad", target=1, smooth=tp.Smoothing(factors=(1.0,))).values
+        parts = [tp.explain(model, x, method="fullgrad", target=1).values for x in (X, X.flip(-1))]
+        torch.testing.assert_close(smooth, (parts[0] + parts[1].flip(-1)) / 2)
+
+    def test_of_what_has_no_grid(self) -> None:
+        with pytest.raises(MethodNotApplicable, match="fullgrad is of inputs"):
+            tp.explain(nn.Linear(4, 3), torch.randn(2, 4), method="fullgrad")
+
     def test_it_needs_no_layer_with_a_grid(self) -> None:
         model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 48, 5), nn.ReLU(), nn.Linear(5, 4)).double()
         heatmap = tp.explain(model, X, method="fullgrad", target=1)
@@ -462,6 +562,30 @@ class TestIdentities:
         gain = model(X * mask + blurred * (1 - mask))[:, 2] - model(blurred)[:, 2]
         torch.testing.assert_close(got.values, gain.detach()[:, None, None, None] * mask)
 
+    def test_opticam_of_samples_that_see_each_other(self) -> None:
+        """Each picture and class goes alone where a layer normalises with the batch at hand."""
+        norm = nn.BatchNorm2d(4, track_running_stats=False)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(96, 3)).double()
+        both = tp.explain(model, X[:1], method="opticam", layer="2", target=[[0, 1]], steps=5).values
+        each = [tp.explain(model, X[:1], method="opticam", layer="2", target=k, steps=5).values for k in (0, 1)]
+        torch.testing.assert_close(both, torch.cat(each, dim=1))
+
+    def test_opticam_in_halves_where_memory_does_not_suffice(self, net: SplitNet) -> None:
+        expected = tp.explain(net, X, method="opticam", layer="prefix", target=[[0, 1], [2, 3]], steps=3).values
+
+        def refuse(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if len(args[0]) > 1 and torch.is_grad_enabled():
+                raise torch.OutOfMemoryError("no")
+
+        trace = tp.trace(net, X, layer="prefix", target=tp.targets.ClassesPerSample(torch.tensor([[0, 1], [2, 3]])))
+        net.register_forward_pre_hook(refuse)
+        torch.testing.assert_close(tp.explain(trace, method="opticam", steps=3).values, expected)
+
+    def test_kpcacam_of_too_many_positions(self) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(2 * 100 * 100, 2))
+        with pytest.raises(MethodNotApplicable, match="has 10000, allowed are up to 8192"):
+            tp.explain(model, torch.randn(1, 3, 100, 100), method="kpcacam", layer="0")
+
     def test_opticam_raises_the_score_of_what_its_mask_shows(self, net: SplitNet) -> None:
         def shown(values: Tensor) -> Tensor:
             mask = F.interpolate(values, size=(8, 6), mode="bilinear")
@@ -494,6 +618,9 @@ class TestIdentities:
             ("smoothgradcam++", {"noise_level": -1}, "option noise_level is -1; allowed: a number, 0 or more"),
             ("opticam", {"rate": "fast"}, "option rate is 'fast'"),
             ("scorecam", {"precision": "int8"}, "precision is 'int8'"),
+            ("scorecam", {"precision": "bfloat16"}, "is for models in float32"),
+            ("groupcam", {"kernel": 4}, "option kernel is 4; allowed: an odd number"),
+            ("kpcacam", {"gamma": "x"}, "option gamma is 'x'"),
         ],
     )
     def test_options_that_make_no_sense(self, net: SplitNet, method: str, options: dict, message: str) -> None:

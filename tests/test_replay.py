@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import torchpeek as tp
 from networks import PooledNet, messy, state_of
 from torchpeek.engine import runner
-from torchpeek.errors import InputError, Notice
+from torchpeek.errors import InputError, Notice, OptionError
 
 
 def other(activation: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
@@ -375,6 +375,15 @@ class NowAndThen(Plain):
         return a * y
 
 
+class MaskedNowAndThen(Plain):
+    """An assignment by mask, which torch lets write into a view that repeats one sample."""
+
+    def end(self, a: Tensor, y: Tensor) -> Tensor:
+        if bool((y > 1.5).any()):
+            a[y > 1.5] = 5.0
+        return a * y
+
+
 class PastTheCounter(Plain):
     """Writes that torch does not count."""
 
@@ -385,10 +394,12 @@ class PastTheCounter(Plain):
 
 
 @pytest.mark.filterwarnings("ignore:whole passes for each change")  # where it does not repeat, that is right
+@pytest.mark.filterwarnings("ignore:Use of index_put_ on expanded tensors")
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("batch", [None, 1, 2, 7])
 @pytest.mark.parametrize(
-    "make", [TwoStreams, Opaque, IgnoresTheReturn, WritesIntoItsInput, NowAndThen, PastTheCounter, Plain]
+    "make",
+    [TwoStreams, Opaque, IgnoresTheReturn, WritesIntoItsInput, NowAndThen, MaskedNowAndThen, PastTheCounter, Plain],
 )
 def test_right_or_whole_passes(make: Callable[[], nn.Module], batch: int | None, size: int) -> None:
     """Whichever it is, the numbers are those of whole passes, and the trace's own are left alone."""
@@ -501,7 +512,6 @@ class TestWhatIsHandedOn:
 
     def test_notes_die_with_the_trace(self) -> None:
         trace = tp.trace(PooledNet(), torch.randn(1, 3, 8, 8), layer="act", gradients=False, ablations=True)
-        assert trace.noted.nbytes > 0
         kept = [weakref.ref(call.output) for call in trace.noted.calls]
         assert kept
         del trace
@@ -614,6 +624,37 @@ class TestChunks:
         assert sizes[:3] == [9, 4, 2]
         assert max(sizes[2:]) == 2
 
+    def test_out_of_memory_while_a_replay_is_checked(self) -> None:
+        model = PooledNet().double().eval()
+        trace = tp.trace(model, self.X, layer="features", gradients=False, target=tp.targets.Classes([1]))
+        expected = by_whole_passes(model, "features", self.X, [1], 9)
+
+        def refuse(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if len(args[0]) > 4:
+                raise torch.OutOfMemoryError("no")
+
+        model.act.register_forward_pre_hook(refuse)
+        torch.testing.assert_close(trace.ablate(other, 9, batch=9), expected)
+
+    def test_another_question_of_the_same_pass_takes_no_more_passes(self) -> None:
+        model = PooledNet().double().eval()
+        trace = tp.trace(model, self.X, layer="act", target=1, gradients=False)
+        trace.asked(tp.targets.Classes([2])).ablate(other, 3)
+        first = Counted(model.features[0])
+        for k in (0, 1, 2):
+            trace.asked(tp.targets.Classes([k])).ablate(other, 3)
+        assert first.count == 0
+
+    def test_an_output_beside_the_logits_that_is_not_finite(self) -> None:
+        class Beside(PooledNet):
+            def forward(self, x: Tensor) -> Any:
+                y = super().forward(x)
+                return {"logits": y, "nan": y * torch.nan, "none": y[:, :0]}
+
+        trace = tp.trace(Beside().eval(), self.X.float(), layer="act", target=1)
+        assert torch.isfinite(trace.rescore(other, 3)).all()
+        assert torch.isfinite(trace.ablate(other, 3)).all()
+
     def test_not_even_one_fits(self, trace: tp.Trace) -> None:
         def edit(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
             raise torch.OutOfMemoryError("no")
@@ -676,7 +717,7 @@ class TestChunks:
         assert set(seen[:-1]) == {torch.float32, torch.bfloat16} or seen[0] == torch.float32
         assert not torch.equal(half, exact)
         torch.testing.assert_close(half, exact, rtol=0.05, atol=0.05 * float(exact.abs().max()))
-        with pytest.raises(InputError, match="precision is 'half'; allowed: 'float32', 'bfloat16'"):
+        with pytest.raises(OptionError, match="precision is 'half'; allowed: 'bfloat16', or None"):
             trace.rescore(other, 3, precision="half")  # type: ignore[arg-type]
 
     def test_every_further_pass_is_in_the_autocast_of_the_first(self) -> None:

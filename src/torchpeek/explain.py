@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, overload
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchpeek import _version
 from torchpeek.cam import FUSIONS, CamMethod, Smoothing, find_method, fused, smoothed
 from torchpeek.engine import ModelRunner, Origin, Target, Trace, suggest_layer, suggest_stages
-from torchpeek.engine.targets import ClassesPerSample, as_target
+from torchpeek.engine.targets import ClassesPerSample, ClassProbability, Contrast, as_target
 from torchpeek.errors import (
     AmbiguousCall,
     InputError,
@@ -47,21 +47,21 @@ def trace(
     keeps what `trace.ablate` needs, which otherwise takes one more. The model is left exactly as it was found.
     """
     tensor = input_tensor(model, inputs)
-    return _traced(model, tensor, layer, target, _Plan(gradients=gradients, ablates=ablations))
+    return _traced(model, tensor, layer, target, _Wanted(gradients=gradients, ablates=ablations))
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Wanted:
     """What the methods that are asked for together need of one pass."""
 
     gradients: bool
     ablates: bool = False
-    stages: bool = False  # layer=None is one layer of each size of grid
+    stages: int = 0  # layer=None is one layer of each of so many sizes of grid
     several: bool = False  # a pattern may select more than one layer
     nowhere: bool = False  # no layer is looked at
 
 
-def _traced(model: Model, tensor: Tensor, layer: Selection | None, target: TargetLike, plan: _Plan) -> Trace:
+def _traced(model: Model, tensor: Tensor, layer: Selection | None, target: TargetLike, plan: _Wanted) -> Trace:
     runner = ModelRunner(module_of(model))
     asked = as_target(target, _class_names(model))
 
@@ -76,7 +76,7 @@ def _traced(model: Model, tensor: Tensor, layer: Selection | None, target: Targe
     if plan.nowhere:
         return passed([], "")
     if plan.stages:
-        stages = suggest_stages(runner.model, tensor)
+        stages = suggest_stages(runner.model, tensor, plan.stages)
         return passed([each.layer for each in stages], stages[0].reason)
     try:
         found = suggest_layer(runner.model, tensor)
@@ -145,8 +145,8 @@ def explain(
 
     Of a list of layers, or with `fuse`, the maps of several layers become one: each is cut off below zero, scaled to
     [0, 1] and resized to the largest grid, and `fuse` is "max" (of a list, unless said otherwise), "mean" or "product".
-    With `fuse` and `layer=None` they are one layer of each size of grid. Methods that combine layers by themselves
-    (polycam, refinecam) take the list as it is, or, with `layer=None`, one of each size of grid, too.
+    With `fuse` and `layer=None` they are the last layers of the three coarsest sizes of grid. Methods that combine
+    layers by themselves (polycam, refinecam) take the list as it is, or, with `layer=None`, the like.
 
     The model runs in eval mode and is left exactly as it was found.
     """
@@ -256,15 +256,16 @@ def _compare_batch(
 ) -> dict[str, Heatmap]:
     found: dict[str, Heatmap] = {}
     # Those that combine layers look at others, unless it is said at which.
-    combining = [pair for pair in chosen if (pair[0].layers == "many" or how.fuse is not None) and layer is None]
-    for together in ([pair for pair in chosen if pair not in combining], combining):
-        if not together:
-            continue
-        plan = _Plan(
+    traces: dict[int, Chosen] = {}
+    for pair in chosen:
+        combines = layer is None and (pair[0].layers == "many" or how.fuse is not None)
+        traces.setdefault(pair[0].stages if combines else 0, []).append(pair)
+    for stages, together in traces.items():
+        plan = _Wanted(
             gradients=any(method.needs == "gradients" for method, _ in together),
             ablates=any(method.ablates for method, _ in together),
-            stages=together is combining,
-            several=how.fuse is not None,
+            stages=stages,
+            several=how.fuse is not None or all(method.layers == "many" for method, _ in together),
             nowhere=all(method.layers == "all" for method, _ in together),
         )
         kept = _traced(model, tensor, layer, target, plan)
@@ -281,15 +282,16 @@ def _compare_each(
         raise InputError("inputs is an empty list; give at least one")
     asked = as_target(target, _class_names(model))
     total = sum(len(tensor) for tensor in tensors)
-    if isinstance(asked, ClassesPerSample) and len(asked.labels) != total:
+    by_sample = _innermost(asked)
+    if isinstance(by_sample, ClassesPerSample) and len(by_sample.labels) != total:
         raise TargetError(
-            f"target has {len(asked.labels)} entries for {total} inputs; give one for each, or one for all"
+            f"target has {len(by_sample.labels)} entries for {total} inputs; give one for each, or one for all"
         )
     found: dict[str, list[Heatmap]] = {method.name: [] for method, _ in chosen}
     done = 0
     for run in _runs_of_one_shape(tensors):
         size = sum(len(tensor) for tensor in run)
-        part = ClassesPerSample(asked.labels[done : done + size]) if isinstance(asked, ClassesPerSample) else asked
+        part = _of_samples(asked, done, done + size)
         for name, heatmap in _compare_batch(model, torch.cat(run), chosen, layer, part, how).items():
             start = 0
             for tensor in run:
@@ -297,6 +299,22 @@ def _compare_each(
                 start += len(tensor)
         done += size
     return found
+
+
+def _innermost(target: Target) -> Target:
+    """What a target that is of another one is of at last, or the target itself."""
+    while isinstance(target, (ClassProbability, Contrast)):
+        target = as_target(target.of)
+    return target
+
+
+def _of_samples(target: Target, first: int, last: int) -> Target:
+    """The target for some of the samples, where it has an entry for each."""
+    if isinstance(target, ClassesPerSample):
+        return ClassesPerSample(target.labels[first:last])
+    if isinstance(target, (ClassProbability, Contrast)):
+        return replace(target, of=_of_samples(as_target(target.of), first, last))
+    return target
 
 
 def _runs_of_one_shape(tensors: list[Tensor], most: int = 16) -> list[list[Tensor]]:
@@ -312,10 +330,12 @@ def _runs_of_one_shape(tensors: list[Tensor], most: int = 16) -> list[list[Tenso
 def _heatmap(trace: Trace, method: CamMethod, options: Mapping[str, Any], how: How) -> Heatmap:
     given = {"seed": how.seed, **options} if "seed" in method.options else dict(options)
     fuse = (how.fuse or "max") if method.layers == "one" and len(trace.at) > 1 else None
+    if how.fuse is not None and method.layers != "one":
+        raise InputError(f"fuse={how.fuse!r} is for methods of one layer; {method.name} looks at several by itself")
     if how.fuse is not None and len(trace.at) == 1:
         raise InputError(
             f"fuse={how.fuse!r} makes one map of several layers; got one, {trace.layer!r}. Give a list or a pattern of "
-            "layers, or layer=None for one of each size of grid"
+            "layers, or layer=None for those of the coarsest grids"
         )
 
     def computed(one: Trace) -> Tensor:
@@ -346,7 +366,7 @@ def _provenance(
     labels = trace.question.labels.flatten().tolist()
     looked_at = next((capture.activation for capture in trace.at.values()), trace.inputs)
     every = method.layers == "all"
-    steps = [f"each layer's positive map on the same grid, unit, and their {fuse}"] if fuse else []
+    steps = [f"each layer's map positive, unit, on the same grid, and their {fuse}"] if fuse else []
     return Provenance(
         method=method.name,
         layer="every layer" if every else ", ".join(trace.at),

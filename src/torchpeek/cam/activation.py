@@ -47,6 +47,10 @@ def eigencam(trace: Trace) -> Tensor:
     return first_component(trace.activations, towards=trace.activations.sum(dim=2))
 
 
+# Of kpcacam's kernel, a number for each pair: a quarter of a GiB for each picture.
+_MOST_POSITIONS = 8192
+
+
 @cam_method("fem", needs="activations", paper="doi:10.1109/IPTA50016.2020.9286629")
 def fem(trace: Trace, *, k: float = 2.0) -> Tensor:
     """Where each channel is k standard deviations above its mean, weighted by that mean; the same for every class.
@@ -70,7 +74,14 @@ def kpcacam(trace: Trace, *, gamma: float | None = None) -> Tensor:
     feature space, too, and the map is its first eigenvector times the root of the eigenvalue. The sign, which is
     arbitrary, is the one that agrees with the sum of the channels.
     """
+    if gamma is not None:
+        check_number("gamma", gamma)
     rows = trace.activations.flatten(3)  # (N, 1, C, positions)
+    if rows.shape[3] > _MOST_POSITIONS:
+        raise MethodNotApplicable(
+            f"kpcacam compares all positions with each other; {trace.layer!r} has {rows.shape[3]}, allowed are up to "
+            f"{_MOST_POSITIONS}. Choose a later layer, or eigencam"
+        )
     rows = rows - rows.mean(dim=3, keepdim=True)
     kernel = torch.tanh((1 / rows.shape[2] if gamma is None else gamma) * (rows.mT @ rows) + 1)
     kernel = kernel - kernel.mean(dim=2, keepdim=True)

@@ -31,7 +31,7 @@ def fused(maps: Sequence[Tensor], how: str) -> Tensor:
 
 
 @cam_method("refinecam", needs="gradients", layers="many", paper="arXiv:2605.14641")
-def refinecam(trace: Trace, *, base: str = "gradcam++") -> Tensor:
+def refinecam(trace: Trace, *, base: str = "gradcam++", seed: int = 0) -> Tensor:
     """The product of several layers' maps: what all of them agree on, as fine as the finest.
 
     Each layer's map by the method `base` is cut off below zero, divided by its maximum and resized to the largest grid.
@@ -39,4 +39,5 @@ def refinecam(trace: Trace, *, base: str = "gradcam++") -> Tensor:
     method = find_method(base)
     if method.layers != "one" or method.needs == "head":
         raise OptionError(f"option base is {base!r}; allowed: a method of one layer, such as 'gradcam++' or 'layercam'")
-    return fused([method.compute(trace.only(name)) for name in trace.at], "product")
+    given = {"seed": seed} if "seed" in method.options else {}
+    return fused([method.compute(trace.only(name), **given) for name in trace.at], "product")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchpeek.cam.algebra import first_component, grid_mean, grid_sum, noise, spread, weighted_sum
 from torchpeek.cam.method import cam_method, check_number, check_whole
 from torchpeek.engine import Contributions, Trace, contributions
-from torchpeek.errors import notify
+from torchpeek.errors import MethodNotApplicable, notify
 from torchpeek.heatmap import upsample
 
 
@@ -104,6 +104,7 @@ def smoothgradcam_plus_plus(trace: Trace, *, samples: int = 16, noise_level: flo
     for rows, _, one in trace.variants(noisy, samples):
         for exponent, total in enumerate(powers, start=1):
             total.index_add_(0, rows.to(total.device), one.gradients.pow(exponent) / samples)
+        del one  # before the next is made
     first, second, third = powers
     below = 2 * second + grid_sum(A) * third
     alpha = torch.where(below != 0, second / torch.where(below != 0, below, 1), 0)
@@ -127,6 +128,7 @@ def integrated_gradcam(trace: Trace, *, steps: int = 50) -> Tensor:
     total = torch.zeros(*trace.scores.shape, *trace.activations.shape[3:]).to(trace.activations)
     for rows, _, one in trace.variants(part, steps):
         total.index_add_(0, rows.to(total.device), gradcam(one).clamp(min=0) / steps)
+        del one  # before the next is made
     return total
 
 
@@ -161,18 +163,21 @@ def fullgrad(trace: Trace) -> Tensor:
     to a linear map, batch normalisation's and an activation function's too. With the input's they add up to the score
     (proposition 1); where a part of the model is out of sight, as functions are that are no modules, a notice says so.
     """
+    if trace.inputs.ndim < 3 or not trace.inputs.is_floating_point():
+        given = f"{trace.inputs.dtype} of shape {tuple(trace.inputs.shape)}"
+        raise MethodNotApplicable(f"fullgrad is of inputs (N, C, *grid) of floating-point numbers; these are {given}")
     size = trace.inputs.shape[2:]
 
     def summed(found: Contributions) -> tuple[Tensor, Tensor, Tensor]:
-        maps, largest = _scaled(found.inputs), found.inputs.flatten(2).sum(2).abs()
+        maps, largest = _scaled(found.inputs), found.inputs.flatten(2).sum(2).abs().cpu()
         for term in found.biases:
-            largest = torch.maximum(largest, term.flatten(2).sum(2).abs())
+            largest = torch.maximum(largest, term.flatten(2).sum(2).abs().cpu())
             if term.ndim == maps.ndim + 1 and term.shape[3:].numel() > 1 and bool((term != 0).any()):
                 maps = maps + upsample(_scaled(term), size)
         return maps, found.remainder.abs(), largest
 
     maps, remainder, largest = (torch.cat(each, dim=1) for each in zip(*contributions(trace, summed), strict=True))
-    missing = float((remainder / torch.maximum(trace.scores.abs(), largest).clamp(min=1e-30)).max())
+    missing = float((remainder / torch.maximum(trace.scores.abs().cpu(), largest).clamp(min=1e-30)).max())
     if missing > _INCOMPLETE:
         notify(
             f"fullgrad: the contributions do not add up to the score of {trace.origin.model}; up to {missing:.0%} of "

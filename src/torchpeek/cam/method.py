@@ -23,15 +23,17 @@ _COST = {"activations": "1 forward", "head": "1 forward", "gradients": "1 forwar
 class CamMethod:
     """A way from a trace to a heatmap's values, as data: planner, command line, documentation and tests read it.
 
-    `needs` is what the trace has to hold, and `layers` of how many layers. `passes` says what is run besides, and
-    `ablates` that among it are changes of the layer's output, for which the trace had best take notes.
+    `needs` is what the trace has to hold, and `layers` of how many layers: of one; of many, which, if none are named,
+    are the last ones of the `stages` coarsest sizes of grid; or of all there are. `passes` says what is run besides,
+    and `ablates` that among it are changes of the layer's output, for which the trace had best take notes.
     """
 
     name: str
     needs: Needs
-    paper: str  # arXiv number, or "" for a baseline
+    paper: str  # "arXiv:..." or "doi:..."; "" for a baseline
     compute: Compute
     layers: Layers = "one"
+    stages: int = 3
     passes: str = ""
     ablates: bool = False
 
@@ -65,20 +67,18 @@ class CamMethod:
 
 
 METHODS: dict[str, CamMethod] = {}
-"""Name -> method, in the order of the documentation."""
+"""Name -> method."""
 
 
-def cam_method(
-    name: str, *, needs: Needs, paper: str = "", layers: Layers = "one", passes: str = "", ablates: bool = False
-) -> Callable[[Compute], Compute]:
-    """Register a function from Trace to (N, K, *grid) as the method `name`."""
+def cam_method(name: str, *, needs: Needs, paper: str = "", **more: Any) -> Callable[[Compute], Compute]:
+    """Register a function from Trace to (N, K, *grid) as the method `name`; `more` are fields of CamMethod."""
 
     def register(compute: Compute) -> Compute:
         if name in METHODS:
             raise ValueError(f"method {name!r} is registered already, by {METHODS[name].compute.__module__}")
         if not inspect.getdoc(compute):
             raise ValueError(f"method {name!r} needs a docstring; its first line is what users read of it")
-        METHODS[name] = CamMethod(name, needs, paper, compute, layers, passes, ablates)
+        METHODS[name] = CamMethod(name, needs, paper, compute, **more)
         return compute
 
     return register

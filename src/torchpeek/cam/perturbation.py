@@ -27,12 +27,13 @@ from torchpeek.cam.algebra import (
 )
 from torchpeek.cam.method import cam_method, check_number, check_whole
 from torchpeek.engine import Trace, progress
-from torchpeek.engine.scoring import Precision, chunk_size
+from torchpeek.engine.scoring import Precision, chunks
+from torchpeek.errors import OptionError
 from torchpeek.heatmap import upsample
 
 
 @cam_method("scorecam", needs="activations", passes="1 for each live channel", paper="arXiv:1910.01279")
-def scorecam(trace: Trace, *, precision: Precision = "float32") -> Tensor:
+def scorecam(trace: Trace, *, precision: Precision = None) -> Tensor:
     """Channels weighted by the softmax of the score of the input seen through each (algorithm 1).
 
     The mask of a channel is its activation, upsampled (bilinear, align_corners=False) and scaled to [0, 1]. The paper
@@ -49,9 +50,7 @@ def scorecam(trace: Trace, *, precision: Precision = "float32") -> Tensor:
 
 
 @cam_method("sscam", needs="activations", passes="35 for each live channel", paper="arXiv:2006.14255")
-def sscam(
-    trace: Trace, *, samples: int = 35, sigma: float = 2.0, seed: int = 0, precision: Precision = "float32"
-) -> Tensor:
+def sscam(trace: Trace, *, samples: int = 35, sigma: float = 2.0, seed: int = 0, precision: Precision = None) -> Tensor:
     """Score-CAM with noise on the activations, its scores averaged over the draws: SS-CAM (1) of the paper.
 
     `sigma` is in units of the activation. Where the noise enters differs: here, as in the equation, on the activation,
@@ -74,7 +73,7 @@ def sscam(
 
 
 @cam_method("iscam", needs="activations", passes="10 for each live channel", paper="arXiv:2010.03023")
-def iscam(trace: Trace, *, steps: int = 10, precision: Precision = "float32") -> Tensor:
+def iscam(trace: Trace, *, steps: int = 10, precision: Precision = None) -> Tensor:
     """Score-CAM, its scores averaged along the straight path from zero to the masked input.
 
     Step j of n is the masked input times j / n. Other implementations add these factors up, so that the last steps are
@@ -151,7 +150,7 @@ def groupcam(
     keep: float = 0.3,
     kernel: int = 51,
     sigma: float = 50.0,
-    precision: Precision = "float32",
+    precision: Precision = None,
 ) -> Tensor:
     """Groups of Grad-CAM's weighted channels, weighted by what each brings back in a blurred input.
 
@@ -161,6 +160,8 @@ def groupcam(
     """
     check_whole("groups", groups)
     check_whole("kernel", kernel)
+    if kernel % 2 == 0:
+        raise OptionError(f"option kernel is {kernel}; allowed: an odd number, as it has a middle")
     check_number("keep", keep, 0, 1)
     check_number("sigma", sigma, 1e-6)
     weighted = grid_mean(trace.gradients) * trace.activations  # (N, K, C, *grid)
@@ -169,12 +170,11 @@ def groupcam(
     flat = parts.flatten(3)
     strongest = torch.where(flat > quantile(flat, 1 - keep), flat, 0)
     masks = spread(strongest.reshape(-1, *size)).view(len(parts), count, *size)  # (N, K * G, *grid)
+    tried = torch.cat([masks, torch.zeros_like(masks[:, :1])], dim=1)  # the last is the blurred input alone
     blurred = gaussian_blur(trace.inputs.to(masks), kernel, sigma).to(trace.inputs)
 
     def blended(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
-        # The last trial is the blurred input alone.
-        mask = torch.cat([masks, torch.zeros_like(masks[:, :1])], dim=1)[rows, trials]
-        mask = resized(mask, given.shape[2:]).to(given)
+        mask = resized(tried[rows, trials], given.shape[2:]).to(given)
         return given * mask + blurred[rows] * (1 - mask)
 
     alive = (masks.flatten(2) != 0).any(2)  # (N, K * G)
@@ -196,34 +196,36 @@ def opticam(trace: Trace, *, steps: int = 100, rate: float = 0.1) -> Tensor:
     check_whole("steps", steps)
     check_number("rate", rate, 0)
     layer = _channels(trace)
-    count, classes, channels = len(layer), trace.scores.shape[1], layer.shape[1]
-    pairs = torch.cartesian_prod(torch.arange(count), torch.arange(classes)).view(-1, 2)
-    maps = []
-    with progress("optimising", len(pairs) * steps) as advance:
-        for chunk in torch.split(pairs, max(1, chunk_size(trace.inputs[:1]) // 2)):
-            rows, columns = chunk.unbind(1)
-            weights = torch.zeros(len(chunk), channels, dtype=layer.dtype, device=layer.device, requires_grad=True)
-            adam = torch.optim.Adam([weights], lr=rate)
+
+    def optimised(rows: Tensor, columns: Tensor) -> Tensor:
+        weights = torch.zeros(len(rows), layer.shape[1], dtype=layer.dtype, device=layer.device, requires_grad=True)
+        adam = torch.optim.Adam([weights], lr=rate)
+        with progress("optimising", steps) as advance:
             for _ in range(steps):
                 with torch.enable_grad():
-                    mask = _mask(_mixed(weights, layer[rows]), trace.inputs)
-                    seen = trace.inputs[rows] * mask
+                    seen = trace.inputs[rows] * _mask(_mixed(weights, layer[rows]), trace.inputs)
                 _, gradient = trace.input_gradients(seen, rows, columns)
                 (weights.grad,) = torch.autograd.grad(seen, weights, -gradient)
                 adam.step()
-                advance(len(chunk))
-            maps.append(_mixed(weights.detach(), layer[rows]))
-    return torch.cat(maps).view(count, classes, *layer.shape[2:])
+                advance(1)
+        return _mixed(weights.detach(), layer[rows])
+
+    maps = torch.zeros(*trace.scores.shape, *layer.shape[2:], dtype=layer.dtype, device=layer.device)
+    batch = trace.runner.gradient_batch(trace)
+    for rows, columns, found in chunks(optimised, len(layer), maps.shape[1], batch, "pictures and classes"):
+        maps[rows, columns] = found
+    return maps
 
 
 @cam_method(
     "polycam",
     needs="activations",
     layers="many",
+    stages=5,
     passes="2 for each live channel of every layer",
     paper="arXiv:2204.13359",
 )
-def polycam(trace: Trace, *, precision: Precision = "float32") -> Tensor:
+def polycam(trace: Trace, *, precision: Precision = None) -> Tensor:
     """The map of a late layer, made finer by the maps of earlier ones (PCAM+-).
 
     At each layer a channel's weight is what the score gains from zero by the input seen through it, plus what the score
@@ -234,7 +236,9 @@ def polycam(trace: Trace, *, precision: Precision = "float32") -> Tensor:
     cuts the masks' outermost 0.1 % off. The paper's score is the probability: target=ClassProbability(). The result is
     on the finest grid.
     """
-    coarsest_first = sorted(trace.at, key=lambda name: trace.at[name].activation.shape[2:].numel())
+    # Of two with grids of one size the later one is the coarser.
+    positions = {name: (capture.activation.shape[2:].numel(), -n) for n, (name, capture) in enumerate(trace.at.items())}
+    coarsest_first = sorted(trace.at, key=positions.__getitem__)
     fine, *sharper = (_by_change_of_score(trace.only(name), precision) for name in coarsest_first)
     for own in sharper:
         average = upsample(area_average(own, fine.shape[2:]), own.shape[2:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
@@ -27,8 +28,8 @@ class Smoothing:
         factors = self.factors
         if isinstance(factors, str) or not isinstance(factors, Sequence) or not factors:
             raise OptionError(f"Smoothing(factors={factors!r}): give at least one number, such as (0.9, 1.0, 1.1)")
-        if not all(isinstance(each, (int, float)) and each > 0 for each in factors):
-            raise OptionError(f"Smoothing(factors={factors!r}): every factor is a number above 0")
+        if any(isinstance(each, bool) or not isinstance(each, (int, float)) or not 0 < each < inf for each in factors):
+            raise OptionError(f"Smoothing(factors={factors!r}): every factor is a number above 0, and finite")
 
     def __str__(self) -> str:
         factors = ", ".join(f"{each:g}" for each in self.factors)
@@ -41,7 +42,8 @@ def smoothed(trace: Trace, compute: Callable[[Trace], Tensor], how: Smoothing) -
     for mirrored in (False, True) if how.flip else (False,):
         for factor in how.factors:
             inputs = trace.inputs * factor
-            version = trace.again(inputs.flip(-1) if mirrored else inputs)
+            same = factor == 1 and not mirrored
+            version = trace if same else trace.again(inputs.flip(-1) if mirrored else inputs)
             found = compute(version)
             values.append(found.flip(-1) if mirrored else found)
     return torch.stack(values).mean(0)

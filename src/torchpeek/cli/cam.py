@@ -70,7 +70,7 @@ def cam(
         Explain what sets each class apart from the CONTRAST most similar ones (Finer-CAM).
     layer
         The layer to look at; "torchpeek layers" lists them. Several, or a pattern, for one map made of all their maps.
-        Without it, the last one with a grid; for polycam and refinecam the last one of each size of grid.
+        Without it, the last one with a grid; for polycam and refinecam the last ones of the coarsest grids.
     fuse
         How the maps of several layers become one: max, mean or product.
     smooth
@@ -213,7 +213,9 @@ def _parsed(key: str, text: str, default: Any) -> Any:
         match default:
             case int():
                 return int(text)
-            case float() | None:
+            case float():
+                return float(text)
+            case None if text.replace(".", "", 1).isdigit():
                 return float(text)
     except ValueError as error:
         raise OptionError(f"--option {key}={text!r}: allowed is a number, such as {default or 1}") from error

@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from torchpeek.engine.progress import console
+
 
 class Advance(Protocol):
     """Called with how many more are done."""
@@ -69,7 +71,7 @@ def progress(what: str, total: int) -> Iterator[Advance]:
     """A bar on stderr where it is a terminal, and plain lines, at most twenty, where it is not."""
     if sys.stderr.isatty():
         columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        with Progress(*columns, console=console(), transient=True) as bar:  # the one that the engine's bars are on
             task = bar.add_task(what, total=total)
             yield lambda count: bar.advance(task, count)
     else:

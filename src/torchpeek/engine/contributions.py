@@ -20,6 +20,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from torchpeek.engine.forward import run
 from torchpeek.engine.guard import as_found
+from torchpeek.engine.layouts import is_channels_last
 from torchpeek.errors import GradUnavailable
 from torchpeek.hooks import attached, let_interrupts_through, nested
 
@@ -61,17 +62,19 @@ _WHOLE = (
     nn.LayerNorm,
 )
 
+_CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+
 # What one backward pass may keep of all the gradients; the classes go through in as many chunks.
 _BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
 class Contributions:
-    """What adds up to k of the K scores: each term is (N, k, ...), the rest as the tensor that it is of."""
+    """What adds up to k of the K scores: each term is (N, k, C, ...), wherever the layer has its channels."""
 
     inputs: Tensor  # (N, k, C, *size): input times gradient
     biases: list[Tensor]  # (N, k, *output) for each call of a module that has a shift
-    remainder: Tensor  # (N, k): what of the scores they do not make up
+    remainder: Tensor  # (N, k), on the CPU: what of the scores they do not make up
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +82,7 @@ class _Shifted:
     edge: GradientEdge
     shift: Tensor  # broadcasts to the output
     shape: torch.Size
+    channels_last: bool
 
 
 def contributions(trace: Trace, use: Callable[[Contributions], Made]) -> list[Made]:
@@ -88,7 +92,7 @@ def contributions(trace: Trace, use: Callable[[Contributions], Made]) -> list[Ma
     """
     model, count = trace.runner.model, len(trace.inputs)
     with as_found(model):
-        watch = _Watch(count)
+        watch = _Watch(trace.inputs)
         leaf = trace.inputs.detach().clone()
         with trace.regime(), torch.enable_grad():
             leaf.requires_grad_()
@@ -136,13 +140,13 @@ def _terms(gradients: list[Gradients], inputs: Tensor, found: list[_Shifted], sc
     if of_inputs is None:
         of_inputs = scores.new_zeros(*scores.shape, *inputs.shape[1:])
     biases = [
-        term
+        term.movedim(-1, 2) if each.channels_last else term
         for number, each in enumerate(found, start=1)
         if (term := product(number, each.shift.expand(each.shape))) is not None
     ]
-    remainder = scores.double()
+    remainder = scores.cpu().double()  # not every device has float64
     for term in (of_inputs, *biases):
-        remainder = remainder - term.flatten(2).sum(2, dtype=torch.float64)
+        remainder = remainder - term.flatten(2).sum(2).cpu().double()
     return Contributions(of_inputs, biases, remainder)
 
 
@@ -153,9 +157,10 @@ def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
 class _Watch:
     """The hooks: for each call that has a shift, where its gradient will be, and the shift."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, inputs: Tensor) -> None:
         self.found: list[_Shifted] = []
-        self._count = count
+        self._inputs = inputs
+        self._last: tuple[torch.Size, bool] = (torch.Size(), False)  # what a module last returned, and how it lies
         self._given: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def attached_to(self, model: nn.Module) -> AbstractContextManager[None]:
@@ -170,15 +175,26 @@ class _Watch:
     def returned(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
         given = self._given.pop(module, ((), {}))
         # What is not by sample, such as a table, has one gradient for all of them, which cannot be told apart.
-        if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != self._count or not output.requires_grad:
+        count = len(self._inputs)
+        if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != count or not output.requires_grad:
             return None
+        channels_last = self._lies_channels_last(module, output)
+        self._last = output.shape, channels_last
         shift = _shift(module, output.detach(), given)
         if shift is None:
             return None
         # Writing into a view gives it another history, and the edge would no longer be a part of it.
         passed_on = output.clone() if output._is_view() else output
-        self.found.append(_Shifted(get_gradient_edge(passed_on), shift, output.shape))
+        self.found.append(_Shifted(get_gradient_edge(passed_on), shift, output.shape, channels_last))
         return passed_on if passed_on is not output else None
+
+    def _lies_channels_last(self, module: nn.Module, output: Tensor) -> bool:
+        if isinstance(module, (nn.Linear, nn.LayerNorm)):
+            return output.ndim > 2
+        if isinstance(module, _CHANNELS_FIRST):
+            return False
+        shape, channels_last = self._last
+        return channels_last if output.shape == shape else is_channels_last(module, output, self._inputs)
 
 
 def _atoms(module: nn.Module) -> Iterator[nn.Module]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.closeness import close
 from torchpeek.errors import InputError
 from torchpeek.hooks import interruptible, nested
 
@@ -55,11 +56,8 @@ def _same_in(model: nn.Module, sample: Tensor, fastest: torch.memory_format) -> 
     except Exception:  # in the usual format it did not fail
         return False
     pairs = zip(nested.leaves(usual), nested.leaves(other), strict=True)
-    return all(
-        torch.allclose(one.float(), two.float(), rtol=1e-2, atol=1e-2 * float(one.abs().max()), equal_nan=True)
-        for (_, one), (_, two) in pairs
-        if one.is_floating_point()
-    )
+    half = torch.is_autocast_enabled(sample.device.type)
+    return all(close(two, one, torch.bfloat16 if half else one.dtype) for (_, one), (_, two) in pairs)
 
 
 def check_inputs(inputs: object) -> None:

@@ -60,12 +60,6 @@ class Notes:
         self.overwritten = frozenset(changed)
         return self if self._copied is None or changed <= self._copied else None
 
-    @property
-    def nbytes(self) -> int:
-        """What they hold."""
-        tensors = (tensor for call in self.calls for _, tensor in nested.leaves(call.output))
-        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
-
     def _noted(self, module: nn.Module, forward: Forward, *args: Any, **kwargs: Any) -> Any:
         if not self._open or threading.get_ident() != self._thread:
             return forward(*args, **kwargs)

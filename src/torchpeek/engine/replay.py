@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.closeness import close
 from torchpeek.engine.forward import run
 from torchpeek.engine.notes import NotedCall, Notes, version_of
 from torchpeek.engine.targets import Question
@@ -26,9 +27,6 @@ from torchpeek.errors import TorchpeekError
 from torchpeek.hooks import attached, nested
 from torchpeek.hooks.attach import ForwardHook
 from torchpeek.hooks.forwards import Forward, replaced
-
-# How far a replay may be off whole passes, relative to the largest number: rounding, as other batch sizes have it.
-_ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
 class Differs(TorchpeekError):
@@ -115,9 +113,20 @@ class Replay:
             raise Differs(_fails(error)) from error
         if any(queues.values()):
             raise Differs("calls other modules than the pass that was noted")
-        if not plan.layer_written and _LAYER in self.written():
-            plan.layer_written = True  # for once it did, and may do so again
+        written = self.written()
+        plan.layer_written |= _LAYER in written  # for once it did, and may do so again
+        if not copies and len(rows) > 1 and any(self._is_kept(number) for number in written - plan.written):
+            plan.written |= written - {_LAYER, _INPUT}
+            raise Differs("writes into what was noted, now and then")
         return output
+
+    def _is_kept(self, number: int) -> bool:
+        """Whether what was handed out for a call shares memory with what is kept of it, or with the inputs."""
+        kept = [self.inputs] if number == _INPUT else []
+        if number >= 0:
+            kept = [tensor for _, tensor in nested.leaves(self.notes.calls[number].output)]
+        memory = {tensor.untyped_storage().data_ptr() for tensor in kept}
+        return any(part.untyped_storage().data_ptr() in memory for each, part, _ in self._handed if each == number)
 
     def written(self) -> frozenset[int]:
         """The numbers of the calls whose outputs the last replay has written into; the layer's and the input's."""
@@ -235,8 +244,9 @@ def _learned(
     """Two whole passes of a few samples against two replays of `batch`, in which the layer says something else.
 
     The whole passes are of another number of samples than the noted one: which axis of an output is the batch is read
-    from the difference, and that its samples are where that says is compared. A replay that writes into what it was
-    handed corrupts only later ones, hence the second, which hands out copies no more than the third will.
+    from the difference, and that its samples are where that says is compared. What a replay writes into is learned from
+    one of the few samples, with copies. The others hand out copies no more than later ones will, and as a replay that
+    writes into what is kept corrupts only those after it, there are two.
     """
     count = len(inputs)
     rows = torch.arange(batch) * count // batch  # of all samples, in order, as evenly as can be
@@ -252,16 +262,23 @@ def _learned(
         if plan is None:
             plan = _Plan(_calls(notes, seen, rows[picked]), notes.overwritten)
             _disturb(model, few)
-        replay = Replay(model, layer, inputs, notes, plan)
-        again = replay.output(changed, rows, copies=trial == 0)
-        written = replay.written()
-        plan.written |= written - {_LAYER, _INPUT}
-        plan.layer_written, plan.input_written = _LAYER in written, _INPUT in written
+            small = Replay(model, layer, inputs, notes, plan)
+            _learn_what_is_written(small, changed[picked], rows[picked], true, question)
+        again = Replay(model, layer, inputs, notes, plan).output(changed, rows)
         _compare(true, again, picked, batch, activation.dtype, question, rows)
     assert plan is not None
     # What one picture for which much is the same cannot show is not remembered for others.
     plan.checked = 0 if bool(inputs.amin() == inputs.amax()) or _ambiguous(plan, notes) else batch
     return plan
+
+
+def _learn_what_is_written(replay: Replay, changed: Tensor, rows: Tensor, true: Any, question: Question) -> None:
+    """A replay of a few samples, with copies of everything: which of them does the model write into?"""
+    again = replay.output(changed, rows, copies=True)
+    written, plan = replay.written(), replay.plan
+    plan.written = written - {_LAYER, _INPUT}
+    plan.layer_written, plan.input_written = _LAYER in written, _INPUT in written
+    _compare(true, again, torch.arange(len(rows)), len(rows), changed.dtype, question, rows)
 
 
 def _disturb(model: nn.Module, inputs: Tensor) -> None:
@@ -319,7 +336,7 @@ def _batched(one: NotedCall, other: NotedCall, count: int, rows: Tensor) -> Iter
     for path, tensor in ours.items():
         where = _batch_axis(tensor.shape, theirs[path].shape, count, len(rows), name)
         part = _of_rows(tensor, where, count, rows, None)
-        if not _close(part, theirs[path], tensor.dtype):
+        if not close(part, theirs[path], tensor.dtype):
             raise Differs(f"is not possible: {name} returns something that is not by sample")
         yield path, where
 
@@ -363,25 +380,17 @@ def _compare(
     true: Any, again: Any, picked: Tensor, batch: int, dtype: torch.dtype, question: Question, rows: Tensor
 ) -> None:
     """Raise Differs unless the replay's entries `picked` are the whole pass's: scores, and all that is by sample."""
-    pairs = [("the scores", question(again, rows)[picked.to("cpu")], question(true, rows[picked]))]
-    for (path, ours), (_, theirs) in zip(nested.leaves(again), nested.leaves(true), strict=True):
+    pairs = [("the scores", question(again, rows)[picked], question(true, rows[picked]))]
+    parts = dict(nested.leaves(true))
+    for path, ours in nested.leaves(again):
+        theirs = parts.get(path)
+        if theirs is None:
+            raise Differs("returns other parts")
         if theirs.is_floating_point() and theirs.ndim and len(theirs) == len(picked) and len(ours) == batch:
-            pairs.append((f"its output {path!r}" if path else "its output", ours[picked.to(ours.device)], theirs))
+            pairs.append((f"the outputs {path!r}" if path else "the outputs", ours[picked.to(ours.device)], theirs))
     for name, ours, theirs in pairs:
-        if not _close(ours, theirs, dtype):
-            off = float((ours.detach().double() - theirs.detach().double()).abs().max())
-            raise Differs(f"gives something else: {name} is off by {off:.2g}")
-
-
-def _close(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> bool:
-    if ours.shape != theirs.shape:
-        return False
-    if not theirs.is_floating_point():
-        return torch.equal(ours, theirs)
-    one, other = ours.detach().double(), theirs.detach().double()
-    finite = other.isfinite()
-    largest = float(torch.where(finite, other, 0).abs().max()) if other.numel() else 0.0
-    return torch.allclose(one, other, rtol=0, atol=_ROUNDING.get(dtype, 1e-3) * largest, equal_nan=True)
+        if not close(ours, theirs, dtype):
+            raise Differs(f"gives something else: {name} are not those of a whole pass")
 
 
 def _fails(error: Exception) -> str:

@@ -91,19 +91,20 @@ class ModelRunner:
         return trace
 
     def rescore(
-        self, trace: Trace, perturb: Change, trials: int, live: Tensor | None, batch: int | None, precision: str
+        self, trace: Trace, perturb: Change, trials: int, live: Tensor | None, batch: int | None, precision: str | None
     ) -> Tensor:
         """(N, trials, K): scores with the inputs changed, by whole passes."""
         check_counts(trials, batch)
         inputs = trace.inputs
         batch = 1 if _mixes_samples(self.model) else batch or chunk_size(inputs[:1])
-        regime = trace.regime(as_dtype(precision))
+        dtype = as_dtype(precision, inputs)
+        regime = trace.regime(dtype)
 
         def score(rows: Tensor, numbers: Tensor) -> Tensor:
             given = perturb(of_rows(inputs, rows).clone(), rows, numbers)
             check_changed(given, (len(rows), *inputs.shape[1:]))
             with regime:
-                answer = run_fast(self.model, given, half=precision != "float32")
+                answer = run_fast(self.model, given, half=dtype is not None)
             return trace.question(answer, rows)
 
         with as_found(self.model):
@@ -131,8 +132,7 @@ class ModelRunner:
         batch = 1 if _mixes_samples(self.model) else batch
         with as_found(self.model), trace.regime():
             try:
-                size = batch or chunk_size(activation[:1], suffix=True)
-                replay = self._replay(trace, layer, min(size, trials * len(inputs)))
+                size, replay = self._replay(trace, layer, batch or chunk_size(activation[:1], suffix=True), trials)
 
                 def by_replay(rows: Tensor, numbers: Tensor) -> Tensor:
                     return trace.question(replay.output(changed(rows, numbers), rows), rows)
@@ -148,21 +148,27 @@ class ModelRunner:
     def variants(self, trace: Trace, perturb: Change, trials: int) -> Iterator[tuple[Tensor, Tensor, Trace]]:
         """The same question of changed inputs, traced at the same layers, a chunk at a time."""
         check_counts(trials, None)
-        # With what the gradients of all the scores take.
-        captured = max(capture.activation[:1].nbytes for capture in trace.at.values()) * trace.question.labels.shape[1]
-        batch = max(1, min(chunk_size(trace.inputs[:1]) // 2, _GRADIENT_BYTES // max(1, captured)))
-        batch = 1 if _mixes_samples(self.model) else batch
 
         def changed(rows: Tensor, numbers: Tensor) -> Tensor:
-            return perturb(of_rows(trace.inputs, rows).clone(), rows, numbers)
+            made = perturb(of_rows(trace.inputs, rows).clone(), rows, numbers)
+            check_changed(made, (len(rows), *trace.inputs.shape[1:]))
+            return made
 
         yield from chunks(
             lambda rows, numbers: trace.again(changed(rows, numbers), rows=rows, gradients=True),
             len(trace.inputs),
             trials,
-            batch,
+            self.gradient_batch(trace),
             "changed inputs",
         )
+
+    def gradient_batch(self, trace: Trace) -> int:
+        """How many changed inputs to pass at once where gradients are kept, of all the scores."""
+        if _mixes_samples(self.model):
+            return 1
+        captured = max((capture.activation[:1].nbytes for capture in trace.at.values()), default=1)
+        most = _GRADIENT_BYTES // max(1, captured * trace.question.labels.shape[1])
+        return max(1, min(chunk_size(trace.inputs[:1]) // 2, most))
 
     def input_gradients(self, trace: Trace, inputs: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (n,) of changed inputs (n, ...), and the gradient of each with respect to its input."""
@@ -176,17 +182,25 @@ class ModelRunner:
             (gradient,) = torch.autograd.grad(asked.sum(), leaf)
         return asked.detach(), gradient
 
-    def _replay(self, trace: Trace, layer: nn.Module, batch: int) -> Replay:
-        """A checked replay of what comes after the layer. Raises Differs."""
+    def _replay(self, trace: Trace, layer: nn.Module, size: int, trials: int) -> tuple[int, Replay]:
+        """How many at once, and a checked replay of what comes after the layer. Raises Differs."""
         name, inputs = trace.layer, trace.inputs
         if why := refused(self.model, name, inputs):
             raise Differs(why)
         activation, notes = trace.at[name].activation.detach(), trace.noted
-        replay = checked(self.model, name, layer, inputs, activation, notes, trace.question, batch)
+        while True:
+            batch = min(size, trials * len(inputs))
+            try:
+                replay = checked(self.model, name, layer, inputs, activation, notes, trace.question, batch)
+                break
+            except torch.OutOfMemoryError:
+                if batch == 1:
+                    raise
+                size = batch // 2
         if not notes.confirmed:
             replay.confirm(activation, trace.output, trace.question)
             notes.confirmed = True
-        return replay
+        return size, replay
 
     def noted(self, trace: Trace) -> Notes:
         """One more pass, noted at the trace's one layer. Raises Differs."""
@@ -204,18 +218,19 @@ class ModelRunner:
 
     def _clean_pass(
         self, inputs: Tensor, layers: Mapping[str, nn.Module], gradients: bool, noting: bool
-    ) -> tuple[dict[str, Capture], Any, Notes | None]:
+    ) -> tuple[dict[str, Capture], Any, list[Notes]]:
         recorder = _Recorder(inputs, layers, gradients)
         hooks = recorder.hooks()
-        if not noting or len(layers) > 1:
+        if not noting or len(layers) != 1:
             with attached(hooks):
                 output = run(self.model, inputs.clone())
-            return recorder.captures(self.model), output, None
+            return recorder.captures(self.model), output, []
         [(name, layer)] = layers.items()
         notes = Notes(len(inputs), copied(self.model, name, inputs))
         with replaced(notes.forwards(self.model)), attached([*hooks, (layer, notes.closing)]):
             output = run(self.model, inputs.clone())
-        return recorder.captures(self.model), output, notes.checked()
+        done = notes.checked()
+        return recorder.captures(self.model), output, [] if done is None else [done]
 
 
 class _Recorder:

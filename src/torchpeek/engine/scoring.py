@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, TypeAlias, TypeVar, get_args
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from torchpeek.engine.progress import progress
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, OptionError
 from torchpeek.hooks import let_interrupts_through
 
-Precision: TypeAlias = Literal["float32", "bfloat16"]
+Precision: TypeAlias = Literal["bfloat16"] | None
 """In which the passes run: as the model is, or under autocast. The scores are float32 either way."""
 
 Made = TypeVar("Made")
@@ -69,7 +69,7 @@ def chunks(
     else:
         pairs = live.cpu().nonzero()
     # A chunk of one sample needs no copies of what all its passes share; chunks of a few trials would be too small.
-    alone = trials >= batch
+    alone = len(pairs) >= batch * count
     start = 0
     with progress(what, len(pairs)) as advance:
         while start < len(pairs):
@@ -88,21 +88,26 @@ def chunks(
                     torch.cuda.empty_cache()
                 continue
             yield rows, numbers, made
+            del made  # before the next is made
             start += len(chunk)
             advance(len(chunk))
 
 
-def as_dtype(precision: str) -> torch.dtype | None:
-    """What the passes are autocast to; None for as they are. Raises InputError for a precision that there is not."""
-    if precision not in get_args(Precision):
-        raise InputError(f"precision is {precision!r}; allowed: {', '.join(map(repr, get_args(Precision)))}")
-    return None if precision == "float32" else torch.bfloat16
+def as_dtype(precision: str | None, inputs: Tensor) -> torch.dtype | None:
+    """What the passes are autocast to; None for as they are. Raises OptionError for what there is not."""
+    if precision is None:
+        return None
+    if precision != "bfloat16":
+        raise OptionError(f"option precision is {precision!r}; allowed: 'bfloat16', or None, which is as the model is")
+    if inputs.dtype == torch.float64:
+        raise OptionError("precision='bfloat16' is for models in float32: autocast leaves float64 as it is")
+    return torch.bfloat16
 
 
 def check_counts(trials: int, batch: int | None) -> None:
     """Raise InputError unless both are at least 1."""
     if trials < 1 or (batch is not None and batch < 1):
-        raise InputError(f"trials is {trials} and batch {batch}; both are at least 1")
+        raise InputError(f"trials is {trials} and batch {batch}; both are at least 1, or batch None for what fits")
 
 
 def check_changed(made: object, shape: tuple[int, ...]) -> None:

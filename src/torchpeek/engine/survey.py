@@ -38,6 +38,7 @@ class Suggestion:
 
 
 # A model is surveyed once; forgotten with the model.
+_STAGES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], list[str]]] = weakref.WeakKeyDictionary()
 _SUGGESTED: weakref.WeakKeyDictionary[nn.Module, Suggestion] = weakref.WeakKeyDictionary()
 
 
@@ -90,15 +91,18 @@ def suggest_layer(model: nn.Module, inputs: Tensor, *, anew: bool = False) -> Su
     )
 
 
-def suggest_stages(model: nn.Module, inputs: Tensor) -> Sequence[Suggestion]:
-    """The layers to look at together: the last outermost one of each size of grid, from the finest on.
+def suggest_stages(model: nn.Module, inputs: Tensor, most: int) -> Sequence[Suggestion]:
+    """The layers to look at together: the last outermost one of each of the `most` coarsest sizes of grid.
 
     Found by a dry pass. Raises NoSpatialLayer where there is no layer to suggest at all.
     """
     suggest_layer(model, inputs)  # raises where there is nothing to suggest
-    seen = _dry_pass(model, inputs)
-    reason = "the last layer of each size of grid"
-    return [Suggestion(layer, reason) for layer in seen.last_of_each_grid()]
+    known = _STAGES.setdefault(model, {})
+    shape = tuple(inputs.shape[1:])
+    if shape not in known or any(name not in dict(model.named_modules()) for name in known[shape]):
+        known[shape] = _dry_pass(model, inputs).last_of_each_grid()
+    layers = known[shape][-most:]
+    return [Suggestion(layer, f"the last layers of the {len(layers)} coarsest sizes of grid") for layer in layers]
 
 
 class _Seen:

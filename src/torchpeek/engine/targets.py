@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
@@ -56,6 +57,10 @@ class ClassScores:
         logits = class_logits(output)  # (n, classes)
         scores = logits if self.kind == "logit" else logits.softmax(dim=1)
         return scores.gather(1, self.labels.to(scores.device)[rows.to(scores.device)])  # (n, K)
+
+    def combined(self, weights: Tensor) -> Tensor | None:
+        """(classes, C), by which the logits are linear in something -> (N, K, C), by which the scores are."""
+        return weights[self.labels] if self.kind == "logit" else None
 
     def select(self, rows: slice | Tensor, columns: slice) -> ClassScores:
         return replace(self, labels=self.labels[rows][:, columns])
@@ -170,6 +175,10 @@ class ContrastScores:
         theirs = logits.gather(1, others.flatten(1)).view_as(others)
         return own - self.strength * theirs.mean(dim=2)
 
+    def combined(self, weights: Tensor) -> Tensor:
+        """(classes, C), by which the logits are linear in something -> (N, K, C), by which the scores are."""
+        return weights[self.labels] - self.strength * weights[self.others].mean(dim=2)
+
     def select(self, rows: slice | Tensor, columns: slice) -> ContrastScores:
         return replace(self, labels=self.labels[rows][:, columns], others=self.others[rows][:, columns])
 
@@ -189,6 +198,9 @@ class Contrast:
 
     def __post_init__(self) -> None:
         given = self.against
+        if hasattr(given, "__index__") and not isinstance(given, (bool, int)):  # NumPy's
+            given = operator.index(given)
+            object.__setattr__(self, "against", given)
         count = isinstance(given, int) and not isinstance(given, bool) and given >= 1
         if not count and (isinstance(given, (str, int)) or not isinstance(given, Sequence) or not given):
             raise TargetError(f"Contrast(against={given!r}): give a number of classes, 1 or more, or a list of classes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from torchpeek.engine.guard import as_found
-from torchpeek.engine.targets import ClassScores, Question, Target, class_logits
+from torchpeek.engine.targets import ClassScores, ContrastScores, Question, Target, class_logits
 from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NotConnected
 from torchpeek.hooks import let_interrupts_through, uninterrupted
 
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from torchpeek.engine.scoring import Precision
 
 Change: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Called as `change(tensor (b, ...), rows (b,), trials (b,))`: entry i is sample rows[i] in its trial trials[i]."""
+"""Called as `change(tensor (b, ...), rows (b,), trials (b,))`: entry i is sample rows[i] in its trial trials[i].
+
+`rows` and `trials` are on the CPU, wherever the tensor is: good for indexing, and `.to(tensor)` for arithmetic.
+"""
 
 # One batched VJP keeps this much of the layer's gradient at once, at most; the classes go through in as many chunks.
 _VJP_BYTES = 64 * 2**20
@@ -59,8 +62,8 @@ class Origin:
 class Trace:
     """One pass, kept: what the layers returned, the graph from there on, and the question that was asked.
 
-    Every question is answered from the kept output; nothing here runs the model again, except `again`, `rescore` and
-    `ablate`, which say so.
+    Every question is answered from the kept output; nothing here runs the model again, except `again`, `rescore`,
+    `ablate`, `variants` and `input_gradients`, which say so.
     """
 
     runner: ModelRunner
@@ -69,7 +72,7 @@ class Trace:
     output: Any  # as the model returned it, with the graph behind it
     question: Question
     origin: Origin
-    notes: Notes | None = None  # for `ablate`, where the pass was asked to take some
+    notes: list[Notes] = field(default_factory=list)  # for `ablate`: one or none yet, whatever is asked of the pass
     autocast: torch.dtype | None = None  # that the pass ran in, and every further one does
 
     def __repr__(self) -> str:
@@ -100,7 +103,7 @@ class Trace:
             raise LayerNotFound(f"this trace holds no layer {layer!r}; it holds {', '.join(map(repr, self.at))}")
         if len(self.at) == 1:
             return self
-        one = replace(self, at={layer: self.at[layer]}, notes=None)
+        one = replace(self, at={layer: self.at[layer]}, notes=[])
         if "gradients_at" in self.__dict__:  # known already: not a second time for each layer
             one.__dict__["gradients_at"] = {layer: self.gradients_at[layer]}
         return one
@@ -140,10 +143,11 @@ class Trace:
         weights, times the mean over the grid of this layer's output, plus its bias, are the scores. None elsewhere.
         """
         pooled = self.activations.squeeze(1).flatten(2).mean(2)  # (N, C)
-        if not isinstance(self.question, ClassScores):
+        if not isinstance(self.question, (ClassScores, ContrastScores)):
             return None
-        theirs, labels = class_logits(self.output).detach(), self.question.labels  # (N, classes), (N, K)
+        theirs = class_logits(self.output).detach()  # (N, classes)
         tolerance = _ROUNDING[self.at[self.layer].activation.dtype]
+        rows = torch.arange(len(theirs))
         for module in self.runner.model.modules():
             if not isinstance(module, nn.Linear) or module.weight.shape != (theirs.shape[1], pooled.shape[1]):
                 continue
@@ -151,8 +155,8 @@ class Trace:
             bias = None if module.bias is None else module.bias.detach().to(pooled)
             with torch.autocast(pooled.device.type, enabled=False):
                 logits = F.linear(pooled, weights, bias)  # (N, classes)
-            if _close(logits, theirs, tolerance) and _close(logits.gather(1, labels), self.scores, tolerance):
-                return weights[labels]
+            if _close(logits, theirs, tolerance) and _close(self.question(logits, rows), self.scores, tolerance):
+                return self.question.combined(weights)
         return None
 
     def again(
@@ -176,10 +180,15 @@ class Trace:
             raise InputError(f"rows has {len(rows)} entries for {len(inputs)} inputs; one for each, 0 to {count - 1}")
         question = self.question.select(rows.to(self.question.labels.device), slice(None))
         if gradients is None:
-            gradients = all(capture.handle is not None for capture in self.at.values())
+            gradients = bool(self.at) and all(capture.handle is not None for capture in self.at.values())
         with self.regime():
             return self.runner.trace(
-                inputs, layers or list(self.at), _Bound(question), gradients=gradients, origin=self.origin
+                inputs,
+                layers or list(self.at),
+                _Bound(question),
+                gradients=gradients,
+                noting=bool(self.notes),
+                origin=self.origin,
             )
 
     def rescore(
@@ -189,7 +198,7 @@ class Trace:
         *,
         live: Tensor | None = None,
         batch: int | None = None,
-        precision: Precision = "float32",
+        precision: Precision = None,
     ) -> Tensor:
         """(N, trials, K): scores of changed inputs, all K in one pass for each sample and trial.
 
@@ -245,10 +254,12 @@ class Trace:
         kind = self.inputs.device.type
         return torch.autocast(kind, dtype) if dtype is not None else torch.autocast(kind, enabled=False)
 
-    @cached_property
+    @property
     def noted(self) -> Notes:
         """What `ablate` needs, from the pass itself or from one more."""
-        return self.notes or self.runner.noted(self)
+        if not self.notes:
+            self.notes.append(self.runner.noted(self))
+        return self.notes[0]
 
     def _scores_with_graph(self) -> Tensor:
         # The caller may be inside no_grad or inference_mode, where a graph would not be kept.

@@ -1,0 +1,21 @@
+"""Whether two ways to the same numbers gave the same numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# How far they may be off, relative to the largest number: rounding, as other batch sizes and memory formats have it.
+_ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+
+
+def close(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> bool:
+    """Whether they are of one shape and, but for what rounding in `dtype` does, the same, NaN and infinities too."""
+    if ours.shape != theirs.shape:
+        return False
+    if not theirs.is_floating_point():
+        return torch.equal(ours, theirs)
+    one, other = ours.detach().cpu().double(), theirs.detach().cpu().double()  # not every device has float64
+    finite = other[other.isfinite()]
+    largest = float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(one, other, rtol=0, atol=_ROUNDING.get(dtype, 1e-3) * largest, equal_nan=True)
