@@ -411,10 +411,8 @@ class TestFullGrad:
             def forward(self, x: Tensor) -> Tensor:
                 a = self.conv(x)
                 if self.last:
-                    a = self.act(self.linear(a.movedim(1, -1))).movedim(-1, 1)
-                else:
-                    a = self.act(self.pointwise(a))
-                return self.head(self.flat(self.pool(a)))
+                    return self.head(self.flat(self.pool(self.act(self.linear(a.movedim(1, -1))).movedim(-1, 1))))
+                return self.head(self.flat(self.pool(self.act(self.pointwise(a)))))
 
         model = Last().double().eval()
         with torch.no_grad():
