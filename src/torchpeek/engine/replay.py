@@ -82,7 +82,7 @@ class Replay:
         self._handed = []
         changed = changed.clone() if copies or plan.layer_written else changed
         given = _of_rows(self.inputs, _Batched(0, 1, ()), len(self.inputs), rows, only)
-        # A view of one sample is the very one that is kept; one that repeats it cannot be written into.
+        # A view of one sample is the very one that is kept; into one that repeats it nearly nothing can write.
         given = given.clone() if copies or plan.input_written or len(rows) == 1 else given
         self._handed += [(_LAYER, changed, version_of(changed)), (_INPUT, given, version_of(given))]
         thread = threading.get_ident()
