@@ -69,8 +69,8 @@ def cam(
     contrast
         Explain what sets each class apart from the CONTRAST most similar ones (Finer-CAM).
     layer
-        The layer to look at; "torchpeek layers" lists them. Several, or a pattern with --fuse, for one map made of theirs.
-        Without it, the last one with a grid; for polycam and refinecam the last ones of the coarsest grids.
+        The layer to look at; "torchpeek layers" lists them. Several, or with --fuse a pattern, for one map made of all
+        theirs. Without it, the last one with a grid; for polycam and refinecam the last ones of the coarsest grids.
     fuse
         How the maps of several layers become one: max, mean or product.
     smooth
