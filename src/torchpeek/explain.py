@@ -362,8 +362,10 @@ def _heatmap(trace: Trace, method: CamMethod, options: Mapping[str, Any], how: H
 def _provenance(
     trace: Trace, method: CamMethod, options: Mapping[str, Any], smooth: Smoothing | None, fuse: str | None
 ) -> Provenance:
-    names = trace.origin.class_names
-    labels = trace.question.labels.flatten().tolist()
+    labels = sorted(set(trace.question.labels.flatten().tolist()))
+    names: Mapping[int, str] = dict(enumerate(trace.origin.class_names or ()))
+    if noun := getattr(trace.question, "noun", None):  # the labels are of no classes
+        names = {label: f"{noun} {label}" for label in labels}
     looked_at = next((capture.activation for capture in trace.at.values()), trace.inputs)
     every = method.layers == "all"
     steps = [f"each layer's map positive, unit, on the same grid, and their {fuse}"] if fuse else []
@@ -377,9 +379,7 @@ def _provenance(
         paper=method.paper,
         options={**method.options, **options},
         score=str(getattr(trace.question, "kind", type(trace.question).__name__)),
-        class_names={}
-        if names is None
-        else {label: names[label] for label in sorted(set(labels)) if label < len(names)},
+        class_names={label: names[label] for label in labels if label in names},
         device=str(looked_at.device),
         dtype=str(looked_at.dtype).removeprefix("torch."),
         torch=torch.__version__,

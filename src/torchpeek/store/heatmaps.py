@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from torchpeek.engine.targets import ClassScores, ContrastScores
+from torchpeek.engine.targets import Answered, ClassScores, ContrastScores, Question
 from torchpeek.errors import FormatError
 from torchpeek.heatmap import Heatmap, Provenance
 from torchpeek.store.folder import write_whole
@@ -37,8 +37,9 @@ def save_bytes(heatmap: Heatmap) -> bytes:
         case ContrastScores():
             tensors |= {"labels": question.labels, "others": question.others}
             asked = {"kind": question.kind, "strength": question.strength}
-        case _:
-            raise FormatError(f"heatmaps of classes can be saved; this one asks a {type(question).__name__}")
+        case _:  # what was asked can be said, but not asked again
+            tensors["labels"] = question.labels
+            asked = {"kind": str(getattr(question, "kind", type(question).__name__)), "answered": "yes"}
     about = {"format": _VERSION, "question": asked, "provenance": asdict(heatmap.provenance)}
     header = {_KEY: json.dumps(about, ensure_ascii=False)}
     return to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, header)
@@ -63,11 +64,13 @@ def load(path: str | PathLike[str]) -> Heatmap:
         provenance["class_names"] = {int(label): name for label, name in provenance["class_names"].items()}
         provenance["steps"] = tuple(provenance["steps"])
         asked = about["question"]
-        question = (
-            ContrastScores(tensors["labels"], tensors["others"], asked["strength"])
-            if "strength" in asked
-            else ClassScores(tensors["labels"], asked["kind"])
-        )
+        question: Question
+        if "strength" in asked:
+            question = ContrastScores(tensors["labels"], tensors["others"], asked["strength"])
+        elif "answered" in asked:
+            question = Answered(tensors["labels"], asked["kind"])
+        else:
+            question = ClassScores(tensors["labels"], asked["kind"])
         return Heatmap(tensors["values"], tensors["scores"], question, Provenance(**provenance))
     except FileNotFoundError as error:
         raise FormatError(f"{path}: no such file") from error
