@@ -23,6 +23,7 @@ from torchpeek.errors import (
     InputError,
     MethodNotApplicable,
     MethodNotFound,
+    NotConnected,
     Notice,
     OptionError,
     TargetError,
@@ -428,6 +429,15 @@ class TestFullGrad:
         smooth = tp.explain(model, X, method="fullgrad", target=1, smooth=tp.Smoothing(factors=(1.0,))).values
         parts = [tp.explain(model, x, method="fullgrad", target=1).values for x in (X, X.flip(-1))]
         torch.testing.assert_close(smooth, (parts[0] + parts[1].flip(-1)) / 2)
+
+    def test_of_a_model_that_cuts_its_graph(self) -> None:
+        class Cut(PooledNet):
+            def forward(self, x: Tensor) -> Tensor:
+                with torch.no_grad():
+                    return super().forward(x)
+
+        with pytest.raises(NotConnected, match="no gradient flows back"):
+            tp.explain(Cut(), X.float(), method="fullgrad")
 
     def test_of_what_has_no_grid(self) -> None:
         with pytest.raises(MethodNotApplicable, match="fullgrad is of inputs"):

@@ -21,7 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torchpeek.engine.forward import run
 from torchpeek.engine.guard import as_found
 from torchpeek.engine.layouts import is_channels_last
-from torchpeek.errors import GradUnavailable
+from torchpeek.errors import GradUnavailable, NotConnected
 from torchpeek.hooks import attached, let_interrupts_through, nested
 
 if TYPE_CHECKING:
@@ -99,6 +99,11 @@ def contributions(trace: Trace, use: Callable[[Contributions], Made]) -> list[Ma
             with watch.attached_to(model):
                 output = run(model, leaf.clone())
             scores = trace.question(output, torch.arange(count))  # (N, K)
+        if not scores.requires_grad:
+            raise NotConnected(
+                "the score does not depend on the input: no gradient flows back to it. The model detaches it, or runs "
+                "a part under torch.no_grad() or inference_mode(); choose a method that needs no gradients"
+            )
         handles: list[Any] = [leaf, *(each.edge for each in watch.found)]
         numbers = leaf.numel() + sum(each.shape.numel() for each in watch.found)
         step = max(1, _BYTES // (numbers * leaf.element_size()))
@@ -256,7 +261,7 @@ def _beyond_linear(module: nn.Module, output: Tensor, given: tuple[tuple[Any, ..
                 along = derivative(function, tensors, tensors)[1]
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, NotImplementedError, TypeError):
+        except (RuntimeError, NotImplementedError, TypeError):  # torch has no such derivative of some operation
             continue
         if not isinstance(along, Tensor) or along.shape != output.shape:
             return None
