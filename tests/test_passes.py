@@ -248,7 +248,7 @@ class TestContrast:
 
     def test_of_inputs_of_different_sizes(self) -> None:
         model = PooledNet().double().eval()
-        for target in (tp.targets.Contrast, tp.targets.ClassProbability):
+        for target in (tp.targets.Contrast, tp.targets.ClassProbability, tp.targets.ClassLogOdds):
             asked = target(torch.tensor([1, 2]))
             one, two = tp.explain(model, [X[:1], X[1:, :, :5]], layer="act", target=asked)
             torch.testing.assert_close(one.values, tp.explain(model, X[:1], layer="act", target=target(1)).values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias, overload
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchpeek import _version
 from torchpeek.cam import FUSIONS, CamMethod, Smoothing, find_method, fused, smoothed
 from torchpeek.engine import ModelRunner, Origin, Target, Trace, suggest_layer, suggest_stages
-from torchpeek.engine.targets import ClassesPerSample, ClassProbability, Contrast, as_target
+from torchpeek.engine.targets import ClassesPerSample, as_target, innermost, of_samples
 from torchpeek.errors import (
     AmbiguousCall,
     InputError,
@@ -282,7 +282,7 @@ def _compare_each(
         raise InputError("inputs is an empty list; give at least one")
     asked = as_target(target, _class_names(model))
     total = sum(len(tensor) for tensor in tensors)
-    by_sample = _innermost(asked)
+    by_sample = innermost(asked)
     if isinstance(by_sample, ClassesPerSample) and len(by_sample.labels) != total:
         raise TargetError(
             f"target has {len(by_sample.labels)} entries for {total} inputs; give one for each, or one for all"
@@ -291,7 +291,7 @@ def _compare_each(
     done = 0
     for run in _runs_of_one_shape(tensors):
         size = sum(len(tensor) for tensor in run)
-        part = _of_samples(asked, done, done + size)
+        part = of_samples(asked, done, done + size)
         for name, heatmap in _compare_batch(model, torch.cat(run), chosen, layer, part, how).items():
             start = 0
             for tensor in run:
@@ -299,22 +299,6 @@ def _compare_each(
                 start += len(tensor)
         done += size
     return found
-
-
-def _innermost(target: Target) -> Target:
-    """What a target that is of another one is of at last, or the target itself."""
-    while isinstance(target, (ClassProbability, Contrast)):
-        target = as_target(target.of)
-    return target
-
-
-def _of_samples(target: Target, first: int, last: int) -> Target:
-    """The target for some of the samples, where it has an entry for each."""
-    if isinstance(target, ClassesPerSample):
-        return ClassesPerSample(target.labels[first:last])
-    if isinstance(target, (ClassProbability, Contrast)):
-        return replace(target, of=_of_samples(as_target(target.of), first, last))
-    return target
 
 
 def _runs_of_one_shape(tensors: list[Tensor], most: int = 16) -> list[list[Tensor]]:

@@ -15,7 +15,8 @@ from torchpeek.engine.forward import check_inputs, run, run_fast
 from torchpeek.engine.guard import as_found
 from torchpeek.engine.layouts import check_spatial, why_not_finite
 from torchpeek.engine.notes import Notes
-from torchpeek.engine.replay import Differs, Replay, checked, copied, of_rows, refuse, refused, returning
+from torchpeek.engine.plans import checked, copied, refuse, refused
+from torchpeek.engine.replay import Differs, Replay, of_rows, returning
 from torchpeek.engine.scoring import as_dtype, check_changed, check_counts, chunk_size, chunks, score_chunks
 from torchpeek.engine.targets import Target
 from torchpeek.engine.trace import Capture, Change, Origin, Trace

@@ -1,50 +1,17 @@
-"""What is asked of a model: a Target, bound to a clean pass as a frozen Question."""
+"""Questions about classes: their logits, probabilities, log-odds, and what sets them apart."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from torchpeek.engine.targets.question import NamesClasses, Target
 from torchpeek.errors import AmbiguousClass, ClassNotFound, TargetError, closest
-from torchpeek.hooks import nested
-
-
-@runtime_checkable
-class Target(Protocol):
-    """What the user asks for: the predicted class, class 281, the top 5."""
-
-    def bind(self, output: Any) -> Question:
-        """Decide, on the output of the clean pass, what exactly is asked from now on."""
-        ...
-
-
-@runtime_checkable
-class _NamesClasses(Target, Protocol):
-    def named(self, class_names: Sequence[str] | None) -> Target:
-        """The same target with class names looked up."""
-        ...
-
-
-class Question(Protocol):
-    """The same question on every later pass, however the prediction moves."""
-
-    @property
-    def labels(self) -> Tensor:
-        """(N, K): what each score is of."""
-        ...
-
-    def __call__(self, output: Any, rows: Tensor) -> Tensor:
-        """(n, K) scores of the n samples in `output`; sample i is a version of clean sample `rows[i]`."""
-        ...
-
-    def select(self, rows: slice | Tensor, columns: slice) -> Question:
-        """The question of some of the samples and scores only."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,12 +83,12 @@ class Classes:
 
     def bind(self, output: Any) -> ClassScores:
         logits = class_logits(output)
-        labels = torch.tensor([[_class_index(each, None) for each in self.classes]], device=logits.device)
-        _check_range(labels, logits.shape[1])
+        labels = torch.tensor([[class_index(each, None) for each in self.classes]], device=logits.device)
+        check_range(labels, logits.shape[1])
         return ClassScores(labels.expand(len(logits), -1))
 
     def named(self, class_names: Sequence[str] | None) -> Classes:
-        return Classes([_class_index(each, class_names) for each in self.classes])
+        return Classes([class_index(each, class_names) for each in self.classes])
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +111,7 @@ class ClassesPerSample:
                 f"target has shape {tuple(self.labels.shape)} for a batch of {len(logits)}; a target by sample is "
                 "(N,) or (N, K). For the same classes of every sample use tp.targets.Classes([...])"
             )
-        _check_range(labels, logits.shape[1])
+        check_range(labels, logits.shape[1])
         return ClassScores(labels)
 
 
@@ -232,8 +199,8 @@ class Contrast:
             apart = apart.scatter(2, labels.unsqueeze(2), torch.inf)  # itself is no other
             others = apart.topk(self.against, dim=2, largest=False).indices
         else:
-            wanted = torch.tensor([_class_index(each, None) for each in self.against], device=logits.device)
-            _check_range(wanted, logits.shape[1])
+            wanted = torch.tensor([class_index(each, None) for each in self.against], device=logits.device)
+            check_range(wanted, logits.shape[1])
             if bool((labels.unsqueeze(2) == wanted).any()):
                 raise TargetError(f"Contrast(against={list(self.against)!r}): a class is not set against itself")
             others = wanted.expand(*labels.shape, -1)
@@ -242,7 +209,7 @@ class Contrast:
     def named(self, class_names: Sequence[str] | None) -> Contrast:
         against = self.against
         if not isinstance(against, int):
-            against = [_class_index(each, class_names) for each in against]
+            against = [class_index(each, class_names) for each in against]
         return replace(self, of=as_target(self.of, class_names), against=against)
 
 
@@ -267,221 +234,6 @@ class ClassLogOdds:
         return ClassLogOdds(as_target(self.of, class_names))
 
 
-@dataclass(frozen=True, eq=False)
-class OutputEntries:
-    """Entries of what a model returns for each sample, as they are: of a regression, an embedding, a single logit."""
-
-    labels: Tensor  # (N, K), int64: which entries
-    part: str = ""  # which tensor of the output, by path
-    noun: str = "output"  # what a label counts
-
-    @property
-    def kind(self) -> str:
-        """What a score is, for a heatmap's provenance."""
-        return "output entry" + (f" of {self.part!r}" if self.part else "")
-
-    def __call__(self, output: Any, rows: Tensor) -> Tensor:
-        entries = _by_sample(output, self.part).flatten(1)  # (n, entries)
-        return entries.gather(1, self.labels.to(entries.device)[rows.to(entries.device)])
-
-    def select(self, rows: slice | Tensor, columns: slice) -> OutputEntries:
-        return replace(self, labels=self.labels[rows][:, columns])
-
-
-@dataclass(frozen=True)
-class Output:
-    """Entries of the model's output, as they are: `Output(0)` is the number that a regression returns.
-
-    For (N,) or (N, D) outputs, and larger ones laid flat. `part` is the path of a tensor in what the model returns, as
-    record names them; it may be left out where there is one.
-    """
-
-    entries: int | Sequence[int] = 0
-    part: str = ""
-
-    def bind(self, output: Any) -> OutputEntries:
-        found = _by_sample(output, self.part).flatten(1)  # (N, D)
-        given = [self.entries] if isinstance(self.entries, int) else list(self.entries)
-        if not given or not all(isinstance(each, int) and not isinstance(each, bool) for each in given):
-            raise TargetError(f"Output({self.entries!r}): give the index of an entry, or a list of these")
-        wrong = [each for each in given if not 0 <= each < found.shape[1]]
-        if wrong:
-            raise TargetError(f"no output entry {wrong[0]}: the model returns {found.shape[1]} for each sample")
-        return OutputEntries(torch.tensor([given], device=found.device).expand(len(found), -1), self.part)
-
-
-@dataclass(frozen=True, eq=False)
-class PixelScores:
-    """The mean logit of classes over fixed pixels of a segmentation."""
-
-    labels: Tensor  # (N, K), int64: the classes
-    masks: Tensor  # (N, K, *grid), bool
-    part: str = ""
-    kind: str = "mean logit of the masked pixels"
-
-    def __call__(self, output: Any, rows: Tensor) -> Tensor:
-        logits = _by_sample(output, self.part)  # (n, classes, *grid)
-        rows = rows.to(logits.device)
-        labels, masks = self.labels.to(logits.device)[rows], self.masks.to(logits.device)[rows]
-        index = labels.reshape(*labels.shape, *(1 for _ in logits.shape[2:])).expand(-1, -1, *logits.shape[2:])
-        own = logits.gather(1, index)  # (n, K, *grid)
-        return torch.where(masks, own, 0).flatten(2).sum(2) / masks.flatten(2).sum(2)
-
-    def select(self, rows: slice | Tensor, columns: slice) -> PixelScores:
-        return replace(self, labels=self.labels[rows][:, columns], masks=self.masks[rows][:, columns])
-
-
-@dataclass(frozen=True, eq=False)
-class Pixels:
-    """Pixels of a segmentation (N, classes, *grid): the mean of a class's logit over them (Seg-Grad-CAM's score).
-
-    `mask` is (*grid), or (N, *grid), of the output's size, True at the pixels that are asked about; None is those at
-    which the class wins on the clean pass. `of` is a class, by index or name; None the one that wins most pixels.
-    """
-
-    of: ClassId | None = None
-    mask: Tensor | None = None
-    part: str = ""
-
-    def bind(self, output: Any) -> PixelScores:
-        logits = _by_sample(output, self.part).detach()
-        if logits.ndim < 3:
-            raise TargetError(f"Pixels is of outputs (N, classes, *grid); the model returned {tuple(logits.shape)}")
-        winning = logits.argmax(1)  # (N, *grid)
-        if self.of is None:
-            labels = winning.flatten(1).mode(1).values.unsqueeze(1)
-        else:
-            labels = torch.tensor([[_class_index(self.of, None)]], device=logits.device).expand(len(logits), -1)
-            _check_range(labels, logits.shape[1])
-        if self.mask is None:
-            masks = winning == labels.view(-1, *(1 for _ in logits.shape[2:]))
-        else:
-            mask = self.mask.to(logits.device)
-            fits = (tuple(logits.shape[2:]), (len(logits), *logits.shape[2:]))
-            if tuple(mask.shape) not in fits:
-                raise TargetError(
-                    f"mask has shape {tuple(mask.shape)}; allowed: {fits[0]}, or {fits[1]}, the size of the model's "
-                    "output, which may be smaller than the input"
-                )
-            masks = mask.bool().expand(len(logits), *logits.shape[2:])
-        if empty := (~masks.flatten(1).any(1)).nonzero().flatten().tolist():
-            what = "the mask is empty" if self.mask is not None else f"no pixel is of class {int(labels[empty[0]])}"
-            raise TargetError(f"in sample {empty[0]} {what}; there is nothing to explain. Give another class or mask")
-        return PixelScores(labels, masks.unsqueeze(1), self.part)
-
-    def named(self, class_names: Sequence[str] | None) -> Pixels:
-        return self if self.of is None else replace(self, of=_class_index(self.of, class_names))
-
-
-@dataclass(frozen=True, eq=False)
-class SimilarityScores:
-    """The cosine between a model's embedding and fixed ones."""
-
-    labels: Tensor  # (N, K), int64: which of the embeddings
-    embeddings: Tensor  # (K, D)
-    part: str = ""
-    kind: str = "cosine similarity"
-    noun: str = "embedding"
-
-    def __call__(self, output: Any, rows: Tensor) -> Tensor:
-        found = _by_sample(output, self.part).flatten(1)  # (n, D)
-        chosen = self.embeddings.to(found)[self.labels.to(found.device)[rows.to(found.device)]]  # (n, K, D)
-        return torch.cosine_similarity(found.unsqueeze(1), chosen, dim=2)
-
-    def select(self, rows: slice | Tensor, columns: slice) -> SimilarityScores:
-        return replace(self, labels=self.labels[rows][:, columns])
-
-
-@dataclass(frozen=True, eq=False)
-class Similarity:
-    """How alike the model's output, an embedding (N, D), is to others: to that of another picture, or of a text.
-
-    `to` is (D,) or (K, D), as the same model, or the text half of it, returned them; the score is the cosine.
-    """
-
-    to: Tensor
-    part: str = ""
-
-    def bind(self, output: Any) -> SimilarityScores:
-        found = _by_sample(output, self.part).flatten(1)
-        if not isinstance(self.to, Tensor) or self.to.ndim not in (1, 2) or self.to.shape[-1] != found.shape[1]:
-            got = f"shape {tuple(self.to.shape)}" if isinstance(self.to, Tensor) else f"a {type(self.to).__name__}"
-            raise TargetError(f"Similarity takes embeddings (D,) or (K, D) with D = {found.shape[1]}; got {got}")
-        embeddings = self.to.detach().reshape(-1, found.shape[1])
-        labels = torch.arange(len(embeddings), device=found.device).expand(len(found), -1)
-        return SimilarityScores(labels, embeddings, self.part)
-
-
-@dataclass(frozen=True, eq=False)
-class ComputedScores:
-    """What a function of the user's makes of the output."""
-
-    labels: Tensor  # (N, K), int64: which of the K
-    function: Callable[[Any, Tensor], Tensor]
-    kind: str
-    noun: str = "score"
-
-    def __call__(self, output: Any, rows: Tensor) -> Tensor:
-        found = _computed(self.function, output, rows)  # (n, all of them)
-        return found.gather(1, self.labels.to(found.device)[rows.to(found.device)])
-
-    def select(self, rows: slice | Tensor, columns: slice) -> ComputedScores:
-        return replace(self, labels=self.labels[rows][:, columns])
-
-
-@dataclass(frozen=True)
-class Computed:
-    """Any function of the output: `function(output, rows)` returns (n,) or (n, K) scores.
-
-    `output` is what the model returned for n samples, and `rows` (n,) which clean samples they are versions of: what
-    the function needs to know of the clean pass, it has to have decided by then. Nothing must mix the samples.
-    """
-
-    function: Callable[[Any, Tensor], Tensor]
-
-    def bind(self, output: Any) -> ComputedScores:
-        if not callable(self.function):
-            raise TargetError(f"Computed takes a function; got a {type(self.function).__name__}")
-        count = next((len(tensor) for _, tensor in nested.leaves(output) if tensor.ndim), 0)
-        found = _computed(self.function, output, torch.arange(count))
-        labels = torch.arange(found.shape[1], device=found.device).expand(count, -1)
-        return ComputedScores(labels, self.function, getattr(self.function, "__name__", type(self.function).__name__))
-
-
-@dataclass(frozen=True, eq=False)
-class Answered:
-    """A question that is known by its labels only, as a heatmap that was read from a file has it."""
-
-    labels: Tensor  # (N, K)
-    kind: str
-
-    def __call__(self, output: Any, rows: Tensor) -> Tensor:
-        raise TargetError(f"this heatmap was read from a file, which does not hold how to compute its {self.kind}")
-
-    def select(self, rows: slice | Tensor, columns: slice) -> Answered:
-        return replace(self, labels=self.labels[rows][:, columns])
-
-
-def _computed(function: Callable[[Any, Tensor], Tensor], output: Any, rows: Tensor) -> Tensor:
-    found = function(output, rows)
-    if not isinstance(found, Tensor) or found.ndim not in (1, 2) or len(found) != len(rows) or not found.numel():
-        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-        raise TargetError(f"the function returned {got} for {len(rows)} samples; allowed: ({len(rows)},), or that by K")
-    return found.unsqueeze(1) if found.ndim == 1 else found
-
-
-def _by_sample(output: Any, part: str) -> Tensor:
-    """(N, ...): the one tensor in what the model returned, or the one at the path `part`, at least float32."""
-    tensors = {path: each for path, each in nested.leaves(output) if each.is_floating_point() and each.ndim}
-    if part not in tensors and not (part == "" and len(tensors) == 1):
-        listed = ", ".join(f"{path!r} {tuple(each.shape)}" for path, each in tensors.items()) or "none"
-        wanted = f"no tensor at {part!r}" if part else "which of them is meant is not said"
-        raise TargetError(f"the model's output has several parts, and {wanted}; part= is one of: {listed}")
-    found: Tensor = tensors[part] if part in tensors else next(iter(tensors.values()))
-    found = found if found.dtype == torch.float64 else found.float()
-    return found.unsqueeze(1) if found.ndim == 1 else found
-
-
 def as_target(target: Any, class_names: Sequence[str] | None = None) -> Target:
     """The Target that is meant by what `explain(target=...)` takes, with class names looked up.
 
@@ -496,12 +248,12 @@ def as_target(target: Any, class_names: Sequence[str] | None = None) -> Target:
                 f"target is {target}; allowed: a class index, a name, (N,) or (N, K) of these, a tp.targets.*"
             )
         case int() | str():
-            return Classes([_class_index(target, class_names)])
+            return Classes([class_index(target, class_names)])
         case Tensor():
             if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
                 raise TargetError(f"target is a tensor of {target.dtype}; class indices are integers")
             return Classes([int(target)]) if target.ndim == 0 else ClassesPerSample(target.long())
-        case _NamesClasses():
+        case NamesClasses():
             return target.named(class_names)
         case Target():
             return target
@@ -513,6 +265,22 @@ def as_target(target: Any, class_names: Sequence[str] | None = None) -> Target:
         f"target is a {type(target).__name__}; allowed: None (the predicted class), a class index or name, a tensor "
         "or list (N,) or (N, K) of these, or a target from tp.targets"
     )
+
+
+def innermost(target: Target) -> Target:
+    """What a target that is of another one is of at last, or the target itself."""
+    while isinstance(target, (ClassProbability, ClassLogOdds, Contrast)):
+        target = as_target(target.of)
+    return target
+
+
+def of_samples(target: Target, first: int, last: int) -> Target:
+    """The target for some of the samples, where it has an entry for each."""
+    if isinstance(target, ClassesPerSample):
+        return ClassesPerSample(target.labels[first:last])
+    if isinstance(target, (ClassProbability, ClassLogOdds, Contrast)):
+        return replace(target, of=of_samples(as_target(target.of), first, last))
+    return target
 
 
 def class_logits(output: Any) -> Tensor:
@@ -537,15 +305,16 @@ def _label_tensor(target: Sequence[Any], class_names: Sequence[str] | None) -> T
     if any(nested) and not all(nested):
         raise TargetError(f"target mixes classes and lists of classes: {target!r}; give (N,) or (N, K)")
     if not any(nested):
-        return torch.tensor([_class_index(each, class_names) for each in target], dtype=torch.long)
-    rows = [[_class_index(each, class_names) for each in row] for row in target]
+        return torch.tensor([class_index(each, class_names) for each in target], dtype=torch.long)
+    rows = [[class_index(each, class_names) for each in row] for row in target]
     lengths = {len(row) for row in rows}
     if len(lengths) > 1:
         raise TargetError(f"target has rows of {sorted(lengths)} classes; every sample needs the same number, (N, K)")
     return torch.tensor(rows, dtype=torch.long)
 
 
-def _class_index(given: Any, class_names: Sequence[str] | None) -> int:
+def class_index(given: Any, class_names: Sequence[str] | None) -> int:
+    """The index that is meant by an index or a name. Raises TargetError, ClassNotFound and AmbiguousClass."""
     if isinstance(given, bool) or not (isinstance(given, (int, str)) or hasattr(given, "__index__")):
         raise TargetError(f"a class is an index or a name; got {given!r}")
     if isinstance(given, str):
@@ -575,7 +344,8 @@ def _index_of(name: str, class_names: Sequence[str] | None) -> int:
     return found[0]
 
 
-def _check_range(labels: Tensor, classes: int) -> None:
+def check_range(labels: Tensor, classes: int) -> None:
+    """Raise ClassNotFound unless the model has all of these classes."""
     wrong = labels[(labels < 0) | (labels >= classes)]
     if wrong.numel():
         raise ClassNotFound(f"no class {int(wrong[0])}: the model has {classes} classes, 0 to {classes - 1}")

@@ -1,0 +1,58 @@
+"""What is asked of a model."""
+
+from torchpeek.engine.targets.classes import (
+    Classes,
+    ClassesPerSample,
+    ClassId,
+    ClassLogOdds,
+    ClassProbability,
+    ClassScores,
+    Contrast,
+    ContrastScores,
+    Predicted,
+    TopClasses,
+    as_target,
+    class_logits,
+    innermost,
+    of_samples,
+)
+from torchpeek.engine.targets.outputs import (
+    Answered,
+    Computed,
+    ComputedScores,
+    Output,
+    OutputEntries,
+    Pixels,
+    PixelScores,
+    Similarity,
+    SimilarityScores,
+)
+from torchpeek.engine.targets.question import Question, Target
+
+__all__ = [
+    "Answered",
+    "ClassId",
+    "ClassLogOdds",
+    "ClassProbability",
+    "ClassScores",
+    "Classes",
+    "ClassesPerSample",
+    "Computed",
+    "ComputedScores",
+    "Contrast",
+    "ContrastScores",
+    "Output",
+    "OutputEntries",
+    "PixelScores",
+    "Pixels",
+    "Predicted",
+    "Question",
+    "Similarity",
+    "SimilarityScores",
+    "Target",
+    "TopClasses",
+    "as_target",
+    "class_logits",
+    "innermost",
+    "of_samples",
+]

@@ -1,0 +1,43 @@
+"""What asking is: a Target, bound to a clean pass as a frozen Question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@runtime_checkable
+class Target(Protocol):
+    """What the user asks for: the predicted class, class 281, the top 5."""
+
+    def bind(self, output: Any) -> Question:
+        """Decide, on the output of the clean pass, what exactly is asked from now on."""
+        ...
+
+
+@runtime_checkable
+class NamesClasses(Target, Protocol):
+    """A target that may name classes."""
+
+    def named(self, class_names: Sequence[str] | None) -> Target:
+        """The same target with class names looked up."""
+        ...
+
+
+class Question(Protocol):
+    """The same question on every later pass, however the prediction moves."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(N, K): what each score is of."""
+        ...
+
+    def __call__(self, output: Any, rows: Tensor) -> Tensor:
+        """(n, K) scores of the n samples in `output`; sample i is a version of clean sample `rows[i]`."""
+        ...
+
+    def select(self, rows: slice | Tensor, columns: slice) -> Question:
+        """The question of some of the samples and scores only."""
+        ...
