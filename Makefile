@@ -47,7 +47,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 weights: $(WEIGHTS)
 
 $(WEIGHTS): | $(INSTALLED)
-	$(BIN)/python tools/fetch_weights.py
+	$(BIN)/python tools/fetch_weights.py $(@F)
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -23,40 +23,61 @@ class SplitNet(nn.Module):
         return self.suffix(self.prefix(x))
 
 
-class PooledNet(nn.Module):
-    """Convolution, ReLU, global average pooling and a linear head: where class activation mapping is exact."""
+class Attending(nn.Module):
+    """Attention of the positions of (N, C, *grid) to each other, added to it, `depth` times."""
 
-    def __init__(self, channels: int = 6, classes: int = 5, *, bias: bool = True) -> None:
+    def __init__(self, channels: int, depth: int = 2) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.MultiheadAttention(channels, 2, batch_first=True) for _ in range(depth))
+
+    def forward(self, a: Tensor) -> Tensor:
+        tokens = a.flatten(2).mT
+        for block in self.blocks:
+            tokens = tokens + block(tokens, tokens, tokens, need_weights=False)[0]
+        return tokens.mT.reshape(a.shape)
+
+
+class PooledNet(nn.Module):
+    """Convolution, ReLU, global average pooling and a linear head: where class activation mapping is exact.
+
+    Not if there is attention in between.
+    """
+
+    def __init__(self, channels: int = 6, classes: int = 5, *, bias: bool = True, attention: bool = False) -> None:
         super().__init__()
         self.features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, channels, 3, padding=1))
         self.act = nn.ReLU()
+        self.mix = Attending(channels) if attention else None
         self.head = nn.Linear(channels, classes, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.act(self.features(x)).mean((2, 3)))
+        a = self.act(self.features(x))
+        return self.head((a if self.mix is None else self.mix(a)).mean((2, 3)))
 
 
 class InPlaceNet(nn.Module):
     """The layer's output is overwritten at once; `clean` is the same network without that."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, attention: bool = False) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.mix = Attending(6) if attention else None
         self.head = nn.Linear(6, 4)
         self.clean = False
 
     def forward(self, x: Tensor) -> Tensor:
         a = self.conv(x)
         a = F.relu(a, inplace=not self.clean)
-        return self.head(a.mean((2, 3)))
+        return self.head((a if self.mix is None else self.mix(a)).mean((2, 3)))
 
 
 class MessyNet(nn.Module):
     """All that a careless tool changes: train mode, BatchNorm, Dropout, buffers that forward writes or replaces."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, attention: bool = False) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.mix = Attending(6) if attention else None
         self.bn = nn.BatchNorm2d(6)
         self.act = nn.ReLU(inplace=True)
         self.drop = nn.Dropout(0.5)
@@ -85,12 +106,13 @@ class MessyNet(nn.Module):
         self.often_on.train()  # whatever mode it was in
         if self.fail_with is not None:
             raise self.fail_with
+        a = a if self.mix is None else self.mix(a)
         return self.head(self.drop(a).mean((2, 3)))
 
 
-def messy() -> MessyNet:
+def messy(*, attention: bool = False) -> MessyNet:
     """A MessyNet in the middle of a training, with a user's own hooks and gradients."""
-    model = MessyNet().train()
+    model = MessyNet(attention=attention).train()
     model.bn.eval()  # a user may well keep this one frozen
     model.conv.register_forward_hook(lambda module, args, output: model.user_calls.append("conv"))
     model.bn.register_forward_hook(lambda module, args, output: None)

@@ -618,7 +618,7 @@ class TestNeverSilentlyNothing:
             ModelRunner(Twice()).trace(torch.randn(1, 3, 4, 4), ["act"], Predicted())
 
     def test_a_layer_without_a_grid(self) -> None:
-        with pytest.raises(NoSpatialLayer, match=r"\(1, 5\)"):
+        with pytest.raises(NoSpatialLayer, match=r"'head' returned \(N, 5\) for 1 pictures of 4 x 4, in which no grid"):
             ModelRunner(PooledNet()).trace(torch.randn(1, 3, 4, 4), ["head"], Predicted())
 
     def test_a_layer_that_returns_a_tuple(self) -> None:
@@ -634,7 +634,7 @@ class TestNeverSilentlyNothing:
             def forward(self, x):
                 return x * 2, x
 
-        with pytest.raises(NoSpatialLayer, match="returned a tuple"):
+        with pytest.raises(NoSpatialLayer, match=r"returned tuple of .* can be read in 2 ways: .*\(of its part '0'\)"):
             ModelRunner(Tupled()).trace(torch.randn(1, 3, 4, 4), ["two"], Predicted())
 
     def test_nan(self) -> None:
@@ -744,9 +744,9 @@ class TestSuggestedLayer:
         for _ in range(3):
             suggest_layer(model, torch.randn(4, 3, 8, 8))
         suggest_layer(model, torch.randn(4, 3, 9, 9))
-        assert len(passes) == 1
+        assert len(passes) == 2  # what is returned, and on what of it the score depends
         suggest_layer(model, torch.randn(4, 3, 9, 9), anew=True)
-        assert len(passes) == 2
+        assert len(passes) == 4
 
     def test_an_activation_rather_than_what_it_overwrites(self) -> None:
         class Flat(nn.Module):
@@ -776,35 +776,12 @@ class TestSuggestedLayer:
         _ = ModelRunner(model).trace(x, ["b"], Predicted()).gradients
 
     def test_refusals(self) -> None:
-        tokens = nn.Sequential(nn.Unfold(4, stride=4), nn.Linear(4, 8), nn.Flatten(), nn.Linear(384, 2))
-        with pytest.raises(NoSpatialLayer, match="no layer of Sequential returns a grid"):
-            suggest_layer(tokens, torch.randn(1, 3, 8, 8))
         with pytest.raises(NoSpatialLayer, match="no layer of Sequential returns a grid"):
             suggest_layer(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.randn(1, 3, 2, 2))
-        torchvision = pytest.importorskip("torchvision")
-        transformer = torchvision.models.get_model("vit_b_32", weights=None)
-        with pytest.raises(NoSpatialLayer, match="goes on in another layout"):
-            suggest_layer(transformer, torch.randn(1, 3, 224, 224))
 
 
 class TestChannelsLast:
     """(N, h, w, C) read as (N, C, h, w) would give a heatmap of height against channels."""
-
-    @pytest.mark.parametrize("layer", ["features.1", "features.3", "features.7", "norm"])
-    def test_is_refused_by_name(self, layer: str) -> None:
-        torchvision = pytest.importorskip("torchvision")
-        model = torchvision.models.swin_t(weights=None)
-        with pytest.raises(NoSpatialLayer, match="channels last"):
-            ModelRunner(model).trace(torch.randn(1, 3, 224, 224), [layer], Predicted())
-
-    def test_the_layer_where_it_is_turned_round_is_suggested(self) -> None:
-        torchvision = pytest.importorskip("torchvision")
-        assert suggest_layer(torchvision.models.swin_t(weights=None), torch.randn(1, 3, 224, 224)).layer == "permute"
-
-    def test_a_model_that_ends_so_has_none_to_suggest(self) -> None:
-        timm = pytest.importorskip("timm")
-        with pytest.raises(NoSpatialLayer, match="channels last"):
-            suggest_layer(timm.create_model("sequencer2d_s"), torch.randn(1, 3, 224, 224))
 
     @pytest.mark.parametrize(
         ("shape", "given", "expected"),

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 import torchpeek as tp
-from networks import InPlaceNet, PooledNet, SplitNet, messy, state_of
+from networks import Attending, InPlaceNet, PooledNet, SplitNet, messy, state_of
 from replicas import REPLICAS
 from replicas_passes import REPLICAS_OF_PASSES
 from torchpeek.cam import METHODS, find_method
 from torchpeek.cam.algebra import first_component
 from torchpeek.engine import runner
+from torchpeek.engine.attention import Attention
 from torchpeek.errors import (
     GradUnavailable,
     InputError,
@@ -45,6 +46,11 @@ SMALL = {
 }
 
 
+def attention(name: str) -> bool:
+    """Whether a network has to have attention for this method."""
+    return METHODS[name].needs == "attention"
+
+
 def test_every_method_has_an_oracle() -> None:
     """So that a new method is not without a test: a replica, or its own tests, here or in test_passes.py."""
     assert set(METHODS) - set(REPLICAS) - set(REPLICAS_OF_PASSES) == {
@@ -53,6 +59,10 @@ def test_every_method_has_an_oracle() -> None:
         "fullgrad",
         "polycam",
         "refinecam",
+        # test_attention.py
+        "rollout",
+        "legrad",
+        "transformer-attribution",
     }
 
 
@@ -134,7 +144,7 @@ class TestIdentities:
     # random's numbers are drawn for the batch as a whole
     @pytest.mark.parametrize("name", [name for name in METHODS if name != "random"])
     def test_a_batch_is_as_one_by_one_and_many_classes_as_each(self, name: str) -> None:
-        model = PooledNet().double().eval()
+        model = PooledNet(attention=attention(name)).double().eval()
         whole = tp.explain(model, X, method=name, layer="act", target=[[0, 1], [2, 3]]).values
         for n, row in enumerate([[0, 1], [2, 3]]):
             for k, label in enumerate(row):
@@ -263,7 +273,7 @@ class TestContract:
     """What holds for every method, also for one that is registered tomorrow."""
 
     def test_the_model_is_left_as_found(self, name: str) -> None:
-        model = messy()
+        model = messy(attention=attention(name))
         x = torch.randn(2, 3, 8, 8)
         before = state_of(model)
         tp.explain(model, x, method=name, layer="act", target=[[0, 1], [2, 3]])
@@ -278,19 +288,25 @@ class TestContract:
         kept = []
 
         class Watched(runner.Capture):
-            def __init__(self, layer, activation, handle) -> None:
-                super().__init__(layer, activation, handle)
-                kept.append(weakref.ref(activation))
+            def __init__(self, layer, returned, handle, layout) -> None:
+                super().__init__(layer, returned, handle, layout)
+                kept.append(weakref.ref(returned))
+
+        class WatchedAttention(Attention):
+            def __init__(self, layer, block, weights, handle, after) -> None:
+                super().__init__(layer, block, weights, handle, after)
+                kept.append(weakref.ref(weights))
 
         monkeypatch.setattr(runner, "Capture", Watched)
-        heatmap = tp.explain(PooledNet(), X.float(), method=name, layer="act")
+        monkeypatch.setattr("torchpeek.engine.attention.Attention", WatchedAttention)
+        heatmap = tp.explain(PooledNet(attention=attention(name)), X.float(), method=name, layer="act")
         assert kept
         assert all(reference() is None for reference in kept)
         assert heatmap.values.grad_fn is None
 
     def test_under_autocast(self, name: str) -> None:
         """The model runs in bfloat16, as the caller wants; the method's own mathematics does not."""
-        model, x = PooledNet().eval(), X.float()
+        model, x = PooledNet(attention=attention(name)).eval(), X.float()
         with torch.autocast("cpu", torch.bfloat16):
             half = tp.explain(model, x, method=name, layer="act", target=1)
         exact = tp.explain(model, x, method=name, layer="act", target=1)
@@ -299,20 +315,20 @@ class TestContract:
         assert (half.values - exact.values).abs().max() <= tolerance * exact.values.abs().max()
 
     def test_shape_type_and_provenance(self, name: str) -> None:
-        model = PooledNet().eval()
+        model = PooledNet(attention=attention(name)).eval()
         heatmap = tp.explain(model, torch.randn(2, 3, 7, 5), method=name, target=tp.targets.TopClasses(3))
         assert heatmap.values.shape == (2, 3, 7, 5)
         assert heatmap.values.dtype == torch.float32
         assert not heatmap.values.requires_grad
         assert heatmap.scores.shape == heatmap.question.labels.shape == (2, 3)
         assert heatmap.provenance.method == name
-        assert heatmap.provenance.layer == {"one": "act", "many": "act", "all": "every layer"}[METHODS[name].layers]
+        assert heatmap.provenance.layer == ("every layer" if METHODS[name].layers == "all" else "act")
         assert heatmap.provenance.paper == METHODS[name].paper
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision(self, name: str, dtype: torch.dtype) -> None:
         """Peers: a TypeError, or NaN in a flat map."""
-        model, x = PooledNet().eval(), torch.randn(1, 3, 6, 6)
+        model, x = PooledNet(attention=attention(name)).eval(), torch.randn(1, 3, 6, 6)
         exact = tp.explain(model, x, method=name, target=1).values
         half = tp.explain(model.to(dtype), x.to(dtype), method=name, target=1).values
         assert half.dtype == torch.float32
@@ -329,10 +345,11 @@ class TestContract:
                 super().__init__()
                 self.conv = (nn.Conv1d if len(shape) == 3 else nn.Conv3d)(3, 4, 3, padding=1)
                 self.act = nn.ReLU()
+                self.mix = Attending(4) if attention(name) else nn.Identity()
                 self.head = nn.Linear(4, 3)
 
             def forward(self, x):
-                return self.head(self.act(self.conv(x)).flatten(2).mean(2))
+                return self.head(self.mix(self.act(self.conv(x))).flatten(2).mean(2))
 
         values = tp.explain(Net(), torch.randn(shape), method=name, target=[[0, 2]]).values
         assert values.shape == (1, 2, *shape[2:])
@@ -340,11 +357,11 @@ class TestContract:
 
     @pytest.mark.filterwarnings("ignore:.*are exactly zero everywhere")  # blurred, it is the same
     def test_a_flat_picture_is_no_trouble(self, name: str) -> None:
-        heatmap = tp.explain(PooledNet(), torch.full((1, 3, 6, 6), 0.5), method=name)
+        heatmap = tp.explain(PooledNet(attention=attention(name)), torch.full((1, 3, 6, 6), 0.5), method=name)
         assert torch.isfinite(heatmap.positive().unit().values).all()
 
     def test_in_place_after_the_layer(self, name: str) -> None:
-        model = InPlaceNet().double().eval()
+        model = InPlaceNet(attention=attention(name)).double().eval()
         if METHODS[name].needs == "head":  # something lies between the layer and the head
             with pytest.raises(MethodNotApplicable):
                 tp.explain(model, X, method=name, layer="conv", target=1)
@@ -355,7 +372,7 @@ class TestContract:
 
     def test_unknown_option(self, name: str) -> None:
         with pytest.raises(OptionError, match=f"method '{name.replace('+', '.')}' has no option 'nonsense'"):
-            tp.explain(PooledNet(), X.float(), method=name, nonsense=1)
+            tp.explain(PooledNet(attention=attention(name)), X.float(), method=name, nonsense=1)
 
 
 class TestCompare:

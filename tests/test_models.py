@@ -32,21 +32,21 @@ def noise(size: tuple[int, int]) -> Image.Image:
 
 class TestPreprocess:
     @pytest.mark.parametrize("size", SIZES)
-    @pytest.mark.parametrize("name", ["mobilenet_v2", "inception_v3", "efficientnet_b1", "vit_h_14"])
+    @pytest.mark.parametrize("name", ["mobilenet_v2", "inception_v3", "efficientnet_b1", "vit_h_14", "fcn_resnet50"])
     def test_is_torchvisions_own(self, name: str, size: tuple[int, int]) -> None:
         """Pixel for pixel: bilinear and bicubic, larger and smaller than the crop."""
-        from torchpeek.models.sources import _torchvision_preprocess
+        from torchpeek.models.torchvision_models import torchvision_preprocess
 
         entry = next(iter(torchvision.models.get_model_weights(name)))
         image = noise(size)
-        tensor, _ = _torchvision_preprocess(name, entry)(image)
+        tensor, _ = torchvision_preprocess(name, entry)(image)
         torch.testing.assert_close(tensor[0], entry.transforms()(image), rtol=0, atol=1e-6)
 
     @pytest.mark.parametrize("size", SIZES)
     @pytest.mark.parametrize("crop", [("center", 0.9), ("squash", 1.0), ("squash", 0.95)])
     def test_is_timms_own(self, crop: tuple[str, float], size: tuple[int, int]) -> None:
         timm = pytest.importorskip("timm")
-        from torchpeek.models.sources import _timm_preprocess
+        from torchpeek.models.timm_models import timm_preprocess
 
         config = {
             "input_size": (3, 192, 192),
@@ -57,7 +57,7 @@ class TestPreprocess:
             "crop_mode": crop[0],
         }
         image = noise(size)
-        tensor, _ = _timm_preprocess("x", config)(image)
+        tensor, _ = timm_preprocess("x", config)(image)
         theirs = timm.data.create_transform(**config, is_training=False)(image)
         torch.testing.assert_close(tensor[0], theirs, rtol=0, atol=1e-6)
 
@@ -98,7 +98,18 @@ class TestPreprocess:
         assert (left + right) / 2 == pytest.approx(width / 2, abs=width / resize + 1)
 
     @pytest.mark.parametrize(
-        "wrong", [{"interpolation": "cubic"}, {"crop": 224}, {"resize": 0}, {"resize": (3, 0)}, {"crop": (1, 2, 3)}]
+        "wrong",
+        [
+            {"interpolation": "cubic"},
+            {"crop": 224},
+            {"resize": 0},
+            {"resize": (3, 0)},
+            {"crop": (1, 2, 3)},
+            {"pad": 300},
+            {"longest": 0},
+            {"longest": 300, "resize": (200, 200)},
+            {"rounding": "up"},
+        ],
     )
     def test_what_it_cannot_be(self, wrong) -> None:
         with pytest.raises(InputError, match="allowed"):
@@ -114,8 +125,119 @@ class TestPreprocess:
         assert tensor.shape == (1, 3, 40, 50)
         assert geometry == tp.Geometry.whole((50, 40))
 
+    @pytest.mark.parametrize("size", SIZES)
+    def test_a_longest_side(self, size: tuple[int, int]) -> None:
+        """No side is longer than allowed, the shape is kept to a pixel, and one of the two limits is met."""
+        tensor, geometry = Preprocess(resize=60, longest=80, crop=None)(noise(size))
+        height, width = tensor.shape[2:]
+        assert max(height, width) <= 80
+        assert min(height, width) == 60 or 79 <= max(height, width) <= 80
+        assert width / height == pytest.approx(size[0] / size[1], abs=1.5 * max(size) / min(size) / min(height, width))
+        assert geometry.box == pytest.approx(tp.Geometry.whole(size).box)
+
+    def test_padding(self) -> None:
+        """Zeros, on the right and at the bottom; the geometry reaches as far beyond the picture."""
+        image = noise((50, 40))
+        tensor, geometry = Preprocess(resize=20, crop=None, pad=(30, 50))(image)
+        inner, _ = Preprocess(resize=20, crop=None)(image)
+        assert torch.equal(tensor[:, :, :20, :25], inner)
+        assert tensor[:, :, 20:].count_nonzero() == tensor[:, :, :, 25:].count_nonzero() == 0
+        assert geometry.box == (0, 0, 100, 60)
+        with pytest.raises(PictureError, match="does not fit into 24 x 30"):
+            Preprocess(resize=20, crop=None, pad=(30, 24))(image)
+
+    def test_blue_first(self) -> None:
+        image = noise((50, 40))
+        plain = {"resize": None, "crop": None}
+        mean, std = (0.1, 0.2, 0.3), (1.0, 2.0, 4.0)
+        flipped, _ = Preprocess(**plain, mean=mean, std=std, bgr=True)(image)
+        straight, _ = Preprocess(**plain, mean=mean[::-1], std=std[::-1])(image)
+        assert torch.equal(flipped, straight.flip(1))
+
+    @pytest.mark.parametrize(("have", "want", "left"), [(9, 4, 2), (10, 4, 3), (11, 4, 3), (4, 9, -3), (4, 8, -2)])
+    def test_half_a_pixel_goes_to_the_top_left_if_rounded_down(self, have: int, want: int, left: int) -> None:
+        _, geometry = Preprocess(resize=None, crop=(want, want), rounding="down")(noise((have, have)))
+        assert geometry.box == (left, left, left + want, left + want)
+
     def test_says_what_it_does(self) -> None:
         assert str(Preprocess(resize=(10, 20), crop=None)).startswith("resize to 10 x 20 (bilinear, antialiased); mean")
+        said = str(Preprocess(resize=10, longest=20, crop=None, pad=(20, 20), bgr=True))
+        for words in ("10, shorter side, the longer at most 20", "blue first; pad to 20 x 20"):
+            assert words in said
+
+
+class TestDetectors:
+    @settings(max_examples=25, deadline=None)
+    @given(
+        width=st.integers(20, 300),
+        height=st.integers(20, 300),
+        least=st.integers(30, 90),
+        most=st.integers(90, 120),
+        multiple=st.sampled_from([1, 16, 32]),
+        fixed=st.sampled_from([None, (64, 48)]),
+    )
+    def test_the_box_is_what_the_layers_see(
+        self, width: int, height: int, least: int, most: int, multiple: int, fixed: tuple[int, int] | None
+    ) -> None:
+        """Of torchvision's own transform: the sizes that it makes, and where a ramp of colours lands in it."""
+        from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+        net = nn.Module()
+        net.transform = GeneralizedRCNNTransform(
+            [7, least], most, [0, 0, 0], [1, 1, 1], size_divisible=multiple, fixed_size=fixed
+        ).eval()
+        x = torch.linspace(0, 255, width).repeat(height, 1)
+        y = torch.linspace(0, 255, height)[:, None].repeat(1, width)
+        image = Image.fromarray(torch.stack([x, y, x], -1).round().byte().numpy())
+        picture = tp.LoadedModel(net).read(image)
+        torch.testing.assert_close(picture.tensor[0], torchvision.transforms.functional.to_tensor(image))
+
+        inside, _ = net.transform(picture.tensor)
+        (seen_height, seen_width), (padded_height, padded_width) = inside.image_sizes[0], inside.tensors.shape[2:]
+        left, top, right, bottom = picture.geometry.box
+        assert (left, top) == (0, 0)
+        assert right == pytest.approx(width * padded_width / seen_width)
+        assert bottom == pytest.approx(height * padded_height / seen_height)
+        row, column = seen_height // 2, seen_width // 3
+        red, green = inside.tensors[0, :2, row, column].tolist()
+        assert red * (width - 1) + 0.5 == pytest.approx((column + 0.5) / padded_width * right, abs=width / 100 + 1)
+        assert green * (height - 1) + 0.5 == pytest.approx((row + 0.5) / padded_height * bottom, abs=height / 100 + 1)
+
+    @pytest.mark.parametrize(
+        ("name", "classes", "box"),
+        [
+            # 451 x 300, of which the shorter side gets 320, the longer at most 640; in multiples of 32
+            ("fasterrcnn_mobilenet_v3_large_320_fpn", 91, (451 * 512 / 481, 300)),
+            ("ssdlite320_mobilenet_v3_large", 91, (451, 300)),  # squashed to 320 x 320
+        ],
+    )
+    def test_of_torchvision(self, name: str, classes: int, box: tuple[float, float]) -> None:
+        loaded = tp.load_model(f"torchvision:{name}", "random")
+        assert len(loaded.class_names) == classes
+        picture = loaded.read(noise((451, 300)))
+        assert picture.tensor.shape == (1, 3, 300, 451)
+        assert 0 <= picture.tensor.min() < picture.tensor.max() <= 1
+        assert picture.geometry.box[2:] == pytest.approx(box)
+        assert "inside: resize to 3" in str(loaded.preprocess)
+
+    def test_a_users_own(self, in_folder) -> None:
+        """Where nothing is said, the detector's own; also of a callable, without a notice."""
+        (in_folder / "mine_detects.py").write_text(
+            "from torchvision.models import get_model\n"
+            "name = 'fasterrcnn_mobilenet_v3_large_320_fpn'\n"
+            "make = lambda: get_model(name, weights=None, weights_backbone=None, num_classes=3)\n"
+        )
+        loaded = tp.load_model("mine_detects:make")
+        assert loaded.read(noise((30, 20))).tensor.shape == (1, 3, 20, 30)
+        mine = tp.LoadedModel(loaded.module, Preprocess(crop=(32, 32)))
+        assert mine.read(noise((30, 20))).tensor.shape == (1, 3, 32, 32)
+
+    def test_sizes_that_are_set_later(self) -> None:
+        loaded = tp.load_model("torchvision:fasterrcnn_mobilenet_v3_large_320_fpn", "random")
+        loaded.module.transform.min_size = (64,)
+        assert "64, shorter side" in str(loaded.preprocess)
+        # 96 x 64 in multiples of 32: nothing to pad
+        assert loaded.read(noise((300, 200))).geometry == tp.Geometry.whole((300, 200))
 
 
 class TestSources:
@@ -125,6 +247,29 @@ class TestSources:
         assert loaded.spec == "torchvision:resnet18"
         assert len(loaded.class_names) == 1000
         assert not loaded.module.training
+
+    @pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large"])
+    def test_torchvision_segmentation(self, name: str) -> None:
+        """Without a crop, so that the whole picture is segmented; the same for random weights."""
+        loaded = tp.load_model(f"torchvision:{name}", "random")
+        assert loaded.class_names[8] == "cat"
+        picture = loaded.read(noise((300, 200)))
+        assert picture.tensor.shape == (1, 3, 520, 780)
+        assert picture.geometry == tp.Geometry.whole((300, 200))
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("r3d_18", r"takes videos; give a tensor \(N, 3, frames, 112, 112\)"),
+            ("s3d", r"\(N, 3, frames, 224, 224\), of at least 14 frames"),
+            ("raft_small", r"takes two pictures, each a tensor.*tp.Arguments\(\(first, second\)\)"),
+        ],
+    )
+    def test_torchvision_of_no_pictures(self, name: str, words: str) -> None:
+        loaded = tp.load_model(f"torchvision:{name}", "random")
+        with pytest.raises(InputError, match=words):
+            loaded.read(noise((30, 20)))
+        assert loaded.class_names is None or len(loaded.class_names) == 400
 
     def test_timm_random(self) -> None:
         pytest.importorskip("timm")
@@ -193,8 +338,7 @@ class TestSources:
 
     def test_random_weights_fetch_nothing(self, monkeypatch) -> None:
         monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("a download"))
-        with pytest.warns(Notice, match="ImageNet's way"):
-            tp.load_model("torchvision:lraspp_mobilenet_v3_large", "random")
+        tp.load_model("torchvision:lraspp_mobilenet_v3_large", "random")
 
     def test_callables_that_are_none(self, in_folder) -> None:
         (in_folder / "mine_bad.py").write_text("make = lambda: 3\nimport_error = 1\n")

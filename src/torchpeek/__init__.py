@@ -12,7 +12,7 @@ from torchpeek import errors, render
 from torchpeek._version import __version__
 from torchpeek.anatomy import activations, gradient_flow, kernels, layers, plan, statistics
 from torchpeek.cam import METHODS, Smoothing
-from torchpeek.engine import Target, Trace, targets
+from torchpeek.engine import Arguments, Layout, Target, Trace, targets
 from torchpeek.errors import Notice, TorchpeekError
 from torchpeek.explain import compare, explain, trace
 from torchpeek.heatmap import Heatmap, Provenance
@@ -23,8 +23,10 @@ from torchpeek.store import TensorStream, load, save
 
 __all__ = [
     "METHODS",
+    "Arguments",
     "Geometry",
     "Heatmap",
+    "Layout",
     "LoadedModel",
     "Notice",
     "Picture",

@@ -11,12 +11,24 @@ from torch import Tensor, nn
 
 from torchpeek import _version
 from torchpeek.cam import FUSIONS, CamMethod, Smoothing, find_method, fused, smoothed
-from torchpeek.engine import ModelRunner, Origin, Target, Trace, suggest_layer, suggest_stages
+from torchpeek.engine import (
+    Given,
+    Layout,
+    ModelRunner,
+    Origin,
+    Reading,
+    Target,
+    Trace,
+    as_given,
+    suggest_layer,
+    suggest_stages,
+)
 from torchpeek.engine.targets import ClassesPerSample, as_target, innermost, of_samples
 from torchpeek.errors import (
     AmbiguousCall,
     InputError,
     NoSpatialLayer,
+    NotConnected,
     NotFinite,
     NotFired,
     OptionError,
@@ -25,10 +37,13 @@ from torchpeek.errors import (
 )
 from torchpeek.heatmap import Heatmap, Provenance
 from torchpeek.hooks import Selection, select, uninterrupted
-from torchpeek.models import Inputs, LoadedModel, Model, Preprocess, input_tensor, module_of
+from torchpeek.models import Inputs, LoadedModel, Model, Preprocess, given_to, module_of
 
 TargetLike: TypeAlias = Any
 """None (the predicted class), a class index or name, a tensor or list of these (N,) or (N, K), or a tp.targets.*"""
+
+LayoutLike: TypeAlias = Layout | str
+"""How what a layer returns is to be read: `tp.Layout`, or its text, such as "tokens 1+14x14" or "channels-last"."""
 
 
 def trace(
@@ -36,18 +51,37 @@ def trace(
     inputs: Inputs,
     *,
     layer: Selection | None = None,
+    layout: LayoutLike | None = None,
     target: TargetLike = None,
     gradients: bool = True,
     ablations: bool = False,
+    attention: bool = False,
 ) -> Trace:
     """One pass over `inputs`, kept: ask it for as many methods and classes as you like, without another forward pass.
 
     `layer` selects one layer, or a list several; None takes a suggested one, and the trace's `origin.layer_reason` says
-    why that. With `gradients=False` no graph is kept, for methods that need none; with `ablations=True` the pass also
-    keeps what `trace.ablate` needs, which otherwise takes one more. The model is left exactly as it was found.
+    why that. `layout` says how what it returns is to be read, where its shape leaves a doubt: a Layout, or its text.
+    With `gradients=False` no graph is kept, for methods that need none; with `ablations=True` the pass also keeps what
+    `trace.ablate` needs, which otherwise takes one more, and with `attention=True` how the tokens of a transformer
+    attended to each other, for the methods that need that. The model is left exactly as it was found.
     """
-    tensor = input_tensor(model, inputs)
-    return _traced(model, tensor, layer, target, _Wanted(gradients=gradients, ablates=ablations))
+    where = _Where(layer, layout)
+    plan = _Wanted(gradients=gradients, ablates=ablations, attention=attention)
+    return _traced(model, given_to(model, inputs), where, target, plan)
+
+
+@dataclass(frozen=True)
+class _Where:
+    """Which layers are looked at, and how what they return is to be read."""
+
+    layer: Selection | None
+    layout: LayoutLike | None
+
+    def __post_init__(self) -> None:
+        if self.layout is not None:
+            Reading.parsed(self.layout)
+            if self.layer is None:
+                raise InputError(f"layout={str(self.layout)!r} is for a layer that is named; layer= is missing")
 
 
 @dataclass(frozen=True)
@@ -56,34 +90,45 @@ class _Wanted:
 
     gradients: bool
     ablates: bool = False
+    attention: bool = False
     stages: int = 0  # layer=None is one layer of each of so many sizes of grid
     several: bool = False  # a pattern may select more than one layer
     nowhere: bool = False  # no layer is looked at
 
 
-def _traced(model: Model, tensor: Tensor, layer: Selection | None, target: TargetLike, plan: _Wanted) -> Trace:
+def _traced(model: Model, given: Given, where: _Where, target: TargetLike, plan: _Wanted) -> Trace:
     runner = ModelRunner(module_of(model))
+    given = as_given(runner.model, given)
     asked = as_target(target, _class_names(model))
 
     def passed(names: Sequence[str], reason: str) -> Trace:
         origin = _origin(model, reason)
-        return runner.trace(tensor, names, asked, gradients=plan.gradients, noting=plan.ablates, origin=origin)
-
-    if layer is not None:
-        return passed(
-            _layers(runner.model, layer, several=plan.several or isinstance(layer, (list, tuple))), "asked for"
+        layouts = {} if where.layout is None else dict.fromkeys(names, Reading.parsed(where.layout))
+        return runner.trace(
+            given,
+            names,
+            asked,
+            gradients=plan.gradients,
+            noting=plan.ablates,
+            attention=plan.attention,
+            origin=origin,
+            layouts=layouts,
         )
+
+    if where.layer is not None:
+        several = plan.several or isinstance(where.layer, (list, tuple))
+        return passed(_layers(runner.model, where.layer, several=several), "asked for")
     if plan.nowhere:
         return passed([], "")
     if plan.stages:
-        stages = suggest_stages(runner.model, tensor, plan.stages)
+        stages = suggest_stages(runner.model, given, plan.stages, asked)
         return passed([each.layer for each in stages], stages[0].reason)
     try:
-        found = suggest_layer(runner.model, tensor)
+        found = suggest_layer(runner.model, given, asked)
         return passed([found.layer], found.reason)
-    except (NoSpatialLayer, NotFired, AmbiguousCall):
-        # What was remembered was of an input of another size, perhaps.
-        found = suggest_layer(runner.model, tensor, anew=True)
+    except (NoSpatialLayer, NotFired, AmbiguousCall, NotConnected):
+        # What was remembered was of an input of another size, perhaps, or of another score.
+        found = suggest_layer(runner.model, given, asked, anew=True)
         return passed([found.layer], found.reason)
 
 
@@ -94,6 +139,7 @@ def explain(
     *,
     method: str = ...,
     layer: Selection | None = ...,
+    layout: LayoutLike | None = ...,
     target: TargetLike = ...,
     fuse: str | None = ...,
     smooth: Smoothing | None = ...,
@@ -118,6 +164,7 @@ def explain(
     *,
     method: str = ...,
     layer: Selection | None = ...,
+    layout: LayoutLike | None = ...,
     target: TargetLike = ...,
     fuse: str | None = ...,
     smooth: Smoothing | None = ...,
@@ -130,6 +177,7 @@ def explain(
     *,
     method: str = "gradcam",
     layer: Selection | None = None,
+    layout: LayoutLike | None = None,
     target: TargetLike = None,
     fuse: str | None = None,
     smooth: Smoothing | None = None,
@@ -152,7 +200,8 @@ def explain(
     """
     method = find_method(method).name
     how = How(fuse, smooth, seed)
-    found: Heatmap | list[Heatmap] = _compare(model, inputs, {method: options}, layer, target, how)[method]
+    where = _Where(layer, layout)
+    found: Heatmap | list[Heatmap] = _compare(model, inputs, {method: options}, where, target, how)[method]
     return found
 
 
@@ -163,6 +212,7 @@ def compare(  # type: ignore[overload-overlap]  # a str is a Sequence, too; as a
     *,
     methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
     layer: Selection | None = ...,
+    layout: LayoutLike | None = ...,
     target: TargetLike = ...,
     fuse: str | None = ...,
     smooth: Smoothing | None = ...,
@@ -185,6 +235,7 @@ def compare(
     *,
     methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
     layer: Selection | None = ...,
+    layout: LayoutLike | None = ...,
     target: TargetLike = ...,
     fuse: str | None = ...,
     smooth: Smoothing | None = ...,
@@ -196,6 +247,7 @@ def compare(
     *,
     methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
     layer: Selection | None = None,
+    layout: LayoutLike | None = None,
     target: TargetLike = None,
     fuse: str | None = None,
     smooth: Smoothing | None = None,
@@ -207,8 +259,8 @@ def compare(
     trace, of their own layers, unless `layer` says which. `methods` are names, or a dict from a name to that method's
     options. Everything else is as for `explain`.
     """
-    how = How(fuse, smooth, seed)
-    found: dict[str, Heatmap] | dict[str, list[Heatmap]] = _compare(model, inputs, methods, layer, target, how)
+    where, how = _Where(layer, layout), How(fuse, smooth, seed)
+    found: dict[str, Heatmap] | dict[str, list[Heatmap]] = _compare(model, inputs, methods, where, target, how)
     return found
 
 
@@ -234,54 +286,55 @@ def _compare(
     model: Model | Trace,
     inputs: Inputs | Sequence[Inputs] | None,
     methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
-    layer: Selection | None,
+    where: _Where,
     target: TargetLike,
     how: How,
 ) -> Any:  # the overloads of compare() say what it is when
     chosen = _chosen(methods)
     if isinstance(model, Trace):
-        if inputs is not None or layer is not None:
+        if inputs is not None or where.layer is not None:
             raise InputError("a Trace has its inputs and its layer; give it alone, or the model with both")
         asked = model if target is None else model.asked(as_target(target, model.origin.class_names))
         return {method.name: _heatmap(asked, method, options, how) for method, options in chosen}
     if inputs is None:
         raise InputError("inputs is missing; explain(model, inputs), or explain(trace)")
     if isinstance(inputs, (list, tuple)):
-        return _compare_each(model, inputs, chosen, layer, target, how)
-    return _compare_batch(model, input_tensor(model, inputs), chosen, layer, target, how)
+        return _compare_each(model, inputs, chosen, where, target, how)
+    return _compare_batch(model, given_to(model, inputs), chosen, where, target, how)
 
 
 def _compare_batch(
-    model: Model, tensor: Tensor, chosen: Chosen, layer: Selection | None, target: TargetLike, how: How
+    model: Model, given: Given, chosen: Chosen, where: _Where, target: TargetLike, how: How
 ) -> dict[str, Heatmap]:
     found: dict[str, Heatmap] = {}
     # Those that combine layers look at others, unless it is said at which.
-    traces: dict[int, Chosen] = {}
+    traces: dict[tuple[int, bool], Chosen] = {}
     for pair in chosen:
-        combines = layer is None and (pair[0].layers == "many" or how.fuse is not None)
-        traces.setdefault(pair[0].stages if combines else 0, []).append(pair)
-    for stages, together in traces.items():
+        combines = where.layer is None and (pair[0].layers == "many" or how.fuse is not None)
+        traces.setdefault((pair[0].stages if combines else 0, pair[0].needs == "attention"), []).append(pair)
+    for (stages, attention), together in traces.items():
         plan = _Wanted(
-            gradients=any(method.needs == "gradients" for method, _ in together),
+            gradients=attention or any(method.needs == "gradients" for method, _ in together),
             ablates=any(method.ablates for method, _ in together),
+            attention=attention,
             stages=stages,
             several=how.fuse is not None or all(method.layers == "many" for method, _ in together),
             nowhere=all(method.layers == "all" for method, _ in together),
         )
-        kept = _traced(model, tensor, layer, target, plan)
+        kept = _traced(model, given, where, target, plan)
         found |= {method.name: _heatmap(kept, method, options, how) for method, options in together}
     return {method.name: found[method.name] for method, _ in chosen}
 
 
 def _compare_each(
-    model: Model, inputs: Sequence[Any], chosen: Chosen, layer: Selection | None, target: TargetLike, how: How
+    model: Model, inputs: Sequence[Any], chosen: Chosen, where: _Where, target: TargetLike, how: How
 ) -> dict[str, list[Heatmap]]:
     """One batch for each run of inputs of the same shape; then taken apart again."""
-    tensors = [input_tensor(model, each) for each in inputs]
-    if not tensors:
+    calls = [given_to(model, each) for each in inputs]
+    if not calls:
         raise InputError("inputs is an empty list; give at least one")
     asked = as_target(target, _class_names(model))
-    total = sum(len(tensor) for tensor in tensors)
+    total = sum(len(given) for given in calls)
     by_sample = innermost(asked)
     if isinstance(by_sample, ClassesPerSample) and len(by_sample.labels) != total:
         raise TargetError(
@@ -289,25 +342,28 @@ def _compare_each(
         )
     found: dict[str, list[Heatmap]] = {method.name: [] for method, _ in chosen}
     done = 0
-    for run in _runs_of_one_shape(tensors):
-        size = sum(len(tensor) for tensor in run)
+    for run in _runs_of_one_shape(calls):
+        size = sum(len(given) for given in run)
         part = of_samples(asked, done, done + size)
-        for name, heatmap in _compare_batch(model, torch.cat(run), chosen, layer, part, how).items():
+        together = run[0] if len(run) == 1 else run[0].changed(torch.cat([given.picture for given in run]))
+        for name, heatmap in _compare_batch(model, together, chosen, where, part, how).items():
             start = 0
-            for tensor in run:
-                found[name].append(heatmap[start : start + len(tensor)])
-                start += len(tensor)
+            for given in run:
+                found[name].append(heatmap[start : start + len(given)])
+                start += len(given)
         done += size
     return found
 
 
-def _runs_of_one_shape(tensors: list[Tensor], most: int = 16) -> list[list[Tensor]]:
-    runs: list[list[Tensor]] = []
-    for tensor in tensors:
-        if runs and runs[-1][0].shape[1:] == tensor.shape[1:] and sum(map(len, runs[-1])) < most:
-            runs[-1].append(tensor)
+def _runs_of_one_shape(calls: list[Given], most: int = 16) -> list[list[Given]]:
+    """Those that can be one batch: pictures of one size, and nothing else."""
+    runs: list[list[Given]] = []
+    for given in calls:
+        alike = runs and runs[-1][0].picture.shape[1:] == given.picture.shape[1:]
+        if alike and given.plain and runs[-1][0].plain and sum(map(len, runs[-1])) < most:
+            runs[-1].append(given)
         else:
-            runs.append([tensor])
+            runs.append([given])
     return runs
 
 
@@ -350,13 +406,14 @@ def _provenance(
     names: Mapping[int, str] = dict(enumerate(trace.origin.class_names or ()))
     if noun := getattr(trace.question, "noun", None):  # the labels are of no classes
         names = {label: f"{noun} {label}" for label in labels}
-    looked_at = next((capture.activation for capture in trace.at.values()), trace.inputs)
+    looked_at = next((capture.returned for capture in trace.at.values()), trace.inputs)
     every = method.layers == "all"
     steps = [f"each layer's map positive, unit, on the same grid, and their {fuse}"] if fuse else []
     return Provenance(
         method=method.name,
         layer="every layer" if every else ", ".join(trace.at),
         layer_reason="the method takes them all" if every else trace.origin.layer_reason,
+        layout=", ".join(dict.fromkeys(str(each.layout) for each in trace.at.values())),
         model=trace.origin.model,
         weights=trace.origin.weights,
         preprocess=trace.origin.preprocess,

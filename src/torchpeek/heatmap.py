@@ -25,6 +25,7 @@ class Provenance:
     method: str
     layer: str
     layer_reason: str = ""
+    layout: str = ""  # how what the layer returned was read: "channels-first 7x7", "tokens 1+14x14"
     model: str = ""
     weights: str = ""  # "random" where they were not trained
     preprocess: str = ""

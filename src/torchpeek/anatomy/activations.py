@@ -6,7 +6,7 @@ from typing import Any
 
 from torchpeek.engine import ModelRunner, as_found, run
 from torchpeek.hooks import Selection, record
-from torchpeek.models import Inputs, Model, input_tensor, module_of
+from torchpeek.models import Inputs, Model, given_to, module_of
 
 
 def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Selection | None = None) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Sel
     for one that was called several times by then. The model is left exactly as it was found.
     """
     module = ModelRunner(module_of(model)).model
-    given = input_tensor(model, inputs)
+    given = given_to(model, inputs)
     tape = record(module, layers, exclude=exclude, snapshot="clone", stop=True)
     with as_found(module), tape:
         run(module, given)

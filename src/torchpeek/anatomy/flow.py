@@ -16,7 +16,7 @@ from torchpeek.engine import ModelRunner, as_found, run
 from torchpeek.engine.targets import as_target, class_logits
 from torchpeek.errors import GradUnavailable, LayerNotFound, TargetError
 from torchpeek.hooks import Selection, record, select
-from torchpeek.models import Inputs, LoadedModel, Model, input_tensor, module_of
+from torchpeek.models import Inputs, LoadedModel, Model, given_to, module_of
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def gradient_flow(
     it matters to the gradients. Raises GradUnavailable where the loss depends on no parameter that takes gradients.
     """
     module = ModelRunner(module_of(model)).model
-    given = input_tensor(model, inputs)
+    given = given_to(model, inputs)
     chosen = select(module, _with_own(module) if layers is None else layers, exclude=exclude)
     if not any(layer._parameters for layer in chosen.values()):
         raise LayerNotFound("none of these layers has parameters of its own; choose others, or layers=None for all")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torchpeek.anatomy.table import Table
 from torchpeek.engine import LayerCall, ModelRunner, Suggestion, survey
-from torchpeek.models import Inputs, Model, input_tensor, module_of
+from torchpeek.models import Inputs, Model, given_to, module_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,5 +35,5 @@ def layers(model: Model, inputs: Inputs | None = None) -> LayerTable:
     Shapes start with N, whatever the batch. The model is left exactly as it was found.
     """
     module = ModelRunner(module_of(model)).model
-    rows, suggested = survey(module, None if inputs is None else input_tensor(model, inputs))
+    rows, suggested = survey(module, None if inputs is None else given_to(model, inputs))
     return LayerTable(type(module).__name__, tuple(rows), suggested)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchpeek.anatomy.table import Table
 from torchpeek.engine import ModelRunner, as_found, described, run
 from torchpeek.hooks import Selection, attached, nested, select, why_not_fired
-from torchpeek.models import Inputs, Model, input_tensor, module_of
+from torchpeek.models import Inputs, Model, given_to, module_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def plan(model: Model, inputs: Inputs, layers: Selection = "*", *, exclude: Sele
     One pass in eval mode, with gradients on, of which nothing is kept. The model is left exactly as it was found.
     """
     module = ModelRunner(module_of(model)).model
-    given = input_tensor(model, inputs)
+    given = given_to(model, inputs)
     chosen = select(module, layers, exclude=exclude)
     watches = {name: _Watch() for name in chosen}
     hooks = ((layer, watches[name]) for name, layer in chosen.items())

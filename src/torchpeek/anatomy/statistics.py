@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.anatomy.table import Table
-from torchpeek.engine import ModelRunner, as_found, run
+from torchpeek.engine import Given, ModelRunner, as_found, run
 from torchpeek.errors import GradUnavailable, InputError, LayerNotFound, closest
 from torchpeek.hooks import Calls, Selection, interruptible, keep, nested, record, select
 from torchpeek.hooks.running import RunningStatistics
-from torchpeek.models import Model, input_tensor, module_of
+from torchpeek.models import Model, given_to, module_of
 
 Loss: TypeAlias = Callable[..., Tensor]
 """Called as `loss(output)`, or as `loss(output, target)` for batches of a pair (inputs, target); one number."""
@@ -166,10 +166,10 @@ def _outside(batches: Iterable[Any]) -> Iterator[Any]:
         yield batch
 
 
-def _pairs(model: Model, batches: Iterator[Any]) -> Iterator[tuple[Tensor, tuple[Any, ...]]]:
+def _pairs(model: Model, batches: Iterator[Any]) -> Iterator[tuple[Given, tuple[Any, ...]]]:
     for batch in batches:
         given, *target = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch,)
-        yield input_tensor(model, given), tuple(target)
+        yield given_to(model, given), tuple(target)
 
 
 def one_number(loss: object) -> Tensor:

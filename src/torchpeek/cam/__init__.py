@@ -1,6 +1,6 @@
 """From a trace to the values of a heatmap; mathematics only."""
 
-from torchpeek.cam import activation, gradient, perturbation
+from torchpeek.cam import activation, attention, gradient, perturbation
 from torchpeek.cam.fusion import FUSIONS, fused
 from torchpeek.cam.method import METHODS, CamMethod, Layers, Needs, cam_method, find_method
 from torchpeek.cam.smoothing import Smoothing, smoothed
@@ -13,6 +13,7 @@ __all__ = [
     "Needs",
     "Smoothing",
     "activation",
+    "attention",
     "cam_method",
     "find_method",
     "fused",

@@ -11,12 +11,17 @@ from torch import Tensor
 
 from torchpeek.errors import MethodNotFound, OptionError, closest
 
-Needs: TypeAlias = Literal["activations", "head", "gradients"]
+Needs: TypeAlias = Literal["activations", "head", "gradients", "attention"]
 Layers: TypeAlias = Literal["one", "many", "all"]
 Compute: TypeAlias = Callable[..., Tensor]
 """Called as `compute(trace, **options)`; returns (N, K, *grid), or (N, 1, *grid) where the scores do not matter."""
 
-_COST = {"activations": "1 forward", "head": "1 forward", "gradients": "1 forward, 1 backward to the layer"}
+_COST = {
+    "activations": "1 forward",
+    "head": "1 forward",
+    "gradients": "1 forward, 1 backward to the layer",
+    "attention": "1 forward",
+}
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,8 @@ class CamMethod:
 
     @property
     def cheap(self) -> bool:
-        """Whether the trace is all that it needs: nothing is run besides."""
-        return not self.passes
+        """Whether a trace of one layer is all that it needs: nothing is run besides."""
+        return not self.passes and self.needs != "attention"
 
     @property
     def options(self) -> Mapping[str, Any]:

@@ -20,9 +20,11 @@ Many: TypeAlias = Annotated[list[str] | None, Parameter(negative="")]
 Out: TypeAlias = Annotated[Path | None, Parameter(name=["--out", "-o"])]
 
 
-def loaded_model(model: str, weights: str | None, *, trust_pickle: bool, device: str) -> LoadedModel:
+def loaded_model(
+    model: str, weights: str | None, *, trust_pickle: bool, device: str, trust_remote_code: bool = False
+) -> LoadedModel:
     """The model on its device. Raises OptionError for a device that is not there."""
-    found = load_model(model, weights, trust_pickle=trust_pickle)
+    found = load_model(model, weights, trust_pickle=trust_pickle, trust_remote_code=trust_remote_code)
     try:
         where = torch.device(device)
         torch.empty(0, device=where)

@@ -97,7 +97,7 @@ def contributions(trace: Trace, use: Callable[[Contributions], Made]) -> list[Ma
         with trace.regime(), torch.enable_grad():
             leaf.requires_grad_()
             with watch.attached_to(model):
-                output = run(model, leaf.clone())
+                output = run(model, trace.given.handed(leaf.clone()))
             scores = trace.question(output, torch.arange(count))  # (N, K)
         if not scores.requires_grad:
             raise NotConnected(

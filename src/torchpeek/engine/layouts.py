@@ -1,51 +1,303 @@
-"""What a layer returned, seen as (N, C, *grid), or why it cannot be."""
+"""What a layer returned, seen as (N, C, *grid) and back, or why it cannot be."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 
-from torchpeek.errors import NoSpatialLayer, NotFinite
+from torchpeek.errors import InputError, NoSpatialLayer
+from torchpeek.hooks import nested
+
+Kind: TypeAlias = Literal["channels-first", "channels-last", "tokens", "channel-tokens", "sequence-first"]
+Grid: TypeAlias = tuple[int, ...]
+
+# Class, distillation and register tokens: no model is known to have more.
+_MOST_PREFIX = 16
 
 
-def check_spatial(name: str, module: nn.Module, output: Any, inputs: Tensor) -> None:
-    """Raise NoSpatialLayer or NotFinite unless a heatmap can be read from what the layer returned."""
-    if not isinstance(output, Tensor):
-        raise NoSpatialLayer(
-            f"layer {name!r} returned a {type(output).__name__}; a heatmap is read from one tensor (N, C, *grid). "
-            "Choose a layer inside or after it (torchpeek layers shows the shapes)"
-        )
-    if not output.is_floating_point():
-        raise NoSpatialLayer(
-            f"layer {name!r} returned {output.dtype}; a heatmap is read from floating-point activations"
-        )
-    if is_channels_last(module, output, inputs):
-        raise NoSpatialLayer(
-            f"layer {name!r} returned shape {tuple(output.shape)}, which is channels last, (N, *grid, C); a heatmap "
-            "is read from (N, C, *grid). Choose a layer that returns that, as torchpeek layers shows them"
-        )
-    if not has_grid(module, output, inputs):
-        raise NoSpatialLayer(
-            f"layer {name!r} returned shape {tuple(output.shape)} for an input of {tuple(inputs.shape)}; allowed: (N, "
-            "C, *grid) with as many grid axes as the input, more than one position, and no more than the input has. "
-            "torchpeek layers shows the shapes; layer=None takes a suggested layer"
-        )
-    if not torch.isfinite(output).all():
-        raise NotFinite(f"layer {name!r} returned NaN or infinity{why_not_finite(inputs, output)}")
+@dataclass(frozen=True)
+class Layout:
+    """Where the samples, the channels and the grid are in what a layer returns.
+
+    `kind` is "channels-first" (N, C, *grid), "channels-last" (N, *grid, C), "tokens" (N, T, C), "channel-tokens"
+    (N, C, T) or "sequence-first" (T, N, C). Of the T tokens `prefix` come before the grid, such as a class token, and
+    `suffix` after it. `part` is the path of the tensor in what the layer returns, where that is a container. Written as
+    text: "channels-last 7x7", "tokens 1+14x14".
+    """
+
+    kind: Kind
+    grid: Grid
+    prefix: int = 0
+    suffix: int = 0
+    part: str = ""
+
+    def __str__(self) -> str:
+        grid = "x".join(map(str, self.grid))
+        if not self.flat:
+            return f"{self.kind} {grid}"
+        return f"{self.kind} {f'{self.prefix}+' if self.prefix else ''}{grid}{f'+{self.suffix}' if self.suffix else ''}"
+
+    @property
+    def flat(self) -> bool:
+        """Whether the grid is laid out as one axis of tokens."""
+        return self.kind in ("tokens", "channel-tokens", "sequence-first")
+
+    @property
+    def others(self) -> int:
+        """How many tokens are not of the grid."""
+        return self.prefix + self.suffix
+
+    def taken(self, output: Any) -> Tensor:
+        """The tensor in what the layer returned, its samples first: (N, ...)."""
+        tensor: Tensor = nested.at(output, self.part)
+        return tensor.movedim(self.batch_axis, 0)
+
+    def returned(self, output: Any, tensor: Tensor) -> Any:
+        """What the layer returned, with another tensor (N, ...) in that place."""
+        placed = tensor.movedim(0, self.batch_axis)
+        return nested.with_part(output, self.part, placed) if self.part else placed
+
+    @property
+    def batch_axis(self) -> int:
+        """Where the samples are in what the layer returns."""
+        return 1 if self.kind == "sequence-first" else 0
+
+    def to_grid(self, tensor: Tensor, lead: int = 1) -> Tensor:
+        """(N, ...), samples first -> (N, C, *grid), a view; with `lead=2` (N, K, ...) -> (N, K, C, *grid)."""
+        if self.kind == "channels-first":
+            return tensor
+        rows = tensor if self.kind == "channel-tokens" else tensor.movedim(-1, lead)
+        if not self.flat:
+            return rows
+        of_grid = rows.narrow(lead + 1, self.prefix, math.prod(self.grid))
+        return of_grid.reshape(*of_grid.shape[: lead + 1], *self.grid)
+
+    def from_grid(self, values: Tensor, others: Tensor) -> Tensor:
+        """(N, C, *grid) -> (N, ...), with the tokens that are not of the grid from `others` (N, ...)."""
+        match self.kind:
+            case "channels-first":
+                return values
+            case "channels-last":
+                return values.movedim(1, -1)
+        axis = 2 if self.kind == "channel-tokens" else 1
+        tokens = values.flatten(2) if axis == 2 else values.flatten(2).movedim(1, -1)
+        if not self.others:
+            return tokens
+        count = math.prod(self.grid)
+        before = others.narrow(axis, 0, self.prefix)
+        after = others.narrow(axis, self.prefix + count, self.suffix)
+        return torch.cat([before, tokens, after], dim=axis)
+
+    def fits(self, output: Any, count: int) -> bool:
+        """Whether what a layer returned for so many samples can be read this way."""
+        tensor = dict(nested.leaves(output)).get(self.part)
+        if tensor is None or tensor.ndim < 3:
+            return False
+        if not self.flat:
+            grid = tensor.shape[2:] if self.kind == "channels-first" else tensor.shape[1:-1]
+            return len(tensor) == count and tuple(grid) == self.grid
+        if tensor.ndim != 3:
+            return False
+        samples, tokens = {"tokens": (0, 1), "channel-tokens": (0, 2), "sequence-first": (1, 0)}[self.kind]
+        expected = math.prod(self.grid) + self.others
+        return bool(tensor.shape[samples] == count and tensor.shape[tokens] == expected)
 
 
-def has_grid(module: nn.Module, output: Tensor, inputs: Tensor) -> bool:
-    """Whether `output` is (N, C, *grid) with a grid of more than one position that fits the input's axes."""
+_TEXT = re.compile(r"(?P<kind>[a-z-]+)(?: (?:(?P<prefix>\d+)\+)?(?P<grid>\d+(?:x\d+)*)(?:\+(?P<suffix>\d+))?)?")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a user says that a layer is to be read; what is left out follows from the shapes."""
+
+    kind: Kind
+    grid: Grid | None = None
+    prefix: int | None = None
+    suffix: int = 0
+
+    @classmethod
+    def parsed(cls, given: object) -> Reading:
+        """From a Layout or its text. Raises InputError."""
+        match = _TEXT.fullmatch(str(given).strip())
+        if match is None or match["kind"] not in get_args(Kind):
+            raise InputError(
+                f"layout is {given!r}; allowed: {', '.join(get_args(Kind))}, alone or with the grid and the tokens "
+                "before it, such as 'tokens 1+14x14'"
+            )
+        grid = None if match["grid"] is None else tuple(map(int, match["grid"].split("x")))
+        prefix = None if grid is None else int(match["prefix"] or 0)
+        return cls(match["kind"], grid, prefix, int(match["suffix"] or 0))  # type: ignore[arg-type]  # checked above
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of a model's grids, from its own configuration and from a pass: what to read an output by."""
+
+    size: Grid  # of the input's own axes
+    count: int
+    grids: tuple[Grid, ...] = ()  # of layers for which there is no doubt, such as convolutions
+    prefix: int | None = None  # as the model's configuration says
+    suffix: int = 0
+    last: frozenset[tuple[int, ...]] = frozenset()  # shapes (without N) that were seen channels last, for certain
+    mixed: bool = True  # whether some layers may have their channels last
+    scales: bool = False  # whether the model scales its input itself, so that a grid may be larger than that
+
+
+def readings(module: nn.Module, output: Any, seen: Seen) -> list[Layout]:
+    """Every way in which what a module returned can be (N, C, *grid); most plausible ones only, so mostly one or none.
+
+    Of a container the tensors are tried one by one.
+    """
+    found = []
+    for path, tensor in nested.leaves(output):
+        if tensor.is_floating_point() and tensor.ndim >= 3:
+            ends = _ends(module) if not path else None
+            found += [
+                Layout(each.kind, each.grid, each.prefix, each.suffix, path)
+                for each in _readings(tensor.shape, seen, ends)
+            ]
+    return found
+
+
+def certain(module: nn.Module, output: Any, seen: Seen) -> Layout | None:
+    """The layout where the module or the shape leaves no doubt, whatever else the model does."""
+    if not isinstance(output, Tensor) or output.ndim != len(seen.size) + 2 or len(output) != seen.count:
+        return None
+    grid = tuple(output.shape[2:])
+    if math.prod(grid) < 2 or not _within(grid, seen):
+        return None
+    if _ends(module) == "first":
+        return Layout("channels-first", grid)
+    if output.ndim == 3 or _ends(module) == "last" or not _shrank_alike(grid, seen.size):
+        return None
+    either = seen.mixed and _shrank_alike(output.shape[1:-1], seen.size)
+    return None if either else Layout("channels-first", grid)
+
+
+def is_mixed(model: nn.Module) -> bool:
+    """Whether some layers may have their channels last: without a normalisation over the last axis none has."""
+    return any(type(module) is nn.LayerNorm for module in model.modules())
+
+
+def _readings(shape: torch.Size, seen: Seen, ends: str | None) -> list[Layout]:
+    axes = len(seen.size)
+    if len(shape) == axes + 2 and shape[0] == seen.count and len(shape) > 3:
+        first, last = tuple(shape[2:]), tuple(shape[1:-1])
+        as_first = _within(first, seen) and (ends == "first" or _plausible(first, seen))
+        as_last = ends != "first" and _plausible(last, seen)
+        if as_first and as_last:
+            as_first = ends != "last" and tuple(shape[1:]) not in seen.last
+            as_last = not as_first
+        return [Layout("channels-first", first)] * as_first + [Layout("channels-last", last)] * as_last
+    if len(shape) != 3:
+        return []
+    return _flat_readings(shape, seen, ends)
+
+
+def _flat_readings(shape: torch.Size, seen: Seen, ends: str | None) -> list[Layout]:
+    """Of a tensor with three axes: tokens, or a signal."""
+    ways: list[tuple[Kind, int]] = []
+    if shape[0] == seen.count:
+        signal, row = len(seen.size) == 1, (shape[2],)
+        if signal and ends != "last" and _plausible(row, seen):
+            known_rows = _token_readings("tokens", shape[1], seen.grids, seen) or tuple(shape[1:]) in seen.last
+            if ends == "first" or row in seen.grids or not known_rows:
+                return [Layout("channels-first", row)]
+        ways = [("tokens", shape[1]), ("channel-tokens", shape[2])]
+        if signal or ends == "last":
+            ways.pop()
+    elif shape[1] == seen.count:
+        ways = [("sequence-first", shape[0])]
+    for grids in (seen.grids, _derived(seen), () if seen.grids else _arithmetic(seen.size)):
+        found = [each for kind, tokens in ways for each in _token_readings(kind, tokens, grids, seen)]
+        if found:
+            by_rows = [each for each in found if each.kind != "channel-tokens"]
+            return by_rows or found
+    return []
+
+
+def _token_readings(kind: Kind, tokens: int, grids: Iterable[Grid], seen: Seen) -> list[Layout]:
+    """A grid for that many tokens, with as few others as can be, or as the model says."""
+    found = []
+    for grid in dict.fromkeys(grids):
+        for suffix in {0, seen.suffix}:
+            prefix = tokens - math.prod(grid) - suffix
+            if 0 <= prefix <= _MOST_PREFIX and math.prod(grid) > 1:
+                found.append(Layout(kind, grid, prefix, suffix))
+    declared = [each for each in found if each.prefix == seen.prefix and each.suffix == seen.suffix]
+    none = [each for each in found if not each.others]
+    return none or declared or found
+
+
+def resolved(name: str, module: nn.Module, output: Any, seen: Seen, asked: Reading | None) -> Layout:
+    """The one layout of what a layer returned. Raises NoSpatialLayer, which lists the readings if there are several."""
+    found = readings(module, output, seen) if asked is None else list(_as_asked(output, seen, asked))
+    if len(found) == 1:
+        return found[0]
+    shape = described(output)
+    if not found and asked is not None:
+        raise NoSpatialLayer(f"layer {name!r} returned {shape}, which is not {_say(asked)}: its sizes do not fit")
+    if not found:
+        raise NoSpatialLayer(f"layer {name!r} returned {shape}{_why_not(output, seen)}")
+    listed = ", ".join(f"{str(each)!r}" + (f" (of its part {each.part!r})" if each.part else "") for each in found)
+    raise NoSpatialLayer(
+        f"layer {name!r} returned {shape}, which can be read in {len(found)} ways: {listed}. Say which with layout= "
+        "(--layout)" + (", or choose a layer that returns one tensor" if any(each.part for each in found) else "")
+    )
+
+
+def _as_asked(output: Any, seen: Seen, asked: Reading) -> Iterable[Layout]:
+    for path, tensor in nested.leaves(output):
+        shape = tuple(tensor.shape)
+        if not tensor.is_floating_point() or len(shape) < 3:
+            continue
+        if asked.kind in ("channels-first", "channels-last"):
+            grid = shape[2:] if asked.kind == "channels-first" else shape[1:-1]
+            if shape[0] == seen.count and asked.grid in (None, grid) and math.prod(grid) > 1:
+                yield Layout(asked.kind, grid, part=path)
+        elif asked.grid is not None:
+            layout = Layout(asked.kind, asked.grid, asked.prefix or 0, asked.suffix, path)
+            if layout.fits(output, seen.count):
+                yield layout
+        elif len(shape) == 3:
+            tokens = {"tokens": shape[1], "channel-tokens": shape[2], "sequence-first": shape[0]}[asked.kind]
+            for grids in (seen.grids, _derived(seen), _arithmetic(seen.size)):
+                found = _token_readings(asked.kind, tokens, grids, seen)
+                if found:
+                    yield from (Layout(each.kind, each.grid, each.prefix, each.suffix, path) for each in found)
+                    break
+
+
+def _say(asked: Reading) -> str:
+    return str(asked.kind if asked.grid is None else Layout(asked.kind, asked.grid, asked.prefix or 0, asked.suffix))
+
+
+def _why_not(output: Any, seen: Seen) -> str:
+    tensors = [tensor for _, tensor in nested.leaves(output)]
+    given = f" for {seen.count} pictures of {' x '.join(map(str, seen.size))}"
+    next_step = "Choose a layer before or around it; torchpeek layers shows the shapes, layer=None suggests one"
+    if not tensors:
+        return f"; a heatmap is read from a tensor. {next_step}"
+    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    if not floating:
+        dtype = str(tensors[0].dtype)
+        quantised = " A quantised layer has no floating-point output: choose one after it is turned back."
+        return f" of {dtype}; a heatmap is read from floating-point activations.{quantised if 'q' in dtype else ''}"
+    first = floating[0]
+    if first.ndim >= 3 and len(first) != seen.count and len(first) % seen.count == 0:
+        return (
+            f"{given}: it folds {len(first) // seen.count} parts of each picture, such as windows or heads, "
+            f"into the axis of the samples, so its positions lie on no grid of the picture. {next_step}"
+        )
     return (
-        output.ndim == inputs.ndim >= 3
-        and output.shape[0] == inputs.shape[0]
-        and math.prod(output.shape[2:]) > 1
-        and all(size <= given for size, given in zip(output.shape[2:], inputs.shape[2:], strict=True))
-        and not is_channels_last(module, output, inputs)
+        f"{given}, in which no grid of more than one position of the picture is to be found, be it (N, C, *grid), "
+        f"(N, *grid, C) or tokens (N, T, C). {next_step}"
     )
 
 
@@ -59,17 +311,25 @@ def is_channels_last(module: nn.Module, output: Tensor, inputs: Tensor) -> bool:
         output.ndim == inputs.ndim >= 4
         and _shrank_alike(output.shape[1:-1], inputs.shape[2:])
         and not _shrank_alike(output.shape[2:], inputs.shape[2:])
-        and not _ends_channels_first(module)
+        and _ends(module) != "first"
     )
 
 
-def _ends_channels_first(module: nn.Module) -> bool:
+def ends_last(module: nn.Module) -> bool:
+    """Whether the module is one that works on (N, ..., C): a linear layer, or a normalisation over the last axis."""
+    return _ends(module) == "last"
+
+
+def _ends(module: nn.Module) -> Literal["first", "last"] | None:
+    """Whether what it returns is (N, C, *grid), or has its channels last, for certain; None where one cannot tell."""
+    if type(module) in (nn.LayerNorm, nn.Linear):
+        return "last"
     for part in reversed(list(module.modules())):
         if isinstance(part, (nn.LayerNorm, nn.Linear)):
-            return False
+            return None  # inside of a block they may be turned round, and back
         if isinstance(part, _CHANNELS_FIRST):
-            return True
-    return False
+            return "first"
+    return None
 
 
 _CHANNELS_FIRST = (
@@ -83,11 +343,77 @@ _CHANNELS_FIRST = (
 )
 
 
+def _within(grid: Sequence[int], seen: Seen) -> bool:
+    return math.prod(grid) > 1 and (
+        seen.scales or all(size <= given for size, given in zip(grid, seen.size, strict=True))
+    )
+
+
+def _plausible(grid: Grid, seen: Seen) -> bool:
+    """Whether it is a grid of the picture: one that was seen, coarser by halves than one, or shrunk alike."""
+    if not _within(grid, seen):
+        return False
+    if seen.grids:
+        return grid in seen.grids or grid in _derived(seen)
+    return _shrank_alike(grid, seen.size)
+
+
+def _derived(seen: Seen) -> set[Grid]:
+    """What becomes of the grids that were seen when they are merged two by two, once or several times."""
+    found: set[Grid] = set()
+    for grid in seen.grids:
+        for factor in (2, 4, 8, 16):
+            for axes in ((0, len(grid)), (1, len(grid))) if len(grid) > 2 else ((0, len(grid)),):
+                for more in (0, factor - 1):  # rounded down, and up
+                    found.add(
+                        tuple(
+                            (size + more) // factor if axes[0] <= axis < axes[1] else size
+                            for axis, size in enumerate(grid)
+                        )
+                    )
+    return {grid for grid in found if math.prod(grid) > 1} - set(seen.grids)
+
+
+def _arithmetic(size: Grid) -> list[Grid]:
+    """The grids that one whole stride along all axes gives, rounded down or up."""
+    strides = range(1, max(size))
+    down = [tuple(each // stride for each in size) for stride in strides]
+    up = [tuple(-(-each // stride) for each in size) for stride in strides]
+    return [grid for grid in dict.fromkeys([*down, *up]) if math.prod(grid) > 1]
+
+
 def _shrank_alike(grid: Sequence[int], given: Sequence[int]) -> bool:
     """Whether one stride gives all sizes of the grid, each up to one position, as padding and rounding may add."""
+    if math.prod(grid) == 0:
+        return False
     least = max(have / (size + 1) for size, have in zip(grid, given, strict=True))
     most = min(have / (size - 1) if size > 1 else math.inf for size, have in zip(grid, given, strict=True))
     return least <= most
+
+
+def grid_of(module: nn.Module, output: Any, size: Grid) -> Grid | None:
+    """The grid of what a convolution, or the like, returns, whatever it has in the place of the samples."""
+    if not isinstance(module, _CHANNELS_FIRST) or not isinstance(output, Tensor) or output.ndim != len(size) + 2:
+        return None
+    grid = tuple(output.shape[2:])
+    return grid if math.prod(grid) > 1 and (len(grid) == 1 or min(grid) > 1) else None
+
+
+def declared(model: nn.Module) -> tuple[int | None, int]:
+    """How many tokens before and after the grid the model's own configuration says that there are, if it does.
+
+    timm's `num_prefix_tokens`, torchvision's `class_token`, and what transformers' configurations count.
+    """
+    if isinstance(count := getattr(model, "num_prefix_tokens", None), int):  # timm
+        return count, 0
+    config: Any = getattr(model, "config", None)
+    vision = getattr(config, "vision_config", config)
+    for name in ("num_register_tokens", "num_detection_tokens"):
+        if isinstance(count := getattr(vision, name, None), int):
+            return (1 + count, 0) if name == "num_register_tokens" else (1, count)
+    if isinstance(getattr(model, "class_token", None), Tensor):  # torchvision
+        return 1, 0
+    return None, 0
 
 
 def why_not_finite(inputs: Tensor, found: Tensor) -> str:
@@ -98,3 +424,14 @@ def why_not_finite(inputs: Tensor, found: Tensor) -> str:
     half = " Half precision overflows above 65504; try float32." if found.dtype == torch.float16 else ""
     where = ", ".join(map(str, samples[:8]))
     return f" in sample {where}; the input has none. Check the weights and the input's range.{half}"
+
+
+def described(output: Any) -> str:
+    """The shape of what a layer returned, starting with N, or what else it is."""
+    if isinstance(output, Tensor):
+        return "(" + ", ".join(["N", *map(str, output.shape[1:])]) + ")" if output.ndim else "()"
+    if isinstance(output, (tuple, list)):
+        return f"{type(output).__name__} of " + ", ".join(described(each) for each in output)
+    if isinstance(output, dict):
+        return "dict of " + ", ".join(f"{key} {described(each)}" for key, each in output.items())
+    return type(output).__name__

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from torchpeek.engine.closeness import close
 from torchpeek.engine.forward import run
+from torchpeek.engine.given import Given
+from torchpeek.engine.layouts import Layout
 from torchpeek.engine.notes import NotedCall, Notes
 from torchpeek.engine.replay import (
     INPUT,
@@ -33,20 +35,20 @@ from torchpeek.hooks.forwards import replaced
 _PLANS: weakref.WeakKeyDictionary[nn.Module, dict[Any, Plan | str]] = weakref.WeakKeyDictionary()
 
 
-def copied(model: nn.Module, layer: str, inputs: Tensor) -> frozenset[int] | None:
+def copied(model: nn.Module, layer: str, given: Given) -> frozenset[int] | None:
     """Which outputs have to be copied when a pass is noted; None where that is not known yet."""
-    plan = _PLANS.get(model, {}).get(_key(layer, inputs))
+    plan = _PLANS.get(model, {}).get(_key(layer, given))
     return plan.overwritten if isinstance(plan, Plan) else None
 
 
-def refuse(model: nn.Module, layer: str, inputs: Tensor, why: str) -> None:
+def refuse(model: nn.Module, layer: str, given: Given, why: str) -> None:
     """Replays are not to be tried there again."""
-    _PLANS.setdefault(model, {})[_key(layer, inputs)] = why
+    _PLANS.setdefault(model, {})[_key(layer, given)] = why
 
 
-def refused(model: nn.Module, layer: str, inputs: Tensor) -> str | None:
+def refused(model: nn.Module, layer: str, given: Given) -> str | None:
     """Why replays are known to be wrong there, if they are."""
-    plan = _PLANS.get(model, {}).get(_key(layer, inputs))
+    plan = _PLANS.get(model, {}).get(_key(layer, given))
     return plan if isinstance(plan, str) else None
 
 
@@ -54,7 +56,8 @@ def checked(
     model: nn.Module,
     name: str,
     layer: nn.Module,
-    inputs: Tensor,
+    layout: Layout,
+    given: Given,
     activation: Tensor,
     notes: Notes,
     question: Question,
@@ -62,9 +65,10 @@ def checked(
 ) -> Replay:
     """A replay that is known to be right for up to `batch` at once; compared with whole passes if it is not yet.
 
-    `activation` is what the layer returned of `inputs`. Raises Differs, which says why, where a replay is not right.
+    `activation` (N, ...) is what the layer returned, samples first. Raises Differs, which says why, where a replay is
+    not right.
     """
-    plans, key = _PLANS.setdefault(model, {}), _key(name, inputs)
+    plans, key = _PLANS.setdefault(model, {}), _key(name, given)
     plan = plans.get(key)
     if isinstance(plan, str):
         raise Differs(plan)
@@ -72,23 +76,25 @@ def checked(
         if any(isinstance(each, nn.DataParallel) and len(each.device_ids) > 1 for each in model.modules()):
             raise Differs("is not possible: the model runs as replicas on several devices")
         try:
-            plan = plans[key] = _learned(model, layer, inputs, activation, notes, question, batch)
+            plan = plans[key] = _learned(model, layer, layout, given, activation, notes, question, batch)
         except (Differs, torch.OutOfMemoryError):
             raise
         except Exception as error:  # the whole passes will show whether it is the model's own
             raise Differs(fails(error)) from error
-    return Replay(model, layer, inputs, notes, plan)
+    return Replay(model, layer, layout, given, notes, plan)
 
 
-def _key(layer: str, inputs: Tensor) -> tuple[Any, ...]:
-    autocast = torch.is_autocast_enabled(inputs.device.type)
-    return layer, tuple(inputs.shape[1:]), inputs.dtype, inputs.device, autocast
+def _key(layer: str, given: Given) -> tuple[Any, ...]:
+    picture = given.picture
+    autocast = torch.is_autocast_enabled(picture.device.type)
+    return layer, tuple(picture.shape[1:]), picture.dtype, picture.device, autocast
 
 
 def _learned(
     model: nn.Module,
     layer: nn.Module,
-    inputs: Tensor,
+    layout: Layout,
+    given: Given,
     activation: Tensor,
     notes: Notes,
     question: Question,
@@ -101,27 +107,27 @@ def _learned(
     one of the few samples, with copies. The others hand out copies no more than later ones will, and as a replay that
     writes into what is kept corrupts only those after it, there are two.
     """
-    count = len(inputs)
+    count = len(given)
     rows = torch.arange(batch) * count // batch  # of all samples, in order, as evenly as can be
     picked = torch.tensor([batch - 1, 0] if count != 2 else [batch - 1, 0, batch // 2])
-    few = of_rows(inputs, rows[picked])
+    few = given.of(rows[picked])
     plan: Plan | None = None
     for trial in range(2):
         changed = _something_else(of_rows(activation, rows), trial)
         seen = Notes(len(picked))
-        hooks = [(layer, returning(changed[picked].clone())), (layer, seen.closing)]
+        hooks = [(layer, returning(changed[picked].clone(), layout)), (layer, seen.closing)]
         with replaced(seen.forwards(model)), attached(hooks):
-            true = run(model, few.clone())
+            true = run(model, few.handed())
         if plan is None:
             plan = Plan(_calls(notes, seen, rows[picked]), notes.overwritten)
             _disturb(model, few)
-            small = Replay(model, layer, inputs, notes, plan)
+            small = Replay(model, layer, layout, given, notes, plan)
             _learn_what_is_written(small, changed[picked], rows[picked], true, question)
-        again = Replay(model, layer, inputs, notes, plan).output(changed, rows)
+        again = Replay(model, layer, layout, given, notes, plan).output(changed, rows)
         compare(true, again, picked, batch, activation.dtype, question, rows)
     assert plan is not None
     # What one picture for which much is the same cannot show is not remembered for others.
-    plan.checked = 0 if bool(inputs.amin() == inputs.amax()) or _ambiguous(plan, notes) else batch
+    plan.checked = 0 if bool(given.picture.amin() == given.picture.amax()) or _ambiguous(plan, notes) else batch
     return plan
 
 
@@ -134,14 +140,14 @@ def _learn_what_is_written(replay: Replay, changed: Tensor, rows: Tensor, true: 
     compare(true, again, torch.arange(len(rows)), len(rows), changed.dtype, question, rows)
 
 
-def _disturb(model: nn.Module, inputs: Tensor) -> None:
+def _disturb(model: nn.Module, given: Given) -> None:
     """A pass over something else: what a pass leaves behind, past what its modules return, is not of these inputs now.
 
     A replay that needs it then shows.
     """
-    other = inputs.flip(0, -1)
+    other = given.picture.flip(0, -1)
     try:
-        run(model, other * 0.5 + 0.1 if other.is_floating_point() else other)
+        run(model, given.handed(other * 0.5 + 0.1 if other.is_floating_point() else other))
     except torch.OutOfMemoryError:
         raise
     except Exception:  # the model takes no such input

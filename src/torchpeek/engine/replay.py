@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from torchpeek.engine.closeness import close
 from torchpeek.engine.forward import run
+from torchpeek.engine.given import Given
+from torchpeek.engine.layouts import Layout
 from torchpeek.engine.notes import Notes, version_of
 from torchpeek.engine.targets import Question
 from torchpeek.errors import TorchpeekError
@@ -63,13 +65,14 @@ class Replay:
 
     model: nn.Module
     layer: nn.Module
-    inputs: Tensor
+    layout: Layout
+    given: Given
     notes: Notes
     plan: Plan
     _handed: list[tuple[int, Tensor, int | None]] = field(default_factory=list)  # and the versions as handed out
 
     def output(self, changed: Tensor, rows: Tensor, *, copies: bool = False) -> Any:
-        """What the model returns when the layer returns `changed` (b, ...), entry i being of sample rows[i].
+        """What the model returns when the layer says `changed` (b, ...), samples first; entry i is of sample rows[i].
 
         `changed` is handed on as it is where nothing writes into the layer's output. With `copies` everything is
         handed on as a copy. Raises Differs where the model fails, or does not call the modules that were noted.
@@ -80,10 +83,10 @@ class Replay:
             queues.setdefault(call.module, deque()).append(number)
         self._handed = []
         changed = changed.clone() if copies or plan.layer_written else changed
-        given = part_of(self.inputs, Batched(0, 1, ()), len(self.inputs), rows, only)
+        picture = part_of(self.given.picture, Batched(0, 1, ()), len(self.given), rows, only)
         # A view of one sample is the very one that is kept; into one that repeats it nearly nothing can write.
-        given = given.clone() if copies or plan.input_written or len(rows) == 1 else given
-        self._handed += [(LAYER, changed, version_of(changed)), (INPUT, given, version_of(given))]
+        picture = picture.clone() if copies or plan.input_written or len(rows) == 1 else picture
+        self._handed += [(LAYER, changed, version_of(changed)), (INPUT, picture, version_of(picture))]
         thread = threading.get_ident()
 
         def again(queue: deque[int], forward: Forward, *args: Any, **kwargs: Any) -> Any:
@@ -104,8 +107,8 @@ class Replay:
 
         forwards = [(module, partial(again, queue, module.forward)) for module, queue in queues.items()]
         try:
-            with replaced(forwards), attached([(self.layer, returning(changed))]):
-                output = run(self.model, given)
+            with replaced(forwards), attached([(self.layer, returning(changed, self.layout))]):
+                output = run(self.model, self.given.of(rows, picture).handed(picture))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -121,7 +124,7 @@ class Replay:
 
     def _is_kept(self, number: int) -> bool:
         """Whether what was handed out for a call shares memory with what is kept of it, or with the inputs."""
-        kept = [self.inputs] if number == INPUT else []
+        kept = [self.given.picture] if number == INPUT else []
         if number >= 0:
             kept = [tensor for _, tensor in nested.leaves(self.notes.calls[number].output)]
         memory = {tensor.untyped_storage().data_ptr() for tensor in kept}
@@ -135,17 +138,17 @@ class Replay:
 
     def confirm(self, activation: Tensor, output: Any, question: Question) -> None:
         """Raise Differs unless the layer's own activation gives what the noted pass gave."""
-        rows = torch.arange(len(self.inputs))
+        rows = torch.arange(len(self.given))
         again = self.output(activation.clone(), rows)
         compare(output, again, rows, len(rows), activation.dtype, question, rows)
 
 
-def returning(value: Tensor) -> ForwardHook:
-    """A hook that lets its module return `value`, in this thread."""
+def returning(value: Tensor, layout: Layout) -> ForwardHook:
+    """A hook that lets its module say `value` (n, ...), samples first, in what it returns, in this thread."""
     thread = threading.get_ident()
 
-    def hook(module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        return value if threading.get_ident() == thread else None
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        return layout.returned(output, value) if threading.get_ident() == thread else None
 
     return hook
 

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from torchpeek.engine.forward import check_inputs, run, run_fast
+from torchpeek.engine.attention import Attention, AttentionRecorder, layerwise_attention_gradients
+from torchpeek.engine.forward import run, run_fast
+from torchpeek.engine.given import Given, as_given
 from torchpeek.engine.guard import as_found
-from torchpeek.engine.layouts import check_spatial, why_not_finite
+from torchpeek.engine.layouts import Layout, Reading, Seen, certain, described, is_mixed, resolved, why_not_finite
 from torchpeek.engine.notes import Notes
 from torchpeek.engine.plans import checked, copied, refuse, refused
 from torchpeek.engine.replay import Differs, Replay, of_rows, returning
 from torchpeek.engine.scoring import as_dtype, check_changed, check_counts, chunk_size, chunks, score_chunks
+from torchpeek.engine.survey import layout_of, seen_before, what_is_seen
 from torchpeek.engine.targets import Target
+from torchpeek.engine.targets.neurons import layers_read
 from torchpeek.engine.trace import Capture, Change, Origin, Trace
-from torchpeek.errors import AmbiguousCall, InputError, NotConnected, NotFinite, NotFired, notify
-from torchpeek.hooks import attached, select
+from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotConnected, NotFinite, NotFired, notify
+from torchpeek.hooks import attached, nested, select
 from torchpeek.hooks.attach import ForwardHook
 from torchpeek.hooks.forwards import replaced
 from torchpeek.hooks.select import why_not_fired
@@ -48,46 +55,66 @@ class ModelRunner:
 
     def trace(
         self,
-        inputs: Tensor,
+        inputs: Tensor | Given,
         layers: Sequence[str],
         target: Target,
         *,
         gradients: bool = True,
         noting: bool = False,
+        attention: bool = False,
         origin: Origin | None = None,
+        layouts: Mapping[str, Layout | Reading] = MappingProxyType({}),
     ) -> Trace:
         """One pass over `inputs` (N, ...), kept at `layers`, with `target` bound to its output.
 
         With `gradients` the graph starts at the first of the layers: nothing before it is recorded, and no parameter's
         `.grad` is touched. With `noting` the pass notes what `Trace.ablate` needs at the one layer, which otherwise
-        takes one more. Raises NotFired, AmbiguousCall, NoSpatialLayer, NotFinite and NotConnected.
+        takes one more; with `attention` it keeps how the tokens attended to each other. `layouts` says of layers how
+        they are to be read. Raises MethodNotApplicable where there is no such attention, NotFired, AmbiguousCall,
+        NoSpatialLayer, NotFinite and NotConnected.
         """
-        check_inputs(inputs)
         # A copy, without a graph before it: neither the caller nor the model writes into what the trace keeps.
-        inputs = inputs.detach().clone()
-        if len(inputs) > 1 and (name := _mixes_samples(self.model)):
+        given = as_given(self.model, inputs).copied()
+        if len(given) > 1 and (name := _mixes_samples(self.model)):
             notify(
                 f"{name!r} normalises with the statistics of the batch at hand, also in eval mode: the samples of a "
                 "batch change each other's scores and heatmaps. Give them one by one for results of their own"
             )
         origin = origin or Origin(type(self.model).__name__)
         chosen = {name: select(self.model, name)[name] for name in layers}
-        kind = inputs.device.type
+        kind = given.picture.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        if read := layers_read(target):
+            given = replace(given, observed={name: self._observed(name, given) for name in read})
+        looks = _Looks(chosen, gradients, noting, attention, layouts)
+
+        def trace_of(passed: _Passed) -> Trace:
+            question = target.bind(passed.output)
+            return Trace(
+                self, given, passed.captures, passed.output, question, origin, passed.notes, autocast, passed.attended
+            )
+
         with as_found(self.model):
-            captures, output, notes = self._clean_pass(inputs, chosen, gradients, noting)
-            trace = Trace(self, inputs, captures, output, target.bind(output), origin, notes, autocast)
+            try:
+                passed = self._clean_pass(given, looks)
+            except NoSpatialLayer:
+                if seen_before(self.model, given) is not None:
+                    raise
+                what_is_seen(self.model, given)  # by which the outputs of layers that leave a doubt can be read
+                passed = self._clean_pass(given, looks)
+            trace = trace_of(passed)
             if gradients and not trace._scores_with_graph().requires_grad:
                 # A part of the model ends a no_grad block of its own, and with it what the hook turned on.
                 notify(
                     "the model turns gradients off in a part of itself; one more pass keeps the graph from the start"
                 )
                 with torch.enable_grad():
-                    captures, output, _ = self._clean_pass(inputs, chosen, gradients, False)
-                trace = Trace(self, inputs, captures, output, target.bind(output), origin, notes, autocast)
+                    again = self._clean_pass(given, replace(looks, noting=False))
+                trace = trace_of(replace(again, notes=passed.notes))
             if not torch.isfinite(trace.scores).all():
-                raise NotFinite(f"the model's scores have NaN or infinity{why_not_finite(inputs, trace.scores)}")
-            if gradients:
+                why = why_not_finite(given.picture, trace.scores)
+                raise NotFinite(f"the model's scores have NaN or infinity{why}")
+            if gradients and layers:
                 _ = trace.gradients_at  # now, while the model is in hand
         return trace
 
@@ -102,10 +129,10 @@ class ModelRunner:
         regime = trace.regime(dtype)
 
         def score(rows: Tensor, numbers: Tensor) -> Tensor:
-            given = perturb(of_rows(inputs, rows).clone(), rows, numbers)
-            check_changed(given, (len(rows), *inputs.shape[1:]))
+            made = perturb(of_rows(inputs, rows).clone(), rows, numbers)
+            check_changed(made, (len(rows), *inputs.shape[1:]))
             with regime:
-                answer = run_fast(self.model, given, half=dtype is not None)
+                answer = run_fast(self.model, trace.given.of(rows, made), half=dtype is not None)
             return trace.question(answer, rows)
 
         with as_found(self.model):
@@ -117,18 +144,19 @@ class ModelRunner:
         Whole passes, with a notice, where a replay would not give the same.
         """
         check_counts(trials, batch)
-        name, inputs = trace.layer, trace.inputs
-        activation = trace.at[name].activation.detach()
+        name, given = trace.layer, trace.given
+        layout, returned = trace.at[name].layout, trace.at[name].returned.detach()
+        activation = layout.to_grid(returned)
         layer, what = select(self.model, name)[name], f"changes of {name}"
 
         def changed(rows: Tensor, numbers: Tensor) -> Tensor:
             made = edit(of_rows(activation, rows).clone(), rows, numbers)
             check_changed(made, (len(rows), *activation.shape[1:]))
-            return made.to(activation.dtype)
+            return layout.from_grid(made.to(activation.dtype), of_rows(returned, rows))
 
         def by_a_whole_pass(rows: Tensor, numbers: Tensor) -> Tensor:
-            with attached([(layer, returning(changed(rows, numbers).clone()))]):
-                return trace.question(run(self.model, of_rows(inputs, rows).clone()), rows)
+            with attached([(layer, returning(changed(rows, numbers).clone(), layout))]):
+                return trace.question(run(self.model, given.of(rows).handed()), rows)
 
         batch = 1 if _mixes_samples(self.model) else batch
         with as_found(self.model), trace.regime():
@@ -142,8 +170,10 @@ class ModelRunner:
             except Differs as error:
                 why = str(error)
             notify(f"whole passes for each change of {name!r}, as a replay of what comes after it {why}")
-            scores = score_chunks(by_a_whole_pass, trace.scores, trials, live, batch or chunk_size(inputs[:1]), what)
-            refuse(self.model, name, inputs, why)  # now that it is known that it was not the model that failed
+            scores = score_chunks(
+                by_a_whole_pass, trace.scores, trials, live, batch or chunk_size(given.picture[:1]), what
+            )
+            refuse(self.model, name, given, why)  # now that it is known that it was not the model that failed
         return scores
 
     def variants(self, trace: Trace, perturb: Change, trials: int) -> Iterator[tuple[Tensor, Tensor, Trace]]:
@@ -176,7 +206,7 @@ class ModelRunner:
         leaf = inputs.detach().clone()
         with as_found(self.model), trace.regime(), torch.enable_grad():
             leaf.requires_grad_()
-            scores = trace.question(run(self.model, leaf.clone()), rows)  # (n, K)
+            scores = trace.question(run(self.model, trace.given.of(rows, inputs).handed(leaf.clone())), rows)  # (n, K)
             asked = scores.gather(1, columns.to(scores.device).unsqueeze(1)).squeeze(1)
             if not asked.requires_grad:
                 raise NotConnected("the score does not depend on the input: no gradient flows back to it")
@@ -185,14 +215,14 @@ class ModelRunner:
 
     def _replay(self, trace: Trace, layer: nn.Module, size: int, trials: int) -> tuple[int, Replay]:
         """How many at once, and a checked replay of what comes after the layer. Raises Differs."""
-        name, inputs = trace.layer, trace.inputs
-        if why := refused(self.model, name, inputs):
+        name, given, layout = trace.layer, trace.given, trace.at[trace.layer].layout
+        if why := refused(self.model, name, given):
             raise Differs(why)
-        activation, notes = trace.at[name].activation.detach(), trace.noted
+        activation, notes = trace.at[name].returned.detach(), trace.noted
         while True:
-            batch = min(size, trials * len(inputs))
+            batch = min(size, trials * len(given))
             try:
-                replay = checked(self.model, name, layer, inputs, activation, notes, trace.question, batch)
+                replay = checked(self.model, name, layer, layout, given, activation, notes, trace.question, batch)
                 break
             except torch.OutOfMemoryError:
                 if batch == 1:
@@ -205,44 +235,113 @@ class ModelRunner:
 
     def noted(self, trace: Trace) -> Notes:
         """One more pass, noted at the trace's one layer. Raises Differs."""
-        name, inputs = trace.layer, trace.inputs
+        name, given = trace.layer, trace.given
         layer = select(self.model, name)[name]
         with as_found(self.model):
             # Twice, where what was taken to be left alone was overwritten this time: then with copies.
-            for known in (copied(self.model, name, inputs), None):
-                notes = Notes(len(inputs), known)
+            for known in (copied(self.model, name, given), None):
+                notes = Notes(len(given), known)
                 with trace.regime(), replaced(notes.forwards(self.model)), attached([(layer, notes.closing)]):
-                    run(self.model, inputs.clone())
+                    run(self.model, given.handed())
                 if (done := notes.checked()) is not None:
                     return done
         raise Differs("is not possible: the model overwrites what it returned")
 
-    def _clean_pass(
-        self, inputs: Tensor, layers: Mapping[str, nn.Module], gradients: bool, noting: bool
-    ) -> tuple[dict[str, Capture], Any, list[Notes]]:
-        recorder = _Recorder(inputs, layers, gradients)
+    def _clean_pass(self, given: Given, looks: _Looks) -> _Passed:
+        layers = looks.layers
+        recorder = _Recorder(self.model, given, looks)
         hooks = recorder.hooks()
-        if not noting or len(layers) != 1:
-            with attached(hooks):
-                output = run(self.model, inputs.clone())
-            return recorder.captures(self.model), output, []
-        [(name, layer)] = layers.items()
-        notes = Notes(len(inputs), copied(self.model, name, inputs))
-        with replaced(notes.forwards(self.model)), attached([*hooks, (layer, notes.closing)]):
-            output = run(self.model, inputs.clone())
-        done = notes.checked()
-        return recorder.captures(self.model), output, [] if done is None else [done]
+        watched = AttentionRecorder(looks.gradients, self.model) if looks.attention else None
+        notes: Notes | None = None
+        with ExitStack() as inside:
+            if looks.noting and len(layers) == 1:
+                [(name, layer)] = layers.items()
+                notes = Notes(len(given), copied(self.model, name, given))
+                inside.enter_context(replaced(notes.forwards(self.model)))
+                hooks.append((layer, notes.closing))
+            inside.enter_context(attached(hooks))
+            if watched is not None:
+                inside.enter_context(watched)
+            output = run(self.model, given.handed())
+        done = None if notes is None else notes.checked()
+        attended = None if watched is None else watched.found(len(given))
+        return _Passed(recorder.captures(self.model), output, [] if done is None else [done], attended)
+
+    def layerwise(self, trace: Trace) -> Iterator[Tensor]:
+        """For each attention of the trace: the gradients (N, K, heads, T, T) of what its own block's tokens score.
+
+        What comes after the last block is replayed for each, or, where that would differ, whole passes are run.
+        """
+        name, rows = trace.attentions[-1].block, torch.arange(len(trace.inputs))
+        layer = select(self.model, name)[name]
+        with as_found(self.model), trace.regime():
+            last = self.trace(trace.given, [name], trace.bound(), gradients=False, noting=True)
+            layout, replay = last.at[name].layout, None
+            with suppress(Differs):
+                replay = self._replay(last, layer, len(rows), 1)[1]
+
+            def score(returned: Any) -> Tensor:
+                """(N, K): the scores if the last block returned this."""
+                if replay is not None:
+                    return trace.question(replay.output(layout.taken(returned), rows), rows)
+
+                def instead(module: nn.Module, args: Any, output: Any) -> Any:
+                    torch.set_grad_enabled(True)  # what comes before needs no graph
+                    return returned
+
+                with torch.no_grad(), attached([(layer, instead)]):
+                    return trace.question(run(self.model, trace.given.handed()), rows)
+
+            yield from layerwise_attention_gradients(score, trace.attentions)
+
+    def layout_of_tokens(self, trace: Trace) -> Layout:
+        """How what the last block returns is to be read. Raises NoSpatialLayer where its tokens are of no one grid."""
+        block = trace.attentions[-1].block
+        layout = layout_of(self.model, trace.given, block)
+        if layout is None:
+            raise NoSpatialLayer(
+                f"which of the tokens that attend lie on the picture's grid is not to be seen at {block!r}: no grid of "
+                "the picture has as many positions. Choose a method of one layer, with layer= and layout="
+            )
+        return layout
+
+    def _observed(self, name: str, given: Given) -> tuple[nn.Module, Layout | None]:
+        """A layer that a target asks about, and how it is to be read, if it has a grid."""
+        [(full, module)] = select(self.model, name).items()
+        return module, layout_of(self.model, given, full)
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """What is kept of a pass."""
+
+    layers: Mapping[str, nn.Module]
+    gradients: bool
+    noting: bool
+    attention: bool
+    layouts: Mapping[str, Layout | Reading]
+
+
+@dataclass(frozen=True, eq=False)
+class _Passed:
+    """What a pass left behind."""
+
+    captures: dict[str, Capture]
+    output: Any
+    notes: list[Notes]
+    attended: Sequence[Attention] | None
 
 
 class _Recorder:
     """Keeps what the layers return, and starts the graph at the first of them."""
 
-    def __init__(self, inputs: Tensor, layers: Mapping[str, nn.Module], gradients: bool) -> None:
-        self._inputs = inputs
-        self._layers = layers
-        self._gradients = gradients
+    def __init__(self, model: nn.Module, given: Given, looks: _Looks) -> None:
+        self._given = given
+        self._layers, self._gradients, self._layouts = looks.layers, looks.gradients, looks.layouts
+        self._plain = Seen(tuple(given.size), len(given), mixed=is_mixed(model), scales=given.listed)
+        self._seen = seen_before(model, given)
         self._kept: dict[str, Capture] = {}
-        self._calls = dict.fromkeys(layers, 0)
+        self._calls = dict.fromkeys(looks.layers, 0)
         self._thread = threading.get_ident()
 
     def hooks(self) -> list[tuple[nn.Module, ForwardHook]]:
@@ -260,24 +359,38 @@ class _Recorder:
                 )
         return {name: self._kept[name] for name in self._layers}
 
-    def _returned(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
+    def _returned(self, name: str, module: nn.Module, args: Any, output: Any) -> Any:
         if threading.get_ident() != self._thread:
             return None  # somebody else is running the model
         self._calls[name] += 1
         if self._calls[name] > 1:
             return None
-        check_spatial(name, module, output, self._inputs)
+        layout = self._layout(name, module, output)
+        tensor = nested.at(output, layout.part)
+        leaf = tensor.detach().clone()  # what runs next may write in place
+        returned = leaf.movedim(layout.batch_axis, 0)
+        if not torch.isfinite(returned).all():
+            raise NotFinite(f"layer {name!r} returned NaN or infinity{why_not_finite(self._given.picture, returned)}")
         if not self._gradients:
-            self._kept[name] = Capture(name, output.detach().clone(), None)  # what runs next may write in place
+            self._kept[name] = Capture(name, returned, None, layout)
             return None
-        if output.requires_grad:
-            self._kept[name] = Capture(name, output.detach().clone(), get_gradient_edge(output))
+        if tensor.requires_grad:
+            self._kept[name] = Capture(name, returned, get_gradient_edge(tensor), layout)
             return None
         torch.set_grad_enabled(True)  # for what comes after; as_found ends it
-        leaf = output.detach().clone().requires_grad_()
-        self._kept[name] = Capture(name, leaf, leaf)
-        passed_on: Tensor = leaf.clone()  # not the leaf, nor a view of it: neither may be written into
-        return passed_on
+        self._kept[name] = Capture(name, returned, leaf.requires_grad_(), layout)
+        # Not the leaf is passed on, nor a view of it: neither may be written into.
+        return nested.with_part(output, layout.part, leaf.clone())
+
+    def _layout(self, name: str, module: nn.Module, output: Any) -> Layout:
+        known = self._layouts.get(name)
+        if isinstance(known, Layout) and known.fits(output, len(self._given)):
+            return known
+        if known is None and (found := certain(module, output, self._plain)) is not None:
+            return found
+        if self._seen is None:
+            raise NoSpatialLayer(f"layer {name!r} returned {described(output)}; what its axes are is not known yet")
+        return resolved(name, module, output, self._seen, known if isinstance(known, Reading) else None)
 
 
 def _mixes_samples(model: nn.Module) -> str:

@@ -1,21 +1,27 @@
-"""What every layer returns, by one dry pass, and which layer to look at."""
+"""What every layer returns, by one dry pass, how it is to be read, and which layer to look at."""
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, repeat
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
-from torchpeek.engine.forward import check_inputs, run
+from torchpeek.engine.forward import run
+from torchpeek.engine.given import Given, as_given
 from torchpeek.engine.guard import as_found
-from torchpeek.engine.layouts import has_grid, is_channels_last
-from torchpeek.errors import NoSpatialLayer
-from torchpeek.hooks import attached
+from torchpeek.engine.layouts import Layout, Seen, declared, described, ends_last, grid_of, readings
+from torchpeek.engine.targets import Target, of_samples
+from torchpeek.errors import NoSpatialLayer, TargetError
+from torchpeek.hooks import attached, nested
 
 
 @dataclass(frozen=True)
@@ -37,150 +43,305 @@ class Suggestion:
     reason: str
 
 
-# A model is surveyed once; forgotten with the model.
-_STAGES: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, ...], list[str]]] = weakref.WeakKeyDictionary()
-_SUGGESTED: weakref.WeakKeyDictionary[nn.Module, Suggestion] = weakref.WeakKeyDictionary()
+@dataclass(frozen=True)
+class _Candidate:
+    """The best of the layers that returned one and the same tensor with a grid."""
+
+    layer: str
+    layout: Layout
+    projection: bool  # whether it is a linear layer, inside of something: queries, keys, hidden units
 
 
-def survey(model: nn.Module, inputs: Tensor | None) -> tuple[list[LayerCall], Suggestion | None]:
+# A model is surveyed once for each size of input; forgotten with the model.
+_SURVEYS: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Survey]] = weakref.WeakKeyDictionary()
+_SUGGESTED: weakref.WeakKeyDictionary[nn.Module, dict[type, Suggestion]] = weakref.WeakKeyDictionary()
+
+# So many candidates are tried in one pass, from the last one on: mostly that is it, and a graph over the whole model is
+# seldom needed.
+_TRIED = (1, 3, 12)
+
+
+def survey(model: nn.Module, inputs: Tensor | Given | None) -> tuple[list[LayerCall], Suggestion | None]:
     """Every layer, in the order of `named_modules`, and the one to look at.
 
     With `inputs`, what a pass over the first sample returns; without, neither shapes nor a suggestion. No suggestion
     either where no layer has a grid.
     """
-    seen = _dry_pass(model, inputs) if inputs is not None else _Seen(torch.empty(0))
+    found, suggestion = None, None
+    if inputs is not None:
+        given = as_given(model, inputs)
+        found = _surveyed(model, given, anew=True)
+        try:
+            suggestion = suggest_layer(model, given, anew=True)
+        except NoSpatialLayer:
+            suggestion = None
     calls = [
         LayerCall(
             name,
             type(module).__name__,
             sum(parameter.numel() for parameter in module.parameters()),
-            seen.calls.get(name, 0),
-            seen.outputs.get(name),
+            found.calls.get(name, 0) if found else 0,
+            found.outputs.get(name) if found else None,
         )
         for name, module in model.named_modules()
         if name
     ]
-    return calls, seen.suggestion()
+    return calls, suggestion
 
 
-def suggest_layer(model: nn.Module, inputs: Tensor, *, anew: bool = False) -> Suggestion:
-    """The last layer with a spatial grid before the head; found by one dry pass, and remembered unless `anew`.
+def what_is_seen(model: nn.Module, given: Given) -> Seen:
+    """What a dry pass over the first sample shows of the model's grids, for as many samples as are given."""
+    return replace(_surveyed(model, given).seen, count=len(given))
+
+
+def seen_before(model: nn.Module, given: Given) -> Seen | None:
+    """The same, without a pass: None where there was none yet."""
+    known = _SURVEYS.get(model, {}).get(_key(given))
+    return None if known is None else replace(known.seen, count=len(given))
+
+
+def layout_of(model: nn.Module, given: Given, layer: str) -> Layout | None:
+    """How what a layer returns is to be read, by a dry pass; None where it has no grid, or not one for certain."""
+    found = _surveyed(model, given)
+    if layer not in found.returned:
+        return None
+    layouts = readings(dict(model.named_modules())[layer], found.returned[layer], found.seen)
+    return layouts[0] if len(layouts) == 1 else None
+
+
+def suggest_layer(
+    model: nn.Module, inputs: Tensor | Given, target: Target | None = None, *, anew: bool = False
+) -> Suggestion:
+    """The last layer with a grid at which the score depends on the positions of the grid.
+
+    Found by a dry pass and one that follows the score back, and remembered unless `anew`. After the last block of a
+    transformer that is read by its class token, the score depends on that token alone, so that the layer is an earlier
+    one. The score is that of `target`; None is all that the model returns.
 
     Where several modules return that very tensor, as a block and its last part do, it is the outermost that is not the
     feature extractor as a whole (a module that takes the model's own input); of several outermost the last, so that it
     is the activation rather than the normalisation that it overwrites, but never one that only passes on. Raises
-    NoSpatialLayer where no layer has a grid, or where the model goes on in another layout after the last one that has.
+    NoSpatialLayer where no layer has a grid.
     """
-    known = _SUGGESTED.get(model)
-    if known is not None and not anew and known.layer in dict(model.named_modules()):
-        return known
-    seen = _dry_pass(model, inputs)
-    found = seen.suggestion()
-    if found is not None:
-        _SUGGESTED[model] = found
-        return found
-    if seen.candidates and seen.layout_after:
+    known = _SUGGESTED.setdefault(model, {})
+    suggestion = known.get(type(target))
+    if suggestion is not None and not anew and suggestion.layer in dict(model.named_modules()):
+        return suggestion
+    given = as_given(model, inputs)
+    candidates = _surveyed(model, given, anew=anew).candidates
+    if not candidates:
         raise NoSpatialLayer(
-            f"after {seen.candidates[-1][-1]!r} {type(model).__name__} goes on in another layout ({seen.layout_after}: "
-            "tokens, or channels last), so no layer near the end has a grid (N, C, h, w). Name one that has with "
-            "layer= (--layer); torchpeek layers shows what they return"
+            f"no layer of {type(model).__name__} returns a grid of positions for an input of "
+            f"{tuple(given.picture.shape)}, be it (N, C, *grid), (N, *grid, C) or tokens (N, T, C), so there is "
+            "nothing to lay over the picture; torchpeek layers shows what they return"
         )
-    raise NoSpatialLayer(
-        f"no layer of {type(model).__name__} returns a grid (N, C, *grid) for an input of {tuple(inputs.shape)}, so "
-        "there is nothing to lay over the picture; torchpeek layers shows what they return"
-    )
+    chosen = _last_that_counts(model, given, candidates, target)
+    reason = "the last layer with a grid before the head"
+    if chosen is not candidates[-1]:
+        reason = "the last layer at which the score depends on the positions of the grid"
+    known[type(target)] = suggestion = Suggestion(chosen.layer, reason)
+    return suggestion
 
 
-def suggest_stages(model: nn.Module, inputs: Tensor, most: int) -> Sequence[Suggestion]:
+def suggest_stages(
+    model: nn.Module, inputs: Tensor | Given, most: int, target: Target | None = None
+) -> Sequence[Suggestion]:
     """The layers to look at together: the last outermost one of each of the `most` coarsest sizes of grid.
 
-    Found by a dry pass. Raises NoSpatialLayer where there is no layer to suggest at all.
+    None of them comes after the one that `suggest_layer` suggests, and raises as that does.
     """
-    suggest_layer(model, inputs)  # raises where there is nothing to suggest
-    known = _STAGES.setdefault(model, {})
-    shape = tuple(inputs.shape[1:])
-    if shape not in known or any(name not in dict(model.named_modules()) for name in known[shape]):
-        known[shape] = _dry_pass(model, inputs).last_of_each_grid()
-    layers = known[shape][-most:]
+    given = as_given(model, inputs)
+    last = suggest_layer(model, given, target)
+    candidates = _surveyed(model, given).candidates
+    end = next((number for number, each in enumerate(candidates) if each.layer == last.layer), len(candidates) - 1)
+    found: dict[int, str] = {}
+    for each in candidates[:end]:
+        positions = torch.Size(each.layout.grid).numel()
+        if each.layer.count(".") <= found.get(positions, each.layer).count("."):
+            found[positions] = each.layer
+    found[torch.Size(candidates[end].layout.grid).numel()] = last.layer
+    layers = [found[positions] for positions in sorted(found, reverse=True)][-most:]
     return [Suggestion(layer, f"the last layers of the {len(layers)} coarsest sizes of grid") for layer in layers]
 
 
-class _Seen:
+@dataclass(frozen=True, eq=False)
+class _Survey:
+    """What one dry pass showed; no tensors."""
+
+    calls: Mapping[str, int]
+    outputs: Mapping[str, str]
+    returned: Mapping[str, Any]  # by layers that returned tensors: the same, on the meta device
+    seen: Seen
+    candidates: list[_Candidate]  # in the order in which they returned
+
+
+class _Watch:
     """What the hooks of a dry pass note."""
 
-    def __init__(self, inputs: Tensor) -> None:
-        self.inputs = inputs
-        self.calls: dict[str, int] = {}
-        self.outputs: dict[str, str] = {}
-        self.take_input: set[str] = set()
-        self.candidates: list[list[str]] = []  # for each tensor with a grid those that returned it, innermost first
-        self.positions: list[int] = []  # and how many its grid has
-        self.layout_after = ""  # of what came after the last of them, if it had another layout
-        self._last = inputs  # the last tensor with a grid, and how often it had been written into
-        self._last_version = 0
+    def __init__(self, given: Given, model: nn.Module) -> None:
+        self._given = given
+        self._model = model
+        self._calls: dict[str, int] = {}
+        self._outputs: dict[str, str] = {}
+        self._returned: dict[str, Any] = {}
+        self._shapes: list[tuple[nn.Module, Any]] = []  # for each tensor: who returned it first, and its shape
+        self._returned_by: list[list[str]] = []  # and all that returned it, innermost first
+        self._take_input: set[str] = set()
+        self._grids: dict[tuple[int, ...], None] = {}
+        self._last: set[tuple[int, ...]] = set()
+        # The latest tensors, how often each had been written into, and its number in the lists above.
+        self._latest: deque[tuple[Tensor, int, int]] = deque(maxlen=8)
+        self._thread = threading.get_ident()
 
     def returned(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        self.calls[name] = self.calls.get(name, 0) + 1
-        self.outputs[name] = described(output)
-        if any(given is self.inputs for given in args):
-            self.take_input.add(name)
-        if not isinstance(output, Tensor) or not output.is_floating_point():
+        if threading.get_ident() != self._thread:
             return
-        if output is self._last:
-            passes_on = any(given is output for given in args) and output._version == self._last_version
-            if self.candidates and not passes_on:
-                self.candidates[-1].append(name)
-        elif isinstance(module, (nn.Softmax, nn.Dropout)):
+        self._calls[name] = self._calls.get(name, 0) + 1
+        self._outputs[name] = described(output)
+        self._returned[name] = only_shapes = _shape_only(output)
+        if any(given is self._given.picture for given in args):
+            self._take_input.add(name)
+        if grid := grid_of(module, output, tuple(self._given.size)):
+            self._grids[grid] = None
+        if isinstance(output, Tensor) and ends_last(module) and output.ndim >= 3:
+            self._last.add(tuple(output.shape[1:]))
+        floating = [each for _, each in nested.leaves(output) if each.is_floating_point() and each.ndim >= 3]
+        if len(floating) != 1 or isinstance(module, (nn.Softmax, nn.Dropout)):
             return  # of attention: rows and columns are no picture
-        elif has_grid(module, output, self.inputs):
-            self._last, self.layout_after = output, ""
-            self.candidates.append([name])
-            self.positions.append(output.shape[2:].numel())
-        elif is_channels_last(module, output, self.inputs) or (
-            output.ndim == 3 < self.inputs.ndim and output.shape[1] > 1
-        ):
-            self.layout_after = described(output)
-        self._last_version = self._last._version
+        (tensor,) = floating
+        for place, (earlier, version, number) in enumerate(self._latest):
+            if tensor is earlier:
+                passes_on = any(given is tensor for given in args) and tensor._version == version
+                if not passes_on:
+                    self._returned_by[number].append(name)
+                self._latest[place] = (tensor, tensor._version, number)
+                return
+        self._latest.append((tensor, tensor._version, len(self._shapes)))
+        # Only shapes are kept: the readings are made when all grids are known.
+        self._shapes.append((module, only_shapes))
+        self._returned_by.append([name])
 
-    def suggestion(self) -> Suggestion | None:
-        if self.layout_after:
-            return None
-        for names in reversed(self.candidates):
-            if layer := self._best(names):
-                return Suggestion(layer, "the last layer with a grid before the head")
-        return None
-
-    def last_of_each_grid(self) -> list[str]:
-        """For each size of grid, from the finest on, the last of the outermost layers that have it."""
-        found: dict[int, str] = {}
-        for names, positions in zip(self.candidates, self.positions, strict=True):
+    def surveyed(self) -> _Survey:
+        prefix, suffix = declared(self._model)
+        size, scales = tuple(self._given.size), self._given.listed
+        grids = tuple(grid for grid in self._grids if scales or all(a <= b for a, b in zip(grid, size, strict=True)))
+        seen = Seen(size, 1, grids, prefix, suffix, frozenset(self._last), scales)
+        candidates = []
+        for (module, output), names in zip(self._shapes, self._returned_by, strict=True):
             layer = self._best(names)
-            if layer and layer.count(".") <= found.get(positions, layer).count("."):
-                found[positions] = layer
-        return [found[positions] for positions in sorted(found, reverse=True)]
+            found = readings(module, output, seen) if layer else []
+            if layer and len(found) == 1:
+                candidates.append(_Candidate(layer, found[0], type(module) is nn.Linear and names == [layer]))
+        if not all(each.projection for each in candidates):
+            candidates = [each for each in candidates if not each.projection]
+        return _Survey(self._calls, self._outputs, self._returned, seen, candidates)
 
     def _best(self, names: list[str]) -> str | None:
-        once = [name for name in names if self.calls[name] == 1]
-        inner = [name for name in once if name not in self.take_input] or once
+        once = [name for name in names if self._calls[name] == 1]
+        inner = [name for name in once if name not in self._take_input] or once
         return min(reversed(inner), key=lambda name: name.count(".")) if inner else None
 
 
-def _dry_pass(model: nn.Module, inputs: Tensor) -> _Seen:
-    check_inputs(inputs)
-    first = inputs[:1].detach().clone()  # a copy, so that being given the model's input is told from being given a view
-    seen = _Seen(first)
-    hooks = ((module, partial(seen.returned, name)) for name, module in model.named_modules() if name)
-    with as_found(model), attached(hooks):
-        run(model, first)
-    return seen
+def _shape_only(output: Any) -> Any:
+    """The same container with tensors that have a shape and no numbers."""
+    return nested.mapped(output, lambda _, each: torch.empty(each.shape, dtype=each.dtype, device="meta"))
 
 
-def described(output: Any) -> str:
-    """The shape of what a layer returned, starting with N, or what else it is."""
-    if isinstance(output, Tensor):
-        return "(" + ", ".join(["N", *map(str, output.shape[1:])]) + ")" if output.ndim else "()"
-    if isinstance(output, (tuple, list)):
-        return f"{type(output).__name__} of " + ", ".join(described(each) for each in output)
-    if isinstance(output, dict):
-        return "dict of " + ", ".join(f"{key} {described(each)}" for key, each in output.items())
-    return type(output).__name__
+def _first(given: Given) -> Given:
+    # A copy, so that being given the model's input is told from being given a view.
+    return given.of(torch.tensor([0]), given.picture[:1].detach().clone())
+
+
+def _key(given: Given) -> tuple[object, ...]:
+    return tuple(given.picture.shape[1:]), given.path
+
+
+def _surveyed(model: nn.Module, given: Given, *, anew: bool = False) -> _Survey:
+    known = _SURVEYS.setdefault(model, {})
+    key = _key(given)
+    if anew or key not in known:
+        first = _first(given).handed()
+        watch = _Watch(first, model)
+        hooks = ((module, partial(watch.returned, name)) for name, module in model.named_modules() if name)
+        with as_found(model), attached(hooks):
+            run(model, first)
+        known[key] = watch.surveyed()
+    return known[key]
+
+
+def _last_that_counts(
+    model: nn.Module, given: Given, candidates: list[_Candidate], target: Target | None
+) -> _Candidate:
+    """The last candidate with a gradient at some position of its grid; the last of all where there is none anywhere."""
+    end = len(candidates)
+    for most in chain(_TRIED, repeat(_TRIED[-1])):
+        tried = candidates[max(0, end - most) : end]
+        counts = _which_count(model, given, tried, target) if tried else None
+        if counts is None:
+            break
+        if any(counts):
+            return tried[max(number for number, each in enumerate(counts) if each)]
+        end -= len(tried)
+    return candidates[-1]
+
+
+def _which_count(
+    model: nn.Module, given: Given, candidates: list[_Candidate], target: Target | None
+) -> list[bool] | None:
+    """For each candidate, whether the score of the first sample depends on its grid. None where one cannot tell."""
+    modules = dict(model.named_modules())
+    handles: dict[str, Any] = {}
+
+    def keep(each: _Candidate, module: nn.Module, args: Any, output: Any) -> Any:
+        tensor = dict(nested.leaves(output)).get(each.layout.part)
+        if tensor is None or each.layer in handles:
+            return None
+        if tensor.requires_grad:
+            handles[each.layer] = get_gradient_edge(tensor)
+            return None
+        torch.set_grad_enabled(True)  # for what comes after; as_found ends it
+        leaf = tensor.detach().clone().requires_grad_()
+        handles[each.layer] = leaf
+        return nested.with_part(output, each.layout.part, leaf.clone())
+
+    hooks = [(modules[each.layer], partial(keep, each)) for each in candidates]
+    with as_found(model):
+        with attached(hooks):
+            output = run(model, _first(given).handed())
+        try:
+            with torch.enable_grad():
+                score = _score(output, target)
+            if not handles or not score.requires_grad:
+                return None
+            found = torch.autograd.grad(score, list(handles.values()), allow_unused=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # a model that has no way back; the trace will say so, if gradients are asked for
+            return None
+    gradients = dict(zip(handles, found, strict=True))
+    if all(each is None or not bool(each.any()) for each in gradients.values()):
+        return [False] * len(candidates)
+    return [_counts(gradients.get(each.layer), each.layout) for each in candidates]
+
+
+def _counts(gradient: Tensor | None, layout: Layout) -> bool:
+    if gradient is None:
+        return False
+    return bool(layout.to_grid(gradient.movedim(layout.batch_axis, 0)).any())
+
+
+def _score(output: Any, target: Target | None) -> Tensor:
+    """One number that depends on what is asked for; on all that the model returns where that is not known."""
+    if target is not None:
+        try:
+            question = of_samples(target, 0, 1).bind(output)
+            return question(output, torch.tensor([0])).sum()
+        except TargetError:  # of a target for all the samples, perhaps; the trace says it if it is wrong
+            pass
+    total = torch.zeros(())
+    for _, tensor in nested.leaves(output):
+        if tensor.is_floating_point() and tensor.numel():
+            # Weights that no normalisation cancels, and that no symmetry of the output does.
+            weights = torch.cos(torch.arange(tensor.numel(), device=tensor.device)).view(tensor.shape)
+            total = total + (tensor.float() * weights).sum().cpu()
+    return total

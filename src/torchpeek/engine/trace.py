@@ -13,8 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
+from torchpeek.engine.attention import Attention, attention_gradients
+from torchpeek.engine.given import Given
 from torchpeek.engine.guard import as_found
+from torchpeek.engine.layouts import Layout
 from torchpeek.engine.targets import ClassScores, ContrastScores, Question, Target, class_logits
+from torchpeek.engine.targets.neurons import answer
 from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NotConnected
 from torchpeek.hooks import let_interrupts_through, uninterrupted
 
@@ -37,14 +41,24 @@ _VJP_BYTES = 64 * 2**20
 class Capture:
     """What one layer returned in one pass.
 
-    `activation` is (N, C, *grid), a copy taken before anything could write into it. `handle` is where its gradient is
-    asked for: the leaf that the graph starts at, or the edge of a graph that began earlier; None where the pass kept
-    no graph.
+    `returned` (N, ...), samples first, is a copy of the tensor in it, taken before anything could write into that, and
+    `layout` says how it is to be read. `handle` is where the gradient of the tensor is asked for, as the layer returned
+    it: the leaf that the graph starts at, or the edge of a graph that began earlier; None where the pass kept no graph.
     """
 
     layer: str
-    activation: Tensor
+    returned: Tensor
     handle: Tensor | GradientEdge | None
+    layout: Layout
+
+    @property
+    def activation(self) -> Tensor:
+        """(N, C, *grid), a view."""
+        return self.layout.to_grid(self.returned)
+
+    def to_grid(self, gradient: Tensor) -> Tensor:
+        """(K, ...) with respect to what the layer returned -> (N, K, C, *grid)."""
+        return self.layout.to_grid(gradient.movedim(1 + self.layout.batch_axis, 0), lead=2)
 
 
 @dataclass(frozen=True)
@@ -67,13 +81,19 @@ class Trace:
     """
 
     runner: ModelRunner
-    inputs: Tensor  # (N, ...)
+    given: Given
     at: Mapping[str, Capture]
     output: Any  # as the model returned it, with the graph behind it
     question: Question
     origin: Origin
     notes: list[Notes] = field(default_factory=list)  # for `ablate`: one or none yet, whatever is asked of the pass
     autocast: torch.dtype | None = None  # that the pass ran in, and every further one does
+    attended: Sequence[Attention] | None = None  # None where the pass did not look at attention
+
+    @property
+    def inputs(self) -> Tensor:
+        """(N, C, *size): the pictures, or whatever else the model looks at."""
+        return self.given.picture
 
     def __repr__(self) -> str:
         layers, scores = ", ".join(map(repr, self.at)), tuple(self.question.labels.shape)
@@ -81,7 +101,7 @@ class Trace:
 
     def asked(self, target: Target) -> Trace:
         """The same pass with another question, which is bound to the same output. No forward pass."""
-        return replace(self, question=target.bind(self.output))
+        return replace(self, question=target.bind(answer(target, self.output)), output=answer(target, self.output))
 
     @cached_property
     def scores(self) -> Tensor:
@@ -132,8 +152,8 @@ class Trace:
             found = _vjp(scores, list(self.at.values())) if scores.requires_grad else [None] * len(self.at)
         if unused := [name for name, gradient in zip(self.at, found, strict=True) if gradient is None]:
             raise NotConnected(_not_connected(unused))
-        pairs = zip(self.at, found, strict=True)
-        return {name: _at_least_float32(gradient).movedim(0, 1) for name, gradient in pairs if gradient is not None}
+        pairs = zip(self.at.values(), found, strict=True)
+        return {each.layer: _on_the_grid(each, gradient) for each, gradient in pairs if gradient is not None}
 
     @cached_property
     def head(self) -> Tensor | None:
@@ -146,7 +166,7 @@ class Trace:
         if not isinstance(self.question, (ClassScores, ContrastScores)):
             return None
         theirs = class_logits(self.output).detach()  # (N, classes)
-        tolerance = _ROUNDING[self.at[self.layer].activation.dtype]
+        tolerance = _ROUNDING[self.at[self.layer].returned.dtype]
         rows = torch.arange(len(theirs))
         for module in self.runner.model.modules():
             if not isinstance(module, nn.Linear) or module.weight.shape != (theirs.shape[1], pooled.shape[1]):
@@ -179,17 +199,24 @@ class Trace:
         if len(rows) != len(inputs) or bool(((rows < 0) | (rows >= count)).any()):
             raise InputError(f"rows has {len(rows)} entries for {len(inputs)} inputs; one for each, 0 to {count - 1}")
         question = self.question.select(rows.to(self.question.labels.device), slice(None))
+        same_size = inputs.shape[1:] == self.inputs.shape[1:]
         if gradients is None:
             gradients = bool(self.at) and all(capture.handle is not None for capture in self.at.values())
         with self.regime():
             return self.runner.trace(
-                inputs,
+                self.given.of(rows, inputs),
                 layers or list(self.at),
-                _Bound(question),
+                _Bound(question, tuple(self.given.observed)),
                 gradients=gradients,
                 noting=bool(self.notes),
                 origin=self.origin,
+                attention=self.attended is not None,
+                layouts={name: each.layout for name, each in self.at.items()} if same_size else {},
             )
+
+    def bound(self) -> Target:
+        """The question of this trace, as a target for another pass over the same inputs."""
+        return _Bound(self.question, tuple(self.given.observed))
 
     def rescore(
         self,
@@ -241,12 +268,54 @@ class Trace:
             raise GradUnavailable("this trace was made with gradients=False; make it again without that")
         with as_found(self.runner.model), torch.enable_grad():
             scores = self._scores_with_graph()
-            given = vector.to(capture.activation.dtype).expand(-1, scores.shape[1], *vector.shape[2:])
+            given = vector.to(capture.returned.dtype).expand(-1, scores.shape[1], *vector.shape[2:])
             products = []
             for k in range(scores.shape[1]):
                 let_interrupts_through()
                 products.append(_hessian_product(scores[:, k].sum(), capture, given[:, k]))
-        return _at_least_float32(torch.stack(products, dim=1))
+        return _at_least_float32(capture.to_grid(torch.stack(products)))
+
+    @property
+    def attentions(self) -> Sequence[Attention]:
+        """How the tokens attended to each other, layer after layer. Raises GradUnavailable where it was not kept."""
+        if self.attended is None:
+            raise GradUnavailable("this trace was made without attention; make it again with attention=True")
+        return self.attended
+
+    @cached_property
+    def attention_gradients(self) -> Sequence[Tensor]:
+        """(N, K, heads, T, T) for each of `attentions`: gradients of the scores, at least float32."""
+        attentions = self.attentions
+        with as_found(self.runner.model):
+            return attention_gradients(self._scores_with_graph(), attentions)
+
+    @property
+    def layerwise_attention_gradients(self) -> Iterator[Tensor]:
+        """(N, K, heads, T, T) for each of `attentions`: of what the model would say of its block's tokens at once.
+
+        These passes through what comes after the last block are made anew each time.
+        """
+        return self.runner.layerwise(self)
+
+    @cached_property
+    def tokens(self) -> Layout:
+        """Which of the tokens that attend are those of the grid."""
+        return self.runner.layout_of_tokens(self)
+
+    @cached_property
+    def reads_prefix(self) -> bool:
+        """Whether of the last block's tokens the scores read those before the grid, such as a class token, alone."""
+        last = self.attentions[-1].after
+        if not self.tokens.prefix or last is None or last.edge is None:
+            return False
+        with as_found(self.runner.model):
+            edges: Any = [last.edge]  # which torch takes, but not its types
+            with torch.enable_grad():
+                total = self._scores_with_graph().sum()
+            (gradient,) = torch.autograd.grad(total, edges, retain_graph=True, allow_unused=True)
+        if gradient is None:
+            return False
+        return not bool(self.tokens.to_grid(gradient.movedim(self.tokens.batch_axis, 0)).any())
 
     def regime(self, dtype: torch.dtype | None = None) -> AbstractContextManager[object]:
         """Autocast as it was in the pass, or to `dtype`, whatever the caller is in now."""
@@ -272,6 +341,7 @@ class _Bound:
     """A question that is already bound, as a target."""
 
     question: Question
+    layers: Sequence[str]
 
     def bind(self, output: Any) -> Question:
         return self.question
@@ -284,7 +354,7 @@ def _vjp(scores: Tensor, captures: list[Capture]) -> list[Tensor | None]:
     select_each = (
         torch.eye(count, dtype=scores.dtype, device=scores.device).unsqueeze(1).expand(-1, len(scores), -1)
     )  # (K, N, K)
-    largest = max(capture.activation.numel() * capture.activation.element_size() for capture in captures)
+    largest = max(capture.returned.nbytes for capture in captures)
     chunk = max(1, _VJP_BYTES // max(1, largest))
     parts = []
     for start in range(0, count, chunk):
@@ -322,8 +392,26 @@ def _vjp_chunk(scores: Tensor, captures: list[Capture], vectors: Tensor) -> tupl
     return tuple(map(_stacked, zip(*each, strict=True)))
 
 
-def _hessian_product(score: Tensor, capture: Capture, vector: Tensor) -> Tensor:
+def _on_the_grid(capture: Capture, gradient: Tensor) -> Tensor:
+    """(K, ...) -> (N, K, C, *grid). Raises NotConnected where a score depends on other tokens than the grid's alone."""
+    found = capture.to_grid(gradient)
+    layout = capture.layout
+    if layout.others:
+        of_grid = (found.flatten(2) != 0).any(2)  # (N, K)
+        of_all = (gradient.movedim(1 + layout.batch_axis, 0).flatten(2) != 0).any(2)
+        if bool((of_all & ~of_grid).any()):
+            raise NotConnected(
+                f"at {capture.layer!r} ({layout}) the score depends on the tokens beside the grid alone, such as the "
+                "class token: its gradient is zero at every position of the picture. Choose a layer before the last "
+                "exchange between the tokens, such as the last block's first norm; layer=None suggests one"
+            )
+    return _at_least_float32(found)
+
+
+def _hessian_product(score: Tensor, capture: Capture, given: Tensor) -> Tensor:
+    """With the vector (N, C, *grid): as the layer returned its tensor."""
     handle: Any = capture.handle
+    vector = capture.layout.from_grid(given, torch.zeros_like(capture.returned)).movedim(0, capture.layout.batch_axis)
     try:
         (gradient,) = torch.autograd.grad(score, handle, create_graph=True, allow_unused=True)
         if gradient is None:

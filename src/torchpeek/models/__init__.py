@@ -1,8 +1,8 @@
 """Which model: where it comes from, how a picture becomes its input, and what its classes are called."""
 
-from torchpeek.models.inputs import Inputs, Model, input_tensor, module_of
+from torchpeek.models.inputs import Inputs, Model, given_to, module_of
 from torchpeek.models.loaded import LoadedModel
 from torchpeek.models.preprocess import Preprocess
 from torchpeek.models.sources import load_model
 
-__all__ = ["Inputs", "LoadedModel", "Model", "Preprocess", "input_tensor", "load_model", "module_of"]
+__all__ = ["Inputs", "LoadedModel", "Model", "Preprocess", "given_to", "load_model", "module_of"]

@@ -1,4 +1,4 @@
-"""How a picture becomes a model's input: resize, crop, scale; as data, so that it can be printed and undone."""
+"""How a picture becomes a model's input: resize, crop, scale, pad; as data, so that it can be printed and undone."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from torchpeek.errors import InputError, PictureError
 from torchpeek.picture import Geometry
 
 Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+Rounding: TypeAlias = Literal["even", "down"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -22,11 +24,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize, crop the centre, scale to [0, 1], subtract `mean`, divide by `std`.
+    """Resize, crop the centre, scale to [0, 1], subtract `mean`, divide by `std`, pad.
 
-    `resize` is the length that the shorter side gets, or (height, width) to squash to, or None; `crop` is (height,
-    width), padded with black where the resized picture is smaller, or None. One colour channel for each entry of
-    `mean`: three, or one for grey.
+    `resize` is the length that the shorter side gets, or (height, width) to squash to, or None; with `longest`, less
+    where the longer side would get longer than that. `crop` is (height, width), padded with black where the resized
+    picture is smaller, or None. One colour channel for each entry of `mean`: three, or one for grey. `pad` is (height,
+    width) to fill up with zeros on the right and at the bottom, or None.
     """
 
     resize: int | tuple[int, int] | None = 256
@@ -34,6 +37,10 @@ class Preprocess:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: Interpolation = "bilinear"
+    longest: int | None = None
+    pad: tuple[int, int] | None = None
+    bgr: bool = False  # blue first, in `mean` and `std`, too
+    rounding: Rounding = "even"  # of a crop's half pixels: torchvision's way, or "down" to the top left, transformers'
 
     def __post_init__(self) -> None:
         if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std):
@@ -47,6 +54,13 @@ class Preprocess:
             raise InputError(f"resize is {self.resize!r}; allowed: a number of pixels, (height, width), None")
         if not (self.crop is None or _are_sizes(self.crop)):
             raise InputError(f"crop is {self.crop!r}; allowed: (height, width), None")
+        if not (self.pad is None or _are_sizes(self.pad)):
+            raise InputError(f"pad is {self.pad!r}; allowed: (height, width), None")
+        if self.longest is not None and not (_is_size(self.longest) and _is_size(self.resize)):
+            got = f"longest is {self.longest!r} and resize {self.resize!r}"
+            raise InputError(f"{got}; allowed: a number of pixels each, or longest None")
+        if self.rounding not in get_args(Rounding):
+            raise InputError(f"rounding {self.rounding!r}; allowed: {', '.join(get_args(Rounding))}")
 
     def __call__(self, image: Image.Image) -> tuple[Tensor, Geometry]:
         """The input (1, C, H, W), and where in the image it lies."""
@@ -60,14 +74,13 @@ class Preprocess:
         resized = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         left, top = 0, 0
         if self.crop is not None:
-            # As torchvision rounds: half pixels go to the even side; where there is too little, to the top left.
-            left, top = (
-                _crop_start(have, want) for have, want in zip((width, height), reversed(self.crop), strict=True)
-            )
+            starts = _crop_start_even if self.rounding == "even" else _crop_start_down
+            left, top = starts(width, self.crop[1]), starts(height, self.crop[0])
             resized = resized.crop((left, top, left + self.crop[1], top + self.crop[0]))
+        tensor = self._padded(self._scaled(resized))
         scale_x, scale_y = image.width / width, image.height / height
-        box = (left * scale_x, top * scale_y, (left + resized.width) * scale_x, (top + resized.height) * scale_y)
-        return self._scaled(resized), Geometry(image.size, box)
+        right, bottom = left + tensor.shape[3], top + tensor.shape[2]
+        return tensor, Geometry(image.size, (left * scale_x, top * scale_y, right * scale_x, bottom * scale_y))
 
     def __str__(self) -> str:
         steps = []
@@ -77,11 +90,15 @@ class Preprocess:
                 if isinstance(self.resize, int)
                 else f"{self.resize[0]} x {self.resize[1]}"
             )
-            steps.append(f"resize to {size} ({self.interpolation}, antialiased)")
-        if self.crop is not None:
+            most = "" if self.longest is None else f", the longer at most {self.longest}"
+            steps.append(f"resize to {size}{most} ({self.interpolation}, antialiased)")
+        if self.crop is not None and self.crop != self.resize:
             steps.append(f"crop the centre {self.crop[0]} x {self.crop[1]}")
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
-        return "; ".join([*steps, f"mean {mean}; std {std}"])
+        steps.append(f"mean {mean}; std {std}" + (", blue first" if self.bgr else ""))
+        if self.pad is not None:
+            steps.append(f"pad to {self.pad[0]} x {self.pad[1]}")
+        return "; ".join(steps)
 
     def _resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
         width, height = size
@@ -89,19 +106,49 @@ class Preprocess:
             return size
         if not isinstance(self.resize, int):
             return self.resize[1], self.resize[0]
+        shorter: float = self.resize
+        if self.longest is not None and max(size) / min(size) * shorter > self.longest:
+            shorter = self.longest * min(size) / max(size)
         if width <= height:
-            return self.resize, int(self.resize * height / width)
-        return int(self.resize * width / height), self.resize
+            return round(shorter), int(shorter * height / width)
+        return int(shorter * width / height), round(shorter)
 
     def _scaled(self, image: Image.Image) -> Tensor:
         pixels = torch.from_numpy(np.array(image)).view(image.height, image.width, -1)  # (H, W, C), uint8
         tensor = pixels.permute(2, 0, 1).contiguous().float().div(255)
+        tensor = tensor.flip(0) if self.bgr else tensor
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return ((tensor - mean) / std).unsqueeze(0)
 
+    def _padded(self, tensor: Tensor) -> Tensor:
+        if self.pad is None:
+            return tensor
+        height, width = tensor.shape[2:]
+        if height > self.pad[0] or width > self.pad[1]:
+            raise PictureError(
+                f"resized to {width} x {height}, the picture does not fit into {self.pad[1]} x {self.pad[0]}, which it "
+                "is padded to. Next: cut it to the part that matters"
+            )
+        return functional.pad(tensor, (0, self.pad[1] - width, 0, self.pad[0] - height))
 
-def _crop_start(have: int, want: int) -> int:
+
+@dataclass(frozen=True)
+class TensorsOnly:
+    """In place of a preprocessing, for a model that takes no pictures: raises InputError that says what it takes."""
+
+    instead: str
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        raise InputError(self.instead)
+
+
+def _crop_start_even(have: int, want: int) -> int:
+    """Half pixels go to the even side; where there is too little, to the top left."""
     return round((have - want) / 2.0) if have >= want else -((want - have) // 2)
+
+
+def _crop_start_down(have: int, want: int) -> int:
+    return (have - want) // 2
 
 
 def _is_size(value: object) -> bool:

@@ -1,5 +1,6 @@
 """What is asked of a model."""
 
+from torchpeek.engine.targets.boxes import Box, BoxScores
 from torchpeek.engine.targets.classes import (
     Classes,
     ClassesPerSample,
@@ -16,6 +17,7 @@ from torchpeek.engine.targets.classes import (
     innermost,
     of_samples,
 )
+from torchpeek.engine.targets.neurons import Neuron, NeuronScores
 from torchpeek.engine.targets.outputs import (
     Answered,
     Computed,
@@ -31,6 +33,8 @@ from torchpeek.engine.targets.question import Question, Target
 
 __all__ = [
     "Answered",
+    "Box",
+    "BoxScores",
     "ClassId",
     "ClassLogOdds",
     "ClassProbability",
@@ -41,6 +45,8 @@ __all__ = [
     "ComputedScores",
     "Contrast",
     "ContrastScores",
+    "Neuron",
+    "NeuronScores",
     "Output",
     "OutputEntries",
     "PixelScores",

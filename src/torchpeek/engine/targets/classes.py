@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchpeek.engine.targets.question import NamesClasses, Target
 from torchpeek.errors import AmbiguousClass, ClassNotFound, TargetError, closest
+from torchpeek.hooks import nested
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,18 +285,24 @@ def of_samples(target: Target, first: int, last: int) -> Target:
 
 
 def class_logits(output: Any) -> Tensor:
-    """The (N, classes) logits in what a classifier returned, in float32 or, for a float64 model, float64."""
-    if isinstance(output, Mapping):
-        logits = output.get("logits")
-    elif isinstance(output, Tensor):
-        logits = output
-    else:
-        logits = getattr(output, "logits", None)
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        got = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    """The (N, classes) logits in what a classifier returned, in float32 or, for a float64 model, float64.
+
+    They are what it returned, its part `logits` or `logits_per_image`, or the only part of that shape.
+    """
+    parts = {path: each for path, each in nested.leaves(output) if each.is_floating_point()}
+    if not parts and isinstance(named := getattr(output, "logits", None), Tensor):  # of a container of another kind
+        parts = {"logits": named}
+    logits = next((parts[name] for name in ("", "logits", "logits_per_image") if name in parts), None)
+    if logits is None:
+        flat = [each for each in parts.values() if each.ndim == 2]
+        logits = flat[0] if len(flat) == 1 else None
+    if logits is None or logits.ndim != 2:
+        shapes = {f"{path!r} " * bool(path) + str(tuple(each.shape)) for path, each in parts.items()}
+        got = f"{type(output).__name__} of {', '.join(sorted(shapes)) or 'no floating-point tensor'}"
         raise TargetError(
-            f"the model returned {got}; class scores are read from a (N, classes) tensor, or from `.logits` or "
-            "['logits'] of that shape. Wrap the model so that it returns one"
+            f"the model returned a {got}; class scores are read from a (N, classes) tensor, or the part of that shape. "
+            "For other outputs there are targets in tp.targets: Pixels for a segmentation, Box for a detector, "
+            "Similarity for an embedding, Output for a regression, Computed for any function"
         )
     return logits if logits.dtype == torch.float64 else logits.float()
 

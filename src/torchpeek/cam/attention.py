@@ -1,0 +1,161 @@
+"""Methods that need attention weights: how the tokens attended to each other, layer after layer.
+
+Throughout, A is one layer's attention (N, heads, T, T), whose row i says what token i is made of, and g the gradients
+(N, K, heads, T, T) of the K scores. Skip connections and values are not in it. Of a model that mixes its heads after
+the softmax (talking heads), A is what the softmax returned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal, Protocol, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from torchpeek.cam.method import cam_method
+from torchpeek.engine.attention import Attention
+from torchpeek.errors import OptionError
+
+Heads: TypeAlias = Literal["mean", "min", "max"]
+
+
+class Tokens(Protocol):
+    """Which of the T tokens are the grid's: `prefix` others come first, then the grid's, then `suffix` others."""
+
+    @property
+    def prefix(self) -> int: ...
+    @property
+    def grid(self) -> tuple[int, ...]: ...
+    @property
+    def suffix(self) -> int: ...
+
+
+class AttentionTrace(Protocol):
+    """What these methods read of a trace."""
+
+    @property
+    def attentions(self) -> Sequence[Attention]:
+        """In the order of the pass."""
+
+    @property
+    def attention_gradients(self) -> Sequence[Tensor]:
+        """(N, K, heads, T, T) for each: of the scores."""
+
+    @property
+    def layerwise_attention_gradients(self) -> Iterable[Tensor]:
+        """(N, K, heads, T, T) for each: of the scores that its own block's tokens would get."""
+
+    @property
+    def tokens(self) -> Tokens: ...
+
+    @property
+    def reads_prefix(self) -> bool:
+        """Whether the scores read the first token of the prefix (the class token), and not the grid's mean."""
+
+
+@cam_method("rollout", needs="attention", layers="all", paper="arXiv:2005.00928")
+def rollout(trace: AttentionTrace, *, heads: Heads = "mean") -> Tensor:
+    """How much of each position arrives at the class token, if attention were all that mixes tokens (section 3).
+
+    The product over the layers of A/2 + I/2, later layers on the left; A the mean over the heads, or their minimum or
+    maximum, after which each row is scaled to sum to 1. Without a class token the mean over the rows of the grid. The
+    scores do not matter.
+    """
+    if heads not in get_args(Heads):
+        raise OptionError(f"option heads is {heads!r}; allowed: {', '.join(map(repr, get_args(Heads)))}")
+    layers = [mixed(each.weights, heads) for each in trace.attentions]
+    return on_grid(row_of_product(reading_row(trace, layers[0]), layers), trace.tokens).unsqueeze(1)
+
+
+@cam_method(
+    "legrad",
+    needs="attention",
+    layers="all",
+    passes="1 forward through the head and 1 backward through one block for each block",
+    paper="arXiv:2404.03214",
+)
+def legrad(trace: AttentionTrace) -> Tensor:
+    """Positive gradients of each layer's own score with respect to its attention, averaged (section 3).
+
+    The score s^l is what the head would say of the tokens as they are after block l. The mean is over the heads, the
+    query tokens and all layers; the authors' code takes the last two, unless told otherwise. Their scaling to [0, 1] is
+    left to `.unit()`. A head that pools by attention is a part of the score: its own attention is not read.
+    """
+    layers = [g.clamp(min=0).mean(dim=(2, 3)) for g in trace.layerwise_attention_gradients]  # each (N, K, T)
+    return on_grid(torch.stack(layers).mean(dim=0), trace.tokens)
+
+
+@cam_method(
+    "transformer-attribution",
+    needs="attention",
+    layers="all",
+    passes="1 backward through all layers",
+    paper="arXiv:2103.15679",
+)
+def transformer_attribution(trace: AttentionTrace) -> Tensor:
+    """Positive parts of gradient times attention, rolled out over the layers (eqs. 5 and 6).
+
+    R starts as I, and every layer adds E(A g)+ R to it, E the mean over the heads; the map is the class token's row of
+    R - I, or without a class token the mean over the rows of the grid. This is the rule of the authors' second paper
+    for self-attention. Their first (arXiv:2012.09838) has relevance by LRP in place of A, which is not computed here.
+    """
+    layers = [
+        positive_product(each.weights, g) for each, g in zip(trace.attentions, trace.attention_gradients, strict=True)
+    ]
+    start = reading_row(trace, layers[0])
+    row = start.expand(*layers[0].shape[:-1])
+    for layer in reversed(layers):
+        row = row + times(row, layer)  # row (I + layer)
+    return on_grid(row - start, trace.tokens)
+
+
+def mixed(weights: Tensor, heads: Heads) -> Tensor:
+    """(N, heads, T, T) -> (N, T, T): half of one map for all the heads, half of the identity, rows that sum to 1."""
+    weights = _at_least_float32(weights)
+    fused = weights.mean(1) if heads == "mean" else weights.amin(1) if heads == "min" else weights.amax(1)
+    half = 0.5 * fused + 0.5 * torch.eye(fused.shape[-1], dtype=fused.dtype, device=fused.device)
+    return half / half.sum(-1, keepdim=True)
+
+
+def positive_product(weights: Tensor, gradient: Tensor) -> Tensor:
+    """(N, heads, T, T) and (N, K, heads, T, T) -> (N, K, T, T): the mean over the heads of the positive products."""
+    return (_at_least_float32(weights).unsqueeze(1) * gradient).clamp(min=0).mean(dim=2)
+
+
+def row_of_product(row: Tensor, layers: Sequence[Tensor]) -> Tensor:
+    """(T,) and matrices (..., T, T), the first layer first -> (..., T): row times last layer times ... times first.
+
+    Row by row from the left: the product of the matrices, which costs T times as much, is never made.
+    """
+    row = row.expand(*layers[0].shape[:-1])
+    for layer in reversed(layers):
+        row = times(row, layer)
+    return row
+
+
+def times(row: Tensor, layer: Tensor) -> Tensor:
+    """(..., T) times (..., T, T)."""
+    return (row.unsqueeze(-2) @ layer).squeeze(-2)
+
+
+def reading_row(trace: AttentionTrace, like: Tensor) -> Tensor:
+    """(T,): with what weight the score reads each token: the class token alone, or the grid's tokens all alike."""
+    row = like.new_zeros(like.shape[-1])
+    prefix, count = trace.tokens.prefix, math.prod(trace.tokens.grid)
+    if trace.reads_prefix:
+        row[0] = 1
+    else:
+        row[prefix : prefix + count] = 1 / count
+    return row
+
+
+def on_grid(row: Tensor, tokens: Tokens) -> Tensor:
+    """(..., T) -> (..., *grid)."""
+    of_grid = row.narrow(-1, tokens.prefix, math.prod(tokens.grid))
+    return of_grid.reshape(*row.shape[:-1], *tokens.grid)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -1,0 +1,491 @@
+"""Attention weights, seen where a model makes them and made where it does not, in one pass."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, TracebackType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from torchpeek.errors import GradUnavailable, MethodNotApplicable, NotConnected
+from torchpeek.hooks import attached, let_interrupts_through, nested, uninterrupted
+
+# One batched VJP keeps this much of the attention's gradients at once, at most; the classes go through in chunks.
+_VJP_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Returned:
+    """What a block returned: copies of its tensors, and where the graph behind its tokens begins."""
+
+    value: Any  # as the block returned it, a tensor or a container, without a graph
+    path: str  # of the tokens in `value`; "" where it is the tensor itself
+    edge: GradientEdge | None
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """How the tokens attended to each other in one call.
+
+    `weights` are what the softmax returned: a model that mixes the heads afterwards (talking heads), or drops some,
+    multiplies the values with something else. `handle` is where their gradient is asked for, and may have heads and
+    samples in one axis, (N*heads, T, T); None where the pass kept no graph.
+    """
+
+    layer: str  # the innermost module that was running
+    block: str  # the outermost module that holds this attention of the tokens and no other, and returns the tokens
+    weights: Tensor  # (N, heads, T, T), rows are queries; each row sums to 1, or to 0 where all of it is masked
+    handle: Tensor | GradientEdge | None
+    after: Returned | None  # what the block returned; None where the pass kept no graph
+
+
+class AttentionRecorder:
+    """Inside the block the model makes its attention weights, and they are kept; with `gradients`, in the graph.
+
+    `with recorder: run(model, inputs)`, then `recorder.found(N)`. Seen are scaled_dot_product_attention,
+    nn.MultiheadAttention and a softmax over the last axis of what is square, in the thread that entered, eagerly run.
+    The fast paths of torch's transformer layers are off meanwhile. The graph starts at the first attention weights:
+    nothing before them is recorded, and gradients are on from there until the block ends. Use it once.
+    """
+
+    def __init__(self, gradients: bool, model: nn.Module) -> None:
+        self._gradients = gradients
+        self._model = model
+        self._seen: list[_Seen] = []
+        self._others = Counter[str]()
+        self._calls: list[_Call] = []  # under way, the innermost last
+        self._thread = threading.get_ident()
+        self._exits = ExitStack()
+
+    def __enter__(self) -> AttentionRecorder:
+        self._thread = threading.get_ident()
+        with ExitStack() as entered:
+            entered.enter_context(uninterrupted())
+            entered.callback(torch.set_grad_enabled, torch.is_grad_enabled())
+            hooked = [(name, module) for name, module in self._model.named_modules() if _takes_hooks(module)]
+            entered.enter_context(
+                attached(
+                    called=[(module, partial(self._called, name)) for name, module in hooked],
+                    ended=[(module, self._ended) for _, module in hooked],
+                )
+            )
+            entered.enter_context(_watched(_Watch(self._attended, self._passed_by)))
+            self._exits = entered.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._calls.clear()
+        self._exits.close()
+
+    def found(self, count: int) -> list[Attention]:
+        """The attention of all tokens to each other, in the order of the pass, for a batch of `count` samples.
+
+        Raises MethodNotApplicable where there is none, or where it is not all that moves information between tokens:
+        attention inside windows, in several branches, or among fewer tokens later on. Left out is attention among more
+        tokens in earlier stages, between channels, and from other queries (a class token of its own, a pooling head).
+        Where a model has samples and heads in one axis, (N*heads, T, T), samples are taken to come first, as torch and
+        transformers have it.
+        """
+        of_tokens = [seen for seen in self._seen if seen.batch == count and seen.block is not None]
+        windows = sum(seen.batch not in (count, None) for seen in self._seen) + self._others["groups"]
+        if not windows and (unclear := [seen for seen in self._seen if seen.among_tokens and seen.block is None]):
+            raise MethodNotApplicable(
+                f"attention in {unclear[0].layer!r} of {self._named} is made of several softmaxes, so that none of "
+                f"them is what the tokens attend with. {_INSTEAD}"
+            )
+        if windows or not of_tokens:
+            raise MethodNotApplicable(self._why_none(len(of_tokens), windows))
+        size = Counter(seen.size for seen in of_tokens).most_common(1)[0][0]
+        chosen = [seen for seen in of_tokens if seen.size == size]
+        if others := [seen for seen in of_tokens[of_tokens.index(chosen[0]) :] if seen.size != size]:
+            raise MethodNotApplicable(
+                f"most attention of {self._named} is among {size} tokens, but that in {others[-1].layer!r}, not before "
+                f"it, among {others[-1].size}: the tokens are merged on the way or run in several branches, of which "
+                f"attention says nothing. {_INSTEAD}"
+            )
+        return [
+            Attention(seen.layer, seen.block or "", seen.weights.view(count, -1, size, size), seen.handle, seen.after)
+            for seen in chosen
+        ]
+
+    @property
+    def _named(self) -> str:
+        return type(self._model).__name__
+
+    def _why_none(self, of_tokens: int, windows: int) -> str:
+        channels = len(self._seen) + self._others["groups"] - of_tokens - windows
+        kinds = {
+            "among all tokens": of_tokens,
+            "inside windows or groups of tokens": windows,
+            "between channels, or something else that is no token of a layer's output": channels,
+            "from other queries than the tokens (cross-attention, pooled keys)": self._others["cross"],
+        }
+        if any(kinds.values()):
+            listed = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
+            return (
+                f"attention methods need a model whose tokens all attend to each other; {self._named} has other "
+                f"attention. By calls: {listed}. {_INSTEAD}"
+            )
+        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in self._model.modules())
+        return (
+            f"no attention was seen in {self._named}; seen are scaled_dot_product_attention, nn.MultiheadAttention and "
+            "a softmax over the last axis of (N, heads, T, T), also inside them"
+            + (", but not in scripted parts, which this model has" if scripted else "")
+            + ". A fused kernel of another kind (flash_attn, xformers, flex_attention), a compiled function and "
+            "DataParallel hide it: choose another implementation (in transformers attn_implementation='sdpa'), or a "
+            "method that needs no attention (torchpeek methods lists them)"
+        )
+
+    def _attended(self, weights: Tensor, batch: int | None, *, own: bool) -> Tensor:
+        """Keep square weights, and return those to go on with. `own`: nobody else will write into them."""
+        kept = weights.detach() if own else weights.detach().clone()
+        handle: Tensor | GradientEdge | None = None
+        if self._gradients and weights.requires_grad:
+            handle = get_gradient_edge(weights)
+        elif self._gradients:
+            torch.set_grad_enabled(True)  # for what comes after; the end of the block ends it
+            handle = leaf = kept.detach().requires_grad_()
+            weights = leaf.clone()  # not the leaf itself: what comes next may write into it
+        seen = _Seen(self._calls[-1].name if self._calls else "", kept, handle, batch)
+        self._seen.append(seen)
+        for call in self._calls:
+            call.seen.append(seen)
+        return weights
+
+    def _passed_by(self, kind: str) -> None:
+        self._others[kind] += 1
+
+    def _called(self, name: str, module: nn.Module, args: Any, kwargs: Any = None) -> None:
+        if threading.get_ident() == self._thread:
+            self._calls.append(_Call(name, module, []))
+
+    def _ended(self, module: nn.Module, args: Any, output: Any) -> None:
+        if threading.get_ident() != self._thread or not any(call.module is module for call in self._calls):
+            return
+        while (call := self._calls.pop()).module is not module:
+            pass  # ended by an error that the model caught
+        sizes = Counter(seen.size for seen in call.seen)
+        for seen in call.seen:
+            alone = sizes[seen.size] == 1
+            if (seen.among_tokens and not alone) or (place := _tokens(output, seen)) is None:
+                continue
+            seen.among_tokens = True
+            path, seen.batch = place
+            if alone:
+                seen.block = call.name
+                seen.after = _returned(output, path) if self._gradients else None
+
+
+_INSTEAD = "Choose a method that needs no attention (torchpeek methods lists them)"
+
+
+@dataclass(eq=False)
+class _Seen:
+    layer: str
+    weights: Tensor  # (N, heads, T, T) or (N*heads, T, T)
+    handle: Tensor | GradientEdge | None
+    batch: int | None  # of samples; None where it is not known yet
+    among_tokens: bool = False  # whether a module around it returned as many tokens
+    block: str | None = None
+    after: Returned | None = None
+
+    @property
+    def size(self) -> int:
+        return self.weights.shape[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """A call of a module that is under way, and the attention in it so far."""
+
+    name: str
+    module: nn.Module
+    seen: list[_Seen]
+
+
+def attention_gradients(scores: Tensor, attentions: Sequence[Attention]) -> list[Tensor]:
+    """For each attention the gradients (N, K, heads, T, T) of the scores (N, K), by one batched VJP, >= float32.
+
+    Samples do not mix in eval mode, so one backward pass serves the batch. Raises GradUnavailable where the pass kept
+    no graph, NotConnected where no score depends on one of them.
+    """
+    handles = [_handle(each) for each in attentions]
+    found = _of_scores(scores, handles, sum(each.weights.nbytes for each in attentions))
+    made = [_by_heads(gradient, each) for gradient, each in zip(found, attentions, strict=True) if gradient is not None]
+    if len(made) < len(attentions):
+        pairs = zip(attentions, found, strict=True)
+        raise NotConnected(_not_connected([each.layer for each, gradient in pairs if gradient is None]))
+    return made
+
+
+def layerwise_attention_gradients(score: Callable[[Any], Tensor], attentions: Sequence[Attention]) -> Iterator[Tensor]:
+    """For each attention the gradients (N, K, heads, T, T) of its own block's scores s^l; arXiv:2404.03214, section 3.
+
+    `score` is what comes after the last block: from what a block returned (its tokens with a graph) to scores (N, K).
+    One layer at a time, each by a batched VJP through its own block only. Raises GradUnavailable and NotConnected.
+    """
+    for each in attentions:
+        handle, after = _handle(each), each.after
+        if after is None or after.edge is None:
+            raise GradUnavailable(
+                f"the output of {each.block!r} is not in the graph: it runs under torch.no_grad() or inference_mode(). "
+                "Choose a method that needs no gradients"
+            )
+        # From a copy: what comes after the block may have written into what it returned.
+        leaf = nested.at(after.value, after.path).detach().clone().requires_grad_()
+        with torch.enable_grad():
+            scores = score(nested.mapped(after.value, partial(_leaf_or_copy, after.path, leaf)))  # (N, K)
+        (vectors,) = _of_scores(scores, [leaf], leaf.nbytes)  # (K, N, T, C)
+        gradient = None if vectors is None else _pulled_back(after.edge, [handle], vectors, each.weights.nbytes)[0]
+        if gradient is None:
+            raise NotConnected(_not_connected([each.layer]))
+        yield _by_heads(gradient, each)
+
+
+def _leaf_or_copy(tokens: str, leaf: Tensor, path: str, tensor: Tensor) -> Tensor:
+    return leaf.clone() if path == tokens else tensor.clone()
+
+
+def _handle(attention: Attention) -> Tensor | GradientEdge:
+    if attention.handle is None:
+        raise GradUnavailable("this trace was made with gradients=False; make it again without that")
+    return attention.handle
+
+
+def _by_heads(gradient: Tensor, attention: Attention) -> Tensor:
+    """(K, N, heads, T, T) or (K, N*heads, T, T) -> (N, K, heads, T, T)."""
+    by_heads = gradient.reshape(len(gradient), *attention.weights.shape).movedim(0, 1)
+    return by_heads if by_heads.dtype == torch.float64 else by_heads.float()
+
+
+def _of_scores(scores: Tensor, handles: Sequence[Tensor | GradientEdge], size: int) -> list[Tensor | None]:
+    """For each handle (K, *its shape): the gradient of the sum over N of score k."""
+    if not scores.requires_grad:
+        return [None] * len(handles)
+    select_each = torch.eye(scores.shape[1], dtype=scores.dtype, device=scores.device)  # (K, K)
+    return _pulled_back(scores, handles, select_each.unsqueeze(1).expand(-1, len(scores), -1), size)
+
+
+def _pulled_back(
+    root: Tensor | GradientEdge, handles: Sequence[Tensor | GradientEdge], vectors: Tensor, size: int
+) -> list[Tensor | None]:
+    """(K, *root) -> for each handle (K, *its shape), or None where nothing leads there. `size`: bytes for one of K."""
+
+    def back(vector: Tensor, *, batched: bool) -> tuple[Tensor | None, ...]:
+        roots: Any = [root]  # tensors and edges, which torch takes, but not its types
+        to: Any = handles
+        found: tuple[Tensor | None, ...] = torch.autograd.grad(
+            roots, to, [vector], retain_graph=True, allow_unused=True, is_grads_batched=batched
+        )
+        return found
+
+    step = max(1, _VJP_BYTES // max(1, size))
+    parts: list[tuple[Tensor | None, ...]] = []
+    for start in range(0, len(vectors), step):
+        # Here, and not in torch's vmap, which an interrupt leaves half entered for the rest of the process.
+        let_interrupts_through()
+        chunk = vectors[start : start + step]
+        if len(chunk) > 1:
+            try:
+                parts.append(back(chunk, batched=True))
+                continue
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:
+                pass  # some operations have no batched backward; one at a time is the reference anyway
+        try:
+            one_by_one = [back(vector, batched=False) for vector in chunk]
+        except RuntimeError as error:
+            if "heckpoint" not in f"{type(error).__name__} {error}":
+                raise
+            raise GradUnavailable(
+                "the way back meets a checkpointed part of the model, which cannot be run once more with its attention "
+                "weights: turn checkpointing off for the while"
+            ) from error
+        parts.append(tuple(_joined(each, torch.stack) for each in zip(*one_by_one, strict=True)))
+    return [_joined(each, torch.cat) for each in zip(*parts, strict=True)]
+
+
+def _joined(gradients: Sequence[Tensor | None], join: Callable[[list[Tensor]], Tensor]) -> Tensor | None:
+    made = [gradient for gradient in gradients if gradient is not None]
+    return join(made) if len(made) == len(gradients) else None
+
+
+def _not_connected(layers: list[str]) -> str:
+    named = ", ".join(map(repr, layers))
+    return (
+        f"the score does not depend on the attention in {named}: no gradient flows back to it. Either the model does "
+        "not use it for this score, or it detaches it, or runs a part under torch.no_grad() or inference_mode(). "
+        "Choose a method that needs no gradients"
+    )
+
+
+def _takes_hooks(module: nn.Module) -> bool:
+    return not isinstance(module, torch.jit.ScriptModule)
+
+
+def _returned(output: Any, path: str) -> Returned:
+    tokens = nested.at(output, path)
+    edge = get_gradient_edge(tokens) if tokens.requires_grad else None
+    return Returned(nested.mapped(output, lambda _, tensor: tensor.detach().clone()), path, edge)
+
+
+def _tokens(output: Any, seen: _Seen) -> tuple[str, int] | None:
+    """Path of the tensor in a module's output whose positions are those that attended, and its samples, or None."""
+    for path, tensor in nested.leaves(output):
+        if tensor.is_floating_point() and (batch := _samples(tensor.shape, seen)) is not None:
+            return path, batch
+    return None
+
+
+def _samples(shape: torch.Size, seen: _Seen) -> int | None:
+    """N, if the shape is (N, T, C), (T, N, C), or (N, *grid, C) or (N, C, *grid) with T positions; else None."""
+    if len(shape) < 3 or 0 in shape:
+        return None
+
+    def fits(count: int) -> bool:
+        return count == seen.batch if seen.batch is not None else len(seen.weights) % count == 0
+
+    # Not (N, C, T): where channels attend to each other in one head, (N, T, C) would look like it.
+    along = [math.prod(shape[1:-1]), *([math.prod(shape[2:])] if len(shape) > 3 else [])]
+    if seen.size in along and fits(shape[0]):
+        return shape[0]
+    return shape[1] if len(shape) == 3 and shape[0] == seen.size and fits(shape[1]) else None
+
+
+# Bound at import: whoever replaces these in torch's module hides them from us and from torch alike.
+_FUSED = F.scaled_dot_product_attention
+_MULTI_HEAD = F.multi_head_attention_forward
+_SOFTMAX = (torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax)
+
+
+class _Watch(TorchFunctionMode):
+    """Attention as the calling thread runs it: weights made and handed out where it is fused, handed out elsewhere."""
+
+    def __init__(self, attended: Callable[..., Tensor], passed_by: Callable[[str], None]) -> None:
+        super().__init__()
+        self._attended = attended
+        self._passed_by = passed_by
+        self._batch: int | None = None  # of the nn.MultiheadAttention that is running
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is _MULTI_HEAD:
+            return self._multi_head(args, kwargs)
+        if func == _FUSED:
+            return self._fused(*args, **kwargs)
+        made = func(*args, **kwargs)
+        if func in _SOFTMAX and "out" not in kwargs:
+            axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            return self._softmax(made, axis)
+        return made
+
+    def _softmax(self, made: Tensor, axis: object) -> Tensor:
+        if made.ndim < 3 or axis not in (-1, made.ndim - 1) or made.layout != torch.strided or made.is_nested:
+            return made
+        queries, keys = made.shape[-2:]
+        if queries != keys or keys < 2:
+            if made.ndim > 3:
+                self._passed_by("cross")
+            return made
+        if made.ndim > 4:
+            self._passed_by("groups")
+            return made
+        return self._attended(made, len(made) if made.ndim == 4 else self._batch, own=False)
+
+    def _fused(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        usual = partial(_FUSED, query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        if query.is_nested or query.ndim < 3 or (is_causal and attn_mask is not None):
+            return usual()
+        if query.shape[-2] != key.shape[-2] or query.ndim > 4 or query.shape[-2] < 2:
+            self._passed_by("cross" if query.shape[-2] != key.shape[-2] or query.shape[-2] < 2 else "groups")
+            return usual()
+        kind = query.device.type
+        if torch.is_autocast_enabled(kind) and query.dtype != torch.float64:  # which casts what this function is given
+            query, key, value = (each.to(torch.get_autocast_dtype(kind)) for each in (query, key, value))
+        if enable_gqa:
+            key, value = (each.repeat_interleave(query.shape[-3] // each.shape[-3], dim=-3) for each in (key, value))
+        with torch.autocast(kind, enabled=False):
+            weights = _weights(query, key, attn_mask, is_causal, scale)
+            batch = len(weights) if weights.ndim == 4 else None
+            weights = self._attended(weights, batch, own=True)
+            made = F.dropout(weights, dropout_p) @ value.to(weights.dtype)  # the model's own p, also in eval mode
+            made = made.to(value.dtype)
+        # In memory as the fused kernels have it, (N, T, heads, C): a model may rely on that for a view.
+        return made.transpose(1, 2).contiguous().transpose(1, 2) if made.ndim == 4 else made
+
+    def _multi_head(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """torch's own function, which hides its inside from a mode, run so that it does not."""
+        query: Tensor = args[0]
+        before, self._batch = self._batch, query.shape[1] if query.ndim == 3 else 1
+        # A copy with other globals: without its question whether somebody overrides it, it runs on, and its inside is
+        # asked the same. Nothing that another thread could see is changed.
+        own = {**_MULTI_HEAD.__globals__, "has_torch_function": lambda tensors: False}
+        inside = FunctionType(_MULTI_HEAD.__code__, own, _MULTI_HEAD.__name__, _MULTI_HEAD.__defaults__)
+        inside.__kwdefaults__ = _MULTI_HEAD.__kwdefaults__
+        try:
+            with self:
+                return inside(*args, **kwargs)
+        finally:
+            self._batch = before
+
+
+def _weights(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
+    """softmax(q k^T scale + mask), (..., T, T), as scaled_dot_product_attention documents it; >= float32.
+
+    A mask of bools says who takes part. A query that may attend to nothing gets zeros.
+    """
+    if query.dtype in (torch.float16, torch.bfloat16):  # the fused kernels, too, sum up in float32
+        query, key = query.float(), key.float()
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
+    if is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is None:
+        return scores.softmax(dim=-1)
+    added = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    nothing = (added == -math.inf).all(dim=-1, keepdim=True)
+    return added.masked_fill(nothing, 0).softmax(dim=-1).masked_fill(nothing, 0)
+
+
+@contextmanager
+def _watched(watch: TorchFunctionMode) -> Iterator[None]:
+    """In this mode; on exit the thread's modes are those of the start, also if an interrupt came amid torch's own."""
+    before = _modes()
+    torch._C._push_on_torch_function_stack(watch)
+    try:
+        yield
+    finally:
+        for _ in _modes():
+            torch._C._pop_torch_function_stack()
+        for mode in before:
+            torch._C._push_on_torch_function_stack(mode)
+
+
+def _modes() -> list[Any]:
+    return [torch._C._get_function_stack_at(place) for place in range(torch._C._len_torch_function_stack())]

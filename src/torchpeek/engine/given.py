@@ -1,0 +1,160 @@
+"""What a model is called with: a picture for each sample, and whatever else it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchpeek.engine.targets.neurons import Observable
+from torchpeek.errors import InputError
+from torchpeek.hooks import nested
+
+
+@dataclass(frozen=True, eq=False)
+class Arguments:
+    """A call of a model that takes more than one tensor: `model(*args, **kwargs)`.
+
+    `picture` is the path of the tensor (N, C, *grid) that heatmaps are laid over and that methods change, such as "0"
+    or "pixel_values"; left out, it is the first floating-point one that has a grid. Every other tensor whose first axis
+    is N goes with the samples, except those at the paths in `shared`, which are the same for all of them, such as the
+    texts that every picture is compared with.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    picture: str | None = None
+    shared: Sequence[str] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """A call of a model for N samples: the picture apart from the rest, so that it can be changed."""
+
+    picture: Tensor  # (N, C, *grid)
+    call: tuple[tuple[Any, ...], dict[str, Any]] = field(default_factory=lambda: ((None,), {}))
+    path: str = "0.0"  # of the picture in the call
+    by_sample: frozenset[str] = frozenset()  # the paths of what else goes with the samples
+    observed: Observable = field(default_factory=dict)  # layers whose outputs are part of the answer
+    listed: bool = False  # whether the model takes a list of pictures (C, H, W), as torchvision's detectors do
+
+    def __len__(self) -> int:
+        return len(self.picture)
+
+    @property
+    def size(self) -> torch.Size:
+        """The picture's own axes, (H, W)."""
+        return self.picture.shape[2:]
+
+    @property
+    def plain(self) -> bool:
+        """Whether the picture is all there is, and goes in as it is."""
+        return self.path == "0.0" and not self.listed and len(self.call[0]) == 1 and not self.call[1]
+
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the model is called with."""
+        picture: Any = list(self.picture) if self.listed else self.picture
+        if self.plain or self.listed:
+            return (picture,), {}
+        args, kwargs = nested.with_part(self.call, self.path, picture)
+        return tuple(args), dict(kwargs)
+
+    def of(self, rows: Tensor, picture: Tensor | None = None) -> Given:
+        """The same call for other samples: entry i has everything of sample rows[i], and another picture if given."""
+        if picture is None:
+            picture = self.picture[rows.to(self.picture.device)]
+        if not self.by_sample:
+            return replace(self, picture=picture)
+
+        def part(path: str, tensor: Tensor) -> Tensor:
+            return tensor[rows.to(tensor.device)] if path in self.by_sample else tensor
+
+        return replace(self, picture=picture, call=nested.mapped(self.call, part))
+
+    def changed(self, picture: Tensor) -> Given:
+        """The same call with another picture for each of its samples."""
+        return replace(self, picture=picture)
+
+    def copied(self) -> Given:
+        """With copies of all tensors, without a graph behind them: nobody else writes into what is kept."""
+        copies = nested.mapped(self.call, lambda path, tensor: tensor.detach().clone())
+        return replace(self, picture=self.picture.detach().clone(), call=copies)
+
+    def handed(self, picture: Tensor | None = None) -> Given:
+        """For one pass: the model may write into what it is given, so everything besides `picture` is a copy."""
+        copies = nested.mapped(self.call, lambda path, tensor: tensor.clone()) if not self.plain else self.call
+        return replace(self, picture=self.picture.clone() if picture is None else picture, call=copies)
+
+
+def as_given(model: nn.Module, inputs: object) -> Given:
+    """The call that is meant by a tensor (N, C, *grid), a dict of keyword arguments, or Arguments.
+
+    For a model that takes a list of pictures, as torchvision's detectors do, the tensor may be one picture (C, H, W).
+    Raises InputError.
+    """
+    if isinstance(inputs, Given):
+        return inputs
+    if isinstance(inputs, Tensor):
+        listed = takes_a_list(model)
+        if listed and inputs.ndim == 3:
+            inputs = inputs.unsqueeze(0)
+        check_inputs(inputs)
+        return Given(inputs, listed=listed)
+    if isinstance(inputs, Mapping):
+        inputs = Arguments(kwargs=inputs)
+    if not isinstance(inputs, Arguments):
+        check_inputs(inputs)  # which says what it may be
+        raise AssertionError
+    call = (tuple(inputs.args), dict(inputs.kwargs))
+    tensors = {_said(path): (path, each) for path, each in nested.leaves(call)}
+    name = _picture(tensors, inputs.picture)
+    path, picture = tensors[name]
+    check_inputs(picture)
+    for given in inputs.shared:
+        if given not in tensors:
+            raise InputError(f"shared names {given!r}; there are tensors at {', '.join(map(repr, tensors))}")
+    rest = {
+        each
+        for said, (each, tensor) in tensors.items()
+        if said != name and said not in inputs.shared and tensor.ndim and len(tensor) == len(picture)
+    }
+    return Given(picture, call, path, frozenset(rest))
+
+
+def takes_a_list(model: nn.Module) -> bool:
+    """Whether the model takes a list of pictures (C, H, W) in place of a batch, and scales and pads them itself."""
+    return type(getattr(model, "transform", None)).__name__ == "GeneralizedRCNNTransform"
+
+
+def _picture(tensors: Mapping[str, tuple[str, Tensor]], asked: str | None) -> str:
+    listed = ", ".join(f"{name!r} {tuple(tensor.shape)}" for name, (_, tensor) in tensors.items()) or "none"
+    if asked is not None:
+        if asked not in tensors:
+            raise InputError(f"picture is {asked!r}; the call has tensors at: {listed}")
+        return asked
+    for least in (3, 2):
+        for name, (_, tensor) in tensors.items():
+            if tensor.is_floating_point() and tensor.ndim >= least:
+                return name
+    raise InputError(
+        f"no picture among the model's arguments: none is a floating-point tensor (N, C, *grid). There are: {listed}"
+    )
+
+
+def _said(path: str) -> str:
+    """How a user names an argument: its position or its keyword, and what is inside it."""
+    return path.partition(".")[2]
+
+
+def check_inputs(inputs: object) -> None:
+    """Raise InputError unless `inputs` is a batch of at least one sample."""
+    if not isinstance(inputs, Tensor):
+        raise InputError(
+            f"inputs is a {type(inputs).__name__}; a model is given a tensor (N, C, *grid), a dict of its keyword "
+            "arguments, or tp.Arguments. With a LoadedModel, a Picture, a path or a PIL image works, too"
+        )
+    if inputs.ndim < 2 or 0 in inputs.shape:
+        raise InputError(f"inputs has shape {tuple(inputs.shape)}; allowed: (N, C, *grid) with at least one sample")

@@ -1,0 +1,133 @@
+"""Questions about what a layer inside the model says."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchpeek.engine.layouts import Layout
+from torchpeek.errors import NotFired, TargetError
+from torchpeek.hooks import attached
+
+Observable = Mapping[str, tuple[nn.Module, Layout | None]]
+"""Name -> the layer, and how it is to be read; None where it has no grid."""
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """What a model returned, and what some of its layers did in that pass."""
+
+    output: Any
+    layers: Mapping[str, Tensor]  # (N, C, *grid), or as the layer returned it where it has no grid
+
+
+@contextmanager
+def observing(layers: Observable) -> Iterator[dict[str, Tensor]]:
+    """Inside, the dict is filled with what the layers return in this thread."""
+    seen: dict[str, Tensor] = {}
+    thread = threading.get_ident()
+
+    def keep(name: str, layout: Layout | None, module: nn.Module, args: Any, output: Any) -> None:
+        if threading.get_ident() == thread:
+            # A copy, as what runs next may write into it.
+            found = output if layout is None else layout.to_grid(layout.taken(output))
+            seen[name] = found.clone() if isinstance(found, Tensor) else found
+
+    with attached([(module, partial(keep, name, layout)) for name, (module, layout) in layers.items()]):
+        yield seen
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronScores:
+    """What fixed channels of a layer say: at one position of its grid, or their means over it."""
+
+    labels: Tensor  # (N, K), int64: the channels
+    layer: str
+    position: tuple[int, ...] | None = None
+    noun: str = "channel"
+
+    @property
+    def kind(self) -> str:
+        """What a score is, for a heatmap's provenance."""
+        where = "mean" if self.position is None else f"at {', '.join(map(str, self.position))}"
+        return f"channel of {self.layer!r}, {where}"
+
+    def __call__(self, output: Any, rows: Tensor) -> Tensor:
+        values = _channels(output, self.layer)  # (n, C, *grid)
+        if self.position is not None:
+            for at in self.position:
+                values = values.select(2, at)
+        found = values.flatten(2).mean(2) if values.ndim > 2 else values  # (n, C)
+        return found.gather(1, self.labels.to(found.device)[rows.to(found.device)])
+
+    def select(self, rows: slice | Tensor, columns: slice) -> NeuronScores:
+        return replace(self, labels=self.labels[rows][:, columns])
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """Channels of any layer: what they say at one `position` of the layer's grid, or, left out, on average over it.
+
+    For a layer that returns (N, D) a channel is one of the D. It is to come after the layer that is looked at.
+    """
+
+    layer: str
+    channel: int | Sequence[int] = 0
+    position: tuple[int, ...] | None = None
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """The layers whose outputs the question reads."""
+        return (self.layer,)
+
+    def bind(self, output: Any) -> NeuronScores:
+        values = _channels(output, self.layer).detach()
+        given = [self.channel] if isinstance(self.channel, int) else list(self.channel)
+        if not given or not all(isinstance(each, int) and not isinstance(each, bool) for each in given):
+            raise TargetError(f"Neuron(channel={self.channel!r}): give the index of a channel, or a list of these")
+        if wrong := [each for each in given if not 0 <= each < values.shape[1]]:
+            raise TargetError(f"no channel {wrong[0]}: layer {self.layer!r} has {values.shape[1]}, counted from 0")
+        grid = tuple(values.shape[2:])
+        if self.position is not None and (
+            len(self.position) != len(grid)
+            or any(not 0 <= at < size for at, size in zip(self.position, grid, strict=True))
+        ):
+            raise TargetError(
+                f"position {self.position!r}: layer {self.layer!r} has a grid of {' x '.join(map(str, grid)) or 'none'}"
+            )
+        labels = torch.tensor([given], device=values.device).expand(len(values), -1)
+        return NeuronScores(labels, self.layer, self.position)
+
+
+def layers_read(target: object) -> Sequence[str]:
+    """The layers inside the model that a target asks about."""
+    found: Sequence[str] = getattr(target, "layers", ())
+    return found
+
+
+def answer(target: object, output: Any) -> Any:
+    """What of a pass a target reads: what the model returned, unless it asks about layers."""
+    return output.output if isinstance(output, Observed) and not layers_read(target) else output
+
+
+def _channels(output: Any, layer: str) -> Tensor:
+    """(N, C, *grid) of an observed layer, at least float32."""
+    if not isinstance(output, Observed) or (layer not in output.layers and not output.layers):
+        raise TargetError(
+            f"Neuron({layer!r}) asks about a layer, which the pass has to keep: give it as the target of that pass, "
+            "explain(model, inputs, target=...) or trace(model, inputs, target=...)"
+        )
+    if layer not in output.layers:
+        raise NotFired(f"layer {layer!r}, which the target asks about, was not called in the pass")
+    found = output.layers[layer]
+    if not isinstance(found, Tensor) or found.ndim < 2 or not found.is_floating_point():
+        what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise TargetError(f"layer {layer!r} returned {what}; Neuron is of layers that return (N, C, *grid) or (N, D)")
+    return found if found.dtype == torch.float64 else found.float()

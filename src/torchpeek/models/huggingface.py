@@ -1,0 +1,177 @@
+"""Models of transformers, from a hub or a folder: which class they are, and what else their checkpoint says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from torchpeek.errors import ModelError, WeightsError, notify
+from torchpeek.models.checkpoint import Checkpoint
+from torchpeek.models.fetching import RANDOM, extra
+from torchpeek.models.huggingface_pictures import checkpoint_preprocess
+from torchpeek.models.huggingface_texts import TextPart
+from torchpeek.models.loaded import LoadedModel, PreprocessFunction
+from torchpeek.models.preprocess import TensorsOnly
+
+# The Auto classes that are looked through, in this order, where a config does not say which of them it is of.
+_TASKS = (
+    "ImageClassification",
+    "SemanticSegmentation",
+    "UniversalSegmentation",
+    "InstanceSegmentation",
+    "ImageSegmentation",
+    "ObjectDetection",
+    "DepthEstimation",
+    "AudioClassification",
+    "VideoClassification",
+)
+_WITHOUT_CLASSES = ("DepthEstimation",)
+# Of models that compare pictures with texts: the class of the whole, of its vision half, of its text half, and where in
+# the output of the latter the embedding is.
+_HALVES = {
+    "clip": ("CLIPModel", "CLIPVisionModelWithProjection", "CLIPTextModelWithProjection", "text_embeds"),
+    "metaclip_2": (
+        "MetaClip2Model",
+        "MetaClip2VisionModelWithProjection",
+        "MetaClip2TextModelWithProjection",
+        "text_embeds",
+    ),
+    "siglip": ("SiglipModel", "SiglipVisionModel", "SiglipTextModel", "pooler_output"),
+}
+
+
+def huggingface_model(name: str, weights: str | None, *, trust_remote_code: bool = False) -> LoadedModel:
+    """`hf:name`, a name on the hub or a folder that `save_pretrained` wrote, which is read without a network.
+
+    The module is of the class that the config's `architectures` names, if that is for pictures, spectrograms or videos;
+    AutoModel's of another; and of CLIP and SigLIP the vision half, which is called with pixel values alone. In float32,
+    whatever it was saved in. `weights` is None (the checkpoint's) or "random", which reads none. Raises ModelNotFound,
+    WeightsError, and ModelError for what transformers cannot load, or not without code of the checkpoint's own.
+    """
+    with extra("transformers", "hf"):
+        import transformers  # noqa: F401  # before anything else of it is imported
+    if weights not in (None, RANDOM):
+        raise WeightsError(
+            f"no weights {weights!r} for hf:{name}; allowed: random, a file, or none for those of the checkpoint"
+        )
+    checkpoint = Checkpoint(name, trust_remote_code)
+    config = checkpoint.config()
+    halves = _halves(config)
+    cls, task = _class_of(checkpoint, config)
+    with checkpoint.quietly():
+        module = _untrained(checkpoint, cls, config) if weights == RANDOM else _trained(checkpoint, cls, config)
+    text = None if halves is None else TextPart(checkpoint, halves[2], halves[3], untrained=weights == RANDOM)
+    return LoadedModel(
+        module.float(),
+        _preprocess(checkpoint, config, module),
+        _class_names(config) if task and task not in _WITHOUT_CLASSES else None,
+        weights=RANDOM if weights == RANDOM else Path(name).resolve().name if checkpoint.local else name,
+        texts=text,
+    )
+
+
+def _halves(config: Any) -> tuple[str, str, str, str] | None:
+    halves = _HALVES.get(config.model_type)
+    return halves if halves and _architecture(config) in ("", halves[0]) else None
+
+
+def _architecture(config: Any) -> str:
+    return str((getattr(config, "architectures", None) or [""])[0])
+
+
+def _class_of(checkpoint: Checkpoint, config: Any) -> tuple[Any, str]:
+    """The class to load, an Auto class or a model's, and the task that it is for, if that is one of `_TASKS`."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    asked = _architecture(config)
+    own = getattr(config, "auto_map", None) or {}
+    of_its_own = {task: f"AutoModelFor{task}" for task in _TASKS if f"AutoModelFor{task}" in own}
+    if of_its_own or "AutoModel" in own:
+        if checkpoint.trusted:
+            task, auto = next(iter(of_its_own.items()), ("", "AutoModel"))
+            return getattr(transformers, auto), task
+        if not hasattr(transformers, asked):
+            raise checkpoint.untrusted()
+    if halves := _halves(config):
+        return getattr(transformers, halves[1]), ""
+    for task in _TASKS:
+        names = getattr(modeling_auto, f"MODEL_FOR_{_snake(task)}_MAPPING_NAMES", {})
+        if asked in _flat(names.values()):
+            return getattr(transformers, asked), task
+        if not asked and config.model_type in names:
+            return getattr(transformers, _flat([names[config.model_type]])[0]), task
+    in_general = config.model_type in modeling_auto.MODEL_MAPPING_NAMES
+    if in_general and not asked.endswith("WithProjection"):
+        return transformers.AutoModel, ""
+    if not hasattr(transformers, asked):
+        raise ModelError(
+            f"transformers {transformers.__version__} has no class {asked!r}, which {checkpoint.spec} names. "
+            "Next: a newer transformers; or a package.module:callable that makes the model"
+        )
+    return getattr(transformers, asked), ""
+
+
+def _snake(name: str) -> str:
+    return re.sub("(?<=[a-z])(?=[A-Z])", "_", name).upper()
+
+
+def _flat(values: Any) -> list[str]:
+    return [name for each in values for name in ([each] if isinstance(each, str) else each)]
+
+
+def _untrained(checkpoint: Checkpoint, cls: Any, config: Any) -> nn.Module:
+    if getattr(config, "use_pretrained_backbone", False):
+        config.use_pretrained_backbone = False  # else the backbone's weights would be fetched
+    if cls.__name__.startswith("AutoModel"):
+        made: nn.Module = cls.from_config(config, trust_remote_code=checkpoint.trusted)
+    else:
+        made = cls(config.vision_config if _halves(config) else config)
+    return made
+
+
+def _trained(checkpoint: Checkpoint, cls: Any, config: Any) -> nn.Module:
+    if getattr(config, "use_pretrained_backbone", False):
+        config.use_pretrained_backbone = False  # they are in the checkpoint
+    auto = cls.__name__.startswith("AutoModel")
+    given = {"trust_remote_code": checkpoint.trusted} if auto else {}
+    if not _halves(config):  # a half finds its part of the config by itself
+        given["config"] = config
+    module, info = checkpoint.weights(
+        lambda: cls.from_pretrained(
+            checkpoint.name, local_files_only=checkpoint.local, output_loading_info=True, **given
+        )
+    )
+    if missing := sorted(info["missing_keys"]):
+        listed = ", ".join(missing[:4]) + (", ..." if len(missing) > 4 else "")
+        notify(f"{checkpoint.spec} has no weights for {len(missing)} parameters, which are random now: {listed}")
+    trained: nn.Module = module
+    return trained
+
+
+def _class_names(config: Any) -> list[str] | None:
+    """In the order of the logits; None where the checkpoint only numbers them."""
+    names: Mapping[int, str] = config.id2label or {}
+    if not names or all(name == f"LABEL_{index}" for index, name in names.items()):
+        return None
+    return [str(names.get(index, index)) for index in range(max(names) + 1)]
+
+
+def _preprocess(checkpoint: Checkpoint, config: Any, module: nn.Module) -> PreprocessFunction:
+    first, *others = signature(module.forward).parameters.values()
+    needed = [each.name for each in others if each.default is Parameter.empty and each.kind.name.startswith("POS")]
+    frames, size = getattr(config, "num_frames", None), getattr(config, "image_size", "W")
+    if first.name == "pixel_values" and not needed and frames is None:
+        return checkpoint_preprocess(checkpoint, config)
+    if first.name == "pixel_values" and not needed:
+        return TensorsOnly(f"{checkpoint.spec} takes videos; give a tensor (N, {frames}, 3, {size}, {size})")
+    if first.name == "input_values" and hasattr(config, "num_mel_bins"):
+        shape = f"(N, {getattr(config, 'max_length', 'frames')}, {config.num_mel_bins})"
+        return TensorsOnly(f"{checkpoint.spec} takes spectrograms; give a tensor {shape}, as its extractor does")
+    taken = ", ".join([first.name, *needed])
+    return TensorsOnly(f"{checkpoint.spec} takes no picture alone, but {taken}; give tensors for these")

@@ -1,0 +1,176 @@
+"""How a picture becomes the input of a model of transformers: its image processor, said in torchpeek's own terms.
+
+An image processor returns the input, and not which part of the picture it shows. So its settings are translated to a
+Preprocess, and that is tried beside it: it has to give the same, or else the processor itself is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from torchpeek.errors import InputError, TorchpeekError
+from torchpeek.models.checkpoint import Checkpoint, first_line
+from torchpeek.models.fetching import assumed
+from torchpeek.models.loaded import PreprocessFunction
+from torchpeek.models.preprocess import Preprocess, TensorsOnly
+from torchpeek.models.timm_models import timm_preprocess
+
+# Of 255 levels. A processor of torchvision's backend resizes in other fixed-point numbers than Pillow: by up to 2.
+_MOST_APART, _MEAN_APART = 3.0, 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class ProcessorCall:
+    """An image processor of transformers, called; it does not say which part of a picture its output shows."""
+
+    processor: Any
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """The input (1, C, H, W)."""
+        found = self.processor(image, return_tensors="pt")["pixel_values"]
+        if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != 1:
+            got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            raise InputError(f"{self} made {got} of a picture; a model that is given one takes (1, C, H, W)")
+        return found
+
+    def __str__(self) -> str:
+        return type(self.processor).__name__
+
+
+def checkpoint_preprocess(checkpoint: Checkpoint, config: Any) -> PreprocessFunction:
+    """That of the checkpoint's image processor; ImageNet's way, with a notice, where it has none.
+
+    Where there is one that cannot be made, reading a picture raises InputError. Raises ModelError where it is made by
+    code of its own.
+    """
+    import transformers
+
+    # The one that uses Pillow, as Preprocess does, and as most models were trained; the other where there is but that.
+    old = int(transformers.__version__.split(".")[0]) < 5
+    backend: dict[str, Any] = {"use_fast": False} if old else {"backend": "pil"}
+    with checkpoint.quietly():
+        try:
+            processor = transformers.AutoImageProcessor.from_pretrained(
+                checkpoint.name, **backend, **checkpoint.options
+            )
+        except Exception as error:
+            if checkpoint.refused(error):
+                raise checkpoint.untrusted() from error
+            if isinstance(error, OSError) and not checkpoint.has("preprocessor_config.json", "processor_config.json"):
+                # Of a name on the hub, transformers does not tell a file that is not there from a network that is not.
+                why = {} if checkpoint.local else {"why": "has no image processor, or none that could be fetched"}
+                return assumed(checkpoint.spec, _of_size(config), **why)
+            return TensorsOnly(
+                f"the image processor of {checkpoint.spec} cannot be made: {first_line(error)}. Next: pip install "
+                "'torchpeek[vision]', if it needs torchvision; or tp.LoadedModel(loaded.module, tp.Preprocess(...))"
+            )
+        own = ProcessorCall(processor)
+        try:
+            made = [own(image) for image in _tried()]
+        except Exception as error:  # it wants more than a picture, and fails in ways of its own
+            why_not = first_line(error)
+            return TensorsOnly(f"{own}, of {checkpoint.spec}, makes no input of a picture ({why_not}); give a tensor")
+        try:
+            same = translated(processor)
+            return same if same is not None and agrees(same, made) else own
+        except (KeyError, TypeError, ValueError, TorchpeekError):  # its settings mean something else
+            return own
+
+
+def translated(processor: Any) -> Preprocess | None:
+    """What the settings of an image processor say, as far as they are said in the usual words; None where they are not.
+
+    Whether it does what its settings say is for `agrees` to find out.
+    """
+    if hasattr(processor, "data_config"):  # of a model of timm's
+        return timm_preprocess(type(processor).__name__, processor.data_config)
+    settings = processor.to_dict()
+    size = _size(settings.get("size")) if settings.get("do_resize") else {}
+    crop = _size(settings.get("crop_size")) if settings.get("do_center_crop") else {}
+    pad = _size(settings.get("pad_size")) if settings.get("do_pad") else {}
+    shorter, longest = size.get("shortest_edge"), size.get("longest_edge")
+    resize: int | tuple[int, int] | None = shorter
+    cropped = (crop["height"], crop["width"]) if crop.keys() >= {"height", "width"} else None
+    if size.keys() >= {"height", "width"}:
+        resize = (size["height"], size["width"])
+        # Nothing is cut off there; but so the Preprocess says how large the model's input is.
+        cropped = cropped or resize
+    elif shorter is not None and settings.get("crop_pct"):  # ConvNeXt's: small ones are cropped, large ones squashed
+        cropped = (shorter, shorter)
+        resize = int(shorter / settings["crop_pct"]) if shorter < 384 else cropped
+    elif settings.get("do_resize") and shorter is None:
+        return None
+    mean, std = _per_channel(settings)
+    return Preprocess(
+        resize=resize,
+        crop=cropped,
+        mean=mean,
+        std=std,
+        interpolation=Image.Resampling(int(settings.get("resample", 2))).name.lower(),  # type: ignore[arg-type]
+        longest=longest if isinstance(resize, int) else None,
+        pad=(pad["height"], pad["width"]) if pad.keys() >= {"height", "width"} else None,
+        bgr=bool(settings.get("do_flip_channel_order")),
+        rounding="down",
+    )
+
+
+def agrees(preprocess: Preprocess, made: Sequence[Tensor]) -> bool:
+    """Whether it makes the same of the pictures to try as a processor `made`, as near as two ways of resizing are."""
+    for image, theirs in zip(_tried(), made, strict=True):
+        ours, _ = preprocess(image)
+        if ours.shape != theirs.shape:
+            return False
+        # Padding is 0 in both; what else differs is counted in levels of the picture.
+        apart = (ours - theirs).abs() * torch.tensor(preprocess.std).view(-1, 1, 1) * 255
+        if apart.max() > _MOST_APART or apart.mean() > _MEAN_APART:
+            return False
+    return True
+
+
+def _tried() -> list[Image.Image]:
+    """Of odd sizes, wide and high, so that every rule of rounding and every longest side shows."""
+    return [_chequered(131, 87), _chequered(61, 150)]
+
+
+def _chequered(width: int, height: int) -> Image.Image:
+    """Blocks of different sizes and colours on a ramp: nowhere the same, and sharp."""
+    x, y = torch.arange(width).repeat(height, 1), torch.arange(height)[:, None].repeat(1, width)
+    blocks = [((x // size + y // size) % 2) * 90 for size in (3, 7, 16)]
+    ramps = [x * 165 // width, y * 165 // height, (x + y) * 165 // (width + height)]
+    pixels = torch.stack([ramp + block for ramp, block in zip(ramps, blocks, strict=True)], dim=-1)  # (H, W, 3)
+    return Image.fromarray(pixels.byte().numpy())
+
+
+def _size(given: Any) -> dict[str, int]:
+    return {key: int(value) for key, value in dict(given or {}).items() if value is not None}
+
+
+def _per_channel(settings: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of pictures in [0, 1], into which a factor other than 1 / 255 goes, too."""
+    scale = 255 * (settings["rescale_factor"] if settings.get("do_rescale") else 1)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    if settings.get("do_normalize"):
+        mean, std = (
+            tuple(each) if isinstance(each, (list, tuple)) else (float(each),)
+            for each in (settings["image_mean"], settings["image_std"])
+        )
+    channels = max(3, len(mean), len(std))
+    mean, std = (each * channels if len(each) == 1 else each for each in (mean, std))
+    return tuple(each / scale for each in mean), tuple(each / scale for each in std)
+
+
+def _of_size(config: Any) -> Preprocess:
+    """ImageNet's way, for pictures of the size that the config says, if it says one."""
+    size = getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", None)
+    if isinstance(size, int):
+        return Preprocess(resize=round(size / 0.875), crop=(size, size))
+    if isinstance(size, (list, tuple)) and len(size) == 2:
+        return Preprocess(resize=(size[0], size[1]), crop=(size[0], size[1]))
+    return Preprocess()

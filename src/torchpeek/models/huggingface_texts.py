@@ -1,0 +1,82 @@
+"""The text half of a checkpoint that compares pictures with texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchpeek.engine import as_given, run
+from torchpeek.errors import InputError, ModelError
+from torchpeek.models.checkpoint import Checkpoint, first_line
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
+
+
+class TextPart:
+    """Embeds texts with the text half and the tokenizer of a checkpoint, which are loaded at the first call."""
+
+    def __init__(self, checkpoint: Checkpoint, class_name: str, part: str, *, untrained: bool) -> None:
+        self._checkpoint = checkpoint
+        self._class_name = class_name
+        self._part = part  # of the output: where the embedding is
+        self._untrained = untrained
+        self._loaded: tuple[nn.Module, Any] | None = None
+
+    def __call__(self, texts: Sequence[str], device: torch.device) -> Tensor:
+        """(K, D), not normalised. Raises InputError for a text that is too long, ModelError without a tokenizer."""
+        if self._loaded is None:
+            self._loaded = self._module(), self._tokenizer()
+        half, tokenizer = self._loaded
+        config: Any = half.config
+        most = config.max_position_embeddings
+        # SigLIP has learnt texts that are filled up to their full length, and looks at the filling, too.
+        fill: bool | str = "max_length" if config.model_type.startswith("siglip") else True
+        tokens = tokenizer(list(texts), padding=fill, max_length=most if fill == "max_length" else None)["input_ids"]
+        for text, own in zip(texts, tokens, strict=True):
+            if len(own) > most:
+                count = len(tokenizer(text)["input_ids"])
+                if count > most:
+                    raise InputError(f"{text[:40]!r} has {count} tokens; allowed: {most}. Next: a shorter text")
+        ids = torch.tensor(tokens, device=device)  # (K, tokens)
+        half.to(device)
+        with torch.no_grad():
+            found: Tensor = run(half, as_given(half, ids))[self._part]
+        return found.detach()
+
+    def _module(self) -> nn.Module:
+        import transformers
+
+        cls = getattr(transformers, self._class_name)
+        with self._checkpoint.quietly():
+            if self._untrained:
+                half: nn.Module = cls(self._checkpoint.config().text_config)
+            else:
+                name, local = self._checkpoint.name, self._checkpoint.local
+                half = self._checkpoint.weights(lambda: cls.from_pretrained(name, local_files_only=local))
+        return half.float().eval()
+
+    def _tokenizer(self) -> Any:
+        import transformers
+
+        checkpoint = self._checkpoint
+        if checkpoint.local and not checkpoint.has(*_TOKENIZER_FILES):
+            raise self._without(f"there is none of {', '.join(_TOKENIZER_FILES)}")
+        try:
+            with checkpoint.quietly():
+                found: Any = transformers.AutoTokenizer.from_pretrained(checkpoint.name, **checkpoint.options)
+        except Exception as error:  # of files that are damaged, or not there, or need a package: each in its own way
+            if checkpoint.refused(error):
+                raise checkpoint.untrusted() from error
+            raise self._without(first_line(error)) from error
+        if len(found) <= len(set(found.all_special_ids)):  # what transformers makes where it finds no files
+            raise self._without("it knows no words")
+        return found
+
+    def _without(self, reason: str) -> ModelError:
+        return ModelError(
+            f"{self._checkpoint.spec} has no tokenizer that can be used ({reason}), so texts cannot be embedded. Next: "
+            "tokenizer.save_pretrained(FOLDER), with that of the model"
+        )
