@@ -119,10 +119,10 @@ class TestTrace:
         assert len(passes) == 1
 
     def test_a_batched_backward_in_chunks_is_the_same(self, net: SplitNet, monkeypatch) -> None:
-        from torchpeek.engine import trace as trace_module
+        from torchpeek.engine import backward
 
         whole = ModelRunner(net).trace(X, ["prefix"], TopClasses(4)).gradients
-        monkeypatch.setattr(trace_module, "_VJP_BYTES", 3 * 2 * 5 * 4 * 3 * 8)  # three classes at once, then one
+        monkeypatch.setattr(backward, "_BYTES", 3 * 2 * 5 * 4 * 3 * 8)  # three classes at once, then one
         torch.testing.assert_close(
             ModelRunner(net).trace(X, ["prefix"], TopClasses(4)).gradients, whole, rtol=0, atol=0
         )

@@ -37,7 +37,7 @@ from torchpeek.errors import (
 )
 from torchpeek.heatmap import Heatmap, Provenance
 from torchpeek.hooks import Selection, select, uninterrupted
-from torchpeek.models import Inputs, LoadedModel, Model, Preprocess, given_to, module_of
+from torchpeek.models import Inputs, LoadedModel, Model, given_to, module_of
 
 TargetLike: TypeAlias = Any
 """None (the predicted class), a class index or name, a tensor or list of these (N,) or (N, K), or a tp.targets.*"""
@@ -464,7 +464,8 @@ def _origin(model: Model, layer_reason: str) -> Origin:
         return Origin(type(model).__name__, layer_reason=layer_reason)
     spec = model.spec or type(model.module).__name__
     own = f"the model's own ({getattr(model.preprocess, '__name__', type(model.preprocess).__name__)})"
-    how = str(model.preprocess) if isinstance(model.preprocess, Preprocess) else own
+    says = "__str__" in vars(type(model.preprocess))  # a function does not
+    how = str(model.preprocess) if says else own
     return Origin(spec, model.weights, how, layer_reason, model.class_names)
 
 

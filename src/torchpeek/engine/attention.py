@@ -18,11 +18,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
+from torchpeek.engine.backward import pulled_back, score_gradients
 from torchpeek.errors import GradUnavailable, MethodNotApplicable, NotConnected
-from torchpeek.hooks import attached, let_interrupts_through, nested, uninterrupted
-
-# One batched VJP keeps this much of the attention's gradients at once, at most; the classes go through in chunks.
-_VJP_BYTES = 256 * 2**20
+from torchpeek.hooks import attached, nested, uninterrupted
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +221,7 @@ def attention_gradients(scores: Tensor, attentions: Sequence[Attention]) -> list
     no graph, NotConnected where no score depends on one of them.
     """
     handles = [_handle(each) for each in attentions]
-    found = _of_scores(scores, handles, sum(each.weights.nbytes for each in attentions))
+    found = score_gradients(scores, handles, sum(each.weights.nbytes for each in attentions))
     made = [_by_heads(gradient, each) for gradient, each in zip(found, attentions, strict=True) if gradient is not None]
     if len(made) < len(attentions):
         pairs = zip(attentions, found, strict=True)
@@ -248,8 +246,8 @@ def layerwise_attention_gradients(score: Callable[[Any], Tensor], attentions: Se
         leaf = nested.at(after.value, after.path).detach().clone().requires_grad_()
         with torch.enable_grad():
             scores = score(nested.mapped(after.value, partial(_leaf_or_copy, after.path, leaf)))  # (N, K)
-        (vectors,) = _of_scores(scores, [leaf], leaf.nbytes)  # (K, N, T, C)
-        gradient = None if vectors is None else _pulled_back(after.edge, [handle], vectors, each.weights.nbytes)[0]
+        (vectors,) = score_gradients(scores, [leaf], leaf.nbytes)  # (K, N, T, C)
+        gradient = None if vectors is None else pulled_back(after.edge, [handle], vectors, each.weights.nbytes)[0]
         if gradient is None:
             raise NotConnected(_not_connected([each.layer]))
         yield _by_heads(gradient, each)
@@ -269,59 +267,6 @@ def _by_heads(gradient: Tensor, attention: Attention) -> Tensor:
     """(K, N, heads, T, T) or (K, N*heads, T, T) -> (N, K, heads, T, T)."""
     by_heads = gradient.reshape(len(gradient), *attention.weights.shape).movedim(0, 1)
     return by_heads if by_heads.dtype == torch.float64 else by_heads.float()
-
-
-def _of_scores(scores: Tensor, handles: Sequence[Tensor | GradientEdge], size: int) -> list[Tensor | None]:
-    """For each handle (K, *its shape): the gradient of the sum over N of score k."""
-    if not scores.requires_grad:
-        return [None] * len(handles)
-    select_each = torch.eye(scores.shape[1], dtype=scores.dtype, device=scores.device)  # (K, K)
-    return _pulled_back(scores, handles, select_each.unsqueeze(1).expand(-1, len(scores), -1), size)
-
-
-def _pulled_back(
-    root: Tensor | GradientEdge, handles: Sequence[Tensor | GradientEdge], vectors: Tensor, size: int
-) -> list[Tensor | None]:
-    """(K, *root) -> for each handle (K, *its shape), or None where nothing leads there. `size`: bytes for one of K."""
-
-    def back(vector: Tensor, *, batched: bool) -> tuple[Tensor | None, ...]:
-        roots: Any = [root]  # tensors and edges, which torch takes, but not its types
-        to: Any = handles
-        found: tuple[Tensor | None, ...] = torch.autograd.grad(
-            roots, to, [vector], retain_graph=True, allow_unused=True, is_grads_batched=batched
-        )
-        return found
-
-    step = max(1, _VJP_BYTES // max(1, size))
-    parts: list[tuple[Tensor | None, ...]] = []
-    for start in range(0, len(vectors), step):
-        # Here, and not in torch's vmap, which an interrupt leaves half entered for the rest of the process.
-        let_interrupts_through()
-        chunk = vectors[start : start + step]
-        if len(chunk) > 1:
-            try:
-                parts.append(back(chunk, batched=True))
-                continue
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:
-                pass  # some operations have no batched backward; one at a time is the reference anyway
-        try:
-            one_by_one = [back(vector, batched=False) for vector in chunk]
-        except RuntimeError as error:
-            if "heckpoint" not in f"{type(error).__name__} {error}":
-                raise
-            raise GradUnavailable(
-                "the way back meets a checkpointed part of the model, which cannot be run once more with its attention "
-                "weights: turn checkpointing off for the while"
-            ) from error
-        parts.append(tuple(_joined(each, torch.stack) for each in zip(*one_by_one, strict=True)))
-    return [_joined(each, torch.cat) for each in zip(*parts, strict=True)]
-
-
-def _joined(gradients: Sequence[Tensor | None], join: Callable[[list[Tensor]], Tensor]) -> Tensor | None:
-    made = [gradient for gradient in gradients if gradient is not None]
-    return join(made) if len(made) == len(gradients) else None
 
 
 def _not_connected(layers: list[str]) -> str:

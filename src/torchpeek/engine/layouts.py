@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -16,6 +16,7 @@ from torchpeek.hooks import nested
 
 Kind: TypeAlias = Literal["channels-first", "channels-last", "tokens", "channel-tokens", "sequence-first"]
 Grid: TypeAlias = tuple[int, ...]
+Ends: TypeAlias = Literal["first", "last"]
 
 # Class, distillation and register tokens: no model is known to have more.
 _MOST_PREFIX = 16
@@ -144,9 +145,11 @@ class Seen:
     grids: tuple[Grid, ...] = ()  # of layers for which there is no doubt, such as convolutions
     prefix: int | None = None  # as the model's configuration says
     suffix: int = 0
-    last: frozenset[tuple[int, ...]] = frozenset()  # shapes (without N) that were seen channels last, for certain
+    first: frozenset[tuple[int, ...]] = frozenset()  # shapes (without N) that were seen channels first, for certain
+    last: frozenset[tuple[int, ...]] = frozenset()  # and channels last
     mixed: bool = True  # whether some layers may have their channels last
     scales: bool = False  # whether the model scales its input itself, so that a grid may be larger than that
+    returned: Mapping[str, Any] = field(default_factory=dict)  # by each layer for one sample, on the meta device
 
 
 def readings(module: nn.Module, output: Any, seen: Seen) -> list[Layout]:
@@ -157,10 +160,10 @@ def readings(module: nn.Module, output: Any, seen: Seen) -> list[Layout]:
     found = []
     for path, tensor in nested.leaves(output):
         if tensor.is_floating_point() and tensor.ndim >= 3:
-            ends = _ends(module) if not path else None
+            of_part = nn.Identity() if path else module  # of which the module's kind says nothing
             found += [
                 Layout(each.kind, each.grid, each.prefix, each.suffix, path)
-                for each in _readings(tensor.shape, seen, ends)
+                for each in _readings(of_part, tensor, seen)
             ]
     return found
 
@@ -172,54 +175,74 @@ def certain(module: nn.Module, output: Any, seen: Seen) -> Layout | None:
     grid = tuple(output.shape[2:])
     if math.prod(grid) < 2 or not _within(grid, seen):
         return None
-    if _ends(module) == "first":
+    ends = channels_of(module, output)
+    if ends == "first":
         return Layout("channels-first", grid)
-    if output.ndim == 3 or _ends(module) == "last" or not _shrank_alike(grid, seen.size):
+    if output.ndim == 3 or ends == "last" or not _shrank_alike(grid, seen.size):
         return None
     either = seen.mixed and _shrank_alike(output.shape[1:-1], seen.size)
     return None if either else Layout("channels-first", grid)
 
 
 def is_mixed(model: nn.Module) -> bool:
-    """Whether some layers may have their channels last: without a normalisation over the last axis none has."""
-    return any(type(module) is nn.LayerNorm for module in model.modules())
+    """Whether some layers may have their channels last: without a normalisation over the last axis hardly any has."""
+    return any(isinstance(module, (nn.LayerNorm, nn.RMSNorm)) for module in model.modules())
 
 
-def _readings(shape: torch.Size, seen: Seen, ends: str | None) -> list[Layout]:
-    axes = len(seen.size)
+def _readings(module: nn.Module, tensor: Tensor, seen: Seen) -> list[Layout]:
+    shape, axes, ends = tensor.shape, len(seen.size), channels_of(module, tensor)
     if len(shape) == axes + 2 and shape[0] == seen.count and len(shape) > 3:
         first, last = tuple(shape[2:]), tuple(shape[1:-1])
-        as_first = _within(first, seen) and (ends == "first" or _plausible(first, seen))
-        as_last = ends != "first" and _plausible(last, seen)
+        as_first = ends != "last" and (_within(first, seen) if ends == "first" else _plausible(first, seen))
+        as_last = ends != "first" and (_within(last, seen) if ends == "last" else _plausible(last, seen))
         if as_first and as_last:
-            as_first = ends != "last" and tuple(shape[1:]) not in seen.last
-            as_last = not as_first
+            was_first, was_last = tuple(shape[1:]) in seen.first, tuple(shape[1:]) in seen.last
+            as_first = was_first or not was_last
+            as_last = was_last or (seen.mixed and not was_first)
         return [Layout("channels-first", first)] * as_first + [Layout("channels-last", last)] * as_last
     if len(shape) != 3:
         return []
-    return _flat_readings(shape, seen, ends)
-
-
-def _flat_readings(shape: torch.Size, seen: Seen, ends: str | None) -> list[Layout]:
-    """Of a tensor with three axes: tokens, or a signal."""
-    ways: list[tuple[Kind, int]] = []
     if shape[0] == seen.count:
-        signal, row = len(seen.size) == 1, (shape[2],)
-        if signal and ends != "last" and _plausible(row, seen):
-            known_rows = _token_readings("tokens", shape[1], seen.grids, seen) or tuple(shape[1:]) in seen.last
-            if ends == "first" or row in seen.grids or not known_rows:
-                return [Layout("channels-first", row)]
-        ways = [("tokens", shape[1]), ("channel-tokens", shape[2])]
-        if signal or ends == "last":
-            ways.pop()
-    elif shape[1] == seen.count:
-        ways = [("sequence-first", shape[0])]
+        return _flat_readings(module, tensor, seen, ends)
+    return _of_tokens({"sequence-first": shape[0]}, seen) if shape[1] == seen.count else []
+
+
+def _flat_readings(module: nn.Module, tensor: Tensor, seen: Seen, ends: Ends | None) -> list[Layout]:
+    """Of a tensor (N, ., .): tokens, or a signal."""
+    _, rows, columns = tensor.shape
+    signal = len(seen.size) == 1
+    ways: dict[Kind, int] = {} if ends == "first" else {"tokens": rows}
+    if ends != "last" and not signal:
+        ways["channel-tokens"] = columns
+    found = _of_tokens(ways, seen)
+    if signal and ends != "last" and (_within((columns,), seen) if ends == "first" else _plausible((columns,), seen)):
+        found.append(Layout("channels-first", (columns,)))
+    if len({each.kind for each in found}) < 2:
+        return found
+    was_last = (rows, columns) in seen.last
+    was_first = (rows, columns) in seen.first or (rows != columns and (columns, rows) in seen.last)
+    if was_last and not signal and _normalises_inside(module):
+        was_first = False  # a transformer's block
+    if was_first == was_last:
+        return found
+    return [each for each in found if (each.kind == "tokens") == was_last]
+
+
+def _of_tokens(ways: Mapping[Kind, int], seen: Seen) -> list[Layout]:
+    """By the grids for which there is least doubt: `ways` is how many tokens there are if it is of that kind."""
     for grids in (seen.grids, _derived(seen), () if seen.grids else _arithmetic(seen.size)):
-        found = [each for kind, tokens in ways for each in _token_readings(kind, tokens, grids, seen)]
+        found = [each for kind, tokens in ways.items() for each in _token_readings(kind, tokens, grids, seen)]
+        # (N, C, T) is what a convolution's output is before a class token comes in: others only where they are known.
+        known = (0, 0), (seen.prefix, seen.suffix)
+        found = [each for each in found if each.kind != "channel-tokens" or (each.prefix, each.suffix) in known]
         if found:
-            by_rows = [each for each in found if each.kind != "channel-tokens"]
-            return by_rows or found
+            return found
     return []
+
+
+def _normalises_inside(module: nn.Module) -> bool:
+    """Whether it is made of parts, and one of them is a normalisation over the last axis."""
+    return any(isinstance(part, (nn.LayerNorm, nn.RMSNorm)) for part in module.modules() if part is not module)
 
 
 def _token_readings(kind: Kind, tokens: int, grids: Iterable[Grid], seen: Seen) -> list[Layout]:
@@ -237,7 +260,7 @@ def _token_readings(kind: Kind, tokens: int, grids: Iterable[Grid], seen: Seen) 
 
 def resolved(name: str, module: nn.Module, output: Any, seen: Seen, asked: Reading | None) -> Layout:
     """The one layout of what a layer returned. Raises NoSpatialLayer, which lists the readings if there are several."""
-    found = readings(module, output, seen) if asked is None else list(_as_asked(output, seen, asked))
+    found = list(_as_asked(output, seen, asked)) if asked is not None else _as_of_one(name, module, output, seen)
     if len(found) == 1:
         return found[0]
     shape = described(output)
@@ -250,6 +273,15 @@ def resolved(name: str, module: nn.Module, output: Any, seen: Seen, asked: Readi
         f"layer {name!r} returned {shape}, which can be read in {len(found)} ways: {listed}. Say which with layout= "
         "(--layout)" + (", or choose a layer that returns one tensor" if any(each.part for each in found) else "")
     )
+
+
+def _as_of_one(name: str, module: nn.Module, output: Any, seen: Seen) -> list[Layout]:
+    """The readings of what the layer returned for one sample, as there no other axis can be taken for the samples'."""
+    if name not in seen.returned:
+        return readings(module, output, seen)
+    of_one = readings(module, seen.returned[name], replace(seen, count=1))
+    fitting = [each for each in of_one if each.fits(output, seen.count)]
+    return fitting if fitting or not of_one else readings(module, output, seen)
 
 
 def _as_asked(output: Any, seen: Seen, asked: Reading) -> Iterable[Layout]:
@@ -311,26 +343,37 @@ def is_channels_last(module: nn.Module, output: Tensor, inputs: Tensor) -> bool:
         output.ndim == inputs.ndim >= 4
         and _shrank_alike(output.shape[1:-1], inputs.shape[2:])
         and not _shrank_alike(output.shape[2:], inputs.shape[2:])
-        and _ends(module) != "first"
+        and channels_of(module, output) != "first"
     )
 
 
-def ends_last(module: nn.Module) -> bool:
-    """Whether the module is one that works on (N, ..., C): a linear layer, or a normalisation over the last axis."""
-    return _ends(module) == "last"
+def channels_of(module: nn.Module, output: Tensor) -> Ends | None:
+    """Whether what it returns has its channels first or last, by the kind of module; None where that says nothing.
 
-
-def _ends(module: nn.Module) -> Literal["first", "last"] | None:
-    """Whether what it returns is (N, C, *grid), or has its channels last, for certain; None where one cannot tell."""
-    if type(module) in (nn.LayerNorm, nn.Linear):
+    What a module does with its parts is not to be seen, so of those with parts only a Sequential says anything.
+    """
+    if isinstance(module, _CHANNELS_FIRST):
+        return "first"
+    if type(module) is nn.Linear:
+        return "last" if output.ndim > 3 else None  # tokens may be what it mixes
+    if type(module) in (nn.LayerNorm, nn.RMSNorm):
         return "last"
-    for part in reversed(list(module.modules())):
-        if isinstance(part, (nn.LayerNorm, nn.Linear)):
-            return None  # inside of a block they may be turned round, and back
-        if isinstance(part, _CHANNELS_FIRST):
-            return "first"
-    return None
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        parts = [part for part in module if not isinstance(part, _ELEMENTWISE)]
+        return channels_of(parts[-1], output) if parts else None
+    weight = getattr(module, "weight", None)
+    if "Norm" not in type(module).__name__ or not isinstance(weight, Tensor) or weight.ndim != 1:
+        return None
+    # Other libraries' own, of which some work on (N, C, *grid): the axis that is as long as the weight.
+    first, last = output.shape[1] == len(weight), output.shape[-1] == len(weight)
+    return None if first == last else "first" if first else "last"
 
+
+_ELEMENTWISE = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus),
+    *(nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish),
+    *(nn.Identity, nn.modules.dropout._DropoutNd),
+)
 
 _CHANNELS_FIRST = (
     nn.modules.conv._ConvNd,

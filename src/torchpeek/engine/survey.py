@@ -18,7 +18,7 @@ from torch.autograd.graph import get_gradient_edge
 from torchpeek.engine.forward import run
 from torchpeek.engine.given import Given, as_given
 from torchpeek.engine.guard import as_found
-from torchpeek.engine.layouts import Layout, Seen, declared, described, ends_last, grid_of, readings
+from torchpeek.engine.layouts import Layout, Seen, channels_of, declared, described, grid_of, is_mixed, readings
 from torchpeek.engine.targets import Target, of_samples
 from torchpeek.errors import NoSpatialLayer, TargetError
 from torchpeek.hooks import attached, nested
@@ -103,9 +103,9 @@ def seen_before(model: nn.Module, given: Given) -> Seen | None:
 def layout_of(model: nn.Module, given: Given, layer: str) -> Layout | None:
     """How what a layer returns is to be read, by a dry pass; None where it has no grid, or not one for certain."""
     found = _surveyed(model, given)
-    if layer not in found.returned:
+    if layer not in found.seen.returned:
         return None
-    layouts = readings(dict(model.named_modules())[layer], found.returned[layer], found.seen)
+    layouts = readings(dict(model.named_modules())[layer], found.seen.returned[layer], found.seen)
     return layouts[0] if len(layouts) == 1 else None
 
 
@@ -170,7 +170,6 @@ class _Survey:
 
     calls: Mapping[str, int]
     outputs: Mapping[str, str]
-    returned: Mapping[str, Any]  # by layers that returned tensors: the same, on the meta device
     seen: Seen
     candidates: list[_Candidate]  # in the order in which they returned
 
@@ -188,6 +187,7 @@ class _Watch:
         self._returned_by: list[list[str]] = []  # and all that returned it, innermost first
         self._take_input: set[str] = set()
         self._grids: dict[tuple[int, ...], None] = {}
+        self._first: set[tuple[int, ...]] = set()
         self._last: set[tuple[int, ...]] = set()
         # The latest tensors, how often each had been written into, and its number in the lists above.
         self._latest: deque[tuple[Tensor, int, int]] = deque(maxlen=8)
@@ -203,8 +203,10 @@ class _Watch:
             self._take_input.add(name)
         if grid := grid_of(module, output, tuple(self._given.size)):
             self._grids[grid] = None
-        if isinstance(output, Tensor) and ends_last(module) and output.ndim >= 3:
-            self._last.add(tuple(output.shape[1:]))
+        if isinstance(output, Tensor) and output.ndim >= 3 and len(output) == 1:
+            ends = channels_of(module, output)
+            if ends is not None:
+                (self._last if ends == "last" else self._first).add(tuple(output.shape[1:]))
         floating = [each for _, each in nested.leaves(output) if each.is_floating_point() and each.ndim >= 3]
         if len(floating) != 1 or isinstance(module, (nn.Softmax, nn.Dropout)):
             return  # of attention: rows and columns are no picture
@@ -225,7 +227,18 @@ class _Watch:
         prefix, suffix = declared(self._model)
         size, scales = tuple(self._given.size), self._given.listed
         grids = tuple(grid for grid in self._grids if scales or all(a <= b for a, b in zip(grid, size, strict=True)))
-        seen = Seen(size, 1, grids, prefix, suffix, frozenset(self._last), scales)
+        seen = Seen(
+            size,
+            1,
+            grids,
+            prefix,
+            suffix,
+            first=frozenset(self._first),
+            last=frozenset(self._last),
+            mixed=is_mixed(self._model) or any(len(shape) > 2 for shape in self._last),
+            scales=scales,
+            returned=self._returned,
+        )
         candidates = []
         for (module, output), names in zip(self._shapes, self._returned_by, strict=True):
             layer = self._best(names)
@@ -234,7 +247,7 @@ class _Watch:
                 candidates.append(_Candidate(layer, found[0], type(module) is nn.Linear and names == [layer]))
         if not all(each.projection for each in candidates):
             candidates = [each for each in candidates if not each.projection]
-        return _Survey(self._calls, self._outputs, self._returned, seen, candidates)
+        return _Survey(self._calls, self._outputs, seen, candidates)
 
     def _best(self, names: list[str]) -> str | None:
         once = [name for name in names if self._calls[name] == 1]

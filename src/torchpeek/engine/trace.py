@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from torchpeek.engine.attention import Attention, attention_gradients
+from torchpeek.engine.backward import hessian_product, score_gradients
 from torchpeek.engine.given import Given
 from torchpeek.engine.guard import as_found
 from torchpeek.engine.layouts import Layout
@@ -32,9 +33,6 @@ Change: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 `rows` and `trials` are on the CPU, wherever the tensor is: good for indexing, and `.to(tensor)` for arithmetic.
 """
-
-# One batched VJP keeps this much of the layer's gradient at once, at most; the classes go through in as many chunks.
-_VJP_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +53,11 @@ class Capture:
     def activation(self) -> Tensor:
         """(N, C, *grid), a view."""
         return self.layout.to_grid(self.returned)
+
+    def as_returned(self, values: Tensor) -> Tensor:
+        """(N, C, *grid) -> as the layer returned its tensor, zero at the tokens that are not of the grid."""
+        others = torch.zeros_like(self.returned)
+        return self.layout.from_grid(values, others).movedim(0, self.layout.batch_axis)
 
     def to_grid(self, gradient: Tensor) -> Tensor:
         """(K, ...) with respect to what the layer returned -> (N, K, C, *grid)."""
@@ -148,8 +151,10 @@ class Trace:
             raise GradUnavailable("this trace was made with gradients=False; make it again without that")
         # As found also here: a checkpointed part of the model runs once more on the way back.
         with as_found(self.runner.model):
-            scores = self._scores_with_graph()
-            found = _vjp(scores, list(self.at.values())) if scores.requires_grad else [None] * len(self.at)
+            captures = list(self.at.values())
+            handles = [each.handle for each in captures if each.handle is not None]
+            largest = max(each.returned.nbytes for each in captures)
+            found = score_gradients(self._scores_with_graph(), handles, largest)
         if unused := [name for name, gradient in zip(self.at, found, strict=True) if gradient is None]:
             raise NotConnected(_not_connected(unused))
         pairs = zip(self.at.values(), found, strict=True)
@@ -268,11 +273,15 @@ class Trace:
             raise GradUnavailable("this trace was made with gradients=False; make it again without that")
         with as_found(self.runner.model), torch.enable_grad():
             scores = self._scores_with_graph()
-            given = vector.to(capture.returned.dtype).expand(-1, scores.shape[1], *vector.shape[2:])
+            wanted = vector.to(capture.returned.dtype).expand(-1, scores.shape[1], *vector.shape[2:])
             products = []
             for k in range(scores.shape[1]):
                 let_interrupts_through()
-                products.append(_hessian_product(scores[:, k].sum(), capture, given[:, k]))
+                given = capture.as_returned(wanted[:, k])
+                product = hessian_product(scores[:, k].sum(), capture.handle, given, capture.layer)
+                if product is None:
+                    raise NotConnected(_not_connected([capture.layer]))
+                products.append(product)
         return _at_least_float32(capture.to_grid(torch.stack(products)))
 
     @property
@@ -347,51 +356,6 @@ class _Bound:
         return self.question
 
 
-def _vjp(scores: Tensor, captures: list[Capture]) -> list[Tensor | None]:
-    """For each capture (K, N, C, *grid); None where no score depends on it."""
-    # Samples do not mix in eval mode, so one backward pass serves the whole batch: sum over N of score k.
-    count = scores.shape[1]
-    select_each = (
-        torch.eye(count, dtype=scores.dtype, device=scores.device).unsqueeze(1).expand(-1, len(scores), -1)
-    )  # (K, N, K)
-    largest = max(capture.returned.nbytes for capture in captures)
-    chunk = max(1, _VJP_BYTES // max(1, largest))
-    parts = []
-    for start in range(0, count, chunk):
-        # Here, and not in torch's vmap, which an interrupt leaves half entered for the rest of the process.
-        let_interrupts_through()
-        parts.append(_vjp_chunk(scores, captures, select_each[start : start + chunk]))
-    return [None if any(p is None for p in each) else torch.cat(each) for each in zip(*parts, strict=True)]
-
-
-def _vjp_chunk(scores: Tensor, captures: list[Capture], vectors: Tensor) -> tuple[Tensor | None, ...]:
-    handles: Any = [capture.handle for capture in captures]  # tensors and edges, which torch takes, but not its types
-
-    def backward(vector: Tensor, *, batched: bool) -> tuple[Tensor | None, ...]:
-        found: tuple[Tensor | None, ...] = torch.autograd.grad(
-            scores, handles, vector, retain_graph=True, allow_unused=True, is_grads_batched=batched
-        )
-        return found
-
-    if len(vectors) > 1:
-        try:
-            return backward(vectors, batched=True)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            pass  # some operations have no batched backward; one at a time is the reference anyway
-    try:
-        each = [backward(vector, batched=False) for vector in vectors]
-    except RuntimeError as error:
-        if "heckpoint" not in f"{type(error).__name__} {error}":
-            raise
-        raise GradUnavailable(
-            "the way back meets a checkpointed part of the model, which cannot be run once more for this layer: "
-            "choose a layer outside of it, or turn checkpointing off for the while"
-        ) from error
-    return tuple(map(_stacked, zip(*each, strict=True)))
-
-
 def _on_the_grid(capture: Capture, gradient: Tensor) -> Tensor:
     """(K, ...) -> (N, K, C, *grid). Raises NotConnected where a score depends on other tokens than the grid's alone."""
     found = capture.to_grid(gradient)
@@ -406,31 +370,6 @@ def _on_the_grid(capture: Capture, gradient: Tensor) -> Tensor:
                 "exchange between the tokens, such as the last block's first norm; layer=None suggests one"
             )
     return _at_least_float32(found)
-
-
-def _hessian_product(score: Tensor, capture: Capture, given: Tensor) -> Tensor:
-    """With the vector (N, C, *grid): as the layer returned its tensor."""
-    handle: Any = capture.handle
-    vector = capture.layout.from_grid(given, torch.zeros_like(capture.returned)).movedim(0, capture.layout.batch_axis)
-    try:
-        (gradient,) = torch.autograd.grad(score, handle, create_graph=True, allow_unused=True)
-        if gradient is None:
-            raise NotConnected(_not_connected([capture.layer]))
-        if not gradient.requires_grad:  # the score is linear in it
-            return torch.zeros_like(vector)
-        (product,) = torch.autograd.grad(gradient, handle, vector, retain_graph=True, allow_unused=True)
-    except RuntimeError as error:
-        if "derivative" not in str(error) and "differentiable" not in str(error):
-            raise
-        raise GradUnavailable(
-            f"a part of the model after {capture.layer!r} has no second derivative: {error}"
-        ) from error
-    return torch.zeros_like(vector) if product is None else product.detach()
-
-
-def _stacked(gradients: tuple[Tensor | None, ...]) -> Tensor | None:
-    found = [gradient for gradient in gradients if gradient is not None]
-    return torch.stack(found) if len(found) == len(gradients) else None
 
 
 def _not_connected(layers: list[str]) -> str:

@@ -289,7 +289,7 @@ def class_logits(output: Any) -> Tensor:
 
     They are what it returned, its part `logits` or `logits_per_image`, or the only part of that shape.
     """
-    parts = {path: each for path, each in nested.leaves(output) if each.is_floating_point()}
+    parts: dict[str, Tensor] = {path: each for path, each in nested.leaves(output) if each.is_floating_point()}
     if not parts and isinstance(named := getattr(output, "logits", None), Tensor):  # of a container of another kind
         parts = {"logits": named}
     logits = next((parts[name] for name in ("", "logits", "logits_per_image") if name in parts), None)
