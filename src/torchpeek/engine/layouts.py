@@ -220,7 +220,7 @@ def _flat_readings(module: nn.Module, tensor: Tensor, seen: Seen, ends: Ends | N
     if len({each.kind for each in found}) < 2:
         return found
     was_last = (rows, columns) in seen.last
-    was_first = (rows, columns) in seen.first or (rows != columns and (columns, rows) in seen.last)
+    was_first = (rows, columns) in seen.first or (columns, rows) in seen.last
     if was_last and not signal and _normalises_inside(module):
         was_first = False  # a transformer's block
     if was_first == was_last:
@@ -419,7 +419,7 @@ def _derived(seen: Seen) -> set[Grid]:
 
 def _arithmetic(size: Grid) -> list[Grid]:
     """The grids that one whole stride along all axes gives, rounded down or up."""
-    strides = range(1, max(size))
+    strides = range(1, max(size, default=1))
     down = [tuple(each // stride for each in size) for stride in strides]
     up = [tuple(-(-each // stride) for each in size) for stride in strides]
     return [grid for grid in dict.fromkeys([*down, *up]) if math.prod(grid) > 1]
@@ -434,9 +434,9 @@ def _shrank_alike(grid: Sequence[int], given: Sequence[int]) -> bool:
     return least <= most
 
 
-def grid_of(module: nn.Module, output: Any, size: Grid) -> Grid | None:
+def grid_of(module: nn.Module, output: Any) -> Grid | None:
     """The grid of what a convolution, or the like, returns, whatever it has in the place of the samples."""
-    if not isinstance(module, _CHANNELS_FIRST) or not isinstance(output, Tensor) or output.ndim != len(size) + 2:
+    if not isinstance(module, _CHANNELS_FIRST) or not isinstance(output, Tensor) or output.ndim < 3:
         return None
     grid = tuple(output.shape[2:])
     return grid if math.prod(grid) > 1 and (len(grid) == 1 or min(grid) > 1) else None

@@ -201,7 +201,7 @@ class _Watch:
         self._returned[name] = only_shapes = _shape_only(output)
         if any(given is self._given.picture for given in args):
             self._take_input.add(name)
-        if grid := grid_of(module, output, tuple(self._given.size)):
+        if grid := grid_of(module, output):
             self._grids[grid] = None
         if isinstance(output, Tensor) and output.ndim >= 3 and len(output) == 1:
             ends = channels_of(module, output)
@@ -225,8 +225,9 @@ class _Watch:
 
     def surveyed(self) -> _Survey:
         prefix, suffix = declared(self._model)
-        size, scales = tuple(self._given.size), self._given.listed
-        grids = tuple(grid for grid in self._grids if scales or all(a <= b for a, b in zip(grid, size, strict=True)))
+        size, scales = self._size(), self._given.listed
+        of_picture = (grid for grid in self._grids if len(grid) == len(size))
+        grids = tuple(grid for grid in of_picture if scales or all(a <= b for a, b in zip(grid, size, strict=True)))
         seen = Seen(
             size,
             1,
@@ -248,6 +249,13 @@ class _Watch:
         if not all(each.projection for each in candidates):
             candidates = [each for each in candidates if not each.projection]
         return _Survey(self._calls, self._outputs, seen, candidates)
+
+    def _size(self) -> tuple[int, ...]:
+        """The picture's own axes. All but the first, where that is how convolutions see it: no axis is of channels."""
+        picture = self._given.picture
+        axes = {len(grid) for grid in self._grids}
+        without_channels = picture.ndim - 2 not in axes and picture.ndim - 1 in axes
+        return tuple(picture.shape[1:] if without_channels else picture.shape[2:])
 
     def _best(self, names: list[str]) -> str | None:
         once = [name for name in names if self._calls[name] == 1]
