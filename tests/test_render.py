@@ -164,10 +164,10 @@ class Page(HTMLParser):
 
 def test_report_needs_nothing_else_and_escapes_names() -> None:
     image = embedded(Image.new("RGB", (2000, 1000), "red"))
-    maps = {"gradcam": [ReportMap("<b>cat</b>", 0.5, 3.0, -1.0, 2.0, image)]}
+    maps = {"gradcam": [ReportMap("<b>cat</b>", "50.0 %", 3.0, -1.0, 2.0, image)]}
     pictures = [
         ReportPicture(
-            "<script>x</script>.png", (2000, 1000), ["turned"], image, [ReportClass("cat & dog", 0.714)], maps
+            "<script>x</script>.png", (2000, 1000), ["turned"], image, [ReportClass("cat & dog", 0.714, "71.4 %")], maps
         )
     ]
     facts = {"model": "m"}

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from torchpeek.cam import METHODS, Smoothing, find_method
+from torchpeek.cli.answers import Names
+from torchpeek.cli.asking import Wanted
 from torchpeek.cli.console import print_json, print_skipped, print_table, progress
 from torchpeek.cli.gallery import Gallery, Looks
 from torchpeek.cli.loading import Flag, Many, loaded_model, selection
-from torchpeek.engine.targets import Classes, Contrast, Predicted, TopClasses, as_target
-from torchpeek.errors import LayerNotFound, OptionError, TargetError
+from torchpeek.errors import LayerNotFound, OptionError, TargetError, notify
 from torchpeek.explain import How, trace
 from torchpeek.models import LoadedModel
 from torchpeek.render import COLORMAPS
@@ -26,7 +27,11 @@ def cam(
     class_: Annotated[list[str] | None, Parameter(name="--class", negative="")] = None,
     top: int | None = None,
     contrast: int | None = None,
+    box: Annotated[list[int] | None, Parameter(negative="")] = None,
+    pixels: Flag = False,
+    text: Annotated[list[str] | None, Parameter(negative="")] = None,
     layer: Many = None,
+    layout: str | None = None,
     fuse: str | None = None,
     smooth: Flag = False,
     option: Annotated[list[str] | None, Parameter(negative="")] = None,
@@ -34,6 +39,7 @@ def cam(
     overwrite: Flag = False,
     weights: str | None = None,
     trust_pickle: Flag = False,
+    trust_remote_code: Flag = False,
     colormap: str = "viridis",
     alpha: float = 0.5,
     fade: Flag = False,
@@ -58,19 +64,34 @@ def cam(
     pictures
         Files, folders (the pictures right in them) and globs.
     model
-        torchvision:NAME, timm:NAME, or package.module:callable (also from the working directory).
+        torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER (of transformers), or package.module:callable (also from the
+        working directory).
     method
         Give it several times for several methods, which share one pass; "torchpeek methods" lists them. "all" is every
-        one that needs no more than that pass and its gradients, and that this model and layer allow.
+        one that needs no more than that pass and its gradients, and that this model and layer allow. Those that read
+        attention are for transformers whose tokens all attend to each other.
     class_
-        The class to explain, by name or index; several times for several. Without it, the predicted class.
+        The class to explain, by name or index; several times for several. Without it, the predicted class. Of a
+        detector its surest box of that class, of a segmentation the pixels of that class.
     top
         Explain the TOP most probable classes of each picture, side by side.
     contrast
         Explain what sets each class apart from the CONTRAST most similar ones (Finer-CAM).
+    box
+        Explain the detected box of this rank by its score, 0 the surest; several times for several. With --class, of
+        the boxes of that class. A detector is asked about its surest box anyway.
+    pixels
+        Explain the pixels of the class given with --class, or of the one that wins most. A segmentation is asked that
+        anyway.
+    text
+        Explain how alike the picture and this text are to CLIP or SigLIP; several times for several.
     layer
         The layer to look at; "torchpeek layers" lists them. Several, or with --fuse a pattern, for one map made of all
         theirs. Without it, the last one with a grid; for polycam and refinecam the last ones of the coarsest grids.
+        Methods that look at every layer (fullgrad, and those that read attention) take no notice of it.
+    layout
+        How what the --layer returns is to be read, where its shape leaves a doubt: channels-first, channels-last,
+        tokens, channel-tokens or sequence-first, alone or with the grid, such as "tokens 1+14x14".
     fuse
         How the maps of several layers become one: max, mean or product.
     smooth
@@ -87,6 +108,8 @@ def cam(
         it, the pretrained ones.
     trust_pickle
         Load a weights file that may run code.
+    trust_remote_code
+        Run the code that a checkpoint of transformers brings along.
     colormap
         viridis, inferno, turbo, jet; or diverging, which also shows what speaks against the class.
     alpha
@@ -110,30 +133,31 @@ def cam(
         raise OptionError(
             "no pictures; give files, folders or globs: torchpeek cam cat.jpg --model torchvision:resnet50"
         )
-    if batch_size < 1 or (top is not None and class_):
-        raise OptionError(
-            "--batch-size is at least 1" if batch_size < 1 else "--top and --class both choose classes; give one"
-        )
+    if batch_size < 1:
+        raise OptionError("--batch-size is at least 1")
+    if layout is not None and not layer:
+        raise OptionError(f"--layout {layout!r} says how a layer is to be read; say which with --layer")
     if colormap not in COLORMAPS or not 0 <= alpha <= 1:
         raise OptionError(
             f"--colormap is one of {', '.join(COLORMAPS)}, and --alpha 0 to 1; got {colormap} and {alpha}"
         )
     how = How(fuse, Smoothing() if smooth else None, seed)
+    wanted = Wanted(class_ or [], top, contrast, box or [], pixels, text or [])
     names = _one_pass() if "all" in method else list(dict.fromkeys(find_method(name).name for name in method))
+    if layer:
+        _check_layer_is_used(names)
     found = find_pictures(pictures)
-    loaded = loaded_model(model, weights, trust_pickle=trust_pickle, device=device)
-    target = as_target(_target(class_, top), loaded.class_names)
-    if isinstance(target, Classes):  # by name and by index, say
-        target = Classes(list(dict.fromkeys(target.classes)))
-    if contrast is not None:
-        target = Contrast(target, contrast)
+    loaded = loaded_model(model, weights, trust_pickle=trust_pickle, device=device, trust_remote_code=trust_remote_code)
+    target = wanted.target(loaded)
     named = selection(layer)
     layers = named[0] if named and len(named) == 1 and fuse is None else named
     if "all" in method:
-        names = _applicable(loaded, found, names, layers, target)
+        names = _applicable(loaded, found, names, layers, layout, target)
     options = _options(names, option or [])
     folder = OutputFolder.prepared(out, overwrite=overwrite)
-    gallery = Gallery(loaded, folder, options, layers, target, how, Looks(colormap, alpha, fade, extract))
+    called = Names(loaded.class_names, wanted.asked_texts, wanted.ranks)
+    looks = Looks(colormap, alpha, fade, extract)
+    gallery = Gallery(loaded, folder, options, layers, layout, target, called, how, looks)
     try:
         with progress("explaining", len(found)) as advance:
             for start in range(0, len(found), batch_size):
@@ -153,23 +177,11 @@ def cam(
     if json:
         print_json(results)
     else:
-        _print(results)
+        _print(results, gallery.cells)
     return 1 if results["skipped"] else 0
 
 
-def _print(results: dict[str, Any]) -> None:
-    rows = [
-        (
-            row["picture"],
-            f"{row['predictions'][0]['name']} {row['predictions'][0]['probability']:.1%}",
-            f"{each['class_name']} {each['probability']:.1%}",
-            each["method"],
-            each["layer"],
-            each["overlay"],
-        )
-        for row in results["pictures"]
-        for each in row["maps"]
-    ]
+def _print(results: dict[str, Any], rows: list[tuple[str, ...]]) -> None:
     if rows:
         print_table(("picture", "predicted", "explained", "method", "layer", "overlay"), rows)
     print_skipped(results["skipped"], len(results["skipped"]) + len(results["pictures"]))
@@ -178,12 +190,17 @@ def _print(results: dict[str, Any]) -> None:
     print(f"report: {results['report']}")
 
 
-def _target(classes: list[str] | None, top: int | None) -> Any:
-    if top is not None:
-        return TopClasses(top)
-    if classes:
-        return Classes([int(each) if each.isascii() and each.isdigit() else each for each in classes])
-    return Predicted()
+def _check_layer_is_used(names: list[str]) -> None:
+    """Raise OptionError where none of the methods looks at a layer that is named; say so where only some do."""
+    every = [name for name in names if METHODS[name].layers == "all"]
+    looking = "looks" if len(every) == 1 else "look"
+    if len(every) == len(names):
+        raise OptionError(
+            f"--layer is for methods that look at one layer or at some; {', '.join(every)} {looking} at every layer of "
+            "the model. Leave --layer away"
+        )
+    if every:
+        notify(f"--layer is for the other methods; {', '.join(every)} {looking} at every layer of the model")
 
 
 def _one_pass() -> list[str]:
@@ -223,12 +240,17 @@ def _parsed(key: str, text: str, default: Any) -> Any:
 
 
 def _applicable(
-    loaded: LoadedModel, found: list[Path], names: list[str], layers: str | list[str] | None, target: Any
+    loaded: LoadedModel,
+    found: list[Path],
+    names: list[str],
+    layers: str | list[str] | None,
+    layout: str | None,
+    target: Any,
 ) -> list[str]:
     """All of these methods but those that the model's head rules out, tried on the first picture that can be read."""
     for path in found:
         try:
-            kept = trace(loaded, path, layer=layers, target=target, gradients=False)
+            kept = trace(loaded, path, layer=layers, layout=layout, target=target, gradients=False)
             headless = any(kept.only(layer).head is None for layer in kept.at)
         except (LayerNotFound, TargetError):
             raise

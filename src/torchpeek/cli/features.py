@@ -47,6 +47,7 @@ def features(
     tensorboard: Path | None = None,
     weights: str | None = None,
     trust_pickle: Flag = False,
+    trust_remote_code: Flag = False,
     device: str = "cpu",
     json: Flag = False,
     debug: Flag = False,
@@ -64,7 +65,7 @@ def features(
     pictures
         Files, folders (the pictures right in them) and globs.
     model
-        torchvision:NAME, timm:NAME, or package.module:callable.
+        torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER (of transformers), or package.module:callable.
     layer
         A name or glob; several times for several. Without it, the layer that "cam" would look at.
     out
@@ -84,6 +85,8 @@ def features(
         "random", a file, or the name of torchvision's weights.
     trust_pickle
         Load a weights file that may run code.
+    trust_remote_code
+        Run the code that a checkpoint of transformers brings along.
     device
         cpu, cuda, cuda:1, mps.
     json
@@ -95,7 +98,7 @@ def features(
         raise OptionError("no pictures; give files, folders or globs: torchpeek features cat.jpg --model ...")
     check_looks(most=most, scale=scale, colormap=colormap)
     files = find_pictures(pictures)
-    loaded = loaded_model(model, weights, trust_pickle=trust_pickle, device=device)
+    loaded = loaded_model(model, weights, trust_pickle=trust_pickle, device=device, trust_remote_code=trust_remote_code)
     looks = {"most": most, "scale": scale, "colormap": colormap}
     stems = file_names({str(file): file.stem for file in files}, reserved="features.json")
     rows: list[dict[str, Any]] = []

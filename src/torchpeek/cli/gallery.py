@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from torchpeek._version import __version__
 from torchpeek.cam import METHODS
+from torchpeek.cli.answers import Answer, Answers, Corners, Names, answers, renamed
 from torchpeek.cli.console import json_text
 from torchpeek.engine import Target, Trace
-from torchpeek.engine.targets import class_logits
 from torchpeek.errors import FileError, LayerNotFound, MethodError, OptionError, TargetError
 from torchpeek.explain import How, compare, trace
 from torchpeek.heatmap import Heatmap, Provenance
@@ -25,6 +26,8 @@ from torchpeek.render import extract, mosaic, overlay
 from torchpeek.render.report import Report, ReportClass, ReportMap, ReportPicture, embedded, report_html
 from torchpeek.store import OutputFolder, file_stem, png_bytes, save_bytes
 
+# What a score is of, where its own name does not say it.
+_OF = {"score of a detected box": "", "cosine similarity": " of picture and text"}
 _ON_ONE_PAGE = 60  # pictures; a page of more is slow to open
 
 
@@ -46,10 +49,13 @@ class Gallery:
     folder: OutputFolder
     methods: Mapping[str, Mapping[str, Any]]  # name -> options
     layer: str | list[str] | None
+    layout: str | None
     target: Target
+    names: Names
     how: How
     looks: Looks
     _rows: list[dict[str, Any]] = field(default_factory=list)  # one for each picture
+    _cells: list[tuple[str, ...]] = field(default_factory=list)  # one for each map
     _skipped: dict[str, str] = field(default_factory=dict)  # file -> why
     _page: list[ReportPicture] = field(default_factory=list)
     _facts: dict[str, str] = field(default_factory=dict)
@@ -70,6 +76,11 @@ class Gallery:
                 self._skipped[str(path)] = str(error).removeprefix(f"{path}: ")
         for group in _of_one_shape(pictures):
             self._explain(group)
+
+    @property
+    def cells(self) -> list[tuple[str, ...]]:
+        """A row for each map: the picture, what is predicted, what is explained, the method, the layer, the overlay."""
+        return self._cells
 
     @property
     def empty(self) -> bool:
@@ -100,6 +111,7 @@ class Gallery:
                 self.loaded,
                 tensor,
                 layer=self.layer,
+                layout=self.layout,
                 target=self.target,
                 gradients=any(method.needs == "gradients" for method in used),
                 ablations=any(method.ablates for method in used),
@@ -118,88 +130,85 @@ class Gallery:
         for heatmap in maps.values():
             made = heatmap.provenance
             self._facts = self._facts or _facts(made, self.looks)
-            self._layers[f"{made.layer} ({made.layer_reason})"] = None  # it may be another one for another size
+            self._layers[_looked_at(made)] = None  # it may be another one for another size
         for n, (path, picture) in enumerate(group):
-            probabilities = class_logits(kept.output)[n].detach().softmax(0)
-            self._write(path, picture, {name: heatmap[n] for name, heatmap in maps.items()}, probabilities)
+            said = answers(kept, n, picture, self.names)
+            self._write(path, picture, {name: heatmap[n] for name, heatmap in maps.items()}, said)
 
     def _maps(self, kept: Trace, tensor: Tensor) -> dict[str, Heatmap]:
-        """From the trace, but for the methods that combine layers, which look at their own if none are named."""
+        """From the trace, but for the methods that look at attention, or combine layers where none are named."""
         how: dict[str, Any] = {"fuse": self.how.fuse, "smooth": self.how.smooth, "seed": self.how.seed}
         many = [name for name in self.methods if METHODS[name].layers == "many" or self.how.fuse is not None]
         own = many if self.layer is None else []
+        own += [name for name in self.methods if METHODS[name].needs == "attention"]
         shared = {name: options for name, options in self.methods.items() if name not in own}
         found: dict[str, Heatmap] = {}
         if shared:
             found |= compare(kept, methods=shared, **how)
         if own:
             theirs = {name: self.methods[name] for name in own}
-            found |= compare(self.loaded, tensor, methods=theirs, target=self.target, **how)
-        return {name: found[name] for name in self.methods}
+            found |= compare(self.loaded, tensor, methods=theirs, target=kept.bound(), **how)
+        return {name: self._named(found[name]) for name in self.methods}
 
-    def _write(self, path: Path, picture: Picture, maps: dict[str, Heatmap], probabilities: Tensor) -> None:
+    def _named(self, heatmap: Heatmap) -> Heatmap:
+        made = heatmap.provenance
+        names = renamed(heatmap.question, made.class_names, self.names)
+        return replace(heatmap, provenance=replace(made, class_names=names))
+
+    def _write(self, path: Path, picture: Picture, maps: dict[str, Heatmap], said: Answers) -> None:
         stem = self._new_stem(path)
         rows: list[dict[str, Any]] = []
         shown: dict[str, list[ReportMap]] = {}
         tiles: list[Image.Image] = []
         for name, heatmap in maps.items():
             raw = self.folder.write(f"{stem}/{file_stem(name)}.safetensors", save_bytes(heatmap))
-            for k in range(heatmap.scores.shape[1]):
+            for k, answer in enumerate(said.asked):
                 one = heatmap[0, k]
-                row, tile = self._drawn(picture, one, stem, float(probabilities[one.label()]))
+                row, tile = self._drawn(picture, one, stem, answer)
                 rows.append({**row, "heatmap": str(raw)})
                 tiles.append(tile)
-                shown.setdefault(name, []).append(_report_map(row, one, tile))
-        captions = [f"{row['method']}: {row['class_name']}" for row in rows]
-        classes = len(rows) // len(maps)
-        sheet = mosaic(tiles, captions, columns=classes if classes > 1 else None)
-        predictions = self._predictions(probabilities)
+                shown.setdefault(name, []).append(_report_map(answer, one, tile))
+        captions = [f"{name}: {answer.title}" for name in maps for answer in said.asked]
+        sheet = mosaic(tiles, captions, columns=len(said.asked) if len(said.asked) > 1 else None)
         self._rows.append(
             {
                 "picture": str(path),
                 "notes": list(picture.notes),
-                "predictions": predictions,
+                "predictions": [each.facts("name") for each in said.predicted],
                 "mosaic": str(self.folder.write(f"{stem}/all.png", png_bytes(sheet))),
                 "maps": rows,
             }
         )
+        self._cells += [
+            (str(path), said.predicted[0].words, answer.words, row["method"], row["layer"], row["overlay"])
+            for row, answer in zip(rows, [*said.asked] * len(maps), strict=True)
+        ]
         if len(self._page) < _ON_ONE_PAGE:
-            best = [ReportClass(each["name"], each["probability"]) for each in predictions]
+            # The page's bars are shares of a whole, which cosines are not.
+            best = [
+                ReportClass(each.title, each.value, each.said) for each in said.predicted if each.kind != "similarity"
+            ]
             photo = embedded(picture.image)
             self._page.append(ReportPicture(picture.name, picture.image.size, picture.notes, photo, best, shown))
 
-    def _drawn(
-        self, picture: Picture, one: Heatmap, stem: str, probability: float
-    ) -> tuple[dict[str, Any], Image.Image]:
+    def _drawn(self, picture: Picture, one: Heatmap, stem: str, answer: Answer) -> tuple[dict[str, Any], Image.Image]:
         """One map's overlay, and what results.json says of it."""
-        made, label = one.provenance, one.label()
-        class_name = made.class_name(label)
-        base = f"{stem}/{file_stem(made.method)}.{label}-{file_stem(class_name)}"
+        made = one.provenance
+        base = f"{stem}/{file_stem(made.method)}.{answer.stem}"
         image = overlay(picture, one, colormap=self.looks.colormap, alpha=self.looks.alpha, fade=self.looks.fade)
+        if answer.box is not None:
+            image = _outlined(image, answer.box)
         row = {
             "method": made.method,
-            "class": label,
-            "class_name": class_name,
-            "probability": probability,
+            **answer.facts("class_name" if answer.kind != "similarity" else "name"),
             "score": float(one.scores),
             "layer": made.layer,
+            "layout": made.layout,
             "overlay": str(self.folder.write(f"{base}.png", png_bytes(image))),
         }
         if self.looks.extracts:
             row["extract"] = str(self.folder.write(f"{base}.extract.png", png_bytes(extract(picture, one))))
         return row, image
-
-    def _predictions(self, probabilities: Tensor, most: int = 5) -> list[dict[str, Any]]:
-        best = probabilities.topk(min(most, len(probabilities)))
-        names = self.loaded.class_names
-        return [
-            {
-                "class": label,
-                "name": names[label] if names and label < len(names) else f"class {label}",
-                "probability": probability,
-            }
-            for probability, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
 
     def _new_stem(self, path: Path) -> str:
         """A folder name for the picture; pictures of one name from two folders get two."""
@@ -208,19 +217,38 @@ class Gallery:
         return stem
 
 
-def _report_map(row: dict[str, Any], one: Heatmap, image: Image.Image) -> ReportMap:
+def _report_map(answer: Answer, one: Heatmap, image: Image.Image) -> ReportMap:
     low, high = float(one.values.min()), float(one.values.max())
-    return ReportMap(row["class_name"], row["probability"], row["score"], low, high, embedded(image))
+    return ReportMap(answer.title, answer.said, float(one.scores), low, high, embedded(image))
+
+
+def _outlined(image: Image.Image, box: Corners) -> Image.Image:
+    """With the box drawn in white between two black lines, which shows on anything."""
+    copy = image.copy()
+    draw, thick = ImageDraw.Draw(copy), max(1, round(min(image.size) / 200))
+    left, top, right, bottom = (round(each) for each in box)
+    for inset, colour in ((0, "black"), (thick, "white"), (2 * thick, "black")):
+        corners = (left + inset, top + inset, max(left + inset, right - inset), max(top + inset, bottom - inset))
+        draw.rectangle(corners, outline=colour, width=thick)
+    return copy
+
+
+def _looked_at(made: Provenance) -> str:
+    """The layer, why that one, and how it was read where that is not as a convolution's output is."""
+    first = made.layout.startswith("channels-first") and "," not in made.layout
+    read = "" if first or not made.layout else f", read as {made.layout}"
+    return f"{made.layer} ({made.layer_reason}{read})"
 
 
 def _facts(made: Provenance, looks: Looks) -> dict[str, str]:
     """What holds for every picture."""
+    kind, *part = re.split("(?=, from )", made.score, maxsplit=1)
     return {
         "model": made.model,
         "weights": made.weights or "the model's own",
-        "layer": f"{made.layer} ({made.layer_reason})",
+        "layer": _looked_at(made),
         "preprocessing": made.preprocess,
-        "score": f"{made.score} of the class",
+        "score": f"{kind}{_OF.get(kind, ' of the class')}{''.join(part)}",
         "overlays": f"{looks.colormap}, alpha {looks.alpha:g}{', fading with the value' if looks.fade else ''}",
         "computed": f"in {made.dtype} on {made.device}, torch {made.torch}, torchpeek {__version__}",
     }

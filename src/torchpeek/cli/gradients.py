@@ -42,6 +42,7 @@ def gradients(
     tensorboard: Path | None = None,
     weights: str | None = None,
     trust_pickle: Flag = False,
+    trust_remote_code: Flag = False,
     device: str = "cpu",
     json: Flag = False,
     debug: Flag = False,
@@ -58,7 +59,7 @@ def gradients(
     pictures
         Files, folders (the pictures right in them) and globs.
     model
-        torchvision:NAME, timm:NAME, or package.module:callable.
+        torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER (of transformers), or package.module:callable.
     class_
         The class of the pictures, by name or index.
     layer
@@ -75,6 +76,8 @@ def gradients(
         "random", a file, or the name of torchvision's weights.
     trust_pickle
         Load a weights file that may run code.
+    trust_remote_code
+        Run the code that a checkpoint of transformers brings along.
     device
         cpu, cuda, cuda:1, mps.
     json
@@ -85,7 +88,7 @@ def gradients(
     if not pictures:
         raise OptionError("no pictures; give files, folders or globs: torchpeek gradients cat.jpg --model ...")
     files = find_pictures(pictures)
-    loaded = loaded_model(model, weights, trust_pickle=trust_pickle, device=device)
+    loaded = loaded_model(model, weights, trust_pickle=trust_pickle, device=device, trust_remote_code=trust_remote_code)
     target = int(class_) if class_ is not None and class_.isascii() and class_.isdigit() else class_
     mode = "train" if train else "eval"
     with output_folder(out, overwrite=overwrite) as folder, tensorboard_writer(tensorboard) as writer:

@@ -40,6 +40,7 @@ def kernels(
     tensorboard: Path | None = None,
     weights: str | None = None,
     trust_pickle: Flag = False,
+    trust_remote_code: Flag = False,
     json: Flag = False,
     debug: Flag = False,
 ) -> int:
@@ -53,7 +54,7 @@ def kernels(
     Parameters
     ----------
     model
-        torchvision:NAME, timm:NAME, or package.module:callable.
+        torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER (of transformers), or package.module:callable.
     layer
         A name or glob; several times for several. Without it, every convolution.
     out
@@ -70,13 +71,15 @@ def kernels(
         "random", a file, or the name of torchvision's weights.
     trust_pickle
         Load a weights file that may run code.
+    trust_remote_code
+        Run the code that a checkpoint of transformers brings along.
     json
         Print JSON, for machines.
     debug
         Show the traceback of an error.
     """
     check_looks(most=most, scale=scale)
-    loaded = loaded_model(model, weights, trust_pickle=trust_pickle, device="cpu")
+    loaded = loaded_model(model, weights, trust_pickle=trust_pickle, device="cpu", trust_remote_code=trust_remote_code)
     found = kernels_of(loaded, selection(layer))
     drawn = {name: each for name, each in found.by_output().items() if 3 <= each.ndim <= 5 and not each.is_complex()}
     files = file_names({name: name for name in drawn}, reserved="first-kernels")

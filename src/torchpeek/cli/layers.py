@@ -25,6 +25,7 @@ def layers(
     overwrite: Flag = False,
     weights: str | None = None,
     trust_pickle: Flag = False,
+    trust_remote_code: Flag = False,
     json: Flag = False,
     debug: Flag = False,
 ) -> int:
@@ -33,7 +34,7 @@ def layers(
     Parameters
     ----------
     model
-        torchvision:NAME, timm:NAME, or package.module:callable.
+        torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER (of transformers), or package.module:callable.
     picture
         Show the shapes for this picture; without one, for a blank picture of the model's own size.
     input_size
@@ -46,12 +47,14 @@ def layers(
         "random", a file, or the name of torchvision's weights. The layers are the same; random needs no download.
     trust_pickle
         Load a weights file that may run code.
+    trust_remote_code
+        Run the code that a checkpoint of transformers brings along.
     json
         Print JSON, for machines.
     debug
         Show the traceback of an error.
     """
-    loaded = load_model(model, weights, trust_pickle=trust_pickle)
+    loaded = load_model(model, weights, trust_pickle=trust_pickle, trust_remote_code=trust_remote_code)
     if picture is not None and input_size:
         raise InputError("--picture and --input-size both say what the input is; give one")
     if picture is not None:

@@ -18,8 +18,8 @@ from torchpeek.render.colormaps import COLORMAPS, DIVERGING
 class ReportMap:
     """One heatmap on its picture."""
 
-    class_name: str
-    probability: float
+    name: str
+    said: str  # how sure the model is of it: "12.3 %", "cosine 0.211"
     score: float
     lowest: float  # of the raw, signed values
     highest: float
@@ -28,10 +28,11 @@ class ReportMap:
 
 @dataclass(frozen=True)
 class ReportClass:
-    """A class with its probability."""
+    """A class, and its share of a whole: the probability, or the share of the pixels."""
 
     name: str
-    probability: float
+    share: float
+    said: str
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Report:
 def report_html(report: Report) -> str:
     """The page, as one HTML file."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": _percent, "number": _number}
+    environment.filters |= {"number": _number}
     template = environment.from_string(files("torchpeek.render").joinpath("report.html.j2").read_text("utf-8"))
     return template.render(report=report, legend=_legend(report.colormap), signed=report.colormap == DIVERGING)
 
@@ -73,10 +74,6 @@ def embedded(image: Image.Image, longest: int = 800) -> str:
     packed = io.BytesIO()
     small.save(packed, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(packed.getvalue()).decode()
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"
 
 
 def _number(value: float) -> str:
