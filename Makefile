@@ -8,7 +8,7 @@ FLOOR := .venv-floor
 export TORCH_HOME := $(CURDIR)/.cache/torch
 WEIGHTS := $(TORCH_HOME)/hub/checkpoints/mobilenet_v2-b0353104.pth
 
-.PHONY: demo test check bench test-floor install weights format clean
+.PHONY: demo test check bench matrix test-floor install weights format clean
 
 demo: install weights
 	@$(BIN)/torchpeek cam examples/images --model torchvision:mobilenet_v2 \
@@ -28,6 +28,11 @@ check: install
 bench: install weights
 	$(BIN)/pip install --quiet --editable '.[recorders]' --constraint constraints.txt
 	$(BIN)/python bench/run.py
+
+# One network or more of every family of classifiers, and the page about them: half an hour on two cores. Goes on where
+# it was interrupted; MATRIX='--only resnet --again' looks into a part, and leaves the page alone.
+matrix: install
+	PYTHONPATH=tests $(BIN)/python -m matrix $(or $(MATRIX),--page)
 
 # The oldest versions that pyproject.toml allows, in an environment of their own.
 test-floor: weights

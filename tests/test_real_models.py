@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -196,4 +197,71 @@ class TestFocus:
         scale = float(expected.abs().max())
         torch.testing.assert_close(tape[BLOCKS[-2]].grad_output, expected, rtol=1e-4, atol=1e-5 * scale)
 
-    # ---- Token methods: attention, rollout, legrad, maps at the blocks' 16 x 16 grids. Their tests go here. ----
+    # ---- Token methods: attention, rollout, legrad, maps at the blocks' 16 x 16 grids. ----
+
+    # Boxes drawn by hand: the cup without its saucer, the cat's face, the rocket with its pad.
+    @pytest.mark.parametrize(
+        ("file", "box"),
+        [
+            ("coffee.png", (172, 18, 410, 285)),
+            ("chelsea.png", (100, 50, 300, 270)),
+            ("rocket.jpg", (290, 120, 390, 427)),
+        ],
+    )
+    def test_the_maximum_is_on_what_is_worth_looking_at(self, focus, file: str, box) -> None:
+        """Of the mean logit over the pixels that it finds worth it; and there is more heat inside of them than outside.
+
+        Not of rollout: this network keeps something else in a few tokens of the background (arXiv:2309.16588), to which
+        the others attend, and rollout does not ask what for.
+        """
+        picture = focus.read(IMAGES / file)
+        with torch.no_grad():
+            mask = focus.module(picture.tensor)[0, 0] > 0.5  # (224, 224)
+        target = tp.targets.Computed(partial(mean_logit, mask))
+        trace = tp.trace(focus, picture, target=target, attention=True)
+        assert (trace.layer, str(trace.at[trace.layer].layout)) == ("backbone.norm", "tokens 1+16x16")
+        shares = torch.nn.functional.adaptive_avg_pool2d(mask.float()[None], 16)[0]  # (16, 16), of each patch
+        maps = tp.compare(trace, methods=["gradcam", "legrad", "transformer-attribution"])
+        for layer in ("backbone.blocks.9", "backbone.blocks.11"):
+            maps[layer] = tp.explain(focus, picture, method="gradcam", layer=layer, target=target)
+        for method, heatmap in maps.items():
+            assert heatmap.values.shape == (1, 1, 16, 16)
+            assert inside(peak(picture, heatmap), box), method
+            heat = heatmap.positive().values[0, 0]
+            within, without = (float((heat * part).sum() / part.sum()) for part in (shares, 1 - shares))
+            assert within > without, method
+
+    def test_transformers_attends_alike(self, focus) -> None:
+        """Its network has other modules, and runs the fused attention through other code."""
+        picture = focus.read(IMAGES / "coffee.png")
+        with torch.no_grad():
+            mask = focus.module(picture.tensor)[0, 0] > 0.5
+        target = tp.targets.Computed(partial(mean_logit, mask))
+        methods = ["rollout", "transformer-attribution"]
+        ours, theirs = (
+            tp.compare(loaded, picture, methods=methods, target=target) for loaded in (focus, real_models.focus_hf())
+        )
+        for method in methods:
+            scale = float(ours[method].values.abs().max())
+            torch.testing.assert_close(ours[method].values, theirs[method].values, rtol=1e-3, atol=1e-4 * scale)
+
+    def test_rollout_is_what_the_weights_say(self, focus) -> None:
+        """Of queries and keys that are recorded, the whole product; no class token is read, but the mean of rows."""
+        x = focus.read(IMAGES / "coffee.png").tensor
+        with torch.no_grad(), tp.record(focus.module, [f"{block}.attn.qkv" for block in BLOCKS]) as tape:
+            focus.module(x)
+        product = torch.eye(257, dtype=torch.float64)
+        for block in BLOCKS:
+            qkv = tape[f"{block}.attn.qkv"].output[0].double().view(257, 3, 6, 64)
+            q, k = (qkv[:, each].transpose(0, 1) for each in (0, 1))  # (heads, T, 64)
+            weights = (q @ k.mT / 8).softmax(-1).mean(0)
+            product = (0.5 * weights + 0.5 * torch.eye(257, dtype=torch.float64)) @ product
+        expected = product[1:].mean(0)[1:].view(16, 16)
+        target = tp.targets.Computed(partial(mean_logit, torch.ones(224, 224, dtype=torch.bool)))
+        found = tp.explain(focus, x, method="rollout", target=target).values[0, 0]
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-7)
+
+
+def mean_logit(mask: Tensor, output: Tensor, rows: Tensor) -> Tensor:
+    """(N,): over the pixels of the mask."""
+    return output[:, 0, mask].logit(eps=1e-6).mean(1)

@@ -108,7 +108,7 @@ def test_names_that_are_ambiguous_or_missing() -> None:
         labels("cat", None)
 
 
-@pytest.mark.parametrize("output", [torch.zeros(3), torch.zeros(1, 2, 3), (OUTPUT,), {"out": OUTPUT}, None])
+@pytest.mark.parametrize("output", [torch.zeros(3), torch.zeros(1, 2, 3), (OUTPUT, OUTPUT), {"out": OUTPUT[0]}, None])
 def test_outputs_without_class_scores(output) -> None:
     with pytest.raises(TargetError, match="class scores are read from"):
         Predicted().bind(output)

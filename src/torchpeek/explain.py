@@ -23,7 +23,8 @@ from torchpeek.engine import (
     suggest_layer,
     suggest_stages,
 )
-from torchpeek.engine.targets import ClassesPerSample, as_target, innermost, of_samples
+from torchpeek.engine.targets import ClassesPerSample, Question, as_target, innermost, of_samples
+from torchpeek.engine.targets.neurons import layers_read
 from torchpeek.errors import (
     AmbiguousCall,
     InputError,
@@ -38,6 +39,7 @@ from torchpeek.errors import (
 from torchpeek.heatmap import Heatmap, Provenance
 from torchpeek.hooks import Selection, select, uninterrupted
 from torchpeek.models import Inputs, LoadedModel, Model, given_to, module_of
+from torchpeek.models.quantised import quantisation_named, quantised_layers
 
 TargetLike: TypeAlias = Any
 """None (the predicted class), a class index or name, a tensor or list of these (N,) or (N, K), or a tp.targets.*"""
@@ -67,7 +69,8 @@ def trace(
     """
     where = _Where(layer, layout)
     plan = _Wanted(gradients=gradients, ablates=ablations, attention=attention)
-    return _traced(model, given_to(model, inputs), where, target, plan)
+    with quantisation_named(module_of(model)):
+        return _traced(model, given_to(model, inputs), where, target, plan)
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,8 @@ class _Wanted:
 
 def _traced(model: Model, given: Given, where: _Where, target: TargetLike, plan: _Wanted) -> Trace:
     runner = ModelRunner(module_of(model))
-    given = as_given(runner.model, given)
     asked = as_target(target, _class_names(model))
+    given = runner.observing(as_given(runner.model, given), asked)
 
     def passed(names: Sequence[str], reason: str) -> Trace:
         origin = _origin(model, reason)
@@ -108,7 +111,8 @@ def _traced(model: Model, given: Given, where: _Where, target: TargetLike, plan:
             given,
             names,
             asked,
-            gradients=plan.gradients,
+            # Of a neuron it is not plain that it comes after the layer; gradients show it, whatever the method.
+            gradients=plan.gradients or bool(layers_read(asked)),
             noting=plan.ablates,
             attention=plan.attention,
             origin=origin,
@@ -299,14 +303,18 @@ def _compare(
     if inputs is None:
         raise InputError("inputs is missing; explain(model, inputs), or explain(trace)")
     if isinstance(inputs, (list, tuple)):
-        return _compare_each(model, inputs, chosen, where, target, how)
-    return _compare_batch(model, given_to(model, inputs), chosen, where, target, how)
+        with quantisation_named(module_of(model)):
+            return _compare_each(model, inputs, chosen, where, target, how)
+    with quantisation_named(module_of(model)):
+        return _compare_batch(model, given_to(model, inputs), chosen, where, target, how)
 
 
 def _compare_batch(
     model: Model, given: Given, chosen: Chosen, where: _Where, target: TargetLike, how: How
 ) -> dict[str, Heatmap]:
     found: dict[str, Heatmap] = {}
+    if any(method.layers == "all" for method, _ in chosen) and quantised_layers(module_of(model)):
+        raise NotConnected("no gradient flows back through quantised layers")  # nor would one be missed
     # Those that combine layers look at others, unless it is said at which.
     traces: dict[tuple[int, bool], Chosen] = {}
     for pair in chosen:
@@ -419,7 +427,7 @@ def _provenance(
         preprocess=trace.origin.preprocess,
         paper=method.paper,
         options={**method.options, **options},
-        score=str(getattr(trace.question, "kind", type(trace.question).__name__)),
+        score=_said(trace.question),
         class_names={label: names[label] for label in labels if label in names},
         device=str(looked_at.device),
         dtype=str(looked_at.dtype).removeprefix("torch."),
@@ -427,6 +435,12 @@ def _provenance(
         torchpeek=_version.__version__,
         steps=(*steps, str(smooth)) if smooth else tuple(steps),
     )
+
+
+def _said(question: Question) -> str:
+    """What a score is, and of a container which part of it is read."""
+    kind, part = getattr(question, "kind", type(question).__name__), getattr(question, "part", "")
+    return f"{kind}, from {part!r}" if part else str(kind)
 
 
 def _chosen(methods: Iterable[str] | Mapping[str, Mapping[str, Any]]) -> Chosen:
@@ -445,7 +459,7 @@ def _chosen(methods: Iterable[str] | Mapping[str, Mapping[str, Any]]) -> Chosen:
 
 def _layers(module: nn.Module, layer: Selection, *, several: bool) -> list[str]:
     """The names of the layers that are asked for: one, unless several may be."""
-    names = list(select(module, layer))
+    names = list(select(module, _spelled(module, layer)))
     if len(names) > 1 and not several:
         listed = ", ".join(map(repr, names[:6])) + (", ..." if len(names) > 6 else "")
         raise AmbiguousCall(
@@ -455,14 +469,36 @@ def _layers(module: nn.Module, layer: Selection, *, several: bool) -> list[str]:
     return names
 
 
+def _spelled(module: nn.Module, layer: Selection) -> Selection:
+    """Names as they are here: in a wrapper of the model also without, in the model also with, the wrapper's prefix."""
+    if isinstance(layer, (list, tuple)):
+        return [_spelled(module, each) for each in layer]
+    if not isinstance(layer, str):
+        return layer
+    if isinstance(module, _WRAPPERS):
+        return layer if layer.partition(".")[0] == "module" else f"module.{layer}"
+    return layer if hasattr(module, "_orig_mod") else layer.removeprefix("_orig_mod.")
+
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def _type_name(module: nn.Module) -> str:
+    """Of the network itself, not of what runs it."""
+    if isinstance(module, _WRAPPERS):
+        return _type_name(module.module)
+    compiled = type(module).__name__ == "OptimizedModule"
+    return _type_name(module.get_submodule("_orig_mod")) if compiled else type(module).__name__
+
+
 def _class_names(model: Model) -> Sequence[str] | None:
     return model.class_names if isinstance(model, LoadedModel) else None
 
 
 def _origin(model: Model, layer_reason: str) -> Origin:
     if not isinstance(model, LoadedModel):
-        return Origin(type(model).__name__, layer_reason=layer_reason)
-    spec = model.spec or type(model.module).__name__
+        return Origin(_type_name(model), layer_reason=layer_reason)
+    spec = model.spec or _type_name(model.module)
     own = f"the model's own ({getattr(model.preprocess, '__name__', type(model.preprocess).__name__)})"
     says = "__str__" in vars(type(model.preprocess))  # a function does not
     how = str(model.preprocess) if says else own

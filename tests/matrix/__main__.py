@@ -74,7 +74,10 @@ _KNOWN: list[str] = []
 
 def _everything_else() -> str:
     if not _KNOWN:
-        files = [*(ROOT / "src").rglob("*.py"), *(Path(__file__).parent / name for name in ("checks.py", "building.py"))]
+        files = [
+            *(ROOT / "src").rglob("*.py"),
+            *(Path(__file__).parent / name for name in ("checks.py", "building.py")),
+        ]
         source = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
         _KNOWN.append(" ".join([source, *(f"{name} {version(name)}" for name in PACKAGES)]))
     return _KNOWN[0]
@@ -135,9 +138,10 @@ class Worker:
 
     def examined(self, architecture: Architecture, limit: float) -> dict[str, Any] | None:
         """None where it takes longer, or the process ends."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         try:
-            print(ARCHITECTURES.index(architecture), file=self._process.stdin, flush=True)  # noqa: T201
+            print(ARCHITECTURES.index(architecture), file=self._process.stdin, flush=True)
         except BrokenPipeError:
             return None
         with selectors.DefaultSelector() as selector:
@@ -166,7 +170,7 @@ def work() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         row = examined(ARCHITECTURES[int(line)])
-        print(json.dumps(row), file=answers, flush=True)  # noqa: T201
+        print(json.dumps(row), file=answers, flush=True)
 
 
 if __name__ == "__main__":

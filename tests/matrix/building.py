@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 CLASSES = 10
 
@@ -32,11 +33,12 @@ class Architecture:
         return f"{self.source}:{self.name}"
 
 
-def built(architecture: Architecture) -> nn.Module:
+def built(architecture: Architecture, *, revived: bool = True) -> nn.Module:
     """In eval mode and float64, with the same random weights every time."""
     torch.manual_seed(0)
     model: nn.Module = _MAKERS[architecture.source](architecture).double().eval()
-    revive(model)
+    if revived:
+        revive(model)
     normalise(model, pictures(architecture, 4))
     return model
 
@@ -45,6 +47,17 @@ def pictures(architecture: Architecture, count: int) -> Tensor:
     """(count, 3, size, size): random numbers, always the same."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(count, 3, architecture.size, architecture.size, generator=generator, dtype=torch.float64)
+
+
+def available(architecture: Architecture) -> bool:
+    """Whether its package is installed, in a version that has it."""
+    try:
+        package = import_module(architecture.source)
+    except ImportError:
+        return False
+    if architecture.source == "transformers":
+        return hasattr(package, architecture.name)
+    return bool(architecture.name in (package.list_models() if architecture.source == "timm" else vars(package.models)))
 
 
 def _timm(architecture: Architecture) -> nn.Module:
@@ -94,21 +107,30 @@ def revive(model: nn.Module) -> None:
 
 
 def normalise(model: nn.Module, images: Tensor) -> None:
-    """Let each batch normalisation know the mean and variance of what comes: a signal neither dies nor explodes."""
+    """One pass in which each batch normalisation learns what comes: a signal neither dies nor explodes."""
     norms = [each for each in model.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
     norms = [each for each in norms if each.track_running_stats]
-    if not norms:
-        return
     momenta = [each.momentum for each in norms]
     for each in norms:
         each.momentum = None  # the average over all that was seen
         each.reset_running_stats()
         each.train()
     with torch.no_grad():
-        model(images)
+        model(images)  # also without any: some networks make buffers of their own in the first pass
     for each, momentum in zip(norms, momenta, strict=True):
         each.momentum = momentum
         each.eval()
+
+
+class Float64Throughout(TorchFunctionMode):
+    """Where a network turns to float32 whatever its parameters are, as some normalisations do, it turns to float64."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.Tensor.float:
+            return args[0].double()
+        args = [torch.float64 if each is torch.float32 else each for each in args]
+        given = {key: torch.float64 if each is torch.float32 else each for key, each in (kwargs or {}).items()}
+        return function(*args, **given)
 
 
 @contextmanager

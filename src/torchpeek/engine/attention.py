@@ -104,7 +104,7 @@ class AttentionRecorder:
                 f"attention in {unclear[0].layer!r} of {self._named} is made of several softmaxes, so that none of "
                 f"them is what the tokens attend with. {_INSTEAD}"
             )
-        if windows or not of_tokens:
+        if windows or not of_tokens or self._others["pooled"]:
             raise MethodNotApplicable(self._why_none(len(of_tokens), windows))
         size = Counter(seen.size for seen in of_tokens).most_common(1)[0][0]
         chosen = [seen for seen in of_tokens if seen.size == size]
@@ -129,7 +129,8 @@ class AttentionRecorder:
             "among all tokens": of_tokens,
             "inside windows or groups of tokens": windows,
             "between channels, or something else that is no token of a layer's output": channels,
-            "from other queries than the tokens (cross-attention, pooled keys)": self._others["cross"],
+            "of many tokens to fewer, such as pooled ones": self._others["pooled"],
+            "from other queries than the tokens (cross-attention)": self._others["cross"],
         }
         if any(kinds.values()):
             listed = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
@@ -182,7 +183,7 @@ class AttentionRecorder:
                 continue
             seen.among_tokens = True
             path, seen.batch = place
-            if alone:
+            if alone and (call.name or seen.block is None):  # after the model itself nothing comes
                 seen.block = call.name
                 seen.after = _returned(output, path) if self._gradients else None
 
@@ -346,7 +347,7 @@ class _Watch(TorchFunctionMode):
         queries, keys = made.shape[-2:]
         if queries != keys or keys < 2:
             if made.ndim > 3:
-                self._passed_by("cross")
+                self._passed_by("pooled" if queries > keys > 1 else "cross")
             return made
         if made.ndim > 4:
             self._passed_by("groups")
@@ -369,7 +370,9 @@ class _Watch(TorchFunctionMode):
         if query.is_nested or query.ndim < 3 or (is_causal and attn_mask is not None):
             return usual()
         if query.shape[-2] != key.shape[-2] or query.ndim > 4 or query.shape[-2] < 2:
-            self._passed_by("cross" if query.shape[-2] != key.shape[-2] or query.shape[-2] < 2 else "groups")
+            queries, keys = query.shape[-2], key.shape[-2]
+            other = "pooled" if queries > keys > 1 else "cross" if queries != keys or queries < 2 else "groups"
+            self._passed_by(other)
             return usual()
         kind = query.device.type
         if torch.is_autocast_enabled(kind) and query.dtype != torch.float64:  # which casts what this function is given

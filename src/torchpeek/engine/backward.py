@@ -94,5 +94,9 @@ def hessian_product(score: Tensor, handle: Handle, vector: Tensor, layer: str) -
     except RuntimeError as error:
         if "derivative" not in str(error) and "differentiable" not in str(error):
             raise
-        raise GradUnavailable(f"a part of the model after {layer!r} has no second derivative: {error}") from error
+        raise GradUnavailable(
+            f"a part of the model after {layer!r} has no second derivative ({error}). Next: a layer after "
+            "that part; of fused attention, attn_implementation='eager' in transformers, or in timm "
+            "timm.layers.set_fused_attn(False), before the model is made"
+        ) from error
     return torch.zeros_like(vector) if product is None else product.detach()

@@ -24,13 +24,20 @@ def run(model: nn.Module, given: Given) -> Any:
         with interruptible(), observing(given.observed) as seen:
             output = model(*args, **kwargs)
     except Exception as error:
-        first = next(model.parameters(), None)
-        own = "" if first is None else f"; its parameters are {first.dtype} on {first.device}"
-        picture = given.picture
-        what = f"{picture.dtype} of shape {tuple(picture.shape)} on {picture.device}"
-        error.add_note(f"{type(model).__name__} was given {what}{own}")
+        error.add_note(_what_was_given(model, given))
         raise
-    return Observed(output, seen) if given.observed else output
+    return Observed(output, seen, frozenset(given.observed)) if given.observed else output
+
+
+def _what_was_given(model: nn.Module, given: Given) -> str:
+    """For an exception of the model's own: what it was called with."""
+    picture = given.picture
+    said = f"{type(model).__name__} was given {picture.dtype} of shape {tuple(picture.shape)} on {picture.device}"
+    if given.by_sample:
+        others = ", ".join(sorted(repr(path.partition(".")[2]) for path in given.by_sample))
+        said += f", and with each sample its own part of {others}, unless tp.Arguments(shared=[...]) says otherwise"
+    first = next(model.parameters(), None)
+    return said if first is None else f"{said}; its parameters are {first.dtype} on {first.device}"
 
 
 # For each model, by kind of inputs: whether it gives the same when they lie in memory channels last.

@@ -20,14 +20,28 @@ class Arguments:
 
     `picture` is the path of the tensor (N, C, *grid) that heatmaps are laid over and that methods change, such as "0"
     or "pixel_values"; left out, it is the first floating-point one that has a grid. Every other tensor whose first axis
-    is N goes with the samples, except those at the paths in `shared`, which are the same for all of them, such as the
-    texts that every picture is compared with.
+    is N goes with the samples, except those at the paths in `shared`, or inside of what is there, which are the same
+    for all of them, such as the texts that every picture is compared with. Of models that compare pictures with texts,
+    as CLIP in transformers does, the texts are shared without being named. Raises InputError for what is no call.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    picture: str | None = None
-    shared: Sequence[str] = ()
+    picture: str | int | None = None
+    shared: str | Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.args, (tuple, list)):
+            raise InputError(
+                f"Arguments has args of type {type(self.args).__name__}; allowed: a tuple, as in tp.Arguments((x,))"
+            )
+        if not isinstance(self.kwargs, Mapping) or not all(isinstance(name, str) for name in self.kwargs):
+            raise InputError(f"Arguments has kwargs {self.kwargs!r:.60}; allowed: a dict whose keys are names")
+
+    @property
+    def shared_paths(self) -> Sequence[str]:
+        """`shared`, of which one may be given alone."""
+        return (self.shared,) if isinstance(self.shared, str) else tuple(self.shared)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +94,9 @@ class Given:
 
     def copied(self) -> Given:
         """With copies of all tensors, without a graph behind them: nobody else writes into what is kept."""
-        copies = nested.mapped(self.call, lambda path, tensor: tensor.detach().clone())
-        return replace(self, picture=self.picture.detach().clone(), call=copies)
+        with torch.inference_mode(False):  # the caller's own would make tensors that no gradient comes from
+            copies = nested.mapped(self.call, lambda path, tensor: tensor.detach().clone())
+            return replace(self, picture=self.picture.detach().clone(), call=copies)
 
     def handed(self, picture: Tensor | None = None) -> Given:
         """For one pass: the model may write into what it is given, so everything besides `picture` is a copy."""
@@ -108,25 +123,46 @@ def as_given(model: nn.Module, inputs: object) -> Given:
     if not isinstance(inputs, Arguments):
         check_inputs(inputs)  # which says what it may be
         raise AssertionError
+    if takes_a_list(model):
+        raise InputError(
+            f"{type(model).__name__} takes a list of pictures (C, H, W), and no other arguments here. Next: give one "
+            "picture (C, H, W), several of one size (N, C, H, W), or a list of these"
+        )
     call = (tuple(inputs.args), dict(inputs.kwargs))
     tensors = {_said(path): (path, each) for path, each in nested.leaves(call)}
-    name = _picture(tensors, inputs.picture)
+    name = _picture(tensors, None if inputs.picture is None else str(inputs.picture))
     path, picture = tensors[name]
     check_inputs(picture)
-    for given in inputs.shared:
-        if given not in tensors:
-            raise InputError(f"shared names {given!r}; there are tensors at {', '.join(map(repr, tensors))}")
+    shared = {said for said in tensors if compares_texts(model) and said in _OF_TEXTS}
+    for given in inputs.shared_paths:
+        meant = {said for said in tensors if said == given or said.startswith(f"{given}.")}
+        if not meant or name in meant:
+            what = "is the picture, which is each sample's own" if meant else "is no tensor of the call"
+            others = ", ".join(repr(said) for said in tensors if said != name) or "none"
+            raise InputError(f"shared names {given!r}, which {what}; besides the picture there are: {others}")
+        shared |= meant
     rest = {
         each
         for said, (each, tensor) in tensors.items()
-        if said != name and said not in inputs.shared and tensor.ndim and len(tensor) == len(picture)
+        if said != name and said not in shared and tensor.ndim and len(tensor) == len(picture)
     }
-    return Given(picture, call, path, frozenset(rest))
+    # Its place is left empty: what is copied for each pass is the rest.
+    return Given(picture, nested.with_part(call, path, None), path, frozenset(rest))
 
 
 def takes_a_list(model: nn.Module) -> bool:
     """Whether the model takes a list of pictures (C, H, W) in place of a batch, and scales and pads them itself."""
-    return type(getattr(model, "transform", None)).__name__ == "GeneralizedRCNNTransform"
+    transform = getattr(model, "transform", None)
+    return all(hasattr(transform, each) for each in ("min_size", "max_size", "size_divisible", "fixed_size"))
+
+
+# What transformers calls the texts that every picture is compared with.
+_OF_TEXTS = frozenset({"input_ids", "attention_mask", "position_ids", "token_type_ids"})
+
+
+def compares_texts(model: nn.Module) -> bool:
+    """Whether the model compares every picture with every text, as CLIP, SigLIP and their kin in transformers do."""
+    return all(callable(getattr(model, name, None)) for name in ("get_image_features", "get_text_features"))
 
 
 def _picture(tensors: Mapping[str, tuple[str, Tensor]], asked: str | None) -> str:
@@ -155,6 +191,13 @@ def check_inputs(inputs: object) -> None:
         raise InputError(
             f"inputs is a {type(inputs).__name__}; a model is given a tensor (N, C, *grid), a dict of its keyword "
             "arguments, or tp.Arguments. With a LoadedModel, a Picture, a path or a PIL image works, too"
+        )
+    if inputs.is_nested or inputs.layout != torch.strided or inputs.is_meta or inputs.is_quantized:
+        layout = "quantised" if inputs.is_quantized else f"{inputs.layout} on {inputs.device}"
+        kind = "nested" if inputs.is_nested else layout
+        raise InputError(
+            f"inputs is a tensor of another kind ({kind}); allowed: a plain one, dense and with numbers. Pictures of "
+            "several sizes are given as a list"
         )
     if inputs.ndim < 2 or 0 in inputs.shape:
         raise InputError(f"inputs has shape {tuple(inputs.shape)}; allowed: (N, C, *grid) with at least one sample")

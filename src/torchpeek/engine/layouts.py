@@ -44,6 +44,10 @@ class Layout:
             return f"{self.kind} {grid}"
         return f"{self.kind} {f'{self.prefix}+' if self.prefix else ''}{grid}{f'+{self.suffix}' if self.suffix else ''}"
 
+    def kept(self) -> Layout | Reading | None:
+        """What of it holds for pictures of another size; None where nothing has to be said."""
+        return None if self.kind == "channels-first" else Reading(self.kind)
+
     @property
     def flat(self) -> bool:
         """Whether the grid is laid out as one axis of tokens."""
@@ -145,10 +149,12 @@ class Seen:
     grids: tuple[Grid, ...] = ()  # of layers for which there is no doubt, such as convolutions
     prefix: int | None = None  # as the model's configuration says
     suffix: int = 0
+    queries: frozenset[int] = frozenset()  # numbers of tokens that are of no grid, by the same
     first: frozenset[tuple[int, ...]] = frozenset()  # shapes (without N) that were seen channels first, for certain
     last: frozenset[tuple[int, ...]] = frozenset()  # and channels last
     mixed: bool = True  # whether some layers may have their channels last
     scales: bool = False  # whether the model scales its input itself, so that a grid may be larger than that
+    guesses: bool = True  # whether strides may tell the grids, where none was seen
     returned: Mapping[str, Any] = field(default_factory=dict)  # by each layer for one sample, on the meta device
 
 
@@ -160,17 +166,19 @@ def readings(module: nn.Module, output: Any, seen: Seen) -> list[Layout]:
     found = []
     for path, tensor in nested.leaves(output):
         if tensor.is_floating_point() and tensor.ndim >= 3:
-            of_part = nn.Identity() if path else module  # of which the module's kind says nothing
+            ends = None if path else channels_of(module, tensor)  # of one part the module's kind says nothing
             found += [
                 Layout(each.kind, each.grid, each.prefix, each.suffix, path)
-                for each in _readings(of_part, tensor, seen)
+                for each in _readings(module, tensor, seen, ends)
             ]
     return found
 
 
 def certain(module: nn.Module, output: Any, seen: Seen) -> Layout | None:
     """The layout where the module or the shape leaves no doubt, whatever else the model does."""
-    if not isinstance(output, Tensor) or output.ndim != len(seen.size) + 2 or len(output) != seen.count:
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        return None
+    if output.ndim != len(seen.size) + 2 or len(output) != seen.count:
         return None
     grid = tuple(output.shape[2:])
     if math.prod(grid) < 2 or not _within(grid, seen):
@@ -178,9 +186,11 @@ def certain(module: nn.Module, output: Any, seen: Seen) -> Layout | None:
     ends = channels_of(module, output)
     if ends == "first":
         return Layout("channels-first", grid)
-    if output.ndim == 3 or ends == "last" or not _shrank_alike(grid, seen.size):
+    if output.ndim == 3 or ends == "last" or grid not in _arithmetic(seen.size):
         return None
-    either = seen.mixed and _shrank_alike(output.shape[1:-1], seen.size)
+    # Small grids shrink alike by chance; where that is likely, the grids that a dry pass shows are to decide.
+    likely = seen.mixed or len(seen.size) > 2
+    either = likely and _within(output.shape[1:-1], seen)
     return None if either else Layout("channels-first", grid)
 
 
@@ -189,8 +199,8 @@ def is_mixed(model: nn.Module) -> bool:
     return any(isinstance(module, (nn.LayerNorm, nn.RMSNorm)) for module in model.modules())
 
 
-def _readings(module: nn.Module, tensor: Tensor, seen: Seen) -> list[Layout]:
-    shape, axes, ends = tensor.shape, len(seen.size), channels_of(module, tensor)
+def _readings(module: nn.Module, tensor: Tensor, seen: Seen, ends: Ends | None) -> list[Layout]:
+    shape, axes = tensor.shape, len(seen.size)
     if len(shape) == axes + 2 and shape[0] == seen.count and len(shape) > 3:
         first, last = tuple(shape[2:]), tuple(shape[1:-1])
         as_first = ends != "last" and (_within(first, seen) if ends == "first" else _plausible(first, seen))
@@ -204,25 +214,34 @@ def _readings(module: nn.Module, tensor: Tensor, seen: Seen) -> list[Layout]:
         return []
     if shape[0] == seen.count:
         return _flat_readings(module, tensor, seen, ends)
-    return _of_tokens({"sequence-first": shape[0]}, seen) if shape[1] == seen.count else []
+    if shape[1] != seen.count or shape[0] in seen.queries:
+        return []
+    return _of_tokens({"sequence-first": shape[0]}, seen)
 
 
 def _flat_readings(module: nn.Module, tensor: Tensor, seen: Seen, ends: Ends | None) -> list[Layout]:
     """Of a tensor (N, ., .): tokens, or a signal."""
     _, rows, columns = tensor.shape
     signal = len(seen.size) == 1
+    if rows in seen.queries:
+        return []
     ways: dict[Kind, int] = {} if ends == "first" else {"tokens": rows}
-    if ends != "last" and not signal:
+    if ends != "last" and not signal and rows > 1:
         ways["channel-tokens"] = columns
     found = _of_tokens(ways, seen)
     if signal and ends != "last" and (_within((columns,), seen) if ends == "first" else _plausible((columns,), seen)):
         found.append(Layout("channels-first", (columns,)))
-    if len({each.kind for each in found}) < 2:
+    if ends is not None or not found:
         return found
-    was_last = (rows, columns) in seen.last
-    was_first = (rows, columns) in seen.first or (columns, rows) in seen.last
+    # What was seen the other way round tells as much.
+    flat_first = {(shape[0], math.prod(shape[1:])) for shape in seen.first}
+    was_last = (rows, columns) in seen.last or (columns, rows) in flat_first
+    was_first = (rows, columns) in flat_first or (columns, rows) in seen.last
     if was_last and not signal and _normalises_inside(module):
         was_first = False  # a transformer's block
+    if not was_first and not was_last and len({each.kind for each in found}) > 1:
+        channels = {shape[0] for shape in seen.first} | {shape[-1] for shape in seen.last}
+        was_first, was_last = rows in channels, columns in channels
     if was_first == was_last:
         return found
     return [each for each in found if (each.kind == "tokens") == was_last]
@@ -230,11 +249,16 @@ def _flat_readings(module: nn.Module, tensor: Tensor, seen: Seen, ends: Ends | N
 
 def _of_tokens(ways: Mapping[Kind, int], seen: Seen) -> list[Layout]:
     """By the grids for which there is least doubt: `ways` is how many tokens there are if it is of that kind."""
-    for grids in (seen.grids, _derived(seen), () if seen.grids else _arithmetic(seen.size)):
+    for grids in (seen.grids, _derived(seen), _arithmetic(seen.size) if seen.guesses and not seen.grids else ()):
         found = [each for kind, tokens in ways.items() for each in _token_readings(kind, tokens, grids, seen)]
-        # (N, C, T) is what a convolution's output is before a class token comes in: others only where they are known.
-        known = (0, 0), (seen.prefix, seen.suffix)
-        found = [each for each in found if each.kind != "channel-tokens" or (each.prefix, each.suffix) in known]
+        # (N, C, T) is what a convolution's output is before a class token comes in, and merged tokens that nobody has
+        # seen as a grid are little to go by: others only where they are known.
+        known, seldom = {(0, 0), (seen.prefix, seen.suffix)}, grids is not seen.grids and bool(seen.grids)
+        found = [
+            each
+            for each in found
+            if (each.prefix, each.suffix) in known or not (seldom or each.kind == "channel-tokens")
+        ]
         if found:
             return found
     return []
@@ -291,7 +315,8 @@ def _as_asked(output: Any, seen: Seen, asked: Reading) -> Iterable[Layout]:
             continue
         if asked.kind in ("channels-first", "channels-last"):
             grid = shape[2:] if asked.kind == "channels-first" else shape[1:-1]
-            if shape[0] == seen.count and asked.grid in (None, grid) and math.prod(grid) > 1:
+            fits = len(grid) == len(seen.size) if asked.grid is None else grid == asked.grid
+            if shape[0] == seen.count and fits and math.prod(grid) > 1:
                 yield Layout(asked.kind, grid, part=path)
         elif asked.grid is not None:
             layout = Layout(asked.kind, asked.grid, asked.prefix or 0, asked.suffix, path)
@@ -312,7 +337,8 @@ def _say(asked: Reading) -> str:
 
 def _why_not(output: Any, seen: Seen) -> str:
     tensors = [tensor for _, tensor in nested.leaves(output)]
-    given = f" for {seen.count} pictures of {' x '.join(map(str, seen.size))}"
+    size = " x ".join(map(str, seen.size))
+    given = f" for {seen.count} pictures" + (f" of {size}" if size else "")
     next_step = "Choose a layer before or around it; torchpeek layers shows the shapes, layer=None suggests one"
     if not tensors:
         return f"; a heatmap is read from a tensor. {next_step}"
@@ -366,6 +392,8 @@ def channels_of(module: nn.Module, output: Tensor) -> Ends | None:
         return None
     # Other libraries' own, of which some work on (N, C, *grid): the axis that is as long as the weight.
     first, last = output.shape[1] == len(weight), output.shape[-1] == len(weight)
+    if first and type(module).__name__.endswith(("1d", "2d", "3d")):
+        return "first"
     return None if first == last else "first" if first else "last"
 
 
@@ -457,6 +485,20 @@ def declared(model: nn.Module) -> tuple[int | None, int]:
     if isinstance(getattr(model, "class_token", None), Tensor):  # torchvision
         return 1, 0
     return None, 0
+
+
+def declared_grids(model: nn.Module) -> list[Grid]:
+    """The grids that parts of the model say that they make of a picture: timm's `grid_size`."""
+    sizes = (getattr(module, "grid_size", None) for module in model.modules())
+    return [size for size in sizes if isinstance(size, tuple) and size and all(type(each) is int for each in size)]
+
+
+def declared_queries(model: nn.Module) -> frozenset[int]:
+    """How many objects a model, or its configuration, says that it asks for: as many tokens may look like a grid."""
+    config: Any = getattr(model, "config", None)
+    parts = [model, config, getattr(config, "decoder_config", None)]
+    counts = [getattr(part, name, None) for part in parts for name in ("num_queries", "num_detection_tokens")]
+    return frozenset(count for count in counts if isinstance(count, int))
 
 
 def why_not_finite(inputs: Tensor, found: Tensor) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from torchpeek.engine.attention import Attention, AttentionRecorder, layerwise_attention_gradients
+from torchpeek.engine.closeness import close
 from torchpeek.engine.forward import run, run_fast
 from torchpeek.engine.given import Given, as_given
 from torchpeek.engine.guard import as_found
@@ -26,7 +27,7 @@ from torchpeek.engine.scoring import as_dtype, check_changed, check_counts, chun
 from torchpeek.engine.survey import layout_of, seen_before, what_is_seen
 from torchpeek.engine.targets import Target
 from torchpeek.engine.targets.neurons import layers_read
-from torchpeek.engine.trace import Capture, Change, Origin, Trace
+from torchpeek.engine.trace import Bound, Capture, Change, Origin, Trace
 from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotConnected, NotFinite, NotFired, notify
 from torchpeek.hooks import attached, nested, select
 from torchpeek.hooks.attach import ForwardHook
@@ -49,6 +50,11 @@ class ModelRunner:
             raise InputError("a scripted or traced model takes no hooks; give the nn.Module that it was made from")
         if any(parameter.is_meta for parameter in model.parameters()):
             raise InputError("the model is on the meta device, which has no numbers; load its weights on a real one")
+        if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+            raise InputError(
+                f"DataParallel over {len(model.device_ids)} devices runs copies, whose layers are not the model's own. "
+                "Next: give the model inside of it, model.module"
+            )
         # torch.compile(model) wraps the model and changes the layers' names; the model inside is run eagerly.
         wrapped = type(model).__name__ == "OptimizedModule"
         self.model: nn.Module = model.get_submodule("_orig_mod") if wrapped else model
@@ -63,7 +69,7 @@ class ModelRunner:
         noting: bool = False,
         attention: bool = False,
         origin: Origin | None = None,
-        layouts: Mapping[str, Layout | Reading] = MappingProxyType({}),
+        layouts: Mapping[str, Layout | Reading | None] = MappingProxyType({}),
     ) -> Trace:
         """One pass over `inputs` (N, ...), kept at `layers`, with `target` bound to its output.
 
@@ -84,8 +90,7 @@ class ModelRunner:
         chosen = {name: select(self.model, name)[name] for name in layers}
         kind = given.picture.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        if read := layers_read(target):
-            given = replace(given, observed={name: self._observed(name, given) for name in read})
+        given = self.observing(given, target)
         looks = _Looks(chosen, gradients, noting, attention, layouts)
 
         def trace_of(passed: _Passed) -> Trace:
@@ -103,6 +108,8 @@ class ModelRunner:
                 what_is_seen(self.model, given)  # by which the outputs of layers that leave a doubt can be read
                 passed = self._clean_pass(given, looks)
             trace = trace_of(passed)
+            if not isinstance(target, Bound):
+                self._check_apart(trace)
             if gradients and not trace._scores_with_graph().requires_grad:
                 # A part of the model ends a no_grad block of its own, and with it what the hook turned on.
                 notify(
@@ -210,7 +217,9 @@ class ModelRunner:
             asked = scores.gather(1, columns.to(scores.device).unsqueeze(1)).squeeze(1)
             if not asked.requires_grad:
                 raise NotConnected("the score does not depend on the input: no gradient flows back to it")
-            (gradient,) = torch.autograd.grad(asked.sum(), leaf)
+            (gradient,) = torch.autograd.grad(asked.sum(), leaf, allow_unused=True)
+        if gradient is None:
+            raise NotConnected("the score does not depend on the input: no gradient flows back to it")
         return asked.detach(), gradient
 
     def _replay(self, trace: Trace, layer: nn.Module, size: int, trials: int) -> tuple[int, Replay]:
@@ -305,10 +314,46 @@ class ModelRunner:
             )
         return layout
 
-    def _observed(self, name: str, given: Given) -> tuple[nn.Module, Layout | None]:
-        """A layer that a target asks about, and how it is to be read, if it has a grid."""
-        [(full, module)] = select(self.model, name).items()
-        return module, layout_of(self.model, given, full)
+    def observing(self, given: Given, target: Target) -> Given:
+        """With the layers that the target asks about, if it does. Raises LayerNotFound and AmbiguousCall."""
+        observed = {}
+        for name in layers_read(target):
+            found = select(self.model, name)
+            if len(found) > 1:
+                listed = ", ".join(map(repr, list(found)[:6])) + (", ..." if len(found) > 6 else "")
+                raise AmbiguousCall(
+                    f"the target asks about {name!r}, which selects {len(found)} layers ({listed}); name one"
+                )
+            [(full, module)] = found.items()
+            observed[name] = module, layout_of(self.model, given, full)
+        return replace(given, observed=observed) if observed else given
+
+    def _check_apart(self, trace: Trace) -> None:
+        """Raise InputError where the last sample alone gives something else than in its batch.
+
+        What goes with the samples is told by its shape, and N texts for N pictures look the same as one for each.
+        """
+        given, last = trace.given, len(trace.given) - 1
+        if not given.by_sample or not last:
+            return
+        cause: Exception | None = None
+        try:
+            with trace.regime():
+                alone = run(self.model, given.of(torch.tensor([last])).handed())
+            ours, theirs = dict(nested.leaves(alone)), dict(nested.leaves(trace.output))
+            pairs = [(ours[path], each[last:]) for path, each in theirs.items() if each.ndim and len(each) == last + 1]
+            same = all(close(one, other, one.dtype) for one, other in pairs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            same, cause = False, error
+        if not same:
+            named = ", ".join(sorted(repr(path.partition(".")[2]) for path in given.by_sample))
+            raise InputError(
+                f"sample {last} alone gives something else than in its batch of {last + 1}: of what is taken to go "
+                f"with the samples ({named}) some may be the same for all of them, or the model lets them see each "
+                "other. Next: tp.Arguments(..., shared=[...]) names what is for all, or give the samples one by one"
+            ) from cause
 
 
 @dataclass(frozen=True)
@@ -319,7 +364,7 @@ class _Looks:
     gradients: bool
     noting: bool
     attention: bool
-    layouts: Mapping[str, Layout | Reading]
+    layouts: Mapping[str, Layout | Reading | None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections import deque
@@ -16,9 +17,20 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from torchpeek.engine.forward import run
-from torchpeek.engine.given import Given, as_given
+from torchpeek.engine.given import Given, as_given, compares_texts
 from torchpeek.engine.guard import as_found
-from torchpeek.engine.layouts import Layout, Seen, channels_of, declared, described, grid_of, is_mixed, readings
+from torchpeek.engine.layouts import (
+    Layout,
+    Seen,
+    channels_of,
+    declared,
+    declared_grids,
+    declared_queries,
+    described,
+    grid_of,
+    is_mixed,
+    readings,
+)
 from torchpeek.engine.targets import Target, of_samples
 from torchpeek.errors import NoSpatialLayer, TargetError
 from torchpeek.hooks import attached, nested
@@ -54,7 +66,7 @@ class _Candidate:
 
 # A model is surveyed once for each size of input; forgotten with the model.
 _SURVEYS: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Survey]] = weakref.WeakKeyDictionary()
-_SUGGESTED: weakref.WeakKeyDictionary[nn.Module, dict[type, Suggestion]] = weakref.WeakKeyDictionary()
+_SUGGESTED: weakref.WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Suggestion]] = weakref.WeakKeyDictionary()
 
 # So many candidates are tried in one pass, from the last one on: mostly that is it, and a graph over the whole model is
 # seldom needed.
@@ -123,12 +135,15 @@ def suggest_layer(
     is the activation rather than the normalisation that it overwrites, but never one that only passes on. Raises
     NoSpatialLayer where no layer has a grid.
     """
-    known = _SUGGESTED.setdefault(model, {})
-    suggestion = known.get(type(target))
+    known, kind = _SUGGESTED.setdefault(model, {}), _kind(target)
+    suggestion = known.get(kind)
     if suggestion is not None and not anew and suggestion.layer in dict(model.named_modules()):
         return suggestion
     given = as_given(model, inputs)
-    candidates = _surveyed(model, given, anew=anew).candidates
+    found = _surveyed(model, given, anew=anew)
+    candidates = found.candidates
+    if found.dense or compares_texts(model):
+        candidates = _before_the_head(model, candidates)
     if not candidates:
         raise NoSpatialLayer(
             f"no layer of {type(model).__name__} returns a grid of positions for an input of "
@@ -139,8 +154,29 @@ def suggest_layer(
     reason = "the last layer with a grid before the head"
     if chosen is not candidates[-1]:
         reason = "the last layer at which the score depends on the positions of the grid"
-    known[type(target)] = suggestion = Suggestion(chosen.layer, reason)
+    known[kind] = suggestion = Suggestion(chosen.layer, reason)
     return suggestion
+
+
+def _kind(target: Target | None) -> tuple[object, ...]:
+    """What targets of one kind have in common: that the same layers count for them, most likely."""
+    reads = (getattr(target, name, None) for name in ("layers", "part", "what", "function"))
+    return type(target), *reads
+
+
+def _before_the_head(model: nn.Module, candidates: list[_Candidate]) -> list[_Candidate]:
+    """The layers that are looked at where a head answers at each position, which shows where, but not why.
+
+    They are those of the feature extractor, where the model has one of its own (`backbone`, as torchvision's models
+    have, CLIP's `vision_model`, or transformers' base model), else those up to the last one with the coarsest grid.
+    """
+    for name in ("backbone", "vision_model", str(getattr(model, "base_model_prefix", ""))):
+        if name and isinstance(getattr(model, name, None), nn.Module):
+            inside = [each for each in candidates if each.layer == name or each.layer.startswith(f"{name}.")]
+            if inside:
+                return inside
+    sizes = [math.prod(each.layout.grid) for each in candidates]
+    return candidates[: len(sizes) - sizes[::-1].index(min(sizes))] if sizes else []
 
 
 def suggest_stages(
@@ -172,6 +208,7 @@ class _Survey:
     outputs: Mapping[str, str]
     seen: Seen
     candidates: list[_Candidate]  # in the order in which they returned
+    dense: bool  # whether the model answers at each position of a grid, or for boxes
 
 
 class _Watch:
@@ -183,13 +220,12 @@ class _Watch:
         self._calls: dict[str, int] = {}
         self._outputs: dict[str, str] = {}
         self._returned: dict[str, Any] = {}
-        self._shapes: list[tuple[nn.Module, Any]] = []  # for each tensor: who returned it first, and its shape
-        self._returned_by: list[list[str]] = []  # and all that returned it, innermost first
+        self._returned_by: list[list[str]] = []  # for each tensor: all that returned it, innermost first
         self._take_input: set[str] = set()
         self._grids: dict[tuple[int, ...], None] = {}
         self._first: set[tuple[int, ...]] = set()
         self._last: set[tuple[int, ...]] = set()
-        # The latest tensors, how often each had been written into, and its number in the lists above.
+        # The latest tensors, how often each had been written into, and its number in the list above.
         self._latest: deque[tuple[Tensor, int, int]] = deque(maxlen=8)
         self._thread = threading.get_ident()
 
@@ -198,7 +234,7 @@ class _Watch:
             return
         self._calls[name] = self._calls.get(name, 0) + 1
         self._outputs[name] = described(output)
-        self._returned[name] = only_shapes = _shape_only(output)
+        self._returned[name] = _shape_only(output)  # the readings are made when all grids are known
         if any(given is self._given.picture for given in args):
             self._take_input.add(name)
         if grid := grid_of(module, output):
@@ -218,15 +254,14 @@ class _Watch:
                     self._returned_by[number].append(name)
                 self._latest[place] = (tensor, tensor._version, number)
                 return
-        self._latest.append((tensor, tensor._version, len(self._shapes)))
-        # Only shapes are kept: the readings are made when all grids are known.
-        self._shapes.append((module, only_shapes))
+        self._latest.append((tensor, tensor._version, len(self._returned_by)))
         self._returned_by.append([name])
 
-    def surveyed(self) -> _Survey:
+    def surveyed(self, output: Any) -> _Survey:
+        """What the pass showed, in which the model returned `output`."""
         prefix, suffix = declared(self._model)
         size, scales = self._size(), self._given.listed
-        of_picture = (grid for grid in self._grids if len(grid) == len(size))
+        of_picture = (grid for grid in (*self._grids, *declared_grids(self._model)) if len(grid) == len(size))
         grids = tuple(grid for grid in of_picture if scales or all(a <= b for a, b in zip(grid, size, strict=True)))
         seen = Seen(
             size,
@@ -234,21 +269,32 @@ class _Watch:
             grids,
             prefix,
             suffix,
+            queries=declared_queries(self._model),
             first=frozenset(self._first),
             last=frozenset(self._last),
             mixed=is_mixed(self._model) or any(len(shape) > 2 for shape in self._last),
             scales=scales,
+            # Where frames, or other parts of a picture, are convolved one by one, tokens may be in any order.
+            guesses=not self._grids or bool(grids),
             returned=self._returned,
         )
+        modules = dict(self._model.named_modules())
         candidates = []
-        for (module, output), names in zip(self._shapes, self._returned_by, strict=True):
-            layer = self._best(names)
-            found = readings(module, output, seen) if layer else []
-            if layer and len(found) == 1:
-                candidates.append(_Candidate(layer, found[0], type(module) is nn.Linear and names == [layer]))
+        for names in self._returned_by:
+            # By what each itself returned: one has the tensor in a container, another's kind says what its axes are.
+            found = {name: readings(modules[name], self._returned[name], seen) for name in names}
+            layer = self._best([name for name in names if len(found[name]) == 1])
+            if layer:
+                projection = type(modules[layer]) is nn.Linear and names == [layer]
+                candidates.append(_Candidate(layer, found[layer][0], projection))
         if not all(each.projection for each in candidates):
             candidates = [each for each in candidates if not each.projection]
-        return _Survey(self._calls, self._outputs, seen, candidates)
+        dense = scales or any(self._is_dense(path, tensor) for path, tensor in nested.leaves(output))
+        return _Survey(self._calls, self._outputs, seen, candidates, dense)
+
+    def _is_dense(self, path: str, tensor: Tensor) -> bool:
+        of_positions = tensor.ndim == self._given.picture.ndim and tensor.shape[2:].numel() > 1
+        return "boxes" in path or (of_positions and tensor.is_floating_point())
 
     def _size(self) -> tuple[int, ...]:
         """The picture's own axes. All but the first, where that is how convolutions see it: no axis is of channels."""
@@ -285,8 +331,8 @@ def _surveyed(model: nn.Module, given: Given, *, anew: bool = False) -> _Survey:
         watch = _Watch(first, model)
         hooks = ((module, partial(watch.returned, name)) for name, module in model.named_modules() if name)
         with as_found(model), attached(hooks):
-            run(model, first)
-        known[key] = watch.surveyed()
+            output = run(model, first)
+        known[key] = watch.surveyed(output)
     return known[key]
 
 
@@ -312,8 +358,11 @@ def _which_count(
     """For each candidate, whether the score of the first sample depends on its grid. None where one cannot tell."""
     modules = dict(model.named_modules())
     handles: dict[str, Any] = {}
+    thread = threading.get_ident()
 
     def keep(each: _Candidate, module: nn.Module, args: Any, output: Any) -> Any:
+        if threading.get_ident() != thread:
+            return None  # somebody else is running the model
         tensor = dict(nested.leaves(output)).get(each.layout.part)
         if tensor is None or each.layer in handles:
             return None
@@ -332,8 +381,10 @@ def _which_count(
         try:
             with torch.enable_grad():
                 score = _score(output, target)
-            if not handles or not score.requires_grad:
+            if not handles:
                 return None
+            if not score.requires_grad:  # nothing after these layers leads to it, or the model keeps no graph there
+                return [False] * len(candidates)
             found = torch.autograd.grad(score, list(handles.values()), allow_unused=True)
         except torch.OutOfMemoryError:
             raise

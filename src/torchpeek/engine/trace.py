@@ -206,22 +206,23 @@ class Trace:
         question = self.question.select(rows.to(self.question.labels.device), slice(None))
         same_size = inputs.shape[1:] == self.inputs.shape[1:]
         if gradients is None:
-            gradients = bool(self.at) and all(capture.handle is not None for capture in self.at.values())
+            handles = [each.handle for each in self.at.values()] + [each.handle for each in self.attended or ()]
+            gradients = bool(handles) and all(each is not None for each in handles)
         with self.regime():
             return self.runner.trace(
                 self.given.of(rows, inputs),
                 layers or list(self.at),
-                _Bound(question, tuple(self.given.observed)),
+                Bound(question, tuple(self.given.observed)),
                 gradients=gradients,
                 noting=bool(self.notes),
                 origin=self.origin,
                 attention=self.attended is not None,
-                layouts={name: each.layout for name, each in self.at.items()} if same_size else {},
+                layouts={name: each.layout if same_size else each.layout.kept() for name, each in self.at.items()},
             )
 
     def bound(self) -> Target:
         """The question of this trace, as a target for another pass over the same inputs."""
-        return _Bound(self.question, tuple(self.given.observed))
+        return Bound(self.question, tuple(self.given.observed))
 
     def rescore(
         self,
@@ -314,9 +315,14 @@ class Trace:
     @cached_property
     def reads_prefix(self) -> bool:
         """Whether of the last block's tokens the scores read those before the grid, such as a class token, alone."""
-        last = self.attentions[-1].after
-        if not self.tokens.prefix or last is None or last.edge is None:
+        if not self.tokens.prefix:
             return False
+        last = self.attentions[-1].after
+        if last is None or last.edge is None:
+            raise GradUnavailable(
+                "which tokens the score reads is told by its gradient, and this trace was made with gradients=False; "
+                "make it again without that"
+            )
         with as_found(self.runner.model):
             edges: Any = [last.edge]  # which torch takes, but not its types
             with torch.enable_grad():
@@ -346,7 +352,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class _Bound:
+class Bound:
     """A question that is already bound, as a target."""
 
     question: Question

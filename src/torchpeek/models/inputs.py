@@ -20,7 +20,10 @@ Inputs: TypeAlias = Tensor | Picture | str | PathLike[str] | Image.Image | Mappi
 
 
 def given_to(model: Model, inputs: object) -> Given:
-    """The call of the model that is meant. Pictures go to the model's device; a tensor stays where it is."""
+    """The call of the model that is meant, with copies of all tensors: the model may write into what it is given.
+
+    Pictures go to the model's device; a tensor stays where it is.
+    """
     module = module_of(model)
     if isinstance(inputs, (str, PathLike, Image.Image)):
         if not isinstance(model, LoadedModel):
@@ -32,7 +35,7 @@ def given_to(model: Model, inputs: object) -> Given:
     if isinstance(inputs, Picture):
         first = next(module.parameters(), None)
         inputs = inputs.tensor if first is None else inputs.tensor.to(first.device)
-    return as_given(module, inputs)
+    return as_given(module, inputs).copied()
 
 
 def module_of(model: Model) -> nn.Module:

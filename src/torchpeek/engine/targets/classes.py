@@ -10,9 +10,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from torchpeek.engine.targets.question import NamesClasses, Target
+from torchpeek.engine.targets.question import NamesClasses, Target, parts_of
 from torchpeek.errors import AmbiguousClass, ClassNotFound, TargetError, closest
-from torchpeek.hooks import nested
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +20,7 @@ class ClassScores:
 
     labels: Tensor  # (N, K), int64
     kind: Literal["logit", "probability", "log-odds"] = "logit"
+    part: str = ""  # where the logits are in what the model returned
 
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
         logits = class_logits(output)  # (n, classes)
@@ -52,7 +52,7 @@ class Predicted:
     """The class with the highest logit, for each sample its own."""
 
     def bind(self, output: Any) -> ClassScores:
-        return ClassScores(class_logits(output).argmax(dim=1, keepdim=True))
+        return ClassScores(class_logits(output).argmax(dim=1, keepdim=True), part=_logits_at(output)[0])
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class TopClasses:
         logits = class_logits(output)
         if self.k > logits.shape[1]:
             raise TargetError(f"TopClasses({self.k}): the model has {logits.shape[1]} classes; k goes from 1 to that")
-        return ClassScores(logits.topk(self.k, dim=1).indices)
+        return ClassScores(logits.topk(self.k, dim=1).indices, part=_logits_at(output)[0])
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Classes:
         logits = class_logits(output)
         labels = torch.tensor([[class_index(each, None) for each in self.classes]], device=logits.device)
         check_range(labels, logits.shape[1])
-        return ClassScores(labels.expand(len(logits), -1))
+        return ClassScores(labels.expand(len(logits), -1), part=_logits_at(output)[0])
 
     def named(self, class_names: Sequence[str] | None) -> Classes:
         return Classes([class_index(each, class_names) for each in self.classes])
@@ -113,7 +113,7 @@ class ClassesPerSample:
                 "(N,) or (N, K). For the same classes of every sample use tp.targets.Classes([...])"
             )
         check_range(labels, logits.shape[1])
-        return ClassScores(labels)
+        return ClassScores(labels, part=_logits_at(output)[0])
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,7 @@ class ClassProbability:
     of: Any = Predicted()
 
     def bind(self, output: Any) -> ClassScores:
-        question = as_target(self.of).bind(output)
-        if not isinstance(question, ClassScores):
-            raise TargetError(f"ClassProbability takes a target that names classes; got {self.of!r}")
+        question = _of_classes(self.of, output, "ClassProbability")
         return replace(question, kind="probability")
 
     def named(self, class_names: Sequence[str] | None) -> ClassProbability:
@@ -139,6 +137,7 @@ class ContrastScores:
     labels: Tensor  # (N, K), int64
     others: Tensor  # (N, K, T), int64
     strength: float
+    part: str = ""  # where the logits are in what the model returned
 
     @property
     def kind(self) -> str:
@@ -186,8 +185,8 @@ class Contrast:
             raise TargetError(f"Contrast(strength={self.strength!r}): give a number, 0 or more; the paper's is 0.6")
 
     def bind(self, output: Any) -> ContrastScores:
-        question = as_target(self.of).bind(output)
-        if not isinstance(question, ClassScores) or question.kind != "logit":
+        question = _of_classes(self.of, output, "Contrast")
+        if question.kind != "logit":
             raise TargetError(f"Contrast takes a target that names classes, and their logits; got {self.of!r}")
         logits, labels = class_logits(output).detach(), question.labels
         if isinstance(self.against, int):
@@ -205,7 +204,7 @@ class Contrast:
             if bool((labels.unsqueeze(2) == wanted).any()):
                 raise TargetError(f"Contrast(against={list(self.against)!r}): a class is not set against itself")
             others = wanted.expand(*labels.shape, -1)
-        return ContrastScores(labels, others, float(self.strength))
+        return ContrastScores(labels, others, float(self.strength), question.part)
 
     def named(self, class_names: Sequence[str] | None) -> Contrast:
         against = self.against
@@ -224,9 +223,7 @@ class ClassLogOdds:
     of: Any = Predicted()
 
     def bind(self, output: Any) -> ClassScores:
-        question = as_target(self.of).bind(output)
-        if not isinstance(question, ClassScores):
-            raise TargetError(f"ClassLogOdds takes a target that names classes; got {self.of!r}")
+        question = _of_classes(self.of, output, "ClassLogOdds")
         if class_logits(output).shape[1] < 2:
             raise TargetError("ClassLogOdds needs at least two classes; the model has one. Its logit is Output(0)")
         return replace(question, kind="log-odds")
@@ -287,24 +284,39 @@ def of_samples(target: Target, first: int, last: int) -> Target:
 def class_logits(output: Any) -> Tensor:
     """The (N, classes) logits in what a classifier returned, in float32 or, for a float64 model, float64.
 
-    They are what it returned, its part `logits` or `logits_per_image`, or the only part of that shape.
+    They are what it returned, its part `logits` or `logits_per_image`, or the only part of that shape. What a detector
+    returns has none: a box's four numbers are no classes.
     """
-    parts: dict[str, Tensor] = {path: each for path, each in nested.leaves(output) if each.is_floating_point()}
-    if not parts and isinstance(named := getattr(output, "logits", None), Tensor):  # of a container of another kind
-        parts = {"logits": named}
-    logits = next((parts[name] for name in ("", "logits", "logits_per_image") if name in parts), None)
-    if logits is None:
-        flat = [each for each in parts.values() if each.ndim == 2]
-        logits = flat[0] if len(flat) == 1 else None
-    if logits is None or logits.ndim != 2:
-        shapes = {f"{path!r} " * bool(path) + str(tuple(each.shape)) for path, each in parts.items()}
+    logits = _logits_at(output)[1]
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _logits_at(output: Any) -> tuple[str, Tensor]:
+    """The path of the logits in what a model returned, and what is there."""
+    parts = parts_of(output)
+    path: str | None = next((name for name in ("", "logits", "logits_per_image") if name in parts), None)
+    if path is None and not any(name.rpartition(".")[2] in ("boxes", "pred_boxes") for name in parts):
+        flat = [name for name, each in parts.items() if each.ndim == 2]
+        path = flat[0] if len(flat) == 1 else None
+    if path is None or parts[path].ndim != 2:
+        shapes = {f"{name!r} " * bool(name) + str(tuple(each.shape)) for name, each in parts.items()}
         got = f"{type(output).__name__} of {', '.join(sorted(shapes)) or 'no floating-point tensor'}"
         raise TargetError(
             f"the model returned a {got}; class scores are read from a (N, classes) tensor, or the part of that shape. "
             "For other outputs there are targets in tp.targets: Pixels for a segmentation, Box for a detector, "
             "Similarity for an embedding, Output for a regression, Computed for any function"
         )
-    return logits if logits.dtype == torch.float64 else logits.float()
+    return path, parts[path]
+
+
+def _of_classes(of: Any, output: Any, what: str) -> ClassScores:
+    """What a target asks of the output, where that is the scores of classes. Raises TargetError."""
+    target = as_target(of)
+    # Neurons are not bound at all: they are of no output.
+    question = None if getattr(target, "layers", ()) else target.bind(output)
+    if not isinstance(question, ClassScores):
+        raise TargetError(f"{what} takes a target that names classes; got {of!r}")
+    return question
 
 
 def _label_tensor(target: Sequence[Any], class_names: Sequence[str] | None) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.engine.layouts import Layout
-from torchpeek.errors import NotFired, TargetError
+from torchpeek.engine.targets.question import indices
+from torchpeek.errors import NotConnected, NotFired, TargetError
 from torchpeek.hooks import attached
 
 Observable = Mapping[str, tuple[nn.Module, Layout | None]]
@@ -26,6 +27,7 @@ class Observed:
 
     output: Any
     layers: Mapping[str, Tensor]  # (N, C, *grid), or as the layer returned it where it has no grid
+    watched: frozenset[str] = frozenset()  # the layers that were observed, whether they ran or not
 
 
 @contextmanager
@@ -80,7 +82,7 @@ class Neuron:
 
     layer: str
     channel: int | Sequence[int] = 0
-    position: tuple[int, ...] | None = None
+    position: int | Sequence[int] | None = None
 
     @property
     def layers(self) -> Sequence[str]:
@@ -88,22 +90,20 @@ class Neuron:
         return (self.layer,)
 
     def bind(self, output: Any) -> NeuronScores:
-        values = _channels(output, self.layer).detach()
-        given = [self.channel] if isinstance(self.channel, int) else list(self.channel)
-        if not given or not all(isinstance(each, int) and not isinstance(each, bool) for each in given):
+        values = _channels(output, self.layer, clean=True).detach()
+        given = indices(self.channel)
+        if not given:
             raise TargetError(f"Neuron(channel={self.channel!r}): give the index of a channel, or a list of these")
         if wrong := [each for each in given if not 0 <= each < values.shape[1]]:
             raise TargetError(f"no channel {wrong[0]}: layer {self.layer!r} has {values.shape[1]}, counted from 0")
-        grid = tuple(values.shape[2:])
-        if self.position is not None and (
-            len(self.position) != len(grid)
-            or any(not 0 <= at < size for at, size in zip(self.position, grid, strict=True))
-        ):
-            raise TargetError(
-                f"position {self.position!r}: layer {self.layer!r} has a grid of {' x '.join(map(str, grid)) or 'none'}"
-            )
+        grid, position = tuple(values.shape[2:]), None
+        if self.position is not None:
+            position = tuple(indices(self.position))
+            if len(position) != len(grid) or any(not 0 <= at < have for at, have in zip(position, grid, strict=True)):
+                have = f"a grid of {' x '.join(map(str, grid))}, counted from 0" if grid else "no grid; leave it out"
+                raise TargetError(f"position {self.position!r}: layer {self.layer!r} has {have}")
         labels = torch.tensor([given], device=values.device).expand(len(values), -1)
-        return NeuronScores(labels, self.layer, self.position)
+        return NeuronScores(labels, self.layer, position)
 
 
 def layers_read(target: object) -> Sequence[str]:
@@ -117,15 +117,24 @@ def answer(target: object, output: Any) -> Any:
     return output.output if isinstance(output, Observed) and not layers_read(target) else output
 
 
-def _channels(output: Any, layer: str) -> Tensor:
-    """(N, C, *grid) of an observed layer, at least float32."""
-    if not isinstance(output, Observed) or (layer not in output.layers and not output.layers):
+def _channels(output: Any, layer: str, *, clean: bool = False) -> Tensor:
+    """(N, C, *grid) of an observed layer, at least float32.
+
+    Raises TargetError where the pass did not look at it, and where it did not run NotFired of a `clean` pass, and
+    NotConnected of one of what comes after another layer.
+    """
+    if not isinstance(output, Observed) or layer not in output.watched:
         raise TargetError(
             f"Neuron({layer!r}) asks about a layer, which the pass has to keep: give it as the target of that pass, "
             "explain(model, inputs, target=...) or trace(model, inputs, target=...)"
         )
     if layer not in output.layers:
-        raise NotFired(f"layer {layer!r}, which the target asks about, was not called in the pass")
+        if clean:
+            raise NotFired(f"layer {layer!r}, which the target asks about, was not called in the pass")
+        raise NotConnected(
+            f"layer {layer!r}, which the target asks about, does not run after the layer that is looked at, and so the "
+            "score does not depend on it. Choose an earlier layer to look at; layer=None suggests one"
+        )
     found = output.layers[layer]
     if not isinstance(found, Tensor) or found.ndim < 2 or not found.is_floating_point():
         what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchpeek.engine.targets.classes import ClassId, check_range, class_index
+from torchpeek.engine.targets.question import indices, parts_of
 from torchpeek.errors import TargetError
 from torchpeek.hooks import nested
 
@@ -22,10 +23,7 @@ class OutputEntries:
     part: str = ""  # which tensor of the output, by path
     noun: str = "output"  # what a label counts
 
-    @property
-    def kind(self) -> str:
-        """What a score is, for a heatmap's provenance."""
-        return "output entry" + (f" of {self.part!r}" if self.part else "")
+    kind: str = "output entry"
 
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
         entries = _by_sample(output, self.part).flatten(1)  # (n, entries)
@@ -40,21 +38,22 @@ class Output:
     """Entries of the model's output, as they are: `Output(0)` is the number that a regression returns.
 
     For (N,) or (N, D) outputs, and larger ones laid flat. `part` is the path of a tensor in what the model returns, as
-    record names them; it may be left out where there is one.
+    record names them; it may be left out where there is one, or one that is called `logits`.
     """
 
     entries: int | Sequence[int] = 0
     part: str = ""
 
     def bind(self, output: Any) -> OutputEntries:
-        found = _by_sample(output, self.part).flatten(1)  # (N, D)
-        given = [self.entries] if isinstance(self.entries, int) else list(self.entries)
-        if not given or not all(isinstance(each, int) and not isinstance(each, bool) for each in given):
+        part = _part(output, self.part, ("logits",))
+        found = _by_sample(output, part).flatten(1)  # (N, D)
+        given = indices(self.entries)
+        if not given:
             raise TargetError(f"Output({self.entries!r}): give the index of an entry, or a list of these")
         wrong = [each for each in given if not 0 <= each < found.shape[1]]
         if wrong:
             raise TargetError(f"no output entry {wrong[0]}: the model returns {found.shape[1]} for each sample")
-        return OutputEntries(torch.tensor([given], device=found.device).expand(len(found), -1), self.part)
+        return OutputEntries(torch.tensor([given], device=found.device).expand(len(found), -1), part)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +83,7 @@ class Pixels:
 
     `mask` is (*grid), or (N, *grid), of the output's size, True at the pixels that are asked about; None is those at
     which the class wins on the clean pass. `of` is a class, by index or name; None the one that wins most pixels.
+    `part` is as for Output; left out, of several it is the one that is called `out` or `logits`.
     """
 
     of: ClassId | None = None
@@ -91,7 +91,8 @@ class Pixels:
     part: str = ""
 
     def bind(self, output: Any) -> PixelScores:
-        logits = _by_sample(output, self.part).detach()
+        part = _part(output, self.part, ("out", "logits"))
+        logits = _by_sample(output, part).detach()
         if logits.ndim < 3:
             raise TargetError(f"Pixels is of outputs (N, classes, *grid); the model returned {tuple(logits.shape)}")
         winning = logits.argmax(1)  # (N, *grid)
@@ -103,18 +104,18 @@ class Pixels:
         if self.mask is None:
             masks = winning == labels.view(-1, *(1 for _ in logits.shape[2:]))
         else:
-            mask = self.mask.to(logits.device)
+            mask = _mask(self.mask).to(logits.device)
             fits = (tuple(logits.shape[2:]), (len(logits), *logits.shape[2:]))
             if tuple(mask.shape) not in fits:
                 raise TargetError(
                     f"mask has shape {tuple(mask.shape)}; allowed: {fits[0]}, or {fits[1]}, the size of the model's "
                     "output, which may be smaller than the input"
                 )
-            masks = mask.bool().expand(len(logits), *logits.shape[2:])
+            masks = mask.expand(len(logits), *logits.shape[2:])
         if empty := (~masks.flatten(1).any(1)).nonzero().flatten().tolist():
             what = "the mask is empty" if self.mask is not None else f"no pixel is of class {int(labels[empty[0]])}"
             raise TargetError(f"in sample {empty[0]} {what}; there is nothing to explain. Give another class or mask")
-        return PixelScores(labels, masks.unsqueeze(1), self.part)
+        return PixelScores(labels, masks.unsqueeze(1), part)
 
     def named(self, class_names: Sequence[str] | None) -> Pixels:
         return self if self.of is None else replace(self, of=class_index(self.of, class_names))
@@ -143,20 +144,25 @@ class SimilarityScores:
 class Similarity:
     """How alike the model's output, an embedding (N, D), is to others: to that of another picture, or of a text.
 
-    `to` is (D,) or (K, D), as the same model, or the text half of it, returned them; the score is the cosine.
+    `to` is (D,) or (K, D), as the same model, or the text half of it, returned them; the score is the cosine. `part` is
+    as for Output; left out, of several it is the one that is called `image_embeds`, `embeddings` or `pooler_output`.
     """
 
     to: Tensor
     part: str = ""
 
     def bind(self, output: Any) -> SimilarityScores:
-        found = _by_sample(output, self.part).flatten(1)
-        if not isinstance(self.to, Tensor) or self.to.ndim not in (1, 2) or self.to.shape[-1] != found.shape[1]:
+        part = _part(output, self.part, ("image_embeds", "embeddings", "pooler_output"))
+        found = _by_sample(output, part).flatten(1)
+        fits = isinstance(self.to, Tensor) and self.to.ndim in (1, 2) and self.to.shape[-1] == found.shape[1]
+        if not fits or not self.to.numel():
             got = f"shape {tuple(self.to.shape)}" if isinstance(self.to, Tensor) else f"a {type(self.to).__name__}"
             raise TargetError(f"Similarity takes embeddings (D,) or (K, D) with D = {found.shape[1]}; got {got}")
         embeddings = self.to.detach().reshape(-1, found.shape[1])
+        if not (embeddings.isfinite().all(1) & (embeddings != 0).any(1)).all():
+            raise TargetError("Similarity(to=...) has NaN or infinity, or is zero, to which nothing has an angle")
         labels = torch.arange(len(embeddings), device=found.device).expand(len(found), -1)
-        return SimilarityScores(labels, embeddings, self.part)
+        return SimilarityScores(labels, embeddings, part)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +195,7 @@ class Computed:
     def bind(self, output: Any) -> ComputedScores:
         if not callable(self.function):
             raise TargetError(f"Computed takes a function; got a {type(self.function).__name__}")
-        count = next((len(tensor) for _, tensor in nested.leaves(output) if tensor.ndim), 0)
+        count = _samples(output)
         found = _computed(self.function, output, torch.arange(count))
         labels = torch.arange(found.shape[1], device=found.device).expand(count, -1)
         return ComputedScores(labels, self.function, getattr(self.function, "__name__", type(self.function).__name__))
@@ -217,13 +223,60 @@ def _computed(function: Callable[[Any, Tensor], Tensor], output: Any, rows: Tens
     return found.unsqueeze(1) if found.ndim == 1 else found
 
 
+def _samples(output: Any) -> int:
+    """How many samples a model returned something for. Raises TargetError where that cannot be told."""
+    if isinstance(output, (list, tuple)) and output and all(isinstance(each, Mapping) for each in output):
+        return len(output)  # a dict for each picture, as detectors return them
+    tensors = [each for _, each in nested.leaves(output)] or list(parts_of(output).values())
+    count = next((len(each) for each in tensors if each.ndim), 0)
+    if not count:
+        raise TargetError(
+            f"the model returned a {type(output).__name__} without a tensor that begins with the samples, so how many "
+            "there are cannot be told. Wrap the model so that it returns a tensor, a tuple or a dict"
+        )
+    return count
+
+
+def _mask(given: Any) -> Tensor:
+    """(*grid) or (N, *grid), bool. Raises TargetError for what is not true or false, or 1 or 0."""
+    try:
+        mask = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise TargetError(f"mask is a {type(given).__name__}; allowed: a tensor of bool, or of 0 and 1") from None
+    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        raise TargetError("mask has other values than 0 and 1; it says which pixels count: give mask > 0.5")
+    return mask.bool()
+
+
+def _part(output: Any, part: str, usual: Sequence[str]) -> str:
+    """The path of the tensor that is meant: `part`, or else the only one, or the one of a `usual` name.
+
+    Raises TargetError.
+    """
+    tensors = {path: each for path, each in parts_of(output).items() if each.ndim}
+    if part in tensors:
+        return part
+    if not tensors:
+        what = "one number for all the samples" if isinstance(output, Tensor) else "no floating-point tensor"
+        raise TargetError(
+            f"the model returned a {type(output).__name__} of {what}; a score is read from a tensor that begins with "
+            "the samples. Wrap the model so that it returns one"
+        )
+    if not part:
+        found = list(tensors) if len(tensors) == 1 else [name for name in usual if name in tensors]
+        if found:
+            return found[0]
+    listed = ", ".join(f"{path!r} {tuple(each.shape)}" for path, each in tensors.items())
+    if list(tensors) == [""]:
+        raise TargetError(f"the model returns one tensor, and no part {part!r}; leave part= out")
+    wanted = f"no tensor at {part!r}" if part else "which of them is meant is not said"
+    raise TargetError(f"the model's output has several parts, and {wanted}; part= is one of: {listed}")
+
+
 def _by_sample(output: Any, part: str) -> Tensor:
-    """(N, ...): the one tensor in what the model returned, or the one at the path `part`, at least float32."""
-    tensors = {path: each for path, each in nested.leaves(output) if each.is_floating_point() and each.ndim}
-    if part not in tensors and not (part == "" and len(tensors) == 1):
-        listed = ", ".join(f"{path!r} {tuple(each.shape)}" for path, each in tensors.items()) or "none"
-        wanted = f"no tensor at {part!r}" if part else "which of them is meant is not said"
-        raise TargetError(f"the model's output has several parts, and {wanted}; part= is one of: {listed}")
-    found: Tensor = tensors[part] if part in tensors else next(iter(tensors.values()))
+    """(N, ...): the tensor at the path `part` of what the model returned, at least float32."""
+    found = parts_of(output).get(part)
+    if found is None:
+        raise TargetError(f"the model returned {part!r} on the clean pass, and does not on another one")
     found = found if found.dtype == torch.float64 else found.float()
     return found.unsqueeze(1) if found.ndim == 1 else found

@@ -7,6 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from torchpeek.hooks import nested
+
 
 @runtime_checkable
 class Target(Protocol):
@@ -41,3 +43,20 @@ class Question(Protocol):
     def select(self, rows: slice | Tensor, columns: slice) -> Question:
         """The question of some of the samples and scores only."""
         ...
+
+
+def parts_of(output: Any) -> dict[str, Tensor]:
+    """Path -> floating-point tensor, of what a model returned; of an unknown kind of object its attributes."""
+    found = {path: each for path, each in nested.leaves(output) if each.is_floating_point()}
+    if not found and hasattr(output, "__dict__") and not isinstance(output, Tensor):
+        inside = {"logits": getattr(output, "logits", None), **vars(output)}  # which may be a property
+        found = {path: each for path, each in nested.leaves(inside) if each.is_floating_point()}
+    return found
+
+
+def indices(given: Any) -> list[int]:
+    """The whole numbers that are meant by one, or by several; none where that is no whole number, or not only."""
+    given = given.tolist() if hasattr(given, "tolist") else given  # a tensor, or NumPy's
+    several = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    whole = all(isinstance(each, int) and not isinstance(each, bool) for each in several)
+    return several if whole else []
