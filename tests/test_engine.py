@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from networks import InPlaceNet, PooledNet, SplitNet, messy, state_of
 from torchpeek.engine import ModelRunner, suggest_layer, survey
 from torchpeek.engine.guard import as_found
-from torchpeek.engine.layouts import is_channels_last
+from torchpeek.engine.readings import is_channels_last
 from torchpeek.engine.targets import Classes, Predicted, TopClasses
 from torchpeek.errors import (
     AmbiguousCall,

@@ -20,7 +20,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from torchpeek.engine.forward import run
 from torchpeek.engine.guard import as_found
-from torchpeek.engine.layouts import is_channels_last
+from torchpeek.engine.readings import is_channels_last
 from torchpeek.errors import GradUnavailable, NotConnected
 from torchpeek.hooks import attached, let_interrupts_through, nested
 

@@ -6,7 +6,7 @@ import weakref
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchpeek.engine.closeness import close
 from torchpeek.engine.given import Given
@@ -38,6 +38,16 @@ def _what_was_given(model: nn.Module, given: Given) -> str:
         said += f", and with each sample its own part of {others}, unless tp.Arguments(shared=[...]) says otherwise"
     first = next(model.parameters(), None)
     return said if first is None else f"{said}; its parameters are {first.dtype} on {first.device}"
+
+
+def why_not_finite(inputs: Tensor, found: Tensor) -> str:
+    """The rest of a message that says that `found` has NaN or infinity: where, and what to look at."""
+    if inputs.is_floating_point() and not torch.isfinite(inputs).all():
+        return "; the input has them already"
+    samples = (~torch.isfinite(found)).flatten(1).any(1).nonzero().flatten().tolist()
+    half = " Half precision overflows above 65504; try float32." if found.dtype == torch.float16 else ""
+    where = ", ".join(map(str, samples[:8]))
+    return f" in sample {where}; the input has none. Check the weights and the input's range.{half}"
 
 
 # For each model, by kind of inputs: whether it gives the same when they lie in memory channels last.

@@ -16,12 +16,13 @@ from torch.autograd.graph import get_gradient_edge
 
 from torchpeek.engine.attention import Attention, AttentionRecorder, layerwise_attention_gradients
 from torchpeek.engine.closeness import close
-from torchpeek.engine.forward import run, run_fast
+from torchpeek.engine.forward import run, run_fast, why_not_finite
 from torchpeek.engine.given import Given, as_given
 from torchpeek.engine.guard import as_found
-from torchpeek.engine.layouts import Layout, Reading, Seen, certain, described, is_mixed, resolved, why_not_finite
+from torchpeek.engine.layouts import Layout, Reading, described
 from torchpeek.engine.notes import Notes
 from torchpeek.engine.plans import checked, copied, refuse, refused
+from torchpeek.engine.readings import Seen, certain, is_mixed, resolved
 from torchpeek.engine.replay import Differs, Replay, of_rows, returning
 from torchpeek.engine.scoring import as_dtype, check_changed, check_counts, chunk_size, chunks, score_chunks
 from torchpeek.engine.survey import layout_of, seen_before, what_is_seen

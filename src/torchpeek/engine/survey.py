@@ -16,21 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from torchpeek.engine.declared import declared, declared_grids, declared_queries
 from torchpeek.engine.forward import run
 from torchpeek.engine.given import Given, as_given, compares_texts
 from torchpeek.engine.guard import as_found
-from torchpeek.engine.layouts import (
-    Layout,
-    Seen,
-    channels_of,
-    declared,
-    declared_grids,
-    declared_queries,
-    described,
-    grid_of,
-    is_mixed,
-    readings,
-)
+from torchpeek.engine.layouts import Layout, described
+from torchpeek.engine.readings import Seen, channels_of, grid_of, is_mixed, readings
 from torchpeek.engine.targets import Target, of_samples
 from torchpeek.errors import NoSpatialLayer, TargetError
 from torchpeek.hooks import attached, nested
