@@ -12,7 +12,7 @@ SIZE = 96
 def _timm(family: str, name: str, **options: Any) -> Architecture:
     """`family` is the module of timm.models. Of the options, `size` is not the constructor's."""
     size = options.pop("size", options.get("img_size", SIZE))
-    return Architecture("timm", family, name, size, options, quick=name in QUICK)
+    return Architecture("timm", family, name, size, options, quick=name in QUICK, mixed=MIXED.get(name, ""))
 
 
 def _torchvision(family: str, name: str, size: int = SIZE, **options: Any) -> Architecture:
@@ -24,7 +24,8 @@ def _transformers(
 ) -> Architecture:
     """`options` are of the configuration."""
     options = {"config": config, **options}
-    return Architecture("transformers", family, name, size, options, embedding, quick=name in QUICK)
+    mixed = MIXED.get(name, "")
+    return Architecture("transformers", family, name, size, options, embedding, quick=name in QUICK, mixed=mixed)
 
 
 # In `make test`, too: as many kinds as go into 90 seconds.
@@ -76,6 +77,11 @@ QUICK = {
     "SwinForImageClassification",
     "Swinv2ForImageClassification",
     "ViTForImageClassification",
+}
+
+MIXED = {
+    "coat_tiny": "three scales are resized and added in every block",
+    "LevitForImageClassification": "attention without a residual branch shrinks the grid to (2, 2)",
 }
 
 VIT: dict[str, Any] = {

@@ -28,6 +28,7 @@ class Architecture:
     embedding: str | None = None
     quick: bool = False  # whether `make test` looks at it, too
     gridless: str = ""  # why no layer has a grid of the picture, where none has
+    mixed: str = ""  # why, with random weights, a grid cannot be seen to lie on the picture
 
     def __str__(self) -> str:
         return f"{self.source}:{self.name}"

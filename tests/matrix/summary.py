@@ -73,8 +73,8 @@ def markdown(rows: Sequence[Row], versions: Mapping[str, str]) -> str:
         lines += ["", "What does not work, or is not counted:", "", *(f"- {_escaped(each)}" for each in listed)]
     lines += [
         "",
-        "| model | input | suggested layer | read as | gradient off by | methods | replays |",
-        "|" + "---|" * 7,
+        "| model | input | suggested layer | read as | gradient off by | goes around | methods | replays |",
+        "|" + "---|" * 8,
     ]
     lines += [_line(row) for row in rows]
     return "\n".join(lines)
