@@ -69,8 +69,11 @@ def slopes(score, A, step=1e-5):
     return out
 
 
-def rollout(layers, prefix, reads_prefix, heads=np.mean):
-    """(heads, T, T) for each layer -> (positions,); arXiv:2005.00928, section 3, with the whole product."""
+def rollout(layers, prefix, read, heads=np.mean):
+    """(heads, T, T) for each layer -> (positions,); arXiv:2005.00928, section 3, with the whole product.
+
+    `read` are the tokens that the score reads.
+    """
     T = layers[0].shape[-1]
     product = np.eye(T)
     for A in layers:
@@ -80,10 +83,10 @@ def rollout(layers, prefix, reads_prefix, heads=np.mean):
                 mixed[i, j] = 0.5 * heads([A[h, i, j] for h in range(len(A))]) + (0.5 if i == j else 0.0)
             mixed[i] /= mixed[i].sum()
         product = mixed @ product
-    return (product[0] if reads_prefix else product[prefix:].mean(0))[prefix:]
+    return product[read].mean(0)[prefix:]
 
 
-def transformer_attribution(layers, gradients, prefix, reads_prefix):
+def transformer_attribution(layers, gradients, prefix, read):
     """(heads, T, T) for each layer -> (positions,); arXiv:2103.15679, eqs. 5 and 6, with the whole of R."""
     T = layers[0].shape[-1]
     R = np.eye(T)
@@ -91,7 +94,7 @@ def transformer_attribution(layers, gradients, prefix, reads_prefix):
         mean = sum(np.maximum(A[h] * g[h], 0) for h in range(len(A))) / len(A)
         R = R + mean @ R
     R = R - np.eye(T)
-    return (R[0] if reads_prefix else R[prefix:].mean(0))[prefix:]
+    return R[read].mean(0)[prefix:]
 
 
 def legrad(gradients, prefix):

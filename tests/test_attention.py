@@ -157,12 +157,16 @@ def replica(model, x, given=None):
 
 
 def trace_of(weights, gradients=(), layerwise=(), prefix=1, grid=(2, 3), reads_prefix=True, suffix=0):
+    count, tokens = (len(weights[0]), weights[0].shape[-1]) if len(weights) else (1, 7)
+    scores = gradients[0].shape[1] if len(gradients) else 1
+    reading = torch.zeros(count, scores, tokens, dtype=torch.float64)
+    reading[:, :, 0 if reads_prefix else slice(prefix, tokens - suffix)] = 1
     return SimpleNamespace(
         attentions=[SimpleNamespace(weights=each) for each in weights],
         attention_gradients=list(gradients),
         layerwise_attention_gradients=iter(layerwise),
         tokens=SimpleNamespace(prefix=prefix, grid=grid, suffix=suffix),
-        reads_prefix=reads_prefix,
+        reading=reading / reading.sum(2, keepdim=True),
     )
 
 
@@ -764,7 +768,10 @@ class TestMethods:
         assert ours.shape == (2, 1, 2, 3)
         for n in range(2):
             theirs = replicas.rollout(
-                [each[n].numpy() for each in weights], 2, reads_prefix, {"mean": np.mean, "min": min, "max": max}[heads]
+                [each[n].numpy() for each in weights],
+                2,
+                [0] if reads_prefix else range(2, 8),
+                {"mean": np.mean, "min": min, "max": max}[heads],
             )
             close(ours[n, 0].flatten(), theirs)
 
@@ -789,7 +796,10 @@ class TestMethods:
         assert ours.shape == (2, 5, 2, 3)
         for n, k in np.ndindex(2, 5):
             theirs = replicas.transformer_attribution(
-                [each[n].numpy() for each in weights], [each[n, k].numpy() for each in gradients], 1, reads_prefix
+                [each[n].numpy() for each in weights],
+                [each[n, k].numpy() for each in gradients],
+                1,
+                [0] if reads_prefix else range(1, 7),
             )
             close(ours[n, k].flatten(), theirs)
 
@@ -826,10 +836,10 @@ class TestMethods:
             )
             for layer, A in enumerate(attentions)
         ]
-        close(rollout(trace)[0, 0].flatten(), replicas.rollout(attentions, 1, True))
+        close(rollout(trace)[0, 0].flatten(), replicas.rollout(attentions, 1, [0]))
         attributed, summed = transformer_attribution(trace), legrad(trace)
         for k in range(3):
-            theirs = replicas.transformer_attribution(attentions, [each[k] for each in of_scores], 1, True)
+            theirs = replicas.transformer_attribution(attentions, [each[k] for each in of_scores], 1, [0])
             close(attributed[0, k].flatten(), theirs, 1e-7)
             close(summed[0, k].flatten(), replicas.legrad([each[k] for each in of_layers], 1), 1e-7)
 

@@ -262,7 +262,7 @@ LAYERS = [
     Layer("xcit", "blocks.1", "tokens", (4, 4)),
     Layer("xcit", "cls_attn_blocks.0", "tokens", (4, 4), 1),
     Layer("pvt", "stages.3.blocks.0", "tokens", (2, 2)),
-    Layer("hiera", "blocks.0", "tokens", (16, 16)),
+    Layer("hiera", "blocks.3", "tokens", (2, 2)),
     Layer("mobilevit", "stages.4.1", "first", (2, 2)),
     Layer("sequencer", "stem", "last", (9, 9)),
     Layer("sequencer", "stages.1.downsample", "last", (4, 4)),
@@ -552,7 +552,9 @@ def by_hand(name: str, model: nn.Module, x: Tensor, labels: list[int]) -> dict[s
         layerwise.append((output if isinstance(output, Tensor) else output.logits)[:, labels])
     made = {method: torch.zeros(len(x), len(labels), 0) for method in ATTENTION}
     prefix = tokens[0].shape[1] - 16
-    reads_prefix = prefix > 0
+    (reach,) = torch.autograd.grad(scores.sum(), tokens[-1], retain_graph=True)
+    reached = (reach[0] != 0).any(1).nonzero().flatten().tolist()
+    read = list(range(prefix, prefix + 16)) if max(reached) >= prefix else reached
     rows: dict[str, list[Any]] = {method: [] for method in ATTENTION}
     for n in range(len(x)):
         A = [each[n].detach().numpy() for each in made_weights]
@@ -563,8 +565,8 @@ def by_hand(name: str, model: nn.Module, x: Tensor, labels: list[int]) -> dict[s
                 for score, weight in zip(layerwise, made_weights, strict=True)
             ]
             g, of_layers = ([each[n].numpy() for each in group] for group in (g, of_layers))
-            rows["rollout"].append(replicas.rollout(A, prefix, reads_prefix))
-            rows["transformer-attribution"].append(replicas.transformer_attribution(A, g, prefix, reads_prefix))
+            rows["rollout"].append(replicas.rollout(A, prefix, read))
+            rows["transformer-attribution"].append(replicas.transformer_attribution(A, g, prefix, read))
             rows["legrad"].append(replicas.legrad(of_layers, prefix))
     for method in ATTENTION:
         made[method] = torch.tensor(np.array(rows[method])).unflatten(0, (len(x), len(labels)))
@@ -602,6 +604,21 @@ SOURCES = {
     "torchvision vit": "torchvision",
     "hf vit": "hf",
 }
+
+
+def test_tokens_in_the_order_of_merging_are_refused() -> None:
+    """Hiera's are not in the picture's order before its last stage: a changed corner shows elsewhere."""
+    model, x = made("hiera"), inputs("hiera")
+    assert tp.explain(model, x).provenance.layer == "blocks.3"
+    with pytest.raises(NoSpatialLayer, match="in the order in which they are merged"):
+        tp.explain(model, x, layer="blocks.0")
+    assert "blocks.0" not in tp.explain(model, x, fuse="max").provenance.layer
+
+
+def test_two_tokens_beside_the_grid_are_read_alike() -> None:
+    """A distilled DeiT's score is the mean of two heads, of the class and of the distillation token."""
+    trace = tp.trace(made("deit"), inputs("deit"), attention=True)
+    assert trace.reading[0, 0, :4].tolist() == [0.5, 0.5, 0.0, 0.0]
 
 
 class TestAttention:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek import _version
-from torchpeek.cam import FUSIONS, CamMethod, Smoothing, find_method, fused, smoothed
+from torchpeek.cam import FUSIONS, CamMethod, Smoothing, find_method, fused, smoothed, suited
 from torchpeek.engine import (
     Given,
     Layout,
@@ -386,6 +386,8 @@ def _heatmap(trace: Trace, method: CamMethod, options: Mapping[str, Any], how: H
             "layers, or layer=None for those of the coarsest grids"
         )
 
+    smooth = how.smooth and suited(how.smooth, trace.question)
+
     def computed(one: Trace) -> Tensor:
         if fuse is None:
             return method.compute(one, **given)
@@ -394,9 +396,9 @@ def _heatmap(trace: Trace, method: CamMethod, options: Mapping[str, Any], how: H
     # The mathematics is in float32 at least, also under the caller's autocast.
     device = trace.inputs.device.type
     with uninterrupted(), torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-        values = smoothed(trace, computed, how.smooth) if how.smooth else computed(trace)
+        values = smoothed(trace, computed, smooth) if smooth else computed(trace)
         values = values.expand(*trace.scores.shape, *values.shape[2:]).contiguous()  # (N, K, *grid)
-    made = _provenance(trace, method, given, how.smooth, fuse)
+    made = _provenance(trace, method, given, smooth, fuse)
     if not torch.isfinite(values).all():
         raise NotFinite(f"{method.name} at {made.layer!r} gave NaN or infinity, though the activations have none")
     if empty := int((values.flatten(2) == 0).all(2).sum()):

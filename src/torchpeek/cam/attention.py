@@ -51,22 +51,25 @@ class AttentionTrace(Protocol):
     def tokens(self) -> Tokens: ...
 
     @property
-    def reads_prefix(self) -> bool:
-        """Whether the scores read the first token of the prefix (the class token), and not the grid's mean."""
+    def reading(self) -> Tensor:
+        """(N, K, T): with what weight each score reads the tokens after the last block; each row sums to 1."""
 
 
 @cam_method("rollout", needs="attention", layers="all", paper="arXiv:2005.00928")
 def rollout(trace: AttentionTrace, *, heads: Heads = "mean") -> Tensor:
-    """How much of each position arrives at the class token, if attention were all that mixes tokens (section 3).
+    """How much of each position arrives at what the score reads, if attention were all that mixes tokens (section 3).
 
     The product over the layers of A/2 + I/2, later layers on the left; A the mean over the heads, or their minimum or
-    maximum, after which each row is scaled to sum to 1. Without a class token the mean over the rows of the grid. The
-    scores do not matter.
+    maximum, after which each row is scaled to sum to 1. The map is the row of the class token, or the mean over those
+    of the tokens that the score reads, be they several or the grid's. Of the scores nothing else matters.
     """
     if heads not in get_args(Heads):
         raise OptionError(f"option heads is {heads!r}; allowed: {', '.join(map(repr, get_args(Heads)))}")
-    layers = [mixed(each.weights, heads) for each in trace.attentions]
-    return on_grid(row_of_product(reading_row(trace, layers[0]), layers), trace.tokens).unsqueeze(1)
+    layers = [mixed(each.weights, heads).unsqueeze(1) for each in trace.attentions]  # (N, 1, T, T)
+    reading = trace.reading.to(layers[0])
+    if bool((reading == reading[:, :1]).all()):
+        reading = reading[:, :1]  # the same for every score
+    return on_grid(row_of_product(reading, layers), trace.tokens)
 
 
 @cam_method(
@@ -97,15 +100,15 @@ def legrad(trace: AttentionTrace) -> Tensor:
 def transformer_attribution(trace: AttentionTrace) -> Tensor:
     """Positive parts of gradient times attention, rolled out over the layers (eqs. 5 and 6).
 
-    R starts as I, and every layer adds E(A g)+ R to it, E the mean over the heads; the map is the class token's row of
-    R - I, or without a class token the mean over the rows of the grid. This is the rule of the authors' second paper
-    for self-attention. Their first (arXiv:2012.09838) has relevance by LRP in place of A, which is not computed here.
+    R starts as I, and every layer adds E(A g)+ R to it, E the mean over the heads; the map is the row of R - I of what
+    the score reads: the class token, or the mean over the rows of several tokens, or of the grid's. This is the rule of
+    the authors' second paper for self-attention. Their first (arXiv:2012.09838) has relevance by LRP in place of A,
+    which is not computed here.
     """
     layers = [
         positive_product(each.weights, g) for each, g in zip(trace.attentions, trace.attention_gradients, strict=True)
     ]
-    start = reading_row(trace, layers[0])
-    row = start.expand(*layers[0].shape[:-1])
+    start = row = trace.reading.to(layers[0])  # (N, K, T)
     for layer in reversed(layers):
         row = row + times(row, layer)  # row (I + layer)
     return on_grid(row - start, trace.tokens)
@@ -125,11 +128,10 @@ def positive_product(weights: Tensor, gradient: Tensor) -> Tensor:
 
 
 def row_of_product(row: Tensor, layers: Sequence[Tensor]) -> Tensor:
-    """(T,) and matrices (..., T, T), the first layer first -> (..., T): row times last layer times ... times first.
+    """(..., T) and matrices (..., T, T), the first layer first -> (..., T): row times last layer times ... times first.
 
     Row by row from the left: the product of the matrices, which costs T times as much, is never made.
     """
-    row = row.expand(*layers[0].shape[:-1])
     for layer in reversed(layers):
         row = times(row, layer)
     return row
@@ -138,17 +140,6 @@ def row_of_product(row: Tensor, layers: Sequence[Tensor]) -> Tensor:
 def times(row: Tensor, layer: Tensor) -> Tensor:
     """(..., T) times (..., T, T)."""
     return (row.unsqueeze(-2) @ layer).squeeze(-2)
-
-
-def reading_row(trace: AttentionTrace, like: Tensor) -> Tensor:
-    """(T,): with what weight the score reads each token: the class token alone, or the grid's tokens all alike."""
-    row = like.new_zeros(like.shape[-1])
-    prefix, count = trace.tokens.prefix, math.prod(trace.tokens.grid)
-    if trace.reads_prefix:
-        row[0] = 1
-    else:
-        row[prefix : prefix + count] = 1 / count
-    return row
 
 
 def on_grid(row: Tensor, tokens: Tokens) -> Tensor:

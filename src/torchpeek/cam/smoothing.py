@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import torch
 from torch import Tensor
 
-from torchpeek.engine import Trace
-from torchpeek.errors import OptionError
+from torchpeek.engine import Question, Trace
+from torchpeek.errors import OptionError, notify
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,16 @@ class Smoothing:
     def __str__(self) -> str:
         factors = ", ".join(f"{each:g}" for each in self.factors)
         return f"the mean over {'mirrored and not, ' if self.flip else ''}inputs times {factors}"
+
+
+def suited(how: Smoothing, question: Question) -> Smoothing:
+    """Without mirroring, with a notice, where the question is of a place, which in a mirrored input is elsewhere."""
+    if not how.flip or not getattr(question, "positional", False):
+        return how
+    notify(
+        f"the inputs are not mirrored: {getattr(question, 'kind', 'the score')} is of a place, and would be elsewhere"
+    )
+    return replace(how, flip=False)
 
 
 def smoothed(trace: Trace, compute: Callable[[Trace], Tensor], how: Smoothing) -> Tensor:

@@ -167,7 +167,9 @@ def _boxes(question: BoxScores, output: Any, picture: Picture, names: Names) -> 
 def _in_the_picture(box: Tensor, picture: Picture, *, relative: bool) -> Corners:
     """A box in fractions of the input, or in its pixels, in pixels of the original picture."""
     height, width = picture.tensor.shape[2:]
-    if not relative and (width, height) == picture.image.size:  # the picture as it is, whatever is made of it inside
+    left, top = picture.geometry.box[:2]
+    whole = (width, height) == picture.image.size and (left, top) == (0, 0)
+    if not relative and whole:  # the picture as it is, whatever is made of it inside
         return tuple(box.tolist())
     across, down = box[0::2], box[1::2]  # left and right, top and bottom
     if not relative:

@@ -32,8 +32,10 @@ class Seen:
     first: frozenset[tuple[int, ...]] = frozenset()  # shapes (without N) that were seen channels first, for certain
     last: frozenset[tuple[int, ...]] = frozenset()  # and channels last
     mixed: bool = True  # whether some layers may have their channels last
+    widths: frozenset[int] = frozenset()  # of linear layers: with as many channels, one may
     scales: bool = False  # whether the model scales its input itself, so that a grid may be larger than that
     guesses: bool = True  # whether strides may tell the grids, where none was seen
+    ordered: Grid | None = None  # the one grid whose tokens are in its order, where others' are not
     returned: Mapping[str, Any] = field(default_factory=dict)  # by each layer for one sample, on the meta device
 
 
@@ -68,7 +70,7 @@ def certain(module: nn.Module, output: Any, seen: Seen) -> Layout | None:
     if output.ndim == 3 or ends == "last" or grid not in _arithmetic(seen.size):
         return None
     # Small grids shrink alike by chance; where that is likely, the grids that a dry pass shows are to decide.
-    likely = seen.mixed or len(seen.size) > 2
+    likely = seen.mixed or len(seen.size) > 2 or output.shape[-1] in seen.widths
     either = likely and _within(output.shape[1:-1], seen)
     return None if either else Layout("channels-first", grid)
 
@@ -78,12 +80,19 @@ def is_mixed(model: nn.Module) -> bool:
     return any(isinstance(module, (nn.LayerNorm, nn.RMSNorm)) for module in model.modules())
 
 
+def linear_widths(model: nn.Module) -> frozenset[int]:
+    """How many channels the linear layers return: as many as the last axis of what has its channels last."""
+    return frozenset(module.out_features for module in model.modules() if isinstance(module, nn.Linear))
+
+
 def _readings(module: nn.Module, tensor: Tensor, seen: Seen, ends: Ends | None) -> list[Layout]:
     shape, axes = tensor.shape, len(seen.size)
     if len(shape) == axes + 2 and shape[0] == seen.count and len(shape) > 3:
         first, last = tuple(shape[2:]), tuple(shape[1:-1])
         as_first = ends != "last" and (_within(first, seen) if ends == "first" else _plausible(first, seen))
-        as_last = ends != "first" and (_within(last, seen) if ends == "last" else _plausible(last, seen))
+        # Of heads and tokens, (N, heads, T, C), a normalisation is over the last axis, too.
+        alike = ends == "last" and _within(last, seen) and _shrank_alike(last, seen.size)
+        as_last = ends != "first" and (alike or _plausible(last, seen))
         if as_first and as_last:
             was_first, was_last = tuple(shape[1:]) in seen.first, tuple(shape[1:]) in seen.last
             as_first = was_first or not was_last
@@ -103,6 +112,8 @@ def _flat_readings(module: nn.Module, tensor: Tensor, seen: Seen, ends: Ends | N
     _, rows, columns = tensor.shape
     signal = len(seen.size) == 1
     if rows in seen.queries:
+        return []
+    if seen.ordered is not None and math.prod(seen.ordered) != rows - (seen.prefix or 0):
         return []
     ways: dict[Kind, int] = {} if ends == "first" else {"tokens": rows}
     if ends != "last" and not signal and rows > 1:
@@ -227,6 +238,12 @@ def _why_not(output: Any, seen: Seen) -> str:
         quantised = " A quantised layer has no floating-point output: choose one after it is turned back."
         return f" of {dtype}; a heatmap is read from floating-point activations.{quantised if 'q' in dtype else ''}"
     first = floating[0]
+    if seen.ordered is not None:
+        grid = " x ".join(map(str, seen.ordered))
+        return (
+            f"{given}: until its last stage, of {grid}, the model has its tokens in the order in which they are merged, "
+            f"which is not that of the picture. {next_step}"
+        )
     if first.ndim >= 3 and len(first) != seen.count and len(first) % seen.count == 0:
         return (
             f"{given}: it folds {len(first) // seen.count} parts of each picture, such as windows or heads, "
@@ -339,6 +356,13 @@ def _shrank_alike(grid: Sequence[int], given: Sequence[int]) -> bool:
     least = max(have / (size + 1) for size, have in zip(grid, given, strict=True))
     most = min(have / (size - 1) if size > 1 else math.inf for size, have in zip(grid, given, strict=True))
     return least <= most
+
+
+def without_attention(grids: Sequence[Grid], size: Grid) -> list[Grid]:
+    """Without those that are queries by keys: as many of both as another grid has positions, which no stride gives."""
+    positions, strided = {math.prod(grid) for grid in grids}, set(_arithmetic(size))
+    attention = {grid for grid in grids if len(grid) == 2 and grid[0] == grid[1] and grid[0] in positions}
+    return [grid for grid in grids if grid not in attention or grid in strided]
 
 
 def grid_of(module: nn.Module, output: Any) -> Grid | None:

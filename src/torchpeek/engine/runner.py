@@ -22,7 +22,7 @@ from torchpeek.engine.guard import as_found
 from torchpeek.engine.layouts import Layout, Reading, described
 from torchpeek.engine.notes import Notes
 from torchpeek.engine.plans import checked, copied, refuse, refused
-from torchpeek.engine.readings import Seen, certain, is_mixed, resolved
+from torchpeek.engine.readings import Seen, certain, is_mixed, linear_widths, resolved
 from torchpeek.engine.replay import Differs, Replay, of_rows, returning
 from torchpeek.engine.scoring import as_dtype, check_changed, check_counts, chunk_size, chunks, score_chunks
 from torchpeek.engine.survey import layout_of, seen_before, what_is_seen
@@ -384,7 +384,9 @@ class _Recorder:
     def __init__(self, model: nn.Module, given: Given, looks: _Looks) -> None:
         self._given = given
         self._layers, self._gradients, self._layouts = looks.layers, looks.gradients, looks.layouts
-        self._plain = Seen(tuple(given.size), len(given), mixed=is_mixed(model), scales=given.listed)
+        self._plain = Seen(
+            tuple(given.size), len(given), mixed=is_mixed(model), widths=linear_widths(model), scales=given.listed
+        )
         self._seen = seen_before(model, given)
         self._kept: dict[str, Capture] = {}
         self._calls = dict.fromkeys(looks.layers, 0)

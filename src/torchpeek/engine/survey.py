@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain, count, repeat
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torchpeek.engine.forward import run
 from torchpeek.engine.given import Given, as_given, compares_texts
 from torchpeek.engine.guard import as_found
 from torchpeek.engine.layouts import Layout, described
-from torchpeek.engine.readings import Seen, channels_of, grid_of, is_mixed, readings
+from torchpeek.engine.readings import Seen, channels_of, grid_of, is_mixed, linear_widths, readings, without_attention
 from torchpeek.engine.targets import Target, of_samples
 from torchpeek.errors import NoSpatialLayer, TargetError
 from torchpeek.hooks import attached, nested
@@ -62,6 +62,9 @@ _SUGGESTED: weakref.WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Sugges
 # So many candidates are tried in one pass, from the last one on: mostly that is it, and a graph over the whole model is
 # seldom needed.
 _TRIED = (1, 3, 12)
+
+# Of so many sizes of input a model's surveys are kept.
+_SIZES = 16
 
 
 def survey(model: nn.Module, inputs: Tensor | Given | None) -> tuple[list[LayerCall], Suggestion | None]:
@@ -128,6 +131,8 @@ def suggest_layer(
     """
     known, kind = _SUGGESTED.setdefault(model, {}), _kind(target)
     suggestion = known.get(kind)
+    # Of a detector each box hangs on a branch of its own.
+    anew = anew or _is_of_boxes(target)
     if suggestion is not None and not anew and suggestion.layer in dict(model.named_modules()):
         return suggestion
     given = as_given(model, inputs)
@@ -147,6 +152,10 @@ def suggest_layer(
         reason = "the last layer at which the score depends on the positions of the grid"
     known[kind] = suggestion = Suggestion(chosen.layer, reason)
     return suggestion
+
+
+def _is_of_boxes(target: Target | None) -> bool:
+    return hasattr(target, "least_iou")
 
 
 def _kind(target: Target | None) -> tuple[object, ...]:
@@ -212,6 +221,8 @@ class _Watch:
         self._outputs: dict[str, str] = {}
         self._returned: dict[str, Any] = {}
         self._returned_by: list[list[str]] = []  # for each tensor: all that returned it, innermost first
+        self._returned_last: list[int] = []  # and when the last of them did
+        self._clock = count()
         self._take_input: set[str] = set()
         self._grids: dict[tuple[int, ...], None] = {}
         self._first: set[tuple[int, ...]] = set()
@@ -243,17 +254,20 @@ class _Watch:
                 passes_on = any(given is tensor for given in args) and tensor._version == version
                 if not passes_on:
                     self._returned_by[number].append(name)
+                    self._returned_last[number] = next(self._clock)
                 self._latest[place] = (tensor, tensor._version, number)
                 return
         self._latest.append((tensor, tensor._version, len(self._returned_by)))
         self._returned_by.append([name])
+        self._returned_last.append(next(self._clock))
 
     def surveyed(self, output: Any) -> _Survey:
         """What the pass showed, in which the model returned `output`."""
         prefix, suffix = declared(self._model)
         size, scales = self._size(), self._given.listed
         of_picture = (grid for grid in (*self._grids, *declared_grids(self._model)) if len(grid) == len(size))
-        grids = tuple(grid for grid in of_picture if scales or all(a <= b for a, b in zip(grid, size, strict=True)))
+        fitting = [grid for grid in of_picture if scales or all(a <= b for a, b in zip(grid, size, strict=True))]
+        grids = tuple(without_attention(fitting, size))
         seen = Seen(
             size,
             1,
@@ -264,22 +278,30 @@ class _Watch:
             first=frozenset(self._first),
             last=frozenset(self._last),
             mixed=is_mixed(self._model) or any(len(shape) > 2 for shape in self._last),
+            widths=linear_widths(self._model),
             scales=scales,
             # Where frames, or other parts of a picture, are convolved one by one, tokens may be in any order.
             guesses=not self._grids or bool(grids),
             returned=self._returned,
         )
         modules = dict(self._model.named_modules())
-        candidates = []
-        for names in self._returned_by:
+        candidates: list[_Candidate] = []
+        # In the order of the last return: a block may write into, and return, what a part of it made.
+        in_order = sorted(range(len(self._returned_by)), key=self._returned_last.__getitem__)
+        for names in (self._returned_by[number] for number in in_order):
             # By what each itself returned: one has the tensor in a container, another's kind says what its axes are.
             found = {name: readings(modules[name], self._returned[name], seen) for name in names}
             layer = self._best([name for name in names if len(found[name]) == 1])
-            if layer:
+            if layer and not _enlarges(modules[layer], found[layer][0], candidates):
                 projection = type(modules[layer]) is nn.Linear and names == [layer]
                 candidates.append(_Candidate(layer, found[layer][0], projection))
         if not all(each.projection for each in candidates):
             candidates = [each for each in candidates if not each.projection]
+        if candidates and any(type(module).__name__ == "Unroll" for module in modules.values()):
+            # Hiera: until its last stage the tokens are in the order in which they are merged, and not in the grid's.
+            last = candidates[-1].layout
+            seen = replace(seen, ordered=last.grid)
+            candidates = [each for each in candidates if not each.layout.flat or each.layout.grid == last.grid]
         dense = scales or any(self._is_dense(path, tensor) for path, tensor in nested.leaves(output))
         return _Survey(self._calls, self._outputs, seen, candidates, dense)
 
@@ -300,6 +322,12 @@ class _Watch:
         return min(reversed(inner), key=lambda name: name.count(".")) if inner else None
 
 
+def _enlarges(module: nn.Module, layout: Layout, before: list[_Candidate]) -> bool:
+    """Whether it only spreads a coarser grid that came before to one of a fixed size, as VGG does small pictures."""
+    adaptive = isinstance(module, (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd))
+    return adaptive and bool(before) and math.prod(layout.grid) > math.prod(before[-1].layout.grid)
+
+
 def _shape_only(output: Any) -> Any:
     """The same container with tensors that have a shape and no numbers."""
     return nested.mapped(output, lambda _, each: torch.empty(each.shape, dtype=each.dtype, device="meta"))
@@ -318,6 +346,8 @@ def _surveyed(model: nn.Module, given: Given, *, anew: bool = False) -> _Survey:
     known = _SURVEYS.setdefault(model, {})
     key = _key(given)
     if anew or key not in known:
+        while len(known) >= _SIZES:
+            del known[next(iter(known))]
         first = _first(given).handed()
         watch = _Watch(first, model)
         hooks = ((module, partial(watch.returned, name)) for name, module in model.named_modules() if name)
@@ -346,7 +376,7 @@ def _last_that_counts(
 def _which_count(
     model: nn.Module, given: Given, candidates: list[_Candidate], target: Target | None
 ) -> list[bool] | None:
-    """For each candidate, whether the score of the first sample depends on its grid. None where one cannot tell."""
+    """For each candidate, whether the scores of the first sample depend on its grid. None where one cannot tell."""
     modules = dict(model.named_modules())
     handles: dict[str, Any] = {}
     thread = threading.get_ident()
@@ -371,20 +401,19 @@ def _which_count(
             output = run(model, _first(given).handed())
         try:
             with torch.enable_grad():
-                score = _score(output, target)
+                scores = _scores(output, target)
             if not handles:
                 return None
-            if not score.requires_grad:  # nothing after these layers leads to it, or the model keeps no graph there
+            if not scores.requires_grad:  # nothing after these layers leads to it, or the model keeps no graph there
                 return [False] * len(candidates)
-            found = torch.autograd.grad(score, list(handles.values()), allow_unused=True)
+            ways: Any = list(handles.values())  # tensors and edges, which torch takes, but not its types
+            found = [torch.autograd.grad(each, ways, retain_graph=True, allow_unused=True) for each in scores.unbind()]
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:  # a model that has no way back; the trace will say so, if gradients are asked for
             return None
-    gradients = dict(zip(handles, found, strict=True))
-    if all(each is None or not bool(each.any()) for each in gradients.values()):
-        return [False] * len(candidates)
-    return [_counts(gradients.get(each.layer), each.layout) for each in candidates]
+    by_layer = [dict(zip(handles, gradients, strict=True)) for gradients in found]
+    return [all(_counts(one.get(each.layer), each.layout) for one in by_layer) for each in candidates]
 
 
 def _counts(gradient: Tensor | None, layout: Layout) -> bool:
@@ -393,12 +422,13 @@ def _counts(gradient: Tensor | None, layout: Layout) -> bool:
     return bool(layout.to_grid(gradient.movedim(layout.batch_axis, 0)).any())
 
 
-def _score(output: Any, target: Target | None) -> Tensor:
-    """One number that depends on what is asked for; on all that the model returns where that is not known."""
+def _scores(output: Any, target: Target | None) -> Tensor:
+    """(n,): what is asked for, each box on its own, else in one; all that the model returns where that is not known."""
     if target is not None:
         try:
             question = of_samples(target, 0, 1).bind(output)
-            return question(output, torch.tensor([0])).sum()
+            scores = question(output, torch.tensor([0])).flatten()
+            return scores if _is_of_boxes(target) else scores.sum().unsqueeze(0)
         except TargetError:  # of a target for all the samples, perhaps; the trace says it if it is wrong
             pass
     total = torch.zeros(())
@@ -407,4 +437,4 @@ def _score(output: Any, target: Target | None) -> Tensor:
             # Weights that no normalisation cancels, and that no symmetry of the output does.
             weights = torch.cos(torch.arange(tensor.numel(), device=tensor.device)).view(tensor.shape)
             total = total + (tensor.float() * weights).sum().cpu()
-    return total
+    return total.unsqueeze(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from torchpeek.engine.layouts import Layout
 from torchpeek.engine.targets import ClassScores, ContrastScores, Question, Target, class_logits
 from torchpeek.engine.targets.neurons import answer
 from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NotConnected
-from torchpeek.hooks import let_interrupts_through, uninterrupted
+from torchpeek.hooks import let_interrupts_through, nested, uninterrupted
 
 if TYPE_CHECKING:
     from torchpeek.engine.notes import Notes
@@ -313,24 +314,36 @@ class Trace:
         return self.runner.layout_of_tokens(self)
 
     @cached_property
-    def reads_prefix(self) -> bool:
-        """Whether of the last block's tokens the scores read those before the grid, such as a class token, alone."""
-        if not self.tokens.prefix:
-            return False
-        last = self.attentions[-1].after
+    def reading(self) -> Tensor:
+        """(N, K, T): with what weight each score reads the tokens after the last block; each row sums to 1.
+
+        The grid's all alike, where the score depends on any of them; else those beside the grid that it depends on,
+        such as the class token. Where it depends on none, as with a head of zeros, the first before the grid, or the
+        grid.
+        """
+        last, tokens, count = self.attentions[-1].after, self.tokens, self.scores.shape[1]
         if last is None or last.edge is None:
             raise GradUnavailable(
                 "which tokens the score reads is told by its gradient, and this trace was made with gradients=False; "
                 "make it again without that"
             )
+        size = math.prod(tokens.grid)
+        of_grid = torch.zeros(size + tokens.others, device=self.inputs.device)
+        of_grid[tokens.prefix : tokens.prefix + size] = 1
+        if not tokens.others:
+            return (of_grid / size).expand(len(self.inputs), count, -1)
         with as_found(self.runner.model):
-            edges: Any = [last.edge]  # which torch takes, but not its types
-            with torch.enable_grad():
-                total = self._scores_with_graph().sum()
-            (gradient,) = torch.autograd.grad(total, edges, retain_graph=True, allow_unused=True)
-        if gradient is None:
-            return False
-        return not bool(self.tokens.to_grid(gradient.movedim(self.tokens.batch_axis, 0)).any())
+            largest = nested.at(last.value, last.path).nbytes
+            (gradient,) = score_gradients(self._scores_with_graph(), [last.edge], largest)
+        read = torch.zeros(len(self.inputs), count, len(of_grid), device=of_grid.device)
+        if gradient is not None:
+            samples_first = gradient.movedim(1 + tokens.batch_axis, 0)  # (N, K, T, C), or (N, K, C, T)
+            read = (samples_first != 0).any(2 if tokens.kind == "channel-tokens" else 3).float()
+        first = torch.zeros_like(of_grid)
+        first[slice(1) if tokens.prefix else slice(size)] = 1
+        beside = torch.where(read.any(2, keepdim=True), read, first)
+        found = torch.where((read * of_grid).any(2, keepdim=True), of_grid, beside)
+        return found / found.sum(2, keepdim=True)
 
     def regime(self, dtype: torch.dtype | None = None) -> AbstractContextManager[object]:
         """Autocast as it was in the pass, or to `dtype`, whatever the caller is in now."""

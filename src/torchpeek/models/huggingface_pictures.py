@@ -33,7 +33,13 @@ class ProcessorCall:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """The input (1, C, H, W)."""
-        found = self.processor(image, return_tensors="pt")["pixel_values"]
+        made = self.processor(image, return_tensors="pt")
+        found, mask = made["pixel_values"], made.get("pixel_mask")
+        if isinstance(mask, Tensor) and not bool(mask.all()):
+            raise InputError(
+                f"{self} pads pictures, and says where in a mask that the model is to be given, too. Next: "
+                "tp.explain(model, {'pixel_values': ..., 'pixel_mask': ...}), with what the processor makes"
+            )
         if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != 1:
             got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
             raise InputError(f"{self} made {got} of a picture; a model that is given one takes (1, C, H, W)")

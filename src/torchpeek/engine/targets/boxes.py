@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class BoxScores:
     confidences: Tensor  # (N, K): their scores on the clean pass
     what: Asked = "score"
     least_iou: float = 0.5
+    positional: ClassVar[bool] = True  # in a mirrored picture it is elsewhere
     scored: Scored = "softmax"  # of models that return logits
 
     @property

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from torchpeek.engine.targets.question import NamesClasses, Target, parts_of
+from torchpeek.engine.targets.question import EMBEDDINGS, BySample, NamesClasses, Target, parts_of
 from torchpeek.errors import AmbiguousClass, ClassNotFound, TargetError, closest
 
 
@@ -278,7 +278,7 @@ def of_samples(target: Target, first: int, last: int) -> Target:
         return ClassesPerSample(target.labels[first:last])
     if isinstance(target, (ClassProbability, ClassLogOdds, Contrast)):
         return replace(target, of=of_samples(as_target(target.of), first, last))
-    return target
+    return target.of_samples(first, last) if isinstance(target, BySample) else target
 
 
 def class_logits(output: Any) -> Tensor:
@@ -296,7 +296,7 @@ def _logits_at(output: Any) -> tuple[str, Tensor]:
     parts = parts_of(output)
     path: str | None = next((name for name in ("", "logits", "logits_per_image") if name in parts), None)
     if path is None and not any(name.rpartition(".")[2] in ("boxes", "pred_boxes") for name in parts):
-        flat = [name for name, each in parts.items() if each.ndim == 2]
+        flat = [name for name, each in parts.items() if each.ndim == 2 and name not in EMBEDDINGS]
         path = flat[0] if len(flat) == 1 else None
     if path is None or parts[path].ndim != 2:
         shapes = {f"{name!r} " * bool(name) + str(tuple(each.shape)) for name, each in parts.items()}

@@ -56,6 +56,11 @@ class NeuronScores:
     noun: str = "channel"
 
     @property
+    def positional(self) -> bool:
+        """Whether it is of a place, which a mirrored picture would have elsewhere."""
+        return self.position is not None
+
+    @property
     def kind(self) -> str:
         """What a score is, for a heatmap's provenance."""
         where = "mean" if self.position is None else f"at {', '.join(map(str, self.position))}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -64,6 +64,7 @@ class PixelScores:
     masks: Tensor  # (N, K, *grid), bool
     part: str = ""
     kind: str = "mean logit of the masked pixels"
+    positional: ClassVar[bool] = True  # a mirrored picture would have it elsewhere
 
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
         logits = _by_sample(output, self.part)  # (n, classes, *grid)
@@ -89,6 +90,7 @@ class Pixels:
     of: ClassId | None = None
     mask: Tensor | None = None
     part: str = ""
+    samples: slice | None = None  # which of all the masks are theirs, where each sample has its own
 
     def bind(self, output: Any) -> PixelScores:
         part = _part(output, self.part, ("out", "logits"))
@@ -105,6 +107,8 @@ class Pixels:
             masks = winning == labels.view(-1, *(1 for _ in logits.shape[2:]))
         else:
             mask = _mask(self.mask).to(logits.device)
+            if self.samples is not None and mask.ndim == logits.ndim - 1:
+                mask = mask[self.samples]
             fits = (tuple(logits.shape[2:]), (len(logits), *logits.shape[2:]))
             if tuple(mask.shape) not in fits:
                 raise TargetError(
@@ -116,6 +120,10 @@ class Pixels:
             what = "the mask is empty" if self.mask is not None else f"no pixel is of class {int(labels[empty[0]])}"
             raise TargetError(f"in sample {empty[0]} {what}; there is nothing to explain. Give another class or mask")
         return PixelScores(labels, masks.unsqueeze(1), part)
+
+    def of_samples(self, first: int, last: int) -> Pixels:
+        """For some of the samples: theirs of the masks, where each has its own."""
+        return replace(self, samples=slice(first, last))
 
     def named(self, class_names: Sequence[str] | None) -> Pixels:
         return self if self.of is None else replace(self, of=class_index(self.of, class_names))
@@ -192,6 +200,10 @@ class Computed:
 
     function: Callable[[Any, Tensor], Tensor]
 
+    def of_samples(self, first: int, last: int) -> Computed:
+        """For some of the samples: the function is still told which of all they are."""
+        return Computed(_From(self.function, first)) if first else self
+
     def bind(self, output: Any) -> ComputedScores:
         if not callable(self.function):
             raise TargetError(f"Computed takes a function; got a {type(self.function).__name__}")
@@ -199,6 +211,21 @@ class Computed:
         found = _computed(self.function, output, torch.arange(count))
         labels = torch.arange(found.shape[1], device=found.device).expand(count, -1)
         return ComputedScores(labels, self.function, getattr(self.function, "__name__", type(self.function).__name__))
+
+
+@dataclass(frozen=True)
+class _From:
+    """A function of the user's, for samples that are counted from `first` on."""
+
+    function: Callable[[Any, Tensor], Tensor]
+    first: int
+
+    @property
+    def __name__(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
+    def __call__(self, output: Any, rows: Tensor) -> Tensor:
+        return self.function(output, rows + self.first)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,15 @@ class NamesClasses(Target, Protocol):
         ...
 
 
+@runtime_checkable
+class BySample(Target, Protocol):
+    """A target that may have something for each sample."""
+
+    def of_samples(self, first: int, last: int) -> Target:
+        """The same target for the samples from `first` to before `last`."""
+        ...
+
+
 class Question(Protocol):
     """The same question on every later pass, however the prediction moves."""
 
@@ -43,6 +52,10 @@ class Question(Protocol):
     def select(self, rows: slice | Tensor, columns: slice) -> Question:
         """The question of some of the samples and scores only."""
         ...
+
+
+# What models call what they return of a picture as a whole, where it is no scores of classes.
+EMBEDDINGS = ("image_embeds", "embeddings", "pooler_output", "last_hidden_state")
 
 
 def parts_of(output: Any) -> dict[str, Tensor]:
