@@ -633,3 +633,21 @@ class TestTransformers:
             assert float(question.confidences[n, 0]) == pytest.approx(float(each["scores"][first]))
             assert int(question.labels[n, 0]) == int(each["labels"][first])
             torch.testing.assert_close(question.boxes[n, 0], each["boxes"][first])
+
+
+class TestSuggested:
+    """Each box hangs on one level of a pyramid; a layer that was right for another box would give a map of zeros."""
+
+    def test_the_layer_is_of_the_box(self) -> None:
+        torch.manual_seed(0)
+        models = pytest.importorskip("torchvision.models.detection")
+        model = models.fasterrcnn_mobilenet_v3_large_320_fpn(
+            weights=None, weights_backbone=None, box_score_thresh=0.0, min_size=160, max_size=200
+        ).eval()
+        picture = torch.rand(3, 150, 110)
+        with torch.no_grad():
+            count = len(model([picture])[0]["boxes"])
+        for of in (0, count // 2, count - 1, [0, count // 2, count - 1]):
+            heatmap = tp.explain(model, [picture], target=Box(of))[0]
+            assert (heatmap.values.flatten(2).abs().amax(2) > 0).all()
+            assert heatmap.provenance.layer.startswith("backbone.")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import torchpeek as tp
 from networks import PooledNet, SplitNet
-from torchpeek.errors import AmbiguousCall, LayerNotFound, NotConnected, NotFired, TargetError
+from torchpeek.errors import AmbiguousCall, LayerNotFound, NotConnected, NotFired, Notice, TargetError
 
 X = torch.randn(2, 3, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 ROWS = torch.arange(2)
@@ -567,3 +567,50 @@ def test_a_layer_that_the_score_does_not_depend_on(target: Any) -> None:
 
     with pytest.raises(NotConnected, match="the score does not depend on 'aside'"):
         tp.explain(Branches().double().eval(), torch.cat([X, X], dim=3), layer="aside", target=target)
+
+
+class TestOfPlacesAndSamples:
+    """What is asked has to move with the samples of a list, and must not with a mirrored picture."""
+
+    def test_a_function_is_told_the_samples_of_the_whole_list(self) -> None:
+        model, x = SplitNet().double().eval(), torch.randn(4, 3, 8, 6, dtype=torch.float64)
+        wanted = torch.tensor([0, 1, 2, 3])
+        target = tp.targets.Computed(lambda output, rows: output[torch.arange(len(rows)), wanted[rows]])
+        together = tp.explain(model, x, layer="prefix", target=target).values
+        apart = tp.explain(model, [x[:1], x[1:2], x[2:]], layer="prefix", target=target)
+        torch.testing.assert_close(torch.cat([each.values for each in apart]), together)
+        alone = tp.targets.Computed(lambda output, rows: output[:, 3])
+        torch.testing.assert_close(together[3:], tp.explain(model, x[3:], layer="prefix", target=alone).values)
+
+    def test_in_runs_of_their_own(self) -> None:
+        model = PooledNet().double().eval()
+        inputs = [torch.randn(1, 3, size, size, dtype=torch.float64) for size in (6, 8, 6)]
+        wanted = torch.tensor([4, 0, 2])
+        target = tp.targets.Computed(lambda output, rows: output[torch.arange(len(rows)), wanted[rows]])
+        for n, heatmap in enumerate(tp.explain(model, inputs, layer="act", target=target)):
+            expected = tp.explain(model, inputs[n], layer="act", target=int(wanted[n])).values
+            torch.testing.assert_close(heatmap.values, expected)
+
+    def test_masks_of_each_sample_in_a_list(self) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 2, 3, padding=1)).double()
+        x = torch.randn(3, 3, 6, 6, dtype=torch.float64)
+        masks = torch.rand(3, 6, 6) > 0.5
+        together = tp.explain(model, x, layer="1", target=tp.targets.Pixels(1, masks)).values
+        apart = tp.explain(model, [x[:2], x[2:]], layer="1", target=tp.targets.Pixels(1, masks))
+        torch.testing.assert_close(torch.cat([each.values for each in apart]), together)
+
+    def test_a_place_is_not_mirrored(self) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 2, 3, padding=1)).double()
+        mask = torch.zeros(8, 8, dtype=torch.bool)
+        mask[:, :2] = True
+        x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+        with pytest.warns(Notice, match="not mirrored: mean logit of the masked pixels is of a place"):
+            found = tp.explain(model, x, layer="1", target=tp.targets.Pixels(0, mask), smooth=tp.Smoothing())
+        assert found.provenance.steps == ("the mean over inputs times 0.9, 1, 1.1",)
+        gradients = tp.trace(model, x, layer="1", target=tp.targets.Pixels(0, mask)).gradients
+        assert (gradients[..., 3:] == 0).all()
+
+    @pytest.mark.parametrize("part", ["pooler_output", "image_embeds"])
+    def test_an_embedding_is_no_class(self, part: str) -> None:
+        with pytest.raises(TargetError, match="Similarity for an embedding"):
+            tp.targets.Predicted().bind({part: torch.randn(1, 7), "last_hidden_state": torch.randn(1, 5, 7)})
