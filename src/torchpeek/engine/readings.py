@@ -241,8 +241,8 @@ def _why_not(output: Any, seen: Seen) -> str:
     if seen.ordered is not None:
         grid = " x ".join(map(str, seen.ordered))
         return (
-            f"{given}: until its last stage, of {grid}, the model has its tokens in the order in which they are merged, "
-            f"which is not that of the picture. {next_step}"
+            f"{given}: until its last stage, of {grid}, the model has its tokens in the order in which they are "
+            f"merged, which is not that of the picture. {next_step}"
         )
     if first.ndim >= 3 and len(first) != seen.count and len(first) % seen.count == 0:
         return (
