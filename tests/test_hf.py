@@ -295,6 +295,16 @@ class TestPictures:
             geometry = tp.load_model(f"hf:{folder}", "random").read(Image.new("RGB", (200, 100))).geometry
             assert geometry.box == pytest.approx(box), how
 
+    def test_a_mask_of_what_is_padding_is_not_dropped(self, saved) -> None:
+        """DETR's processor can pad, and says where; the logits without that are others."""
+        folder = saved(detr())
+        write_processor(
+            folder, image_processor_type="DetrImageProcessor", pad_size={"height": 99, "width": 99}, size=64
+        )
+        loaded = tp.load_model(f"hf:{folder}", "random")
+        with pytest.raises(InputError, match="pads pictures, and the model is to be given where, too"):
+            loaded.read(Image.new("RGB", (60, 40)))
+
     @pytest.mark.parametrize("name", ["EfficientNetImageProcessor", "YolosImageProcessor", "GLPNImageProcessor"])
     def test_another_way_is_the_processors_own(self, name: str, saved, photograph) -> None:
         folder = saved(vit())

@@ -167,7 +167,8 @@ def _preprocess(checkpoint: Checkpoint, config: Any, module: nn.Module) -> Prepr
     needed = [each.name for each in others if each.default is Parameter.empty and each.kind.name.startswith("POS")]
     frames, size = getattr(config, "num_frames", None), getattr(config, "image_size", "W")
     if first.name == "pixel_values" and not needed and frames is None:
-        return checkpoint_preprocess(checkpoint, config)
+        masked = any(each.name == "pixel_mask" for each in others)
+        return checkpoint_preprocess(checkpoint, config, masked=masked)
     if first.name == "pixel_values" and not needed:
         return TensorsOnly(f"{checkpoint.spec} takes videos; give a tensor (N, {frames}, 3, {size}, {size})")
     if first.name == "input_values" and hasattr(config, "num_mel_bins"):

@@ -33,25 +33,25 @@ class ProcessorCall:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """The input (1, C, H, W)."""
-        made = self.processor(image, return_tensors="pt")
-        found, mask = made["pixel_values"], made.get("pixel_mask")
-        if isinstance(mask, Tensor) and not bool(mask.all()):
-            raise InputError(
-                f"{self} pads pictures, and says where in a mask that the model is to be given, too. Next: "
-                "tp.explain(model, {'pixel_values': ..., 'pixel_mask': ...}), with what the processor makes"
-            )
+        found = self.processor(image, return_tensors="pt")["pixel_values"]
         if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != 1:
             got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
             raise InputError(f"{self} made {got} of a picture; a model that is given one takes (1, C, H, W)")
         return found
 
+    def masks(self) -> bool:
+        """Whether it pads some pictures, and says where in a mask for the model."""
+        masks = (self.processor(image, return_tensors="pt").get("pixel_mask") for image in _tried())
+        return any(isinstance(mask, Tensor) and not bool(mask.all()) for mask in masks)
+
     def __str__(self) -> str:
         return type(self.processor).__name__
 
 
-def checkpoint_preprocess(checkpoint: Checkpoint, config: Any) -> PreprocessFunction:
+def checkpoint_preprocess(checkpoint: Checkpoint, config: Any, *, masked: bool) -> PreprocessFunction:
     """That of the checkpoint's image processor; ImageNet's way, with a notice, where it has none.
 
+    `masked` says whether the model takes a mask of what is padding, which a Picture has no place for.
     Where there is one that cannot be made, reading a picture raises InputError. Raises ModelError where it is made by
     code of its own.
     """
@@ -82,6 +82,11 @@ def checkpoint_preprocess(checkpoint: Checkpoint, config: Any) -> PreprocessFunc
         except Exception as error:  # it wants more than a picture, and fails in ways of its own
             why_not = first_line(error)
             return TensorsOnly(f"{own}, of {checkpoint.spec}, makes no input of a picture ({why_not}); give a tensor")
+        if masked and own.masks():
+            return TensorsOnly(
+                f"{own}, of {checkpoint.spec}, pads pictures, and the model is to be given where, too: give both that "
+                "it makes, {'pixel_values': ..., 'pixel_mask': ...}"
+            )
         try:
             same = translated(processor)
             return same if same is not None and agrees(same, made) else own
