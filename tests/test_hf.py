@@ -299,7 +299,10 @@ class TestPictures:
         """DETR's processor can pad, and says where; the logits without that are others."""
         folder = saved(detr())
         write_processor(
-            folder, image_processor_type="DetrImageProcessor", pad_size={"height": 99, "width": 99}, size=64
+            folder,
+            image_processor_type="DetrImageProcessor",
+            pad_size={"height": 99, "width": 99},
+            size={"shortest_edge": 30, "longest_edge": 64},
         )
         loaded = tp.load_model(f"hf:{folder}", "random")
         with pytest.raises(InputError, match="pads pictures, and the model is to be given where, too"):
