@@ -30,6 +30,7 @@ ROOMS = [
     "viewer",
     "cli",
     "__init__",
+    "__main__",
 ]
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -19,7 +19,7 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 from networks import InPlaceNet, PooledNet, SplitNet, messy, state_of
-from torchpeek.engine import ModelRunner, suggest_layer, survey
+from torchpeek.engine import ModelRunner, as_given, layer_calls, suggest_layer
 from torchpeek.engine.guard import as_found
 from torchpeek.engine.readings import is_channels_last
 from torchpeek.engine.targets import Classes, Predicted, TopClasses
@@ -369,7 +369,7 @@ class TestLeftAsFound:
             lambda: trace.rescore(lambda given, rows, trials: given, 2),
             lambda: trace.ablate(lambda given, rows, trials: given, 2),
             lambda: trace.again(x),
-            lambda: survey(model, x),
+            lambda: layer_calls(model, as_given(model, x)),
             lambda: suggest_layer(model, x),
         ):
             with pytest.raises(type(error)):
@@ -881,13 +881,12 @@ def test_requests_that_cannot_be(net: SplitNet) -> None:
         ModelRunner(nowhere)
 
 
-def test_survey_says_what_every_layer_returns() -> None:
-    calls, suggested = survey(PooledNet(), torch.randn(2, 3, 8, 7))
-    rows = {row.name: row for row in calls}
-    assert suggested.layer == "act"
+def test_layer_calls_say_what_every_layer_returns() -> None:
+    model = PooledNet()
+    rows = {row.name: row for row in layer_calls(model, as_given(model, torch.randn(2, 3, 8, 7)))}
     assert rows["act"].output == "(N, 6, 8, 7)"
     assert rows["head"].output == "(N, 5)"
     assert rows["head"].parameters == 6 * 5 + 5
     assert rows["features"].parameters == rows["features.0"].parameters + rows["features.2"].parameters
     assert rows["act"].calls == 1
-    assert all(row.output is None for row in survey(PooledNet(), None)[0])
+    assert all(row.output is None for row in layer_calls(model, None))

@@ -113,6 +113,11 @@ CASES = {
     "tokens and 5": Case("tokens", (24, 16), (4, 4), 5),
     "tokens of patches that do not divide": Case("tokens", (19, 26), (4, 4), 1),
     "tokens of a spectrogram": Case("tokens", (16, 80), (2, 16), 2),
+    "tokens, and 1": Case("tokens", (16, 24), (4, 4), 0, 1),
+    "2, tokens, and 1": Case("tokens", (20, 20), (4, 4), 2, 1),
+    "sequence, and 1": Case("sequence-first", (16, 24), (4, 4), 0, 1),
+    "signal of tokens, and 1": Case("tokens", (46,), (4,), 0, 1),
+    "volume of tokens, and 2": Case("tokens", (6, 8, 12), (2, 4, 4), 0, 2),
     "1, tokens, and 3": Case(
         "tokens", (16, 24), (4, 4), 1, 3, declared={"config": SimpleNamespace(num_detection_tokens=3)}
     ),

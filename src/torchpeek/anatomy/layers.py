@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from torchpeek.anatomy.table import Table
-from torchpeek.engine import LayerCall, ModelRunner, Suggestion, survey
+from torchpeek.engine import LayerCall, ModelRunner, Suggestion, as_given, layer_calls, suggest_layer
+from torchpeek.errors import NoSpatialLayer
 from torchpeek.models import Inputs, Model, given_to, module_of
 
 
@@ -35,5 +37,9 @@ def layers(model: Model, inputs: Inputs | None = None) -> LayerTable:
     Shapes start with N, whatever the batch. The model is left exactly as it was found.
     """
     module = ModelRunner(module_of(model)).model
-    rows, suggested = survey(module, None if inputs is None else given_to(model, inputs))
-    return LayerTable(type(module).__name__, tuple(rows), suggested)
+    if inputs is None:
+        return LayerTable(type(module).__name__, tuple(layer_calls(module, None)))
+    given, suggested = as_given(module, given_to(model, inputs)), None
+    with suppress(NoSpatialLayer):  # nothing to suggest
+        suggested = suggest_layer(module, given, anew=True)
+    return LayerTable(type(module).__name__, tuple(layer_calls(module, given)), suggested)

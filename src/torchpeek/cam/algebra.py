@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchpeek.errors import MethodNotApplicable
 from torchpeek.heatmap import upsample
 
 # Up to this size a symmetric matrix is taken apart whole; of a larger one only the first eigenvector is looked for.
@@ -131,6 +132,11 @@ def area_average(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 def resized(values: Tensor, size: Sequence[int]) -> Tensor:
     """(b, *grid) -> (b, 1, *size), ready to multiply inputs (b, C, *size) with."""
+    if len(size) != values.ndim - 1:
+        raise MethodNotApplicable(
+            "methods that mask the input need one with an axis of channels, (N, C, *grid); this one has none. Next: "
+            "wrap the model so that it takes (N, 1, *grid), or choose a method that does not mask (torchpeek methods)"
+        )
     return upsample(values.unsqueeze(1), size)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torchpeek.cam.method import cam_method
 from torchpeek.engine.attention import Attention
+from torchpeek.engine.precision import at_least_float32
 from torchpeek.errors import OptionError
 
 Heads: TypeAlias = Literal["mean", "min", "max"]
@@ -116,7 +117,7 @@ def transformer_attribution(trace: AttentionTrace) -> Tensor:
 
 def mixed(weights: Tensor, heads: Heads) -> Tensor:
     """(N, heads, T, T) -> (N, T, T): half of one map for all the heads, half of the identity, rows that sum to 1."""
-    weights = _at_least_float32(weights)
+    weights = at_least_float32(weights)
     fused = weights.mean(1) if heads == "mean" else weights.amin(1) if heads == "min" else weights.amax(1)
     half = 0.5 * fused + 0.5 * torch.eye(fused.shape[-1], dtype=fused.dtype, device=fused.device)
     return half / half.sum(-1, keepdim=True)
@@ -124,7 +125,7 @@ def mixed(weights: Tensor, heads: Heads) -> Tensor:
 
 def positive_product(weights: Tensor, gradient: Tensor) -> Tensor:
     """(N, heads, T, T) and (N, K, heads, T, T) -> (N, K, T, T): the mean over the heads of the positive products."""
-    return (_at_least_float32(weights).unsqueeze(1) * gradient).clamp(min=0).mean(dim=2)
+    return (at_least_float32(weights).unsqueeze(1) * gradient).clamp(min=0).mean(dim=2)
 
 
 def row_of_product(row: Tensor, layers: Sequence[Tensor]) -> Tensor:
@@ -146,7 +147,3 @@ def on_grid(row: Tensor, tokens: Tokens) -> Tensor:
     """(..., T) -> (..., *grid)."""
     of_grid = row.narrow(-1, tokens.prefix, math.prod(tokens.grid))
     return of_grid.reshape(*row.shape[:-1], *tokens.grid)
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchpeek.engine import Question, Target
 from torchpeek.engine.targets import Box, Classes, Contrast, Pixels, Predicted, Similarity, TopClasses
-from torchpeek.engine.targets.classes import class_index
+from torchpeek.engine.targets.naming import class_index
 from torchpeek.errors import ClassNotFound, InputError, OptionError, TargetError
 from torchpeek.hooks import nested
 from torchpeek.models import LoadedModel

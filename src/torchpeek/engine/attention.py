@@ -6,19 +6,19 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from types import FunctionType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.overrides import TorchFunctionMode
 
+from torchpeek.engine.attention_mode import AttentionMode, entered
 from torchpeek.engine.backward import pulled_back, score_gradients
+from torchpeek.engine.precision import at_least_float32
 from torchpeek.errors import GradUnavailable, MethodNotApplicable, NotConnected
 from torchpeek.hooks import attached, nested, uninterrupted
 
@@ -60,7 +60,7 @@ class AttentionRecorder:
     def __init__(self, gradients: bool, model: nn.Module) -> None:
         self._gradients = gradients
         self._model = model
-        self._seen: list[_Seen] = []
+        self._seen: list[_Attended] = []
         self._others = Counter[str]()
         self._calls: list[_Call] = []  # under way, the innermost last
         self._thread = threading.get_ident()
@@ -68,18 +68,18 @@ class AttentionRecorder:
 
     def __enter__(self) -> AttentionRecorder:
         self._thread = threading.get_ident()
-        with ExitStack() as entered:
-            entered.enter_context(uninterrupted())
-            entered.callback(torch.set_grad_enabled, torch.is_grad_enabled())
+        with ExitStack() as opened:
+            opened.enter_context(uninterrupted())
+            opened.callback(torch.set_grad_enabled, torch.is_grad_enabled())
             hooked = [(name, module) for name, module in self._model.named_modules() if _takes_hooks(module)]
-            entered.enter_context(
+            opened.enter_context(
                 attached(
                     called=[(module, partial(self._called, name)) for name, module in hooked],
                     ended=[(module, self._ended) for _, module in hooked],
                 )
             )
-            entered.enter_context(_watched(_Watch(self._attended, self._passed_by)))
-            self._exits = entered.pop_all()
+            opened.enter_context(entered(AttentionMode(self._attended, self._passed_by)))
+            self._exits = opened.pop_all()
         return self
 
     def __exit__(
@@ -158,7 +158,7 @@ class AttentionRecorder:
             torch.set_grad_enabled(True)  # for what comes after; the end of the block ends it
             handle = leaf = kept.detach().requires_grad_()
             weights = leaf.clone()  # not the leaf itself: what comes next may write into it
-        seen = _Seen(self._calls[-1].name if self._calls else "", kept, handle, batch)
+        seen = _Attended(self._calls[-1].name if self._calls else "", kept, handle, batch)
         self._seen.append(seen)
         for call in self._calls:
             call.seen.append(seen)
@@ -192,7 +192,7 @@ _INSTEAD = "Choose a method that needs no attention (torchpeek methods lists the
 
 
 @dataclass(eq=False)
-class _Seen:
+class _Attended:
     layer: str
     weights: Tensor  # (N, heads, T, T) or (N*heads, T, T)
     handle: Tensor | GradientEdge | None
@@ -212,7 +212,7 @@ class _Call:
 
     name: str
     module: nn.Module
-    seen: list[_Seen]
+    seen: list[_Attended]
 
 
 def attention_gradients(scores: Tensor, attentions: Sequence[Attention]) -> list[Tensor]:
@@ -266,8 +266,7 @@ def _handle(attention: Attention) -> Tensor | GradientEdge:
 
 def _by_heads(gradient: Tensor, attention: Attention) -> Tensor:
     """(K, N, heads, T, T) or (K, N*heads, T, T) -> (N, K, heads, T, T)."""
-    by_heads = gradient.reshape(len(gradient), *attention.weights.shape).movedim(0, 1)
-    return by_heads if by_heads.dtype == torch.float64 else by_heads.float()
+    return at_least_float32(gradient.reshape(len(gradient), *attention.weights.shape).movedim(0, 1))
 
 
 def _not_connected(layers: list[str]) -> str:
@@ -289,7 +288,7 @@ def _returned(output: Any, path: str) -> Returned:
     return Returned(nested.mapped(output, lambda _, tensor: tensor.detach().clone()), path, edge)
 
 
-def _tokens(output: Any, seen: _Seen) -> tuple[str, int] | None:
+def _tokens(output: Any, seen: _Attended) -> tuple[str, int] | None:
     """Path of the tensor in a module's output whose positions are those that attended, and its samples, or None."""
     for path, tensor in nested.leaves(output):
         if tensor.is_floating_point() and (batch := _samples(tensor.shape, seen)) is not None:
@@ -297,7 +296,7 @@ def _tokens(output: Any, seen: _Seen) -> tuple[str, int] | None:
     return None
 
 
-def _samples(shape: torch.Size, seen: _Seen) -> int | None:
+def _samples(shape: torch.Size, seen: _Attended) -> int | None:
     """N, if the shape is (N, T, C), (T, N, C), or (N, *grid, C) or (N, C, *grid) with T positions; else None."""
     if len(shape) < 3 or 0 in shape:
         return None
@@ -310,130 +309,3 @@ def _samples(shape: torch.Size, seen: _Seen) -> int | None:
     if seen.size in along and fits(shape[0]):
         return shape[0]
     return shape[1] if len(shape) == 3 and shape[0] == seen.size and fits(shape[1]) else None
-
-
-# Bound at import: whoever replaces these in torch's module hides them from us and from torch alike.
-_FUSED = F.scaled_dot_product_attention
-_MULTI_HEAD = F.multi_head_attention_forward
-_SOFTMAX = (torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax)
-
-
-class _Watch(TorchFunctionMode):
-    """Attention as the calling thread runs it: weights made and handed out where it is fused, handed out elsewhere."""
-
-    def __init__(self, attended: Callable[..., Tensor], passed_by: Callable[[str], None]) -> None:
-        super().__init__()
-        self._attended = attended
-        self._passed_by = passed_by
-        self._batch: int | None = None  # of the nn.MultiheadAttention that is running
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is _MULTI_HEAD:
-            return self._multi_head(args, kwargs)
-        if func == _FUSED:
-            return self._fused(*args, **kwargs)
-        made = func(*args, **kwargs)
-        if func in _SOFTMAX and "out" not in kwargs:
-            axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            return self._softmax(made, axis)
-        return made
-
-    def _softmax(self, made: Tensor, axis: object) -> Tensor:
-        if made.ndim < 3 or axis not in (-1, made.ndim - 1) or made.layout != torch.strided or made.is_nested:
-            return made
-        queries, keys = made.shape[-2:]
-        if queries != keys or keys < 2:
-            if made.ndim > 3:
-                self._passed_by("pooled" if queries > keys > 1 else "cross")
-            return made
-        if made.ndim > 4:
-            self._passed_by("groups")
-            return made
-        return self._attended(made, len(made) if made.ndim == 4 else self._batch, own=False)
-
-    def _fused(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        *,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        usual = partial(_FUSED, query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-        if query.is_nested or query.ndim < 3 or (is_causal and attn_mask is not None):
-            return usual()
-        if query.shape[-2] != key.shape[-2] or query.ndim > 4 or query.shape[-2] < 2:
-            queries, keys = query.shape[-2], key.shape[-2]
-            other = "pooled" if queries > keys > 1 else "cross" if queries != keys or queries < 2 else "groups"
-            self._passed_by(other)
-            return usual()
-        kind = query.device.type
-        if torch.is_autocast_enabled(kind) and query.dtype != torch.float64:  # which casts what this function is given
-            query, key, value = (each.to(torch.get_autocast_dtype(kind)) for each in (query, key, value))
-        if enable_gqa:
-            key, value = (each.repeat_interleave(query.shape[-3] // each.shape[-3], dim=-3) for each in (key, value))
-        with torch.autocast(kind, enabled=False):
-            weights = _weights(query, key, attn_mask, is_causal, scale)
-            batch = len(weights) if weights.ndim == 4 else None
-            weights = self._attended(weights, batch, own=True)
-            made = F.dropout(weights, dropout_p) @ value.to(weights.dtype)  # the model's own p, also in eval mode
-            made = made.to(value.dtype)
-        # In memory as the fused kernels have it, (N, T, heads, C): a model may rely on that for a view.
-        return made.transpose(1, 2).contiguous().transpose(1, 2) if made.ndim == 4 else made
-
-    def _multi_head(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """torch's own function, which hides its inside from a mode, run so that it does not."""
-        query: Tensor = args[0]
-        before, self._batch = self._batch, query.shape[1] if query.ndim == 3 else 1
-        # A copy with other globals: without its question whether somebody overrides it, it runs on, and its inside is
-        # asked the same. Nothing that another thread could see is changed.
-        own = {**_MULTI_HEAD.__globals__, "has_torch_function": lambda tensors: False}
-        inside = FunctionType(_MULTI_HEAD.__code__, own, _MULTI_HEAD.__name__, _MULTI_HEAD.__defaults__)
-        inside.__kwdefaults__ = _MULTI_HEAD.__kwdefaults__
-        try:
-            with self:
-                return inside(*args, **kwargs)
-        finally:
-            self._batch = before
-
-
-def _weights(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
-    """softmax(q k^T scale + mask), (..., T, T), as scaled_dot_product_attention documents it; >= float32.
-
-    A mask of bools says who takes part. A query that may attend to nothing gets zeros.
-    """
-    if query.dtype in (torch.float16, torch.bfloat16):  # the fused kernels, too, sum up in float32
-        query, key = query.float(), key.float()
-    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
-    if is_causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if mask is None:
-        return scores.softmax(dim=-1)
-    added = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
-    nothing = (added == -math.inf).all(dim=-1, keepdim=True)
-    return added.masked_fill(nothing, 0).softmax(dim=-1).masked_fill(nothing, 0)
-
-
-@contextmanager
-def _watched(watch: TorchFunctionMode) -> Iterator[None]:
-    """In this mode; on exit the thread's modes are those of the start, also if an interrupt came amid torch's own."""
-    before = _modes()
-    torch._C._push_on_torch_function_stack(watch)
-    try:
-        yield
-    finally:
-        for _ in _modes():
-            torch._C._pop_torch_function_stack()
-        for mode in before:
-            torch._C._push_on_torch_function_stack(mode)
-
-
-def _modes() -> list[Any]:
-    return [torch._C._get_function_stack_at(place) for place in range(torch._C._len_torch_function_stack())]

@@ -20,6 +20,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from torchpeek.engine.forward import run
 from torchpeek.engine.guard import as_found
+from torchpeek.engine.precision import at_least_float32
 from torchpeek.engine.readings import is_channels_last
 from torchpeek.errors import GradUnavailable, NotConnected
 from torchpeek.hooks import attached, let_interrupts_through, nested
@@ -139,7 +140,7 @@ def _terms(gradients: list[Gradients], inputs: Tensor, found: list[_Shifted], sc
             return None
         with torch.no_grad():
             made = torch.stack([_or_zeros(gradient, factor) * factor for gradient in each], dim=1)
-        return made if made.dtype == torch.float64 else made.float()
+        return at_least_float32(made)
 
     of_inputs = product(0, inputs)
     if of_inputs is None:

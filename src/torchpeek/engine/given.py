@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.declared import Order, order_of
 from torchpeek.engine.targets.neurons import Observable
 from torchpeek.errors import InputError
 from torchpeek.hooks import nested
@@ -54,6 +56,7 @@ class Given:
     by_sample: frozenset[str] = frozenset()  # the paths of what else goes with the samples
     observed: Observable = field(default_factory=dict)  # layers whose outputs are part of the answer
     listed: bool = False  # whether the model takes a list of pictures (C, H, W), as torchvision's detectors do
+    order: Order | None = None  # of the axes as the model takes them, where it is another one
 
     def __len__(self) -> int:
         return len(self.picture)
@@ -65,12 +68,17 @@ class Given:
 
     @property
     def plain(self) -> bool:
-        """Whether the picture is all there is, and goes in as it is."""
+        """Whether the picture is all there is."""
         return self.path == "0.0" and not self.listed and len(self.call[0]) == 1 and not self.call[1]
+
+    @cached_property
+    def as_taken(self) -> Tensor:
+        """The picture with its axes in the model's own order."""
+        return self.picture if self.order is None else self.order.as_taken(self.picture)
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the model is called with."""
-        picture: Any = list(self.picture) if self.listed else self.picture
+        picture: Any = list(self.picture) if self.listed else self.as_taken
         if self.plain or self.listed:
             return (picture,), {}
         args, kwargs = nested.with_part(self.call, self.path, picture)
@@ -107,6 +115,8 @@ class Given:
 def as_given(model: nn.Module, inputs: object) -> Given:
     """The call that is meant by a tensor (N, C, *grid), a dict of keyword arguments, or Arguments.
 
+    The picture is whatever order of axes the model takes, and (N, C, *grid) in the Given.
+
     For a model that takes a list of pictures, as torchvision's detectors do, the tensor may be one picture (C, H, W).
     Raises InputError.
     """
@@ -117,7 +127,7 @@ def as_given(model: nn.Module, inputs: object) -> Given:
         if listed and inputs.ndim == 3:
             inputs = inputs.unsqueeze(0)
         check_inputs(inputs)
-        return Given(inputs, listed=listed)
+        return _with_channels_first(model, Given(inputs, listed=listed))
     if isinstance(inputs, Mapping):
         inputs = Arguments(kwargs=inputs)
     if not isinstance(inputs, Arguments):
@@ -147,7 +157,12 @@ def as_given(model: nn.Module, inputs: object) -> Given:
         if said != name and said not in shared and tensor.ndim and len(tensor) == len(picture)
     }
     # Its place is left empty: what is copied for each pass is the rest.
-    return Given(picture, nested.with_part(call, path, None), path, frozenset(rest))
+    return _with_channels_first(model, Given(picture, nested.with_part(call, path, None), path, frozenset(rest)))
+
+
+def _with_channels_first(model: nn.Module, given: Given) -> Given:
+    order = order_of(model, given.picture)
+    return given if order is None else replace(given, picture=order.to_grid(given.picture), order=order)
 
 
 def takes_a_list(model: nn.Module) -> bool:

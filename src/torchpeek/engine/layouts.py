@@ -37,7 +37,9 @@ class Layout:
         grid = "x".join(map(str, self.grid))
         if not self.flat:
             return f"{self.kind} {grid}"
-        return f"{self.kind} {f'{self.prefix}+' if self.prefix else ''}{grid}{f'+{self.suffix}' if self.suffix else ''}"
+        # Of one axis "11+1" would be taken for a grid of 1 after 11 others.
+        before = f"{self.prefix}+" if self.prefix or (self.suffix and len(self.grid) == 1) else ""
+        return f"{self.kind} {before}{grid}{f'+{self.suffix}' if self.suffix else ''}"
 
     def kept(self) -> Layout | Reading | None:
         """What of it holds for pictures of another size; None where nothing has to be said."""

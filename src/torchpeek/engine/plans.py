@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torchpeek.engine.closeness import close
 from torchpeek.engine.forward import run
 from torchpeek.engine.given import Given
-from torchpeek.engine.layouts import Layout
 from torchpeek.engine.notes import NotedCall, Notes
 from torchpeek.engine.replay import (
     INPUT,
@@ -21,6 +20,7 @@ from torchpeek.engine.replay import (
     Differs,
     Plan,
     Replay,
+    Suffix,
     compare,
     fails,
     of_rows,
@@ -52,36 +52,25 @@ def refused(model: nn.Module, layer: str, given: Given) -> str | None:
     return plan if isinstance(plan, str) else None
 
 
-def checked(
-    model: nn.Module,
-    name: str,
-    layer: nn.Module,
-    layout: Layout,
-    given: Given,
-    activation: Tensor,
-    notes: Notes,
-    question: Question,
-    batch: int,
-) -> Replay:
+def checked(suffix: Suffix, question: Question, batch: int) -> Replay:
     """A replay that is known to be right for up to `batch` at once; compared with whole passes if it is not yet.
 
-    `activation` (N, ...) is what the layer returned, samples first. Raises Differs, which says why, where a replay is
-    not right.
+    Raises Differs, which says why, where a replay is not right.
     """
-    plans, key = _PLANS.setdefault(model, {}), _key(name, given)
+    plans, key = _PLANS.setdefault(suffix.model, {}), _key(suffix.name, suffix.given)
     plan = plans.get(key)
     if isinstance(plan, str):
         raise Differs(plan)
-    if plan is None or plan.checked < batch or not _fits(plan, notes):
-        if any(isinstance(each, nn.DataParallel) and len(each.device_ids) > 1 for each in model.modules()):
+    if plan is None or plan.checked < batch or not _fits(plan, suffix.notes):
+        if any(isinstance(each, nn.DataParallel) and len(each.device_ids) > 1 for each in suffix.model.modules()):
             raise Differs("is not possible: the model runs as replicas on several devices")
         try:
-            plan = plans[key] = _learned(model, layer, layout, given, activation, notes, question, batch)
+            plan = plans[key] = _learned(suffix, question, batch)
         except (Differs, torch.OutOfMemoryError):
             raise
         except Exception as error:  # the whole passes will show whether it is the model's own
             raise Differs(fails(error)) from error
-    return Replay(model, layer, layout, given, notes, plan)
+    return Replay(suffix, plan)
 
 
 def _key(layer: str, given: Given) -> tuple[Any, ...]:
@@ -90,16 +79,7 @@ def _key(layer: str, given: Given) -> tuple[Any, ...]:
     return layer, tuple(picture.shape[1:]), picture.dtype, picture.device, autocast
 
 
-def _learned(
-    model: nn.Module,
-    layer: nn.Module,
-    layout: Layout,
-    given: Given,
-    activation: Tensor,
-    notes: Notes,
-    question: Question,
-    batch: int,
-) -> Plan:
+def _learned(suffix: Suffix, question: Question, batch: int) -> Plan:
     """Two whole passes of a few samples against two replays of `batch`, in which the layer says something else.
 
     The whole passes are of another number of samples than the noted one: which axis of an output is the batch is read
@@ -107,6 +87,7 @@ def _learned(
     one of the few samples, with copies. The others hand out copies no more than later ones will, and as a replay that
     writes into what is kept corrupts only those after it, there are two.
     """
+    model, layer, given, notes, activation = suffix.model, suffix.layer, suffix.given, suffix.notes, suffix.activation
     count = len(given)
     rows = torch.arange(batch) * count // batch  # of all samples, in order, as evenly as can be
     picked = torch.tensor([batch - 1, 0] if count != 2 else [batch - 1, 0, batch // 2])
@@ -115,15 +96,14 @@ def _learned(
     for trial in range(2):
         changed = _something_else(of_rows(activation, rows), trial)
         seen = Notes(len(picked))
-        hooks = [(layer, returning(changed[picked].clone(), layout)), (layer, seen.closing)]
+        hooks = [(layer, returning(changed[picked].clone(), suffix.layout)), (layer, seen.closing)]
         with replaced(seen.forwards(model)), attached(hooks):
             true = run(model, few.handed())
         if plan is None:
             plan = Plan(_calls(notes, seen, rows[picked]), notes.overwritten)
             _disturb(model, few)
-            small = Replay(model, layer, layout, given, notes, plan)
-            _learn_what_is_written(small, changed[picked], rows[picked], true, question)
-        again = Replay(model, layer, layout, given, notes, plan).output(changed, rows)
+            _learn_what_is_written(Replay(suffix, plan), changed[picked], rows[picked], true, question)
+        again = Replay(suffix, plan).output(changed, rows)
         compare(true, again, picked, batch, activation.dtype, question, rows)
     assert plan is not None
     # What one picture for which much is the same cannot show is not remembered for others.

@@ -59,15 +59,24 @@ class Plan:
 LAYER, INPUT = -1, -2
 
 
-@dataclass(eq=False)
-class Replay:
-    """The suffix of a model after one layer, for the samples of one noted pass over `inputs`."""
+@dataclass(frozen=True, eq=False)
+class Suffix:
+    """What comes after one layer of a model, as one pass over `given` noted it."""
 
     model: nn.Module
+    name: str
     layer: nn.Module
     layout: Layout
     given: Given
     notes: Notes
+    activation: Tensor  # (N, ...): what the layer returned, samples first
+
+
+@dataclass(eq=False)
+class Replay:
+    """Runs a suffix, for the samples of the pass that noted it."""
+
+    of: Suffix
     plan: Plan
     _handed: list[tuple[int, Tensor, int | None]] = field(default_factory=list)  # and the versions as handed out
 
@@ -79,11 +88,11 @@ class Replay:
         """
         plan, only = self.plan, _only_one(rows)
         queues: dict[nn.Module, deque[int]] = {}
-        for number, call in enumerate(self.notes.calls):
+        for number, call in enumerate(self.of.notes.calls):
             queues.setdefault(call.module, deque()).append(number)
         self._handed = []
         changed = changed.clone() if copies or plan.layer_written else changed
-        picture = part_of(self.given.picture, Batched(0, 1, ()), len(self.given), rows, only)
+        picture = part_of(self.of.given.picture, Batched(0, 1, ()), len(self.of.given), rows, only)
         # A view of one sample is the very one that is kept; into one that repeats it nearly nothing can write.
         picture = picture.clone() if copies or plan.input_written or len(rows) == 1 else picture
         self._handed += [(LAYER, changed, version_of(changed)), (INPUT, picture, version_of(picture))]
@@ -93,22 +102,22 @@ class Replay:
             if threading.get_ident() != thread or not queue:
                 return forward(*args, **kwargs)
             number = queue.popleft()
-            call = self.notes.calls[number]
+            call = self.of.notes.calls[number]
             if not call.over:
                 return forward(*args, **kwargs)
             return nested.mapped(call.output, partial(handed, number))
 
         def handed(number: int, path: str, tensor: Tensor) -> Tensor:
             where = plan.calls[number][1][path]
-            part = part_of(tensor, where, self.notes.count, rows, only)
+            part = part_of(tensor, where, self.of.notes.count, rows, only)
             part = part.clone() if copies or number in plan.written or len(rows) == 1 or where.axis is None else part
             self._handed.append((number, part, version_of(part)))
             return part
 
         forwards = [(module, partial(again, queue, module.forward)) for module, queue in queues.items()]
         try:
-            with replaced(forwards), attached([(self.layer, returning(changed, self.layout))]):
-                output = run(self.model, self.given.of(rows, picture).handed(picture))
+            with replaced(forwards), attached([(self.of.layer, returning(changed, self.of.layout))]):
+                output = run(self.of.model, self.of.given.of(rows, picture).handed(picture))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -124,9 +133,9 @@ class Replay:
 
     def _is_kept(self, number: int) -> bool:
         """Whether what was handed out for a call shares memory with what is kept of it, or with the inputs."""
-        kept = [self.given.picture] if number == INPUT else []
+        kept = [self.of.given.picture] if number == INPUT else []
         if number >= 0:
-            kept = [tensor for _, tensor in nested.leaves(self.notes.calls[number].output)]
+            kept = [tensor for _, tensor in nested.leaves(self.of.notes.calls[number].output)]
         memory = {tensor.untyped_storage().data_ptr() for tensor in kept}
         return any(part.untyped_storage().data_ptr() in memory for each, part, _ in self._handed if each == number)
 
@@ -136,11 +145,11 @@ class Replay:
             number for number, part, version in self._handed if version is None or version_of(part) != version
         )
 
-    def confirm(self, activation: Tensor, output: Any, question: Question) -> None:
+    def confirm(self, output: Any, question: Question) -> None:
         """Raise Differs unless the layer's own activation gives what the noted pass gave."""
-        rows = torch.arange(len(self.given))
-        again = self.output(activation.clone(), rows)
-        compare(output, again, rows, len(rows), activation.dtype, question, rows)
+        rows = torch.arange(len(self.of.given))
+        again = self.output(self.of.activation.clone(), rows)
+        compare(output, again, rows, len(rows), self.of.activation.dtype, question, rows)
 
 
 def returning(value: Tensor, layout: Layout) -> ForwardHook:

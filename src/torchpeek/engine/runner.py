@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 
 from torchpeek.engine.attention import Attention, AttentionRecorder, layerwise_attention_gradients
+from torchpeek.engine.capture import Capture
 from torchpeek.engine.closeness import close
 from torchpeek.engine.forward import run, run_fast, why_not_finite
 from torchpeek.engine.given import Given, as_given
 from torchpeek.engine.guard import as_found
-from torchpeek.engine.layouts import Layout, Reading, described
+from torchpeek.engine.layouts import Layout, Reading
 from torchpeek.engine.notes import Notes
 from torchpeek.engine.plans import checked, copied, refuse, refused
-from torchpeek.engine.readings import Seen, certain, is_mixed, linear_widths, resolved
-from torchpeek.engine.replay import Differs, Replay, of_rows, returning
+from torchpeek.engine.recorder import Looks, Recorder
+from torchpeek.engine.replay import Differs, Replay, Suffix, of_rows, returning
 from torchpeek.engine.scoring import as_dtype, check_changed, check_counts, chunk_size, chunks, score_chunks
 from torchpeek.engine.survey import layout_of, seen_before, what_is_seen
 from torchpeek.engine.targets import Target
 from torchpeek.engine.targets.neurons import layers_read
-from torchpeek.engine.trace import Bound, Capture, Change, Origin, Trace
-from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotConnected, NotFinite, NotFired, notify
+from torchpeek.engine.trace import Bound, Change, Origin, Trace
+from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotConnected, NotFinite, notify
 from torchpeek.hooks import attached, nested, select
-from torchpeek.hooks.attach import ForwardHook
 from torchpeek.hooks.forwards import replaced
-from torchpeek.hooks.select import why_not_fired
 
 # What the gradients at the layers may take, in one chunk of changed inputs.
 _GRADIENT_BYTES = 256 * 2**20
@@ -92,7 +88,7 @@ class ModelRunner:
         kind = given.picture.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         given = self.observing(given, target)
-        looks = _Looks(chosen, gradients, noting, attention, layouts)
+        looks = Looks(chosen, gradients, noting, attention, layouts)
 
         def trace_of(passed: _Passed) -> Trace:
             question = target.bind(passed.output)
@@ -225,22 +221,22 @@ class ModelRunner:
 
     def _replay(self, trace: Trace, layer: nn.Module, size: int, trials: int) -> tuple[int, Replay]:
         """How many at once, and a checked replay of what comes after the layer. Raises Differs."""
-        name, given, layout = trace.layer, trace.given, trace.at[trace.layer].layout
+        name, given, capture = trace.layer, trace.given, trace.at[trace.layer]
         if why := refused(self.model, name, given):
             raise Differs(why)
-        activation, notes = trace.at[name].returned.detach(), trace.noted
+        suffix = Suffix(self.model, name, layer, capture.layout, given, trace.noted, capture.returned.detach())
         while True:
             batch = min(size, trials * len(given))
             try:
-                replay = checked(self.model, name, layer, layout, given, activation, notes, trace.question, batch)
+                replay = checked(suffix, trace.question, batch)
                 break
             except torch.OutOfMemoryError:
                 if batch == 1:
                     raise
                 size = batch // 2
-        if not notes.confirmed:
-            replay.confirm(activation, trace.output, trace.question)
-            notes.confirmed = True
+        if not suffix.notes.confirmed:
+            replay.confirm(trace.output, trace.question)
+            suffix.notes.confirmed = True
         return size, replay
 
     def noted(self, trace: Trace) -> Notes:
@@ -257,9 +253,9 @@ class ModelRunner:
                     return done
         raise Differs("is not possible: the model overwrites what it returned")
 
-    def _clean_pass(self, given: Given, looks: _Looks) -> _Passed:
+    def _clean_pass(self, given: Given, looks: Looks) -> _Passed:
         layers = looks.layers
-        recorder = _Recorder(self.model, given, looks)
+        recorder = Recorder(self.model, given, looks)
         hooks = recorder.hooks()
         watched = AttentionRecorder(looks.gradients, self.model) if looks.attention else None
         notes: Notes | None = None
@@ -357,17 +353,6 @@ class ModelRunner:
             ) from cause
 
 
-@dataclass(frozen=True)
-class _Looks:
-    """What is kept of a pass."""
-
-    layers: Mapping[str, nn.Module]
-    gradients: bool
-    noting: bool
-    attention: bool
-    layouts: Mapping[str, Layout | Reading | None]
-
-
 @dataclass(frozen=True, eq=False)
 class _Passed:
     """What a pass left behind."""
@@ -376,69 +361,6 @@ class _Passed:
     output: Any
     notes: list[Notes]
     attended: Sequence[Attention] | None
-
-
-class _Recorder:
-    """Keeps what the layers return, and starts the graph at the first of them."""
-
-    def __init__(self, model: nn.Module, given: Given, looks: _Looks) -> None:
-        self._given = given
-        self._layers, self._gradients, self._layouts = looks.layers, looks.gradients, looks.layouts
-        self._plain = Seen(
-            tuple(given.size), len(given), mixed=is_mixed(model), widths=linear_widths(model), scales=given.listed
-        )
-        self._seen = seen_before(model, given)
-        self._kept: dict[str, Capture] = {}
-        self._calls = dict.fromkeys(looks.layers, 0)
-        self._thread = threading.get_ident()
-
-    def hooks(self) -> list[tuple[nn.Module, ForwardHook]]:
-        return [(module, partial(self._returned, name)) for name, module in self._layers.items()]
-
-    def captures(self, model: nn.Module) -> dict[str, Capture]:
-        """The layers in the order they were asked for. Raises for those that did not fire just once."""
-        for name, calls in self._calls.items():
-            if calls == 0:
-                raise NotFired(why_not_fired(model, name, self._layers[name]))
-            if calls > 1:
-                raise AmbiguousCall(
-                    f"layer {name!r} was called {calls} times in one pass, so it has no one output. Choose the layer "
-                    "around it, or one that is called once (torchpeek layers shows the calls)"
-                )
-        return {name: self._kept[name] for name in self._layers}
-
-    def _returned(self, name: str, module: nn.Module, args: Any, output: Any) -> Any:
-        if threading.get_ident() != self._thread:
-            return None  # somebody else is running the model
-        self._calls[name] += 1
-        if self._calls[name] > 1:
-            return None
-        layout = self._layout(name, module, output)
-        tensor = nested.at(output, layout.part)
-        leaf = tensor.detach().clone()  # what runs next may write in place
-        returned = leaf.movedim(layout.batch_axis, 0)
-        if not torch.isfinite(returned).all():
-            raise NotFinite(f"layer {name!r} returned NaN or infinity{why_not_finite(self._given.picture, returned)}")
-        if not self._gradients:
-            self._kept[name] = Capture(name, returned, None, layout)
-            return None
-        if tensor.requires_grad:
-            self._kept[name] = Capture(name, returned, get_gradient_edge(tensor), layout)
-            return None
-        torch.set_grad_enabled(True)  # for what comes after; as_found ends it
-        self._kept[name] = Capture(name, returned, leaf.requires_grad_(), layout)
-        # Not the leaf is passed on, nor a view of it: neither may be written into.
-        return nested.with_part(output, layout.part, leaf.clone())
-
-    def _layout(self, name: str, module: nn.Module, output: Any) -> Layout:
-        known = self._layouts.get(name)
-        if isinstance(known, Layout) and known.fits(output, len(self._given)):
-            return known
-        if known is None and (found := certain(module, output, self._plain)) is not None:
-            return found
-        if self._seen is None:
-            raise NoSpatialLayer(f"layer {name!r} returned {described(output)}; what its axes are is not known yet")
-        return resolved(name, module, output, self._seen, known if isinstance(known, Reading) else None)
 
 
 def _mixes_samples(model: nn.Module) -> str:

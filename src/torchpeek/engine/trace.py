@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
 
 from torchpeek.engine.attention import Attention, attention_gradients
 from torchpeek.engine.backward import hessian_product, score_gradients
+from torchpeek.engine.capture import Capture
 from torchpeek.engine.given import Given
 from torchpeek.engine.guard import as_found
 from torchpeek.engine.layouts import Layout
+from torchpeek.engine.precision import at_least_float32
 from torchpeek.engine.targets import ClassScores, ContrastScores, Question, Target, class_logits
 from torchpeek.engine.targets.neurons import answer
 from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NotConnected
@@ -34,35 +35,6 @@ Change: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 `rows` and `trials` are on the CPU, wherever the tensor is: good for indexing, and `.to(tensor)` for arithmetic.
 """
-
-
-@dataclass(frozen=True, eq=False)
-class Capture:
-    """What one layer returned in one pass.
-
-    `returned` (N, ...), samples first, is a copy of the tensor in it, taken before anything could write into that, and
-    `layout` says how it is to be read. `handle` is where the gradient of the tensor is asked for, as the layer returned
-    it: the leaf that the graph starts at, or the edge of a graph that began earlier; None where the pass kept no graph.
-    """
-
-    layer: str
-    returned: Tensor
-    handle: Tensor | GradientEdge | None
-    layout: Layout
-
-    @property
-    def activation(self) -> Tensor:
-        """(N, C, *grid), a view."""
-        return self.layout.to_grid(self.returned)
-
-    def as_returned(self, values: Tensor) -> Tensor:
-        """(N, C, *grid) -> as the layer returned its tensor, zero at the tokens that are not of the grid."""
-        others = torch.zeros_like(self.returned)
-        return self.layout.from_grid(values, others).movedim(0, self.layout.batch_axis)
-
-    def to_grid(self, gradient: Tensor) -> Tensor:
-        """(K, ...) with respect to what the layer returned -> (N, K, C, *grid)."""
-        return self.layout.to_grid(gradient.movedim(1 + self.layout.batch_axis, 0), lead=2)
 
 
 @dataclass(frozen=True)
@@ -135,7 +107,7 @@ class Trace:
     @property
     def activations(self) -> Tensor:
         """(N, 1, C, *grid) of the one layer, at least float32; the 1 broadcasts over the K scores."""
-        return _at_least_float32(self.at[self.layer].activation.detach()).unsqueeze(1)
+        return at_least_float32(self.at[self.layer].activation.detach()).unsqueeze(1)
 
     @property
     def gradients(self) -> Tensor:
@@ -284,7 +256,7 @@ class Trace:
                 if product is None:
                     raise NotConnected(_not_connected([capture.layer]))
                 products.append(product)
-        return _at_least_float32(capture.to_grid(torch.stack(products)))
+        return at_least_float32(capture.to_grid(torch.stack(products)))
 
     @property
     def attentions(self) -> Sequence[Attention]:
@@ -388,7 +360,7 @@ def _on_the_grid(capture: Capture, gradient: Tensor) -> Tensor:
                 "class token: its gradient is zero at every position of the picture. Choose a layer before the last "
                 "exchange between the tokens, such as the last block's first norm; layer=None suggests one"
             )
-    return _at_least_float32(found)
+    return at_least_float32(found)
 
 
 def _not_connected(layers: list[str]) -> str:
@@ -399,10 +371,6 @@ def _not_connected(layers: list[str]) -> str:
         "torch.no_grad() or inference_mode(), or checkpoints it with use_reentrant=True. Choose another layer, or a "
         "method that needs no gradients (torchpeek methods lists them)"
     )
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 # How far a head's scores may be off the model's, relative to the largest: rounding of the sums, and not more.

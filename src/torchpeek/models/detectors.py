@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
+from torchpeek.engine import takes_a_list
 from torchpeek.models.preprocess import Preprocess
 from torchpeek.picture import Geometry
 
@@ -53,6 +54,4 @@ class DetectorPreprocess:
 
 def detector_preprocess(module: nn.Module) -> DetectorPreprocess | None:
     """That of a module which resizes and pads its pictures itself; None of another."""
-    transform = getattr(module, "transform", None)
-    says = ("min_size", "max_size", "size_divisible", "fixed_size")
-    return DetectorPreprocess(transform) if all(hasattr(transform, each) for each in says) else None
+    return DetectorPreprocess(module.transform) if takes_a_list(module) else None

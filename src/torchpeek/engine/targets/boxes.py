@@ -11,7 +11,9 @@ from typing import Any, ClassVar, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from torchpeek.engine.targets.classes import ClassId, class_index
+from torchpeek.engine.precision import at_least_float32
+from torchpeek.engine.targets.classes import ClassId
+from torchpeek.engine.targets.naming import class_index
 from torchpeek.errors import NotFinite, TargetError
 
 Asked: TypeAlias = Literal["score", "left", "top", "right", "bottom"]
@@ -247,7 +249,7 @@ def _from_dicts(output: Any) -> list[_Detections] | None:
             return None
         if not scores.shape == labels.shape == boxes.shape[:1]:
             return None
-        found.append(_Detections(_at_least_float32(boxes), labels.long(), _at_least_float32(scores), None))
+        found.append(_Detections(at_least_float32(boxes), labels.long(), at_least_float32(scores), None))
     return found
 
 
@@ -255,7 +257,7 @@ def _from_queries(output: Any, scored: Scored) -> list[_Detections] | None:
     logits, centred = _logits(output), _tensor(output, "pred_boxes")
     if logits is None or centred is None or logits.ndim != 3 or centred.shape != (*logits.shape[:2], 4):
         return None
-    logits, centred = _at_least_float32(logits), _at_least_float32(centred)
+    logits, centred = at_least_float32(logits), at_least_float32(centred)
     if scored == "sigmoid":
         by_class = logits.sigmoid()  # (N, Q, classes)
     elif logits.shape[2] > 1:
@@ -324,10 +326,6 @@ def _place(given: Any) -> tuple[float, ...]:
 
 def _area(boxes: Tensor) -> Tensor:
     return (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1)
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _shown(found: _Detections, index: int) -> str:

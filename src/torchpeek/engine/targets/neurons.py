@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.engine.layouts import Layout
+from torchpeek.engine.precision import at_least_float32
 from torchpeek.engine.targets.question import indices
 from torchpeek.errors import NotConnected, NotFired, TargetError
 from torchpeek.hooks import attached
@@ -144,4 +145,4 @@ def _channels(output: Any, layer: str, *, clean: bool = False) -> Tensor:
     if not isinstance(found, Tensor) or found.ndim < 2 or not found.is_floating_point():
         what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise TargetError(f"layer {layer!r} returned {what}; Neuron is of layers that return (N, C, *grid) or (N, D)")
-    return found if found.dtype == torch.float64 else found.float()
+    return at_least_float32(found)

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torchpeek.engine.targets.classes import ClassId, check_range, class_index
+from torchpeek.engine.precision import at_least_float32
+from torchpeek.engine.targets.classes import ClassId
+from torchpeek.engine.targets.naming import check_range, class_index
 from torchpeek.engine.targets.question import indices, parts_of
 from torchpeek.errors import TargetError
 from torchpeek.hooks import nested
@@ -305,5 +307,5 @@ def _by_sample(output: Any, part: str) -> Tensor:
     found = parts_of(output).get(part)
     if found is None:
         raise TargetError(f"the model returned {part!r} on the clean pass, and does not on another one")
-    found = found if found.dtype == torch.float64 else found.float()
+    found = at_least_float32(found)
     return found.unsqueeze(1) if found.ndim == 1 else found
