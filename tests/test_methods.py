@@ -15,7 +15,7 @@ from replicas import REPLICAS
 from replicas_passes import REPLICAS_OF_PASSES
 from torchpeek.cam import METHODS, find_method
 from torchpeek.cam.algebra import first_component
-from torchpeek.engine import runner
+from torchpeek.engine import recorder
 from torchpeek.engine.attention import Attention
 from torchpeek.errors import (
     GradUnavailable,
@@ -287,7 +287,7 @@ class TestContract:
     def test_nothing_lives_on(self, name: str, monkeypatch) -> None:
         kept = []
 
-        class Watched(runner.Capture):
+        class Watched(recorder.Capture):
             def __init__(self, layer, returned, handle, layout) -> None:
                 super().__init__(layer, returned, handle, layout)
                 kept.append(weakref.ref(returned))
@@ -297,7 +297,7 @@ class TestContract:
                 super().__init__(layer, block, weights, handle, after)
                 kept.append(weakref.ref(weights))
 
-        monkeypatch.setattr(runner, "Capture", Watched)
+        monkeypatch.setattr(recorder, "Capture", Watched)
         monkeypatch.setattr("torchpeek.engine.attention.Attention", WatchedAttention)
         heatmap = tp.explain(PooledNet(attention=attention(name)), X.float(), method=name, layer="act")
         assert kept
