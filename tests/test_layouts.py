@@ -726,3 +726,53 @@ class TestDetectors:
             grid = {"backbone.body.0": (48, 80), "backbone.body.2": (24, 40)}[layer]
             assert trace.at[layer].layout == tp.Layout("channels-first", grid)
             assert float(trace.gradients.abs().max()) > 0
+
+
+class Undeclared(nn.Module):
+    """A transformer whose class token comes `last`, or not, and which nobody has told of."""
+
+    def __init__(self, *, last: bool, norm_first: bool = True, place: str = "beside") -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 16, 8, 8)
+        self.class_token = nn.Parameter(torch.randn(1, 1, 16))  # as torchvision's is called, which this is not
+        self.positions = nn.Parameter(torch.randn(1, 17, 16))
+        block = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True, norm_first=norm_first)
+        self.blocks = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 4)
+        self.last, self.place = last, place
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x)
+        grid = self.patch(x.float()).flatten(2).mT
+        own = self.class_token.expand(len(x), -1, -1)
+        parts = [grid, own] if self.last else [own, grid]
+        if self.place == "between":
+            parts = [grid[:, :8], own, grid[:, 8:]]
+        tokens = self.blocks(torch.cat(parts, 1) + self.positions)
+        return self.head(tokens[:, -1 if self.last else 0])
+
+
+class TestUndeclaredTokens:
+    @pytest.mark.parametrize("seed", range(6))
+    @pytest.mark.parametrize("norm_first", [True, False])
+    @pytest.mark.parametrize("last", [True, False])
+    def test_where_they_lie_is_seen(self, last: bool, norm_first: bool, seed: int) -> None:
+        """Also where the first layer with tokens comes after attention, and whatever picture comes first."""
+        torch.manual_seed(seed)
+        model = Undeclared(last=last, norm_first=norm_first).eval()
+        first = [torch.full((1, 3, 32, 32), 0.5), torch.rand(1, 3, 32, 32) > 0.5, torch.randn(2, 3, 32, 32)][seed % 3]
+        for x in (first, torch.randn(1, 3, 32, 32)):
+            found = tp.trace(model, x, layer="blocks.layers.0", target=1).at["blocks.layers.0"].layout
+            assert str(found) == ("tokens 4x4+1" if last else "tokens 1+4x4")
+
+    def test_one_between_is_a_question(self) -> None:
+        torch.manual_seed(0)
+        model = Undeclared(last=False, place="between").eval()
+        with pytest.raises(NoSpatialLayer, match=r"'tokens 1\+4x4', 'tokens 4x4\+1'"):
+            tp.trace(model, torch.randn(1, 3, 32, 32), layer="blocks.layers.0.norm1", target=1)
+
+    def test_one_sample_at_a_time_and_no_more(self) -> None:
+        model = Undeclared(last=True).eval()
+        tp.trace(model, torch.randn(1, 3, 32, 32), target=1)
+        assert {len(each) for each in model.seen} == {1}

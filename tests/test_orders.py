@@ -113,5 +113,55 @@ class Gray(nn.Module):
 def test_an_input_without_channels_is_not_masked() -> None:
     model, x = Gray().eval(), torch.randn(2, 8, 6)
     assert tp.explain(model, x, target=1).values.shape == (2, 1, 8, 6)
-    with pytest.raises(MethodNotApplicable, match=r"axis of channels.*takes \(N, 1, \*grid\)"):
+    with pytest.raises(MethodNotApplicable, match=r"8 x 6, cannot mask.*takes \(N, 1, \*grid\)"):
         tp.explain(model, x, method="scorecam", target=1)
+
+
+class Logits(nn.Module):
+    """What users put around a model of transformers."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.net = inside
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).logits
+
+
+def test_in_a_wrapper_it_is_the_same(case: tuple[nn.Module, Tensor, tuple[int, ...], Any]) -> None:
+    model, x, _, _ = case
+    bare = tp.explain(model, x, method="groupcam", target=2).values
+    for wrapped in (Logits(model), nn.DataParallel(model)):
+        torch.testing.assert_close(tp.explain(wrapped, x, method="groupcam", target=2).values, bare)
+
+
+def test_asked_again_with_what_it_was_given(case: tuple[nn.Module, Tensor, tuple[int, ...], Any]) -> None:
+    model, x, _, _ = case
+    trace = tp.trace(model, x, target=2)
+    torch.testing.assert_close(trace.again(x).scores, trace.scores)
+    torch.testing.assert_close(trace.again(x + 1).scores[:, 0], model(x + 1).logits[:, 2])
+    smooth = tp.explain(model, x, target=2, smooth=tp.Smoothing(factors=(1.0,))).values
+    plain, mirrored = (tp.explain(model, each, target=2).values for each in (x, x.flip(1 if x.ndim == 3 else -1)))
+    torch.testing.assert_close(smooth, (plain + mirrored.flip(-1)) / 2)
+
+
+def test_as_many_frames_as_channels_and_another_length() -> None:
+    torch.manual_seed(0)
+    options = {**SMALL, "image_size": 32, "patch_size": 8, "num_frames": 3, "tubelet_size": 1}
+    model = transformers.VideoMAEForVideoClassification(transformers.VideoMAEConfig(**options)).eval()
+    x = torch.randn(1, 3, 3, 32, 32)
+    trace = tp.trace(model, x, target=1)
+    assert torch.equal(trace.inputs, x.transpose(1, 2))
+    torch.testing.assert_close(trace.again(x).scores, trace.scores)
+    sizes = {"patch_size": 8, "num_mel_bins": 32, "max_length": 64, "frequency_stride": 5, "time_stride": 5}
+    ast = transformers.ASTForAudioClassification(transformers.ASTConfig(**SMALL, **sizes)).eval()
+    trace = tp.trace(ast, torch.randn(1, 63, 32), target=1)  # as many patches as of 64
+    assert trace.inputs.shape == (1, 1, 32, 63)
+
+
+def test_what_it_was_given_is_said_as_it_was_given() -> None:
+    options = {**SMALL, "image_size": 32, "patch_size": 8, "num_frames": 4, "tubelet_size": 2}
+    model = transformers.VideoMAEForVideoClassification(transformers.VideoMAEConfig(**options)).eval()
+    with pytest.raises(ValueError) as caught:
+        tp.trace(model, torch.randn(1, 4, 3, 40, 40))
+    assert any("(1, 4, 3, 40, 40)" in note for note in caught.value.__notes__)

@@ -31,7 +31,7 @@ def run(model: nn.Module, given: Given) -> Any:
 
 def _what_was_given(model: nn.Module, given: Given) -> str:
     """For an exception of the model's own: what it was called with."""
-    picture = given.picture
+    picture = given.as_taken
     said = f"{type(model).__name__} was given {picture.dtype} of shape {tuple(picture.shape)} on {picture.device}"
     if given.by_sample:
         others = ", ".join(sorted(repr(path.partition(".")[2]) for path in given.by_sample))

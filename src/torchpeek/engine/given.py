@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchpeek.engine.declared import Order, order_of
+from torchpeek.engine.order import Order, order_of
 from torchpeek.engine.targets.neurons import Observable
 from torchpeek.errors import InputError
 from torchpeek.hooks import nested
@@ -50,7 +50,7 @@ class Arguments:
 class Given:
     """A call of a model for N samples: the picture apart from the rest, so that it can be changed."""
 
-    picture: Tensor  # (N, C, *grid)
+    picture: Tensor  # (N, C, *grid), whatever the order in which the model has its axes
     call: tuple[tuple[Any, ...], dict[str, Any]] = field(default_factory=lambda: ((None,), {}))
     path: str = "0.0"  # of the picture in the call
     by_sample: frozenset[str] = frozenset()  # the paths of what else goes with the samples

@@ -26,7 +26,7 @@ class Seen:
     size: Grid  # of the input's own axes
     count: int
     grids: tuple[Grid, ...] = ()  # of layers for which there is no doubt, such as convolutions
-    prefix: int | None = None  # as the model's configuration says
+    prefix: int | None = None  # as the model's configuration says, or a pass has shown
     suffix: int = 0
     queries: frozenset[int] = frozenset()  # numbers of tokens that are of no grid, by the same
     first: frozenset[tuple[int, ...]] = frozenset()  # shapes (without N) that were seen channels first, for certain
@@ -34,6 +34,7 @@ class Seen:
     mixed: bool = True  # whether some layers may have their channels last
     widths: frozenset[int] = frozenset()  # of linear layers: with as many channels, one may
     scales: bool = False  # whether the model scales its input itself, so that a grid may be larger than that
+    unsure: bool = False  # whether a pass has shown that others than the grid's tokens lie where they were not expected
     guesses: bool = True  # whether strides may tell the grids, where none was seen
     ordered: Grid | None = None  # the one grid whose tokens are in its order, where others' are not
     returned: Mapping[str, Any] = field(default_factory=dict)  # by each layer for one sample, on the meta device
@@ -169,6 +170,8 @@ def _token_readings(kind: Kind, tokens: int, grids: Iterable[Grid], seen: Seen) 
                 found.append(Layout(kind, grid, prefix, suffix))
     declared = [each for each in found if each.prefix == seen.prefix and each.suffix == seen.suffix]
     none = [each for each in found if not each.others]
+    if seen.unsure and not none and not declared:
+        return found + [Layout(kind, each.grid, 0, each.others) for each in found]
     return none or declared or found
 
 

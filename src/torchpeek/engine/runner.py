@@ -190,7 +190,7 @@ class ModelRunner:
             return made
 
         yield from chunks(
-            lambda rows, numbers: trace.again(changed(rows, numbers), rows=rows, gradients=True),
+            lambda rows, numbers: trace.again_of(changed(rows, numbers), rows=rows, gradients=True),
             len(trace.inputs),
             trials,
             self.gradient_batch(trace),

@@ -69,7 +69,7 @@ def suggest_layer(
     if not candidates:
         raise NoSpatialLayer(
             f"no layer of {type(model).__name__} returns a grid of positions for an input of "
-            f"{tuple(given.picture.shape)}, be it (N, C, *grid), (N, *grid, C) or tokens (N, T, C), so there is "
+            f"{tuple(given.as_taken.shape)}, be it (N, C, *grid), (N, *grid, C) or tokens (N, T, C), so there is "
             "nothing to lay over the picture; torchpeek layers shows what they return"
         )
     chosen = _last_that_counts(model, given, candidates, target)

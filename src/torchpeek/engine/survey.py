@@ -149,7 +149,7 @@ class _Watch:
         self._returned_by.append([name])
         self._returned_last.append(next(self._clock))
 
-    def surveyed(self, output: Any, beside: tuple[int | None, int]) -> _Survey:
+    def surveyed(self, output: Any, beside: tuple[int | None, int], *, unsure: bool = False) -> _Survey:
         """What the pass showed, in which the model returned `output`; `beside` the grid are so many tokens."""
         prefix, suffix = beside
         size, scales = self._size(), self._given.listed
@@ -168,6 +168,7 @@ class _Watch:
             mixed=is_mixed(self._model) or any(len(shape) > 2 for shape in self._last),
             widths=linear_widths(self._model),
             scales=scales,
+            unsure=unsure,
             # Where frames, or other parts of a picture, are convolved one by one, tokens may be in any order.
             guesses=not self._grids or bool(grids),
             returned=self._returned,
@@ -243,43 +244,69 @@ def surveyed(model: nn.Module, given: Given, *, anew: bool = False) -> _Survey:
             output = run(model, first)
         found = watch.surveyed(output, declared(model))
         undeclared = [each for each in found.candidates if each.layout.others and found.seen.prefix is None]
-        if undeclared and (beside := _beside_the_grid(model, first, found.seen.size, undeclared[0])):
-            found = watch.surveyed(output, beside)
+        if undeclared and (corners := _corners(model, first, found.seen.size, undeclared[0])):
+            beside = _beside_the_grid(*corners, undeclared[0].layout)
+            found = watch.surveyed(output, beside or (None, 0), unsure=beside is None)
         known[key] = found
     return known[key]
 
 
-def _beside_the_grid(model: nn.Module, first: Given, size: Grid, layer: Candidate) -> tuple[int, int] | None:
-    """How many tokens come before and after those of the grid, by one pass; None where it does not tell.
+def _corners(model: nn.Module, first: Given, size: Grid, layer: Candidate) -> tuple[Tensor, Tensor] | None:
+    """(T,) and (T,): how far each token of a layer moves when the first corner of the picture changes, and the last.
 
-    Told by which tokens change with the first and with the last corner of the picture: as long as tokens have not seen
-    each other, only those that lie there.
+    None where the model takes no such picture, or nothing moves. One sample at a time, as some models take no more.
     """
-    layout = layer.layout
-    sides = [-(-size // cells) for size, cells in zip(size, layout.grid, strict=True)]
-    pictures = first.picture.expand(3, *first.picture.shape[1:]).clone()
-    for sample, corner in ((1, [slice(side) for side in sides]), (2, [slice(-side, None) for side in sides])):
-        pictures[(sample, ..., *corner)] = 1 - pictures[(sample, ..., *corner)]
-    taken: list[Tensor] = []
+    layout, module = layer.layout, dict(model.named_modules())[layer.layer]
+    sides = [-(-length // cells) for length, cells in zip(size, layout.grid, strict=True)]
+    thread = threading.get_ident()
 
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
-        if layout.fits(output, 3):
-            taken.append(layout.taken(output).detach().clone())
+    def tokens(*corner: slice) -> Tensor:
+        picture = first.picture.clone()
+        where: Any = (..., *corner)
+        part = picture[where]
+        if corner and part.is_floating_point():
+            low, high = part.amin(), part.amax()
+            picture[where] = low + high - part + (high - low + 1) / 4  # never what it was
+        elif corner:  # numbers that the picture has already: others may stand for nothing
+            picture[where] = part.flip(-1).roll(1, -1)
+        taken: list[Tensor] = []
+
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            if threading.get_ident() == thread and layout.fits(output, 1):
+                made = nested.at(output, layout.part)
+                # What it was given, if that are the same tokens: they may have seen each other in it.
+                before = next((each for each in args if isinstance(each, Tensor) and each.shape == made.shape), made)
+                taken.append(before.movedim(layout.batch_axis, 0).detach().double().clone())
+
+        with as_found(model), attached([(module, keep)]):
+            run(model, first.changed(picture).handed())
+        [of_sample] = taken
+        return of_sample[0] if layout.kind == "channel-tokens" else of_sample[0].mT  # (C, T)
 
     try:
-        with as_found(model), attached([(dict(model.named_modules())[layer.layer], keep)]):
-            run(model, first.of(torch.tensor([0, 0, 0]), pictures).handed())
+        clean = tokens()
+        corners = [slice(side) for side in sides], [slice(-side, None) for side in sides]
+        moved = [tokens(*corner) - clean for corner in corners]
+        # Less what moves all tokens alike, as attention does in a network that has learned nothing.
+        found = [(each - each.median(1, keepdim=True).values).abs().sum(0) for each in moved]
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # it takes one sample at a time; the reading stays what it was
+    except Exception:  # it is the model's own; the pass that is asked for will say so
         return None
-    if not taken:
+    return (found[0], found[1]) if all(bool(each.any()) for each in found) else None
+
+
+def _beside_the_grid(first: Tensor, last: Tensor, layout: Layout) -> tuple[int, int] | None:
+    """How many tokens come before and after the grid; None where they lie as no layout has them.
+
+    As long as tokens have not seen each other only those move that lie at the corner. Later on all do, and these most.
+    """
+    count, others = math.prod(layout.grid), layout.others
+    start, stop = int(first.nonzero().min()), int(last.nonzero().max())
+    if stop == start + count - 1:
+        return start, others - start
+    if bool((2 * (first > 0).sum() <= len(first)) & (2 * (last > 0).sum() <= len(last))):
         return None
-    moved = (taken[0][1:] != taken[0][:1]).any(1 if layout.kind == "channel-tokens" else 2)  # (2, T)
-    if not moved.any(1).all() or bool((2 * moved.sum(1) > moved.shape[1]).any()):
-        return None
-    prefix = int(moved[0].nonzero().min())
-    last = int(moved[1].nonzero().max())
-    if last != prefix + math.prod(layout.grid) - 1:
-        return None
-    return prefix, moved.shape[1] - 1 - last
+    moved = [float(first[prefix] / first.max() + last[prefix + count - 1] / last.max()) for prefix in range(others + 1)]
+    prefix = max(range(others + 1), key=moved.__getitem__)
+    return prefix, others - prefix

@@ -165,11 +165,24 @@ class Trace:
         *,
         gradients: bool | None = None,
     ) -> Trace:
-        """One more pass: the same question of other inputs, (n, ...).
+        """One more pass: the same question of other inputs (n, ...), with their axes as the model takes them.
 
         `rows` (n,) says which clean sample each input is a version of; it may be left out where n = N. With gradients
         where this trace has them, unless it is said.
         """
+        order = self.given.order
+        picture = inputs if order is None else order.to_grid(inputs)
+        return self.again_of(picture, layers, rows, gradients=gradients)
+
+    def again_of(
+        self,
+        inputs: Tensor,
+        layers: list[str] | None = None,
+        rows: Tensor | None = None,
+        *,
+        gradients: bool | None = None,
+    ) -> Trace:
+        """The same of inputs (n, C, *grid), as `inputs` of the trace are."""
         count = len(self.inputs)
         if rows is None and len(inputs) != count:
             raise InputError(f"{len(inputs)} inputs for a trace of {count}; rows= says what each is a version of")
