@@ -16,7 +16,7 @@ from conftest import ROOT
 from torchpeek.cli.methods import methods_markdown
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/methods.md", "docs/models.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/methods.md", "docs/metrics.md", "docs/models.md"])
 def test_the_code_runs(page: str, mobilenet, in_folder: Path, photograph: Path) -> None:
     with Image.open(photograph) as image:
         image.convert("RGB").save(in_folder / "cat.jpg")
@@ -25,7 +25,7 @@ def test_the_code_runs(page: str, mobilenet, in_folder: Path, photograph: Path) 
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, page, "exec"), names)
-    assert list(in_folder.glob("*.png")) or page == "docs/methods.md"
+    assert list(in_folder.glob("*.png")) or page in ("docs/methods.md", "docs/metrics.md")
 
 
 def test_the_readmes_table_is_the_registry() -> None:

@@ -19,6 +19,9 @@
     ├── MethodError
     │   ├── MethodNotFound
     │   └── MethodNotApplicable
+    ├── MetricError
+    │   ├── MetricNotFound
+    │   └── MetricNotApplicable
     ├── ModelError
     │   ├── ModelNotFound
     │   └── WeightsError
@@ -114,6 +117,18 @@ class MethodNotFound(MethodError, LookupError):
 
 class MethodNotApplicable(MethodError):
     """The method is not defined for this model, layer or target."""
+
+
+class MetricError(TorchpeekError):
+    """Base of the errors about a metric."""
+
+
+class MetricNotFound(MetricError, LookupError):
+    """No metric has that name."""
+
+
+class MetricNotApplicable(MetricError):
+    """The metric is not defined for this model, heatmap or target, or something that it needs is missing."""
 
 
 class ModelError(TorchpeekError):

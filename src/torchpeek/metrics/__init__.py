@@ -1,0 +1,41 @@
+"""From heatmaps to one number each: whether they can be trusted."""
+
+from torchpeek.metrics import complexity, curves, fidelity, localization, masking, road, stability
+from torchpeek.metrics.baselines import always, at_random, centre
+from torchpeek.metrics.case import Case, Clean, Explainer
+from torchpeek.metrics.measurement import HEADER, Interval, Measurement, Measurements, bootstrap, joined, row
+from torchpeek.metrics.metric import METRICS, Metric, Needs, Scored, find_metric, metric
+from torchpeek.metrics.mosaics import Mosaic, mosaic
+from torchpeek.metrics.regions import regions_of
+
+__all__ = [
+    "HEADER",
+    "METRICS",
+    "Case",
+    "Clean",
+    "Explainer",
+    "Interval",
+    "Measurement",
+    "Measurements",
+    "Metric",
+    "Mosaic",
+    "Needs",
+    "Scored",
+    "always",
+    "at_random",
+    "bootstrap",
+    "centre",
+    "complexity",
+    "curves",
+    "fidelity",
+    "find_metric",
+    "joined",
+    "localization",
+    "masking",
+    "metric",
+    "mosaic",
+    "regions_of",
+    "road",
+    "row",
+    "stability",
+]

@@ -1,0 +1,48 @@
+"""The two heatmaps that every method is set beside: one of no meaning, one that has not seen the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from torchpeek.metrics.case import Explainer
+from torchpeek.metrics.draws import generator_of
+
+
+def centre(grid: Sequence[int], like: Tensor) -> Tensor:
+    """(*grid): a Gaussian around the middle, its sigma a quarter of each side."""
+    found = torch.ones(tuple(grid), dtype=like.dtype, device=like.device)
+    for axis, length in enumerate(grid):
+        along = torch.arange(length, dtype=like.dtype, device=like.device) - (length - 1) / 2
+        shape = (1,) * axis + (length,) + (1,) * (len(grid) - axis - 1)
+        found = found * torch.exp(-((along / (length / 4)) ** 2) / 2).view(shape)
+    return found
+
+
+def always(heatmap: Tensor) -> Explainer:
+    """What shows the same (K, *grid) of every input, model and class."""
+
+    def explain(
+        inputs: Tensor, rows: Tensor, *, model: nn.Module | None = None, labels: Tensor | None = None
+    ) -> Tensor:
+        return heatmap.expand(len(inputs), *heatmap.shape)
+
+    return explain
+
+
+def at_random(shape: Sequence[int], seed: int, number: int, like: Tensor) -> Explainer:
+    """Uniform numbers (K, *grid), others for every input, and each time it is asked about another model or class."""
+    asked = 0
+
+    def explain(
+        inputs: Tensor, rows: Tensor, *, model: nn.Module | None = None, labels: Tensor | None = None
+    ) -> Tensor:
+        nonlocal asked
+        asked += model is not None or labels is not None
+        salt = 1000 + number + 100 * asked
+        drawn = [torch.rand(tuple(shape), generator=generator_of(each, seed, salt)) for each in inputs]
+        return torch.stack(drawn).to(like)
+
+    return explain

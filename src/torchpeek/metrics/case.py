@@ -1,0 +1,188 @@
+"""What metrics are given: heatmaps that are scored together, and the clean pass that they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from torchpeek.engine import Question, Trace
+from torchpeek.engine.targets import ClassScores
+from torchpeek.engine.trace import Bound, Change
+from torchpeek.errors import MetricNotApplicable
+from torchpeek.heatmap import unit_range, upsample
+from torchpeek.metrics.draws import generator_of
+
+Made = TypeVar("Made")
+
+# What interpolating equal values tells apart is no difference: of the largest value, so small a part.
+_SAME = 2.0**-20
+
+
+class Explainer(Protocol):
+    """Makes heatmaps of other inputs, in the way in which those that are scored were made."""
+
+    def __call__(
+        self, inputs: Tensor, rows: Tensor, *, model: nn.Module | None = None, labels: Tensor | None = None
+    ) -> Tensor:
+        """(n, ...), versions of the samples `rows` -> (n, K, *grid); of another model, or for other classes (n, K)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Remembering:
+    known: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, key: object, make: Callable[[], Made]) -> Made:
+        """What `make` returns, made the first time."""
+        if key not in self.known:
+            self.known[key] = make()
+        found: Made = self.known[key]
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Clean(_Remembering):
+    """The clean pass, and what is known of it: shared by all metrics, and by heatmaps on whatever grid."""
+
+    trace: Trace  # at no layer; its scores (N, K) are what the heatmaps explain
+    seed: int = 0
+    batch: int | None = None  # passes at once; None for as many as fit
+
+    @cached_property
+    def probable(self) -> Trace:
+        """The same pass, asked for probabilities where what is asked is scores of classes."""
+        question = probability_of(self.trace.question)
+        return self.trace.asked(Bound(question, tuple(self.trace.given.observed)))
+
+    def generators(self, salt: int = 0) -> list[torch.Generator]:
+        """For each sample its own random numbers: from the seed and the sample, whatever else is in the batch."""
+        return [generator_of(sample, self.seed, salt) for sample in self.trace.inputs]
+
+
+@dataclass(frozen=True, eq=False)
+class Case(_Remembering):
+    """J = M * K heatmaps of each of N samples, on one grid: of M methods, each of K scores."""
+
+    clean: Clean
+    values: Tensor  # (N, J, *grid), signed and raw; heatmap j is of score j % K
+    regions: Tensor | None = None  # (N, 1 or K, *size), bool
+    explainers: Sequence[Explainer] = ()  # of the M methods
+
+    @property
+    def inputs(self) -> Tensor:
+        """(N, C, *size)"""
+        return self.clean.trace.inputs
+
+    @property
+    def size(self) -> torch.Size:
+        """Of the input's own axes."""
+        return self.inputs.shape[2:]
+
+    @property
+    def classes(self) -> int:
+        """K"""
+        return self.clean.trace.scores.shape[1]
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """(J,): which score each heatmap is of."""
+        return torch.arange(self.values.shape[1], device=self.values.device) % self.classes
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """(N, J): the clean p of each heatmap."""
+        return self.clean.probable.scores[:, self.columns]
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """(N, J, *size): positive, scaled to [0, 1], then resized, as masking metrics read it."""
+        return upsample(unit_range(self.values.clamp(min=0)), self.size)
+
+    @cached_property
+    def signed(self) -> Tensor:
+        """(N, J, *size): resized, as ranking metrics read it."""
+        return upsample(self.values, self.size)
+
+    @cached_property
+    def levels(self) -> Tensor:
+        """(N, J, P), whole numbers: the same, for comparisons; what differs by rounding alone is equal."""
+        return levelled(self.signed.flatten(2))
+
+    @cached_property
+    def ranks(self) -> Tensor:
+        """(N, J, *size), int32: the place of each position, the highest value first, equal ones in random order."""
+        return self.ranked(self.signed.flatten(2)).view_as(self.signed)
+
+    def ranked(self, values: Tensor) -> Tensor:
+        """(N, J, P) -> (N, J, P), int32: the same of any values."""
+        values = levelled(values)
+        orders = [torch.randperm(values.shape[2], generator=each) for each in self.clean.generators()]
+        shuffled = torch.stack(orders).to(values.device).unsqueeze(1).expand_as(values)  # (N, J, P)
+        by_value = values.gather(2, shuffled).sort(dim=2, descending=True, stable=True).indices
+        order = shuffled.gather(2, by_value)
+        places = torch.arange(values.shape[2], dtype=torch.int32, device=values.device).expand_as(order)
+        return torch.empty_like(order, dtype=torch.int32).scatter_(2, order, places)
+
+    def region(self, widened: Callable[[Tensor], Tensor] = lambda regions: regions) -> Tensor:
+        """(N, J, *size), bool; `widened` is applied once to each region. Raises MetricNotApplicable where none is."""
+        if self.regions is None:
+            raise MetricNotApplicable("metrics of where need masks= or boxes=, which say where the object is")
+        found = widened(self.regions.to(self.values.device))
+        return found[:, self.columns] if found.shape[1] > 1 else found.expand(-1, self.values.shape[1], *self.size)
+
+    @cached_property
+    def masked_scores(self) -> Tensor:
+        """(N, J): p of the input times each heatmap's mask."""
+
+        def masked(given: Tensor, rows: Tensor, maps: Tensor, trials: Tensor) -> Tensor:
+            return given * self.mask[rows, maps].unsqueeze(1).to(given)
+
+        return self.rescored(masked, 1).squeeze(2)
+
+    def rescored(self, change: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], trials: int) -> Tensor:
+        """(N, J, trials): p of inputs that are changed for each heatmap.
+
+        Called as `change(inputs (b, C, *size), rows (b,), maps (b,), trials (b,))`; entry i is sample rows[i], for its
+        heatmap maps[i], in its trial trials[i].
+        """
+        maps = self.values.shape[1]
+
+        def perturb(given: Tensor, rows: Tensor, numbers: Tensor) -> Tensor:
+            return change(given, rows, numbers // trials, numbers % trials)
+
+        found = self.clean.probable.rescore(perturb, maps * trials, batch=self.clean.batch)  # (N, J * trials, K)
+        columns = self.columns.to(found.device).repeat_interleave(trials).view(1, -1, 1).expand(len(found), -1, 1)
+        return found.gather(2, columns).view(len(found), maps, trials)
+
+    def rescored_alike(self, key: object, perturb: Change, trials: int, *, asked: bool = False) -> Tensor:
+        """(N, J, trials): p, or what is asked, of inputs that are changed alike for every heatmap; run once."""
+        trace = self.clean.trace if asked else self.clean.probable
+        found = self.clean.once(
+            (key, asked, trials), lambda: trace.rescore(perturb, trials, batch=self.clean.batch)
+        )  # (N, trials, K)
+        return found.mT[:, self.columns]
+
+
+def levelled(values: Tensor) -> Tensor:
+    """(N, J, P) -> (N, J, P): whole numbers in the same order, equal where rounding alone tells two apart."""
+    return (values / (values.abs().amax(2, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny) * _SAME)).round()
+
+
+def probability_of(question: Question) -> Question:
+    """The same question, of the classes' probabilities; as it is where it is not of classes."""
+    return replace(question, kind="probability") if isinstance(question, ClassScores) else question
+
+
+def check_positive(scores: Tensor, name: str) -> None:
+    """Raise MetricNotApplicable unless all scores can be taken for probabilities."""
+    if bool(((scores < 0) | (scores > 1)).any()):
+        wrong = float(scores[(scores < 0) | (scores > 1)][0])
+        raise MetricNotApplicable(
+            f"{name} is of probabilities; what is asked here is {wrong:.4g} for a clean input. Ask for a class, or a "
+            "detected box's score, or choose another metric (torchpeek metrics)"
+        )

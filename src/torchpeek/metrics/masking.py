@@ -1,0 +1,44 @@
+"""What is left of the score when only what the heatmap shows is left of the input; all from one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from torchpeek.metrics.case import Case, check_positive
+from torchpeek.metrics.metric import Scored, metric
+
+
+def _one(options: Mapping[str, Any]) -> int:
+    return 1
+
+
+_PAPER = "arXiv:1710.11063"
+
+
+@metric("average-drop", needs="passes", higher_is_better=False, paper=_PAPER, passes=_one)
+def average_drop(case: Case) -> Scored:
+    """How much of the probability is lost when the input is multiplied by the heatmap (Grad-CAM++, section 4).
+
+    An all-ones heatmap loses nothing, which is why it stands in every leaderboard.
+    """
+    clean = case.scores
+    check_positive(clean, "average-drop")
+    # Of a probability that is zero in this precision nothing can be lost.
+    return Scored(torch.where(clean > 0, (clean - case.masked_scores).clamp(min=0) / clean, 0))
+
+
+@metric("increase", needs="passes", higher_is_better=True, paper=_PAPER, passes=_one)
+def increase(case: Case) -> Scored:
+    """Whether the probability rises when the input is multiplied by the heatmap (Grad-CAM++, section 4)."""
+    return Scored((case.masked_scores > case.scores).to(case.scores))
+
+
+@metric("average-gain", needs="passes", higher_is_better=True, paper="arXiv:2301.07002", passes=_one)
+def average_gain(case: Case) -> Scored:
+    """How much of what is missing to 1 the probability gains by the same (Opti-CAM)."""
+    clean = case.scores
+    check_positive(clean, "average-gain")
+    return Scored(torch.where(clean < 1, (case.masked_scores - clean).clamp(min=0) / (1 - clean), 0))

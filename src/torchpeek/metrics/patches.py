@@ -1,0 +1,27 @@
+"""The input cut into patches, as many along each axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torchpeek.errors import OptionError
+
+
+def patches(size: Sequence[int], cells: int) -> Tensor:
+    """(*size), int64: the number of the patch that each position is in."""
+    if cells > min(size):
+        raise OptionError(f"option cells is {cells}; an input of {' x '.join(map(str, size))} has no room for as many")
+    number = torch.zeros(tuple(size), dtype=torch.long)
+    for axis, length in enumerate(size):
+        along = torch.arange(length) * cells // length
+        number = number * cells + along.view(-1, *(1 for _ in size[axis + 1 :]))
+    return number
+
+
+def patch_sums(values: Tensor, index: Tensor, number: int) -> Tensor:
+    """(N, J, *size) -> (N, J, number): the sum over each patch."""
+    found = values.new_zeros(*values.shape[:2], number)
+    return found.index_add(2, index.flatten(), values.flatten(2))

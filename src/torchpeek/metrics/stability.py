@@ -1,0 +1,152 @@
+"""What becomes of a heatmap when the input, the model or the class is another: the method is asked again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchpeek.cam.method import check_number, check_whole
+from torchpeek.engine.targets import ClassScores, class_logits
+from torchpeek.errors import MetricNotApplicable
+from torchpeek.heatmap import unit_range, upsample
+from torchpeek.metrics.case import Case, check_positive
+from torchpeek.metrics.fidelity import correlation
+from torchpeek.metrics.metric import Scored, metric
+
+
+def _one(options: Mapping[str, Any]) -> int:
+    return 1
+
+
+@metric(
+    "max-sensitivity",
+    needs="explanations",
+    higher_is_better=False,
+    paper="arXiv:1901.09392",
+    explanations=lambda options: int(options["samples"]),
+)
+def max_sensitivity(case: Case, *, samples: int = 10, radius: float = 0.02) -> Scored:
+    """The largest relative change of the heatmap when the input changes by at most `radius` in every number.
+
+    A heatmap that is always the same has none, whatever it shows.
+    """
+    check_whole("samples", samples)
+    check_number("radius", radius)
+    before = case.values.flatten(2)  # (N, J, positions)
+    size, generators = before.norm(dim=2), case.clean.generators(salt=2)
+    largest = torch.zeros_like(size)
+    for _ in range(samples):
+        drawn = [torch.rand(case.inputs.shape[1:], generator=each, dtype=torch.float64) for each in generators]
+        changed = case.inputs + (2 * torch.stack(drawn).to(case.inputs) - 1) * radius
+        largest = torch.maximum(largest, (_again(case, changed).flatten(2) - before).norm(dim=2))
+    # A heatmap of zeros that stays one has not changed; one that does not has changed beyond all bounds.
+    return Scored(torch.where(size > 0, largest / size, torch.where(largest > 0, torch.inf, 0)))
+
+
+@metric(
+    "randomisation",
+    needs="explanations",
+    higher_is_better=False,
+    paper="arXiv:1810.03292",
+    explanations=lambda options: int(options["stages"]),
+)
+def randomisation(case: Case, *, stages: int = 8) -> Scored:
+    """Rank correlation with the heatmap after more and more of the model, last parts first, is drawn anew (MPRT).
+
+    The modules that have parameters are taken in so many stages, as many in each, the last ones first. `values` are the
+    mean over the stages, and `curve` begins with 1, before the first. A method that does not depend on what the model
+    has learned stays near 1.
+    """
+    check_whole("stages", stages)
+    found = [torch.ones_like(case.values.flatten(2)[..., 0])]
+    for model in randomised(case.clean.trace.runner.model, stages, case.clean.seed):
+        found.append(rank_correlation(case.values.flatten(2), _again(case, case.inputs, model=model).flatten(2)))
+    curve = torch.stack(found, dim=2)  # (N, J, stages + 1)
+    return Scored(curve[..., 1:].mean(2), curve)
+
+
+def randomised(model: nn.Module, stages: int, seed: int) -> Iterator[nn.Module]:
+    """A copy of the model, each time with the parameters of more modules drawn anew; the model itself stays as it is.
+
+    Every parameter is drawn, also one that belongs to no layer of its own, from a normal distribution with its own mean
+    and standard deviation (where all its numbers are one, 0.1), each with random numbers of its own.
+    """
+    copied = copy.deepcopy(model)
+    generator, drawn = torch.Generator().manual_seed(seed), set[nn.Parameter]()
+    owners = [module for module in copied.modules() if any(True for _ in module.parameters(recurse=False))][::-1]
+    if not owners:
+        raise MetricNotApplicable(f"randomisation is of a model's parameters; {type(model).__name__} has none")
+    ends = [round(len(owners) * (stage + 1) / stages) for stage in range(stages)]
+    for start, end in zip([0, *ends], ends, strict=False):
+        for module in owners[start:end]:
+            for parameter in module.parameters(recurse=False):
+                if parameter not in drawn and parameter.is_floating_point():
+                    drawn.add(parameter)
+                    _draw(parameter, generator)
+        yield copied
+
+
+def _draw(parameter: nn.Parameter, generator: torch.Generator) -> None:
+    with torch.no_grad():
+        values = parameter.detach().double()
+        mean, spread = values.mean(), values.std(correction=0)
+        normal = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(values.device)
+        parameter.copy_(mean + normal * (spread if spread > 0 else 0.1))
+
+
+@metric("random-class", needs="explanations", higher_is_better=False, paper="arXiv:1912.09818", explanations=_one)
+def random_class(case: Case) -> Scored:
+    """Rank correlation with the heatmap for another class, drawn at random (Sixt et al.).
+
+    A method that shows the same whatever class it is asked about stays at 1.
+    """
+    question, output = case.clean.trace.question, case.clean.trace.output
+    if not isinstance(question, ClassScores) or (number := class_logits(output).shape[1]) < 2:
+        raise MetricNotApplicable("random-class asks about another class; what is asked here is no class of several")
+    shifts = [
+        torch.randint(1, number, question.labels.shape[1:], generator=each) for each in case.clean.generators(salt=3)
+    ]
+    others = (question.labels + torch.stack(shifts).to(question.labels)) % number  # never the class itself
+    return Scored(rank_correlation(case.values.flatten(2), _again(case, case.inputs, labels=others).flatten(2)))
+
+
+@metric("adcc", needs="explanations", higher_is_better=True, paper="arXiv:2104.10252", passes=_one, explanations=_one)
+def adcc(case: Case) -> Scored:
+    """Harmonic mean of coherency, 1 - complexity and 1 - average drop (Poppi et al.)."""
+    check_positive(case.scores, "adcc")
+    coherency = torch.zeros_like(case.scores)
+    methods, scores = len(case.explainers), case.classes
+    rows = torch.arange(len(case.inputs))
+    for j in range(methods * scores):
+        shown = case.inputs * case.mask[:, j].unsqueeze(1).to(case.inputs)
+        again = case.explainers[j // scores](shown, rows)[:, j % scores].unsqueeze(1)  # (N, 1, *grid)
+        mask = upsample(unit_range(again.clamp(min=0)), case.size)
+        coherency[:, j] = (1 + correlation(case.mask[:, j : j + 1].flatten(2), mask.flatten(2)).squeeze(1)) / 2
+    complexity = case.mask.flatten(2).mean(2)
+    drop = torch.where(case.scores > 0, (case.scores - case.masked_scores).clamp(min=0) / case.scores, 0)
+    parts = torch.stack([coherency, 1 - complexity, 1 - drop])
+    # One part that is zero makes the mean zero, as its limit is.
+    return Scored(torch.where((parts > 0).all(0), 3 / (1 / parts.clamp(min=1e-30)).sum(0), 0))
+
+
+def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
+    """(N, J, n) and the same -> (N, J): Spearman's, equal values at their mean rank; 0 where one does not vary."""
+    return correlation(_ranks(one), _ranks(other)).to(one)
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """(N, J, n): the mean rank of each value among its like."""
+    ordered = values.contiguous().sort(dim=2).values
+    low = torch.searchsorted(ordered, values.contiguous())
+    high = torch.searchsorted(ordered, values.contiguous(), right=True)
+    return (low + high).double() / 2
+
+
+def _again(case: Case, inputs: Tensor, **changed: Any) -> Tensor:
+    """(N, J, *grid): the heatmaps of the same samples, changed."""
+    rows = torch.arange(len(inputs))
+    return torch.cat([explain(inputs, rows, **changed) for explain in case.explainers], dim=1)
