@@ -8,7 +8,7 @@ FLOOR := .venv-floor
 export TORCH_HOME := $(CURDIR)/.cache/torch
 WEIGHTS := $(TORCH_HOME)/hub/checkpoints/mobilenet_v2-b0353104.pth
 
-.PHONY: demo test check bench matrix test-floor install weights format clean
+.PHONY: demo test check bench matrix evaluate test-floor install weights format clean
 
 demo: install weights
 	@$(BIN)/torchpeek cam examples/images --model torchvision:mobilenet_v2 \
@@ -17,6 +17,7 @@ demo: install weights
 
 test: install
 	@-$(BIN)/python tools/fetch_weights.py
+	@-$(BIN)/python tools/fetch_pictures.py
 	$(BIN)/python -m pytest
 
 # What CI runs besides the tests.
@@ -33,6 +34,13 @@ bench: install weights
 # it was interrupted; MATRIX='--only resnet --again' looks into a part, and leaves the page alone.
 matrix: install
 	PYTHONPATH=tests $(BIN)/python -m matrix $(or $(MATRIX),--page)
+
+# Every method by every metric on real photographs, and the page about it: an hour on two cores. Says first how long; goes
+# on where it was interrupted.
+evaluate: install weights
+	$(BIN)/python tools/fetch_weights.py
+	-$(BIN)/python tools/fetch_pictures.py
+	OMP_NUM_THREADS=1 $(BIN)/python bench/leaderboard.py $(EVALUATE)
 
 # The oldest versions that pyproject.toml allows, in an environment of their own.
 test-floor: weights

@@ -22,6 +22,7 @@ from torchvision.models import resnet50
 
 import hooks
 import methods
+import metrics
 import torchpeek as tp
 from timing import interleaved, ratios
 
@@ -35,7 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument(
-        "--only", choices=["heatmaps", "methods", "recording"], help="keep what results.json has of the others"
+        "--only",
+        choices=["heatmaps", "methods", "metrics", "recording"],
+        help="keep what results.json has of the others",
     )
     given = parser.parse_args()
     file = HERE / "results.json"
@@ -45,10 +48,14 @@ def main() -> None:
         results["resnet50"] = measure_heatmaps(given.rounds)
     if given.only in (None, "methods"):
         results["methods"] = methods.measure_all(given.rounds)
+    if given.only in (None, "metrics"):
+        results["metrics"] = metrics.measure_all(given.rounds)
     if given.only in (None, "recording"):
         results |= hooks.measure_all(given.rounds)
     file.write_text(json.dumps(results, indent=2) + "\n")
-    pages = [markdown(results, results["resnet50"]), methods.markdown(results["methods"]), hooks.markdown(results)]
+    pages = [markdown(results, results["resnet50"]), methods.markdown(results["methods"])]
+    pages += [metrics.markdown(results["metrics"])] if "metrics" in results else []
+    pages += [hooks.markdown(results)]
     page = "\n".join(pages)
     (HERE / "results.md").write_text(page)
     print(page)

