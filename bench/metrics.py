@@ -103,9 +103,9 @@ def markdown(results: dict[str, Any]) -> str:
     curves, imputation = results["curves"], results["imputation"]
     return f"""## Metrics
 
-ResNet-18, one picture, one thread. Deletion and insertion with {_STEPS} steps each, of a heatmap and the baselines beside
-it, are {curves["passes"]} passes; bare, in chunks of {_CHUNK}, these took {curves["bare_seconds"]:.1f} s. ROAD's
-imputation: the 18 systems of one heatmap, three colours each.
+ResNet-18, one picture, one thread. Deletion and insertion with {_STEPS} steps each, of a heatmap and the baselines
+beside it, are {curves["passes"]} passes; bare, in chunks of {_CHUNK}, these took {curves["bare_seconds"]:.1f} s.
+ROAD's imputation: the 18 systems of one heatmap, three colours each.
 
 | | multiple of | | to reach |
 |---|---|---|---|

@@ -159,12 +159,12 @@ def by_replica(name: str, model: nn.Module, x: Tensor, heatmap: tp.Heatmap, regi
                     number = slow.entropy(values)
                 case "random-class":
                     shift = torch.randint(1, 4, (2,), generator=clean.generators(salt=3)[n])
-                    number = slow.spearman(values, again(x[n], (label + int(shift[k])) % 4))
+                    number = abs(slow.spearman(values, again(x[n], (label + int(shift[k])) % 4)))
                 case "randomisation":
                     found_at = []
                     for other in randomised(model, options["stages"], 0):
                         asked_of = tp.explain(other, x[n : n + 1], method="hirescam", layer="second", target=label)
-                        found_at.append(slow.spearman(values, asked_of.values[0, 0]))
+                        found_at.append(abs(slow.spearman(values, asked_of.values[0, 0])))
                     number = sum(found_at) / len(found_at)
                 case _:
                     raise AssertionError(f"no replica of {name}; write one")

@@ -27,6 +27,8 @@ GROUPS: Mapping[str, Sequence[str]] = {
     ],
     "How much of the picture it takes": list(scoring.HEATMAP),
 }
+# Of which a baseline has the best or the worst possible by its nature.
+_BESIDE_EACH_OTHER = ("max-sensitivity", "randomisation", "random-class", *scoring.HEATMAP)
 OPTIONS = {**scoring.PASSES, **scoring.REGION, **scoring.HEATMAP, **scoring.ASKED, scoring.MOSAIC: {}}
 
 
@@ -106,9 +108,9 @@ def _head(photographs: Sequence[Labelled], rows: Sequence[Mapping[str, Any]]) ->
     options = "; ".join(f"{name} " + ", ".join(f"{k}={v}" for k, v in each.items()) for name, each in said.items())
     return f"""# Leaderboard
 
-Every method, by every metric of [metrics.md](metrics.md), on {len(photographs)} real photographs and {mosaics} mosaics of
-four, asked about the class that they are labelled with. `make evaluate` writes this page, and takes up to an hour on
-two cores. {packages}.
+Every method, by every metric of [metrics.md](metrics.md), on {len(photographs)} real photographs and
+{mosaics} mosaics of four, asked about the class that they are labelled with. `make evaluate` writes this page, and
+takes up to an hour on two cores. {packages}.
 
 Each cell is the mean over the photographs (n of them), and its 95 % bootstrap interval. ↑: higher is better.
 **r**: not better than a random heatmap on the same grid (mean of ten), **c**: not better than a centred Gaussian;
@@ -129,6 +131,8 @@ def _verdict(tables: Mapping[str, Mapping[tuple[str, str], Measurement]]) -> str
     """In plain words, for each metric: who is better than both baselines with both networks, and who with neither."""
     lines = ["## What this says\n"]
     for metric in (name for names in GROUPS.values() for name in names):
+        if metric in _BESIDE_EACH_OTHER:
+            continue
         methods = [name for name in scoring.ALL if all((name, metric) in table for table in tables.values())]
         if not methods:
             continue
@@ -142,6 +146,11 @@ def _verdict(tables: Mapping[str, Mapping[tuple[str, str], Measurement]]) -> str
         never = [name for name in methods if not wins[name]]
         said = f"{_named(always, methods)} better than both baselines with both networks"
         lines.append(f"- `{metric}`: {said}; {_named(never, methods)} with neither.")
+    named = ", ".join(f"`{name}`" for name in _BESIDE_EACH_OTHER)
+    lines.append(
+        f"- {named} set methods beside each other only: a heatmap that never changes has the best max-sensitivity and\n"
+        "  the worst randomisation, one at random the other way round, and what is sparse may still be wrong."
+    )
     return "\n".join(lines) + "\n"
 
 

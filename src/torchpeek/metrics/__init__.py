@@ -3,12 +3,13 @@
 from torchpeek.metrics import complexity, curves, fidelity, localization, masking, road, stability
 from torchpeek.metrics.baselines import always, at_random, centre
 from torchpeek.metrics.case import Case, Clean, Explainer
-from torchpeek.metrics.measurement import HEADER, Interval, Measurement, Measurements, bootstrap, joined, row
+from torchpeek.metrics.measurement import FEWEST, HEADER, Interval, Measurement, Measurements, bootstrap, joined, row
 from torchpeek.metrics.metric import METRICS, Metric, Needs, Scored, find_metric, metric
 from torchpeek.metrics.mosaics import Mosaic, mosaic
 from torchpeek.metrics.regions import regions_of
 
 __all__ = [
+    "FEWEST",
     "HEADER",
     "METRICS",
     "Case",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchpeek.metrics.case import Explainer
-from torchpeek.metrics.draws import generator_of
+from torchpeek.metrics.draws import fingerprint, generator
 
 
 def centre(grid: Sequence[int], like: Tensor) -> Tensor:
@@ -24,25 +25,17 @@ def centre(grid: Sequence[int], like: Tensor) -> Tensor:
 def always(heatmap: Tensor) -> Explainer:
     """What shows the same (K, *grid) of every input, model and class."""
 
-    def explain(
-        inputs: Tensor, rows: Tensor, *, model: nn.Module | None = None, labels: Tensor | None = None
-    ) -> Tensor:
+    def explain(inputs: Tensor, rows: Tensor, *, draw: int = 0, **asked: Any) -> Tensor:
         return heatmap.expand(len(inputs), *heatmap.shape)
 
     return explain
 
 
 def at_random(shape: Sequence[int], seed: int, number: int, like: Tensor) -> Explainer:
-    """Uniform numbers (K, *grid), others for every input, and each time it is asked about another model or class."""
-    asked = 0
+    """Uniform numbers (K, *grid), others for every input, and for every `draw`."""
 
-    def explain(
-        inputs: Tensor, rows: Tensor, *, model: nn.Module | None = None, labels: Tensor | None = None
-    ) -> Tensor:
-        nonlocal asked
-        asked += model is not None or labels is not None
-        salt = 1000 + number + 100 * asked
-        drawn = [torch.rand(tuple(shape), generator=generator_of(each, seed, salt)) for each in inputs]
-        return torch.stack(drawn).to(like)
+    def explain(inputs: Tensor, rows: Tensor, *, draw: int = 0, **asked: Any) -> Tensor:
+        generators = [generator(fingerprint(each), seed, 1000 + number, draw) for each in inputs]
+        return torch.stack([torch.rand(tuple(shape), generator=each) for each in generators]).to(like)
 
     return explain

@@ -10,12 +10,12 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from torchpeek.engine import Question, Trace
-from torchpeek.engine.targets import ClassScores
+from torchpeek.engine import Trace
+from torchpeek.engine.targets import BoxScores, ClassScores, ComputedScores, class_logits
 from torchpeek.engine.trace import Bound, Change
 from torchpeek.errors import MetricNotApplicable
 from torchpeek.heatmap import unit_range, upsample
-from torchpeek.metrics.draws import generator_of
+from torchpeek.metrics.draws import fingerprint, generator
 
 Made = TypeVar("Made")
 
@@ -27,9 +27,18 @@ class Explainer(Protocol):
     """Makes heatmaps of other inputs, in the way in which those that are scored were made."""
 
     def __call__(
-        self, inputs: Tensor, rows: Tensor, *, model: nn.Module | None = None, labels: Tensor | None = None
+        self,
+        inputs: Tensor,
+        rows: Tensor,
+        *,
+        model: nn.Module | None = None,
+        labels: Tensor | None = None,
+        draw: int = 0,
     ) -> Tensor:
-        """(n, ...), versions of the samples `rows` -> (n, K, *grid); of another model, or for other classes (n, K)."""
+        """(n, ...), versions of the samples `rows` -> (n, K, *grid); of another model, or for other classes (n, K).
+
+        `draw` tells the times apart that the same is asked of a baseline that is drawn at random.
+        """
         ...
 
 
@@ -56,12 +65,24 @@ class Clean(_Remembering):
     @cached_property
     def probable(self) -> Trace:
         """The same pass, asked for probabilities where what is asked is scores of classes."""
-        question = probability_of(self.trace.question)
+        question = self.trace.question
+        if isinstance(question, ClassScores):
+            if class_logits(self.trace.output).shape[1] < 2:
+                raise MetricNotApplicable(
+                    "the model has one logit, whose softmax is 1 whatever it shows. Next: a metric that runs no pass "
+                    "(torchpeek metrics), or a target that says what the probability is, such as tp.targets.Computed"
+                )
+            question = replace(question, kind="probability")
         return self.trace.asked(Bound(question, tuple(self.trace.given.observed)))
+
+    @cached_property
+    def fingerprints(self) -> list[bytes]:
+        """Of each sample."""
+        return [fingerprint(sample) for sample in self.trace.inputs]
 
     def generators(self, salt: int = 0) -> list[torch.Generator]:
         """For each sample its own random numbers: from the seed and the sample, whatever else is in the batch."""
-        return [generator_of(sample, self.seed, salt) for sample in self.trace.inputs]
+        return [generator(each, self.seed, salt) for each in self.fingerprints]
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,12 +142,13 @@ class Case(_Remembering):
     def ranked(self, values: Tensor) -> Tensor:
         """(N, J, P) -> (N, J, P), int32: the same of any values."""
         values = levelled(values)
-        orders = [torch.randperm(values.shape[2], generator=each) for each in self.clean.generators()]
-        shuffled = torch.stack(orders).to(values.device).unsqueeze(1).expand_as(values)  # (N, J, P)
-        by_value = values.gather(2, shuffled).sort(dim=2, descending=True, stable=True).indices
-        order = shuffled.gather(2, by_value)
-        places = torch.arange(values.shape[2], dtype=torch.int32, device=values.device).expand_as(order)
-        return torch.empty_like(order, dtype=torch.int32).scatter_(2, order, places)
+        places = torch.arange(values.shape[2], dtype=torch.int32, device=values.device).expand_as(values[0])
+        ranks = torch.empty_like(values, dtype=torch.int32)
+        for sample, drawn in enumerate(self.clean.generators()):  # one by one, as sorting takes much memory
+            shuffled = torch.randperm(values.shape[2], generator=drawn).to(values.device).expand_as(values[0])
+            by_value = values[sample].gather(1, shuffled).sort(dim=1, descending=True, stable=True).indices
+            ranks[sample].scatter_(1, shuffled.gather(1, by_value), places)
+        return ranks
 
     def region(self, widened: Callable[[Tensor], Tensor] = lambda regions: regions) -> Tensor:
         """(N, J, *size), bool; `widened` is applied once to each region. Raises MetricNotApplicable where none is."""
@@ -170,19 +192,19 @@ class Case(_Remembering):
 
 def levelled(values: Tensor) -> Tensor:
     """(N, J, P) -> (N, J, P): whole numbers in the same order, equal where rounding alone tells two apart."""
-    return (values / (values.abs().amax(2, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny) * _SAME)).round()
+    largest = values.abs().amax(2, keepdim=True)
+    return (values / torch.where(largest > 0, largest, 1) / _SAME).round()
 
 
-def probability_of(question: Question) -> Question:
-    """The same question, of the classes' probabilities; as it is where it is not of classes."""
-    return replace(question, kind="probability") if isinstance(question, ClassScores) else question
-
-
-def check_positive(scores: Tensor, name: str) -> None:
-    """Raise MetricNotApplicable unless all scores can be taken for probabilities."""
-    if bool(((scores < 0) | (scores > 1)).any()):
-        wrong = float(scores[(scores < 0) | (scores > 1)][0])
+def check_probability(case: Case, name: str) -> None:
+    """Raise MetricNotApplicable unless what is scored is a probability: of a class, a box, or as it is computed."""
+    question = case.clean.trace.question
+    known = isinstance(question, ClassScores) or (isinstance(question, BoxScores) and question.what == "score")
+    numbers = torch.cat([case.scores, case.masked_scores])
+    computed = isinstance(question, ComputedScores) and bool(((numbers >= 0) & (numbers <= 1)).all())
+    if not known and not computed:
         raise MetricNotApplicable(
-            f"{name} is of probabilities; what is asked here is {wrong:.4g} for a clean input. Ask for a class, or a "
-            "detected box's score, or choose another metric (torchpeek metrics)"
+            f"{name} is of probabilities, and what is asked here is none: {getattr(question, 'kind', question)}. Ask "
+            "for a class, a detected box's score, or tp.targets.Computed with numbers in [0, 1]; or choose another "
+            "metric (torchpeek metrics)"
         )

@@ -53,7 +53,7 @@ def infidelity(case: Case, *, samples: int = 50, baseline: str = "zeros") -> Sco
     sums = _sums(case, subsets).double()
     energy = (sums**2).sum(2, keepdim=True)
     beta = torch.where(energy > 0, (sums * lost).sum(2, keepdim=True) / energy, 0)
-    return Scored(((beta * sums - lost) ** 2).mean(2).to(case.scores))
+    return Scored(((beta * sums - lost) ** 2).mean(2).to(case.values))
 
 
 def random_squares(size: torch.Size, samples: int, seed: int) -> Tensor:
@@ -72,10 +72,15 @@ def random_squares(size: torch.Size, samples: int, seed: int) -> Tensor:
 
 def correlation(one: Tensor, other: Tensor) -> Tensor:
     """(N, J, n) and the same -> (N, J): Pearson's, over the last axis; 0 where one of them does not vary."""
-    one, other = (each.double() - each.double().mean(2, keepdim=True) for each in (one, other))
-    norms = one.norm(dim=2) * other.norm(dim=2)
-    found = torch.where(norms > 1e-12, (one * other).sum(2) / norms.clamp(min=1e-300), 0)
-    return found.float() if found.dtype != torch.float64 else found
+    first, second = _centred(one.double()), _centred(other.double())
+    return (first * second).sum(2).to(one)
+
+
+def _centred(values: Tensor) -> Tensor:
+    """(N, J, n): less their mean, divided by their norm then; zeros where they vary by rounding alone."""
+    centred = values - values.mean(2, keepdim=True)
+    norm, whole = centred.norm(dim=2, keepdim=True), values.norm(dim=2, keepdim=True)
+    return torch.where(norm > 1e-7 * whole, centred / norm, 0)
 
 
 def _sums(case: Case, subsets: Tensor) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from torchpeek.cam.method import check_number
 from torchpeek.metrics.case import Case
 from torchpeek.metrics.metric import Scored, metric
+
+_AT_ONCE = 2**24  # numbers that are compared at once
 
 
 @metric("pointing-game", needs="region", higher_is_better=True, paper="arXiv:1608.00507")
@@ -25,15 +26,15 @@ def pointing_game(case: Case, *, tolerance: float = 15.0) -> Scored:
 
 def widened(region: Tensor, distance: float) -> Tensor:
     """(N, R, *size), bool: with all positions at most so far from it, in a straight line."""
-    radius, axes = int(distance), region.ndim - 2
-    if not radius:
-        return region
-    around = torch.arange(-radius, radius + 1, dtype=torch.float64, device=region.device)
-    squares = sum((around**2).view(-1, *(1 for _ in range(axis))) for axis in range(axes))
-    ball = (torch.as_tensor(squares) <= distance**2).float()
-    convolved = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
-    rows = region.flatten(0, 1).unsqueeze(1).float()  # (N * R, 1, *size)
-    return (convolved(rows, ball.view(1, 1, *ball.shape), padding=radius) > 0.5).view(region.shape)
+    squares = torch.where(region, 0.0, torch.inf)  # of the distance to the region, along the axes so far
+    for axis in range(2, region.ndim):
+        lines = squares.movedim(axis, -1)
+        along = torch.arange(lines.shape[-1], dtype=torch.float32, device=region.device)
+        steps = (along.unsqueeze(1) - along) ** 2  # (length, length)
+        parts = torch.split(lines.flatten(0, -2), max(1, _AT_ONCE // steps.numel()))
+        nearest = torch.cat([(part.unsqueeze(1) + steps).amin(2) for part in parts])
+        squares = nearest.view(lines.shape).movedim(-1, axis)
+    return squares <= distance**2
 
 
 @metric("energy-pointing-game", needs="region", higher_is_better=True, paper="arXiv:1910.01279")
@@ -45,7 +46,7 @@ def energy_pointing_game(case: Case) -> Scored:
     return _where_there_is_one(case, torch.where(total > 0, inside / total, 0))
 
 
-@metric("grid-pointing-game", needs="region", higher_is_better=True, paper="arXiv:2103.10689")
+@metric("grid-pointing-game", needs="region", higher_is_better=True, paper="arXiv:2104.00032")
 def grid_pointing_game(case: Case) -> Scored:
     """Share of the positive energy in the class's own cell of a mosaic of pictures (CoDA Nets).
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from torchpeek.metrics.case import Case, check_positive
+from torchpeek.metrics.case import Case, check_probability
 from torchpeek.metrics.metric import Scored, metric
 
 
@@ -24,21 +24,25 @@ def average_drop(case: Case) -> Scored:
 
     An all-ones heatmap loses nothing, which is why it stands in every leaderboard.
     """
+    check_probability(case, "average-drop")
     clean = case.scores
-    check_positive(clean, "average-drop")
     # Of a probability that is zero in this precision nothing can be lost.
     return Scored(torch.where(clean > 0, (clean - case.masked_scores).clamp(min=0) / clean, 0))
 
 
 @metric("increase", needs="passes", higher_is_better=True, paper=_PAPER, passes=_one)
 def increase(case: Case) -> Scored:
-    """Whether the probability rises when the input is multiplied by the heatmap (Grad-CAM++, section 4)."""
-    return Scored((case.masked_scores > case.scores).to(case.scores))
+    """Whether the probability rises when the input is multiplied by the heatmap (Grad-CAM++, section 4).
+
+    By more than rounding: passes in chunks of another size do not give the same number to the last digit.
+    """
+    rounding = max(1e-5, 8 * torch.finfo(case.inputs.dtype).eps)
+    return Scored((case.masked_scores > case.scores + rounding * case.scores.abs()).to(case.scores))
 
 
 @metric("average-gain", needs="passes", higher_is_better=True, paper="arXiv:2301.07002", passes=_one)
 def average_gain(case: Case) -> Scored:
     """How much of what is missing to 1 the probability gains by the same (Opti-CAM)."""
+    check_probability(case, "average-gain")
     clean = case.scores
-    check_positive(clean, "average-gain")
     return Scored(torch.where(clean < 1, (case.masked_scores - clean).clamp(min=0) / (1 - clean), 0))

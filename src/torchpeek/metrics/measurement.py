@@ -21,7 +21,7 @@ class Interval(NamedTuple):
     samples: int  # that have a value
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]" if self.low == self.low else f"{self.mean:.3f}"
+        return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]" if self.low == self.low else f"{self.mean:.4g}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +54,12 @@ class Measurement:
         return bootstrap(difference if self.higher_is_better else -difference, confidence, self.seed)
 
     def beats(self, baseline: str, confidence: float = 0.95) -> bool:
-        """Whether it is better than a baseline by more than chance has it; never of one sample."""
-        return self.ahead_of(baseline, confidence).low > 0
+        """Whether it is better than a baseline by more than chance has it; never of fewer than six samples.
+
+        Of a few the bootstrap's intervals are too narrow, and a lucky pair would do.
+        """
+        found = self.ahead_of(baseline, confidence)
+        return found.samples >= FEWEST and found.low > 0
 
     def _baseline(self, name: str) -> Tensor:
         if name not in self.baselines:
@@ -92,17 +96,19 @@ class Measurements(Mapping[str, Measurement]):
         return [row(self.method, each) for each in self.values()]
 
 
+FEWEST = 6  # samples, of which it is said whether a method is better than a baseline
 HEADER = ("method", "metric", "better", "mean", "random", "centre", "better than")
 
 
 def row(method: str, each: Measurement) -> tuple[str, ...]:
     """One line of a table: the mean with its interval, both baselines' means, and which of them it is better than."""
-    beaten = [name for name in each.baselines if each.beats(name)]
+    found = each.interval()
+    beaten = [name for name in each.baselines if found.samples >= FEWEST and each.beats(name)]
     said = "both" if len(beaten) == 2 else " and ".join(beaten) or "neither"
-    if each.interval().samples < 2:
-        said = "one sample cannot tell"
-    means = [f"{_mean(_of_samples(values)):.3f}" for values in each.baselines.values()]
-    return method, each.metric, "higher" if each.higher_is_better else "lower", str(each.interval()), *means, said
+    if found.samples < FEWEST:
+        said = "too few to tell"
+    means = [f"{_mean(_of_samples(values)):.4g}" for values in each.baselines.values()]
+    return method, each.metric, "higher" if each.higher_is_better else "lower", str(found), *means, said
 
 
 def joined(parts: Sequence[Measurements]) -> Measurements:
@@ -144,7 +150,9 @@ def bootstrap(values: Tensor, confidence: float = 0.95, seed: int = 0, draws: in
     if len(known) < 2:
         return Interval(_mean(known), float("nan"), float("nan"), len(known))
     generator = torch.Generator().manual_seed(seed)
-    means = known[torch.randint(len(known), (draws, len(known)), generator=generator)].mean(1)
+    at_once = max(1, 2**22 // len(known))
+    counts = [min(at_once, draws - start) for start in range(0, draws, at_once)]
+    means = torch.cat([known[torch.randint(len(known), (n, len(known)), generator=generator)].mean(1) for n in counts])
     edges = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
     low, high = means.quantile(edges).tolist()
     return Interval(_mean(known), low, high, len(known))

@@ -19,7 +19,7 @@ class Mosaic(NamedTuple):
 
 
 def mosaic(pictures: Tensor) -> Mosaic:
-    """n * n pictures (n * n, C, H, W), row by row, as one input, and the cell of each; arXiv:2103.10689, section 5.
+    """n * n pictures (n * n, C, H, W), row by row, as one input, and the cell of each; arXiv:2104.00032.
 
     Ask about the class of every picture, `target=[[...]]`, and give `regions` as `masks` to `evaluate`. Each class
     should be of one picture only. Raises InputError for another number of pictures.

@@ -18,6 +18,8 @@ def regions_of(masks: Any, boxes: Any, shape: torch.Size, scores: int, geometry:
     if masks is not None and boxes is not None:
         raise InputError("masks and boxes both say where the object is; give one of them")
     if masks is not None:
+        if isinstance(masks, (list, tuple)) and all(isinstance(each, Tensor) for each in masks):
+            masks = torch.stack(list(masks))
         return _of_masks(torch.as_tensor(masks), shape, scores, geometry)
     if len(shape) != 4:
         raise InputError(f"boxes are of pictures; for inputs of {tuple(shape)} give masks")
@@ -42,7 +44,7 @@ def _of_masks(masks: Tensor, shape: torch.Size, scores: int, geometry: Geometry 
     height, width = wanted
     inside = ((rows >= 0) & (rows < height)).unsqueeze(1) & ((columns >= 0) & (columns < width))
     at = rows.clamp(0, height - 1).long(), columns.clamp(0, width - 1).long()
-    return given[..., at[0], :][..., at[1]] & inside
+    return given[..., at[0], :][..., at[1]] & inside.to(given.device)
 
 
 def _of_boxes(boxes: Any, shape: torch.Size, geometry: Geometry | None) -> Tensor:

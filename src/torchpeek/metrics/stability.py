@@ -13,7 +13,7 @@ from torchpeek.cam.method import check_number, check_whole
 from torchpeek.engine.targets import ClassScores, class_logits
 from torchpeek.errors import MetricNotApplicable
 from torchpeek.heatmap import unit_range, upsample
-from torchpeek.metrics.case import Case, check_positive
+from torchpeek.metrics.case import Case, check_probability, levelled
 from torchpeek.metrics.fidelity import correlation
 from torchpeek.metrics.metric import Scored, metric
 
@@ -57,14 +57,17 @@ def max_sensitivity(case: Case, *, samples: int = 10, radius: float = 0.02) -> S
 def randomisation(case: Case, *, stages: int = 8) -> Scored:
     """Rank correlation with the heatmap after more and more of the model, last parts first, is drawn anew (MPRT).
 
-    The modules that have parameters are taken in so many stages, as many in each, the last ones first. `values` are the
-    mean over the stages, and `curve` begins with 1, before the first. A method that does not depend on what the model
-    has learned stays near 1.
+    Its size, whatever its sign: a heatmap turned round still knows the old one. The modules that have parameters are
+    taken in so many stages, as many in each, or one by one if there are fewer. `values` are the mean over the stages,
+    and `curve` begins with 1, before the first. A method that does not depend on what the model has learned stays near
+    1, and one that is always the same at 1.
     """
     check_whole("stages", stages)
     found = [torch.ones_like(case.values.flatten(2)[..., 0])]
-    for model in randomised(case.clean.trace.runner.model, stages, case.clean.seed):
-        found.append(rank_correlation(case.values.flatten(2), _again(case, case.inputs, model=model).flatten(2)))
+    for number, model in enumerate(randomised(case.clean.trace.runner.model, stages, case.clean.seed)):
+        torch.clear_autocast_cache()  # of the caller's autocast, which would go on with the parameters before
+        again = _again(case, case.inputs, model=model, draw=1 + number)
+        found.append(rank_correlation(case.values.flatten(2), again.flatten(2)).abs())
     curve = torch.stack(found, dim=2)  # (N, J, stages + 1)
     return Scored(curve[..., 1:].mean(2), curve)
 
@@ -73,20 +76,30 @@ def randomised(model: nn.Module, stages: int, seed: int) -> Iterator[nn.Module]:
     """A copy of the model, each time with the parameters of more modules drawn anew; the model itself stays as it is.
 
     Every parameter is drawn, also one that belongs to no layer of its own, from a normal distribution with its own mean
-    and standard deviation (where all its numbers are one, 0.1), each with random numbers of its own.
+    and standard deviation (where all its numbers are the same, a tenth of that), each with random numbers of its own.
     """
-    copied = copy.deepcopy(model)
+    try:
+        with torch.inference_mode(False):
+            copied = copy.deepcopy(model)
+    except Exception as error:
+        raise MetricNotApplicable(
+            f"randomisation works on a copy of the model, and {type(model).__name__} cannot be copied: {error}"
+        ) from error
     generator, drawn = torch.Generator().manual_seed(seed), set[nn.Parameter]()
-    owners = [module for module in copied.modules() if any(True for _ in module.parameters(recurse=False))][::-1]
-    if not owners:
+    owned: list[list[nn.Parameter]] = []
+    for module in copied.modules():
+        parameters = [each for each in module.parameters(recurse=False) if each.is_floating_point()]
+        own = [each for each in dict.fromkeys(parameters) if each not in drawn]  # shared ones with the first
+        drawn.update(own)
+        owned += [own] if own else []
+    if not owned:
         raise MetricNotApplicable(f"randomisation is of a model's parameters; {type(model).__name__} has none")
-    ends = [round(len(owners) * (stage + 1) / stages) for stage in range(stages)]
-    for start, end in zip([0, *ends], ends, strict=False):
-        for module in owners[start:end]:
-            for parameter in module.parameters(recurse=False):
-                if parameter not in drawn and parameter.is_floating_point():
-                    drawn.add(parameter)
-                    _draw(parameter, generator)
+    owned, stages = owned[::-1], min(stages, len(owned))
+    for stage in range(stages):
+        first, last = (round(len(owned) * each / stages) for each in (stage, stage + 1))
+        with torch.inference_mode(False):
+            for parameter in (each for own in owned[first:last] for each in own):
+                _draw(parameter, generator)
         yield copied
 
 
@@ -95,12 +108,14 @@ def _draw(parameter: nn.Parameter, generator: torch.Generator) -> None:
         values = parameter.detach().double()
         mean, spread = values.mean(), values.std(correction=0)
         normal = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(values.device)
-        parameter.copy_(mean + normal * (spread if spread > 0 else 0.1))
+        # Where all are the same number: a tenth of it.
+        apart = spread if spread > 0 else 0.1 * (mean.abs() if mean != 0 else 1)
+        parameter.copy_(mean + normal * apart)
 
 
 @metric("random-class", needs="explanations", higher_is_better=False, paper="arXiv:1912.09818", explanations=_one)
 def random_class(case: Case) -> Scored:
-    """Rank correlation with the heatmap for another class, drawn at random (Sixt et al.).
+    """Rank correlation, whatever its sign, with the heatmap for another class, drawn at random (Sixt et al.).
 
     A method that shows the same whatever class it is asked about stays at 1.
     """
@@ -111,13 +126,14 @@ def random_class(case: Case) -> Scored:
         torch.randint(1, number, question.labels.shape[1:], generator=each) for each in case.clean.generators(salt=3)
     ]
     others = (question.labels + torch.stack(shifts).to(question.labels)) % number  # never the class itself
-    return Scored(rank_correlation(case.values.flatten(2), _again(case, case.inputs, labels=others).flatten(2)))
+    again = _again(case, case.inputs, labels=others, draw=1)
+    return Scored(rank_correlation(case.values.flatten(2), again.flatten(2)).abs())
 
 
 @metric("adcc", needs="explanations", higher_is_better=True, paper="arXiv:2104.10252", passes=_one, explanations=_one)
 def adcc(case: Case) -> Scored:
     """Harmonic mean of coherency, 1 - complexity and 1 - average drop (Poppi et al.)."""
-    check_positive(case.scores, "adcc")
+    check_probability(case, "adcc")
     coherency = torch.zeros_like(case.scores)
     methods, scores = len(case.explainers), case.classes
     rows = torch.arange(len(case.inputs))
@@ -134,8 +150,13 @@ def adcc(case: Case) -> Scored:
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
-    """(N, J, n) and the same -> (N, J): Spearman's, equal values at their mean rank; 0 where one does not vary."""
-    return correlation(_ranks(one), _ranks(other)).to(one)
+    """(N, J, n) and the same -> (N, J): Spearman's, equal values at their mean rank.
+
+    0 where one of them does not vary, and 1 where neither does.
+    """
+    first, second = levelled(one), levelled(other)
+    neither = ((first == first[..., :1]) & (second == second[..., :1])).all(2)
+    return torch.where(neither, 1, correlation(_ranks(first), _ranks(second)).to(one))
 
 
 def _ranks(values: Tensor) -> Tensor:
