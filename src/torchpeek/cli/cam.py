@@ -7,15 +7,14 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from torchpeek.cam import METHODS, Smoothing, find_method
-from torchpeek.cli.answers import Names
+from torchpeek.cam import Smoothing
 from torchpeek.cli.asking import Wanted
+from torchpeek.cli.choosing import Chosen
 from torchpeek.cli.console import print_json, print_skipped, print_table, progress
 from torchpeek.cli.gallery import Gallery, Looks
-from torchpeek.cli.loading import Flag, Many, loaded_model, selection
-from torchpeek.errors import LayerNotFound, OptionError, TargetError, notify
-from torchpeek.explain import How, trace
-from torchpeek.models import LoadedModel
+from torchpeek.cli.loading import Flag, Many, loaded_model
+from torchpeek.errors import OptionError
+from torchpeek.explain import How
 from torchpeek.render import COLORMAPS
 from torchpeek.store import OutputFolder, find_pictures
 
@@ -135,29 +134,17 @@ def cam(
         )
     if batch_size < 1:
         raise OptionError("--batch-size is at least 1")
-    if layout is not None and not layer:
-        raise OptionError(f"--layout {layout!r} says how a layer is to be read; say which with --layer")
     if colormap not in COLORMAPS or not 0 <= alpha <= 1:
         raise OptionError(
             f"--colormap is one of {', '.join(COLORMAPS)}, and --alpha 0 to 1; got {colormap} and {alpha}"
         )
-    how = How(fuse, Smoothing() if smooth else None, seed)
     wanted = Wanted(class_ or [], top, contrast, box or [], pixels, text or [])
-    names = _one_pass() if "all" in method else list(dict.fromkeys(find_method(name).name for name in method))
-    if layer:
-        _check_layer_is_used(names)
+    chosen = Chosen(wanted, method, option or [], layer, layout, How(fuse, Smoothing() if smooth else None, seed))
     found = find_pictures(pictures)
     loaded = loaded_model(model, weights, trust_pickle=trust_pickle, device=device, trust_remote_code=trust_remote_code)
-    target = wanted.target(loaded)
-    named = selection(layer)
-    layers = named[0] if named and len(named) == 1 and fuse is None else named
-    if "all" in method:
-        names = _applicable(loaded, found, names, layers, layout, target)
-    options = _options(names, option or [])
+    explaining = chosen.explaining(loaded, found)
     folder = OutputFolder.prepared(out, overwrite=overwrite)
-    called = Names(loaded.class_names, wanted.asked_texts, wanted.ranks)
-    looks = Looks(colormap, alpha, fade, extract)
-    gallery = Gallery(loaded, folder, options, layers, layout, target, called, how, looks)
+    gallery = Gallery(explaining, folder, Looks(colormap, alpha, fade, extract))
     try:
         with progress("explaining", len(found)) as advance:
             for start in range(0, len(found), batch_size):
@@ -188,73 +175,3 @@ def _print(results: dict[str, Any], rows: list[tuple[str, ...]]) -> None:
     if rows:
         print(f"layer: {results['about']['layer']}")
     print(f"report: {results['report']}")
-
-
-def _check_layer_is_used(names: list[str]) -> None:
-    """Raise OptionError where none of the methods looks at a layer that is named; say so where only some do."""
-    every = [name for name in names if METHODS[name].layers == "all"]
-    looking = "looks" if len(every) == 1 else "look"
-    if len(every) == len(names):
-        raise OptionError(
-            f"--layer is for methods that look at one layer or at some; {', '.join(every)} {looking} at every layer of "
-            "the model. Leave --layer away"
-        )
-    if every:
-        notify(f"--layer is for the other methods; {', '.join(every)} {looking} at every layer of the model")
-
-
-def _one_pass() -> list[str]:
-    return [name for name, method in METHODS.items() if method.cheap and method.layers == "one"]
-
-
-def _options(names: list[str], given: list[str]) -> dict[str, dict[str, Any]]:
-    """For each method the options that were given and that it has. Raises OptionError for one that none has."""
-    options: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for each in given:
-        key, equals, text = each.partition("=")
-        having = [name for name in names if key in METHODS[name].options]
-        if not equals or not having:
-            known = sorted({option for name in names for option in METHODS[name].options})
-            raise OptionError(
-                f"--option {each!r}: allowed are NAME=VALUE, and of {', '.join(names)} these: "
-                f"{', '.join(known) or 'none, as they have no options'}"
-            )
-        for name in having:
-            options[name][key] = _parsed(key, text, METHODS[name].options[key])
-    return options
-
-
-def _parsed(key: str, text: str, default: Any) -> Any:
-    """The text as what the option's default is."""
-    try:
-        match default:
-            case int():
-                return int(text)
-            case float():
-                return float(text)
-            case None if text.replace(".", "", 1).isdigit():
-                return float(text)
-    except ValueError as error:
-        raise OptionError(f"--option {key}={text!r}: allowed is a number, such as {default or 1}") from error
-    return text
-
-
-def _applicable(
-    loaded: LoadedModel,
-    found: list[Path],
-    names: list[str],
-    layers: str | list[str] | None,
-    layout: str | None,
-    target: Any,
-) -> list[str]:
-    """All of these methods but those that the model's head rules out, tried on the first picture that can be read."""
-    for path in found:
-        try:
-            kept = trace(loaded, path, layer=layers, layout=layout, target=target, gradients=False)
-            headless = any(kept.only(layer).head is None for layer in kept.at)
-        except (LayerNotFound, TargetError):
-            raise
-        except Exception:  # of this picture; it is named when its turn comes
-            continue
-        return [name for name in names if METHODS[name].needs != "head" or not headless]
-    return names

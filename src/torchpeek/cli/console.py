@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from torchpeek.engine.progress import console
+from torchpeek.store import json_text
 
 
 class Advance(Protocol):
@@ -27,11 +26,6 @@ class Advance(Protocol):
 def print_json(value: Any) -> None:
     """For machines."""
     sys.stdout.write(json_text(value))
-
-
-def json_text(value: Any) -> str:
-    """As `print_json` prints it. JSON has no NaN and no infinity: they are "nan", "inf" and "-inf"."""
-    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def print_written(folder: Path, *what: str) -> None:
@@ -85,17 +79,6 @@ def progress(what: str, total: int) -> Iterator[Advance]:
                 sys.stderr.write(f"{what}: {done} of {total}\n")
 
         yield advance
-
-
-def _finite(value: Any) -> Any:
-    match value:
-        case Mapping():
-            return {key: _finite(each) for key, each in value.items()}
-        case list() | tuple():
-            return [_finite(each) for each in value]
-        case float() if not math.isfinite(value):
-            return str(value)
-    return value
 
 
 def _plain(console: Console, table: Table) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchpeek.anatomy import activations, statistics
 from torchpeek.anatomy.statistics import LayerStatistics
-from torchpeek.cli.console import counted, json_text, print_json, print_skipped, print_table, print_written, progress
+from torchpeek.cli.console import counted, print_json, print_skipped, print_table, print_written, progress
 from torchpeek.cli.loading import (
     Flag,
     Many,
@@ -32,7 +32,7 @@ from torchpeek.hooks import nested, select
 from torchpeek.integrations.tensorboard import add_features
 from torchpeek.models import LoadedModel
 from torchpeek.render import feature_grid
-from torchpeek.store import OutputFolder, find_pictures, png_bytes, tensor_bytes
+from torchpeek.store import OutputFolder, find_pictures, json_text, png_bytes, tensor_bytes
 
 
 def features(

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
 
-from torchpeek._version import __version__
 from torchpeek.cam import METHODS
-from torchpeek.cli.answers import Answer, Answers, Corners, Names, answers, renamed
-from torchpeek.cli.console import json_text
-from torchpeek.engine import Target, Trace
+from torchpeek.cli.answers import Answer, Answers, Corners, answers
+from torchpeek.cli.explaining import Explaining, facts_of, looked_at
 from torchpeek.errors import FileError, LayerNotFound, MethodError, OptionError, TargetError
-from torchpeek.explain import How, compare, trace
-from torchpeek.heatmap import Heatmap, Provenance
-from torchpeek.models import LoadedModel
+from torchpeek.heatmap import Heatmap
 from torchpeek.picture import Picture
 from torchpeek.render import extract, mosaic, overlay
 from torchpeek.render.report import Report, ReportClass, ReportMap, ReportPicture, embedded, report_html
-from torchpeek.store import OutputFolder, file_stem, png_bytes, save_bytes
+from torchpeek.store import OutputFolder, file_stem, json_text, png_bytes, save_bytes
 
-# What a score is of, where its own name does not say it.
-_OF = {"score of a detected box": "", "cosine similarity": " of picture and text"}
 _ON_ONE_PAGE = 60  # pictures; a page of more is slow to open
 
 
@@ -40,19 +32,18 @@ class Looks:
     fade: bool = False
     extracts: bool = False
 
+    @property
+    def said(self) -> str:
+        """For a report."""
+        return f"{self.colormap}, alpha {self.alpha:g}{', fading with the value' if self.fade else ''}"
+
 
 @dataclass
 class Gallery:
     """Explains pictures into a folder, and remembers what it wrote."""
 
-    loaded: LoadedModel
+    explaining: Explaining
     folder: OutputFolder
-    methods: Mapping[str, Mapping[str, Any]]  # name -> options
-    layer: str | list[str] | None
-    layout: str | None
-    target: Target
-    names: Names
-    how: How
     looks: Looks
     _rows: list[dict[str, Any]] = field(default_factory=list)  # one for each picture
     _cells: list[tuple[str, ...]] = field(default_factory=list)  # one for each map
@@ -71,7 +62,7 @@ class Gallery:
         pictures: list[tuple[Path, Picture]] = []
         for path in paths:
             try:
-                pictures.append((path, self.loaded.read(path)))
+                pictures.append((path, self.explaining.loaded.read(path)))
             except FileError as error:
                 self._skipped[str(path)] = str(error).removeprefix(f"{path}: ")
         for group in _of_one_shape(pictures):
@@ -94,7 +85,7 @@ class Gallery:
         """
         if self.empty and self._errors:
             raise self._errors[0]
-        methods = {name: METHODS[name].summary for name in self.methods}
+        methods = {name: METHODS[name].summary for name in self.explaining.methods}
         left_out = len(self._rows) - len(self._page)
         facts = {**self._facts, "layer": "; ".join(self._layers)} if self._facts else {}
         page = Report(facts, methods, self._page, self.looks.colormap, self._skipped, left_out)
@@ -104,19 +95,8 @@ class Gallery:
         return results
 
     def _explain(self, group: Sequence[tuple[Path, Picture]]) -> None:
-        used = [METHODS[name] for name in self.methods]
-        tensor = torch.cat([picture.tensor for _, picture in group])
         try:
-            kept = trace(
-                self.loaded,
-                tensor,
-                layer=self.layer,
-                layout=self.layout,
-                target=self.target,
-                gradients=any(method.needs == "gradients" for method in used),
-                ablations=any(method.ablates for method in used),
-            )
-            maps = self._maps(kept, tensor)
+            kept, maps = self.explaining.of(torch.cat([picture.tensor for _, picture in group]))
         except (LayerNotFound, TargetError, MethodError, OptionError):
             raise
         except Exception as error:
@@ -129,31 +109,11 @@ class Gallery:
             return
         for heatmap in maps.values():
             made = heatmap.provenance
-            self._facts = self._facts or _facts(made, self.looks)
-            self._layers[_looked_at(made)] = None  # it may be another one for another size
+            self._facts = self._facts or facts_of(made, overlays=self.looks.said)
+            self._layers[looked_at(made)] = None  # it may be another one for another size
         for n, (path, picture) in enumerate(group):
-            said = answers(kept, n, picture, self.names)
+            said = answers(kept, n, picture, self.explaining.names)
             self._write(path, picture, {name: heatmap[n] for name, heatmap in maps.items()}, said)
-
-    def _maps(self, kept: Trace, tensor: Tensor) -> dict[str, Heatmap]:
-        """From the trace, but for the methods that look at attention, or combine layers where none are named."""
-        how: dict[str, Any] = {"fuse": self.how.fuse, "smooth": self.how.smooth, "seed": self.how.seed}
-        many = [name for name in self.methods if METHODS[name].layers == "many" or self.how.fuse is not None]
-        own = many if self.layer is None else []
-        own += [name for name in self.methods if METHODS[name].needs == "attention"]
-        shared = {name: options for name, options in self.methods.items() if name not in own}
-        found: dict[str, Heatmap] = {}
-        if shared:
-            found |= compare(kept, methods=shared, **how)
-        if own:
-            theirs = {name: self.methods[name] for name in own}
-            found |= compare(self.loaded, tensor, methods=theirs, target=kept.bound(), **how)
-        return {name: self._named(found[name]) for name in self.methods}
-
-    def _named(self, heatmap: Heatmap) -> Heatmap:
-        made = heatmap.provenance
-        names = renamed(heatmap.question, made.class_names, self.names)
-        return replace(heatmap, provenance=replace(made, class_names=names))
 
     def _write(self, path: Path, picture: Picture, maps: dict[str, Heatmap], said: Answers) -> None:
         stem = self._new_stem(path)
@@ -231,27 +191,6 @@ def _outlined(image: Image.Image, box: Corners) -> Image.Image:
         corners = (left + inset, top + inset, max(left + inset, right - inset), max(top + inset, bottom - inset))
         draw.rectangle(corners, outline=colour, width=thick)
     return copy
-
-
-def _looked_at(made: Provenance) -> str:
-    """The layer, why that one, and how it was read where that is not as a convolution's output is."""
-    first = made.layout.startswith("channels-first") and "," not in made.layout
-    read = "" if first or not made.layout else f", read as {made.layout}"
-    return f"{made.layer} ({made.layer_reason}{read})"
-
-
-def _facts(made: Provenance, looks: Looks) -> dict[str, str]:
-    """What holds for every picture."""
-    kind, *part = re.split("(?=, from )", made.score, maxsplit=1)
-    return {
-        "model": made.model,
-        "weights": made.weights or "the model's own",
-        "layer": _looked_at(made),
-        "preprocessing": made.preprocess,
-        "score": f"{kind}{_OF.get(kind, ' of the class')}{''.join(part)}",
-        "overlays": f"{looks.colormap}, alpha {looks.alpha:g}{', fading with the value' if looks.fade else ''}",
-        "computed": f"in {made.dtype} on {made.device}, torch {made.torch}, torchpeek {__version__}",
-    }
 
 
 def _of_one_shape(pictures: Sequence[tuple[Path, Picture]]) -> Iterator[list[tuple[Path, Picture]]]:

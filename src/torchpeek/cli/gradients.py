@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchpeek.anatomy import GradientFlow, gradient_flow
-from torchpeek.cli.console import json_text, print_json, print_skipped, print_table, print_written
+from torchpeek.cli.console import print_json, print_skipped, print_table, print_written
 from torchpeek.cli.loading import (
     Flag,
     Many,
@@ -28,7 +28,7 @@ from torchpeek.errors import FileError, OptionError
 from torchpeek.integrations.tensorboard import add_gradient_flow
 from torchpeek.models import LoadedModel
 from torchpeek.render import gradient_flow as gradient_flow_plot
-from torchpeek.store import figure_bytes, find_pictures
+from torchpeek.store import figure_bytes, find_pictures, json_text
 
 
 def gradients(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchpeek.anatomy import kernels as kernels_of
-from torchpeek.cli.console import counted, json_text, print_json, print_table, print_written
+from torchpeek.cli.console import counted, print_json, print_table, print_written
 from torchpeek.cli.loading import (
     Flag,
     Many,
@@ -26,7 +26,7 @@ from torchpeek.cli.loading import (
 )
 from torchpeek.integrations.tensorboard import add_kernels
 from torchpeek.render import kernel_grid
-from torchpeek.store import png_bytes, tensor_bytes
+from torchpeek.store import json_text, png_bytes, tensor_bytes
 
 
 def kernels(

@@ -10,10 +10,11 @@ import torch
 from cyclopts import Parameter
 
 from torchpeek.anatomy import layers as layer_table
-from torchpeek.cli.console import json_text, print_json, print_table, print_written
+from torchpeek.cli.console import print_json, print_table, print_written
 from torchpeek.cli.loading import Flag, Out, output_folder
 from torchpeek.errors import InputError
 from torchpeek.models import Preprocess, load_model
+from torchpeek.store import json_text
 
 
 def layers(

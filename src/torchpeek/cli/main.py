@@ -13,11 +13,13 @@ from rich.console import Console
 
 from torchpeek._version import __version__
 from torchpeek.cli.cam import cam
+from torchpeek.cli.evaluate import evaluate
 from torchpeek.cli.features import features
 from torchpeek.cli.gradients import gradients
 from torchpeek.cli.kernels import kernels
 from torchpeek.cli.layers import layers
 from torchpeek.cli.methods import methods
+from torchpeek.cli.metrics import metrics
 from torchpeek.errors import Notice, TorchpeekError
 
 OK, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -33,7 +35,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-for command in (cam, layers, kernels, features, gradients, methods):
+for command in (cam, evaluate, layers, kernels, features, gradients, methods, metrics):
     app.command(command)
 
 

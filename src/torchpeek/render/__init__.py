@@ -1,6 +1,7 @@
 """From tensors to pictures: uint8 RGB, as PIL images, pages of them, and plots."""
 
 from torchpeek.render.colormaps import COLORMAPS
+from torchpeek.render.curves import curves
 from torchpeek.render.grids import feature_grid, kernel_grid
 from torchpeek.render.mosaic import mosaic
 from torchpeek.render.overlay import extract, overlay, placed
@@ -8,6 +9,7 @@ from torchpeek.render.plots import gradient_flow, histograms
 
 __all__ = [
     "COLORMAPS",
+    "curves",
     "extract",
     "feature_grid",
     "gradient_flow",

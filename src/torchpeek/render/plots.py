@@ -1,4 +1,4 @@
-"""Numbers about a network as plots: the only file that draws with matplotlib, and never through pyplot."""
+"""Numbers about a network as plots. Drawn with matplotlib, and never through pyplot."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def gradient_flow(rows: Sequence[GradientRow], *, log: bool = True, title: str =
     red. With many layers the figure grows, up to 24 inches; then some names are left out, of marked layers last. A
     `title` comes above what is counted. Needs the extra `plot`. Raises InputError if there are no rows.
     """
-    figure_of = _figure_class()
+    figure_of = figure_class()
     if not rows:
         raise InputError("rows is empty; give at least one parameter's gradient norm")
     layers = list(dict.fromkeys(row.layer for row in rows))
@@ -97,7 +97,7 @@ def histograms(distributions: Mapping[str, tuple[Any, Any]]) -> Figure:
     arrow where zero lies outside. A single bin that towers over all others, as zeros do behind a ReLU, is cut off, and
     its fraction written beside it. Needs the extra `plot`. Raises InputError.
     """
-    figure_of = _figure_class()
+    figure_of = figure_class()
     if not distributions:
         raise InputError("distributions is empty; give at least one layer -> (counts, edges)")
     checked = {name: _checked(name, pair) for name, pair in distributions.items()}
@@ -117,7 +117,8 @@ def histograms(distributions: Mapping[str, tuple[Any, Any]]) -> Figure:
     return figure
 
 
-def _figure_class() -> type[Figure]:
+def figure_class() -> type[Figure]:
+    """Imported when it is needed. Raises TorchpeekError where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:

@@ -1,8 +1,10 @@
-"""Every file and format: pictures in; heatmaps, tensors and folders of results out."""
+"""Every file and format: pictures and regions in; heatmaps, tensors, records and folders of results out."""
 
 from torchpeek.store.folder import OutputFolder, file_stem
 from torchpeek.store.heatmaps import load, save, save_bytes
-from torchpeek.store.pictures import figure_bytes, find_pictures, png_bytes, read_image, upright_rgb
+from torchpeek.store.pictures import figure_bytes, find_pictures, png_bytes, read_image, read_mask, upright_rgb
+from torchpeek.store.records import json_text, parquet_bytes
+from torchpeek.store.regions import find_masks, read_boxes
 from torchpeek.store.tensors import TensorStream, tensor_bytes
 
 __all__ = [
@@ -10,10 +12,15 @@ __all__ = [
     "TensorStream",
     "figure_bytes",
     "file_stem",
+    "find_masks",
     "find_pictures",
+    "json_text",
     "load",
+    "parquet_bytes",
     "png_bytes",
+    "read_boxes",
     "read_image",
+    "read_mask",
     "save",
     "save_bytes",
     "tensor_bytes",

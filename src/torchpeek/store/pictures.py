@@ -1,31 +1,49 @@
-"""Pictures in: found, opened, turned upright, made RGB. Pictures out: as PNG."""
+"""Pictures in: found, opened, turned upright, made RGB, or read as a mask. Pictures out: as PNG."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from glob import glob, has_magic
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from torchpeek.errors import PictureError
+
+Numbers: TypeAlias = npt.NDArray[Any]
+Read = TypeVar("Read")
 
 _ORIENTATION = 0x0112  # EXIF tag
 
 
 def read_image(path: str | PathLike[str]) -> tuple[Image.Image, tuple[str, ...]]:
     """A file as an upright RGB image, with notes of what that took. Raises PictureError, which names the file."""
+    return _read(path, upright_rgb)
+
+
+def read_mask(path: str | PathLike[str]) -> Numbers:
+    """A file as bools (H, W), upright: where it is not black. Raises PictureError, which names the file.
+
+    Of a palette its colours count; of numbers of any depth, whether they are zero.
+    """
+    return _read(path, _not_black)
+
+
+def _read(path: str | PathLike[str], made: Callable[[Image.Image], Read]) -> Read:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
                 opened.load()  # a truncated file fails here, not somewhere later
-                return upright_rgb(opened)
+                return made(opened)
+    except PictureError as error:
+        raise PictureError(f"{path}: {error}") from error
     except UnidentifiedImageError as error:
         raise PictureError(f"{path}: not a picture, or of a format that Pillow cannot read") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -102,6 +120,17 @@ def figure_bytes(figure: Any) -> bytes:
     packed = io.BytesIO()
     figure.savefig(packed, format="png", dpi=150, bbox_inches="tight")
     return packed.getvalue()
+
+
+def _not_black(image: Image.Image) -> Numbers:
+    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min(initial=255) < 255:
+        raise PictureError("as a mask it must not be transparent, which is no colour; save it without alpha")
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("P", "PA", "LA", "RGBA", "CMYK", "YCbCr"):  # in which black is not zero, or alpha no colour
+        image = image.convert("RGB")
+    values = np.asarray(image)
+    found: Numbers = values != 0 if values.ndim == 2 else (values != 0).any(2)
+    return found
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -1,0 +1,193 @@
+"""What `torchpeek evaluate` finds: pictures explained and measured one by one, and what that says of all of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from torchpeek.cli.answers import Answer, answers
+from torchpeek.cli.explaining import Explaining, facts_of, looked_at
+from torchpeek.cli.loading import about
+from torchpeek.cli.regions import Regions
+from torchpeek.engine.targets import ClassScores
+from torchpeek.errors import FileError, LayerNotFound, MethodError, OptionError, TargetError
+from torchpeek.evaluate import evaluate
+from torchpeek.metrics import METRICS, Measurement, Measurements, joined
+
+
+class Scored(NamedTuple):
+    """What was found of one picture."""
+
+    file: Path
+    notes: Sequence[str]
+    asked: Sequence[Answer]  # K
+    scores: Sequence[float]  # K
+    classes: bool  # whether these are of classes, so that metrics read probabilities
+    measured: Mapping[str, Measurements]  # by method
+
+
+COLUMNS: dict[str, type] = {
+    "picture": str,
+    "method": str,
+    "metric": str,
+    "class": int,
+    "class_name": str,
+    "score": float,  # that is explained, of the picture as it is
+    "value": float,
+    "random": float,
+    "centre": float,
+    "higher_is_better": bool,
+    "steps": int,
+    "options": str,  # JSON
+    "seed": int,
+    "model": str,
+    "weights": str,
+    "curve": list,
+    "random_curve": list,
+    "centre_curve": list,
+}
+"""Of results.parquet."""
+
+
+@dataclass
+class Scorebook:
+    """Measures pictures, and remembers."""
+
+    explaining: Explaining
+    metrics: Mapping[str, Mapping[str, Any]]  # name -> options
+    regions: Regions
+    scored: list[Scored] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)  # file -> why
+    _facts: dict[str, str] = field(default_factory=dict)
+    _layers: dict[str, None] = field(default_factory=dict)
+    _errors: list[Exception] = field(default_factory=list)
+
+    def add(self, file: Path) -> None:
+        """One picture. One that cannot be read, explained or measured is noted.
+
+        An error that is the request's and not the picture's is raised.
+        """
+        loaded = self.explaining.loaded
+        try:
+            picture = loaded.read(file)
+        except FileError as error:
+            self.skipped[str(file)] = str(error).removeprefix(f"{file}: ")
+            return
+        try:
+            where = self.regions.of(file, picture)
+            kept, maps = self.explaining.of(picture.tensor)
+            measured = evaluate(loaded, picture, maps, metrics=self.metrics, seed=self.seed, **where)
+        except (LayerNotFound, TargetError, MethodError, OptionError):
+            raise
+        except Exception as error:
+            self.skipped[str(file)] = str(error)
+            self._errors.append(error)
+            return
+        for heatmap in maps.values():
+            self._facts = self._facts or facts_of(heatmap.provenance)
+            self._layers[looked_at(heatmap.provenance)] = None  # it may be another one for another size
+        said = answers(kept, 0, picture, self.explaining.names).asked
+        classes = isinstance(kept.question, ClassScores)
+        self.scored.append(Scored(file, picture.notes, said, numbers(kept.scores[0]), classes, measured))
+
+    def check(self) -> None:
+        """Raise the first picture's error where none could be measured, though some could be read."""
+        if not self.scored and self._errors:
+            raise self._errors[0]
+
+    @property
+    def seed(self) -> int:
+        """For all that is drawn."""
+        return self.explaining.how.seed
+
+    @property
+    def score(self) -> str:
+        """What p of the metrics is: the probability of a class, or what is asked."""
+        return "probability" if all(each.classes for each in self.scored) else self._facts["score"]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What every number hangs on."""
+        layers = {"layer": "; ".join(self._layers)} if self._layers else {}
+        return {
+            **(self._facts or about(self.explaining.loaded)),
+            **layers,
+            "seed": self.seed,
+            "methods": {name: dict(options) for name, options in self.explaining.methods.items()},
+            "metrics": {
+                name: {
+                    "higher_is_better": METRICS[name].higher_is_better,
+                    "options": {**METRICS[name].options, **options},
+                }
+                for name, options in self.metrics.items()
+            },
+            **({"regions": self.regions.source} if self.regions.source else {}),
+        }
+
+    def joined(self) -> dict[str, Measurements]:
+        """For each method those of all pictures; nothing where there are none."""
+        parts = {name: [each.measured[name] for each in self.scored] for name in self.explaining.methods}
+        return {name: joined(each) for name, each in parts.items() if each}
+
+    def pictures(self) -> list[dict[str, Any]]:
+        """For results.json: of each picture what was asked, and what each metric says of each method."""
+        return [
+            {
+                "picture": str(each.file),
+                "notes": list(each.notes),
+                "asked": [
+                    {**answer.facts("class_name" if answer.kind != "similarity" else "name"), "score": score}
+                    for answer, score in zip(each.asked, each.scores, strict=True)
+                ],
+                "values": {
+                    metric: {
+                        method: {"values": numbers(found[metric].values[0])} | _by_baseline(found[metric], 0)
+                        for method, found in each.measured.items()
+                    }
+                    for metric in self.metrics
+                },
+            }
+            for each in self.scored
+        ]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """For results.parquet: one for each picture, metric, method and score."""
+        same = {key: self.about[key] for key in ("model", "weights", "seed")}
+        for each in self.scored:
+            for metric, (method, found) in product(self.metrics, each.measured.items()):
+                for k, (answer, score) in enumerate(zip(each.asked, each.scores, strict=True)):
+                    yield {
+                        **same,
+                        "picture": str(each.file),
+                        "method": method,
+                        "metric": metric,
+                        "class": answer.label,
+                        "class_name": answer.title,
+                        "score": score,
+                        **_row(found[metric], k),
+                    }
+
+
+def numbers(values: Tensor) -> Any:
+    """A list, of lists where there are several axes."""
+    return values.detach().double().cpu().tolist()
+
+
+def _by_baseline(found: Measurement, n: int) -> dict[str, Any]:
+    return {name: numbers(values[n]) for name, values in found.baselines.items()}
+
+
+def _row(found: Measurement, k: int) -> dict[str, Any]:
+    """Of the only sample's score k."""
+    row: dict[str, Any] = {"value": float(found.values[0, k]), "higher_is_better": found.higher_is_better}
+    row |= {name: float(values[0, k]) for name, values in found.baselines.items()}
+    row |= {"steps": found.options.get("steps"), "options": json.dumps(dict(found.options))}
+    if found.curve is not None:
+        row["curve"] = numbers(found.curve[0, k])
+    return row | {f"{name}_curve": numbers(curves[0, k]) for name, curves in found.baseline_curves.items()}

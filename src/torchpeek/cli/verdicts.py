@@ -1,0 +1,121 @@
+"""What metrics say of methods over all pictures: which is best, and which are no better than a heatmap of nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchpeek.metrics import FEWEST, Interval, Measurement, Measurements, row
+
+_SAID = {"random": "a random heatmap", "centre": "a centred Gaussian"}
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """By metric, the best method first."""
+
+    by_metric: Mapping[str, Mapping[str, Measurement]]  # metric -> method -> over all pictures
+
+    @classmethod
+    def of(cls, found: Mapping[str, Measurements]) -> Verdicts:
+        """Of each method its measurements."""
+        metrics = [*next(iter(found.values()))] if found else []
+        return cls({name: _best_first({method: each[name] for method, each in found.items()}) for name in metrics})
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """For a table, under `torchpeek.metrics.HEADER`."""
+        return [row(method, each) for methods in self.by_metric.values() for method, each in methods.items()]
+
+    def sentences(self) -> Iterable[str]:
+        """For each metric: which methods are not better than a baseline, by more than chance has it."""
+        for metric in self.by_metric:
+            rows = [each for each in self.summary if each["metric"] == metric]
+            samples = min(each["pictures"] for each in rows)
+            if samples < FEWEST:
+                of = f"defined for {samples} of the pictures" if samples else "not defined for these pictures"
+                yield f"{metric}: {of}, and of fewer than {FEWEST} nothing can be said of significance"
+                continue
+            worse = {
+                words: [each["method"] for each in rows if baseline not in each["better_than"]]
+                for baseline, words in _SAID.items()
+            }
+            said = [f"not better than {words}: {', '.join(methods)}" for words, methods in worse.items() if methods]
+            subject = "each method is" if len(rows) > 1 else f"{rows[0]['method']} is"
+            yield f"{metric}: " + ("; ".join(said) or f"{subject} better than {' and than '.join(_SAID.values())}")
+
+    @cached_property
+    def summary(self) -> list[dict[str, Any]]:
+        """For results.json: the rows of the table in full."""
+        return [_summary(method, each) for methods in self.by_metric.values() for method, each in methods.items()]
+
+    def panels(self, metrics: Sequence[str]) -> dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        """For each of these metrics that was asked for the curves (N, steps + 1) of the methods, and the baselines'."""
+        return {
+            metric: (
+                {name: _of_samples(each.curve) for name, each in methods.items() if each.curve is not None},
+                _baseline_curves(methods),
+            )
+            for metric, methods in self.by_metric.items()
+            if metric in metrics
+        }
+
+
+def _best_first(methods: Mapping[str, Measurement]) -> dict[str, Measurement]:
+    def place(method: str) -> tuple[bool, float]:
+        mean = _mean(methods[method].values)
+        return math.isnan(mean), -mean if methods[method].higher_is_better else mean
+
+    return {method: methods[method] for method in sorted(methods, key=place)}
+
+
+def _summary(method: str, each: Measurement) -> dict[str, Any]:
+    interval, ahead = each.interval(), {name: each.ahead_of(name) for name in each.baselines}
+    mean_curves = {"curve": each.curve} if each.curve is not None else {}
+    mean_curves |= {f"{name}_curve": curves for name, curves in each.baseline_curves.items()}
+    return {
+        "metric": each.metric,
+        "method": method,
+        "higher_is_better": each.higher_is_better,
+        **_facts(interval),
+        **{name: _mean(values) for name, values in each.baselines.items()},
+        "ahead_of": {name: _facts(by) for name, by in ahead.items()},
+        # Of a few pictures it cannot be told.
+        "better_than": [name for name in ahead if each.beats(name)] if interval.samples >= FEWEST else None,
+        **{name: _of_samples(curves).nanmean(0).tolist() for name, curves in mean_curves.items()},
+    }
+
+
+def _facts(interval: Interval) -> dict[str, Any]:
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "pictures": interval.samples}
+
+
+def _mean(values: Tensor) -> float:
+    return float(_of_samples(values).nanmean())
+
+
+def _of_samples(values: Tensor) -> Tensor:
+    """(N, K, ...) -> (N, ...): the mean of each picture's scores."""
+    return values.detach().double().cpu().nanmean(1)
+
+
+def _baseline_curves(methods: Mapping[str, Measurement]) -> dict[str, Tensor]:
+    """Each once: methods on the same grid have the same ones."""
+    found: dict[str, Tensor] = {}
+    for name in _SAID:
+        grouped: list[tuple[Tensor, list[str]]] = []
+        for method, each in methods.items():
+            curves = _of_samples(each.baseline_curves[name])
+            same = next((those for known, those in grouped if torch.equal(known, curves)), None)
+            if same is None:
+                grouped.append((curves, [method]))
+            else:
+                same.append(method)
+        for curves, those in grouped:
+            found[name if len(grouped) == 1 else f"{name} (grid of {those[0]})"] = curves
+    return found

@@ -1,0 +1,141 @@
+"""What becomes of the score while a picture is removed, or put back, a part at a time: one panel for each metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from torchpeek.errors import InputError
+from torchpeek.render.plots import figure_class
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Curves: TypeAlias = Mapping[str, Tensor]
+"""Name -> (N, steps + 1): of each of N pictures, from the share 0 to 1."""
+
+_COLOURS = ("#3366aa", "#dd7711", "#2a9d5c", "#cc2233", "#8855bb", "#8c5a3c", "#d657a5", "#11a3b5", "#9a9a11")
+_STYLES = ("-", "-.", ":", (0, (8, 1, 1, 1, 1, 1)))
+_DASHED = (("#222222", (0, (6, 2))), ("#8a8a8a", (0, (3, 1.5))), ("#555555", (0, (1.5, 1))))  # grey, and how long
+_SHARES = {
+    "deletion": "share of the picture removed, what matters most first",
+    "insertion": "share of the picture put back, what matters most first",
+}
+_BETTER = {"deletion": "lower is better", "insertion": "higher is better"}
+_DRAWS = 2000
+_SHORT, _LONG = 25, 60  # letters of a name, of which two fit beside each other, and one
+
+
+def curves(
+    panels: Mapping[str, Curves],
+    *,
+    baselines: Mapping[str, Curves] | None = None,
+    score: str = "probability",
+    title: str = "",
+    seed: int = 0,
+) -> Figure:
+    """The mean curve of each method over N pictures, a panel for each metric: a matplotlib Figure.
+
+    `panels` is metric -> method -> (N, steps + 1), such as `{"deletion": {"gradcam": m["deletion"].curve[:, 0]}}`, and
+    `baselines` the like, drawn dashed. The legend has the area under each, in the order given; a method has the same
+    colour in every panel. Of several pictures the band is where the mean lies with 95 % confidence, step by step
+    (percentiles of 2,000 bootstrap draws, by `seed`); a picture with a NaN is left out of its curve. Needs the extra
+    `plot`. Raises InputError.
+    """
+    figure_of = figure_class()
+    dashed = baselines or {}
+    _check(panels, dashed)
+    names = list(dict.fromkeys(name for methods in panels.values() for name in methods))
+    looks: list[dict[str, Any]] = [
+        {"color": colour, "linestyle": style} for style, colour in product(_STYLES, _COLOURS)
+    ]
+    pictures = max(len(values) for methods in panels.values() for values in methods.values())
+    lines = [[*methods, *dashed.get(panel, {})] for panel, methods in panels.items()]
+    longest = max(map(len, lines))
+    columns = 2 if longest > 8 and all(len(name) <= _SHORT for each in lines for name in each) else 1
+    figure = figure_of(figsize=(5.4 * len(panels), 4.2 + 0.2 * -(-longest // columns)), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (panel, methods) in zip(grid, panels.items(), strict=True):
+        for number, (name, values) in enumerate(dashed.get(panel, {}).items()):
+            colour, dashes = _DASHED[number % len(_DASHED)]
+            _draw(axes, f"{name}, baseline", values, color=colour, linestyle=dashes, zorder=3)
+        for name, values in methods.items():
+            look = looks[names.index(name) % len(looks)]
+            _draw(axes, name, values, **look, zorder=2)
+            _draw_band(axes, values, seed, color=look["color"], alpha=min(0.14, 0.3 / len(methods)))
+        axes.set_title(f"{panel}: {_BETTER[panel]}" if panel in _BETTER else panel, fontsize=10, loc="left")
+        axes.set_xlabel(_SHARES.get(panel, "share of the picture"), fontsize=9)
+        axes.set_xlim(0, 1)
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.tick_params(labelsize=8, labelleft=True)
+        _name_lines(axes, len(methods), columns, banded=pictures > 1)
+    grid[0].set_ylabel(f"{score}, {f'mean of {pictures} pictures' if pictures > 1 else '1 picture'}", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _check(panels: Mapping[str, Curves], baselines: Mapping[str, Curves]) -> None:
+    if not panels or not all(panels.values()):
+        raise InputError("panels has nothing to draw; give metric -> method -> curves (N, steps + 1)")
+    if strange := [panel for panel in baselines if panel not in panels]:
+        raise InputError(f"baselines are of {strange[0]!r}, and panels of {', '.join(map(repr, panels))}")
+    for panel, methods in [*panels.items(), *baselines.items()]:
+        for name, values in methods.items():
+            if not isinstance(values, Tensor) or values.ndim != 2 or not len(values) or values.shape[1] < 2:
+                got = tuple(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
+                raise InputError(f"the curves {name!r} of {panel!r} are {got}; allowed: a tensor (N, steps + 1)")
+
+
+def _known(values: Tensor) -> Tensor:
+    """Those without NaN, (n, steps + 1), of which there may be none."""
+    wide = values.detach().double().cpu()
+    return wide[~wide.isnan().any(1)]
+
+
+def _shares(values: Tensor) -> list[float]:
+    found: list[float] = torch.linspace(0, 1, values.shape[1], dtype=torch.float64).tolist()
+    return found
+
+
+def _draw(axes: Axes, name: str, values: Tensor, *, color: str, linestyle: Any, zorder: int) -> None:
+    mean = _known(values).mean(0)
+    area = float(torch.trapezoid(mean, dx=1 / (len(mean) - 1)))
+    label = f"{area:.3f}  {name if len(name) <= _LONG else f'{name[: _LONG - 1]}…'}"
+    look: dict[str, Any] = {"color": color, "linestyle": linestyle, "linewidth": 1.4, "zorder": zorder}
+    axes.plot(_shares(values), mean.tolist(), label=label, **look)
+
+
+def _draw_band(axes: Axes, values: Tensor, seed: int, *, color: str, alpha: float) -> None:
+    known = _known(values)
+    if len(known) < 2:  # of one picture nothing can be said
+        return
+    generator = torch.Generator().manual_seed(seed)
+    means = []
+    for _ in range(_DRAWS):
+        drawn = torch.randint(len(known), (len(known),), generator=generator)
+        means.append(drawn.bincount(minlength=len(known)).double() @ known / len(known))
+    low, high = torch.stack(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).tolist()
+    axes.fill_between(_shares(values), low, high, color=color, alpha=alpha, linewidth=0, zorder=1)
+
+
+def _name_lines(axes: Axes, methods: int, columns: int, *, banded: bool) -> None:
+    """The methods, and then the baselines, which are drawn first."""
+    lines = axes.lines[-methods:] + axes.lines[:-methods]
+    axes.legend(
+        handles=lines,
+        title=f"area under the mean curve{'; bands: 95 % interval of the mean' if banded else ''}",
+        title_fontsize=8,
+        fontsize=8,
+        ncols=columns,
+        loc="upper left",
+        bbox_to_anchor=(0, -0.16),
+        frameon=False,
+        alignment="left",
+        borderaxespad=0,
+        borderpad=0,
+    )

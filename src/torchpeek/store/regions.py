@@ -1,0 +1,58 @@
+"""Where objects are in pictures: a JSON file of boxes, or a folder of masks."""
+
+from __future__ import annotations
+
+import json
+import math
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from torchpeek.errors import FormatError
+from torchpeek.store.pictures import find_pictures
+
+Box: TypeAlias = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+_ALLOWED = '{"cat.jpg": [[left, top, right, bottom], ...], ...}'
+
+
+def read_boxes(path: str | PathLike[str]) -> dict[str, list[Box]]:
+    """A JSON file of boxes, by the name or path of their picture. Raises FormatError for what is none."""
+    try:
+        given = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be opened ({(error.strerror or str(error)).lower()})") from error
+    except ValueError as error:  # no JSON, or no text
+        raise FormatError(f"{path}: not JSON ({error}); allowed: {_ALLOWED}") from error
+    if not isinstance(given, dict):
+        raise FormatError(f"{path}: a JSON {type(given).__name__}; allowed: {_ALLOWED}")
+    for name, boxes in given.items():
+        if not isinstance(boxes, list) or not all(map(_is_box, boxes)):
+            raise FormatError(
+                f"{path}: the boxes of {name!r} are {json.dumps(boxes)[:200]}; allowed: a list of [left, top, right, "
+                "bottom] in pixels, with right above left and bottom above top"
+            )
+    return {name: [tuple(map(float, box)) for box in boxes] for name, boxes in given.items()}  # type: ignore[misc]  # 4
+
+
+def find_masks(folder: str | PathLike[str]) -> dict[str, list[Path]]:
+    """The pictures right in a folder, by their stem.
+
+    Raises FormatError where there is no such folder, and PictureError where there are none in it.
+    """
+    if not Path(folder).is_dir():
+        raise FormatError(f"{folder}: no folder; give the one that the masks are in")
+    found: dict[str, list[Path]] = {}
+    for file in find_pictures([str(folder)]):
+        found.setdefault(file.stem, []).append(file)
+    return found
+
+
+def _is_box(box: Any) -> bool:
+    if not isinstance(box, list) or len(box) != 4:
+        return False
+    if not all(isinstance(each, (int, float)) and not isinstance(each, bool) and math.isfinite(each) for each in box):
+        return False
+    left, top, right, bottom = box
+    return bool(left < right and top < bottom)
