@@ -1334,6 +1334,8 @@ class TestWhereItCannotBeDone:
         assert repr(tape)
 
 
+# One that comes in the callback of a weak reference Python itself swallows, and pytest then warns of.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_at_any_moment_leaves_no_hook_behind() -> None:
     """Also at the very first instruction of the block's end, and nobody else's handler is put out of force."""
     model, x = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.ones(1, 2)
@@ -1359,4 +1361,4 @@ def test_ctrl_c_at_any_moment_leaves_no_hook_behind() -> None:
         assert state_of(model)["hooks"] == before
         assert signal.getsignal(signal.SIGINT) is handler
         assert not any(parameter._backward_hooks for parameter in model.parameters())
-    assert caught > 100  # Python itself swallows those that come in the callback of a weak reference
+    assert caught > 100
