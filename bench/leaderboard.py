@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ KEPT = ROOT / ".cache" / "leaderboard.jsonl"
 PAGE = ROOT / "docs" / "leaderboard.md"
 LEAST = 20
 _DEAR_ON = 4  # photographs
+_PASSES = 7000  # that a photograph takes as long as; with scoring, sorting and imputing
 _CELLS = 4  # of a mosaic
 
 
@@ -64,9 +66,12 @@ def main() -> int:
     known = {key: row for key, row in kept().items() if key in {job.key for job in jobs}}
     rest = [] if given.page_only else [job for job in jobs if job.key not in known]
     print(f"{len(jobs)} jobs, {len(jobs) - len(rest)} of them done before", flush=True)
+    if rest:
+        print(f"about {estimated(rest, given.jobs):.0f} minutes, by a few passes", flush=True)
     start, done, whole = time.monotonic(), 0.0, sum(job.weight for job in rest)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(given.jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    pool = ProcessPoolExecutor(given.jobs, context, initializer=torch.set_num_threads, initargs=(1,))
+    try:
         pending = {pool.submit(scored, job): job for job in rest}
         for future in as_completed(pending):
             job = pending[future]
@@ -78,6 +83,8 @@ def main() -> int:
             left = (time.monotonic() - start) / done * (whole - done)
             said = row.get("failed") or f"{row['seconds']:.0f} s"
             print(f"{job.model} {job.kind} {', '.join(job.names)}: {said}; {left / 60:.0f} minutes left", flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C what waits is not begun
     rows = [known[job.key] for job in jobs if job.key in known]
     for model in MODELS:
         count = sum(row["model"] == model and row["kind"] == "photograph" and "failed" not in row for row in rows)
@@ -87,6 +94,21 @@ def main() -> int:
     PAGE.write_text(page(rows, photographs))
     print(f"written: {PAGE.relative_to(ROOT)}")
     return 0
+
+
+def estimated(jobs: list[Job], processes: int) -> float:
+    """Minutes: what a pass takes in one thread, times how many a job has, about, with all else as so many more."""
+    torch.set_num_threads(1)
+    seconds = {}
+    for model in {job.model for job in jobs}:
+        module, several = folded(MODELS[model]().module), torch.randn(4, 3, 224, 224)
+        with torch.inference_mode():
+            module(several)
+            start = time.perf_counter()
+            for _ in range(8):
+                module(several)
+        seconds[model] = (time.perf_counter() - start) / 8 / len(several)
+    return sum(_PASSES * job.weight * seconds[job.model] for job in jobs) / processes / 60
 
 
 def planned(photographs: list[Labelled]) -> Iterator[Job]:
@@ -107,7 +129,11 @@ def kept() -> dict[str, dict[str, Any]]:
     """What is known already, by key."""
     if not KEPT.is_file():
         return {}
-    return {row["key"]: row for row in map(json.loads, KEPT.read_text().splitlines()) if "failed" not in row}
+    rows = []
+    for line in KEPT.read_text().splitlines():
+        with suppress(json.JSONDecodeError):  # the last one, if the program was killed as it wrote it
+            rows.append(json.loads(line))
+    return {row["key"]: row for row in rows if "failed" not in row}
 
 
 _SOURCE: list[str] = []
@@ -118,9 +144,11 @@ def source() -> str:
     """Of all that a number depends on."""
     if not _SOURCE:
         inside = ROOT / "src" / "torchpeek"
-        rooms = [file for room in ("cam", "engine", "metrics") for file in sorted((inside / room).rglob("*.py"))]
-        beside = [inside / "heatmap.py", *(ROOT / "bench" / "evaluation").glob("[!p]*.py")]
-        text = b"".join(file.read_bytes() for file in [*rooms, *sorted(beside)])
+        rooms = ("cam", "engine", "evaluate", "explain", "metrics")
+        files = [file for room in rooms for file in sorted((inside / room).rglob("*.py"))]
+        here = ROOT / "bench" / "evaluation"
+        files += [inside / "heatmap.py", *(here / name for name in ("models.py", "pictures.json", "scoring.py"))]
+        text = b"".join(file.read_bytes() for file in files)
         _SOURCE.append(hashlib.sha256(text).hexdigest())
     return _SOURCE[0]
 

@@ -25,13 +25,7 @@ from torchpeek.hooks import interruptible
 LAYERS, HEADS, WIDTH = 2, 2, 8
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors: more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Attention(nn.Module):

@@ -512,6 +512,23 @@ class TestHardCases:
         again = tp.evaluate(model, x, heatmap, metrics=[name], explain=lambda m, i, q: tp.explain(m, i, target=1))
         assert bool(again[name].values.isfinite().all())
 
+    def test_explain_may_follow_gradients_on_its_own(self) -> None:
+        """captum calls its explainer under no_grad."""
+        model, x = PooledNet().eval(), torch.randn(2, 3, 8, 8)
+        heatmap = tp.explain(model, x, target=1)
+
+        def saliency(module: nn.Module, inputs: Tensor, question: Any) -> Tensor:
+            inputs.requires_grad_()
+            module(inputs)[:, 1].sum().backward(inputs=[inputs])
+            assert inputs.grad is not None
+            return inputs.grad.abs().sum(1, keepdim=True)
+
+        own = replace(heatmap, values=saliency(model, x.clone(), None))
+        found = tp.evaluate(model, x, own, metrics={"max-sensitivity": {"samples": 2}}, explain=saliency)
+        again = [tp.evaluate(model, x, own, metrics=["random-class"], explain=saliency) for _ in range(2)]
+        assert bool(found["max-sensitivity"].values.isfinite().all())
+        assert bool((again[0]["random-class"].values > 0.999).all()), "it takes no notice of the class"
+
     def test_what_is_missing_is_said_before_anything_is_run(self) -> None:
         model, x = PooledNet().eval(), torch.randn(1, 3, 8, 8)
         heatmap = tp.explain(model, x, target=1)

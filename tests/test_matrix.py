@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import pytest
-import torch
 
 from conftest import ROOT
 from matrix.architectures import ARCHITECTURES, QUICK
@@ -13,14 +12,7 @@ from matrix.building import Architecture, available
 from matrix.checks import examined
 from matrix.summary import BEGIN, END, exceptions
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> object:
-    """Small networks are slower on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("architecture", [each for each in ARCHITECTURES if each.quick], ids=str)

@@ -25,18 +25,12 @@ from torchpeek.errors import GradUnavailable, MethodNotApplicable, NoSpatialLaye
 from torchpeek.hooks import nested
 
 # Other packages' own, as they are imported and made; what is done with the networks is under errors again.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning:timm")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning:timm"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 ATTENTION = ("rollout", "legrad", "transformer-attribution")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors: more threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def spread(model: nn.Module) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from torch import Tensor
 
@@ -24,14 +24,42 @@ _COST = {
 }
 
 
+class Registered:
+    """A function that is known by a name: what it says of itself, and which options it takes."""
+
+    kind: ClassVar[str]
+    name: str
+    compute: Callable[..., Any]
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return inspect.getdoc(self.compute).splitlines()[0]  # type: ignore[union-attr]  # registering insists on one
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Keyword -> default."""
+        parameters = inspect.signature(self.compute).parameters.values()
+        return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise OptionError for one that it does not have."""
+        for name in options:
+            if name not in self.options:
+                allowed = ", ".join(f"{key}={value!r}" for key, value in self.options.items()) or "none"
+                raise OptionError(f"{self.kind} {self.name!r} has no option {name!r}; its options: {allowed}")
+
+
 @dataclass(frozen=True)
-class CamMethod:
+class CamMethod(Registered):
     """A way from a trace to a heatmap's values, as data: planner, command line, documentation and tests read it.
 
     `needs` is what the trace has to hold, and `layers` of how many layers: of one; of many, which, if none are named,
     are the last ones of the `stages` coarsest sizes of grid; or of all there are. `passes` says what is run besides,
     and `ablates` that among it are changes of the layer's output, for which the trace had best take notes.
     """
+
+    kind: ClassVar[str] = "method"
 
     name: str
     needs: Needs
@@ -43,11 +71,6 @@ class CamMethod:
     ablates: bool = False
 
     @property
-    def summary(self) -> str:
-        """The first line of the function's docstring."""
-        return inspect.getdoc(self.compute).splitlines()[0]  # type: ignore[union-attr]  # cam_method insists on one
-
-    @property
     def cost(self) -> str:
         """Passes through the model; however many classes are asked for, unless it says "for each class"."""
         return _COST[self.needs] + (self.passes and f", {self.passes}")
@@ -56,19 +79,6 @@ class CamMethod:
     def cheap(self) -> bool:
         """Whether a trace of one layer is all that it needs: nothing is run besides."""
         return not self.passes and self.needs != "attention"
-
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """Keyword -> default."""
-        parameters = inspect.signature(self.compute).parameters.values()
-        return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
-
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raise OptionError for one that the method does not have."""
-        for name in options:
-            if name not in self.options:
-                allowed = ", ".join(f"{key}={value!r}" for key, value in self.options.items()) or "none"
-                raise OptionError(f"method {self.name!r} has no option {name!r}; its options: {allowed}")
 
 
 METHODS: dict[str, CamMethod] = {}

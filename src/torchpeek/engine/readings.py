@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from torch import Tensor, nn
 
+from torchpeek.engine.kinds import Ends, channels_of
 from torchpeek.engine.layouts import Grid, Kind, Layout, Reading, described
 from torchpeek.errors import NoSpatialLayer
 from torchpeek.hooks import nested
-
-Ends: TypeAlias = Literal["first", "last"]
 
 # Class, distillation and register tokens: no model is known to have more.
 _MOST_PREFIX = 16
@@ -272,47 +271,6 @@ def is_channels_last(module: nn.Module, output: Tensor, inputs: Tensor) -> bool:
     )
 
 
-def channels_of(module: nn.Module, output: Tensor) -> Ends | None:
-    """Whether what it returns has its channels first or last, by the kind of module; None where that says nothing.
-
-    What a module does with its parts is not to be seen, so of those with parts only a Sequential says anything.
-    """
-    if isinstance(module, _CHANNELS_FIRST):
-        return "first"
-    if type(module) is nn.Linear:
-        return "last" if output.ndim > 3 else None  # tokens may be what it mixes
-    if type(module) in (nn.LayerNorm, nn.RMSNorm):
-        return "last"
-    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-        parts = [part for part in module if not isinstance(part, _ELEMENTWISE)]
-        return channels_of(parts[-1], output) if parts else None
-    weight = getattr(module, "weight", None)
-    if "Norm" not in type(module).__name__ or not isinstance(weight, Tensor) or weight.ndim != 1:
-        return None
-    # Other libraries' own, of which some work on (N, C, *grid): the axis that is as long as the weight.
-    first, last = output.shape[1] == len(weight), output.shape[-1] == len(weight)
-    if first and type(module).__name__.endswith(("1d", "2d", "3d")):
-        return "first"
-    return None if first == last else "first" if first else "last"
-
-
-_ELEMENTWISE = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus),
-    *(nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish),
-    *(nn.Identity, nn.modules.dropout._DropoutNd),
-)
-
-_CHANNELS_FIRST = (
-    nn.modules.conv._ConvNd,
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd,
-)
-
-
 def _within(grid: Sequence[int], seen: Seen) -> bool:
     return math.prod(grid) > 1 and (
         seen.scales or all(size <= given for size, given in zip(grid, seen.size, strict=True))
@@ -366,11 +324,3 @@ def without_attention(grids: Sequence[Grid], size: Grid) -> list[Grid]:
     positions, strided = {math.prod(grid) for grid in grids}, set(_arithmetic(size))
     attention = {grid for grid in grids if len(grid) == 2 and grid[0] == grid[1] and grid[0] in positions}
     return [grid for grid in grids if grid not in attention or grid in strided]
-
-
-def grid_of(module: nn.Module, output: Any) -> Grid | None:
-    """The grid of what a convolution, or the like, returns, whatever it has in the place of the samples."""
-    if not isinstance(module, _CHANNELS_FIRST) or not isinstance(output, Tensor) or output.ndim < 3:
-        return None
-    grid = tuple(output.shape[2:])
-    return grid if math.prod(grid) > 1 and (len(grid) == 1 or min(grid) > 1) else None

@@ -19,8 +19,9 @@ from torchpeek.engine.declared import declared, declared_grids, declared_queries
 from torchpeek.engine.forward import run
 from torchpeek.engine.given import Given
 from torchpeek.engine.guard import as_found
+from torchpeek.engine.kinds import channels_of, grid_of
 from torchpeek.engine.layouts import Grid, Layout, described
-from torchpeek.engine.readings import Seen, channels_of, grid_of, is_mixed, linear_widths, readings, without_attention
+from torchpeek.engine.readings import Seen, is_mixed, linear_widths, readings, without_attention
 from torchpeek.hooks import attached, nested
 
 

@@ -75,14 +75,15 @@ def explainer_of(trace: Trace, heatmap: Heatmap, explain: Explain | None) -> Exp
             question = replace(question, labels=labels[rows])  # asked of classes only
         with trace.regime():
             if explain is not None:
-                found: Any = explain(asked, inputs, question)
+                with torch.enable_grad():  # it may follow gradients on its own
+                    found: Any = explain(asked, inputs.clone(), question)
             else:
                 found = _asked_again(asked, trace.given.of(rows, inputs), question, heatmap.provenance)
         values = found.values if isinstance(found, Heatmap) else found
         if not isinstance(values, Tensor) or values.shape != (len(rows), *shape):
             got = tuple(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
             raise InputError(f"explain returned {got}; allowed: a tensor {(len(rows), *shape)}, as the heatmap is")
-        return values.to(heatmap.values)
+        return values.detach().to(heatmap.values)
 
     return again
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from torchpeek.errors import MetricNotFound, OptionError, closest
+from torchpeek.cam.method import Registered
+from torchpeek.errors import MetricNotFound, closest
 
 Needs: TypeAlias = Literal["heatmap", "region", "passes", "explanations"]
 """What a metric reads besides the input: nothing, where the object is, the model, or the method that is scored."""
@@ -29,8 +30,10 @@ Count: TypeAlias = Callable[[Mapping[str, Any]], int]
 
 
 @dataclass(frozen=True)
-class Metric:
+class Metric(Registered):
     """One number for each heatmap, as data: evaluate, command line, documentation and tests read it."""
+
+    kind: ClassVar[str] = "metric"
 
     name: str
     needs: Needs
@@ -41,17 +44,6 @@ class Metric:
     explanations: Count = lambda options: 0
     shared: bool = False
 
-    @property
-    def summary(self) -> str:
-        """The first line of the function's docstring."""
-        return inspect.getdoc(self.compute).splitlines()[0]  # type: ignore[union-attr]  # metric() insists on one
-
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """Keyword -> default."""
-        parameters = inspect.signature(self.compute).parameters.values()
-        return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
-
     def cost(self, options: Mapping[str, Any] | None = None) -> str:
         """What is run for each heatmap, besides the clean pass that all metrics share."""
         given = {**self.options, **(options or {})}
@@ -59,13 +51,6 @@ class Metric:
         said = [f"{passes} forward" + (" for all heatmaps of a picture together" if self.shared else "")] * bool(passes)
         said += [f"{explanations} explanation" + "s" * (explanations > 1)] * bool(explanations)
         return ", ".join(said) or "nothing"
-
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raise OptionError for one that the metric does not have."""
-        for name in options:
-            if name not in self.options:
-                allowed = ", ".join(f"{key}={value!r}" for key, value in self.options.items()) or "none"
-                raise OptionError(f"metric {self.name!r} has no option {name!r}; its options: {allowed}")
 
 
 METRICS: dict[str, Metric] = {}
