@@ -22,7 +22,6 @@ from evaluation import page, scoring
 from evaluation.models import MODELS
 from evaluation.pictures import Labelled
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
