@@ -54,7 +54,7 @@ def _renamed_in_order(state: dict[str, Tensor], expected: dict[str, Tensor]) -> 
 
 
 def folded(module: nn.Module) -> nn.Module:
-    """The same network with every batch normalisation in the convolution before it: half the time on a CPU.
+    """The same network with every batch normalisation in the convolution before it, channels last: half a CPU's time.
 
     Changes `module`, whose layers keep their names and return what they did.
     """
@@ -67,7 +67,7 @@ def folded(module: nn.Module) -> nn.Module:
                 activation = getattr(child, "act", nn.Identity())  # timm's have one of their own
                 setattr(parent, name, activation)
             before = (parent, name, child) if isinstance(child, nn.Conv2d) else None
-    return module
+    return module.to(memory_format=torch.channels_last)
 
 
 MODELS = {"MobileNetV2": mobilenet_v2, "EfficientNet-Lite0": efficientnet_lite0}
