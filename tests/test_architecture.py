@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "torchpeek"
 ROOMS = [
     "_version",
     "errors",
+    "bootstrap",
     "hooks",
     "engine",
     "picture",

@@ -166,9 +166,38 @@ class TestCam:
             Image.new("RGB", (5, 5), "red").save(place / "pictures" / name)
         assert run("cam", "pictures", "--model", "picky:make", *words) == 1
         out = capsys.readouterr().out
-        assert "skipped pictures/0.png: too small" in out
-        assert "skipped pictures/z.png: too small" in out
+        assert "skipped pictures/0.png: RuntimeError: too small" in out
+        assert "skipped pictures/z.png: RuntimeError: too small" in out
         assert (place / "peek" / "report.html").is_file()
+
+    def test_what_goes_wrong_with_each_is_said_once(self, place, capsys) -> None:
+        """With where, for --debug, and what the engine adds."""
+        Path("bad.py").write_text(
+            "import torchpeek as tp\nfrom networks import PooledNet\n"
+            "class Bad(PooledNet):\n    def forward(self, x):\n        return super().forward(x) @ x\n"
+            "make = lambda: tp.LoadedModel(Bad(), tp.Preprocess(8, (8, 8)))"
+        )
+        words = ("cam", "pictures", "--model", "bad:make", "-o", "out")
+        assert run(*words) == 2
+        err = capsys.readouterr().err
+        assert err.count("RuntimeError") == 1
+        assert "Bad was given torch.float32" in err
+        with pytest.raises(RuntimeError) as raised:
+            run(*words, "--debug")
+        assert any(entry.name == "forward" and "bad.py" in str(entry.path) for entry in raised.traceback)
+
+    def test_json_where_the_terminal_has_no_such_letters(self, place) -> None:
+        script = (
+            "import torchpeek as tp\nfrom cli_fixtures import PREPROCESS\nfrom networks import PooledNet\n"
+            "make = lambda: tp.LoadedModel(PooledNet(), PREPROCESS, ['\u00eblk \U0001f600'] * 5)"
+        )
+        Path("named.py").write_text(script, encoding="utf-8")
+        command = [sys.executable, "-c", "from torchpeek.cli import main; main()", "cam", "pictures", "-o", "out"]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "PYTHONIOENCODING": "ascii"}
+        done = subprocess.run(
+            [*command, "--model", "named:make", "--json"], env=environment, capture_output=True, check=True
+        )
+        assert "\u00eblk \U0001f600" in str(json.loads(done.stdout))
 
     def test_pictures_called_as_the_results_are(self, place, capsys) -> None:
         for name in ("report.html.png", "results.json.png"):

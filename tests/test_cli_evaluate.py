@@ -192,6 +192,36 @@ class TestNumbers:
         assert len(printed["pictures"][0]["asked"]) == names
         assert (place / "out" / "curves.png").is_file()
 
+    @pytest.mark.parametrize("words", [[], ["--metric", "all"]])
+    def test_metrics_of_probabilities_are_left_out_where_none_is_asked(self, place, capsys, words) -> None:
+        """Unless they are asked for by name: then that is said before any picture is measured."""
+        base = ("evaluate", "pictures", "--model", "test_cli_kinds:embedder", "--text", "cat", *FEW[:2])
+        few = ("--metric-option", "aopc.steps=2", "--metric-option", "mufidelity.samples=4") if words else ()
+        more = ("--metric-option", "infidelity.samples=4") if words else ("--metric-option", "insertion.steps=3")
+        assert run(*base, *words, *few, *more, "--json") == 0
+        captured = capsys.readouterr()
+        done = {row["metric"] for row in strict(captured.out)["results"]}
+        assert {"deletion", "insertion"} <= done
+        assert not {"average-drop", "average-gain"} & done
+        assert captured.err.count("left out: average-drop is of probabilities, and what is asked here is none") == 1
+        assert run(*base, "--metric", "deletion", "--metric", "average-gain", "-o", "out") == 2
+        assert "average-gain is of probabilities" in capsys.readouterr().err
+        assert not (place / "out").exists()
+
+    def test_no_metric_is_left(self, place, capsys) -> None:
+        Path("one.py").write_text(
+            "import torch, torchpeek as tp\nfrom torch import nn\nfrom cli_fixtures import PREPROCESS\n"
+            "layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1)\n"
+            "make = lambda: tp.LoadedModel(nn.Sequential(*layers), PREPROCESS)\n"
+        )
+        assert run("evaluate", "pictures", "--model", "one:make", "-o", "out") == 2
+        assert "the model has one logit" in capsys.readouterr().err
+        assert not (place / "out").exists()
+
+    def test_all_options_of_a_method_are_said(self, place, capsys) -> None:
+        words = ("evaluate", "pictures/a.png", *of("pooled"), "--method", "fem", "--metric", "sparseness")
+        assert asked(capsys, *words)["about"]["methods"] == {"fem": {"k": 2.0}}
+
 
 class TestPrinted:
     def test_the_best_first(self, six, capsys) -> None:
@@ -222,7 +252,7 @@ class TestPrinted:
 
     def test_methods_that_are_better(self, capsys) -> None:
         """Neither too few samples nor NaN count as better."""
-        from torchpeek.cli.verdicts import Verdicts
+        from torchpeek.metrics.verdicts import Verdicts
 
         def found(values: list[float], metric: str = "insertion") -> tp.Measurement:
             baseline = torch.full((len(values), 1), 0.5)
@@ -237,8 +267,9 @@ class TestPrinted:
         verdicts = Verdicts.of(by_method)
         assert list(verdicts.by_metric["insertion"]) == ["y", "x", "z"]
         assert list(verdicts.sentences()) == [
-            "insertion: not defined for these pictures, and of fewer than 6 nothing can be said of significance",
-            "iou: defined for 5 of the pictures, and of fewer than 6 nothing can be said of significance",
+            "insertion, defined for 0 to 6 of 6 pictures: not better than a random heatmap: x; not better than a "
+            "centred Gaussian: y, x; of fewer than 6 nothing can be said of significance: z",
+            "iou, defined for 5 of 6 pictures: of fewer than 6 nothing can be said of significance: x, y, z",
             "entropy: each method is better than a random heatmap and than a centred Gaussian",
         ]
         del by_method["z"]
@@ -350,6 +381,8 @@ class TestFiles:
         dashed = {f"{name} (grid of {method}), baseline" for name in ("random", "centre") for method in METHODS[:1]}
         dashed |= {f"{name} (grid of fullgrad), baseline" for name in ("random", "centre")}
         assert names == {"gradcam", "fullgrad", *dashed}
+        looks = {(line.get_color(), str(line._dash_pattern)) for line in drawn[0].axes[0].lines}
+        assert len(looks) == len(names), "no two look alike"
 
     def test_no_figure_where_nothing_is_to_be_drawn(self, place, capsys) -> None:
         assert run("evaluate", "pictures", *of("pooled"), "--metric", "average-drop", "-o", "out") == 0
@@ -389,8 +422,11 @@ class TestFiles:
 
         monkeypatch.setattr("torchpeek.cli.evaluate.curves", broken)
         assert run(*EVALUATE, "-o", "out") == 2
-        assert "no font" in capsys.readouterr().err
+        captured = capsys.readouterr()
+        assert "no font" in captured.err
+        assert "layercam  deletion" in " ".join(captured.out.split("\n")), "the table is printed"
         assert len(strict((place / "out" / "results.json").read_text())["pictures"]) == 3
+        assert len(table(place / "out")) == 3 * len(METHODS) * len(DEFAULT)
 
     def test_overwrite(self, place, capsys) -> None:
         words = ("evaluate", "pictures/a.png", *of("pooled"), "--metric", "sparseness", "-o", "out")
@@ -398,6 +434,37 @@ class TestFiles:
         assert run(*words) == 2
         assert "'out' is not empty" in capsys.readouterr().err
         assert run(*words, "--overwrite") == 0
+
+    def test_nothing_of_an_earlier_run_is_left(self, place, capsys) -> None:
+        words = ("evaluate", "pictures/a.png", *of("pooled"), "-o", "out", "--overwrite", "--metric")
+        assert run(*words, "deletion", *FEW[:2]) == 0
+        (place / "out" / "mine.txt").write_text("not a result")
+        assert run(*words, "sparseness") == 0
+        assert files(place / "out") == {"results.json", "results.parquet", "mine.txt"}
+
+    def test_a_full_disk_does_not_take_the_table(self, place, capsys, monkeypatch) -> None:
+        def full(*given: Any, **more: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("torchpeek.store.folder.write_whole", full)
+        assert run(*EVALUATE, "-o", "out") == 2
+        captured = capsys.readouterr()
+        assert "No space left" in captured.err
+        assert sum(line.startswith(tuple(METHODS)) for line in captured.out.splitlines()) == len(METHODS) * len(DEFAULT)
+
+    @pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")
+    def test_names_that_are_no_text(self, place, capsys) -> None:
+        """Bytes that are not UTF-8, as an old disk has them."""
+        pytest.importorskip("pyarrow")
+        name = os.fsdecode(b"caf\xe9.png")
+        (place / "pictures" / name).write_bytes((place / "pictures" / "a.png").read_bytes())
+        assert run("evaluate", "pictures", *of("pooled"), "--metric", "sparseness", "-o", "out") == 0
+        written = strict((place / "out" / "results.json").read_text())
+        assert f"pictures/{name}" in [row["picture"] for row in written["pictures"]], "the very file"
+        assert "pictures/caf\\udce9.png" in [row["picture"] for row in table(place / "out")]
+        assert run("cam", "pictures", *of("pooled"), "-o", "peek") == 0
+        assert "caf\\udce9.png" in capsys.readouterr().out
+        assert "caf\\udce9.png" in (place / "peek" / "report.html").read_text()
 
 
 class Hidden:
@@ -468,6 +535,43 @@ class TestRegions:
         written = strict((place / "out" / "results.json").read_text())
         assert list(written["skipped"]) == ["pictures/b.png"]
         assert [row["picture"] for row in written["pictures"]] == ["pictures/a.png", "pictures/c.png"]
+
+    def test_a_name_alone_is_no_path(self, place, capsys) -> None:
+        """Two pictures of one name, one of which lies where the command runs: neither gets the other's box."""
+        (place / "a.png").write_bytes((place / "pictures" / "a.png").read_bytes())
+        words = ("evaluate", "a.png", "pictures/a.png", *REGION[2:], "--boxes", "boxes.json")
+        (place / "boxes.json").write_text(json.dumps(BOXES))
+        assert run(*words) == 2
+        assert "2 pictures are called 'a.png'" in capsys.readouterr().err
+        both = {"./a.png": BOXES["a.png"], str(place / "pictures" / "a.png"): [[0, 0, 3, 3]]}
+        (place / "boxes.json").write_text(json.dumps(both))
+        first, second = (row["values"]["iou"]["gradcam"]["values"] for row in asked(capsys, *words)["pictures"])
+        assert first != second, "the same picture, with boxes of its own each"
+
+    def test_the_pictures_are_not_their_masks(self, place, capsys) -> None:
+        assert run(*REGION, "--masks", "pictures") == 2
+        assert "has a.png itself, and not its mask" in capsys.readouterr().err
+
+    def test_where_nobody_knows_what_the_model_was_shown(self, place, capsys) -> None:
+        Path("cropping.py").write_text(
+            "import torch\nfrom cli_fixtures import pooled\n"
+            "def crop(image): return torch.rand(3, 16, 16)\nmake = lambda: pooled(crop)\n"
+        )
+        (place / "boxes.json").write_text(json.dumps(BOXES))
+        words = ("evaluate", "pictures", "--model", "cropping:make", "--metric", "iou", "--boxes", "boxes.json")
+        assert run(*words) == 0
+        assert capsys.readouterr().err.count("its preprocessing does not say") == 1
+
+    def test_a_photograph_that_was_taken_sideways(self, place, capsys) -> None:
+        """Boxes are of the upright picture, whatever the file's own axes are."""
+        (place / "boxes.json").write_text(json.dumps(BOXES))
+        words = ("evaluate", "pictures/b.png", *REGION[2:], "--boxes", "boxes.json")
+        upright = asked(capsys, *words)["pictures"][0]["values"]
+        with Image.open("pictures/b.png") as image:
+            exif = image.getexif()
+            exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+            image.transpose(Image.Transpose.ROTATE_90).save("pictures/b.png", exif=exif)
+        assert asked(capsys, *words)["pictures"][0]["values"] == upright
 
     def test_masks_that_do_not_fit(self, place, capsys) -> None:
         (place / "masks").mkdir()
@@ -572,6 +676,30 @@ class TestMistakes:
         assert "evaluating: 3 of 3" in captured.err
         assert {row["picture"] for row in table(place / "out")} == {"pictures/a.png", "pictures/c.png"}
 
+    @pytest.mark.parametrize("name", ["0.png", "z.png"])
+    def test_a_picture_that_is_too_small_is_named(self, place, capsys, name) -> None:
+        """Also if it is the first, the others are measured."""
+        (place / "tiny.py").write_text(
+            "import torchpeek as tp\nfrom cli_fixtures import pooled\nmake = lambda: pooled(tp.Preprocess(None, None))"
+        )
+        Image.new("RGB", (6, 6), "red").save(place / "pictures" / name)
+        words = ("evaluate", "pictures", "--model", "tiny:make", "--metric", "aopc", "--metric-option", "aopc.steps=2")
+        assert run(*words) == 1
+        assert f"skipped pictures/{name}: option cells is 8; an input of 6 x 6" in capsys.readouterr().out
+        assert run(*words, "--metric-option", "aopc.cells=99") == 2
+        err = capsys.readouterr().err
+        assert "none of the 4 pictures could be used: pictures/" in err
+        assert "option cells is 99; an input of 30 x 40" in err
+
+    def test_preprocessing_that_fails_for_one(self, place, capsys) -> None:
+        Path("fails.py").write_text(
+            "from cli_fixtures import PREPROCESS, pooled\n"
+            "def some(image):\n    assert image.size[0] != 41\n    return PREPROCESS(image)\n"
+            "make = lambda: pooled(some)\n"
+        )
+        assert run("evaluate", "pictures", "--model", "fails:make", "--metric", "sparseness") == 1
+        assert "skipped pictures/b.png: AssertionError" in capsys.readouterr().out
+
     def test_none_can_be_read(self, place, capsys) -> None:
         for stem in "abc":
             (place / "pictures" / f"{stem}.png").write_bytes(b"broken")
@@ -585,7 +713,9 @@ class TestMistakes:
         """The first one's error is said, and no folder is left."""
         (place / "boxes.json").write_text(json.dumps({name: [[900, 900, 901, 901]] for name in BOXES}))
         assert run(*REGION, "--boxes", "boxes.json", "-o", "out") == 2
-        assert "lies outside of the picture" in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert "none of the 3 pictures could be used: pictures/a.png: its box" in err
+        assert "lies outside of the picture" in err
         assert not (place / "out").exists()
 
     @pytest.mark.parametrize("words", [["-o", "out"], []])
@@ -611,6 +741,7 @@ class TestMistakes:
         monkeypatch.undo()
         monkeypatch.chdir(place)
         written = strict((place / "out" / "results.json").read_text())
+        assert written["not_reached"] == ["pictures/c.png"]
         alone = asked(capsys, "evaluate", "pictures/a.png", "pictures/b.png", *EVALUATE[2:])
         assert (written["results"], written["pictures"]) == (alone["results"], alone["pictures"])
 
@@ -623,8 +754,9 @@ class TestMistakes:
         assert not (place / "out").exists()
 
 
-def test_ctrl_c(place) -> None:
-    """The real thing, in a process of its own."""
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c(place, sent) -> None:
+    """The real thing, in a process of its own; and what a cluster sends to a job whose time is over."""
     for n in range(40):
         (place / "pictures" / f"more{n}.png").write_bytes((place / "pictures" / "a.png").read_bytes())
     words = ["evaluate", "pictures", "--model", "my_nets:slow", "--metric", "sparseness", "-o", "out"]
@@ -634,8 +766,10 @@ def test_ctrl_c(place) -> None:
     deadline = time.monotonic() + 120
     said = ""
     while "evaluating: 2 of" not in said and "evaluating: 4 of" not in said and time.monotonic() < deadline:
-        said += process.stderr.readline()
-    process.send_signal(signal.SIGINT)
+        line = process.stderr.readline()
+        assert line, f"it ended: {said}"
+        said += line
+    process.send_signal(sent)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -271,7 +272,7 @@ class TestTheFrontDoor:
             (lambda h: {"metrics": {"deletion": {"step": 3}}}, OptionError, "steps=50"),
             (lambda h: {"metrics": {"deletion": {"steps": 0}}}, OptionError, "1 or more"),
             (lambda h: {"metrics": {"deletion": {"baseline": "grey"}}}, OptionError, "zeros"),
-            (lambda h: {"metrics": {"aopc": {"cells": 99}}}, OptionError, "no room"),
+            (lambda h: {"metrics": {"aopc": {"cells": 99}}}, InputError, "no room"),
             (lambda h: {"metrics": {"aopc": {"cells": 2, "steps": 9}}}, OptionError, "at most 4"),
             (lambda h: {"metrics": ["iou"]}, MetricNotApplicable, "masks= or boxes="),
             (lambda h: {"heatmap": h.positive()}, InputError, "changed already"),
@@ -462,6 +463,35 @@ class TestHardCases:
         with pytest.raises(MetricNotApplicable, match="one logit"):
             tp.evaluate(model, x, heatmap, metrics=["deletion"])
         assert tp.evaluate(model, x, heatmap, metrics=["sparseness", "infidelity"])
+
+    @pytest.mark.parametrize("name", METRICS)
+    @pytest.mark.parametrize("one_logit", [True, False])
+    def test_what_a_metric_reads_is_what_it_says(self, name: str, one_logit: bool, monkeypatch) -> None:
+        """It is refused before any pass but the clean one, or can be had; also of one that forgot to say."""
+        width = 1 if one_logit else 3
+        pooled = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, width)
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), *pooled).eval(), torch.randn(1, 3, 24, 24)
+        target = None if one_logit else tp.targets.Output([1])
+        heatmap = tp.explain(model, x, target=target)
+        few = {"steps": 2, "samples": 2, "cells": 3, "stages": 2}
+        options = {key: value for key, value in few.items() if key in METRICS[name].options}
+        passes: list[int] = []
+        handle = model.register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
+        refused = METRICS[name].reads in (("p", "probability", "classes") if one_logit else ("probability", "classes"))
+        given = {"metrics": {name: options}, "masks": torch.ones(1, 24, 24, dtype=torch.bool)}
+        if refused:
+            with pytest.raises(MetricNotApplicable, match=name):
+                tp.evaluate(model, x, heatmap, **given)
+            assert passes == [1], "the clean pass"
+            if one_logit and name != "random-class":  # the guard behind it
+                front = sys.modules["torchpeek.evaluate.front"]  # tp.evaluate is the function
+                monkeypatch.setattr(front, "check_applies", lambda metric, trace: None)
+                with pytest.raises(MetricNotApplicable, match="one logit"):
+                    tp.evaluate(model, x, heatmap, **given)
+        else:
+            assert tp.evaluate(model, x, heatmap, **given)[name].values.shape == (1, 1)
+        handle.remove()
 
     def test_what_never_changes_fails_the_sanity_checks(self) -> None:
         model, x = PooledNet().eval(), torch.randn(2, 3, 8, 8)

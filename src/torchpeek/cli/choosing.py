@@ -72,7 +72,7 @@ def method_options(names: Sequence[str], given: Sequence[str]) -> dict[str, dict
 
 
 def chosen_metrics(given: Sequence[str], options: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """For each metric its options; "all" is every one that needs nothing but the model.
+    """For each metric its options; "all" is every one that needs nothing but the model and what is asked.
 
     Raises MetricNotFound, and OptionError for an option that is none of these metrics'.
     """

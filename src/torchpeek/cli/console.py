@@ -25,7 +25,8 @@ class Advance(Protocol):
 
 def print_json(value: Any) -> None:
     """For machines."""
-    sys.stdout.write(json_text(value))
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    sys.stdout.write(json_text(value, ascii_only=encoding != "utf8"))
 
 
 def print_written(folder: Path, *what: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,15 +14,16 @@ from torchpeek.cli.console import counted, print_json, print_skipped, print_tabl
 from torchpeek.cli.loading import Flag, Many, Out, loaded_model, output_folder, titled
 from torchpeek.cli.regions import regions_of
 from torchpeek.cli.scorebook import COLUMNS, Scorebook
-from torchpeek.cli.verdicts import Verdicts
 from torchpeek.errors import OptionError, TorchpeekError, notify
 from torchpeek.explain import How
 from torchpeek.metrics import FEWEST, HEADER
+from torchpeek.metrics.verdicts import Verdicts
 from torchpeek.render import curves
 from torchpeek.store import OutputFolder, figure_bytes, find_pictures, json_text, parquet_bytes
 
 _METRICS = ["deletion", "insertion", "average-drop", "average-gain"]
 _DRAWN = ("deletion", "insertion")
+_FILES = {"curves.png": "curves", "results.parquet": "table"}  # -> under which key of results.json it is named
 _READING = "; in brackets the 95 % interval of the mean; better: by more than chance has it"
 
 
@@ -30,7 +31,7 @@ def evaluate(
     *pictures: str,
     model: str,
     method: Annotated[list[str], Parameter(negative="")] = ["gradcam"],  # noqa: B006  cyclopts shows it as the default
-    metric: Annotated[list[str], Parameter(negative="")] = _METRICS,
+    metric: Many = None,
     metric_option: Many = None,
     boxes: Path | None = None,
     masks: Path | None = None,
@@ -72,7 +73,9 @@ def evaluate(
         than one pass and its gradients, and that this model and layer allow.
     metric
         Give it several times for several metrics; "torchpeek metrics" lists them, and docs/metrics.md says what they
-        are. "all" is every one that needs neither to know where the object is nor to ask the method again.
+        are. "all" is every one that needs neither to know where the object is nor to ask the method again. Without it,
+        deletion, insertion, average-drop and average-gain. Of these, and of all, those are left out that are of
+        probabilities where what is asked is none.
     metric_option
         An option of a metric, as METRIC.NAME=VALUE; "torchpeek metrics --json" lists them. Such as --metric-option
         deletion.steps=20.
@@ -105,7 +108,8 @@ def evaluate(
     out
         The folder to write to. Without it, only the table is printed.
     overwrite
-        Write into a folder that has files already, and replace those of the same name.
+        Write into a folder that has files already. An earlier run's results.json, results.parquet and curves.png are
+        replaced, or taken away.
     weights
         "random", a file (.safetensors, or a state_dict of torch.save), or the name of torchvision's weights. Without
         it, the pretrained ones.
@@ -126,11 +130,11 @@ def evaluate(
         raise OptionError("no pictures; give files, folders or globs: torchpeek evaluate holiday/ --model ...")
     wanted = Wanted(class_ or [], None, None, box or [], pixels, text or [])
     chosen = Chosen(wanted, method, option or [], layer, layout, How(None, None, seed))
-    metrics = chosen_metrics(metric, metric_option or [])
+    metrics = chosen_metrics(metric or _METRICS, metric_option or [])
     found = find_pictures(pictures)
     regions = regions_of(found, metrics, boxes, masks)
     loaded = loaded_model(model, weights, trust_pickle=trust_pickle, device=device, trust_remote_code=trust_remote_code)
-    book = Scorebook(chosen.explaining(loaded, found), metrics, regions)
+    book = Scorebook(chosen.explaining(loaded, found), metrics, regions, named=frozenset(metric or ()))
     with output_folder(out, overwrite=overwrite) as folder:
         try:
             with progress("evaluating", len(found)) as advance:
@@ -139,42 +143,65 @@ def evaluate(
                     advance(1)
         except BaseException:
             if folder is not None and book.scored:  # nothing of what was done is lost
-                _finished(book, folder)
+                results = _results(book, found)
+                folder.write("results.json", json_text(results).encode())  # who ended the command may not wait long
+                _write(folder, book, _summed_up(book, results), results)
             raise
         book.check()
-        results, verdicts = _finished(book, folder)
-    if json:
-        print_json(results)
-    else:
-        _print(book, results, verdicts)
-        if folder is not None:
-            written = [name for name in ("curves", "table") if name in results]
-            print_written(folder.path, *(Path(results[name]).name for name in written), "results.json")
+        results = _results(book, found)
+        verdicts = _summed_up(book, results)
+        try:
+            if folder is not None:
+                _write(folder, book, verdicts, results)
+        finally:  # also where the disk is full
+            if json:
+                print_json(results)
+            else:
+                _print(book, results, verdicts)
+    if folder is not None and not json:
+        print_written(folder.path, *(name for name, key in _FILES.items() if key in results), "results.json")
     return 1 if book.skipped else 0
 
 
-def _finished(book: Scorebook, folder: OutputFolder | None) -> tuple[dict[str, Any], Verdicts]:
-    """What is said of all pictures, written if there is a folder."""
-    verdicts, about = Verdicts.of(book.joined()), book.about
-    results = {"about": about, "results": verdicts.summary, "pictures": book.pictures(), "skipped": book.skipped}
-    if folder is not None:
-        folder.write("results.json", json_text(results).encode())  # whatever becomes of the others
-        if verdicts.panels(_DRAWN):
-            results |= _written(folder, "curves", "curves.png", lambda: figure_bytes(_figure(book, verdicts)))
-        if book.scored:
-            results |= _written(folder, "table", "results.parquet", lambda: parquet_bytes(COLUMNS, book.rows(), about))
-        folder.write("results.json", json_text(results).encode())
-    return results, verdicts
+def _results(book: Scorebook, found: Sequence[Path]) -> dict[str, Any]:
+    """What is said of each picture; some were not reached if the command was interrupted."""
+    done = {*(each.file for each in book.scored), *map(Path, book.skipped.why)}
+    return {
+        "about": book.about,
+        "results": [],
+        "pictures": book.pictures(),
+        "skipped": book.skipped.why,
+        "not_reached": [str(file) for file in found if file not in done],
+    }
 
 
-def _written(folder: OutputFolder, key: str, name: str, made: Callable[[], bytes]) -> dict[str, str]:
+def _summed_up(book: Scorebook, results: dict[str, Any]) -> Verdicts:
+    """What is said of all pictures, added to `results`."""
+    verdicts = Verdicts.of(book.joined())
+    results["results"] = verdicts.summary
+    return verdicts
+
+
+def _write(folder: OutputFolder, book: Scorebook, verdicts: Verdicts, results: dict[str, Any]) -> None:
+    """All files, and none of an earlier run; where the figure and the table are is added to `results`."""
+    folder.write("results.json", json_text(results).encode())  # whatever becomes of the others
+    for name in _FILES:
+        (folder.path / name).unlink(missing_ok=True)
+    if book.scored:
+        results |= _written(folder, "results.parquet", lambda: parquet_bytes(COLUMNS, book.rows(), book.about))
+    if verdicts.panels(_DRAWN):
+        results |= _written(folder, "curves.png", lambda: figure_bytes(_figure(book, verdicts)))
+    folder.write("results.json", json_text(results).encode())
+
+
+def _written(folder: OutputFolder, name: str, made: Callable[[], bytes]) -> dict[str, str]:
     """Where it is; or nothing where what it needs is not installed, which is said and loses nothing else."""
     try:
         data = made()
     except TorchpeekError as error:
         notify(f"{name} is left out: {error}")
         return {}
-    return {key: str(folder.write(name, data))}
+    return {_FILES[name]: str(folder.write(name, data))}
 
 
 def _figure(book: Scorebook, verdicts: Verdicts) -> Any:

@@ -24,10 +24,10 @@ from torchpeek.cli.loading import (
     selection,
     tensorboard_writer,
     titled,
-    why_skipped,
 )
+from torchpeek.cli.skipped import Skipped
 from torchpeek.engine import suggest_layer
-from torchpeek.errors import FileError, InputError, LayerError, OptionError
+from torchpeek.errors import InputError, LayerError, OptionError
 from torchpeek.hooks import nested, select
 from torchpeek.integrations.tensorboard import add_features
 from torchpeek.models import LoadedModel
@@ -102,9 +102,8 @@ def features(
     looks = {"most": most, "scale": scale, "colormap": colormap}
     stems = file_names({str(file): file.stem for file in files}, reserved="features.json")
     rows: list[dict[str, Any]] = []
-    skipped: dict[str, str] = {}
-    failed: list[str] = []
-    results: dict[str, Any] = {"about": about(loaded), "features": rows, "skipped": skipped}
+    skipped = Skipped()
+    results: dict[str, Any] = {"about": about(loaded), "features": rows, "skipped": skipped.why}
     with (
         output_folder(out, overwrite=overwrite) as folder,
         tensorboard_writer(tensorboard) as writer,
@@ -116,12 +115,8 @@ def features(
                     picture = loaded.read(file)
                     wanted = selection(layer) or [suggest_layer(loaded.module, picture.tensor).layer]
                     seen = _seen(loaded, picture.tensor, wanted)
-                except LayerError:
-                    raise  # so would every other picture
                 except Exception as error:
-                    skipped[str(file)] = why_skipped(file, error)
-                    if not isinstance(error, FileError):
-                        failed.append(f"{file}: {skipped[str(file)]}")
+                    skipped.add(file, error, unless=(LayerError,))
                 else:
                     rows += _written(file, stems[str(file)], seen, folder, loaded, looks)
                     if writer is not None:
@@ -132,9 +127,8 @@ def features(
             if folder is not None and rows:  # nothing of what was done is lost
                 folder.write("features.json", json_text(results).encode())
             raise
-        if failed and not rows:
-            more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
-            raise InputError(f"none of the {len(files)} pictures could be used: {'; '.join(failed[:3])}{more}")
+        if not rows:
+            skipped.check()
         if folder is not None:
             folder.write("features.json", json_text(results).encode())
     if json:
@@ -143,7 +137,7 @@ def features(
         header = ("picture", "layer", "shape", "mean", "std", "min", "max", "zeros", "dead", "drawn")
         if rows:
             print_table(header, [_cells(row) for row in rows])
-        print_skipped(skipped, len(files))
+        print_skipped(skipped.why, len(files))
         if folder is not None:
             drawn = sum("drawn" in row for row in rows)
             values = "features.safetensors of each picture" if rows else ""

@@ -13,12 +13,13 @@ from PIL import Image, ImageDraw
 from torchpeek.cam import METHODS
 from torchpeek.cli.answers import Answer, Answers, Corners, answers
 from torchpeek.cli.explaining import Explaining, facts_of, looked_at
-from torchpeek.errors import FileError, LayerNotFound, MethodError, OptionError, TargetError
+from torchpeek.cli.skipped import REQUEST, Skipped
+from torchpeek.errors import InputError
 from torchpeek.heatmap import Heatmap
 from torchpeek.picture import Picture
 from torchpeek.render import extract, mosaic, overlay
 from torchpeek.render.report import Report, ReportClass, ReportMap, ReportPicture, embedded, report_html
-from torchpeek.store import OutputFolder, file_stem, json_text, png_bytes, save_bytes
+from torchpeek.store import OutputFolder, encodable, file_stem, json_text, png_bytes, save_bytes
 
 _ON_ONE_PAGE = 60  # pictures; a page of more is slow to open
 
@@ -47,24 +48,23 @@ class Gallery:
     looks: Looks
     _rows: list[dict[str, Any]] = field(default_factory=list)  # one for each picture
     _cells: list[tuple[str, ...]] = field(default_factory=list)  # one for each map
-    _skipped: dict[str, str] = field(default_factory=dict)  # file -> why
+    _skipped: Skipped = field(default_factory=Skipped)
     _page: list[ReportPicture] = field(default_factory=list)
     _facts: dict[str, str] = field(default_factory=dict)
     _layers: dict[str, None] = field(default_factory=dict)
-    _errors: list[Exception] = field(default_factory=list)
     _stems: set[str] = field(default_factory=lambda: {"report.html", "results.json"})  # names that are taken
 
     def add(self, paths: Sequence[Path]) -> None:
         """One batch. A picture that cannot be read or explained is noted, and the others are done.
 
-        An error that is the request's and not the picture's is raised.
+        An error that is the request's and not the picture's is raised, unless a picture was done in spite of it.
         """
         pictures: list[tuple[Path, Picture]] = []
         for path in paths:
             try:
                 pictures.append((path, self.explaining.loaded.read(path)))
-            except FileError as error:
-                self._skipped[str(path)] = str(error).removeprefix(f"{path}: ")
+            except Exception as error:
+                self._skipped.add(path, error, unless=(InputError,) if self.empty else ())
         for group in _of_one_shape(pictures):
             self._explain(group)
 
@@ -81,31 +81,29 @@ class Gallery:
     def finish(self) -> dict[str, Any]:
         """Write what speaks of all the pictures, report.html and results.json, and return the latter.
 
-        Where none could be explained, though some could be read, the first one's error is raised.
+        Raises InputError where none could be explained, though some could be read.
         """
-        if self.empty and self._errors:
-            raise self._errors[0]
+        if self.empty:
+            self._skipped.check()
         methods = {name: METHODS[name].summary for name in self.explaining.methods}
         left_out = len(self._rows) - len(self._page)
         facts = {**self._facts, "layer": "; ".join(self._layers)} if self._facts else {}
-        page = Report(facts, methods, self._page, self.looks.colormap, self._skipped, left_out)
-        report = self.folder.write("report.html", report_html(page).encode())
-        results = {"about": facts, "pictures": self._rows, "skipped": self._skipped, "report": str(report)}
+        page = Report(facts, methods, self._page, self.looks.colormap, self._skipped.why, left_out)
+        report = self.folder.write("report.html", encodable(report_html(page)).encode())
+        results = {"about": facts, "pictures": self._rows, "skipped": self._skipped.why, "report": str(report)}
         self.folder.write("results.json", json_text(results).encode())
         return results
 
     def _explain(self, group: Sequence[tuple[Path, Picture]]) -> None:
         try:
             kept, maps = self.explaining.of(torch.cat([picture.tensor for _, picture in group]))
-        except (LayerNotFound, TargetError, MethodError, OptionError):
-            raise
         except Exception as error:
-            if len(group) > 1:  # because of one of them, or some: each on its own
+            unless = REQUEST if self.empty else ()
+            if len(group) > 1 and not isinstance(error, unless):  # because of one of them, or some: each on its own
                 for each in group:
                     self._explain([each])
             else:
-                self._skipped[str(group[0][0])] = str(error)
-                self._errors.append(error)
+                self._skipped.add(group[0][0], error, unless=unless)
             return
         for heatmap in maps.values():
             made = heatmap.provenance

@@ -22,8 +22,8 @@ from torchpeek.cli.loading import (
     selection,
     tensorboard_writer,
     titled,
-    why_skipped,
 )
+from torchpeek.cli.skipped import Skipped
 from torchpeek.errors import FileError, OptionError
 from torchpeek.integrations.tensorboard import add_gradient_flow
 from torchpeek.models import LoadedModel
@@ -92,7 +92,7 @@ def gradients(
     target = int(class_) if class_ is not None and class_.isascii() and class_.isdigit() else class_
     mode = "train" if train else "eval"
     with output_folder(out, overwrite=overwrite) as folder, tensorboard_writer(tensorboard) as writer:
-        skipped: dict[str, str] = {}
+        skipped = Skipped()
         batch = _batch(loaded, files, skipped)
         flow = None if batch is None else _flow(loaded, batch, target, layers=selection(layer), train=train)
         results: dict[str, Any] = {
@@ -100,7 +100,7 @@ def gradients(
             "loss": None if flow is None else flow.loss,
             "total_norm": None if flow is None else flow.total_norm,
             "gradients": [asdict(row) for row in flow or ()],
-            "skipped": skipped,
+            "skipped": skipped.why,
         }
         if folder is not None:
             if flow is not None:
@@ -116,7 +116,7 @@ def gradients(
         if flow is not None:
             print_table(flow.header, flow.cells())
             print(flow.footer)
-        print_skipped(skipped, len(files))
+        print_skipped(skipped.why, len(files))
         if folder is not None:
             print_written(folder.path, "" if flow is None else "gradient-flow.png", "gradients.json")
     return 1 if skipped else 0
@@ -137,14 +137,14 @@ def _named(target: int | str | None, loaded: LoadedModel) -> str:
     return f"class {target}{name}"
 
 
-def _batch(loaded: LoadedModel, files: list[Path], skipped: dict[str, str]) -> Tensor | None:
+def _batch(loaded: LoadedModel, files: list[Path], skipped: Skipped) -> Tensor | None:
     """The pictures that can be read, if any; why the others cannot is added to `skipped`."""
     tensors = []
     for file in files:
         try:
             tensors.append(loaded.read(file).tensor)
         except FileError as error:
-            skipped[str(file)] = why_skipped(file, error)
+            skipped.add(file, error)
     if not tensors:
         return None
     shapes = Counter(tuple(tensor.shape[1:]) for tensor in tensors)

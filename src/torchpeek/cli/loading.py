@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeAlias
 import torch
 from cyclopts import Parameter
 
-from torchpeek.errors import FileError, OptionError
+from torchpeek.errors import OptionError
 from torchpeek.models import LoadedModel, load_model
 from torchpeek.render import COLORMAPS
 from torchpeek.store import OutputFolder, file_stem
@@ -64,11 +64,6 @@ def check_looks(*, most: int, scale: str, colormap: str = "viridis") -> None:
 def selection(layers: Sequence[str] | None) -> list[str] | None:
     """Names and globs, also several in one option, with commas between them."""
     return [name.strip() for each in layers or [] for name in each.split(",") if name.strip()] or None
-
-
-def why_skipped(file: Path, error: Exception) -> str:
-    """What is wrong with a picture, without its name."""
-    return str(error).removeprefix(f"{file}: ") if isinstance(error, FileError) else f"{type(error).__name__}: {error}"
 
 
 @contextmanager

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn, TextIO
+from types import FrameType
+from typing import Any, NoReturn, TextIO
 
 from cyclopts import App, CycloptsError
 from rich.console import Console
@@ -44,10 +48,25 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if tokens is None else tokens)
     debug = "--debug" in given
     filters, show = list(warnings.filters), warnings.showwarning
-    warnings.simplefilter("once", Notice)
-    warnings.showwarning = lambda message, category, *rest: (
-        _say("note", str(message)) if issubclass(category, Notice) else show(message, category, *rest)
-    )
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may have what no encoding has
+            stream.reconfigure(errors="backslashreplace")
+    ended = signal.getsignal(signal.SIGTERM)
+    own = threading.current_thread() is threading.main_thread() and ended is signal.SIG_DFL
+    if own:  # what ends a job of a cluster
+        signal.signal(signal.SIGTERM, _as_ctrl_c)
+    warnings.simplefilter("always", Notice)
+    noted: set[str] = set()
+
+    def say_once(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        """Python's own "once" forgets whenever anybody catches warnings, as whoever reads a picture does."""
+        if not issubclass(category, Notice):
+            show(message, category, *where, **more)
+        elif str(message) not in noted:
+            noted.add(str(message))
+            _say("note", str(message))
+
+    warnings.showwarning = say_once
     try:
         status = app(given, exit_on_error=False)
         sys.stdout.flush()
@@ -75,6 +94,16 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
         sys.exit(MISTAKE)
     finally:
         warnings.filters, warnings.showwarning = filters, show
+        if own:
+            signal.signal(signal.SIGTERM, ended)
+
+
+def _as_ctrl_c(number: int, frame: FrameType | None) -> None:
+    """By whatever handles Ctrl-C at that moment, which may hold it back until something is whole."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):  # a shell's background job ignores it
+        raise KeyboardInterrupt
+    handler(number, frame)
 
 
 def _say(kind: str, words: str, file: TextIO | None = None) -> None:

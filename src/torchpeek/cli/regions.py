@@ -69,12 +69,12 @@ def regions_of(found: Sequence[Path], metrics: Iterable[str], boxes: Path | None
 def _with_boxes(found: Sequence[Path], source: Path) -> dict[Path, Path | Boxes]:
     """By the picture's path, or else by its name."""
     boxes = read_boxes(source)
-    by_path = {os.path.normpath(name): each for name, each in boxes.items()}
+    by_path = {os.path.abspath(name): each for name, each in boxes.items() if os.path.basename(name) != name}
     known: dict[Path, Path | Boxes] = {}
     by_name = []
     for file in found:
-        if os.path.normpath(file) in by_path:
-            known[file] = by_path[os.path.normpath(file)]
+        if (path := os.path.abspath(file)) in by_path:
+            known[file] = by_path[path]
         elif file.name in boxes:
             known[file] = boxes[file.name]
             by_name.append(file)
@@ -95,6 +95,8 @@ def _with_masks(found: Sequence[Path], source: Path) -> dict[Path, Path | Boxes]
         if len(masks[file.stem]) > 1:
             listed = ", ".join(each.name for each in masks[file.stem])
             raise OptionError(f"--masks {source}: {listed} are all masks of {file.name}; leave one there")
+        if file.exists() and file.samefile(masks[file.stem][0]):
+            raise OptionError(f"--masks {source}: has {file.name} itself, and not its mask; give the masks' folder")
     if not with_one:
         raise OptionError(
             f"--masks {source}: has a mask of none of the {len(found)} pictures, such as {found[0].stem!r}; it has "

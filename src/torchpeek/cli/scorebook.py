@@ -15,10 +15,13 @@ from torchpeek.cli.answers import Answer, answers
 from torchpeek.cli.explaining import Explaining, facts_of, looked_at
 from torchpeek.cli.loading import about
 from torchpeek.cli.regions import Regions
+from torchpeek.cli.skipped import REQUEST, Skipped
+from torchpeek.engine import Trace
 from torchpeek.engine.targets import ClassScores
-from torchpeek.errors import FileError, LayerNotFound, MethodError, OptionError, TargetError
+from torchpeek.errors import InputError, MetricNotApplicable, notify
 from torchpeek.evaluate import evaluate
-from torchpeek.metrics import METRICS, Measurement, Measurements, joined
+from torchpeek.metrics import METRICS, Measurement, Measurements, check_applies, joined
+from torchpeek.models.loaded import TAKEN_AS_WHOLE
 
 
 class Scored(NamedTuple):
@@ -62,44 +65,62 @@ class Scorebook:
     explaining: Explaining
     metrics: Mapping[str, Mapping[str, Any]]  # name -> options
     regions: Regions
+    named: frozenset[str] = frozenset()  # the metrics that were asked for one by one
     scored: list[Scored] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)  # file -> why
+    skipped: Skipped = field(default_factory=Skipped)
     _facts: dict[str, str] = field(default_factory=dict)
+    _options: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # method -> all of its options
     _layers: dict[str, None] = field(default_factory=dict)
-    _errors: list[Exception] = field(default_factory=list)
 
     def add(self, file: Path) -> None:
         """One picture. One that cannot be read, explained or measured is noted.
 
-        An error that is the request's and not the picture's is raised.
+        An error that is the request's and not the picture's is raised, unless a picture was done in spite of it.
         """
         loaded = self.explaining.loaded
         try:
             picture = loaded.read(file)
-        except FileError as error:
-            self.skipped[str(file)] = str(error).removeprefix(f"{file}: ")
+            if self.regions.source and TAKEN_AS_WHOLE in picture.notes:  # and so the region may lie elsewhere
+                notify(TAKEN_AS_WHOLE)
+        except Exception as error:
+            self.skipped.add(file, error, unless=() if self.scored else (InputError,))
             return
         try:
             where = self.regions.of(file, picture)
             kept, maps = self.explaining.of(picture.tensor)
+            if not self.scored:
+                self._leave_out(kept)
             measured = evaluate(loaded, picture, maps, metrics=self.metrics, seed=self.seed, **where)
-        except (LayerNotFound, TargetError, MethodError, OptionError):
-            raise
         except Exception as error:
-            self.skipped[str(file)] = str(error)
-            self._errors.append(error)
+            self.skipped.add(file, error, unless=() if self.scored else REQUEST)
             return
-        for heatmap in maps.values():
+        for name, heatmap in maps.items():
             self._facts = self._facts or facts_of(heatmap.provenance)
+            self._options[name] = heatmap.provenance.options
             self._layers[looked_at(heatmap.provenance)] = None  # it may be another one for another size
         said = answers(kept, 0, picture, self.explaining.names).asked
         classes = isinstance(kept.question, ClassScores)
         self.scored.append(Scored(file, picture.notes, said, numbers(kept.scores[0]), classes, measured))
 
+    def _leave_out(self, kept: Trace) -> None:
+        """Of metrics that nobody named those that what is asked does not allow, with a note; if not all of them."""
+        refused: dict[str, MetricNotApplicable] = {}
+        for name in self.metrics:
+            try:
+                check_applies(METRICS[name], kept)
+            except MetricNotApplicable as error:
+                refused[name] = error
+        if len(refused) == len(self.metrics):
+            raise next(iter(refused.values()))
+        for name, why in refused.items():
+            if name not in self.named:
+                notify(f"left out: {str(why).partition('. Next')[0]}")
+        self.metrics = {name: each for name, each in self.metrics.items() if name not in refused or name in self.named}
+
     def check(self) -> None:
-        """Raise the first picture's error where none could be measured, though some could be read."""
-        if not self.scored and self._errors:
-            raise self._errors[0]
+        """Raise InputError where none could be measured, though some could be read."""
+        if not self.scored:
+            self.skipped.check()
 
     @property
     def seed(self) -> int:
@@ -119,7 +140,7 @@ class Scorebook:
             **(self._facts or about(self.explaining.loaded)),
             **layers,
             "seed": self.seed,
-            "methods": {name: dict(options) for name, options in self.explaining.methods.items()},
+            "methods": {name: dict(self._options.get(name, given)) for name, given in self.explaining.methods.items()},
             "metrics": {
                 name: {
                     "higher_is_better": METRICS[name].higher_is_better,

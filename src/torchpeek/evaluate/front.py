@@ -24,6 +24,7 @@ from torchpeek.metrics import (
     Measurement,
     Measurements,
     Scored,
+    check_applies,
     find_metric,
     joined,
     regions_of,
@@ -102,6 +103,8 @@ def evaluate(
     trace = runner.trace(given, [], Bound(question, layers_of(question)), gradients=False)
     heatmaps = {name: _on(each, trace.scores.device) for name, each in heatmaps.items()}
     check_same(heatmaps, trace.scores)
+    for name in chosen:
+        check_applies(find_metric(name), trace)
     geometry = None if picture is None else picture.geometry
     regions = regions_of(masks, boxes, trace.inputs.shape, trace.scores.shape[1], geometry)
     clean = Clean(trace, seed, batch)

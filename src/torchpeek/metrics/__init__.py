@@ -1,6 +1,7 @@
 """From heatmaps to one number each: whether they can be trusted."""
 
 from torchpeek.metrics import complexity, curves, fidelity, localization, masking, road, stability
+from torchpeek.metrics.applicable import check_applies
 from torchpeek.metrics.baselines import always, at_random, centre
 from torchpeek.metrics.case import Case, Clean, Explainer
 from torchpeek.metrics.measurement import FEWEST, HEADER, Interval, Measurement, Measurements, bootstrap, joined, row
@@ -26,6 +27,7 @@ __all__ = [
     "at_random",
     "bootstrap",
     "centre",
+    "check_applies",
     "complexity",
     "curves",
     "fidelity",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.engine import Trace
-from torchpeek.engine.targets import BoxScores, ClassScores, ComputedScores, class_logits
+from torchpeek.engine.targets import ClassScores, ComputedScores, class_logits
 from torchpeek.engine.trace import Bound, Change
 from torchpeek.errors import MetricNotApplicable
 from torchpeek.heatmap import unit_range, upsample
@@ -21,6 +21,10 @@ Made = TypeVar("Made")
 
 # What interpolating equal values tells apart is no difference: of the largest value, so small a part.
 _SAME = 2.0**-20
+ONE_LOGIT = (
+    "the model has one logit, whose softmax is 1 whatever it shows. Next: a target that says what the probability is, "
+    "such as tp.targets.Computed, or a metric that reads none (torchpeek metrics)"
+)
 
 
 class Explainer(Protocol):
@@ -68,10 +72,7 @@ class Clean(_Remembering):
         question = self.trace.question
         if isinstance(question, ClassScores):
             if class_logits(self.trace.output).shape[1] < 2:
-                raise MetricNotApplicable(
-                    "the model has one logit, whose softmax is 1 whatever it shows. Next: a metric that runs no pass "
-                    "(torchpeek metrics), or a target that says what the probability is, such as tp.targets.Computed"
-                )
+                raise MetricNotApplicable(ONE_LOGIT)
             question = replace(question, kind="probability")
         return self.trace.asked(Bound(question, tuple(self.trace.given.observed)))
 
@@ -196,15 +197,13 @@ def levelled(values: Tensor) -> Tensor:
     return (values / torch.where(largest > 0, largest, 1) / _SAME).round()
 
 
-def check_probability(case: Case, name: str) -> None:
-    """Raise MetricNotApplicable unless what is scored is a probability: of a class, a box, or as it is computed."""
-    question = case.clean.trace.question
-    known = isinstance(question, ClassScores) or (isinstance(question, BoxScores) and question.what == "score")
+def check_computed(case: Case, name: str) -> None:
+    """Raise MetricNotApplicable unless what a function of the caller's computes can be a probability."""
+    if not isinstance(case.clean.trace.question, ComputedScores):
+        return
     numbers = torch.cat([case.scores, case.masked_scores])
-    computed = isinstance(question, ComputedScores) and bool(((numbers >= 0) & (numbers <= 1)).all())
-    if not known and not computed:
+    if not bool(((numbers >= 0) & (numbers <= 1)).all()):
         raise MetricNotApplicable(
-            f"{name} is of probabilities, and what is asked here is none: {getattr(question, 'kind', question)}. Ask "
-            "for a class, a detected box's score, or tp.targets.Computed with numbers in [0, 1]; or choose another "
-            "metric (torchpeek metrics)"
+            f"{name} is of probabilities, and what is computed here is {float(numbers.min()):.4g} to "
+            f"{float(numbers.max()):.4g}. Next: compute numbers in [0, 1], or choose another metric (torchpeek metrics)"
         )

@@ -20,13 +20,13 @@ def _steps(options: Mapping[str, Any]) -> int:
     return int(options["steps"])
 
 
-@metric("deletion", needs="passes", higher_is_better=False, paper="arXiv:1806.07421", passes=_steps)
+@metric("deletion", needs="passes", higher_is_better=False, paper="arXiv:1806.07421", passes=_steps, reads="p")
 def deletion(case: Case, *, steps: int = 50, baseline: str = "zeros") -> Scored:
     """Area under the probability as the highest positions are removed first (RISE, section 4)."""
     return _area(_replaced(case, steps, baseline, removed_first=True))
 
 
-@metric("insertion", needs="passes", higher_is_better=True, paper="arXiv:1806.07421", passes=_steps)
+@metric("insertion", needs="passes", higher_is_better=True, paper="arXiv:1806.07421", passes=_steps, reads="p")
 def insertion(case: Case, *, steps: int = 50, baseline: str = "blur") -> Scored:
     """Area under the probability as the highest positions are put back first (RISE, section 4)."""
     return _area(_replaced(case, steps, baseline, removed_first=False))
@@ -58,7 +58,7 @@ def _replaced(case: Case, steps: int, baseline: str, *, removed_first: bool) -> 
     return torch.cat([ends[0], *between, ends[1]], dim=2)
 
 
-@metric("aopc", needs="passes", higher_is_better=True, paper="arXiv:1509.06321", passes=_steps)
+@metric("aopc", needs="passes", higher_is_better=True, paper="arXiv:1509.06321", passes=_steps, reads="p")
 def aopc(case: Case, *, cells: int = 8, steps: int = 32, baseline: str = "noise") -> Scored:
     """How far the probability falls on average as the highest patches are removed one by one (Samek et al.)."""
     check_whole("cells", cells)

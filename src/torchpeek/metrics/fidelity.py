@@ -19,7 +19,15 @@ def _samples(options: Mapping[str, Any]) -> int:
     return int(options["samples"])
 
 
-@metric("mufidelity", needs="passes", higher_is_better=True, paper="arXiv:2005.00631", passes=_samples, shared=True)
+@metric(
+    "mufidelity",
+    needs="passes",
+    higher_is_better=True,
+    paper="arXiv:2005.00631",
+    passes=_samples,
+    shared=True,
+    reads="p",
+)
 def mufidelity(
     case: Case, *, cells: int = 9, share: float = 0.2, samples: int = 100, baseline: str = "zeros"
 ) -> Scored:

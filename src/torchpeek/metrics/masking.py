@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from torchpeek.metrics.case import Case, check_probability
+from torchpeek.metrics.case import Case, check_computed
 from torchpeek.metrics.metric import Scored, metric
 
 
@@ -18,19 +18,19 @@ def _one(options: Mapping[str, Any]) -> int:
 _PAPER = "arXiv:1710.11063"
 
 
-@metric("average-drop", needs="passes", higher_is_better=False, paper=_PAPER, passes=_one)
+@metric("average-drop", needs="passes", higher_is_better=False, paper=_PAPER, passes=_one, reads="probability")
 def average_drop(case: Case) -> Scored:
     """How much of the probability is lost when the input is multiplied by the heatmap (Grad-CAM++, section 4).
 
     An all-ones heatmap loses nothing, which is why it stands in every leaderboard.
     """
-    check_probability(case, "average-drop")
+    check_computed(case, "average-drop")
     clean = case.scores
     # Of a probability that is zero in this precision nothing can be lost.
     return Scored(torch.where(clean > 0, (clean - case.masked_scores).clamp(min=0) / clean, 0))
 
 
-@metric("increase", needs="passes", higher_is_better=True, paper=_PAPER, passes=_one)
+@metric("increase", needs="passes", higher_is_better=True, paper=_PAPER, passes=_one, reads="p")
 def increase(case: Case) -> Scored:
     """Whether the probability rises when the input is multiplied by the heatmap (Grad-CAM++, section 4).
 
@@ -40,9 +40,11 @@ def increase(case: Case) -> Scored:
     return Scored((case.masked_scores > case.scores + rounding * case.scores.abs()).to(case.scores))
 
 
-@metric("average-gain", needs="passes", higher_is_better=True, paper="arXiv:2301.07002", passes=_one)
+@metric(
+    "average-gain", needs="passes", higher_is_better=True, paper="arXiv:2301.07002", passes=_one, reads="probability"
+)
 def average_gain(case: Case) -> Scored:
     """How much of what is missing to 1 the probability gains by the same (Opti-CAM)."""
-    check_probability(case, "average-gain")
+    check_computed(case, "average-gain")
     clean = case.scores
     return Scored(torch.where(clean < 1, (case.masked_scores - clean).clamp(min=0) / (1 - clean), 0))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from torchpeek.bootstrap import bootstrap_interval
 from torchpeek.errors import InputError, MetricNotFound, closest
 
 
@@ -16,7 +17,7 @@ class Interval(NamedTuple):
     """A mean over the samples, and between which numbers it lies with the confidence that was asked for."""
 
     mean: float
-    low: float  # NaN where there are too few samples to tell
+    low: float  # NaN where there are too few samples to tell, or one is infinite
     high: float
     samples: int  # that have a value
 
@@ -36,10 +37,11 @@ class Measurement:
     baseline_curves: Mapping[str, Tensor] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    _intervals: dict[object, Interval] = field(default_factory=dict, init=False, repr=False)
 
     def interval(self, confidence: float = 0.95) -> Interval:
-        """The mean, and its bootstrap interval over the samples (percentiles of 2,000 draws)."""
-        return bootstrap(_of_samples(self.values), confidence, self.seed)
+        """The mean, and its bootstrap interval over the samples."""
+        return self._once((confidence,), lambda: bootstrap(of_samples(self.values), confidence, self.seed))
 
     def class_average(self, labels: Tensor) -> float:
         """The mean over the classes of each class's mean, as the pointing game is reported; `labels` are (N, K)."""
@@ -50,16 +52,26 @@ class Measurement:
 
     def ahead_of(self, baseline: str, confidence: float = 0.95) -> Interval:
         """By how much it is better than a baseline on the same samples; below zero it is worse."""
-        difference = _of_samples(self.values) - _of_samples(self._baseline(baseline))
-        return bootstrap(difference if self.higher_is_better else -difference, confidence, self.seed)
+        sign = 1 if self.higher_is_better else -1
+        difference = sign * (of_samples(self.values) - of_samples(self._baseline(baseline)))
+        return self._once((baseline, confidence), lambda: bootstrap(difference, confidence, self.seed))
 
     def beats(self, baseline: str, confidence: float = 0.95) -> bool:
-        """Whether it is better than a baseline by more than chance has it; never of fewer than six samples.
+        """Whether it is better than a baseline by more than chance has it; False also where that cannot be told."""
+        return self.verdict(baseline, confidence) is True
 
-        Of a few the bootstrap's intervals are too narrow, and a lucky pair would do.
+    def verdict(self, baseline: str, confidence: float = 0.95) -> bool | None:
+        """Whether it is better than a baseline by more than chance has it; None of fewer than six samples.
+
+        Of a few a lucky pair would do.
         """
         found = self.ahead_of(baseline, confidence)
-        return found.samples >= FEWEST and found.low > 0
+        return found.low > 0 if found.samples >= FEWEST else None
+
+    def _once(self, key: object, make: Callable[[], Interval]) -> Interval:
+        if key not in self._intervals:
+            self._intervals[key] = make()
+        return self._intervals[key]
 
     def _baseline(self, name: str) -> Tensor:
         if name not in self.baselines:
@@ -103,11 +115,12 @@ HEADER = ("method", "metric", "better", "mean", "random", "centre", "better than
 def row(method: str, each: Measurement) -> tuple[str, ...]:
     """One line of a table: the mean with its interval, both baselines' means, and which of them it is better than."""
     found = each.interval()
-    beaten = [name for name in each.baselines if found.samples >= FEWEST and each.beats(name)]
+    verdicts = {name: each.verdict(name) for name in each.baselines}
+    beaten = [name for name, better in verdicts.items() if better]
     said = "both" if len(beaten) == 2 else " and ".join(beaten) or "neither"
-    if found.samples < FEWEST:
+    if None in verdicts.values():
         said = "too few to tell"
-    means = [f"{_mean(_of_samples(values)):.4g}" for values in each.baselines.values()]
+    means = [f"{_mean(of_samples(values)):.4g}" for values in each.baselines.values()]
     return method, each.metric, "higher" if each.higher_is_better else "lower", str(found), *means, said
 
 
@@ -139,28 +152,16 @@ def _joined(parts: Sequence[Measurement]) -> Measurement:
     )
 
 
-def bootstrap(values: Tensor, confidence: float = 0.95, seed: int = 0, draws: int = 2000) -> Interval:
-    """Of values (n,), of which NaN are left out: the mean, and percentiles of the means of samples drawn from them.
-
-    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3. Of one value no interval can be had.
-    """
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence is {confidence!r}; allowed: a number between 0 and 1, such as 0.95")
+def bootstrap(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """Of values (n,), of which NaN are left out: the mean, and its interval; of one value there is none."""
     known = values[~values.isnan()].double().cpu()
-    if len(known) < 2:
-        return Interval(_mean(known), float("nan"), float("nan"), len(known))
-    generator = torch.Generator().manual_seed(seed)
-    at_once = max(1, 2**22 // len(known))
-    counts = [min(at_once, draws - start) for start in range(0, draws, at_once)]
-    means = torch.cat([known[torch.randint(len(known), (n, len(known)), generator=generator)].mean(1) for n in counts])
-    edges = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
-    low, high = means.quantile(edges).tolist()
-    return Interval(_mean(known), low, high, len(known))
+    low, high = bootstrap_interval(known, confidence, seed)
+    return Interval(_mean(known), float(low), float(high), len(known))
 
 
-def _of_samples(values: Tensor) -> Tensor:
-    """(N, K) -> (N,): the mean of each sample's scores, as they are not independent of each other."""
-    return values.double().nanmean(1)
+def of_samples(values: Tensor) -> Tensor:
+    """(N, K, ...) -> (N, ...): the mean of each sample's scores, as they are not independent of each other."""
+    return values.detach().double().cpu().nanmean(1)
 
 
 def _mean(values: Tensor) -> float:

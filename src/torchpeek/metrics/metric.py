@@ -16,6 +16,10 @@ Needs: TypeAlias = Literal["heatmap", "region", "passes", "explanations"]
 """What a metric reads besides the input: nothing, where the object is, the model, or the method that is scored."""
 
 
+Reads: TypeAlias = Literal["score", "p", "probability", "classes"]
+"""Of what is asked: its score, or nothing; p, whatever that is; p, if it is a probability; the other classes."""
+
+
 class Scored(NamedTuple):
     """What a metric says of J heatmaps of each of N samples."""
 
@@ -43,6 +47,7 @@ class Metric(Registered):
     passes: Count = lambda options: 0  # for each heatmap, or for all of a sample together where `shared`
     explanations: Count = lambda options: 0
     shared: bool = False
+    reads: Reads = "score"
 
     def cost(self, options: Mapping[str, Any] | None = None) -> str:
         """What is run for each heatmap, besides the clean pass that all metrics share."""

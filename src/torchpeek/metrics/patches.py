@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torchpeek.errors import OptionError
+from torchpeek.errors import InputError
 
 
 def patches(size: Sequence[int], cells: int) -> Tensor:
     """(*size), int64: the number of the patch that each position is in."""
     if cells > min(size):
-        raise OptionError(f"option cells is {cells}; an input of {' x '.join(map(str, size))} has no room for as many")
+        raise InputError(f"option cells is {cells}; an input of {' x '.join(map(str, size))} has no room for as many")
     number = torch.zeros(tuple(size), dtype=torch.long)
     for axis, length in enumerate(size):
         along = torch.arange(length) * cells // length

@@ -15,21 +15,27 @@ _NOISE = 0.01  # of the imputed positions, as the authors' code has it
 _PAPER = "arXiv:2202.00449"
 
 
-@metric("road-morf", needs="passes", higher_is_better=False, paper=_PAPER, passes=lambda options: len(_PERCENT))
+@metric(
+    "road-morf", needs="passes", higher_is_better=False, paper=_PAPER, passes=lambda options: len(_PERCENT), reads="p"
+)
 def road_morf(case: Case) -> Scored:
     """Mean probability with the highest 10, 20 ... 90 % of the positions imputed."""
     curve = _imputed_scores(case)[..., : len(_PERCENT)]
     return Scored(curve.mean(2), curve)
 
 
-@metric("road-lerf", needs="passes", higher_is_better=True, paper=_PAPER, passes=lambda options: len(_PERCENT))
+@metric(
+    "road-lerf", needs="passes", higher_is_better=True, paper=_PAPER, passes=lambda options: len(_PERCENT), reads="p"
+)
 def road_lerf(case: Case) -> Scored:
     """Mean probability with the lowest 10, 20 ... 90 % of the positions imputed."""
     curve = _imputed_scores(case)[..., len(_PERCENT) :]
     return Scored(curve.mean(2), curve)
 
 
-@metric("road", needs="passes", higher_is_better=True, paper=_PAPER, passes=lambda options: 2 * len(_PERCENT))
+@metric(
+    "road", needs="passes", higher_is_better=True, paper=_PAPER, passes=lambda options: 2 * len(_PERCENT), reads="p"
+)
 def road(case: Case) -> Scored:
     """Half the difference of road-lerf and road-morf: how much more the highest positions matter than the lowest."""
     return Scored((road_lerf(case).values - road_morf(case).values) / 2)

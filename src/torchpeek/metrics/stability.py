@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.cam.method import check_number, check_whole
-from torchpeek.engine.targets import ClassScores, class_logits
+from torchpeek.engine.targets import class_logits
 from torchpeek.errors import MetricNotApplicable
 from torchpeek.heatmap import unit_range, upsample
-from torchpeek.metrics.case import Case, check_probability, levelled
+from torchpeek.metrics.case import Case, check_computed, levelled
 from torchpeek.metrics.fidelity import correlation
 from torchpeek.metrics.metric import Scored, metric
 
@@ -113,15 +113,20 @@ def _draw(parameter: nn.Parameter, generator: torch.Generator) -> None:
         parameter.copy_(mean + normal * apart)
 
 
-@metric("random-class", needs="explanations", higher_is_better=False, paper="arXiv:1912.09818", explanations=_one)
+@metric(
+    "random-class",
+    needs="explanations",
+    higher_is_better=False,
+    paper="arXiv:1912.09818",
+    explanations=_one,
+    reads="classes",
+)
 def random_class(case: Case) -> Scored:
     """Rank correlation, whatever its sign, with the heatmap for another class, drawn at random (Sixt et al.).
 
     A method that shows the same whatever class it is asked about stays at 1.
     """
-    question, output = case.clean.trace.question, case.clean.trace.output
-    if not isinstance(question, ClassScores) or (number := class_logits(output).shape[1]) < 2:
-        raise MetricNotApplicable("random-class asks about another class; what is asked here is no class of several")
+    question, number = case.clean.trace.question, class_logits(case.clean.trace.output).shape[1]
     shifts = [
         torch.randint(1, number, question.labels.shape[1:], generator=each) for each in case.clean.generators(salt=3)
     ]
@@ -130,10 +135,18 @@ def random_class(case: Case) -> Scored:
     return Scored(rank_correlation(case.values.flatten(2), again.flatten(2)).abs())
 
 
-@metric("adcc", needs="explanations", higher_is_better=True, paper="arXiv:2104.10252", passes=_one, explanations=_one)
+@metric(
+    "adcc",
+    needs="explanations",
+    higher_is_better=True,
+    paper="arXiv:2104.10252",
+    passes=_one,
+    explanations=_one,
+    reads="probability",
+)
 def adcc(case: Case) -> Scored:
     """Harmonic mean of coherency, 1 - complexity and 1 - average drop (Poppi et al.)."""
-    check_probability(case, "adcc")
+    check_computed(case, "adcc")
     coherency = torch.zeros_like(case.scores)
     methods, scores = len(case.explainers), case.classes
     rows = torch.arange(len(case.inputs))

@@ -25,6 +25,9 @@ TextFunction: TypeAlias = Callable[[Sequence[str], torch.device], Tensor]
 """From K texts to their embeddings (K, D), on that device."""
 
 
+TAKEN_AS_WHOLE = "the input is taken to show the whole picture: its preprocessing does not say"
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
     """A network with what is needed to feed it pictures and to name its classes.
@@ -63,7 +66,7 @@ class LoadedModel:
         made = self.preprocess(image)
         if isinstance(made, Tensor):
             tensor, geometry = (made if made.ndim == 4 else made.unsqueeze(0)), Geometry.whole(image.size)
-            notes = (*notes, "the input is taken to show the whole picture: its preprocessing does not say")
+            notes = (*notes, TAKEN_AS_WHOLE)
         elif isinstance(made, tuple) and [type(each) for each in made] == [Tensor, Geometry]:
             tensor, geometry = made
         else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from torchpeek.bootstrap import bootstrap_interval
 from torchpeek.errors import InputError
 from torchpeek.render.plots import figure_class
 
@@ -21,13 +22,13 @@ Curves: TypeAlias = Mapping[str, Tensor]
 
 _COLOURS = ("#3366aa", "#dd7711", "#2a9d5c", "#cc2233", "#8855bb", "#8c5a3c", "#d657a5", "#11a3b5", "#9a9a11")
 _STYLES = ("-", "-.", ":", (0, (8, 1, 1, 1, 1, 1)))
-_DASHED = (("#222222", (0, (6, 2))), ("#8a8a8a", (0, (3, 1.5))), ("#555555", (0, (1.5, 1))))  # grey, and how long
+# Of baselines: three greys and four dashes, each in turn, are twelve looks, of which the first three share nothing.
+_GREYS, _DASHES = ("#222222", "#8a8a8a", "#555555"), ((6, 2), (3, 1.5), (1.5, 1), (6, 1, 1, 1))
 _SHARES = {
     "deletion": "share of the picture removed, what matters most first",
     "insertion": "share of the picture put back, what matters most first",
 }
 _BETTER = {"deletion": "lower is better", "insertion": "higher is better"}
-_DRAWS = 2000
 _SHORT, _LONG = 25, 60  # letters of a name, of which two fit beside each other, and one
 
 
@@ -44,7 +45,7 @@ def curves(
     `panels` is metric -> method -> (N, steps + 1), such as `{"deletion": {"gradcam": m["deletion"].curve[:, 0]}}`, and
     `baselines` the like, drawn dashed. The legend has the area under each, in the order given; a method has the same
     colour in every panel. Of several pictures the band is where the mean lies with 95 % confidence, step by step
-    (percentiles of 2,000 bootstrap draws, by `seed`); a picture with a NaN is left out of its curve. Needs the extra
+    (by bootstrap, drawn by `seed`); a picture with a NaN is left out of its curve. Needs the extra
     `plot`. Raises InputError.
     """
     figure_of = figure_class()
@@ -54,6 +55,9 @@ def curves(
     looks: list[dict[str, Any]] = [
         {"color": colour, "linestyle": style} for style, colour in product(_STYLES, _COLOURS)
     ]
+    of_baselines: list[dict[str, Any]] = [
+        {"color": _GREYS[number % 3], "linestyle": (0, _DASHES[number % 4])} for number in range(12)
+    ]
     pictures = max(len(values) for methods in panels.values() for values in methods.values())
     lines = [[*methods, *dashed.get(panel, {})] for panel, methods in panels.items()]
     longest = max(map(len, lines))
@@ -62,8 +66,7 @@ def curves(
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (panel, methods) in zip(grid, panels.items(), strict=True):
         for number, (name, values) in enumerate(dashed.get(panel, {}).items()):
-            colour, dashes = _DASHED[number % len(_DASHED)]
-            _draw(axes, f"{name}, baseline", values, color=colour, linestyle=dashes, zorder=3)
+            _draw(axes, f"{name}, baseline", values, **of_baselines[number % len(of_baselines)], zorder=3)
         for name, values in methods.items():
             look = looks[names.index(name) % len(looks)]
             _draw(axes, name, values, **look, zorder=2)
@@ -114,13 +117,8 @@ def _draw_band(axes: Axes, values: Tensor, seed: int, *, color: str, alpha: floa
     known = _known(values)
     if len(known) < 2:  # of one picture nothing can be said
         return
-    generator = torch.Generator().manual_seed(seed)
-    means = []
-    for _ in range(_DRAWS):
-        drawn = torch.randint(len(known), (len(known),), generator=generator)
-        means.append(drawn.bincount(minlength=len(known)).double() @ known / len(known))
-    low, high = torch.stack(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).tolist()
-    axes.fill_between(_shares(values), low, high, color=color, alpha=alpha, linewidth=0, zorder=1)
+    low, high = bootstrap_interval(known, seed=seed)
+    axes.fill_between(_shares(values), low.tolist(), high.tolist(), color=color, alpha=alpha, linewidth=0, zorder=1)
 
 
 def _name_lines(axes: Axes, methods: int, columns: int, *, banded: bool) -> None:

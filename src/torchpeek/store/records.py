@@ -14,9 +14,14 @@ Columns: TypeAlias = Mapping[str, type]
 """Name -> str, bool, int, float, or list for a list of floats."""
 
 
-def json_text(value: Any) -> str:
+def json_text(value: Any, *, ascii_only: bool = False) -> str:
     """Readable JSON. It has no NaN and no infinity: they are "nan", "inf" and "-inf"."""
-    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return _json(value, indent=2, ascii_only=ascii_only) + "\n"
+
+
+def encodable(text: str) -> str:
+    """Without what UTF-8 does not have: file names may be any bytes. In JSON the escapes are read as the same name."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def parquet_bytes(columns: Columns, rows: Iterable[Mapping[str, Any]], about: Mapping[str, Any]) -> bytes:
@@ -34,11 +39,15 @@ def parquet_bytes(columns: Columns, rows: Iterable[Mapping[str, Any]], about: Ma
         raise TorchpeekError("pyarrow is not installed; next: pip install 'torchpeek[data]'") from error
     kinds = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64(), list: pa.list_(pa.float64())}
     fields = [pa.field(name, kinds[kind]) for name, kind in columns.items()]
-    schema = pa.schema(fields, {"torchpeek": json.dumps(_finite(about), ensure_ascii=False, allow_nan=False)})
+    schema = pa.schema(fields, {"torchpeek": _json(about)})
     listed = [{name: _known(row.get(name)) for name in columns} for row in rows]
     packed = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(listed, schema), packed, compression="zstd")
     return packed.getvalue()
+
+
+def _json(value: Any, indent: int | None = None, ascii_only: bool = False) -> str:
+    return encodable(json.dumps(_finite(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False))
 
 
 def _finite(value: Any) -> Any:
@@ -53,6 +62,11 @@ def _finite(value: Any) -> Any:
 
 
 def _known(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_known(each) for each in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    match value:
+        case list():
+            return [_known(each) for each in value]
+        case str():
+            return encodable(value)
+        case float() if math.isnan(value):
+            return None
+    return value

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchpeek.metrics import FEWEST, Interval, Measurement, Measurements, row
+from torchpeek.metrics.measurement import FEWEST, Interval, Measurement, Measurements, of_samples, row
 
 _SAID = {"random": "a random heatmap", "centre": "a centred Gaussian"}
 
@@ -33,21 +33,28 @@ class Verdicts:
         return [row(method, each) for methods in self.by_metric.values() for method, each in methods.items()]
 
     def sentences(self) -> Iterable[str]:
-        """For each metric: which methods are not better than a baseline, by more than chance has it."""
-        for metric in self.by_metric:
+        """For each metric: which methods are not better than a baseline, by more than chance has it.
+
+        A metric that is not defined for every picture says for how many it is.
+        """
+        for metric, methods in self.by_metric.items():
             rows = [each for each in self.summary if each["metric"] == metric]
-            samples = min(each["pictures"] for each in rows)
-            if samples < FEWEST:
-                of = f"defined for {samples} of the pictures" if samples else "not defined for these pictures"
-                yield f"{metric}: {of}, and of fewer than {FEWEST} nothing can be said of significance"
-                continue
+            told = [each for each in rows if each["better_than"] is not None]
             worse = {
-                words: [each["method"] for each in rows if baseline not in each["better_than"]]
+                words: [each["method"] for each in told if baseline not in each["better_than"]]
                 for baseline, words in _SAID.items()
             }
-            said = [f"not better than {words}: {', '.join(methods)}" for words, methods in worse.items() if methods]
-            subject = "each method is" if len(rows) > 1 else f"{rows[0]['method']} is"
-            yield f"{metric}: " + ("; ".join(said) or f"{subject} better than {' and than '.join(_SAID.values())}")
+            said = [f"not better than {words}: {', '.join(names)}" for words, names in worse.items() if names]
+            if told and not said:
+                subject = "each method is" if len(told) > 1 else f"{told[0]['method']} is"
+                said.append(f"{subject} better than {' and than '.join(_SAID.values())}")
+            if len(told) < len(rows):
+                few = ", ".join(each["method"] for each in rows if each not in told)
+                said.append(f"of fewer than {FEWEST} nothing can be said of significance: {few}")
+            given = max(len(each.values) for each in methods.values())
+            defined = sorted({each["pictures"] for each in rows})
+            of = f", defined for {' to '.join(map(str, defined))} of {given} pictures" if defined != [given] else ""
+            yield f"{metric}{of}: {'; '.join(said)}"
 
     @cached_property
     def summary(self) -> list[dict[str, Any]]:
@@ -58,7 +65,7 @@ class Verdicts:
         """For each of these metrics that was asked for the curves (N, steps + 1) of the methods, and the baselines'."""
         return {
             metric: (
-                {name: _of_samples(each.curve) for name, each in methods.items() if each.curve is not None},
+                {name: of_samples(each.curve) for name, each in methods.items() if each.curve is not None},
                 _baseline_curves(methods),
             )
             for metric, methods in self.by_metric.items()
@@ -75,19 +82,20 @@ def _best_first(methods: Mapping[str, Measurement]) -> dict[str, Measurement]:
 
 
 def _summary(method: str, each: Measurement) -> dict[str, Any]:
-    interval, ahead = each.interval(), {name: each.ahead_of(name) for name in each.baselines}
+    ahead = {name: each.ahead_of(name) for name in each.baselines}
+    verdicts = {name: each.verdict(name) for name in each.baselines}  # None of a few pictures
     mean_curves = {"curve": each.curve} if each.curve is not None else {}
     mean_curves |= {f"{name}_curve": curves for name, curves in each.baseline_curves.items()}
     return {
         "metric": each.metric,
         "method": method,
         "higher_is_better": each.higher_is_better,
-        **_facts(interval),
+        **_facts(each.interval()),
         **{name: _mean(values) for name, values in each.baselines.items()},
         "ahead_of": {name: _facts(by) for name, by in ahead.items()},
         # Of a few pictures it cannot be told.
-        "better_than": [name for name in ahead if each.beats(name)] if interval.samples >= FEWEST else None,
-        **{name: _of_samples(curves).nanmean(0).tolist() for name, curves in mean_curves.items()},
+        "better_than": None if None in verdicts.values() else [name for name, better in verdicts.items() if better],
+        **{name: of_samples(curves).nanmean(0).tolist() for name, curves in mean_curves.items()},
     }
 
 
@@ -96,12 +104,7 @@ def _facts(interval: Interval) -> dict[str, Any]:
 
 
 def _mean(values: Tensor) -> float:
-    return float(_of_samples(values).nanmean())
-
-
-def _of_samples(values: Tensor) -> Tensor:
-    """(N, K, ...) -> (N, ...): the mean of each picture's scores."""
-    return values.detach().double().cpu().nanmean(1)
+    return float(of_samples(values).nanmean())
 
 
 def _baseline_curves(methods: Mapping[str, Measurement]) -> dict[str, Tensor]:
@@ -110,7 +113,7 @@ def _baseline_curves(methods: Mapping[str, Measurement]) -> dict[str, Tensor]:
     for name in _SAID:
         grouped: list[tuple[Tensor, list[str]]] = []
         for method, each in methods.items():
-            curves = _of_samples(each.baseline_curves[name])
+            curves = of_samples(each.baseline_curves[name])
             same = next((those for known, those in grouped if torch.equal(known, curves)), None)
             if same is None:
                 grouped.append((curves, [method]))
