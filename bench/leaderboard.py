@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class Job:
     @property
     def weight(self) -> float:
         """How long it takes, about, as a multiple of a photograph with all but the dear methods."""
-        return {"photograph": 1.0, "dear": 1.9, "mosaic": 0.3}[self.kind]
+        return {"photograph": 1.0, "dear": 1.4, "mosaic": 0.3}[self.kind]
 
     @property
     def key(self) -> str:
@@ -62,11 +63,12 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=21, help="photographs")
     parser.add_argument("--page-only", action="store_true", help="write the page from what is known")
     given = parser.parse_args()
-    photographs = [each for each in labelled() if not each.doubt][: given.most]
+    there = [each for each in labelled() if not each.doubt]
+    photographs = there[: given.most]
     if len(photographs) < LEAST:
         print(f"{len(photographs)} labelled photographs are there, and {LEAST} are needed: tools/fetch_pictures.py")
         return 1
-    jobs = list(planned(photographs))
+    jobs = list(planned(photographs, there))
     known = {key: row for key, row in kept().items() if key in {job.key for job in jobs}}
     rest = [] if given.page_only else [job for job in jobs if job.key not in known]
     print(f"{len(jobs)} jobs, {len(jobs) - len(rest)} of them done before", flush=True)
@@ -82,8 +84,8 @@ def main() -> int:
             job = pending[future]
             row = {"key": job.key, **asdict(job), **future.result()}
             known[job.key] = row
-            with KEPT.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            with KEPT.open("a") as file:  # on a line of its own, also where the last one was cut off
+                file.write("\n" + json.dumps(row))
             done += job.weight
             left = (time.monotonic() - start) / done * (whole - done)
             said = row.get("failed") or f"{row['seconds']:.0f} s"
@@ -101,7 +103,7 @@ def main() -> int:
         if count < LEAST:
             print(f"only {count} photographs were scored with {model}; {LEAST} are needed", file=sys.stderr)
             return 1
-    PAGE.write_text(page(rows, photographs))
+    PAGE.write_text(page(rows, there))
     print(f"written: {PAGE.relative_to(ROOT)}")
     return 0
 
@@ -121,18 +123,29 @@ def estimated(jobs: list[Job], processes: int) -> float:
     return sum(_PASSES * job.weight * seconds[job.model] for job in jobs) / processes / 60
 
 
-def planned(photographs: list[Labelled]) -> Iterator[Job]:
-    """The dear ones first, as they take longest; then photograph by photograph, both models in turn."""
+def planned(photographs: list[Labelled], for_mosaics: list[Labelled]) -> Iterator[Job]:
+    """The dear ones first, as they take longest; then photograph by photograph, both models in turn; then mosaics."""
     names = [each.name for each in photographs]
     for model in MODELS:
         yield from (Job(model, "dear", (name,)) for name in names[:_DEAR_ON])
     for name in names:
         yield from (Job(model, "photograph", (name,)) for model in MODELS)
-    for start in range(0, len(names) - _CELLS + 1, _CELLS):
-        several = names[start : start + _CELLS]
-        labels = [each.label for each in photographs[start : start + _CELLS]]
-        if len(set(labels)) == _CELLS:  # a class in two cells has no cell of its own
-            yield from (Job(model, "mosaic", tuple(several)) for model in MODELS)
+    for several in mosaics(for_mosaics):
+        yield from (Job(model, "mosaic", tuple(each.name for each in several)) for model in MODELS)
+
+
+def mosaics(photographs: list[Labelled]) -> list[list[Labelled]]:
+    """Each photograph in one of them at most; of four classes each, as a class in two cells has no cell of its own."""
+    waiting, found = list(photographs), []
+    while True:
+        chosen: dict[int, Labelled] = {}
+        for each in waiting:
+            if len(chosen) < _CELLS:
+                chosen.setdefault(each.label, each)
+        if len(chosen) < _CELLS:
+            return found
+        found.append([*chosen.values()])
+        waiting = [each for each in waiting if each not in found[-1]]
 
 
 def kept() -> dict[str, dict[str, Any]]:
@@ -141,7 +154,7 @@ def kept() -> dict[str, dict[str, Any]]:
         return {}
     rows = []
     for line in KEPT.read_text().splitlines():
-        with suppress(json.JSONDecodeError):  # the last one, if the program was killed as it wrote it
+        with suppress(json.JSONDecodeError):  # an empty one, or one that was cut off as the program was killed
             rows.append(json.loads(line))
     return {row["key"]: row for row in rows if "failed" not in row}
 
@@ -153,12 +166,14 @@ _LOADED: dict[str, Any] = {}
 def source() -> str:
     """Of all that a number depends on."""
     if not _SOURCE:
-        inside = ROOT / "src" / "torchpeek"
-        rooms = ("cam", "engine", "evaluate", "explain", "metrics")
-        files = [file for room in rooms for file in sorted((inside / room).rglob("*.py"))]
-        here = ROOT / "bench" / "evaluation"
-        files += [inside / "heatmap.py", *(here / name for name in ("models.py", "pictures.json", "scoring.py"))]
-        text = b"".join(file.read_bytes() for file in files)
+        inside, here = ROOT / "src" / "torchpeek", ROOT / "bench" / "evaluation"
+        rooms = ("cam", "engine", "evaluate", "explain", "hooks", "metrics", "models")
+        shown = {"measurement.py", "verdicts.py"}  # these read the numbers
+        files = [file for room in rooms for file in sorted((inside / room).rglob("*.py")) if file.name not in shown]
+        files += [inside / name for name in ("heatmap.py", "picture.py", "store/pictures.py")]
+        files += [here / name for name in ("models.py", "pictures.json", "scoring.py")]
+        versions = [version(name) for name in ("torch", "torchvision", "timm", "pillow", "numpy")]
+        text = b"".join([*(file.read_bytes() for file in files), " ".join(versions).encode()])
         _SOURCE.append(hashlib.sha256(text).hexdigest())
     return _SOURCE[0]
 

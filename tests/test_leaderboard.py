@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
-from conftest import ROOT
+from conftest import IMAGES, ROOT
 
 pytest.importorskip("timm")
 pytest.importorskip("torchvision")
@@ -19,8 +22,9 @@ sys.path.append(str(ROOT / "bench"))
 
 import leaderboard
 from evaluation import page, scoring
-from evaluation.models import MODELS
+from evaluation.models import MODELS, folded
 from evaluation.pictures import Labelled
+from real_models import lite0
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,15 +37,20 @@ def photographs(count: int) -> list[Labelled]:
 
 
 def row_of(job: leaderboard.Job, value: float) -> dict[str, Any]:
-    """As a job leaves it: gradcam better than both baselines in insertion, worse in deletion."""
-    rows = [["gradcam", "insertion", value, value - 0.2, value - 0.1], ["gradcam", "deletion", value, 0.0, 0.1]]
+    """As a job leaves it: gradcam better than both baselines in insertion, worse in deletion; sscam better in both."""
+    better, cells = [value, value - 0.2, value - 0.1], [0.1, 0.2, 0.3, 0.4]
+    rows = {
+        "photograph": [["gradcam", "insertion", *better], ["gradcam", "deletion", value, 0.0, 0.1]],
+        "dear": [["sscam", "insertion", *better], ["sscam", "deletion", 0.0, 0.1, value]],
+        "mosaic": [["gradcam", "grid-pointing-game", value + each, 0.25, 0.25] for each in cells],
+    }
     return {
         "key": job.key,
         "model": job.model,
         "kind": job.kind,
         "names": list(job.names),
-        "rows": rows if job.kind == "photograph" else [],
-        "method_seconds": {"gradcam": 0.5},
+        "rows": rows[job.kind],
+        "method_seconds": {"gradcam": 0.5} if job.kind == "photograph" else {},
         "seconds": 1.0,
     }
 
@@ -58,7 +67,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def keep(photos: list[Labelled], *, failed: int = 0) -> None:
     lines = []
-    for job in leaderboard.planned(photos):
+    for job in leaderboard.planned(photos, photos):
         row = row_of(job, 0.5 + 0.01 * int(job.names[0][1:]))
         if job.kind == "photograph" and int(job.names[0][1:]) < failed:
             row = {**row, "failed": "broken"}
@@ -67,13 +76,14 @@ def keep(photos: list[Labelled], *, failed: int = 0) -> None:
 
 
 def test_what_is_planned() -> None:
-    jobs = list(leaderboard.planned(photographs(9)))
+    jobs = list(leaderboard.planned(photographs(9)[:5], photographs(9)))
     for model in MODELS:
         of_model = [job for job in jobs if job.model == model]
         assert [job.names for job in of_model if job.kind == "dear"] == [("p0",), ("p1",), ("p2",), ("p3",)]
-        assert [job.names[0] for job in of_model if job.kind == "photograph"] == [f"p{n}" for n in range(9)]
-        # The first four show one class twice, which would have no cell of its own.
-        assert [job.names for job in of_model if job.kind == "mosaic"] == [("p4", "p5", "p6", "p7")]
+        assert [job.names[0] for job in of_model if job.kind == "photograph"] == [f"p{n}" for n in range(5)]
+        # p0 and p1 show one class, which would have no cell of its own: four different ones, and each once.
+        of_mosaics = [job.names for job in of_model if job.kind == "mosaic"]
+        assert of_mosaics == [("p0", "p2", "p3", "p4"), ("p1", "p5", "p6", "p7")]
     assert len({job.key for job in jobs}) == len(jobs)
 
 
@@ -96,7 +106,7 @@ def test_what_was_kept_is_not_done_again(
     with leaderboard.KEPT.open("a") as file:
         file.write('{"key": "cut of')  # killed as it wrote
     assert leaderboard.main() == 0
-    count = len(list(leaderboard.planned(photos)))
+    count = len(list(leaderboard.planned(photos, photos)))
     assert f"{count} jobs, {count} of them done before" in capsys.readouterr().out
     text = (place / "page.md").read_text()
     # 0.5, 0.51 ... 0.69: their mean is 0.595.
@@ -110,6 +120,79 @@ def test_what_was_kept_is_not_done_again(
     assert centre.split("|")[4].strip().startswith("0.495 [")
     assert "`insertion`: all 1 methods are better than both baselines with both networks" in text
     assert "| gradcam | 1 forward, 1 backward to the layer | 0.50 |" in text
+
+
+def test_of_a_few_nothing_is_said(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four photographs, of which no one can tell whether a method is better: not that it is not."""
+    photos = photographs(24)
+    monkeypatch.setattr(leaderboard, "labelled", lambda: photos)
+    keep(photos)
+    assert leaderboard.main() == 0
+    text = (place / "page.md").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("| sscam | 4 |"))
+    assert all(cell.strip().endswith("]") for cell in line.split("|")[3:5]), "no marks"
+    said = text.partition("## What this says")[2].partition("\n## ")[0]
+    assert "sscam" not in "".join(line for line in said.splitlines() if line.startswith("- `"))
+
+
+def test_a_mosaic_is_one_sample(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its four cells are not independent of each other."""
+    photos = photographs(24)
+    monkeypatch.setattr(leaderboard, "labelled", lambda: photos)
+    keep(photos)
+    assert leaderboard.main() == 0
+    rows = [json.loads(line) for line in leaderboard.KEPT.read_text().splitlines()]
+    mosaics = [row for row in rows if row["kind"] == "mosaic" and row["model"] == "MobileNetV2"]
+    means = [sum(each[2] for each in row["rows"]) / 4 for row in mosaics]
+    table = (place / "page.md").read_text().partition("is the class's")[2]
+    line = next(line for line in table.splitlines() if line.startswith("| gradcam |"))
+    assert line.split("|")[2].strip() == str(len(mosaics))
+    assert "| p23 | 23 | somewhere==1 | MIT |" in (place / "page.md").read_text(), "it is in a mosaic alone"
+    assert line.split("|")[3].strip().startswith(f"{sum(means) / len(means):.3f} [")
+
+
+def test_what_was_cut_off_spoils_nothing_after_it(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = photographs(20)
+    monkeypatch.setattr(leaderboard, "labelled", lambda: photos)
+    keep(photos)
+    lines = leaderboard.KEPT.read_text().splitlines()
+    leaderboard.KEPT.write_text("\n".join([*lines[:-1], lines[-1][:20]]))
+
+    class Pool:
+        """Does what it is given at once."""
+
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def submit(self, _: object, job: leaderboard.Job) -> Future[dict[str, Any]]:
+            future: Future[dict[str, Any]] = Future()
+            future.set_result({"rows": [], "method_seconds": {}, "seconds": 1.0})
+            return future
+
+        def shutdown(self, **_: object) -> None: ...
+
+    monkeypatch.setattr(leaderboard, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(leaderboard, "estimated", lambda jobs, processes: 1.0)
+    assert leaderboard.main() == 0
+    assert leaderboard.main() == 0
+    count = len(lines)
+    said = capsys.readouterr().out
+    assert f"{count} jobs, {count - 1} of them done before" in said
+    assert f"{count} jobs, {count} of them done before" in said
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_folded_networks_say_the_same(name: str, request: pytest.FixtureRequest) -> None:
+    """With every batch normalisation in the convolution before it, on a real photograph."""
+    loaded = lite0() if name == "EfficientNet-Lite0" else request.getfixturevalue("mobilenet")
+    given = loaded.read(IMAGES / "chelsea.png").tensor
+    network = copy.deepcopy(loaded.module)
+    with torch.no_grad():
+        expected = network(given)
+        found = folded(network)(given)
+    assert not any(isinstance(each, nn.BatchNorm2d) for each in network.modules())
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 @pytest.mark.parametrize(("count", "failed", "said"), [(19, 0, "19 labelled"), (20, 1, "only 19 photographs")])

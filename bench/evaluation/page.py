@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -13,13 +14,14 @@ from evaluation import scoring
 from evaluation.models import MODELS
 from evaluation.pictures import Labelled
 from torchpeek.cam import METHODS
-from torchpeek.metrics import METRICS, Measurement
+from torchpeek.metrics import FEWEST, METRICS, Measurement
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "What is left of the score": ["average-drop", "increase", "average-gain", "adcc"],
     "Removing and putting back": ["deletion", "insertion", "aopc", "road-morf", "road-lerf", "road"],
     "Whether the numbers add up": ["mufidelity", "infidelity"],
-    "Where the object is": [*scoring.REGION, scoring.MOSAIC],
+    "Where the object is": list(scoring.REGION),
+    "Which of four photographs is the class's": [scoring.MOSAIC],
     "Whether the method looks at the model, the class and the picture": [
         "max-sensitivity",
         "randomisation",
@@ -29,13 +31,17 @@ GROUPS: Mapping[str, Sequence[str]] = {
 }
 # Of which a baseline has the best or the worst possible by its nature.
 _BESIDE_EACH_OTHER = ("max-sensitivity", "randomisation", "random-class", *scoring.HEATMAP)
+_COMPARED = [name for names in GROUPS.values() for name in names if name not in _BESIDE_EACH_OTHER]
+Tables: TypeAlias = Mapping[str, Mapping[tuple[str, str], Measurement]]
+"""Model -> method and metric -> what was measured."""
 OPTIONS = {**scoring.PASSES, **scoring.REGION, **scoring.HEATMAP, **scoring.ASKED, scoring.MOSAIC: {}}
 
 
 def page(rows: Sequence[Mapping[str, Any]], photographs: Sequence[Labelled]) -> str:
-    """The whole page."""
+    """The whole page, of these rows and of those of the photographs that they are of."""
+    photographs = [each for each in photographs if any(each.name in row["names"] for row in rows)]
     tables = {model: _measurements([row for row in rows if row["model"] == model]) for model in MODELS}
-    parts = [_head(photographs, rows), _verdict(tables)]
+    parts = [_head(rows), _overview(tables, rows), _verdict(tables)]
     for model, table in tables.items():
         parts.append(f"## {model}\n")
         parts += [_table(table, title, names) for title, names in GROUPS.items()]
@@ -45,14 +51,17 @@ def page(rows: Sequence[Mapping[str, Any]], photographs: Sequence[Labelled]) -> 
 
 
 def _measurements(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Measurement]:
-    """By method and metric: a value for each photograph, or for each cell of the mosaics."""
-    values: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+    """By method and metric: a value for each photograph, or for each mosaic those of its four cells."""
+    values: dict[tuple[str, str], list[list[list[float]]]] = {}  # n x K x 3
     for row in rows:
+        of_one: dict[tuple[str, str], list[list[float]]] = {}
         for method, metric, *numbers in row.get("rows", []):
-            values.setdefault((method, metric), []).append(tuple(numbers))
+            of_one.setdefault((method, metric), []).append(numbers)
+        for key, listed in of_one.items():
+            values.setdefault(key, []).append(listed)
     found = {}
-    for (method, metric), numbers in values.items():
-        value, random, centre = torch.tensor(numbers, dtype=torch.float64).T.unsqueeze(2)  # (n, 1) each
+    for (method, metric), all_numbers in values.items():
+        value, random, centre = torch.tensor(all_numbers, dtype=torch.float64).unbind(2)  # (n, K) each
         higher = METRICS[metric].higher_is_better
         found[method, metric] = Measurement(metric, value, higher, {"random": random, "centre": centre})
     for metric in {metric for _, metric in found}:  # the baselines on the usual grid are rows as well
@@ -74,25 +83,32 @@ def _table(table: Mapping[tuple[str, str], Measurement], title: str, metrics: Se
     arrows = [f"`{name}` {'↑' if METRICS[name].higher_is_better else '↓'}" for name in metrics]
     lines = [f"### {title}\n", "| method | n | " + " | ".join(arrows) + " |", "|---|---|" + "---|" * len(metrics)]
     for method in methods:
-        cells = [_cell(table.get((method, name))) for name in metrics]
+        cells = [_cell(table.get((method, name)), method) for name in metrics]
         count = max(table[method, name].interval().samples for name in metrics if (method, name) in table)
         lines.append(f"| {method} | {count} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(each: Measurement | None) -> str:
+def _cell(each: Measurement | None, method: str) -> str:
     if each is None:
         return "–"
     found = each.interval()
-    marks = ("" if each.beats("random") else " r") + ("" if each.beats("centre") else " c")
+    others = () if each.metric in _BESIDE_EACH_OTHER else [name for name in each.baselines if method != f"({name})"]
+    marks = "".join(f" {name[0]}" for name in others if each.verdict(name) is False)
     return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]{marks}"
 
 
-def _costs(rows: Sequence[Mapping[str, Any]]) -> str:
+def _seconds(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Method -> what it took for each photograph."""
     seconds: dict[str, list[float]] = {}
     for row in rows:
         for method, each in row.get("method_seconds", {}).items():
             seconds.setdefault(method, []).append(each)
+    return seconds
+
+
+def _costs(rows: Sequence[Mapping[str, Any]]) -> str:
+    seconds = _seconds(rows)
     lines = ["### What a heatmap costs\n", "| method | passes | seconds (median, one thread) |", "|---|---|---|"]
     for method in sorted(seconds, key=_order):
         options = ", ".join(f"{name}={value}" for name, value in scoring.DEAR.get(method, {}).items())
@@ -101,39 +117,90 @@ def _costs(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _head(photographs: Sequence[Labelled], rows: Sequence[Mapping[str, Any]]) -> str:
+def _head(rows: Sequence[Mapping[str, Any]]) -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm"))
-    mosaics = sum(row["kind"] == "mosaic" for row in rows) // len(MODELS)
+    kinds = ("photograph", "mosaic")
+    count, mosaics = (len({tuple(row["names"]) for row in rows if row["kind"] == kind}) for kind in kinds)
     said = {name: options for name, options in OPTIONS.items() if options}
     options = "; ".join(f"{name} " + ", ".join(f"{k}={v}" for k, v in each.items()) for name, each in said.items())
     return f"""# Leaderboard
 
-Every method, by every metric of [metrics.md](metrics.md), on {len(photographs)} real photographs and
+The methods, by every metric of [metrics.md](metrics.md), on {count} real photographs and
 {mosaics} mosaics of four, asked about the class that they are labelled with. `make evaluate` writes this page, and
-takes up to an hour on two cores. {packages}.
+takes an hour on two cores. {packages}.
 
-Each cell is the mean over the photographs (n of them), and its 95 % bootstrap interval. ↑: higher is better.
+Each cell is the mean over the n photographs, or mosaics, and its 95 % bootstrap interval. ↑: higher is better.
 **r**: not better than a random heatmap on the same grid (mean of ten), **c**: not better than a centred Gaussian;
-"better" is that the interval of the difference on the same photographs leaves out zero. The rows `(random)` and
-`(centre)` are these two on the grid of the last layer, `all-ones` is one everywhere, `constant` a half everywhere:
-whatever a metric gives them, it does not give for an explanation.
+"better" is that the interval of the difference on the same photographs lies on the better side of zero. Of fewer
+than {FEWEST} that cannot be told, and those cells have no marks. The rows `(random)` and `(centre)` are on the grid
+of the last layer, `all-ones` is one everywhere, `constant` a half everywhere: whatever a metric gives them, it does not
+give for an explanation.
 
 - Two networks that packages ship with real weights, batch normalisations folded into their convolutions. Methods that
-  read attention are not for them.
-- {len(photographs)} photographs are few: the intervals are wide, and a difference of two methods within them means
+  read attention are not for them. Each method as it is without options, and asked about the logit, also where its paper
+  asks about the probability, as polycam's does.
+- {count} photographs are few: the intervals are wide, and a difference of two methods within them means
   nothing. The methods that take over 2,000 passes were scored on four ({", ".join(scoring.DEAR)}), metrics that ask
   the method again only for those of up to 50 passes.
+- Most of these photographs have their object in the middle, and the Gaussian is hard to beat: whoever is seldom better
+  has shown little of them that it does not show. Metrics say much of the same in different words, and are no votes.
+- opticam optimises the score of the picture times the heatmap, which is what average-drop, increase and average-gain
+  measure. polycam and refinecam multiply the maps of several layers, and leave so little of a picture under their
+  heatmap that nothing is left of its score.
 - Options other than the defaults: {options}.
 """
 
 
-def _verdict(tables: Mapping[str, Mapping[tuple[str, str], Measurement]]) -> str:
+def _overview(tables: Tables, rows: Sequence[Mapping[str, Any]]) -> str:
+    """How often each method is better than the baselines, those first that are so most often, and what they cost."""
+    seconds = _seconds(rows)
+    found = []
+    for method in scoring.ALL:
+        told = [name for name in _COMPARED if all(_told(table.get((method, name))) for table in tables.values())]
+        wins = {
+            baseline: [sum(table[method, name].beats(baseline) for name in told) for table in tables.values()]
+            for baseline in ("centre", "random")
+        }
+        if told:
+            cells = [" / ".join(map(str, each)) for each in wins.values()]
+            cost = f"{statistics.median(seconds[method]):.2f}" if method in seconds else "–"
+            shares = [sum(each) / len(told) for each in wins.values()]
+            found.append((shares, [method, *cells, str(len(told)), cost]))
+    lines = [
+        "## How often a method is better than what knows nothing\n",
+        f"By how many of the metrics that it was scored by, with {' / '.join(tables)}.\n",
+        "| method | better than the centred Gaussian | than a random heatmap | of so many metrics | seconds |",
+        "|---|---|---|---|---|",
+        *(f"| {' | '.join(cells)} |" for _, cells in sorted(found, key=lambda each: each[0], reverse=True)),
+    ]
+    alike = "; ".join(", ".join(names) for names in _alike(tables))
+    said = [f"\nNo metric tells these apart, with the heads that these networks have: {alike}."] if alike else []
+    return "\n".join(lines + said) + "\n"
+
+
+def _alike(tables: Tables) -> list[list[str]]:
+    """Methods that no metric tells apart, on any photograph."""
+    groups: list[list[str]] = []
+
+    def same(one: str, other: str) -> bool:
+        pairs = [(table.get((one, name)), table.get((other, name))) for table in tables.values() for name in _COMPARED]
+        both = [(a.values, b.values) for a, b in pairs if a is not None and b is not None]
+        return bool(both) and all(a.shape == b.shape and torch.allclose(a, b, atol=1e-3) for a, b in both)
+
+    for method in scoring.ALL:
+        group = next((group for group in groups if same(group[0], method)), None)
+        if group is None:
+            groups.append([method])
+        else:
+            group.append(method)
+    return [group for group in groups if len(group) > 1]
+
+
+def _verdict(tables: Tables) -> str:
     """In plain words, for each metric: who is better than both baselines with both networks, and who with neither."""
-    lines = ["## What this says\n"]
-    for metric in (name for names in GROUPS.values() for name in names):
-        if metric in _BESIDE_EACH_OTHER:
-            continue
-        methods = [name for name in scoring.ALL if all((name, metric) in table for table in tables.values())]
+    lines, silent, best = [], [], []
+    for metric in _COMPARED:
+        methods = [name for name in scoring.ALL if all(_told(table.get((name, metric))) for table in tables.values())]
         if not methods:
             continue
         wins = {
@@ -144,14 +211,41 @@ def _verdict(tables: Mapping[str, Mapping[tuple[str, str], Measurement]]) -> str
         }
         always = [name for name in methods if wins[name] == len(tables)]
         never = [name for name in methods if not wins[name]]
+        if not always:
+            silent.append(metric)
+        if all(_best_of_all(table, metric, "all-ones") for table in tables.values()):
+            best.append(metric)
         said = f"{_named(always, methods)} better than both baselines with both networks"
         lines.append(f"- `{metric}`: {said}; {_named(never, methods)} with neither.")
+    head = ["## What this says\n"]
+    if silent:
+        head.append(
+            f"- By {', '.join(f'`{name}`' for name in silent)} no method is better than both baselines with both\n"
+            "  networks: with so few photographs these decide nothing here."
+        )
+    if best:
+        head.append(
+            f"- By {', '.join(f'`{name}`' for name in best)} an all-ones heatmap is the best of all, and shows nothing."
+        )
     named = ", ".join(f"`{name}`" for name in _BESIDE_EACH_OTHER)
     lines.append(
         f"- {named} set methods beside each other only: a heatmap that never changes has the best max-sensitivity and\n"
         "  the worst randomisation, one at random the other way round, and what is sparse may still be wrong."
     )
-    return "\n".join(lines) + "\n"
+    return "\n".join(head + lines) + "\n"
+
+
+def _best_of_all(table: Mapping[tuple[str, str], Measurement], metric: str, heatmap: str) -> bool:
+    """Whether no method has a better mean, as far as the page shows it."""
+    means = {method: round(each.interval().mean, 3) for (method, name), each in table.items() if name == metric}
+    best = (max if METRICS[metric].higher_is_better else min)(means[name] for name in scoring.ALL if name in means)
+    mine = means.get(heatmap, math.nan)
+    return mine >= best if METRICS[metric].higher_is_better else mine <= best
+
+
+def _told(each: Measurement | None) -> bool:
+    """Whether it was scored on enough to tell chance from more."""
+    return each is not None and each.verdict("random") is not None
 
 
 def _named(names: Sequence[str], of: Sequence[str]) -> str:

@@ -87,6 +87,7 @@ def of_mosaic(loaded: tp.LoadedModel, pictures: Sequence[Labelled]) -> list[Row]
     """The grid pointing game of four photographs of four classes: one row for each class."""
     cells = mosaic(torch.cat([loaded.read(each.file).tensor for each in pictures]))
     heatmaps, _ = _explained(loaded, cells.inputs, FEW, [[each.label for each in pictures]])
+    heatmaps |= {name: _trivial(heatmaps["gradcam"], name) for name in TRIVIAL}
     measured = tp.evaluate(loaded, cells.inputs, heatmaps, metrics=[MOSAIC], masks=cells.regions, batch=_BATCH)
     return _rows(measured)
 
