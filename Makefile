@@ -35,7 +35,7 @@ bench: install weights
 matrix: install
 	PYTHONPATH=tests $(BIN)/python -m matrix $(or $(MATRIX),--page)
 
-# Every method by every metric on real photographs, and the page about it: an hour on two cores. Says first how long; goes
+# The methods by every metric on real photographs, and the page about it: an hour on two cores. Says first how long; goes
 # on where it was interrupted.
 evaluate: install weights
 	$(BIN)/python tools/fetch_weights.py

@@ -1,4 +1,4 @@
-"""make evaluate: every method by every metric on real photographs; writes docs/leaderboard.md.
+"""make evaluate: the methods by every metric on real photographs; writes docs/leaderboard.md.
 
 Says first how long it will take. Goes on where it was interrupted, and fails where fewer than 20 photographs could be
 scored with a model.
