@@ -37,14 +37,15 @@ def test_what_is_raised_where_none_is_left() -> None:
     skipped.check()  # none could be read, and each is named anyway
     failed(skipped, "b.png", "too small")
     failed(skipped, "c.png", "too small")
-    with pytest.raises(InputError, match="^too small$"):
+    with pytest.raises(InputError, match=r"^too small$"):
         skipped.check()
     for n in range(4):
         failed(skipped, f"d{n}.png", f"too large by {n}")
-    with pytest.raises(
-        InputError, match="none of the 7 pictures could be used: b.png: too small; d0.png: too large"
-    ) as all_of:
+    with pytest.raises(InputError) as all_of:
         skipped.check()
+    assert str(all_of.value).startswith(
+        "none of the 7 pictures could be used: b.png: too small; d0.png: too large by 0; "
+    )
     assert str(all_of.value).endswith("; and 2 more")
     assert str(all_of.value.__cause__) == "too small"
     assert skipped.why["a.png"] == "not a picture"
