@@ -105,7 +105,7 @@ def probability(model: Model, x: Any, label: int) -> float:
     return powers[label] / math.fsum(powers)
 
 
-def order_of(s: Any, tie_keys: Any) -> list[int]:
+def axis_order(s: Any, tie_keys: Any) -> list[int]:
     """Flat indices of `s`, highest first; of equal ones, the lower tie key first."""
     flat, keys = numbers(s).ravel(), numbers(tie_keys).ravel()
     if len(flat) != len(keys):
@@ -251,7 +251,7 @@ def adcc(model: Model, x: Any, values: Any, label: int, explain: Callable[[torch
 def deletion_curve(model: Model, x: Any, values: Any, label: int, steps: int, fill: Any, tie_keys: Any) -> list[float]:
     """p(x[S_t]) for t = 0 ... steps, S_t the first round(t / steps * |P|) positions."""
     _, H, W = numbers(x).shape
-    order = order_of(signed(values, (H, W)), tie_keys)
+    order = axis_order(signed(values, (H, W)), tie_keys)
     curve = []
     for t in range(steps + 1):
         taken = order[: share_of(t, steps, H * W)]
@@ -262,7 +262,7 @@ def deletion_curve(model: Model, x: Any, values: Any, label: int, steps: int, fi
 def insertion_curve(model: Model, x: Any, values: Any, label: int, steps: int, fill: Any, tie_keys: Any) -> list[float]:
     """The same where all positions but those in S_t are replaced."""
     _, H, W = numbers(x).shape
-    order = order_of(signed(values, (H, W)), tie_keys)
+    order = axis_order(signed(values, (H, W)), tie_keys)
     curve = []
     for t in range(steps + 1):
         others = order[share_of(t, steps, H * W) :]
@@ -291,7 +291,7 @@ def aopc(model: Model, x: Any, values: Any, label: int, cells: int, steps: int, 
     s = signed(values, (H, W)).ravel()
     parts = patches((H, W), cells)
     sums = [math.fsum(s[position] for position in part) for part in parts]
-    order = order_of(sums, tie_keys)
+    order = axis_order(sums, tie_keys)
     before = probability(model, x, label)
     total = 0.0
     for t in range(steps + 1):
@@ -351,7 +351,7 @@ def road_percentages(
     `noise`: (C, H, W), added to what is imputed; the same numbers at each percentage.
     """
     _, H, W = numbers(x).shape
-    order = order_of(signed(values, (H, W)), tie_keys)
+    order = axis_order(signed(values, (H, W)), tie_keys)
     found = []
     for q in ROAD_PERCENTAGES:
         count = share_of(q, 100, H * W)

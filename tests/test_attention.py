@@ -17,10 +17,10 @@ from torch import nn
 
 import replicas_attention as replicas
 from torchpeek.cam.attention import legrad, rollout, transformer_attribution
-from torchpeek.engine.attention import AttentionRecorder, attention_gradients, layerwise_attention_gradients
-from torchpeek.engine.guard import as_found
+from torchpeek.engine.attention.recorder import AttentionRecorder, attention_gradients, layerwise_attention_gradients
+from torchpeek.engine.preserve import preserved
 from torchpeek.errors import GradUnavailable, MethodNotApplicable, NotConnected, OptionError
-from torchpeek.hooks import interruptible
+from torchpeek.interrupts import interruptible
 
 LAYERS, HEADS, WIDTH = 2, 2, 8
 
@@ -137,7 +137,7 @@ def picture(count=2):
 
 def recorded(model, x, gradients=True):
     recorder = AttentionRecorder(gradients, model)
-    with as_found(model), recorder:
+    with preserved(model), recorder:
         output = model(x)
     return output, recorder.found(len(x))
 
@@ -217,7 +217,7 @@ class TestWeights:
         model, x = vit(), picture()
         output, found = recorded(model, x)
         whole = attention_gradients(output, found)
-        monkeypatch.setattr("torchpeek.engine.backward._BYTES", 1)
+        monkeypatch.setattr("torchpeek.engine.gradients._BYTES", 1)
         for one, two in zip(whole, attention_gradients(output, found), strict=True):
             close(one, two, 1e-12)
 

@@ -721,9 +721,10 @@ class TestMistakes:
     @pytest.mark.parametrize("words", [["-o", "out"], []])
     def test_interrupted(self, place, capsys, monkeypatch, words) -> None:
         """What was done is written, as of those pictures alone."""
-        from torchpeek.cli import scorebook
 
-        measure, seen = scorebook.evaluate, []
+        from torchpeek.cli import evaluation_run
+
+        measure, seen = evaluation_run.evaluate, []
 
         def until_the_third(*given: Any, **more: Any) -> Any:
             seen.append(None)
@@ -731,7 +732,7 @@ class TestMistakes:
                 raise KeyboardInterrupt
             return measure(*given, **more)
 
-        monkeypatch.setattr(scorebook, "evaluate", until_the_third)
+        monkeypatch.setattr(evaluation_run, "evaluate", until_the_third)
         assert run(*EVALUATE, *words) == 130
         assert "interrupted" in capsys.readouterr().err
         if not words:
@@ -749,7 +750,7 @@ class TestMistakes:
         def interrupted(*given: Any, **more: Any) -> Any:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("torchpeek.cli.scorebook.evaluate", interrupted)
+        monkeypatch.setattr("torchpeek.cli.evaluation_run.evaluate", interrupted)
         assert run(*EVALUATE, "-o", "out") == 130
         assert not (place / "out").exists()
 

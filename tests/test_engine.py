@@ -19,9 +19,9 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 from networks import InPlaceNet, PooledNet, SplitNet, messy, state_of
-from torchpeek.engine import ModelRunner, as_given, layer_calls, suggest_layer
-from torchpeek.engine.guard import as_found
-from torchpeek.engine.readings import is_channels_last
+from torchpeek.engine import ModelRunner, as_model_call, layer_calls, suggest_layer
+from torchpeek.engine.layout_inference.candidates import is_channels_last
+from torchpeek.engine.preserve import preserved
 from torchpeek.engine.targets import Classes, Predicted, TopClasses
 from torchpeek.errors import (
     AmbiguousCall,
@@ -119,10 +119,10 @@ class TestTrace:
         assert len(passes) == 1
 
     def test_a_batched_backward_in_chunks_is_the_same(self, net: SplitNet, monkeypatch) -> None:
-        from torchpeek.engine import backward
+        from torchpeek.engine import gradients
 
         whole = ModelRunner(net).trace(X, ["prefix"], TopClasses(4)).gradients
-        monkeypatch.setattr(backward, "_BYTES", 3 * 2 * 5 * 4 * 3 * 8)  # three classes at once, then one
+        monkeypatch.setattr(gradients, "_BYTES", 3 * 2 * 5 * 4 * 3 * 8)  # three classes at once, then one
         torch.testing.assert_close(
             ModelRunner(net).trace(X, ["prefix"], TopClasses(4)).gradients, whole, rtol=0, atol=0
         )
@@ -369,7 +369,7 @@ class TestLeftAsFound:
             lambda: trace.rescore(lambda given, rows, trials: given, 2),
             lambda: trace.ablate(lambda given, rows, trials: given, 2),
             lambda: trace.again(x),
-            lambda: layer_calls(model, as_given(model, x)),
+            lambda: layer_calls(model, as_model_call(model, x)),
             lambda: suggest_layer(model, x),
         ):
             with pytest.raises(type(error)):
@@ -422,7 +422,7 @@ class TestLeftAsFound:
 
         model = Stubborn()
         model.act.training = True
-        with as_found(model):
+        with preserved(model):
             assert not any(module.training for module in model.modules())
         assert model.act.training
 
@@ -489,13 +489,13 @@ class TestLeftAsFound:
         stances = []
 
         def stays_longer() -> None:
-            with as_found(models[1]):
+            with preserved(models[1]):
                 entered.set()
                 left.wait()
                 stances.append(torch._dynamo.eval_frame._stance.stance)
 
         other = threading.Thread(target=stays_longer)
-        with as_found(models[0]):
+        with preserved(models[0]):
             other.start()
             entered.wait()
         left.set()
@@ -883,7 +883,7 @@ def test_requests_that_cannot_be(net: SplitNet) -> None:
 
 def test_layer_calls_say_what_every_layer_returns() -> None:
     model = PooledNet()
-    rows = {row.name: row for row in layer_calls(model, as_given(model, torch.randn(2, 3, 8, 7)))}
+    rows = {row.name: row for row in layer_calls(model, as_model_call(model, torch.randn(2, 3, 8, 7)))}
     assert rows["act"].output == "(N, 6, 8, 7)"
     assert rows["head"].output == "(N, 5)"
     assert rows["head"].parameters == 6 * 5 + 5

@@ -485,7 +485,7 @@ class TestHardCases:
                 tp.evaluate(model, x, heatmap, **given)
             assert passes == [1], "the clean pass"
             if one_logit and name != "random-class":  # the guard behind it
-                front = sys.modules["torchpeek.evaluate.front"]  # tp.evaluate is the function
+                front = sys.modules["torchpeek.evaluation.api"]  # tp.evaluate is the function
                 monkeypatch.setattr(front, "check_applies", lambda metric, trace: None)
                 with pytest.raises(MetricNotApplicable, match="one logit"):
                     tp.evaluate(model, x, heatmap, **given)

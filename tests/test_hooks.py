@@ -13,7 +13,8 @@ from torch import nn
 
 from networks import MessyNet, PooledNet, messy, state_of
 from torchpeek.errors import InputError, LayerNotFound
-from torchpeek.hooks import attached, interruptible, select, uninterrupted
+from torchpeek.hooks import attached, select
+from torchpeek.interrupts import interruptible, uninterrupted
 
 
 class TestSelect:

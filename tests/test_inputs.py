@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import torchpeek as tp
 from networks import PooledNet
-from torchpeek.engine.given import Given, as_given
+from torchpeek.engine.model_call import ModelCall, as_model_call
 from torchpeek.errors import InputError, TargetError
 from torchpeek.render.overlay import placed
 
@@ -253,12 +253,12 @@ class TestWhichGoWithTheSamples:
             tp.explain(self.Prototypes(), tp.Arguments((FIRST, drawn(N, 4)), **options), layer="conv")
 
     def test_a_position_may_be_a_number(self) -> None:
-        given = as_given(nn.Identity(), tp.Arguments((drawn(2, 3, 4, 4), drawn(2, 3, 5, 5)), picture=1))
+        given = as_model_call(nn.Identity(), tp.Arguments((drawn(2, 3, 4, 4), drawn(2, 3, 5, 5)), picture=1))
         assert given.size == (5, 5)
 
     def test_the_first_with_a_grid_is_the_picture(self) -> None:
         ids, mask = torch.zeros(2, 5, dtype=torch.long), torch.ones(2, 5)
-        given = as_given(nn.Identity(), {"input_ids": ids, "mask": mask, "pixel_values": drawn(2, 3, 4, 4)})
+        given = as_model_call(nn.Identity(), {"input_ids": ids, "mask": mask, "pixel_values": drawn(2, 3, 4, 4)})
         assert given.path == "1.pixel_values"
         assert given.by_sample == {"1.input_ids", "1.mask"}
         _, kwargs = given.of(torch.tensor([1])).arguments()
@@ -567,8 +567,8 @@ def test_two_threads_with_calls_of_their_own(sided: Sided) -> None:
 
 def test_given_keeps_no_second_copy_of_the_picture() -> None:
     """Each pass copies what is beside the picture, and not the picture once more."""
-    given = as_given(nn.Identity(), tp.Arguments((drawn(2, 3, 4, 4),), {"table": drawn(2, 5)}))
-    assert isinstance(given, Given)
+    given = as_model_call(nn.Identity(), tp.Arguments((drawn(2, 3, 4, 4),), {"table": drawn(2, 5)}))
+    assert isinstance(given, ModelCall)
     assert given.call[0] == (None,)
     args, kwargs = given.changed(torch.ones(2, 3, 4, 4)).arguments()
     assert torch.equal(args[0], torch.ones(2, 3, 4, 4))

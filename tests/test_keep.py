@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import torchpeek as tp
 from networks import PooledNet
 from torchpeek.errors import InputError, LayerNotFound
-from torchpeek.hooks.running import RunningStatistics
+from torchpeek.hooks.recording.running_statistics import RunningStatistics
 
 
 @pytest.fixture

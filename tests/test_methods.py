@@ -15,8 +15,8 @@ from replicas import REPLICAS
 from replicas_passes import REPLICAS_OF_PASSES
 from torchpeek.cam import METHODS, find_method
 from torchpeek.cam.algebra import first_component
-from torchpeek.engine import recorder
-from torchpeek.engine.attention import Attention
+from torchpeek.engine import capture
+from torchpeek.engine.attention.recorder import Attention
 from torchpeek.errors import (
     GradUnavailable,
     InputError,
@@ -287,7 +287,7 @@ class TestContract:
     def test_nothing_lives_on(self, name: str, monkeypatch) -> None:
         kept = []
 
-        class Watched(recorder.Capture):
+        class Watched(capture.Capture):
             def __init__(self, layer, returned, handle, layout) -> None:
                 super().__init__(layer, returned, handle, layout)
                 kept.append(weakref.ref(returned))
@@ -297,8 +297,8 @@ class TestContract:
                 super().__init__(layer, block, weights, handle, after)
                 kept.append(weakref.ref(weights))
 
-        monkeypatch.setattr(recorder, "Capture", Watched)
-        monkeypatch.setattr("torchpeek.engine.attention.Attention", WatchedAttention)
+        monkeypatch.setattr(capture, "Capture", Watched)
+        monkeypatch.setattr("torchpeek.engine.attention.recorder.Attention", WatchedAttention)
         heatmap = tp.explain(PooledNet(attention=attention(name)), X.float(), method=name, layer="act")
         assert kept
         assert all(reference() is None for reference in kept)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import torchpeek as tp
 from torchpeek.errors import InputError
-from torchpeek.hooks import nested
+from torchpeek.hooks import containers
 
 Pair = namedtuple("Pair", ["first", "second"])
 
@@ -103,7 +103,7 @@ class TestEveryKind:
             given = model(x)
             if not PATHS[kind]:
                 return
-            first = nested.at(given, PATHS[kind][0])
+            first = containers.at(given, PATHS[kind][0])
             (first * 5).sum().backward()
         assert (tape["0"].at(PATHS[kind][0]).grad_output == 5).all()
         for path in PATHS[kind][1:]:
@@ -118,8 +118,8 @@ class TestEveryKind:
         with tp.edit(model, outputs={"0": tp.edits.at(path, tp.edits.scale(10))}):
             given = model(x)
         assert type(given) is type(plain)
-        changed = dict(nested.leaves(given))
-        for each, before in nested.leaves(plain):
+        changed = dict(containers.leaves(given))
+        for each, before in containers.leaves(plain):
             assert torch.equal(changed[each], before * 10 if each == path else before)
 
     def test_an_edit_of_gradients(self, kind: str) -> None:
@@ -129,7 +129,7 @@ class TestEveryKind:
         with tp.edit(model, gradients={"0": lambda gradient: gradient * 100}):
             given = model(x)
             assert type(given) is type(Returns(kind)(x))
-            nested.at(given, PATHS[kind][0]).sum().backward()
+            containers.at(given, PATHS[kind][0]).sum().backward()
         assert x.grad.sum() == (200 if kind == "struct" else 600)
 
 

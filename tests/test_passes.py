@@ -17,7 +17,7 @@ from replicas_passes import adaptive_average, blur, fullgrad, fullgrad_terms, po
 from torchpeek.cam import fused
 from torchpeek.cam.algebra import area_average, first_eigenpair, gaussian_blur, noise
 from torchpeek.cam.algebra import quantile as our_quantile
-from torchpeek.engine import contributions, progress
+from torchpeek.engine import bias_gradients
 from torchpeek.errors import (
     GradUnavailable,
     InputError,
@@ -28,6 +28,7 @@ from torchpeek.errors import (
     OptionError,
     TargetError,
 )
+from torchpeek.progress import progress
 
 X = torch.randn(2, 3, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -314,7 +315,7 @@ class TestFullGrad:
         heatmap = tp.explain(model, X, method="fullgrad", target=labels)  # no notice
         assert heatmap.values.shape == (2, 3, 8, 6)
         trace = tp.trace(model, X, target=tp.targets.ClassesPerSample(torch.tensor(labels)), gradients=False)
-        [found] = contributions(trace, lambda each: each)
+        [found] = bias_gradients(trace, lambda each: each)
         assert float(found.remainder.abs().max()) < 1e-10
         for n in range(2):
             for k in range(3):
@@ -339,7 +340,7 @@ class TestFullGrad:
                 return self.head(self.flat(self.pool(self.last(twice))))
 
         trace = tp.trace(Twice().double(), X, layer="last", target=1, gradients=False)
-        [found] = contributions(trace, lambda each: each)
+        [found] = bias_gradients(trace, lambda each: each)
         assert len(found.biases) == 3  # the convolution's, twice, and the head's
         assert float(found.remainder.abs().max()) < 1e-12
 
@@ -381,7 +382,7 @@ class TestFullGrad:
         }[kind]
         model = nn.Sequential(*first, nn.Flatten(), nn.Linear(4 * 48, 4)).double().eval()
         trace = tp.trace(model, X, layer="0", target=tp.targets.Classes([0, 1]), gradients=False)
-        [found] = contributions(trace, lambda each: each)
+        [found] = bias_gradients(trace, lambda each: each)
         assert float(found.remainder.abs().max()) < 1e-10
 
     def test_a_model_that_overwrites_what_the_way_back_needs(self) -> None:
@@ -703,7 +704,7 @@ class Terminal:
 class TestProgress:
     @pytest.fixture
     def terminal(self, monkeypatch: pytest.MonkeyPatch) -> Terminal:
-        from torchpeek.engine.progress import console
+        from torchpeek.progress import console
 
         monkeypatch.setenv("TERM", "xterm")
         console.cache_clear()

@@ -11,7 +11,7 @@ import torch
 import torchpeek as tp
 from networks import PooledNet, SplitNet
 from torchpeek.cam import fused
-from torchpeek.engine import contributions
+from torchpeek.engine import bias_gradients
 
 X = torch.randn(2, 3, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
@@ -173,7 +173,7 @@ class TestWhereTheyAreWrong:
                 else len(extractor.bias_data) < 2
             )
         trace = tp.trace(model, X.float(), layer="0", target=1, gradients=False)
-        [found] = contributions(trace, lambda each: each)
+        [found] = bias_gradients(trace, lambda each: each)
         assert len(found.biases) == 2
         assert float(found.remainder.abs().max()) < 1e-5
 

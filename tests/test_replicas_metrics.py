@@ -68,11 +68,11 @@ class TestTools:
         assert seen[0].dtype == torch.float64
 
     def test_order_takes_the_highest_first_and_ties_by_their_keys(self):
-        assert replica.order_of([[1, 3, 1], [3, 1, 2]], [[5, 1, 4], [0, 3, 9]]) == [3, 1, 5, 4, 2, 0]
+        assert replica.axis_order([[1, 3, 1], [3, 1, 2]], [[5, 1, 4], [0, 3, 9]]) == [3, 1, 5, 4, 2, 0]
 
     def test_order_wants_a_key_for_each(self):
         with pytest.raises(ValueError):
-            replica.order_of([1, 2], [0])
+            replica.axis_order([1, 2], [0])
 
     def test_replaced_takes_all_channels_and_leaves_the_picture_alone(self):
         x = numbers(3, 2, 4)
@@ -391,7 +391,7 @@ class TestRegions:
         values, region = drawn.integers(0, 3, (2, 3)), drawn.permutation([1, 1, 1, 0, 0, 0]).reshape(2, 3) > 0
         inside, shares = region.ravel(), []
         for keys in itertools.permutations(range(6)):
-            first = replica.order_of(values, keys)[:3]
+            first = replica.axis_order(values, keys)[:3]
             shares.append(sum(inside[position] for position in first) / 3)
         assert replica.relevance_rank_accuracy(values, region) == pytest.approx(sum(shares) / len(shares))
 

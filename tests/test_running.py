@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchpeek.errors import InputError, NotFired
-from torchpeek.hooks.running import SAMPLED, RunningStatistics
+from torchpeek.hooks.recording.running_statistics import SAMPLED, RunningStatistics
 
 
 def by_channel(batches: list[torch.Tensor], axis: int = 1) -> np.ndarray:

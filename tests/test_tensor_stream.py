@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import torchpeek as tp
 from networks import PooledNet
 from torchpeek.errors import FolderError, FormatError, InputError, LayerNotFound
-from torchpeek.hooks.keep import Captured
+from torchpeek.hooks.recording.keep import Captured
 from torchpeek.store import folder as folder_of_store
 from torchpeek.store import tensor_bytes
 from torchpeek.store import tensors as tensors_of_store

@@ -22,7 +22,7 @@ import replicas_attention as replicas
 import torchpeek as tp
 from networks import state_of
 from torchpeek.errors import GradUnavailable, MethodNotApplicable, NoSpatialLayer, NotConnected, Notice
-from torchpeek.hooks import nested
+from torchpeek.hooks import containers
 
 # Other packages' own, as they are imported and made; what is done with the networks is under errors again.
 pytestmark = [
@@ -291,7 +291,7 @@ class TestLayers:
         trace = tp.trace(model, x, layer=case.layer, target=asked(case.network))
         assert (trace.at[case.layer].layout.grid, trace.at[case.layer].layout.part) == (case.grid, case.part)
         seen: list[Tensor] = []
-        with hooked(module, lambda _, args, output: seen.append(nested.at(output, case.part))):
+        with hooked(module, lambda _, args, output: seen.append(containers.at(output, case.part))):
             scores = scores_of(case.network, model(x))
         torch.testing.assert_close(trace.scores, scores.detach(), rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(trace.activations.squeeze(1), case.turned(seen[0].detach()), rtol=1e-9, atol=1e-11)
@@ -304,7 +304,7 @@ class TestLayers:
         changed = trace.ablate(lambda activation, rows, trials: activation.flip(1) * 0.5, 1)
 
         def change(_: nn.Module, args: Any, output: Any) -> Any:
-            raw = nested.at(output, case.part).clone()
+            raw = containers.at(output, case.part).clone()
             if case.kind == "first":
                 raw = raw.flip(1) * 0.5
             elif case.kind == "last":
@@ -312,7 +312,7 @@ class TestLayers:
             else:
                 of_grid = slice(case.prefix, case.prefix + math.prod(case.grid))
                 raw[:, of_grid] = raw[:, of_grid].flip(-1) * 0.5
-            return nested.with_part(output, case.part, raw)
+            return containers.with_part(output, case.part, raw)
 
         with torch.no_grad(), hooked(module, change):
             expected = scores_of(case.network, model(x))

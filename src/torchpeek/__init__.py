@@ -14,8 +14,8 @@ from torchpeek.anatomy import activations, gradient_flow, kernels, layers, plan,
 from torchpeek.cam import METHODS, Smoothing
 from torchpeek.engine import Arguments, Layout, Target, Trace, targets
 from torchpeek.errors import Notice, TorchpeekError
-from torchpeek.evaluate import evaluate
-from torchpeek.explain import compare, explain, trace
+from torchpeek.evaluation import evaluate
+from torchpeek.explanation import compare, explain, trace
 from torchpeek.heatmap import Heatmap, Provenance
 from torchpeek.hooks import edit, edit_gradient, edits, keep, record, record_gradients
 from torchpeek.metrics import METRICS, Measurement, Measurements

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import torchpeek as tp
 from matrix.building import Architecture, Float64Throughout, built, hooked, pictures
 from torchpeek.errors import Notice, StaleCapture
-from torchpeek.hooks import nested
+from torchpeek.hooks import containers
 
 ATTENTION_METHODS = ("rollout", "legrad", "transformer-attribution")
 
@@ -138,7 +138,7 @@ def check_record(subject: Subject) -> None:
     seen: dict[str, list[Any]] = {}
 
     def keep(name: str, output: Any) -> None:
-        seen.setdefault(name, []).append(nested.mapped(output, lambda _, each: each.clone()))
+        seen.setdefault(name, []).append(containers.mapped(output, lambda _, each: each.clone()))
 
     with hooked(_layers(model), keep), torch.no_grad():
         model(x.clone())
@@ -277,9 +277,9 @@ def check_whole(subject: Subject) -> None:
     """
     layer = subject.model.get_submodule(subject.traced.layer)
     kept: list[Any] = []
-    with hooked({"": layer}, lambda _, output: kept.append(nested.mapped(output, lambda _, each: each.clone()))):
+    with hooked({"": layer}, lambda _, output: kept.append(containers.mapped(output, lambda _, each: each.clone()))):
         theirs = subject.scores(subject.x[:1])
-    with hooked({"": layer}, lambda _, output: nested.mapped(kept[0], lambda _, each: each.clone())):
+    with hooked({"": layer}, lambda _, output: containers.mapped(kept[0], lambda _, each: each.clone())):
         mixed = subject.scores(subject.x[1:])
     own = subject.scores(subject.x[1:])
     around = float((mixed - theirs).norm() / (own - theirs).norm())
@@ -390,7 +390,7 @@ def alike(one: Any, other: Any) -> bool:
 
 def same(one: Any, other: Any) -> bool:
     """Whether all tensors in two outputs are bit for bit the same."""
-    ours, theirs = dict(nested.leaves(one)), dict(nested.leaves(other))
+    ours, theirs = dict(containers.leaves(one)), dict(containers.leaves(other))
     return ours.keys() == theirs.keys() and all(alike(ours[path], theirs[path]) for path in ours)
 
 

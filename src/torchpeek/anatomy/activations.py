@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torchpeek.engine import ModelRunner, as_found, run
+from torchpeek.engine import ModelRunner, preserved, run
 from torchpeek.hooks import Selection, record
 from torchpeek.models import Inputs, Model, given_to, module_of
 
@@ -19,6 +19,6 @@ def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Sel
     module = ModelRunner(module_of(model)).model
     given = given_to(model, inputs)
     tape = record(module, layers, exclude=exclude, snapshot="clone", stop=True)
-    with as_found(module), tape:
+    with preserved(module), tape:
         run(module, given)
     return {name: tape[name].output for name in tape}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchpeek.anatomy.statistics import Loss, one_number
 from torchpeek.anatomy.table import Table
-from torchpeek.engine import ModelRunner, as_found, run
+from torchpeek.engine import ModelRunner, preserved, run
 from torchpeek.engine.targets import as_target, class_logits
 from torchpeek.errors import GradUnavailable, LayerNotFound, TargetError
 from torchpeek.hooks import Selection, record, select
@@ -95,7 +95,7 @@ def gradient_flow(
     if not any(layer._parameters for layer in chosen.values()):
         raise LayerNotFound("none of these layers has parameters of its own; choose others, or layers=None for all")
     tape = record(module, list(chosen.values()), keep=lambda tensor: None, snapshot="alias")
-    with as_found(module, evaluating=False), tape, torch.enable_grad():
+    with preserved(module, evaluating=False), tape, torch.enable_grad():
         output = run(module, given)
         value = one_number(_loss(model, output, target, loss))
         # In the order in which they ran; those that did not come last.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from torchpeek.engine import ModelRunner, as_found
+from torchpeek.engine import ModelRunner, preserved
 from torchpeek.errors import LayerNotFound
 from torchpeek.hooks import Selection, select
 from torchpeek.models import Model, module_of
@@ -50,7 +50,7 @@ def kernels(model: Model, layers: Selection | None = None) -> Kernels:
     found: dict[str, Tensor] = {}
     groups: dict[str, int] = {}
     chosen = select(module, _CONVOLUTION if layers is None else layers)
-    with as_found(module):  # spectral_norm changes a buffer when its weight is read in train mode
+    with preserved(module):  # spectral_norm changes a buffer when its weight is read in train mode
         for name, layer in chosen.items():
             weight = getattr(layer, "weight", None)  # also one that is computed, as with weight_norm
             if isinstance(weight, Tensor) and weight.ndim >= 2:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from torchpeek.anatomy.table import Table
-from torchpeek.engine import LayerCall, ModelRunner, Suggestion, as_given, layer_calls, suggest_layer
+from torchpeek.engine import LayerCall, ModelRunner, Suggestion, as_model_call, layer_calls, suggest_layer
 from torchpeek.errors import NoSpatialLayer
 from torchpeek.models import Inputs, Model, given_to, module_of
 
@@ -39,7 +39,7 @@ def layers(model: Model, inputs: Inputs | None = None) -> LayerTable:
     module = ModelRunner(module_of(model)).model
     if inputs is None:
         return LayerTable(type(module).__name__, tuple(layer_calls(module, None)))
-    given, suggested = as_given(module, given_to(model, inputs)), None
+    given, suggested = as_model_call(module, given_to(model, inputs)), None
     with suppress(NoSpatialLayer):  # nothing to suggest
         suggested = suggest_layer(module, given, anew=True)
     return LayerTable(type(module).__name__, tuple(layer_calls(module, given)), suggested)

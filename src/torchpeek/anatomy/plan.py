@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.anatomy.table import Table
-from torchpeek.engine import ModelRunner, as_found, described, run
-from torchpeek.hooks import Selection, attached, nested, select, why_not_fired
+from torchpeek.engine import ModelRunner, described, preserved, run
+from torchpeek.hooks import Selection, attached, containers, select, why_not_fired
 from torchpeek.models import Inputs, Model, given_to, module_of
 
 
@@ -73,7 +73,7 @@ def plan(model: Model, inputs: Inputs, layers: Selection = "*", *, exclude: Sele
     chosen = select(module, layers, exclude=exclude)
     watches = {name: _Watch() for name in chosen}
     hooks = ((layer, watches[name]) for name, layer in chosen.items())
-    with as_found(module), attached(hooks), torch.enable_grad():
+    with preserved(module), attached(hooks), torch.enable_grad():
         result = run(module, given)
         for watch in watches.values():
             watch.look_again()
@@ -96,7 +96,7 @@ class _Watch:
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         self.calls += 1
         self.output = described(output)
-        for _, tensor in nested.leaves(output):
+        for _, tensor in containers.leaves(output):
             self.nbytes += tensor.numel() * tensor.element_size()
             self.gradient |= tensor.requires_grad
             if not tensor.is_inference():

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.anatomy.table import Table
-from torchpeek.engine import Given, ModelRunner, as_found, run
+from torchpeek.engine import ModelCall, ModelRunner, preserved, run
 from torchpeek.errors import GradUnavailable, InputError, LayerNotFound, closest
-from torchpeek.hooks import Calls, Selection, interruptible, keep, nested, record, select
-from torchpeek.hooks.running import RunningStatistics
+from torchpeek.hooks import Calls, Selection, containers, keep, record, select
+from torchpeek.hooks.recording.running_statistics import RunningStatistics
+from torchpeek.interrupts import interruptible
 from torchpeek.models import Model, given_to, module_of
 
 Loss: TypeAlias = Callable[..., Tensor]
@@ -120,7 +121,7 @@ def statistics(
     count = 0
     order: dict[tuple[str, int], int] = {}  # of the calls, as they first came
     not_finite: dict[int, int] = {}  # id of statistics -> the batch in which they first saw NaN or infinity
-    with as_found(module), tape:
+    with preserved(module), tape:
         for given, target in _pairs(model, _outside(batches)):
             with torch.set_grad_enabled(loss is not None):
                 output = run(module, given)
@@ -166,7 +167,7 @@ def _outside(batches: Iterable[Any]) -> Iterator[Any]:
         yield batch
 
 
-def _pairs(model: Model, batches: Iterator[Any]) -> Iterator[tuple[Given, tuple[Any, ...]]]:
+def _pairs(model: Model, batches: Iterator[Any]) -> Iterator[tuple[ModelCall, tuple[Any, ...]]]:
     for batch in batches:
         given, *target = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch,)
         yield given_to(model, given), tuple(target)
@@ -185,8 +186,8 @@ def one_number(loss: object) -> Tensor:
 def _rows(calls: Calls, number: int, kind: str, not_finite: dict[int, int]) -> Iterator[LayerStatistics]:
     call = calls[number]
     name = call.layer if len(calls) == 1 else f"{call.layer}[{number}]"
-    gradients = dict(nested.leaves(call.grad_output, RunningStatistics)) if call.has_gradients else {}
-    outputs = dict(nested.leaves(call.output, RunningStatistics))
+    gradients = dict(containers.leaves(call.grad_output, RunningStatistics)) if call.has_gradients else {}
+    outputs = dict(containers.leaves(call.output, RunningStatistics))
     if not outputs:
         yield LayerStatistics(name, kind, None, None, "returned no tensor")
     for path, output in outputs.items():

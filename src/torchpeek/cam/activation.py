@@ -14,9 +14,10 @@ from torchpeek.cam.algebra import (
     live_channels,
     weighted_sum,
 )
-from torchpeek.cam.method import cam_method, check_number
+from torchpeek.cam.method import cam_method
 from torchpeek.engine import Trace
 from torchpeek.errors import MethodNotApplicable
+from torchpeek.registry import check_number
 
 
 @cam_method("cam", needs="head", paper="arXiv:1512.04150")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from torchpeek.cam.method import cam_method
-from torchpeek.engine.attention import Attention
-from torchpeek.engine.precision import at_least_float32
+from torchpeek.engine.attention.recorder import Attention
+from torchpeek.engine.numerics import at_least_float32
 from torchpeek.errors import OptionError
 
 Heads: TypeAlias = Literal["mean", "min", "max"]

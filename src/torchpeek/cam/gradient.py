@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from torchpeek.cam.algebra import first_component, grid_mean, grid_sum, noise, spread, weighted_sum
-from torchpeek.cam.method import cam_method, check_number, check_whole
-from torchpeek.engine import Contributions, Trace, contributions
+from torchpeek.cam.method import cam_method
+from torchpeek.engine import FullGradients, Trace, bias_gradients
 from torchpeek.errors import MethodNotApplicable, notify
 from torchpeek.heatmap import upsample
+from torchpeek.registry import check_number, check_whole
 
 
 @cam_method("gradcam", needs="gradients", paper="arXiv:1610.02391")
@@ -168,7 +169,7 @@ def fullgrad(trace: Trace) -> Tensor:
         raise MethodNotApplicable(f"fullgrad is of inputs (N, C, *grid) of floating-point numbers; these are {given}")
     size = trace.inputs.shape[2:]
 
-    def summed(found: Contributions) -> tuple[Tensor, Tensor, Tensor]:
+    def summed(found: FullGradients) -> tuple[Tensor, Tensor, Tensor]:
         maps, largest = _scaled(found.inputs), found.inputs.flatten(2).sum(2).abs().cpu()
         for term in found.biases:
             largest = torch.maximum(largest, term.flatten(2).sum(2).abs().cpu())
@@ -176,7 +177,7 @@ def fullgrad(trace: Trace) -> Tensor:
                 maps = maps + upsample(_scaled(term), size)
         return maps, found.remainder.abs(), largest
 
-    maps, remainder, largest = (torch.cat(each, dim=1) for each in zip(*contributions(trace, summed), strict=True))
+    maps, remainder, largest = (torch.cat(each, dim=1) for each in zip(*bias_gradients(trace, summed), strict=True))
     missing = float((remainder / torch.maximum(trace.scores.abs().cpu(), largest).clamp(min=1e-30)).max())
     if missing > _INCOMPLETE:
         notify(

@@ -25,11 +25,13 @@ from torchpeek.cam.algebra import (
     spread,
     weighted_sum,
 )
-from torchpeek.cam.method import cam_method, check_number, check_whole
-from torchpeek.engine import Trace, progress
-from torchpeek.engine.scoring import Precision, chunks
+from torchpeek.cam.method import cam_method
+from torchpeek.engine import Trace
+from torchpeek.engine.batching import Precision, chunks
 from torchpeek.errors import OptionError
 from torchpeek.heatmap import upsample
+from torchpeek.progress import progress
+from torchpeek.registry import check_number, check_whole
 
 
 @cam_method("scorecam", needs="activations", passes="1 for each live channel", paper="arXiv:1910.01279")

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from torchpeek.cam import Smoothing
-from torchpeek.cli.asking import Wanted
-from torchpeek.cli.choosing import Chosen
+from torchpeek.cli.cam_run import Gallery, Looks
 from torchpeek.cli.console import print_json, print_skipped, print_table, progress
-from torchpeek.cli.gallery import Gallery, Looks
 from torchpeek.cli.loading import Flag, Many, loaded_model
+from torchpeek.cli.method_options import Chosen
+from torchpeek.cli.target_options import Wanted
 from torchpeek.errors import OptionError
-from torchpeek.explain import How
+from torchpeek.explanation import How
 from torchpeek.render import COLORMAPS
 from torchpeek.store import OutputFolder, find_pictures
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from torchpeek.engine.progress import console
+from torchpeek.progress import console
 from torchpeek.store import json_text
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from torchpeek._version import __version__
 from torchpeek.cam import METHODS
-from torchpeek.cli.answers import Names, renamed
+from torchpeek.cli.predictions import Names, renamed
 from torchpeek.engine import Target, Trace
-from torchpeek.explain import How, compare, trace
+from torchpeek.explanation import How, compare, trace
 from torchpeek.heatmap import Heatmap, Provenance
 from torchpeek.models import LoadedModel
 

@@ -28,7 +28,7 @@ from torchpeek.cli.loading import (
 from torchpeek.cli.skipped import Skipped
 from torchpeek.engine import suggest_layer
 from torchpeek.errors import InputError, LayerError, OptionError
-from torchpeek.hooks import nested, select
+from torchpeek.hooks import containers, select
 from torchpeek.integrations.tensorboard import add_features
 from torchpeek.models import LoadedModel
 from torchpeek.render import feature_grid
@@ -183,7 +183,7 @@ def _seen(loaded: LoadedModel, inputs: Tensor, wanted: list[str]) -> list[_Seen]
     tensors = {
         f"{name}:{path}" if path else name: tensor
         for name, output in (activations(loaded, inputs, once) if once else {}).items()
-        for path, tensor in nested.leaves(output)
+        for path, tensor in containers.leaves(output)
     }
     return [_Seen(row, tensors.get(row.name)) for row in rows]
 

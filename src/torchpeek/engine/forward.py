@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchpeek.engine.closeness import close
-from torchpeek.engine.given import Given
+from torchpeek.engine.model_call import ModelCall
+from torchpeek.engine.numerics import close
 from torchpeek.engine.targets.neurons import Observed, observing
-from torchpeek.hooks import interruptible, nested
+from torchpeek.hooks import containers
+from torchpeek.interrupts import interruptible
 
 
-def run(model: nn.Module, given: Given) -> Any:
+def run(model: nn.Module, given: ModelCall) -> Any:
     """Call the model; where it fails, its own exception says what it was given. The only call of a model.
 
     Where layers are observed, what they return comes along, as an Observed.
@@ -29,7 +30,7 @@ def run(model: nn.Module, given: Given) -> Any:
     return Observed(output, seen, frozenset(given.observed)) if given.observed else output
 
 
-def _what_was_given(model: nn.Module, given: Given) -> str:
+def _what_was_given(model: nn.Module, given: ModelCall) -> str:
     """For an exception of the model's own: what it was called with."""
     picture = given.as_taken
     said = f"{type(model).__name__} was given {picture.dtype} of shape {tuple(picture.shape)} on {picture.device}"
@@ -54,7 +55,7 @@ def why_not_finite(inputs: Tensor, found: Tensor) -> str:
 _CHANNELS_LAST: weakref.WeakKeyDictionary[nn.Module, dict[Any, bool]] = weakref.WeakKeyDictionary()
 
 
-def run_fast(model: nn.Module, given: Given, *, half: bool) -> Any:
+def run_fast(model: nn.Module, given: ModelCall, *, half: bool) -> Any:
     """`run`, on a copy of the pictures that lies in memory as convolutions are fastest, where the model does not mind.
 
     That is channels last, on the CPU and, in `half` precision, anywhere. A model may insist on the usual format, or
@@ -72,11 +73,11 @@ def run_fast(model: nn.Module, given: Given, *, half: bool) -> Any:
     return run(model, _lying(given, fastest if known[key] else torch.contiguous_format))
 
 
-def _lying(given: Given, how: torch.memory_format) -> Given:
+def _lying(given: ModelCall, how: torch.memory_format) -> ModelCall:
     return given.handed(given.picture.clone(memory_format=how))
 
 
-def _same_in(model: nn.Module, sample: Given, fastest: torch.memory_format) -> bool:
+def _same_in(model: nn.Module, sample: ModelCall, fastest: torch.memory_format) -> bool:
     usual = run(model, _lying(sample, torch.contiguous_format))
     try:
         other = run(model, _lying(sample, fastest))
@@ -84,6 +85,6 @@ def _same_in(model: nn.Module, sample: Given, fastest: torch.memory_format) -> b
         raise
     except Exception:  # in the usual format it did not fail
         return False
-    pairs = zip(nested.leaves(usual), nested.leaves(other), strict=True)
+    pairs = zip(containers.leaves(usual), containers.leaves(other), strict=True)
     half = torch.is_autocast_enabled(sample.picture.device.type)
     return all(close(two, one, torch.bfloat16 if half else one.dtype) for (_, one), (_, two) in pairs)

@@ -11,25 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchpeek.engine.attention import Attention, AttentionRecorder, layerwise_attention_gradients
-from torchpeek.engine.capture import Capture
-from torchpeek.engine.closeness import close
+from torchpeek.engine.attention.recorder import Attention, AttentionRecorder, layerwise_attention_gradients
+from torchpeek.engine.batching import as_dtype, check_changed, check_counts, chunk_size, chunks, score_chunks
+from torchpeek.engine.capture import Capture, Looks, Recorder
 from torchpeek.engine.forward import run, run_fast, why_not_finite
-from torchpeek.engine.given import Given, as_given
-from torchpeek.engine.guard import as_found
-from torchpeek.engine.layouts import Layout, Reading
-from torchpeek.engine.notes import Notes
-from torchpeek.engine.plans import checked, copied, refuse, refused
-from torchpeek.engine.recorder import Looks, Recorder
-from torchpeek.engine.replay import Differs, Replay, Suffix, of_rows, returning
-from torchpeek.engine.scoring import as_dtype, check_changed, check_counts, chunk_size, chunks, score_chunks
-from torchpeek.engine.survey import layout_of, seen_before, what_is_seen
+from torchpeek.engine.layout import Layout, LayoutSpec
+from torchpeek.engine.layout_inference.dry_run import known_evidence, layout_evidence, layout_of
+from torchpeek.engine.model_call import ModelCall, as_model_call
+from torchpeek.engine.numerics import close
+from torchpeek.engine.preserve import preserved
+from torchpeek.engine.replay.prefix import PrefixRecording
+from torchpeek.engine.replay.suffix import Replay, ReplayMismatch, Suffix, of_rows, returning
+from torchpeek.engine.replay.validation import checked, copied, refuse, refused
 from torchpeek.engine.targets import Target
 from torchpeek.engine.targets.neurons import layers_read
 from torchpeek.engine.trace import Bound, Change, Origin, Trace
 from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotConnected, NotFinite, notify
-from torchpeek.hooks import attached, nested, select
-from torchpeek.hooks.forwards import replaced
+from torchpeek.hooks import attached, containers, select
+from torchpeek.hooks.patched_forward import replaced
 
 # What the gradients at the layers may take, in one chunk of changed inputs.
 _GRADIENT_BYTES = 256 * 2**20
@@ -58,7 +57,7 @@ class ModelRunner:
 
     def trace(
         self,
-        inputs: Tensor | Given,
+        inputs: Tensor | ModelCall,
         layers: Sequence[str],
         target: Target,
         *,
@@ -66,7 +65,7 @@ class ModelRunner:
         noting: bool = False,
         attention: bool = False,
         origin: Origin | None = None,
-        layouts: Mapping[str, Layout | Reading | None] = MappingProxyType({}),
+        layouts: Mapping[str, Layout | LayoutSpec | None] = MappingProxyType({}),
     ) -> Trace:
         """One pass over `inputs` (N, ...), kept at `layers`, with `target` bound to its output.
 
@@ -77,7 +76,7 @@ class ModelRunner:
         NoSpatialLayer, NotFinite and NotConnected.
         """
         # A copy, without a graph before it: neither the caller nor the model writes into what the trace keeps.
-        given = as_given(self.model, inputs).copied()
+        given = as_model_call(self.model, inputs).copied()
         if len(given) > 1 and (name := _mixes_samples(self.model)):
             notify(
                 f"{name!r} normalises with the statistics of the batch at hand, also in eval mode: the samples of a "
@@ -96,13 +95,13 @@ class ModelRunner:
                 self, given, passed.captures, passed.output, question, origin, passed.notes, autocast, passed.attended
             )
 
-        with as_found(self.model):
+        with preserved(self.model):
             try:
                 passed = self._clean_pass(given, looks)
             except NoSpatialLayer:
-                if seen_before(self.model, given) is not None:
+                if known_evidence(self.model, given) is not None:
                     raise
-                what_is_seen(self.model, given)  # by which the outputs of layers that leave a doubt can be read
+                layout_evidence(self.model, given)  # by which the outputs of layers that leave a doubt can be read
                 passed = self._clean_pass(given, looks)
             trace = trace_of(passed)
             if not isinstance(target, Bound):
@@ -130,16 +129,16 @@ class ModelRunner:
         inputs = trace.inputs
         batch = 1 if _mixes_samples(self.model) else batch or chunk_size(inputs[:1])
         dtype = as_dtype(precision, inputs)
-        regime = trace.regime(dtype)
+        autocast_context = trace.autocast_context(dtype)
 
         def score(rows: Tensor, numbers: Tensor) -> Tensor:
             made = perturb(of_rows(inputs, rows).clone(), rows, numbers)
             check_changed(made, (len(rows), *inputs.shape[1:]))
-            with regime:
+            with autocast_context:
                 answer = run_fast(self.model, trace.given.of(rows, made), half=dtype is not None)
             return trace.question(answer, rows)
 
-        with as_found(self.model):
+        with preserved(self.model):
             return score_chunks(score, trace.scores, trials, live, batch, "changed inputs")
 
     def ablate(self, trace: Trace, edit: Change, trials: int, live: Tensor | None, batch: int | None) -> Tensor:
@@ -163,7 +162,7 @@ class ModelRunner:
                 return trace.question(run(self.model, given.of(rows).handed()), rows)
 
         batch = 1 if _mixes_samples(self.model) else batch
-        with as_found(self.model), trace.regime():
+        with preserved(self.model), trace.autocast_context():
             try:
                 size, replay = self._replay(trace, layer, batch or chunk_size(activation[:1], suffix=True), trials)
 
@@ -171,7 +170,7 @@ class ModelRunner:
                     return trace.question(replay.output(changed(rows, numbers), rows), rows)
 
                 return score_chunks(by_replay, trace.scores, trials, live, size, what)
-            except Differs as error:
+            except ReplayMismatch as error:
                 why = str(error)
             notify(f"whole passes for each change of {name!r}, as a replay of what comes after it {why}")
             scores = score_chunks(
@@ -208,7 +207,7 @@ class ModelRunner:
     def input_gradients(self, trace: Trace, inputs: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (n,) of changed inputs (n, ...), and the gradient of each with respect to its input."""
         leaf = inputs.detach().clone()
-        with as_found(self.model), trace.regime(), torch.enable_grad():
+        with preserved(self.model), trace.autocast_context(), torch.enable_grad():
             leaf.requires_grad_()
             scores = trace.question(run(self.model, trace.given.of(rows, inputs).handed(leaf.clone())), rows)  # (n, K)
             asked = scores.gather(1, columns.to(scores.device).unsqueeze(1)).squeeze(1)
@@ -223,7 +222,7 @@ class ModelRunner:
         """How many at once, and a checked replay of what comes after the layer. Raises Differs."""
         name, given, capture = trace.layer, trace.given, trace.at[trace.layer]
         if why := refused(self.model, name, given):
-            raise Differs(why)
+            raise ReplayMismatch(why)
         suffix = Suffix(self.model, name, layer, capture.layout, given, trace.noted, capture.returned.detach())
         while True:
             batch = min(size, trials * len(given))
@@ -239,30 +238,30 @@ class ModelRunner:
             suffix.notes.confirmed = True
         return size, replay
 
-    def noted(self, trace: Trace) -> Notes:
+    def noted(self, trace: Trace) -> PrefixRecording:
         """One more pass, noted at the trace's one layer. Raises Differs."""
         name, given = trace.layer, trace.given
         layer = select(self.model, name)[name]
-        with as_found(self.model):
+        with preserved(self.model):
             # Twice, where what was taken to be left alone was overwritten this time: then with copies.
             for known in (copied(self.model, name, given), None):
-                notes = Notes(len(given), known)
-                with trace.regime(), replaced(notes.forwards(self.model)), attached([(layer, notes.closing)]):
+                notes = PrefixRecording(len(given), known)
+                with trace.autocast_context(), replaced(notes.forwards(self.model)), attached([(layer, notes.closing)]):
                     run(self.model, given.handed())
                 if (done := notes.checked()) is not None:
                     return done
-        raise Differs("is not possible: the model overwrites what it returned")
+        raise ReplayMismatch("is not possible: the model overwrites what it returned")
 
-    def _clean_pass(self, given: Given, looks: Looks) -> _Passed:
+    def _clean_pass(self, given: ModelCall, looks: Looks) -> _Passed:
         layers = looks.layers
         recorder = Recorder(self.model, given, looks)
         hooks = recorder.hooks()
         watched = AttentionRecorder(looks.gradients, self.model) if looks.attention else None
-        notes: Notes | None = None
+        notes: PrefixRecording | None = None
         with ExitStack() as inside:
             if looks.noting and len(layers) == 1:
                 [(name, layer)] = layers.items()
-                notes = Notes(len(given), copied(self.model, name, given))
+                notes = PrefixRecording(len(given), copied(self.model, name, given))
                 inside.enter_context(replaced(notes.forwards(self.model)))
                 hooks.append((layer, notes.closing))
             inside.enter_context(attached(hooks))
@@ -280,10 +279,10 @@ class ModelRunner:
         """
         name, rows = trace.attentions[-1].block, torch.arange(len(trace.inputs))
         layer = select(self.model, name)[name]
-        with as_found(self.model), trace.regime():
+        with preserved(self.model), trace.autocast_context():
             last = self.trace(trace.given, [name], trace.bound(), gradients=False, noting=True)
             layout, replay = last.at[name].layout, None
-            with suppress(Differs):
+            with suppress(ReplayMismatch):
                 replay = self._replay(last, layer, len(rows), 1)[1]
 
             def score(returned: Any) -> Tensor:
@@ -311,7 +310,7 @@ class ModelRunner:
             )
         return layout
 
-    def observing(self, given: Given, target: Target) -> Given:
+    def observing(self, given: ModelCall, target: Target) -> ModelCall:
         """With the layers that the target asks about, if it does. Raises LayerNotFound and AmbiguousCall."""
         observed = {}
         for name in layers_read(target):
@@ -335,9 +334,9 @@ class ModelRunner:
             return
         cause: Exception | None = None
         try:
-            with trace.regime():
+            with trace.autocast_context():
                 alone = run(self.model, given.of(torch.tensor([last])).handed())
-            ours, theirs = dict(nested.leaves(alone)), dict(nested.leaves(trace.output))
+            ours, theirs = dict(containers.leaves(alone)), dict(containers.leaves(trace.output))
             pairs = [(ours[path], each[last:]) for path, each in theirs.items() if each.ndim and len(each) == last + 1]
             same = all(close(one, other, one.dtype) for one, other in pairs)
         except torch.OutOfMemoryError:
@@ -359,7 +358,7 @@ class _Passed:
 
     captures: dict[str, Capture]
     output: Any
-    notes: list[Notes]
+    notes: list[PrefixRecording]
     attended: Sequence[Attention] | None
 
 

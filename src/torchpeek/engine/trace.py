@@ -13,22 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchpeek.engine.attention import Attention, attention_gradients
-from torchpeek.engine.backward import hessian_product, score_gradients
+from torchpeek.engine.attention.recorder import Attention, attention_gradients
 from torchpeek.engine.capture import Capture
-from torchpeek.engine.given import Given
-from torchpeek.engine.guard import as_found
-from torchpeek.engine.layouts import Layout
-from torchpeek.engine.precision import at_least_float32
+from torchpeek.engine.gradients import hessian_product, score_gradients
+from torchpeek.engine.layout import Layout
+from torchpeek.engine.model_call import ModelCall
+from torchpeek.engine.numerics import at_least_float32
+from torchpeek.engine.preserve import preserved
 from torchpeek.engine.targets import ClassScores, ContrastScores, Question, Target, class_logits
 from torchpeek.engine.targets.neurons import answer
 from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NotConnected
-from torchpeek.hooks import let_interrupts_through, nested, uninterrupted
+from torchpeek.hooks import containers
+from torchpeek.interrupts import let_interrupts_through, uninterrupted
 
 if TYPE_CHECKING:
-    from torchpeek.engine.notes import Notes
+    from torchpeek.engine.batching import Precision
+    from torchpeek.engine.replay.prefix import PrefixRecording
     from torchpeek.engine.runner import ModelRunner
-    from torchpeek.engine.scoring import Precision
 
 Change: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Called as `change(tensor (b, ...), rows (b,), trials (b,))`: entry i is sample rows[i] in its trial trials[i].
@@ -57,12 +58,14 @@ class Trace:
     """
 
     runner: ModelRunner
-    given: Given
+    given: ModelCall
     at: Mapping[str, Capture]
     output: Any  # as the model returned it, with the graph behind it
     question: Question
     origin: Origin
-    notes: list[Notes] = field(default_factory=list)  # for `ablate`: one or none yet, whatever is asked of the pass
+    notes: list[PrefixRecording] = field(
+        default_factory=list
+    )  # for `ablate`: one or none yet, whatever is asked of the pass
     autocast: torch.dtype | None = None  # that the pass ran in, and every further one does
     attended: Sequence[Attention] | None = None  # None where the pass did not look at attention
 
@@ -123,7 +126,7 @@ class Trace:
         if any(capture.handle is None for capture in self.at.values()):
             raise GradUnavailable("this trace was made with gradients=False; make it again without that")
         # As found also here: a checkpointed part of the model runs once more on the way back.
-        with as_found(self.runner.model):
+        with preserved(self.runner.model):
             captures = list(self.at.values())
             handles = [each.handle for each in captures if each.handle is not None]
             largest = max(each.returned.nbytes for each in captures)
@@ -194,7 +197,7 @@ class Trace:
         if gradients is None:
             handles = [each.handle for each in self.at.values()] + [each.handle for each in self.attended or ()]
             gradients = bool(handles) and all(each is not None for each in handles)
-        with self.regime():
+        with self.autocast_context():
             return self.runner.trace(
                 self.given.of(rows, inputs),
                 layers or list(self.at),
@@ -258,7 +261,7 @@ class Trace:
         capture = self.at[self.layer]
         if capture.handle is None:
             raise GradUnavailable("this trace was made with gradients=False; make it again without that")
-        with as_found(self.runner.model), torch.enable_grad():
+        with preserved(self.runner.model), torch.enable_grad():
             scores = self._scores_with_graph()
             wanted = vector.to(capture.returned.dtype).expand(-1, scores.shape[1], *vector.shape[2:])
             products = []
@@ -282,7 +285,7 @@ class Trace:
     def attention_gradients(self) -> Sequence[Tensor]:
         """(N, K, heads, T, T) for each of `attentions`: gradients of the scores, at least float32."""
         attentions = self.attentions
-        with as_found(self.runner.model):
+        with preserved(self.runner.model):
             return attention_gradients(self._scores_with_graph(), attentions)
 
     @property
@@ -317,8 +320,8 @@ class Trace:
         of_grid[tokens.prefix : tokens.prefix + size] = 1
         if not tokens.others:
             return (of_grid / size).expand(len(self.inputs), count, -1)
-        with as_found(self.runner.model):
-            largest = nested.at(last.value, last.path).nbytes
+        with preserved(self.runner.model):
+            largest = containers.at(last.value, last.path).nbytes
             (gradient,) = score_gradients(self._scores_with_graph(), [last.edge], largest)
         read = torch.zeros(len(self.inputs), count, len(of_grid), device=of_grid.device)
         if gradient is not None:
@@ -330,14 +333,14 @@ class Trace:
         found = torch.where((read * of_grid).any(2, keepdim=True), of_grid, beside)
         return found / found.sum(2, keepdim=True)
 
-    def regime(self, dtype: torch.dtype | None = None) -> AbstractContextManager[object]:
+    def autocast_context(self, dtype: torch.dtype | None = None) -> AbstractContextManager[object]:
         """Autocast as it was in the pass, or to `dtype`, whatever the caller is in now."""
         dtype = dtype or self.autocast
         kind = self.inputs.device.type
         return torch.autocast(kind, dtype) if dtype is not None else torch.autocast(kind, enabled=False)
 
     @property
-    def noted(self) -> Notes:
+    def noted(self) -> PrefixRecording:
         """What `ablate` needs, from the pass itself or from one more."""
         if not self.notes:
             self.notes.append(self.runner.noted(self))

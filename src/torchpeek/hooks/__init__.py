@@ -1,13 +1,14 @@
 """The only room that registers a hook, or touches one."""
 
-from torchpeek.hooks import edits, keep, nested
-from torchpeek.hooks.attach import attached
-from torchpeek.hooks.calls import Call, Calls
-from torchpeek.hooks.edit import edit
-from torchpeek.hooks.interrupts import interruptible, let_interrupts_through, uninterrupted
+from torchpeek.hooks import containers
+from torchpeek.hooks.editing import edits
+from torchpeek.hooks.editing.edit import edit
 from torchpeek.hooks.process import eagerly, shared
-from torchpeek.hooks.record import Recording, record
+from torchpeek.hooks.recording import keep
+from torchpeek.hooks.recording.call import Call, Calls
+from torchpeek.hooks.recording.record import Recording, record
 from torchpeek.hooks.select import Selection, select, why_not_fired
+from torchpeek.hooks.temporary_hooks import attached
 from torchpeek.hooks.tensors import edit_gradient, record_gradients
 
 __all__ = [
@@ -16,18 +17,15 @@ __all__ = [
     "Recording",
     "Selection",
     "attached",
+    "containers",
     "eagerly",
     "edit",
     "edit_gradient",
     "edits",
-    "interruptible",
     "keep",
-    "let_interrupts_through",
-    "nested",
     "record",
     "record_gradients",
     "select",
     "shared",
-    "uninterrupted",
     "why_not_fired",
 ]

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchpeek.hooks.select import is_compiled
-
 _SHARED: dict[str, tuple[int, AbstractContextManager[Any]]] = {}
 _SHARED_GUARD = threading.Lock()
 
@@ -35,6 +33,12 @@ def shared(name: str, enter: Callable[[], AbstractContextManager[Any]]) -> Itera
             else:
                 del _SHARED[name]
                 context.__exit__(None, None, None)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether it runs compiled, and so ignores hooks that come after its first call."""
+    # torch.compile(module) wraps it; module.compile() sets the attribute.
+    return type(module).__name__ == "OptimizedModule" or module.__dict__.get("_compiled_call_impl") is not None
 
 
 @contextmanager

@@ -134,12 +134,6 @@ def why_not_fired(model: nn.Module, name: str, module: nn.Module) -> str:
     return f"layer {name!r} ({type(module).__name__}) was not called in the pass: {reason}"
 
 
-def is_compiled(module: nn.Module) -> bool:
-    """Whether it runs compiled, and so ignores hooks that come after its first call."""
-    # torch.compile(module) wraps it; module.compile() sets the attribute.
-    return type(module).__name__ == "OptimizedModule" or module.__dict__.get("_compiled_call_impl") is not None
-
-
 def is_sharded(module: nn.Module) -> bool:
     """Whether its parameters are spread over several processes by FSDP."""
     return any(kind.__name__ in ("FullyShardedDataParallel", "FSDPModule") for kind in type(module).__mro__)

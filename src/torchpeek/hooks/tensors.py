@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from torchpeek.errors import GradUnavailable, InputError
-from torchpeek.hooks.interrupts import uninterrupted
-from torchpeek.hooks.kept import Kept, Slot
-from torchpeek.hooks.uses import arrival, hooked
+from torchpeek.hooks.gradient_tap import hooked
+from torchpeek.hooks.recording.storage import GradientSlot, StoredTensor, arrival
+from torchpeek.interrupts import uninterrupted
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def record_gradients(**tensors: Tensor) -> Iterator[Mapping[str, Tensor | None]]
     None where none has arrived. `.grad` is not touched, and no tensor keeps more than it would. A second backward pass
     replaces the first one's. Raises GradUnavailable for a tensor that needs no gradient.
     """
-    slots = {name: Slot(partial(Kept, copy=False)) for name in tensors}
+    slots = {name: GradientSlot(partial(StoredTensor, copy=False)) for name in tensors}
     handles: list[RemovableHandle] = []
     view = _Gradients(slots)
     try:
@@ -53,7 +53,7 @@ def edit_gradient(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Itera
 
 
 class _Gradients(Mapping[str, "Tensor | None"]):
-    def __init__(self, slots: Mapping[str, Slot]) -> None:
+    def __init__(self, slots: Mapping[str, GradientSlot]) -> None:
         self._slots = MappingProxyType(dict(slots))
 
     def __getitem__(self, name: str) -> Tensor | None:

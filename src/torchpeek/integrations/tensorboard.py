@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from torchpeek.anatomy import GradientFlow, Kernels, Statistics
-from torchpeek.hooks.running import RunningStatistics
+from torchpeek.hooks.recording.running_statistics import RunningStatistics
 from torchpeek.render import feature_grid, kernel_grid
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchpeek.cam.method import check_whole
 from torchpeek.errors import OptionError
 from torchpeek.metrics.case import Case
 from torchpeek.metrics.fills import filled
 from torchpeek.metrics.metric import Scored, metric
 from torchpeek.metrics.patches import patch_sums, patches
+from torchpeek.registry import check_whole
 
 
 def _steps(options: Mapping[str, Any]) -> int:

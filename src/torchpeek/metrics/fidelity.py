@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchpeek.cam.method import check_number, check_whole
 from torchpeek.metrics.case import Case
 from torchpeek.metrics.fills import filled
 from torchpeek.metrics.metric import Scored, metric
 from torchpeek.metrics.patches import patches
+from torchpeek.registry import check_number, check_whole
 
 
 def _samples(options: Mapping[str, Any]) -> int:

@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from torchpeek.cam.method import check_number
 from torchpeek.metrics.case import Case
 from torchpeek.metrics.metric import Scored, metric
+from torchpeek.registry import check_number
 
 _AT_ONCE = 2**24  # numbers that are compared at once
 

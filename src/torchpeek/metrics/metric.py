@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from torchpeek.cam.method import Registered
 from torchpeek.errors import MetricNotFound, closest
+from torchpeek.registry import Registered
 
 Needs: TypeAlias = Literal["heatmap", "region", "passes", "explanations"]
 """What a metric reads besides the input: nothing, where the object is, the model, or the method that is scored."""

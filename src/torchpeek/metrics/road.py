@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchpeek.engine.precision import at_least_float32
+from torchpeek.engine.numerics import at_least_float32
 from torchpeek.metrics.case import Case
 from torchpeek.metrics.imputation import imputed
 from torchpeek.metrics.metric import Scored, metric

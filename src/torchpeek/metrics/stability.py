@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchpeek.cam.method import check_number, check_whole
 from torchpeek.engine.targets import class_logits
 from torchpeek.errors import MetricNotApplicable
 from torchpeek.heatmap import unit_range, upsample
 from torchpeek.metrics.case import Case, check_computed, levelled
 from torchpeek.metrics.fidelity import correlation
 from torchpeek.metrics.metric import Scored, metric
+from torchpeek.registry import check_number, check_whole
 
 
 def _one(options: Mapping[str, Any]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchpeek.engine import as_given, run
+from torchpeek.engine import as_model_call, run
 from torchpeek.errors import InputError, ModelError
 from torchpeek.models.checkpoint import Checkpoint, first_line
 
@@ -43,7 +43,7 @@ class TextPart:
         ids = torch.tensor(tokens, device=device)  # (K, tokens)
         half.to(device)
         with torch.no_grad():
-            found: Tensor = run(half, as_given(half, ids))[self._part]
+            found: Tensor = run(half, as_model_call(half, ids))[self._part]
         return found.detach()
 
     def _module(self) -> nn.Module:

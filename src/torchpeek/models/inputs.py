@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from PIL import Image
 from torch import Tensor, nn
 
-from torchpeek.engine import Arguments, Given, as_given
+from torchpeek.engine import Arguments, ModelCall, as_model_call
 from torchpeek.errors import InputError
 from torchpeek.models.loaded import LoadedModel
 from torchpeek.picture import Picture
@@ -19,7 +19,7 @@ Inputs: TypeAlias = Tensor | Picture | str | PathLike[str] | Image.Image | Mappi
 """A batch (N, C, *grid); a Picture; with a LoadedModel also a path or a PIL image; keyword arguments; tp.Arguments."""
 
 
-def given_to(model: Model, inputs: object) -> Given:
+def given_to(model: Model, inputs: object) -> ModelCall:
     """The call of the model that is meant, with copies of all tensors: the model may write into what it is given.
 
     Pictures go to the model's device; a tensor stays where it is.
@@ -35,7 +35,7 @@ def given_to(model: Model, inputs: object) -> Given:
     if isinstance(inputs, Picture):
         first = next(module.parameters(), None)
         inputs = inputs.tensor if first is None else inputs.tensor.to(first.device)
-    return as_given(module, inputs).copied()
+    return as_model_call(module, inputs).copied()
 
 
 def module_of(model: Model) -> nn.Module:

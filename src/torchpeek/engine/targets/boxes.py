@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from torchpeek.engine.precision import at_least_float32
+from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.targets.classes import ClassId
 from torchpeek.engine.targets.naming import class_index
 from torchpeek.errors import NotFinite, TargetError

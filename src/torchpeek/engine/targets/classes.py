@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from torchpeek.engine.precision import at_least_float32
+from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.targets.naming import check_range, class_index, label_tensor
 from torchpeek.engine.targets.question import EMBEDDINGS, BySample, NamesClasses, Target, parts_of
 from torchpeek.errors import TargetError

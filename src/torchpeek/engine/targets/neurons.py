@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchpeek.engine.layouts import Layout
-from torchpeek.engine.precision import at_least_float32
+from torchpeek.engine.layout import Layout
+from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.targets.question import indices
 from torchpeek.errors import NotConnected, NotFired, TargetError
 from torchpeek.hooks import attached

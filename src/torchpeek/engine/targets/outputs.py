@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torchpeek.engine.precision import at_least_float32
+from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.targets.classes import ClassId
 from torchpeek.engine.targets.naming import check_range, class_index
 from torchpeek.engine.targets.question import indices, parts_of
 from torchpeek.errors import TargetError
-from torchpeek.hooks import nested
+from torchpeek.hooks import containers
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,7 +256,7 @@ def _samples(output: Any) -> int:
     """How many samples a model returned something for. Raises TargetError where that cannot be told."""
     if isinstance(output, (list, tuple)) and output and all(isinstance(each, Mapping) for each in output):
         return len(output)  # a dict for each picture, as detectors return them
-    tensors = [each for _, each in nested.leaves(output)] or list(parts_of(output).values())
+    tensors = [each for _, each in containers.leaves(output)] or list(parts_of(output).values())
     count = next((len(each) for each in tensors if each.ndim), 0)
     if not count:
         raise TargetError(

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from torchpeek.hooks import nested
+from torchpeek.hooks import containers
 
 
 @runtime_checkable
@@ -60,10 +60,10 @@ EMBEDDINGS = ("image_embeds", "embeddings", "pooler_output", "last_hidden_state"
 
 def parts_of(output: Any) -> dict[str, Tensor]:
     """Path -> floating-point tensor, of what a model returned; of an unknown kind of object its attributes."""
-    found = {path: each for path, each in nested.leaves(output) if each.is_floating_point()}
+    found = {path: each for path, each in containers.leaves(output) if each.is_floating_point()}
     if not found and hasattr(output, "__dict__") and not isinstance(output, Tensor):
         inside = {"logits": getattr(output, "logits", None), **vars(output)}  # which may be a property
-        found = {path: each for path, each in nested.leaves(inside) if each.is_floating_point()}
+        found = {path: each for path, each in containers.leaves(inside) if each.is_floating_point()}
     return found
 
 

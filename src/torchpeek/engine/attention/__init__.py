@@ -1,0 +1,1 @@
+"""Attention weights and their gradients, also where the model computes them in a fused call."""

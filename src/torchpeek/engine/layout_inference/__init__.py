@@ -1,0 +1,1 @@
+"""How the output of any layer becomes (N, C, *grid), and which layer to explain by default."""

@@ -1,0 +1,319 @@
+"""What every layer returns, by one dry pass, and how it is to be read."""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchpeek.engine.forward import run
+from torchpeek.engine.layout import Grid, Layout, described
+from torchpeek.engine.layout_inference.candidates import (
+    LayoutEvidence,
+    linear_widths,
+    may_have_channels_last,
+    readings,
+    without_attention,
+)
+from torchpeek.engine.layout_inference.model_config import configured_grids, configured_queries, declared
+from torchpeek.engine.layout_inference.module_axes import channels_of, grid_of
+from torchpeek.engine.model_call import ModelCall
+from torchpeek.engine.preserve import preserved
+from torchpeek.hooks import attached, containers
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One layer in a dry pass: what it is, and what it returned in its last call."""
+
+    name: str
+    type: str
+    parameters: int  # with those of the layers in it
+    calls: int = 0
+    output: str | None = None  # shape, or what else it was; None where it was not called
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The best of the layers that returned one and the same tensor with a grid."""
+
+    layer: str
+    layout: Layout
+    projection: bool  # whether it is a linear layer, inside of something: queries, keys, hidden units
+
+
+# A model is surveyed once for each size of input; forgotten with the model.
+_SURVEYS: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Survey]] = weakref.WeakKeyDictionary()
+
+
+# Of so many sizes of input a model's surveys are kept.
+_SIZES = 16
+
+
+def layer_calls(model: nn.Module, given: ModelCall | None) -> list[LayerCall]:
+    """Every layer, in the order of `named_modules`; of inputs, with what a pass over the first sample returns."""
+    found = None if given is None else dry_run(model, given)
+    return [
+        LayerCall(
+            name,
+            type(module).__name__,
+            sum(parameter.numel() for parameter in module.parameters()),
+            found.calls.get(name, 0) if found else 0,
+            found.outputs.get(name) if found else None,
+        )
+        for name, module in model.named_modules()
+        if name
+    ]
+
+
+def layout_evidence(model: nn.Module, given: ModelCall) -> LayoutEvidence:
+    """What a dry pass over the first sample shows of the model's grids, for as many samples as are given."""
+    return replace(dry_run(model, given).seen, count=len(given))
+
+
+def known_evidence(model: nn.Module, given: ModelCall) -> LayoutEvidence | None:
+    """The same, without a pass: None where there was none yet."""
+    known = _SURVEYS.get(model, {}).get(_key(given))
+    return None if known is None else replace(known.seen, count=len(given))
+
+
+def layout_of(model: nn.Module, given: ModelCall, layer: str) -> Layout | None:
+    """How what a layer returns is to be read, by a dry pass; None where it has no grid, or not one for certain."""
+    found = dry_run(model, given)
+    if layer not in found.seen.returned:
+        return None
+    layouts = readings(dict(model.named_modules())[layer], found.seen.returned[layer], found.seen)
+    return layouts[0] if len(layouts) == 1 else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Survey:
+    """What one dry pass showed; no tensors."""
+
+    calls: Mapping[str, int]
+    outputs: Mapping[str, str]
+    seen: LayoutEvidence
+    candidates: list[Candidate]  # in the order in which they returned
+    dense: bool  # whether the model answers at each position of a grid, or for boxes
+
+
+class _Watch:
+    """What the hooks of a dry pass note."""
+
+    def __init__(self, given: ModelCall, model: nn.Module) -> None:
+        self._given = given
+        self._model = model
+        self._calls: dict[str, int] = {}
+        self._outputs: dict[str, str] = {}
+        self._returned: dict[str, Any] = {}
+        self._returned_by: list[list[str]] = []  # for each tensor: all that returned it, innermost first
+        self._returned_last: list[int] = []  # and when the last of them did
+        self._clock = count()
+        self._take_input: set[str] = set()
+        self._grids: dict[tuple[int, ...], None] = {}
+        self._first: set[tuple[int, ...]] = set()
+        self._last: set[tuple[int, ...]] = set()
+        # The latest tensors, how often each had been written into, and its number in the list above.
+        self._latest: deque[tuple[Tensor, int, int]] = deque(maxlen=8)
+        self._thread = threading.get_ident()
+
+    def returned(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        self._calls[name] = self._calls.get(name, 0) + 1
+        self._outputs[name] = described(output)
+        self._returned[name] = _shape_only(output)  # the readings are made when all grids are known
+        if any(given is self._given.as_taken for given in args):
+            self._take_input.add(name)
+        if grid := grid_of(module, output):
+            self._grids[grid] = None
+        if isinstance(output, Tensor) and output.ndim >= 3 and len(output) == 1:
+            ends = channels_of(module, output)
+            if ends is not None:
+                (self._last if ends == "last" else self._first).add(tuple(output.shape[1:]))
+        floating = [each for _, each in containers.leaves(output) if each.is_floating_point() and each.ndim >= 3]
+        if len(floating) != 1 or isinstance(module, (nn.Softmax, nn.Dropout)):
+            return  # of attention: rows and columns are no picture
+        (tensor,) = floating
+        for place, (earlier, version, number) in enumerate(self._latest):
+            if tensor is earlier:
+                passes_on = any(given is tensor for given in args) and tensor._version == version
+                if not passes_on:
+                    self._returned_by[number].append(name)
+                    self._returned_last[number] = next(self._clock)
+                self._latest[place] = (tensor, tensor._version, number)
+                return
+        self._latest.append((tensor, tensor._version, len(self._returned_by)))
+        self._returned_by.append([name])
+        self._returned_last.append(next(self._clock))
+
+    def dry_run(self, output: Any, beside: tuple[int | None, int], *, unsure: bool = False) -> _Survey:
+        """What the pass showed, in which the model returned `output`; `beside` the grid are so many tokens."""
+        prefix, suffix = beside
+        size, scales = self._size(), self._given.listed
+        of_picture = (grid for grid in (*self._grids, *configured_grids(self._model)) if len(grid) == len(size))
+        fitting = [grid for grid in of_picture if scales or all(a <= b for a, b in zip(grid, size, strict=True))]
+        grids = tuple(without_attention(fitting, size))
+        seen = LayoutEvidence(
+            size,
+            1,
+            grids,
+            prefix,
+            suffix,
+            queries=configured_queries(self._model),
+            first=frozenset(self._first),
+            last=frozenset(self._last),
+            mixed=may_have_channels_last(self._model) or any(len(shape) > 2 for shape in self._last),
+            widths=linear_widths(self._model),
+            scales=scales,
+            unsure=unsure,
+            # Where frames, or other parts of a picture, are convolved one by one, tokens may be in any order.
+            guesses=not self._grids or bool(grids),
+            returned=self._returned,
+        )
+        modules = dict(self._model.named_modules())
+        candidates: list[Candidate] = []
+        # In the order of the last return: a block may write into, and return, what a part of it made.
+        in_order = sorted(range(len(self._returned_by)), key=self._returned_last.__getitem__)
+        for names in (self._returned_by[number] for number in in_order):
+            # By what each itself returned: one has the tensor in a container, another's kind says what its axes are.
+            found = {name: readings(modules[name], self._returned[name], seen) for name in names}
+            layer = self._best([name for name in names if len(found[name]) == 1])
+            if layer and not _enlarges(modules[layer], found[layer][0], candidates):
+                projection = type(modules[layer]) is nn.Linear and names == [layer]
+                candidates.append(Candidate(layer, found[layer][0], projection))
+        if not all(each.projection for each in candidates):
+            candidates = [each for each in candidates if not each.projection]
+        if candidates and any(type(module).__name__ == "Unroll" for module in modules.values()):
+            # Hiera: until its last stage the tokens are in the order in which they are merged, and not in the grid's.
+            last = candidates[-1].layout
+            seen = replace(seen, ordered=last.grid)
+            candidates = [each for each in candidates if not each.layout.flat or each.layout.grid == last.grid]
+        dense = scales or any(self._is_dense(path, tensor) for path, tensor in containers.leaves(output))
+        return _Survey(self._calls, self._outputs, seen, candidates, dense)
+
+    def _is_dense(self, path: str, tensor: Tensor) -> bool:
+        of_positions = tensor.ndim == self._given.picture.ndim and tensor.shape[2:].numel() > 1
+        return "boxes" in path or (of_positions and tensor.is_floating_point())
+
+    def _size(self) -> tuple[int, ...]:
+        """The picture's own axes. All but the first, where that is how convolutions see it: no axis is of channels."""
+        picture = self._given.picture
+        axes = {len(grid) for grid in self._grids}
+        without_channels = picture.ndim - 2 not in axes and picture.ndim - 1 in axes
+        return tuple(picture.shape[1:] if without_channels else picture.shape[2:])
+
+    def _best(self, names: list[str]) -> str | None:
+        once = [name for name in names if self._calls[name] == 1]
+        inner = [name for name in once if name not in self._take_input] or once
+        return min(reversed(inner), key=lambda name: name.count(".")) if inner else None
+
+
+def _enlarges(module: nn.Module, layout: Layout, before: list[Candidate]) -> bool:
+    """Whether it only spreads a coarser grid that came before to one of a fixed size, as VGG does small pictures."""
+    adaptive = isinstance(module, (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd))
+    return adaptive and bool(before) and math.prod(layout.grid) > math.prod(before[-1].layout.grid)
+
+
+def _shape_only(output: Any) -> Any:
+    """The same container with tensors that have a shape and no numbers."""
+    return containers.mapped(output, lambda _, each: torch.empty(each.shape, dtype=each.dtype, device="meta"))
+
+
+def first_sample(given: ModelCall) -> ModelCall:
+    # A copy, so that being given the model's input is told from being given a view.
+    return given.of(torch.tensor([0]), given.picture[:1].detach().clone())
+
+
+def _key(given: ModelCall) -> tuple[object, ...]:
+    return tuple(given.picture.shape[1:]), given.path
+
+
+def dry_run(model: nn.Module, given: ModelCall, *, anew: bool = False) -> _Survey:
+    known = _SURVEYS.setdefault(model, {})
+    key = _key(given)
+    if anew or key not in known:
+        while len(known) >= _SIZES:
+            del known[next(iter(known))]
+        first = first_sample(given).handed()
+        watch = _Watch(first, model)
+        hooks = ((module, partial(watch.returned, name)) for name, module in model.named_modules() if name)
+        with preserved(model), attached(hooks):
+            output = run(model, first)
+        found = watch.dry_run(output, declared(model))
+        undeclared = [each for each in found.candidates if each.layout.others and found.seen.prefix is None]
+        if undeclared and (corners := _corners(model, first, found.seen.size, undeclared[0])):
+            beside = _beside_the_grid(*corners, undeclared[0].layout)
+            found = watch.dry_run(output, beside or (None, 0), unsure=beside is None)
+        known[key] = found
+    return known[key]
+
+
+def _corners(model: nn.Module, first: ModelCall, size: Grid, layer: Candidate) -> tuple[Tensor, Tensor] | None:
+    """(T,) and (T,): how far each token of a layer moves when the first corner of the picture changes, and the last.
+
+    None where the model takes no such picture, or nothing moves. One sample at a time, as some models take no more.
+    """
+    layout, module = layer.layout, dict(model.named_modules())[layer.layer]
+    sides = [-(-length // cells) for length, cells in zip(size, layout.grid, strict=True)]
+    thread = threading.get_ident()
+
+    def tokens(*corner: slice) -> Tensor:
+        picture = first.picture.clone()
+        where: Any = (..., *corner)
+        part = picture[where]
+        if corner and part.is_floating_point():
+            low, high = part.amin(), part.amax()
+            picture[where] = low + high - part + (high - low + 1) / 4  # never what it was
+        elif corner:  # numbers that the picture has already: others may stand for nothing
+            picture[where] = part.flip(-1).roll(1, -1)
+        taken: list[Tensor] = []
+
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            if threading.get_ident() == thread and layout.fits(output, 1):
+                made = containers.at(output, layout.part)
+                # What it was given, if that are the same tokens: they may have seen each other in it.
+                before = next((each for each in args if isinstance(each, Tensor) and each.shape == made.shape), made)
+                taken.append(before.movedim(layout.batch_axis, 0).detach().double().clone())
+
+        with preserved(model), attached([(module, keep)]):
+            run(model, first.changed(picture).handed())
+        [of_sample] = taken
+        return of_sample[0] if layout.kind == "channel-tokens" else of_sample[0].mT  # (C, T)
+
+    try:
+        clean = tokens()
+        corners = [slice(side) for side in sides], [slice(-side, None) for side in sides]
+        moved = [tokens(*corner) - clean for corner in corners]
+        # Less what moves all tokens alike, as attention does in a network that has learned nothing.
+        found = [(each - each.median(1, keepdim=True).values).abs().sum(0) for each in moved]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # it is the model's own; the pass that is asked for will say so
+        return None
+    return (found[0], found[1]) if all(bool(each.any()) for each in found) else None
+
+
+def _beside_the_grid(first: Tensor, last: Tensor, layout: Layout) -> tuple[int, int] | None:
+    """How many tokens come before and after the grid; None where they lie as no layout has them.
+
+    As long as tokens have not seen each other only those move that lie at the corner. Later on all do, and these most.
+    """
+    count, others = math.prod(layout.grid), layout.others
+    start, stop = int(first.nonzero().min()), int(last.nonzero().max())
+    if stop == start + count - 1:
+        return start, others - start
+    if bool((2 * (first > 0).sum() <= len(first)) & (2 * (last > 0).sum() <= len(last))):
+        return None
+    moved = [float(first[prefix] / first.max() + last[prefix + count - 1] / last.max()) for prefix in range(others + 1)]
+    prefix = max(range(others + 1), key=moved.__getitem__)
+    return prefix, others - prefix

@@ -1,0 +1,1 @@
+"""Run only what comes after a layer."""

@@ -1,0 +1,74 @@
+"""What a module's `forward` does, replaced for a while."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from torchpeek.interrupts import uninterrupted
+
+Forward: TypeAlias = Callable[..., Any]
+"""Called as the module's own `forward`, with whatever that is called with."""
+
+_ABSENT = object()
+
+
+class _Replaced:
+    """What stands for a module's `forward`. A copy of the model, or a pickle, takes the module's own along instead."""
+
+    __slots__ = ("_forward", "_module", "_own")
+
+    def __init__(self, module: nn.Module, own: Any, forward: Forward) -> None:
+        self._module, self._own, self._forward = module, own, forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if self._own is not None:
+            return copy.deepcopy(self._own, memo)
+        return MethodType(type(self._module).forward, memo.get(id(self._module), self._module))
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        if self._own is not None:
+            return _same, (self._own,)
+        return getattr, (self._module, "forward")  # of the module as it is then, before it has this one
+
+
+def _same(own: Any) -> Any:
+    return own
+
+
+def replaceable(model: nn.Module) -> list[nn.Module]:
+    """The modules below `model` whose `forward` can be replaced: all but scripted ones."""
+    return [each for each in model.modules() if each is not model and not isinstance(each, torch.jit.ScriptModule)]
+
+
+@contextmanager
+def replaced(forwards: Iterable[tuple[nn.Module, Forward]]) -> Iterator[None]:
+    """Inside, the first `forward` of each pair's module is the second; then it is as found, also an instance's own.
+
+    The module's hooks run as ever: they are not part of its forward.
+    """
+    was: list[tuple[nn.Module, object]] = []
+    try:
+        with uninterrupted():
+            for module, forward in forwards:
+                own = module.__dict__.get("forward", _ABSENT)
+                was.append((module, own))
+                # Not setattr, which a module may have made its own.
+                module.__dict__["forward"] = _Replaced(module, None if own is _ABSENT else own, forward)
+        yield
+    finally:
+        with uninterrupted():
+            for module, own in reversed(was):
+                if own is _ABSENT:
+                    module.__dict__.pop("forward", None)
+                else:
+                    module.__dict__["forward"] = own
