@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import MethodType
@@ -22,13 +23,16 @@ _ABSENT = object()
 class _Replaced:
     """What stands for a module's `forward`. A copy of the model, or a pickle, takes the module's own along instead."""
 
-    __slots__ = ("_forward", "_module", "_own")
+    __slots__ = ("_forward", "_module", "_original", "_own", "_thread")
 
     def __init__(self, module: nn.Module, own: Any, forward: Forward) -> None:
         self._module, self._own, self._forward = module, own, forward
+        self._original: Forward = module.forward
+        self._thread = threading.get_ident()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._forward(*args, **kwargs)
+        forward = self._forward if threading.get_ident() == self._thread else self._original
+        return forward(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if self._own is not None:
@@ -52,9 +56,10 @@ def replaceable(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def replaced(forwards: Iterable[tuple[nn.Module, Forward]]) -> Iterator[None]:
-    """Inside, the first `forward` of each pair's module is the second; then it is as found, also an instance's own.
+    """Inside the block, the module of each pair runs the second as its `forward`; on exit its own `forward` is back.
 
-    The module's hooks run as ever: they are not part of its forward.
+    This holds in the thread that entered the block; other threads run the module's own `forward`. Hooks of the module
+    run as before: they are not part of its forward.
     """
     was: list[tuple[nn.Module, object]] = []
     try:

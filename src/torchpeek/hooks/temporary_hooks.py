@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -39,21 +40,25 @@ def attached(
     *,
     called: Iterable[tuple[nn.Module, BeforeHook]] = (),
     ended: Iterable[tuple[nn.Module, ForwardHook]] = (),
+    every_thread: bool = False,
 ) -> Iterator[None]:
-    """Register these hooks, after those already there, and remove just them on every exit.
+    """Register these hooks after the existing ones, and remove exactly these on every exit.
 
-    Those of `ended` are called also where the module raised an Exception, with None for the output.
+    The hooks of `ended` also run where the module raised an Exception, with None for the output. A hook runs only in
+    the thread that attached it, because another thread may run the same model at the same time; with `every_thread`, or
+    where the hook is `Inert` and so looks at the thread itself, it runs in all of them.
     """
+    thread = None if every_thread else threading.get_ident()
     handles: list[RemovableHandle] = []
     try:
         with uninterrupted():
             # One by one: a failure must find those so far.
             for module, before in called:
-                handles.append(module.register_forward_pre_hook(_inert(before), with_kwargs=True))
+                handles.append(module.register_forward_pre_hook(_inert(before, thread), with_kwargs=True))
             for module, hook in returned:
-                handles.append(module.register_forward_hook(_inert(hook)))
+                handles.append(module.register_forward_hook(_inert(hook, thread)))
             for module, hook in ended:
-                handles.append(module.register_forward_hook(_inert(hook), always_call=True))
+                handles.append(module.register_forward_hook(_inert(hook, thread), always_call=True))
         yield
     finally:
         with uninterrupted():
@@ -62,17 +67,18 @@ def attached(
 
 
 class _Wrapped(Inert):
-    __slots__ = ("_hook",)
+    __slots__ = ("_hook", "_thread")
 
-    def __init__(self, hook: Callable[..., Any]) -> None:
+    def __init__(self, hook: Callable[..., Any], thread: int | None) -> None:
         self._hook = hook
+        self._thread = thread  # the only one it runs in; None where it runs in all
 
-    def __call__(self, *given: Any) -> Any:
-        return self._hook(*given)
+    def __call__(self, *args: Any) -> Any:
+        return self._hook(*args) if self._thread in (None, threading.get_ident()) else None
 
 
-def _inert(hook: Callable[..., Any]) -> Callable[..., Any]:
-    return hook if isinstance(hook, Inert) else _Wrapped(hook)
+def _inert(hook: Callable[..., Any], thread: int | None) -> Callable[..., Any]:
+    return hook if isinstance(hook, Inert) else _Wrapped(hook, thread)
 
 
 def _no_hook() -> Callable[..., None]:

@@ -50,7 +50,7 @@ def edit(
     after = hooks(outputs, _change_output) + hooks(gradients, partial(_change_gradient, uses))
     after.append((model, lambda module, args, output: ran.add("")))
     try:
-        with eagerly(model.modules(), _say_eager), attached(after, called=before):
+        with eagerly(model.modules(), _say_eager), attached(after, called=before, every_thread=True):
             yield
     finally:
         with uninterrupted():
