@@ -43,11 +43,11 @@ def _timm(name: str, **more: Any) -> Callable[[], nn.Module]:
     return build
 
 
-def _torchvision(name: str) -> Callable[[], nn.Module]:
+def _torchvision(name: str, **more: Any) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         import torchvision
 
-        model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=10)
+        model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=10, **more)
         return model
 
     return build
@@ -57,7 +57,7 @@ NETWORKS: Mapping[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet18": (_torchvision("resnet18"), 64),
     "mobilenet_v3_small": (_torchvision("mobilenet_v3_small"), 64),
     "squeezenet1_1": (_torchvision("squeezenet1_1"), 64),
-    "googlenet": (_timm("inception_v3"), 96),
+    "inception_v3": (_timm("inception_v3"), 96),
     "convnext": (_timm("convnext_atto"), 64),
     "efficientnet": (_timm("efficientnet_lite0"), 64),
     "repvgg": (_timm("repvgg_a0"), 64),
@@ -67,7 +67,7 @@ NETWORKS: Mapping[str, tuple[Callable[[], nn.Module], int]] = {
     "pvt": (_timm("pvt_v2_b0"), 64),
     "mixer": (_timm("mixer_s32_224", img_size=64), 64),
     "hiera": (_timm("hiera_tiny_224", img_size=64), 64),
-    "segmentation": (_torchvision("lraspp_mobilenet_v3_large"), 64),
+    "segmentation": (_torchvision("lraspp_mobilenet_v3_large", weights_backbone=None), 64),
 }
 
 
@@ -117,8 +117,9 @@ def main() -> int:
     found = {}
     for name, (build, size) in NETWORKS.items():
         found[name] = _digests(build, size)
+        arguments.files[0].write_text(json.dumps(found, indent=1))
         print(name, len(found[name]), file=sys.stderr)
-    arguments.files[0].write_text(json.dumps(found, indent=1))
+
     return 0
 
 
