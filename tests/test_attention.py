@@ -17,7 +17,8 @@ from torch import nn
 
 import replicas_attention as replicas
 from torchpeek.cam.attention import legrad, rollout, transformer_attribution
-from torchpeek.engine.attention.recorder import AttentionRecorder, attention_gradients, layerwise_attention_gradients
+from torchpeek.engine.attention.gradients import attention_gradients, layerwise_attention_gradients
+from torchpeek.engine.attention.recorder import AttentionRecorder
 from torchpeek.engine.preserve import preserved
 from torchpeek.errors import GradUnavailable, MethodNotApplicable, NotConnected, OptionError
 from torchpeek.interrupts import interruptible

@@ -19,7 +19,8 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 from networks import InPlaceNet, PooledNet, SplitNet, messy, state_of
-from torchpeek.engine import ModelRunner, as_model_call, layer_calls, suggest_layer
+from torchpeek.engine import Suggestion, as_model_call, inspectable_module, layer_calls
+from torchpeek.engine import suggest_layer as suggest_layer_for
 from torchpeek.engine.layout_inference.candidates import is_channels_last
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.targets import Classes, Predicted, TopClasses
@@ -34,6 +35,7 @@ from torchpeek.errors import (
     NotFired,
     Notice,
 )
+from tracing import traced
 
 X = torch.randn(2, 3, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -52,7 +54,7 @@ def by_hand(net: SplitNet, labels: list[list[int]]) -> tuple[torch.Tensor, torch
 
 class TestTrace:
     def test_activations_and_gradients_are_those_of_the_split_network(self, net: SplitNet) -> None:
-        trace = ModelRunner(net).trace(X, ["prefix"], Classes([2, 0, 3]))
+        trace = traced(net, X, ["prefix"], Classes([2, 0, 3]))
         activations, gradients = by_hand(net, [[2, 0, 3]] * 2)
         assert trace.activations.shape == (2, 1, 5, 4, 3)
         torch.testing.assert_close(trace.activations.squeeze(1), activations, rtol=0, atol=0)
@@ -61,7 +63,7 @@ class TestTrace:
 
     def test_gradients_are_finite_differences(self, net: SplitNet) -> None:
         """No autograd on the other side."""
-        trace = ModelRunner(net).trace(X, ["prefix"], Predicted())
+        trace = traced(net, X, ["prefix"], Predicted())
         a, step = trace.activations.squeeze(1), 1e-6
         with torch.no_grad():
             for position in [(0, 0, 0), (1, 2, 1), (4, 3, 2)]:
@@ -74,15 +76,15 @@ class TestTrace:
     def test_each_sample_has_its_own_classes(self, net: SplitNet) -> None:
         from torchpeek.engine.targets import ClassesPerSample
 
-        trace = ModelRunner(net).trace(X, ["prefix"], ClassesPerSample(torch.tensor([[0, 1], [3, 2]])))
+        trace = traced(net, X, ["prefix"], ClassesPerSample(torch.tensor([[0, 1], [3, 2]])))
         torch.testing.assert_close(trace.gradients, by_hand(net, [[0, 1], [3, 2]])[1], rtol=1e-12, atol=1e-15)
 
     def test_several_layers_in_one_pass(self, net: SplitNet) -> None:
         """The first becomes the leaf; the second keeps the edge of the graph from there."""
-        trace = ModelRunner(net).trace(X, ["mix", "prefix"], Classes([1]))
+        trace = traced(net, X, ["mix", "prefix"], Classes([1]))
         assert list(trace.at) == ["mix", "prefix"]
         for layer in ("mix", "prefix"):
-            alone = ModelRunner(net).trace(X, [layer], Classes([1]))
+            alone = traced(net, X, [layer], Classes([1]))
             torch.testing.assert_close(trace.gradients_at[layer], alone.gradients, rtol=1e-12, atol=0)
             torch.testing.assert_close(trace.only(layer).activations, alone.activations, rtol=0, atol=0)
         with pytest.raises(AmbiguousCall, match="holds 2 layers"):
@@ -100,7 +102,7 @@ class TestTrace:
         for frozen in (False, True):
             model = Branches().requires_grad_(not frozen).eval()
             x = torch.randn(1, 3, 6, 6)
-            trace = ModelRunner(model).trace(x, ["a", "b"], Classes([0]))
+            trace = traced(model, x, ["a", "b"], Classes([0]))
             a, b = model.a(x).detach(), model.b(x).detach()
             expected = torch.zeros_like(b)
             expected[:, 0] = b[:, 0] / 16
@@ -111,21 +113,19 @@ class TestTrace:
     def test_another_class_takes_no_forward_pass(self, net: SplitNet) -> None:
         passes = []
         net.register_forward_hook(lambda *_: passes.append(1))
-        trace = ModelRunner(net).trace(X, ["prefix"], Predicted())
+        trace = traced(net, X, ["prefix"], Predicted())
         _ = trace.gradients
-        again = trace.asked(Classes([3]))
+        again = trace.with_target(Classes([3]))
         torch.testing.assert_close(again.gradients, by_hand(net, [[3]] * 2)[1], rtol=1e-12, atol=1e-15)
-        _ = trace.asked(TopClasses(2)).gradients  # and once more: the graph is still there
+        _ = trace.with_target(TopClasses(2)).gradients  # and once more: the graph is still there
         assert len(passes) == 1
 
     def test_a_batched_backward_in_chunks_is_the_same(self, net: SplitNet, monkeypatch) -> None:
         from torchpeek.engine import gradients
 
-        whole = ModelRunner(net).trace(X, ["prefix"], TopClasses(4)).gradients
+        whole = traced(net, X, ["prefix"], TopClasses(4)).gradients
         monkeypatch.setattr(gradients, "_BYTES", 3 * 2 * 5 * 4 * 3 * 8)  # three classes at once, then one
-        torch.testing.assert_close(
-            ModelRunner(net).trace(X, ["prefix"], TopClasses(4)).gradients, whole, rtol=0, atol=0
-        )
+        torch.testing.assert_close(traced(net, X, ["prefix"], TopClasses(4)).gradients, whole, rtol=0, atol=0)
 
     def test_where_an_operation_has_no_batched_backward_it_goes_one_by_one(self) -> None:
         class Square(torch.autograd.Function):
@@ -145,19 +145,19 @@ class TestTrace:
 
         model = Net().eval()
         x = torch.randn(2, 3, 5, 5)
-        trace = ModelRunner(model).trace(x, ["features"], TopClasses(3))
+        trace = traced(model, x, ["features"], TopClasses(3))
         weights = model.head.weight[trace.question.labels]  # (N, K, C)
         a = trace.activations
         torch.testing.assert_close(trace.gradients, 2 * a * weights[..., None, None].detach() / 25)
 
     def test_gradients_not_kept(self, net: SplitNet) -> None:
-        trace = ModelRunner(net).trace(X, ["prefix"], Predicted(), gradients=False)
+        trace = traced(net, X, ["prefix"], Predicted(), gradients=False)
         assert not trace.output.requires_grad
         with pytest.raises(GradUnavailable, match="gradients=False"):
             _ = trace.gradients
 
     def test_again_asks_the_same_question_of_other_inputs(self, net: SplitNet) -> None:
-        trace = ModelRunner(net).trace(X, ["prefix"], Predicted())
+        trace = traced(net, X, ["prefix"], Predicted())
         rows = torch.tensor([1, 0, 1])
         other = torch.randn(3, 3, 8, 6, dtype=torch.float64)
         again = trace.again(other, rows=rows)
@@ -167,7 +167,7 @@ class TestTrace:
         assert again.gradients.shape == (3, 1, 5, 4, 3)
 
     def test_rescore_and_ablate_are_as_one_pass_each(self, net: SplitNet) -> None:
-        trace = ModelRunner(net).trace(X, ["prefix"], TopClasses(2))
+        trace = traced(net, X, ["prefix"], TopClasses(2))
         labels = trace.question.labels
         masks = torch.rand(5, 1, 8, 6, dtype=torch.float64)
         got = trace.rescore(lambda x, rows, trials: x * masks[trials], 5, batch=3)
@@ -194,7 +194,7 @@ class TestTrace:
             model.head.bias.copy_(torch.tensor([-5.0, 1, 0, 0, 0]))  # without activation, class 1
             model.features[0].bias.zero_()
             model.features[2].bias.zero_()
-        trace = ModelRunner(model).trace(x, ["act"], Predicted())
+        trace = traced(model, x, ["act"], Predicted())
         blank = trace.rescore(lambda given, rows, trials: given * 0, 1)
         assert trace.question.labels.tolist() == [[0]]
         assert model(x * 0).argmax() == 1
@@ -204,13 +204,13 @@ class TestTrace:
 class TestHead:
     def test_weights_of_the_linear_head(self) -> None:
         model = PooledNet().double().eval()
-        trace = ModelRunner(model).trace(torch.randn(2, 3, 5, 4).double(), ["act"], TopClasses(3))
+        trace = traced(model, torch.randn(2, 3, 5, 4).double(), ["act"], TopClasses(3))
         assert torch.equal(trace.head, model.head.weight[trace.question.labels])
 
     def test_none_where_something_lies_between(self, net: SplitNet) -> None:
-        assert ModelRunner(net).trace(X, ["prefix"], Predicted()).head is None
+        assert traced(net, X, ["prefix"], Predicted()).head is None
         pooled = PooledNet().eval()  # the ReLU lies between
-        assert ModelRunner(pooled).trace(torch.randn(1, 3, 5, 5), ["features"], Predicted()).head is None
+        assert traced(pooled, torch.randn(1, 3, 5, 5), ["features"], Predicted()).head is None
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision_is_no_excuse(self, dtype: torch.dtype) -> None:
@@ -218,13 +218,13 @@ class TestHead:
         for seed in range(30):
             torch.manual_seed(seed)
             model, x = PooledNet().to(dtype).eval(), torch.randn(1, 3, 6, 6, dtype=dtype)
-            assert ModelRunner(model).trace(x, ["act"], Predicted()).head is not None
-            assert ModelRunner(model).trace(x, ["features.2"], Predicted()).head is None
+            assert traced(model, x, ["act"], Predicted()).head is not None
+            assert traced(model, x, ["features.2"], Predicted()).head is None
 
     def test_none_for_a_score_that_is_not_the_logit(self) -> None:
         from torchpeek.engine.targets import ClassProbability
 
-        trace = ModelRunner(PooledNet().eval()).trace(torch.randn(1, 3, 5, 5), ["act"], ClassProbability())
+        trace = traced(PooledNet().eval(), torch.randn(1, 3, 5, 5), ["act"], ClassProbability())
         assert trace.head is None
 
 
@@ -232,11 +232,11 @@ class TestGraphStartsAtTheLayer:
     def test_nothing_before_the_layer_is_recorded(self, net: SplitNet) -> None:
         seen = []
         net.prefix[0].register_forward_hook(lambda module, args, output: seen.append(output.requires_grad))
-        ModelRunner(net).trace(X, ["prefix"], Predicted())
+        traced(net, X, ["prefix"], Predicted())
         assert seen == [False]
 
     def test_no_parameter_gets_a_gradient(self, net: SplitNet) -> None:
-        _ = ModelRunner(net).trace(X, ["prefix"], TopClasses(2)).gradients
+        _ = traced(net, X, ["prefix"], TopClasses(2)).gradients
         assert all(parameter.grad is None for parameter in net.parameters())
 
     @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
@@ -245,7 +245,7 @@ class TestGraphStartsAtTheLayer:
         """Peers: a frozen model, or no_grad, is a crash or a wrong name for the error."""
         net.requires_grad_(not frozen)
         with context():
-            trace = ModelRunner(net).trace(X, ["prefix"], Classes([1, 2]))
+            trace = traced(net, X, ["prefix"], Classes([1, 2]))
             gradients = trace.gradients
         torch.testing.assert_close(gradients, by_hand(net.requires_grad_(), [[1, 2]] * 2)[1], rtol=1e-12, atol=1e-15)
 
@@ -253,7 +253,7 @@ class TestGraphStartsAtTheLayer:
         with torch.inference_mode():
             x = X.clone()
         torch.testing.assert_close(
-            ModelRunner(net).trace(x, ["prefix"], Classes([1])).gradients,
+            traced(net, x, ["prefix"], Classes([1])).gradients,
             by_hand(net, [[1]] * 2)[1],
             rtol=1e-12,
             atol=1e-15,
@@ -272,8 +272,8 @@ class TestGraphStartsAtTheLayer:
         plain = PooledNet().eval()
         x = torch.randn(1, 3, 5, 5)
         with pytest.warns(Notice, match="turns gradients off"):
-            trace = ModelRunner(model).trace(x, ["act"], Classes([2]))
-        torch.testing.assert_close(trace.gradients, ModelRunner(plain).trace(x, ["act"], Classes([2])).gradients)
+            trace = traced(model, x, ["act"], Classes([2]))
+        torch.testing.assert_close(trace.gradients, traced(plain, x, ["act"], Classes([2])).gradients)
 
     def test_a_model_that_detaches(self) -> None:
         class Detached(PooledNet):
@@ -281,9 +281,9 @@ class TestGraphStartsAtTheLayer:
                 return self.head(self.act(self.features(x)).detach().mean((2, 3)))
 
         with pytest.raises(NotConnected, match="does not depend on 'act'"):
-            _ = ModelRunner(Detached().eval()).trace(torch.randn(1, 3, 5, 5), ["act"], Classes([2])).gradients
+            _ = traced(Detached().eval(), torch.randn(1, 3, 5, 5), ["act"], Classes([2])).gradients
         with pytest.warns(Notice), pytest.raises(NotConnected, match="detaches it"):
-            ModelRunner(Detached().requires_grad_(False)).trace(torch.randn(1, 3, 5, 5), ["act"], Classes([2]))
+            traced(Detached().requires_grad_(False), torch.randn(1, 3, 5, 5), ["act"], Classes([2]))
 
     def test_an_unused_layer(self) -> None:
         class Auxiliary(PooledNet):
@@ -296,7 +296,7 @@ class TestGraphStartsAtTheLayer:
                 return super().forward(x)
 
         with pytest.raises(NotConnected, match="'aux'"):
-            _ = ModelRunner(Auxiliary()).trace(torch.randn(1, 3, 5, 5), ["aux"], Predicted()).gradients
+            _ = traced(Auxiliary(), torch.randn(1, 3, 5, 5), ["aux"], Predicted()).gradients
 
 
 class TestCapturesAreWhatTheLayerReturned:
@@ -304,9 +304,9 @@ class TestCapturesAreWhatTheLayerReturned:
         """Peers: detach() shares storage, so the map is of what came later."""
         model = InPlaceNet().double().eval()
         x = torch.randn(2, 3, 5, 5).double()
-        overwritten = ModelRunner(model).trace(x, ["conv"], Classes([0, 3]))
+        overwritten = traced(model, x, ["conv"], Classes([0, 3]))
         model.clean = True
-        clean = ModelRunner(model).trace(x, ["conv"], Classes([0, 3]))
+        clean = traced(model, x, ["conv"], Classes([0, 3]))
         assert (overwritten.activations < 0).any(), "the ReLU did not reach the capture"
         assert torch.equal(overwritten.activations, clean.activations)
         torch.testing.assert_close(overwritten.gradients, clean.gradients, rtol=1e-13, atol=0)
@@ -314,7 +314,7 @@ class TestCapturesAreWhatTheLayerReturned:
     def test_in_place_without_gradients(self) -> None:
         model = InPlaceNet().eval()
         x = torch.randn(1, 3, 5, 5)
-        trace = ModelRunner(model).trace(x, ["conv"], Predicted(), gradients=False)
+        trace = traced(model, x, ["conv"], Predicted(), gradients=False)
         torch.testing.assert_close(trace.activations.squeeze(1), model.conv(x).detach())
 
     def test_a_residual_that_adds_in_place(self) -> None:
@@ -332,13 +332,13 @@ class TestCapturesAreWhatTheLayerReturned:
 
         model = Residual().eval()
         x = torch.randn(1, 3, 5, 5)
-        trace = ModelRunner(model).trace(x, ["skip"], Classes([1]))
+        trace = traced(model, x, ["skip"], Classes([1]))
         torch.testing.assert_close(trace.activations.squeeze(1), model.a(x).detach())
 
     def test_a_users_hook_that_changes_the_output_comes_first(self) -> None:
         model = PooledNet().eval()
         model.act.register_forward_hook(lambda module, args, output: output + 7)
-        trace = ModelRunner(model).trace(torch.randn(1, 3, 4, 4), ["act"], Predicted())
+        trace = traced(model, torch.randn(1, 3, 4, 4), ["act"], Predicted())
         assert trace.activations.min() >= 7
 
 
@@ -349,7 +349,7 @@ class TestLeftAsFound:
         model = messy()
         x = torch.randn(2, 3, 8, 8)
         before = state_of(model)
-        trace = ModelRunner(model).trace(x, [layer], TopClasses(2), gradients=gradients)
+        trace = traced(model, x, [layer], TopClasses(2), gradients=gradients)
         if gradients:
             _ = trace.gradients
         trace.rescore(lambda given, rows, trials: given * 0.5, 3)
@@ -361,11 +361,11 @@ class TestLeftAsFound:
     def test_after_an_error_in_the_middle(self, error: BaseException) -> None:
         model = messy()
         x = torch.randn(2, 3, 8, 8)
-        trace = ModelRunner(model).trace(x, ["act"], Predicted())
+        trace = traced(model, x, ["act"], Predicted())
         before = state_of(model)
         model.fail_with = error
         for ask in (
-            lambda: ModelRunner(model).trace(x, ["conv"], Predicted()),
+            lambda: traced(model, x, ["conv"], Predicted()),
             lambda: trace.rescore(lambda given, rows, trials: given, 2),
             lambda: trace.ablate(lambda given, rows, trials: given, 2),
             lambda: trace.again(x),
@@ -378,7 +378,7 @@ class TestLeftAsFound:
 
     def test_a_change_that_raises(self) -> None:
         model = messy()
-        trace = ModelRunner(model).trace(torch.randn(2, 3, 8, 8), ["act"], Predicted())
+        trace = traced(model, torch.randn(2, 3, 8, 8), ["act"], Predicted())
         before = state_of(model)
         with pytest.raises(ZeroDivisionError):
             trace.ablate(lambda given, rows, trials: given * (1 // 0), 2)
@@ -432,7 +432,7 @@ class TestLeftAsFound:
             model.bn.running_mean = torch.ones(6)
         x = torch.randn(2, 3, 8, 8)
         before = state_of(model)
-        ModelRunner(model).trace(x, ["act"], Predicted())
+        traced(model, x, ["act"], Predicted())
         assert state_of(model) == before
 
     @pytest.mark.parametrize("kind", ["sparse", "resized", "expanded with NaN", "shadowed"])
@@ -460,7 +460,7 @@ class TestLeftAsFound:
         model = Odd()
         odd = model.odd
         before = odd.to_dense().tolist()
-        ModelRunner(model).trace(torch.randn(1, 3, 5, 5), ["act"], Predicted())
+        traced(model, torch.randn(1, 3, 5, 5), ["act"], Predicted())
         assert model.odd is odd
         assert str(model.odd.to_dense().tolist()) == str(before)
         assert "odd" not in model.__dict__
@@ -473,7 +473,7 @@ class TestLeftAsFound:
 
         model, x = Normalising().eval(), torch.randn(2, 3, 5, 5)
         mine = x.clone()
-        trace = ModelRunner(model).trace(x, ["act"], Predicted())
+        trace = traced(model, x, ["act"], Predicted())
         assert torch.equal(x, mine)
         torch.testing.assert_close(trace.rescore(lambda given, rows, trials: given, 1)[:, 0], trace.scores)
         x.zero_()  # nor does the caller into what the trace keeps
@@ -506,7 +506,7 @@ class TestLeftAsFound:
     def test_an_instances_own_forward_stays(self) -> None:
         model = messy()
         own = model.act.forward = partial(F.relu, inplace=False)
-        ModelRunner(model).trace(torch.randn(2, 3, 8, 8), ["act"], Predicted())
+        traced(model, torch.randn(2, 3, 8, 8), ["act"], Predicted())
         assert model.act.__dict__["forward"] is own
 
     def test_nothing_lives_on(self) -> None:
@@ -514,7 +514,7 @@ class TestLeftAsFound:
         model = messy()
         kept = []
         model.act.register_forward_hook(lambda module, args, output: kept.append(weakref.ref(output)))
-        trace = ModelRunner(model).trace(torch.randn(2, 3, 8, 8), ["bn"], Predicted())
+        trace = traced(model, torch.randn(2, 3, 8, 8), ["bn"], Predicted())
         alive = weakref.ref(trace.at["bn"].activation)
         _ = trace.gradients
         del trace
@@ -533,7 +533,7 @@ class TestLeftAsFound:
         def work(model: nn.Module) -> None:
             try:
                 for _ in range(25):
-                    _ = ModelRunner(model).trace(inputs, ["0.act"], Classes([0])).gradients
+                    _ = traced(model, inputs, ["0.act"], Classes([0])).gradients
             except Exception as error:
                 failed.append(error)
 
@@ -549,13 +549,13 @@ class TestLeftAsFound:
         """One at a time; without the lock the hooks of the one would see the pass of the other."""
         model = messy()
         inputs = [torch.randn(1, 3, 8, 8) for _ in range(2)]
-        alone = [ModelRunner(model).trace(x, ["act"], Classes([0])).activations for x in inputs]
+        alone = [traced(model, x, ["act"], Classes([0])).activations for x in inputs]
         before = state_of(model)
         wrong = []
 
         def work(n: int) -> None:
             for _ in range(20):
-                if not torch.equal(ModelRunner(model).trace(inputs[n], ["act"], Classes([0])).activations, alone[n]):
+                if not torch.equal(traced(model, inputs[n], ["act"], Classes([0])).activations, alone[n]):
                     wrong.append(n)
 
         threads = [threading.Thread(target=work, args=(n,)) for n in range(2)]
@@ -579,7 +579,7 @@ class TestLeftAsFound:
                 thread.join()
 
         model.head.register_forward_pre_hook(elsewhere)
-        trace = ModelRunner(model).trace(x, ["act"], Predicted())
+        trace = traced(model, x, ["act"], Predicted())
         torch.testing.assert_close(trace.activations.squeeze(1), model.act(model.features(x)).detach())
         assert len(seen) == 1
 
@@ -587,7 +587,7 @@ class TestLeftAsFound:
 class TestNeverSilentlyNothing:
     def test_a_layer_that_is_not_there(self) -> None:
         with pytest.raises(LayerNotFound, match="closest: 'act'"):
-            ModelRunner(PooledNet()).trace(torch.randn(1, 3, 4, 4), ["acts"], Predicted())
+            traced(PooledNet(), torch.randn(1, 3, 4, 4), ["acts"], Predicted())
 
     def test_a_layer_that_does_not_run(self) -> None:
         class Listed(PooledNet):
@@ -600,14 +600,14 @@ class TestNeverSilentlyNothing:
                 self.attention(*[torch.randn(2, 1, 4)] * 3)
                 return super().forward(self.blocks[0].forward(x))
 
-        runner = ModelRunner(Listed())
+        model = Listed()
         for layer, reason in [
             ("blocks", "ModuleList"),
             ("blocks.0", ".forward directly"),
             ("attention.out_proj", "parent"),
         ]:
             with pytest.raises(NotFired, match=reason):
-                runner.trace(torch.randn(1, 3, 4, 4), [layer], Predicted())
+                traced(model, torch.randn(1, 3, 4, 4), [layer], Predicted())
 
     def test_a_layer_that_runs_twice(self) -> None:
         class Twice(PooledNet):
@@ -615,11 +615,11 @@ class TestNeverSilentlyNothing:
                 return self.head(self.act(self.act(self.features(x)) - 1).mean((2, 3)))
 
         with pytest.raises(AmbiguousCall, match="called 2 times"):
-            ModelRunner(Twice()).trace(torch.randn(1, 3, 4, 4), ["act"], Predicted())
+            traced(Twice(), torch.randn(1, 3, 4, 4), ["act"], Predicted())
 
     def test_a_layer_without_a_grid(self) -> None:
         with pytest.raises(NoSpatialLayer, match=r"'head' returned \(N, 5\) for 1 pictures of 4 x 4, in which no grid"):
-            ModelRunner(PooledNet()).trace(torch.randn(1, 3, 4, 4), ["head"], Predicted())
+            traced(PooledNet(), torch.randn(1, 3, 4, 4), ["head"], Predicted())
 
     def test_a_layer_that_returns_a_tuple(self) -> None:
         class Tupled(nn.Module):
@@ -635,40 +635,40 @@ class TestNeverSilentlyNothing:
                 return x * 2, x
 
         with pytest.raises(NoSpatialLayer, match=r"returned tuple of .* can be read in 2 ways: .*\(of its part '0'\)"):
-            ModelRunner(Tupled()).trace(torch.randn(1, 3, 4, 4), ["two"], Predicted())
+            traced(Tupled(), torch.randn(1, 3, 4, 4), ["two"], Predicted())
 
     def test_nan(self) -> None:
         """Peers: a NaN map, or a NaN hidden by nansum."""
         x = torch.randn(3, 3, 4, 4)
         x[1, 0, 0, 0] = torch.nan
         with pytest.raises(NotFinite, match="the input has them already"):
-            ModelRunner(PooledNet()).trace(x, ["act"], Predicted())
+            traced(PooledNet(), x, ["act"], Predicted())
         model = PooledNet()
         with torch.no_grad():
             model.features[2].weight[:] = torch.inf
         with pytest.raises(NotFinite, match=r"'act' returned NaN or infinity in sample 0, 1; the input has none"):
-            ModelRunner(model).trace(x[[0, 2]], ["act"], Predicted())
+            traced(model, x[[0, 2]], ["act"], Predicted())
 
     @pytest.mark.parametrize("bad", [None, [1.0], torch.zeros(3), torch.zeros(0, 3, 4, 4)])
     def test_inputs_that_are_none(self, bad) -> None:
         with pytest.raises(InputError):
-            ModelRunner(PooledNet()).trace(bad, ["act"], Predicted())
+            traced(PooledNet(), bad, ["act"], Predicted())
 
     def test_an_error_of_the_models_own_says_what_it_was_given(self) -> None:
         with pytest.raises(RuntimeError) as caught:
-            ModelRunner(PooledNet().double()).trace(torch.randn(1, 3, 4, 4), ["act"], Predicted())
+            traced(PooledNet().double(), torch.randn(1, 3, 4, 4), ["act"], Predicted())
         assert caught.value.__notes__ == [
             "PooledNet was given torch.float32 of shape (1, 3, 4, 4) on cpu; its parameters are torch.float64 on cpu"
         ]
 
     def test_models_that_are_none(self) -> None:
         with pytest.raises(InputError, match="model is a function"):
-            ModelRunner(F.relu)  # type: ignore[arg-type]
+            inspectable_module(F.relu)  # type: ignore[arg-type]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             scripted = torch.jit.trace(PooledNet().eval(), torch.randn(1, 3, 4, 4))
         with pytest.raises(InputError, match="scripted or traced"):
-            ModelRunner(scripted)
+            inspectable_module(scripted)
 
 
 class TestCompiled:
@@ -692,8 +692,8 @@ class TestCompiled:
             model(x)
         assert counters["stats"]["unique_graphs"] >= 1, "a graph was compiled before the hooks came"
         layer = "features.2" if how != "a part" else "features._orig_mod.2"
-        got = ModelRunner(model).trace(x, [layer], Classes([1]))
-        expected = ModelRunner(plain).trace(x, ["features.2"], Classes([1]))
+        got = traced(model, x, [layer], Classes([1]))
+        expected = traced(plain, x, ["features.2"], Classes([1]))
         torch.testing.assert_close(got.gradients, expected.gradients)
         torch.testing.assert_close(got.activations, expected.activations)
 
@@ -702,7 +702,7 @@ class TestPrecision:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
     def test_accumulates_in_float32_at_least(self, dtype: torch.dtype) -> None:
         model = PooledNet().to(dtype).eval()
-        trace = ModelRunner(model).trace(torch.randn(1, 3, 5, 5, dtype=dtype), ["act"], TopClasses(2))
+        trace = traced(model, torch.randn(1, 3, 5, 5, dtype=dtype), ["act"], TopClasses(2))
         wanted = torch.float64 if dtype == torch.float64 else torch.float32
         assert trace.activations.dtype == trace.gradients.dtype == trace.scores.dtype == wanted
 
@@ -710,9 +710,13 @@ class TestPrecision:
         model = PooledNet().eval()
         x = torch.randn(1, 3, 5, 5)
         with torch.autocast("cpu", torch.bfloat16):
-            trace = ModelRunner(model).trace(x, ["act"], Classes([1]))
-        exact = ModelRunner(model).trace(x, ["act"], Classes([1]))
+            trace = traced(model, x, ["act"], Classes([1]))
+        exact = traced(model, x, ["act"], Classes([1]))
         torch.testing.assert_close(trace.gradients, exact.gradients, rtol=0.02, atol=1e-3)
+
+
+def suggest_layer(model: nn.Module, inputs: torch.Tensor, **options: bool) -> Suggestion:
+    return suggest_layer_for(model, as_model_call(model, inputs), **options)
 
 
 class TestSuggestedLayer:
@@ -773,7 +777,7 @@ class TestSuggestedLayer:
 
         model, x = Shared(), torch.randn(1, 3, 8, 8)
         assert suggest_layer(model, x).layer == "b"
-        _ = ModelRunner(model).trace(x, ["b"], Predicted()).gradients
+        _ = traced(model, x, ["b"], Predicted()).gradients
 
     def test_refusals(self) -> None:
         with pytest.raises(NoSpatialLayer, match="no layer of Sequential returns a grid"):
@@ -811,7 +815,7 @@ class TestChannelsLast:
             nn.Flatten(),
             nn.Linear(32, 3),
         )
-        trace = ModelRunner(model).trace(torch.randn(1, 1, 128, 128), [layer], Predicted())
+        trace = traced(model, torch.randn(1, 1, 128, 128), [layer], Predicted())
         assert trace.activations.shape == (1, 1, 32, 32, 128)
 
 
@@ -831,7 +835,7 @@ class TestCheckpointed:
         model = self.Net(reentrant=False).train()
         x = torch.randn(2, 3, 5, 5)
         before = state_of(model)
-        gradients = ModelRunner(model).trace(x, ["act"], TopClasses(2)).gradients
+        gradients = traced(model, x, ["act"], TopClasses(2)).gradients
         assert state_of(model) == before
         model.eval()
         a = model.act(model.features(x)).detach().requires_grad_()
@@ -841,15 +845,15 @@ class TestCheckpointed:
     def test_what_torch_cannot_do_is_named(self) -> None:
         model = self.Net(reentrant=True)
         with pytest.raises(GradUnavailable, match="checkpointed part"):
-            _ = ModelRunner(model).trace(torch.randn(2, 3, 5, 5), ["act"], Predicted()).gradients
+            _ = traced(model, torch.randn(2, 3, 5, 5), ["act"], Predicted()).gradients
 
 
 def test_a_model_whose_samples_see_each_other_is_pointed_out() -> None:
     norm = nn.BatchNorm2d(4, track_running_stats=False)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Flatten(), nn.Linear(64, 3))
     with pytest.warns(Notice, match="'1' normalises with the statistics of the batch"):
-        ModelRunner(model).trace(torch.randn(2, 3, 6, 6), ["1"], Predicted())
-    ModelRunner(model).trace(torch.randn(1, 3, 6, 6), ["1"], Predicted())
+        traced(model, torch.randn(2, 3, 6, 6), ["1"], Predicted())
+    traced(model, torch.randn(1, 3, 6, 6), ["1"], Predicted())
 
 
 def test_notices_point_at_the_callers_line() -> None:
@@ -863,7 +867,7 @@ def test_notices_point_at_the_callers_line() -> None:
 
 
 def test_requests_that_cannot_be(net: SplitNet) -> None:
-    trace = ModelRunner(net).trace(X, ["prefix"], Predicted())
+    trace = traced(net, X, ["prefix"], Predicted())
     with pytest.raises(LayerNotFound, match="it holds 'prefix'"):
         trace.only("mix")
     with pytest.raises(InputError, match="rows= says"):
@@ -878,7 +882,7 @@ def test_requests_that_cannot_be(net: SplitNet) -> None:
     with torch.device("meta"):
         nowhere = PooledNet()
     with pytest.raises(InputError, match="meta device"):
-        ModelRunner(nowhere)
+        inspectable_module(nowhere)
 
 
 def test_layer_calls_say_what_every_layer_returns() -> None:

@@ -315,7 +315,7 @@ class TestFullGrad:
         heatmap = tp.explain(model, X, method="fullgrad", target=labels)  # no notice
         assert heatmap.values.shape == (2, 3, 8, 6)
         trace = tp.trace(model, X, target=tp.targets.ClassesPerSample(torch.tensor(labels)), gradients=False)
-        [found] = bias_gradients(trace, lambda each: each)
+        [found] = bias_gradients(trace.forward_pass, lambda each: each)
         assert float(found.remainder.abs().max()) < 1e-10
         for n in range(2):
             for k in range(3):
@@ -340,7 +340,7 @@ class TestFullGrad:
                 return self.head(self.flat(self.pool(self.last(twice))))
 
         trace = tp.trace(Twice().double(), X, layer="last", target=1, gradients=False)
-        [found] = bias_gradients(trace, lambda each: each)
+        [found] = bias_gradients(trace.forward_pass, lambda each: each)
         assert len(found.biases) == 3  # the convolution's, twice, and the head's
         assert float(found.remainder.abs().max()) < 1e-12
 
@@ -382,7 +382,7 @@ class TestFullGrad:
         }[kind]
         model = nn.Sequential(*first, nn.Flatten(), nn.Linear(4 * 48, 4)).double().eval()
         trace = tp.trace(model, X, layer="0", target=tp.targets.Classes([0, 1]), gradients=False)
-        [found] = bias_gradients(trace, lambda each: each)
+        [found] = bias_gradients(trace.forward_pass, lambda each: each)
         assert float(found.remainder.abs().max()) < 1e-10
 
     def test_a_model_that_overwrites_what_the_way_back_needs(self) -> None:

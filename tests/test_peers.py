@@ -173,7 +173,7 @@ class TestWhereTheyAreWrong:
                 else len(extractor.bias_data) < 2
             )
         trace = tp.trace(model, X.float(), layer="0", target=1, gradients=False)
-        [found] = bias_gradients(trace, lambda each: each)
+        [found] = bias_gradients(trace.forward_pass, lambda each: each)
         assert len(found.biases) == 2
         assert float(found.remainder.abs().max()) < 1e-5
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import torchpeek as tp
 from conftest import IMAGES
+from tracing import traced
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,9 @@ def test_how_often_a_masked_picture_is_predicted_as_something_else(mobilenet) ->
     span = channels.amax((1, 2), keepdim=True)
     masks = F.interpolate((channels / span.clamp(min=1e-12))[:, None], size=(224, 224), mode="bilinear")
     asked = trace.rescore(lambda x, rows, trials: x * masks[trials], 32)
-    predicted = trace.runner.trace(trace.inputs * masks, ["features.18"], tp.targets.Predicted(), gradients=False)
+    predicted = traced(
+        trace.forward_pass.model, trace.inputs * masks, ["features.18"], tp.targets.Predicted(), gradients=False
+    )
     moved = (predicted.question.labels != trace.question.labels).float().mean()
     assert moved > 0.25
     assert (predicted.scores.flatten() >= asked.flatten() - 1e-4).all()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import torchpeek as tp
 from networks import PooledNet, messy, state_of
-from torchpeek.engine import runner
+from torchpeek.engine.replay.suffix import Replay
 from torchpeek.errors import InputError, Notice, OptionError
 
 
@@ -54,13 +54,13 @@ def by_whole_passes(
 def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many entries each replay had: a test that meant to see one sees none where whole passes were taken."""
     seen: list[int] = []
-    known = runner.Replay.output
+    known = Replay.output
 
     def counted(self: Any, changed: Tensor, *given: Any, **options: Any) -> Any:
         seen.append(len(changed))
         return known(self, changed, *given, **options)
 
-    monkeypatch.setattr(runner.Replay, "output", counted)
+    monkeypatch.setattr(Replay, "output", counted)
     return seen
 
 
@@ -116,7 +116,7 @@ def test_real_architectures(name: str, replays: list[int]) -> None:
     layer = ARCHITECTURES[name][0]
     trace = tp.trace(model, x, layer=layer, gradients=False, ablations=True)
     trace.ablate(other, 5, batch=3)
-    trace.asked(tp.targets.Classes([1, 2])).ablate(other, 5, batch=3)
+    trace.with_target(tp.targets.Classes([1, 2])).ablate(other, 5, batch=3)
     assert first.count == 1  # for the trace, two questions and all of their chunks
 
 
@@ -512,7 +512,7 @@ class TestWhatIsHandedOn:
 
     def test_notes_die_with_the_trace(self) -> None:
         trace = tp.trace(PooledNet(), torch.randn(1, 3, 8, 8), layer="act", gradients=False, ablations=True)
-        kept = [weakref.ref(call.output) for call in trace.noted.calls]
+        kept = [weakref.ref(call.output) for call in trace.forward_pass.prefixes[trace.layer].calls]
         assert kept
         del trace
         gc.collect()
@@ -639,10 +639,10 @@ class TestChunks:
     def test_another_question_of_the_same_pass_takes_no_more_passes(self) -> None:
         model = PooledNet().double().eval()
         trace = tp.trace(model, self.X, layer="act", target=1, gradients=False)
-        trace.asked(tp.targets.Classes([2])).ablate(other, 3)
+        trace.with_target(tp.targets.Classes([2])).ablate(other, 3)
         first = Counted(model.features[0])
         for k in (0, 1, 2):
-            trace.asked(tp.targets.Classes([k])).ablate(other, 3)
+            trace.with_target(tp.targets.Classes([k])).ablate(other, 3)
         assert first.count == 0
 
     def test_an_output_beside_the_logits_that_is_not_finite(self) -> None:
@@ -732,4 +732,4 @@ class TestChunks:
         with torch.autocast("cpu", torch.bfloat16):
             assert set(seen) == {torch.bfloat16}
             plain = tp.trace(PooledNet().eval(), self.X.float(), layer="act", target=1)
-        assert plain.autocast == torch.bfloat16
+        assert plain.forward_pass.autocast == torch.bfloat16

@@ -612,7 +612,7 @@ def test_tokens_in_the_order_of_merging_are_refused() -> None:
 def test_two_tokens_beside_the_grid_are_read_alike() -> None:
     """A distilled DeiT's score is the mean of two heads, of the class and of the distillation token."""
     trace = tp.trace(made("deit"), inputs("deit"), attention=True)
-    assert trace.reading[0, 0, :4].tolist() == [0.5, 0.5, 0.0, 0.0]
+    assert trace.readout_weights[0, 0, :4].tolist() == [0.5, 0.5, 0.0, 0.0]
 
 
 class TestAttention:

@@ -25,7 +25,7 @@ import torchpeek as tp
 
 # Methods of many passes, with as few of them as say anything.
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "sscam": {"draws": 2},
+    "sscam": {"samples": 2},
     "iscam": {"steps": 2},
     "integrated-gradcam": {"steps": 3},
     "opticam": {"steps": 3},

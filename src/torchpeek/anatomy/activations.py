@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torchpeek.engine import ModelRunner, preserved, run
+from torchpeek.engine import inspectable_module, preserved, run
 from torchpeek.hooks import Selection, record
-from torchpeek.models import Inputs, Model, given_to, module_of
+from torchpeek.models import Inputs, Model, model_call_for, module_of
 
 
 def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Selection | None = None) -> dict[str, Any]:
@@ -16,8 +16,8 @@ def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Sel
     later this is the first call; `record` sees them all. Raises NotFired for a layer that is not called, AmbiguousCall
     for one that was called several times by then. The model is left exactly as it was found.
     """
-    module = ModelRunner(module_of(model)).model
-    given = given_to(model, inputs)
+    module = inspectable_module(module_of(model))
+    given = model_call_for(model, inputs)
     tape = record(module, layers, exclude=exclude, snapshot="clone", stop=True)
     with preserved(module), tape:
         run(module, given)

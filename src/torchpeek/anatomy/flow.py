@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from torchpeek.anatomy.statistics import Loss, one_number
 from torchpeek.anatomy.table import Table
-from torchpeek.engine import ModelRunner, preserved, run
+from torchpeek.engine import inspectable_module, preserved, run
 from torchpeek.engine.targets import as_target, class_logits
 from torchpeek.errors import GradUnavailable, LayerNotFound, TargetError
 from torchpeek.hooks import Selection, record, select
-from torchpeek.models import Inputs, LoadedModel, Model, given_to, module_of
+from torchpeek.models import Inputs, LoadedModel, Model, model_call_for, module_of
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ def gradient_flow(
     step is not taken: `.grad`, buffers and random state are left as they were. Train or eval mode is as it is found, as
     it matters to the gradients. Raises GradUnavailable where the loss depends on no parameter that takes gradients.
     """
-    module = ModelRunner(module_of(model)).model
-    given = given_to(model, inputs)
+    module = inspectable_module(module_of(model))
+    given = model_call_for(model, inputs)
     chosen = select(module, _with_own(module) if layers is None else layers, exclude=exclude)
     if not any(layer._parameters for layer in chosen.values()):
         raise LayerNotFound("none of these layers has parameters of its own; choose others, or layers=None for all")

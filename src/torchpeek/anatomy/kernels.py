@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from torchpeek.engine import ModelRunner, preserved
+from torchpeek.engine import inspectable_module, preserved
 from torchpeek.errors import LayerNotFound
 from torchpeek.hooks import Selection, select
 from torchpeek.models import Model, module_of
@@ -42,7 +42,7 @@ def kernels(model: Model, layers: Selection | None = None) -> Kernels:
     Those of a transposed convolution are (in, out / groups, *kernel), as torch has them; `.by_output()` turns them.
     What is selected and has no weight is left out. Raises LayerNotFound where nothing is left.
     """
-    module = ModelRunner(module_of(model)).model
+    module = inspectable_module(module_of(model))
     if layers is None and not any(name and isinstance(layer, _CONVOLUTION) for name, layer in module.named_modules()):
         raise LayerNotFound(
             f"no convolution in {type(module).__name__}; name other layers with a weight, or '*' for all that have one"

@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from torchpeek.anatomy.table import Table
-from torchpeek.engine import LayerCall, ModelRunner, Suggestion, as_model_call, layer_calls, suggest_layer
+from torchpeek.engine import LayerCall, Suggestion, inspectable_module, layer_calls, suggest_layer
 from torchpeek.errors import NoSpatialLayer
-from torchpeek.models import Inputs, Model, given_to, module_of
+from torchpeek.models import Inputs, Model, model_call_for, module_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,10 +36,10 @@ def layers(model: Model, inputs: Inputs | None = None) -> LayerTable:
 
     Shapes start with N, whatever the batch. The model is left exactly as it was found.
     """
-    module = ModelRunner(module_of(model)).model
+    module = inspectable_module(module_of(model))
     if inputs is None:
         return LayerTable(type(module).__name__, tuple(layer_calls(module, None)))
-    given, suggested = as_model_call(module, given_to(model, inputs)), None
+    call, suggested = model_call_for(model, inputs), None
     with suppress(NoSpatialLayer):  # nothing to suggest
-        suggested = suggest_layer(module, given, anew=True)
-    return LayerTable(type(module).__name__, tuple(layer_calls(module, given)), suggested)
+        suggested = suggest_layer(module, call, anew=True)
+    return LayerTable(type(module).__name__, tuple(layer_calls(module, call)), suggested)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.anatomy.table import Table
-from torchpeek.engine import ModelRunner, described, preserved, run
+from torchpeek.engine import described, inspectable_module, preserved, run
 from torchpeek.hooks import Selection, attached, containers, select, why_not_fired
-from torchpeek.models import Inputs, Model, given_to, module_of
+from torchpeek.models import Inputs, Model, model_call_for, module_of
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def plan(model: Model, inputs: Inputs, layers: Selection = "*", *, exclude: Sele
 
     One pass in eval mode, with gradients on, of which nothing is kept. The model is left exactly as it was found.
     """
-    module = ModelRunner(module_of(model)).model
-    given = given_to(model, inputs)
+    module = inspectable_module(module_of(model))
+    given = model_call_for(model, inputs)
     chosen = select(module, layers, exclude=exclude)
     watches = {name: _Watch() for name in chosen}
     hooks = ((layer, watches[name]) for name, layer in chosen.items())

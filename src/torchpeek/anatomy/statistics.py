@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.anatomy.table import Table
-from torchpeek.engine import ModelCall, ModelRunner, preserved, run
+from torchpeek.engine import ModelCall, inspectable_module, preserved, run
 from torchpeek.errors import GradUnavailable, InputError, LayerNotFound, closest
 from torchpeek.hooks import Calls, Selection, containers, keep, record, select
 from torchpeek.hooks.recording.running_statistics import RunningStatistics
 from torchpeek.interrupts import interruptible
-from torchpeek.models import Model, given_to, module_of
+from torchpeek.models import Model, model_call_for, module_of
 
 Loss: TypeAlias = Callable[..., Tensor]
 """Called as `loss(output)`, or as `loss(output, target)` for batches of a pair (inputs, target); one number."""
@@ -108,7 +108,7 @@ def statistics(
     `channel_axis` says otherwise. The model is left exactly as it was found. Raises InputError where there are no
     batches.
     """
-    module = ModelRunner(module_of(model)).model
+    module = inspectable_module(module_of(model))
     chosen = select(module, _leaves(module) if layers is None else layers, exclude=exclude)
     tape = record(
         module,
@@ -170,7 +170,7 @@ def _outside(batches: Iterable[Any]) -> Iterator[Any]:
 def _pairs(model: Model, batches: Iterator[Any]) -> Iterator[tuple[ModelCall, tuple[Any, ...]]]:
     for batch in batches:
         given, *target = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch,)
-        yield given_to(model, given), tuple(target)
+        yield model_call_for(model, given), tuple(target)
 
 
 def one_number(loss: object) -> Tensor:

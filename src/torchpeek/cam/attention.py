@@ -52,7 +52,7 @@ class AttentionTrace(Protocol):
     def tokens(self) -> Tokens: ...
 
     @property
-    def reading(self) -> Tensor:
+    def readout_weights(self) -> Tensor:
         """(N, K, T): with what weight each score reads the tokens after the last block; each row sums to 1."""
 
 
@@ -67,10 +67,10 @@ def rollout(trace: AttentionTrace, *, heads: Heads = "mean") -> Tensor:
     if heads not in get_args(Heads):
         raise OptionError(f"option heads is {heads!r}; allowed: {', '.join(map(repr, get_args(Heads)))}")
     layers = [mixed(each.weights, heads).unsqueeze(1) for each in trace.attentions]  # (N, 1, T, T)
-    reading = trace.reading.to(layers[0])
-    if bool((reading == reading[:, :1]).all()):
-        reading = reading[:, :1]  # the same for every score
-    return on_grid(row_of_product(reading, layers), trace.tokens)
+    readout = trace.readout_weights.to(layers[0])
+    if bool((readout == readout[:, :1]).all()):
+        readout = readout[:, :1]  # the same for every score
+    return on_grid(row_of_product(readout, layers), trace.tokens)
 
 
 @cam_method(
@@ -109,7 +109,7 @@ def transformer_attribution(trace: AttentionTrace) -> Tensor:
     layers = [
         positive_product(each.weights, g) for each, g in zip(trace.attentions, trace.attention_gradients, strict=True)
     ]
-    start = row = trace.reading.to(layers[0])  # (N, K, T)
+    start = row = trace.readout_weights.to(layers[0])  # (N, K, T)
     for layer in reversed(layers):
         row = row + times(row, layer)  # row (I + layer)
     return on_grid(row - start, trace.tokens)

@@ -177,7 +177,9 @@ def fullgrad(trace: Trace) -> Tensor:
                 maps = maps + upsample(_scaled(term), size)
         return maps, found.remainder.abs(), largest
 
-    maps, remainder, largest = (torch.cat(each, dim=1) for each in zip(*bias_gradients(trace, summed), strict=True))
+    maps, remainder, largest = (
+        torch.cat(each, dim=1) for each in zip(*bias_gradients(trace.forward_pass, summed), strict=True)
+    )
     missing = float((remainder / torch.maximum(trace.scores.abs().cpu(), largest).clamp(min=1e-30)).max())
     if missing > _INCOMPLETE:
         notify(

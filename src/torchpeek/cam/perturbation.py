@@ -213,7 +213,7 @@ def opticam(trace: Trace, *, steps: int = 100, rate: float = 0.1) -> Tensor:
         return _mixed(weights.detach(), layer[rows])
 
     maps = torch.zeros(*trace.scores.shape, *layer.shape[2:], dtype=layer.dtype, device=layer.device)
-    batch = trace.runner.gradient_batch(trace)
+    batch = trace.gradient_batch_size
     for rows, columns, found in chunks(optimised, len(layer), maps.shape[1], batch, "pictures and classes"):
         maps[rows, columns] = found
     return maps

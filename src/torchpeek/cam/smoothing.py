@@ -53,7 +53,7 @@ def smoothed(trace: Trace, compute: Callable[[Trace], Tensor], how: Smoothing) -
         for factor in how.factors:
             inputs = trace.inputs * factor
             same = factor == 1 and not mirrored
-            version = trace if same else trace.again_of(inputs.flip(-1) if mirrored else inputs)
+            version = trace if same else trace.again_channels_first(inputs.flip(-1) if mirrored else inputs)
             found = compute(version)
             values.append(found.flip(-1) if mirrored else found)
     return torch.stack(values).mean(0)

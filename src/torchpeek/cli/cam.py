@@ -14,7 +14,7 @@ from torchpeek.cli.loading import Flag, Many, loaded_model
 from torchpeek.cli.method_options import Chosen
 from torchpeek.cli.target_options import Wanted
 from torchpeek.errors import OptionError
-from torchpeek.explanation import How
+from torchpeek.explanation import HeatmapOptions
 from torchpeek.render import COLORMAPS
 from torchpeek.store import OutputFolder, find_pictures
 
@@ -139,7 +139,9 @@ def cam(
             f"--colormap is one of {', '.join(COLORMAPS)}, and --alpha 0 to 1; got {colormap} and {alpha}"
         )
     wanted = Wanted(class_ or [], top, contrast, box or [], pixels, text or [])
-    chosen = Chosen(wanted, method, option or [], layer, layout, How(fuse, Smoothing() if smooth else None, seed))
+    chosen = Chosen(
+        wanted, method, option or [], layer, layout, HeatmapOptions(fuse, Smoothing() if smooth else None, seed)
+    )
     found = find_pictures(pictures)
     loaded = loaded_model(model, weights, trust_pickle=trust_pickle, device=device, trust_remote_code=trust_remote_code)
     explaining = chosen.explaining(loaded, found)

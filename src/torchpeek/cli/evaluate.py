@@ -15,7 +15,7 @@ from torchpeek.cli.method_options import Chosen, chosen_metrics
 from torchpeek.cli.regions import regions_of
 from torchpeek.cli.target_options import Wanted
 from torchpeek.errors import OptionError, TorchpeekError, notify
-from torchpeek.explanation import How
+from torchpeek.explanation import HeatmapOptions
 from torchpeek.metrics import FEWEST, HEADER
 from torchpeek.metrics.verdicts import Verdicts
 from torchpeek.render import curves
@@ -129,7 +129,7 @@ def evaluate(
     if not pictures:
         raise OptionError("no pictures; give files, folders or globs: torchpeek evaluate holiday/ --model ...")
     wanted = Wanted(class_ or [], None, None, box or [], pixels, text or [])
-    chosen = Chosen(wanted, method, option or [], layer, layout, How(None, None, seed))
+    chosen = Chosen(wanted, method, option or [], layer, layout, HeatmapOptions(None, None, seed))
     metrics = chosen_metrics(metric or _METRICS, metric_option or [])
     found = find_pictures(pictures)
     regions = regions_of(found, metrics, boxes, masks)

@@ -13,7 +13,7 @@ from torchpeek._version import __version__
 from torchpeek.cam import METHODS
 from torchpeek.cli.predictions import Names, renamed
 from torchpeek.engine import Target, Trace
-from torchpeek.explanation import How, compare, trace
+from torchpeek.explanation import HeatmapOptions, compare, trace
 from torchpeek.heatmap import Heatmap, Provenance
 from torchpeek.models import LoadedModel
 
@@ -31,7 +31,7 @@ class Explaining:
     layout: str | None
     target: Target
     names: Names
-    how: How
+    how: HeatmapOptions
 
     def of(self, tensor: Tensor) -> tuple[Trace, dict[str, Heatmap]]:
         """The pass over a batch, and each method's heatmaps."""

@@ -30,7 +30,7 @@ from torchpeek.engine import suggest_layer
 from torchpeek.errors import InputError, LayerError, OptionError
 from torchpeek.hooks import containers, select
 from torchpeek.integrations.tensorboard import add_features
-from torchpeek.models import LoadedModel
+from torchpeek.models import LoadedModel, model_call_for
 from torchpeek.render import feature_grid
 from torchpeek.store import OutputFolder, find_pictures, json_text, png_bytes, tensor_bytes
 
@@ -113,7 +113,7 @@ def features(
             for step, file in enumerate(files):
                 try:
                     picture = loaded.read(file)
-                    wanted = selection(layer) or [suggest_layer(loaded.module, picture.tensor).layer]
+                    wanted = selection(layer) or [suggest_layer(loaded.module, model_call_for(loaded, picture)).layer]
                     seen = _seen(loaded, picture.tensor, wanted)
                 except Exception as error:
                     skipped.add(file, error, unless=(LayerError,))

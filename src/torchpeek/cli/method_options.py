@@ -14,7 +14,7 @@ from torchpeek.cli.predictions import Names
 from torchpeek.cli.target_options import Wanted
 from torchpeek.engine import Target
 from torchpeek.errors import LayerNotFound, OptionError, TargetError, notify
-from torchpeek.explanation import How, trace
+from torchpeek.explanation import HeatmapOptions, trace
 from torchpeek.metrics import METRICS, find_metric
 from torchpeek.models import LoadedModel
 
@@ -28,7 +28,7 @@ class Chosen:
     option: Sequence[str]
     layer: Sequence[str] | None
     layout: str | None
-    how: How
+    how: HeatmapOptions
 
     def __post_init__(self) -> None:
         if self.layout is not None and not self.layer:

@@ -1,27 +1,32 @@
 """Runs a model; the only room that calls one."""
 
 from torchpeek.engine import targets
+from torchpeek.engine.batching import Change
 from torchpeek.engine.bias_gradients import FullGradients, bias_gradients
-from torchpeek.engine.capture import Capture
+from torchpeek.engine.capture import Capture, CaptureRequest
 from torchpeek.engine.forward import run
+from torchpeek.engine.forward_pass import ForwardPass, Origin, with_observed_layers
 from torchpeek.engine.layout import Layout, LayoutSpec, described
 from torchpeek.engine.layout_inference.default_layer import Suggestion, suggest_layer, suggest_stages
 from torchpeek.engine.layout_inference.dry_run import LayerCall, layer_calls
 from torchpeek.engine.model_call import Arguments, ModelCall, as_model_call, takes_a_list
 from torchpeek.engine.preserve import preserved
-from torchpeek.engine.runner import ModelRunner
-from torchpeek.engine.targets import Question, Target
-from torchpeek.engine.trace import Origin, Trace
+from torchpeek.engine.targets import Bound, Question, Target
+from torchpeek.engine.trace import Trace, trace_model
+from torchpeek.engine.wrappers import inspectable_module, network_name, with_wrapper_prefix
 
 __all__ = [
     "Arguments",
+    "Bound",
     "Capture",
+    "CaptureRequest",
+    "Change",
+    "ForwardPass",
     "FullGradients",
     "LayerCall",
     "Layout",
     "LayoutSpec",
     "ModelCall",
-    "ModelRunner",
     "Origin",
     "Question",
     "Suggestion",
@@ -30,11 +35,16 @@ __all__ = [
     "as_model_call",
     "bias_gradients",
     "described",
+    "inspectable_module",
     "layer_calls",
+    "network_name",
     "preserved",
     "run",
     "suggest_layer",
     "suggest_stages",
     "takes_a_list",
     "targets",
+    "trace_model",
+    "with_observed_layers",
+    "with_wrapper_prefix",
 ]

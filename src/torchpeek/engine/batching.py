@@ -15,6 +15,12 @@ from torchpeek.progress import progress
 Precision: TypeAlias = Literal["bfloat16"] | None
 """In which the passes run: as the model is, or under autocast. The scores are float32 either way."""
 
+Change: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Called as `change(tensor (b, ...), rows (b,), trials (b,))`: entry i is sample rows[i] in its trial trials[i].
+
+`rows` and `trials` are on the CPU, wherever the tensor is: good for indexing, and `.to(tensor)` for arithmetic.
+"""
+
 Made = TypeVar("Made")
 
 # What a pass holds at once, as multiples of what changes from sample to sample: widths and grids as networks have them.

@@ -12,22 +12,20 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from torchpeek.engine.forward import run
+from torchpeek.engine.forward_pass import ForwardPass
 from torchpeek.engine.layout_inference.candidates import is_channels_last
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.preserve import preserved
 from torchpeek.errors import GradUnavailable, NotConnected
 from torchpeek.hooks import attached, containers
 from torchpeek.interrupts import let_interrupts_through
-
-if TYPE_CHECKING:
-    from torchpeek.engine.trace import Trace
 
 Made = TypeVar("Made")
 Gradients: TypeAlias = tuple[Tensor | None, ...]
@@ -87,27 +85,27 @@ class _Shifted:
     channels_last: bool
 
 
-def bias_gradients(trace: Trace, use: Callable[[FullGradients], Made]) -> list[Made]:
+def bias_gradients(forward_pass: ForwardPass, use: Callable[[FullGradients], Made]) -> list[Made]:
     """`use` of the contributions to all the scores, for as many of the K at once as memory allows.
 
     One pass from the input on, and one backward pass through all layers for each of the K.
     """
-    model, count = trace.runner.model, len(trace.inputs)
+    model, inputs = forward_pass.model, forward_pass.inputs
     with preserved(model):
-        watch = _Watch(trace.inputs)
-        leaf = trace.inputs.detach().clone()
-        with trace.autocast_context(), torch.enable_grad():
+        observer = BiasGradientObserver(inputs)
+        leaf = inputs.detach().clone()
+        with forward_pass.autocast_context(), torch.enable_grad():
             leaf.requires_grad_()
-            with watch.attached_to(model):
-                output = run(model, trace.given.handed(leaf.clone()))
-            scores = trace.question(output, torch.arange(count))  # (N, K)
+            with observer.attached_to(model):
+                output = run(model, forward_pass.call.for_one_pass(leaf.clone()))
+            scores = forward_pass.question(output, torch.arange(len(inputs)))  # (N, K)
         if not scores.requires_grad:
             raise NotConnected(
                 "the score does not depend on the input: no gradient flows back to it. The model detaches it, or runs "
                 "a part under torch.no_grad() or inference_mode(); choose a method that needs no gradients"
             )
-        handles: list[Any] = [leaf, *(each.edge for each in watch.found)]
-        numbers = leaf.numel() + sum(each.shape.numel() for each in watch.found)
+        handles: list[Any] = [leaf, *(each.edge for each in observer.found)]
+        numbers = leaf.numel() + sum(each.shape.numel() for each in observer.found)
         step = max(1, _BYTES // (numbers * leaf.element_size()))
         made = []
         for start in range(0, scores.shape[1], step):
@@ -118,7 +116,7 @@ def bias_gradients(trace: Trace, use: Callable[[FullGradients], Made]) -> list[M
                 with torch.enable_grad():
                     score = scores[:, k].sum()
                 gradients.append(_backward(score, handles))
-            made.append(use(_terms(gradients, leaf.detach(), watch.found, scores[:, columns].detach())))
+            made.append(use(_terms(gradients, leaf.detach(), observer.found, scores[:, columns].detach())))
     return made
 
 
@@ -161,7 +159,7 @@ def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if gradient is None else gradient
 
 
-class _Watch:
+class BiasGradientObserver:
     """The hooks: for each call that has a shift, where its gradient will be, and the shift."""
 
     def __init__(self, inputs: Tensor) -> None:

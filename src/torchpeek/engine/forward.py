@@ -1,90 +1,91 @@
-"""Where a model is called: the only place."""
+"""The only call of a model."""
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import close
-from torchpeek.engine.targets.neurons import Observed, observing
+from torchpeek.engine.observed import ObservedOutput, observe
 from torchpeek.hooks import containers
 from torchpeek.interrupts import interruptible
 
 
-def run(model: nn.Module, given: ModelCall) -> Any:
-    """Call the model; where it fails, its own exception says what it was given. The only call of a model.
+def run(model: nn.Module, call: ModelCall) -> Any:
+    """Call the model, and return its output: an ObservedOutput where the call observes layers.
 
-    Where layers are observed, what they return comes along, as an Observed.
+    An exception of the model gets a note with the shapes and types of its arguments. Ctrl-C comes through.
     """
-    args, kwargs = given.arguments()
+    args, kwargs = call.args_and_kwargs()
     try:
-        with interruptible(), observing(given.observed) as seen:
+        with interruptible(), observe(call.observed) as layers:
             output = model(*args, **kwargs)
     except Exception as error:
-        error.add_note(_what_was_given(model, given))
+        error.add_note(_description(model, call))
         raise
-    return Observed(output, seen, frozenset(given.observed)) if given.observed else output
+    return ObservedOutput(output, layers, frozenset(call.observed)) if call.observed else output
 
 
-def _what_was_given(model: nn.Module, given: ModelCall) -> str:
-    """For an exception of the model's own: what it was called with."""
-    picture = given.as_taken
-    said = f"{type(model).__name__} was given {picture.dtype} of shape {tuple(picture.shape)} on {picture.device}"
-    if given.by_sample:
-        others = ", ".join(sorted(repr(path.partition(".")[2]) for path in given.by_sample))
-        said += f", and with each sample its own part of {others}, unless tp.Arguments(shared=[...]) says otherwise"
+def _description(model: nn.Module, call: ModelCall) -> str:
+    """The model's arguments and parameters in words, for a note on the model's own exception."""
+    picture = call.model_picture
+    text = f"{type(model).__name__} was given {picture.dtype} of shape {tuple(picture.shape)} on {picture.device}"
+    if call.sample_paths:
+        others = ", ".join(sorted(repr(path.partition(".")[2]) for path in call.sample_paths))
+        text += f", and with each sample its own part of {others}, unless tp.Arguments(shared=[...]) says otherwise"
     first = next(model.parameters(), None)
-    return said if first is None else f"{said}; its parameters are {first.dtype} on {first.device}"
+    return text if first is None else f"{text}; its parameters are {first.dtype} on {first.device}"
 
 
-def why_not_finite(inputs: Tensor, found: Tensor) -> str:
-    """The rest of a message that says that `found` has NaN or infinity: where, and what to look at."""
+def why_not_finite(inputs: Tensor, values: Tensor) -> str:
+    """The end of an error message for `values` with NaN or infinity: in which samples, and what to check."""
     if inputs.is_floating_point() and not torch.isfinite(inputs).all():
         return "; the input has them already"
-    samples = (~torch.isfinite(found)).flatten(1).any(1).nonzero().flatten().tolist()
-    half = " Half precision overflows above 65504; try float32." if found.dtype == torch.float16 else ""
-    where = ", ".join(map(str, samples[:8]))
-    return f" in sample {where}; the input has none. Check the weights and the input's range.{half}"
+    samples = (~torch.isfinite(values)).flatten(1).any(1).nonzero().flatten().tolist()
+    half = " Half precision overflows above 65504; try float32." if values.dtype == torch.float16 else ""
+    listed = ", ".join(map(str, samples[:8]))
+    return f" in sample {listed}; the input has none. Check the weights and the input's range.{half}"
 
 
-# For each model, by kind of inputs: whether it gives the same when they lie in memory channels last.
-_CHANNELS_LAST: weakref.WeakKeyDictionary[nn.Module, dict[Any, bool]] = weakref.WeakKeyDictionary()
+# By kind of input: whether the model returns the same numbers when the input's memory format is channels last.
+_CHANNELS_LAST_IS_SAFE: ModelCache[Any, bool] = ModelCache()
 
 
-def run_fast(model: nn.Module, given: ModelCall, *, half: bool) -> Any:
-    """`run`, on a copy of the pictures that lies in memory as convolutions are fastest, where the model does not mind.
+def run_fast(model: nn.Module, call: ModelCall, *, half: bool) -> Any:
+    """`run` on a copy of the pictures in the memory format that convolutions compute fastest in.
 
-    That is channels last, on the CPU and, in `half` precision, anywhere. A model may insist on the usual format, or
-    even give other numbers: that is tried on one sample, once for each kind of inputs.
+    That is channels last on the CPU, and in `half` precision on every device. A model may insist on the contiguous
+    format, or return other numbers, so one sample is tried in both formats, once for each kind of input.
     """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    picture = given.picture
+    picture = call.picture
     fastest = formats.get(picture.ndim)
-    if fastest is None or given.size.numel() == 1 or not (half or picture.device.type == "cpu") or given.listed:
-        return run(model, _lying(given, torch.contiguous_format))
-    known = _CHANNELS_LAST.setdefault(model, {})
+    if fastest is None or call.size.numel() == 1 or not (half or picture.device.type == "cpu") or call.takes_list:
+        return run(model, _in_memory_format(call, torch.contiguous_format))
     key = (tuple(picture.shape[1:]), picture.dtype, picture.device, torch.is_autocast_enabled(picture.device.type))
-    if key not in known:
-        known[key] = _same_in(model, given.of(torch.tensor([0]), picture[:1]), fastest)
-    return run(model, _lying(given, fastest if known[key] else torch.contiguous_format))
+    safe = _CHANNELS_LAST_IS_SAFE.get(model, key)
+    if safe is None:
+        one_sample = call.select(torch.tensor([0]), picture[:1])
+        safe = _CHANNELS_LAST_IS_SAFE.put(model, key, _returns_the_same(model, one_sample, fastest))
+    return run(model, _in_memory_format(call, fastest if safe else torch.contiguous_format))
 
 
-def _lying(given: ModelCall, how: torch.memory_format) -> ModelCall:
-    return given.handed(given.picture.clone(memory_format=how))
+def _in_memory_format(call: ModelCall, memory_format: torch.memory_format) -> ModelCall:
+    return call.for_one_pass(call.picture.clone(memory_format=memory_format))
 
 
-def _same_in(model: nn.Module, sample: ModelCall, fastest: torch.memory_format) -> bool:
-    usual = run(model, _lying(sample, torch.contiguous_format))
+def _returns_the_same(model: nn.Module, sample: ModelCall, memory_format: torch.memory_format) -> bool:
+    contiguous = run(model, _in_memory_format(sample, torch.contiguous_format))
     try:
-        other = run(model, _lying(sample, fastest))
+        other = run(model, _in_memory_format(sample, memory_format))
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # in the usual format it did not fail
+    except Exception:  # in the contiguous format it did not fail
         return False
-    pairs = zip(containers.leaves(usual), containers.leaves(other), strict=True)
+    pairs = zip(containers.leaves(contiguous), containers.leaves(other), strict=True)
     half = torch.is_autocast_enabled(sample.picture.device.type)
     return all(close(two, one, torch.bfloat16 if half else one.dtype) for (_, one), (_, two) in pairs)

@@ -41,8 +41,8 @@ class Layout:
         before = f"{self.prefix}+" if self.prefix or (self.suffix and len(self.grid) == 1) else ""
         return f"{self.kind} {before}{grid}{f'+{self.suffix}' if self.suffix else ''}"
 
-    def kept(self) -> Layout | LayoutSpec | None:
-        """What of it holds for pictures of another size; None where nothing has to be said."""
+    def for_other_sizes(self) -> LayoutSpec | None:
+        """What of it holds for pictures of another size; None for channels first, which is inferred anyway."""
         return None if self.kind == "channels-first" else LayoutSpec(self.kind)
 
     @property

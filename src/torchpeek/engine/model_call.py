@@ -1,4 +1,4 @@
-"""What a model is called with: a picture for each sample, and whatever else it takes."""
+"""What a model is called with: one picture for each sample, and the other arguments."""
 
 from __future__ import annotations
 
@@ -10,20 +10,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchpeek.engine.targets.neurons import Observable
+from torchpeek.engine.observed import ObservedLayers
 from torchpeek.errors import InputError
 from torchpeek.hooks import containers
 
 
 @dataclass(frozen=True, eq=False)
 class Arguments:
-    """A call of a model that takes more than one tensor: `model(*args, **kwargs)`.
+    """The arguments of a model that takes more than one tensor: `model(*args, **kwargs)`.
 
-    `picture` is the path of the tensor (N, C, *grid) that heatmaps are laid over and that methods change, such as "0"
-    or "pixel_values"; left out, it is the first floating-point one that has a grid. Every other tensor whose first axis
-    is N goes with the samples, except those at the paths in `shared`, or inside of what is there, which are the same
-    for all of them, such as the texts that every picture is compared with. Of models that compare pictures with texts,
-    as CLIP in transformers does, the texts are shared without being named. Raises InputError for what is no call.
+    One tensor is the picture: heatmaps lie over it, and methods change it. Every other tensor whose first axis has N
+    entries belongs to the samples, one entry each, unless `shared` names it. In models that compare pictures with
+    texts, such as CLIP in transformers, the texts are shared without being named.
+
+    Args:
+        args: The positional arguments, a tuple.
+        kwargs: The keyword arguments, a dict from name to value.
+        picture: The path of the picture, a tensor (N, C, *grid), such as "0" or "pixel_values". None takes the first
+            floating-point tensor that has a grid.
+        shared: Paths of tensors that are the same for all samples, such as texts that every picture is compared with;
+            a path also covers everything inside it. One path may be given alone.
+
+    Raises:
+        InputError: When `args` is no tuple or list, or `kwargs` is no dict with names as keys.
+
+    Example:
+        >>> class Scaled(nn.Sequential):
+        ...     def forward(self, image, scale):
+        ...         return super().forward(image) * scale
+        >>> model = Scaled(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> tp.explain(model, tp.Arguments((torch.rand(2, 3, 8, 8), torch.tensor(2.0))), layer="0").values.shape
+        torch.Size([2, 1, 6, 6])
     """
 
     args: tuple[Any, ...] = ()
@@ -41,181 +58,204 @@ class Arguments:
 
     @property
     def shared_paths(self) -> Sequence[str]:
-        """`shared`, of which one may be given alone."""
+        """`shared` as a sequence of paths."""
         return (self.shared,) if isinstance(self.shared, str) else tuple(self.shared)
 
 
 @dataclass(frozen=True)
 class AxisOrder:
-    """Inside torchpeek pictures are (N, C, *grid): from what the model takes to that, and back."""
+    """How to convert between (N, C, *grid), which torchpeek uses, and the axis order that a model takes."""
 
     to_grid: Callable[[Tensor], Tensor]
-    as_taken: Callable[[Tensor], Tensor]  # contiguous, as the user's own would be
-
-
-# (N, frames, C, H, W), and (N, time, frequency), whose grid the model convolves as (frequency, time).
-_FRAMES_FIRST = AxisOrder(lambda given: given.transpose(1, 2), lambda given: given.transpose(1, 2).contiguous())
-_SPECTROGRAM = AxisOrder(lambda given: given.mT.unsqueeze(1), lambda given: given.squeeze(1).mT.contiguous())
+    to_model: Callable[[Tensor], Tensor]  # contiguous, as the user's own tensor would be
 
 
 @dataclass(frozen=True, eq=False)
 class ModelCall:
-    """A call of a model for N samples: the picture apart from the rest, so that it can be changed."""
+    """A call of a model for N samples. The picture is held apart from the other arguments, so that it can be changed.
 
-    picture: Tensor  # (N, C, *grid), whatever the order in which the model has its axes
-    call: tuple[tuple[Any, ...], dict[str, Any]] = field(default_factory=lambda: ((None,), {}))
-    path: str = "0.0"  # of the picture in the call
-    by_sample: frozenset[str] = frozenset()  # the paths of what else goes with the samples
-    observed: Observable = field(default_factory=dict)  # layers whose outputs are part of the answer
-    listed: bool = False  # whether the model takes a list of pictures (C, H, W), as torchvision's detectors do
-    order: AxisOrder | None = None  # of the axes as the model takes them, where it is another one
+    Args:
+        picture: (N, C, *grid), whatever axis order the model takes.
+        arguments: Positional and keyword arguments, with None in the place of the picture.
+        picture_path: Where the picture belongs in `arguments`.
+        sample_paths: Paths of the other tensors that have one entry for each sample.
+        observed: Layers whose outputs the target asks about.
+        takes_list: Whether the model takes a list of pictures (C, H, W), as torchvision's detectors do.
+        axis_order: The axis order that the model takes; None for (N, C, *grid).
+    """
+
+    picture: Tensor
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] = field(default_factory=lambda: ((None,), {}))
+    picture_path: str = "0.0"
+    sample_paths: frozenset[str] = frozenset()
+    observed: ObservedLayers = field(default_factory=dict)
+    takes_list: bool = False
+    axis_order: AxisOrder | None = None
 
     def __len__(self) -> int:
         return len(self.picture)
 
     @property
     def size(self) -> torch.Size:
-        """The picture's own axes, (H, W)."""
+        """The sizes of the picture's own axes: (H, W) of an image."""
         return self.picture.shape[2:]
 
     @property
-    def plain(self) -> bool:
-        """Whether the picture is all there is."""
-        return self.path == "0.0" and not self.listed and len(self.call[0]) == 1 and not self.call[1]
+    def is_single_tensor(self) -> bool:
+        """Whether the picture is the only argument."""
+        return (
+            self.picture_path == "0.0" and not self.takes_list and len(self.arguments[0]) == 1 and not self.arguments[1]
+        )
 
     @cached_property
-    def as_taken(self) -> Tensor:
-        """The picture with its axes in the model's own order."""
-        return self.picture if self.order is None else self.order.as_taken(self.picture)
+    def model_picture(self) -> Tensor:
+        """The picture in the model's own axis order."""
+        return self.picture if self.axis_order is None else self.axis_order.to_model(self.picture)
 
-    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What the model is called with."""
-        picture: Any = list(self.picture) if self.listed else self.as_taken
-        if self.plain or self.listed:
+    def args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of the call, with the picture in its place."""
+        picture: Any = list(self.picture) if self.takes_list else self.model_picture
+        if self.is_single_tensor or self.takes_list:
             return (picture,), {}
-        args, kwargs = containers.with_part(self.call, self.path, picture)
+        args, kwargs = containers.with_part(self.arguments, self.picture_path, picture)
         return tuple(args), dict(kwargs)
 
-    def of(self, rows: Tensor, picture: Tensor | None = None) -> ModelCall:
-        """The same call for other samples: entry i has everything of sample rows[i], and another picture if given."""
+    def select(self, rows: Tensor, picture: Tensor | None = None) -> ModelCall:
+        """The call for other samples: entry i has the arguments of sample rows[i], and picture[i] where one is passed.
+
+        Args:
+            rows: (n,), indices of samples.
+            picture: (n, C, *grid); None takes the pictures of the samples.
+        """
         if picture is None:
             picture = self.picture[rows.to(self.picture.device)]
-        if not self.by_sample:
+        if not self.sample_paths:
             return replace(self, picture=picture)
 
-        def part(path: str, tensor: Tensor) -> Tensor:
-            return tensor[rows.to(tensor.device)] if path in self.by_sample else tensor
+        def entries(path: str, tensor: Tensor) -> Tensor:
+            return tensor[rows.to(tensor.device)] if path in self.sample_paths else tensor
 
-        return replace(self, picture=picture, call=containers.mapped(self.call, part))
+        return replace(self, picture=picture, arguments=containers.mapped(self.arguments, entries))
 
-    def changed(self, picture: Tensor) -> ModelCall:
-        """The same call with another picture for each of its samples."""
+    def with_picture(self, picture: Tensor) -> ModelCall:
+        """The same call with another picture (N, C, *grid)."""
         return replace(self, picture=picture)
 
     def copied(self) -> ModelCall:
-        """With copies of all tensors, without a graph behind them: nobody else writes into what is kept."""
-        with torch.inference_mode(False):  # the caller's own would make tensors that no gradient comes from
-            copies = containers.mapped(self.call, lambda path, tensor: tensor.detach().clone())
-            return replace(self, picture=self.picture.detach().clone(), call=copies)
+        """The same call with detached copies of all tensors, so that nobody else can write into them."""
+        with torch.inference_mode(False):  # tensors made in inference mode take no part in autograd
+            copies = containers.mapped(self.arguments, lambda path, tensor: tensor.detach().clone())
+            return replace(self, picture=self.picture.detach().clone(), arguments=copies)
 
-    def handed(self, picture: Tensor | None = None) -> ModelCall:
-        """For one pass: the model may write into what it is given, so everything besides `picture` is a copy."""
-        copies = containers.mapped(self.call, lambda path, tensor: tensor.clone()) if not self.plain else self.call
-        return replace(self, picture=self.picture.clone() if picture is None else picture, call=copies)
+    def for_one_pass(self, picture: Tensor | None = None) -> ModelCall:
+        """The call for a single pass, in which the model may write into its arguments: copies, but for `picture`."""
+        copies = self.arguments
+        if not self.is_single_tensor:
+            copies = containers.mapped(self.arguments, lambda path, tensor: tensor.clone())
+        return replace(self, picture=self.picture.clone() if picture is None else picture, arguments=copies)
 
 
 def as_model_call(model: nn.Module, inputs: object) -> ModelCall:
-    """The call that is meant by a tensor (N, C, *grid), a dict of keyword arguments, or Arguments.
+    """The call that `inputs` stand for: a tensor (N, C, *grid), a dict of keyword arguments, or Arguments.
 
-    The picture is whatever order of axes the model takes, and (N, C, *grid) in the Given.
+    The user's picture has the axis order that the model takes; that of the ModelCall is (N, C, *grid). For a model that
+    takes a list of pictures, as torchvision's detectors do, the tensor may be one picture (C, H, W).
 
-    For a model that takes a list of pictures, as torchvision's detectors do, the tensor may be one picture (C, H, W).
-    Raises InputError.
+    Raises:
+        InputError: When the inputs are none of these, have no picture, or name arguments that do not exist.
     """
     if isinstance(inputs, ModelCall):
         return inputs
     if isinstance(inputs, Tensor):
-        listed = takes_a_list(model)
-        if listed and inputs.ndim == 3:
+        takes_list = takes_a_list(model)
+        if takes_list and inputs.ndim == 3:
             inputs = inputs.unsqueeze(0)
         check_inputs(inputs)
-        return _with_channels_first(model, ModelCall(inputs, listed=listed))
+        return _with_channels_first(model, ModelCall(inputs, takes_list=takes_list))
     if isinstance(inputs, Mapping):
         inputs = Arguments(kwargs=inputs)
     if not isinstance(inputs, Arguments):
-        check_inputs(inputs)  # which says what it may be
+        check_inputs(inputs)  # raises, and says what is allowed
         raise AssertionError
     if takes_a_list(model):
         raise InputError(
             f"{type(model).__name__} takes a list of pictures (C, H, W), and no other arguments here. Next: give one "
             "picture (C, H, W), several of one size (N, C, H, W), or a list of these"
         )
-    call = (tuple(inputs.args), dict(inputs.kwargs))
-    tensors = {_said(path): (path, each) for path, each in containers.leaves(call)}
-    name = _picture(tensors, None if inputs.picture is None else str(inputs.picture))
+    arguments = (tuple(inputs.args), dict(inputs.kwargs))
+    tensors = {_user_path(path): (path, tensor) for path, tensor in containers.leaves(arguments)}
+    name = _picture_path(tensors, None if inputs.picture is None else str(inputs.picture))
     path, picture = tensors[name]
     check_inputs(picture)
-    shared = {said for said in tensors if compares_texts(model) and said in _OF_TEXTS}
-    for given in inputs.shared_paths:
-        meant = {said for said in tensors if said == given or said.startswith(f"{given}.")}
-        if not meant or name in meant:
-            what = "is the picture, which is each sample's own" if meant else "is no tensor of the call"
-            others = ", ".join(repr(said) for said in tensors if said != name) or "none"
-            raise InputError(f"shared names {given!r}, which {what}; besides the picture there are: {others}")
-        shared |= meant
-    rest = {
-        each
-        for said, (each, tensor) in tensors.items()
-        if said != name and said not in shared and tensor.ndim and len(tensor) == len(picture)
+    shared = _shared_paths(model, inputs, tensors, name)
+    sample_paths = {
+        path
+        for user_path, (path, tensor) in tensors.items()
+        if user_path != name and user_path not in shared and tensor.ndim and len(tensor) == len(picture)
     }
-    # Its place is left empty: what is copied for each pass is the rest.
-    return _with_channels_first(
-        model, ModelCall(picture, containers.with_part(call, path, None), path, frozenset(rest))
-    )
+    # The picture's place is left empty, because each pass copies the other arguments.
+    without_picture = containers.with_part(arguments, path, None)
+    return _with_channels_first(model, ModelCall(picture, without_picture, path, frozenset(sample_paths)))
 
 
-def _with_channels_first(model: nn.Module, given: ModelCall) -> ModelCall:
-    order = axis_order(model, given.picture)
-    return given if order is None else replace(given, picture=order.to_grid(given.picture), order=order)
+def _with_channels_first(model: nn.Module, call: ModelCall) -> ModelCall:
+    order = axis_order(model, call.picture)
+    return call if order is None else replace(call, picture=order.to_grid(call.picture), axis_order=order)
 
 
 def takes_a_list(model: nn.Module) -> bool:
     """Whether the model takes a list of pictures (C, H, W) in place of a batch, and scales and pads them itself."""
     transform = getattr(model, "transform", None)
-    return all(hasattr(transform, each) for each in ("min_size", "max_size", "size_divisible", "fixed_size"))
+    return all(hasattr(transform, name) for name in ("min_size", "max_size", "size_divisible", "fixed_size"))
 
 
-# What transformers calls the texts that every picture is compared with.
-_OF_TEXTS = frozenset({"input_ids", "attention_mask", "position_ids", "token_type_ids"})
+# The names that transformers uses for the texts that every picture is compared with.
+_TEXT_ARGUMENTS = frozenset({"input_ids", "attention_mask", "position_ids", "token_type_ids"})
 
 
 def compares_texts(model: nn.Module) -> bool:
-    """Whether the model compares every picture with every text, as CLIP, SigLIP and their kin in transformers do."""
+    """Whether the model compares every picture with every text, as CLIP and SigLIP do in transformers."""
     return all(callable(getattr(model, name, None)) for name in ("get_image_features", "get_text_features"))
 
 
-def _picture(tensors: Mapping[str, tuple[str, Tensor]], asked: str | None) -> str:
+def _shared_paths(
+    model: nn.Module, inputs: Arguments, tensors: Mapping[str, tuple[str, Tensor]], picture: str
+) -> set[str]:
+    """The paths, as users write them, of the tensors that are the same for all samples. Raises InputError."""
+    shared = {path for path in tensors if compares_texts(model) and path in _TEXT_ARGUMENTS}
+    for named in inputs.shared_paths:
+        inside = {path for path in tensors if path == named or path.startswith(f"{named}.")}
+        if not inside or picture in inside:
+            what = "is the picture, which is each sample's own" if inside else "is no tensor of the call"
+            others = ", ".join(repr(path) for path in tensors if path != picture) or "none"
+            raise InputError(f"shared names {named!r}, which {what}; besides the picture there are: {others}")
+        shared |= inside
+    return shared
+
+
+def _picture_path(tensors: Mapping[str, tuple[str, Tensor]], named: str | None) -> str:
+    """The path of the picture, as users write it: the `named` one, or the first tensor that can be a picture."""
     listed = ", ".join(f"{name!r} {tuple(tensor.shape)}" for name, (_, tensor) in tensors.items()) or "none"
-    if asked is not None:
-        if asked not in tensors:
-            raise InputError(f"picture is {asked!r}; the call has tensors at: {listed}")
-        return asked
-    for least in (3, 2):
+    if named is not None:
+        if named not in tensors:
+            raise InputError(f"picture is {named!r}; the call has tensors at: {listed}")
+        return named
+    for least_axes in (3, 2):
         for name, (_, tensor) in tensors.items():
-            if tensor.is_floating_point() and tensor.ndim >= least:
+            if tensor.is_floating_point() and tensor.ndim >= least_axes:
                 return name
     raise InputError(
         f"no picture among the model's arguments: none is a floating-point tensor (N, C, *grid). There are: {listed}"
     )
 
 
-def _said(path: str) -> str:
-    """How a user names an argument: its position or its keyword, and what is inside it."""
+def _user_path(path: str) -> str:
+    """How a user names an argument: by its position or its keyword, and what is inside it."""
     return path.partition(".")[2]
 
 
 def check_inputs(inputs: object) -> None:
-    """Raise InputError unless `inputs` is a batch of at least one sample."""
+    """Raise InputError unless `inputs` is a plain tensor with at least one sample."""
     if not isinstance(inputs, Tensor):
         raise InputError(
             f"inputs is a {type(inputs).__name__}; a model is given a tensor (N, C, *grid), a dict of its keyword "
@@ -232,12 +272,17 @@ def check_inputs(inputs: object) -> None:
         raise InputError(f"inputs has shape {tuple(inputs.shape)}; allowed: (N, C, *grid) with at least one sample")
 
 
+# (N, frames, C, H, W), and (N, time, frequency), which the model convolves as a grid (frequency, time).
+_FRAMES_FIRST = AxisOrder(lambda tensor: tensor.transpose(1, 2), lambda tensor: tensor.transpose(1, 2).contiguous())
+_SPECTROGRAM = AxisOrder(lambda tensor: tensor.mT.unsqueeze(1), lambda tensor: tensor.squeeze(1).mT.contiguous())
+
+
 def axis_order(model: nn.Module, picture: Tensor) -> AxisOrder | None:
-    """That of transformers' models of videos and of its AST, also inside of wrappers; None of others."""
+    """The axis order of transformers' video models and of its AST, also inside wrappers; None for other models."""
     for config in _configs(model):
-        of_frames = any(isinstance(getattr(config, name, None), int) for name in ("num_frames", "frames_per_clip"))
+        has_frames = any(isinstance(getattr(config, name, None), int) for name in ("num_frames", "frames_per_clip"))
         channels = getattr(config, "num_channels", getattr(config, "in_chans", None))
-        if of_frames and picture.ndim == 5 and picture.shape[2] == channels:
+        if has_frames and picture.ndim == 5 and picture.shape[2] == channels:
             return _FRAMES_FIRST
         strided = hasattr(config, "frequency_stride") and hasattr(config, "time_stride")
         if strided and picture.ndim == 3 and picture.shape[2] == getattr(config, "num_mel_bins", None):
@@ -246,9 +291,9 @@ def axis_order(model: nn.Module, picture: Tensor) -> AxisOrder | None:
 
 
 def _configs(model: nn.Module) -> Iterator[Any]:
-    """Of the outermost module that has one, which may be inside a wrapper; and of its half that sees."""
+    """The configuration of the outermost module that has one, and that of its vision part."""
     for module in model.modules():
-        if hasattr(config := getattr(module, "config", None), "to_dict"):  # as all of transformers' have
+        if hasattr(config := getattr(module, "config", None), "to_dict"):  # as all of transformers' configurations have
             yield config
             yield getattr(config, "vision_config", None)
             return

@@ -1,109 +1,129 @@
-"""What one pass leaves behind, and what can be asked of it."""
+"""Trace: a clean pass, and what can be asked of it; trace_model() makes one."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchpeek.engine.attention.recorder import Attention, attention_gradients
-from torchpeek.engine.capture import Capture
+from torchpeek.engine import ablation, perturbation
+from torchpeek.engine.attention.gradients import attention_gradients, layerwise_attention_gradients, readout_weights
+from torchpeek.engine.attention.recorder import Attention
+from torchpeek.engine.batching import Change, Precision, check_changed, check_counts, chunks
+from torchpeek.engine.capture import Capture, CaptureRequest
+from torchpeek.engine.forward_pass import ForwardPass, Origin, run_clean_pass
 from torchpeek.engine.gradients import hessian_product, score_gradients
 from torchpeek.engine.layout import Layout
+from torchpeek.engine.layout_inference.dry_run import layout_of
+from torchpeek.engine.linear_head import linear_head
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import at_least_float32
+from torchpeek.engine.observed import output_for
 from torchpeek.engine.preserve import preserved
-from torchpeek.engine.targets import ClassScores, ContrastScores, Question, Target, class_logits
-from torchpeek.engine.targets.neurons import answer
-from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NotConnected
-from torchpeek.hooks import containers
-from torchpeek.interrupts import let_interrupts_through, uninterrupted
-
-if TYPE_CHECKING:
-    from torchpeek.engine.batching import Precision
-    from torchpeek.engine.replay.prefix import PrefixRecording
-    from torchpeek.engine.runner import ModelRunner
-
-Change: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Called as `change(tensor (b, ...), rows (b,), trials (b,))`: entry i is sample rows[i] in its trial trials[i].
-
-`rows` and `trials` are on the CPU, wherever the tensor is: good for indexing, and `.to(tensor)` for arithmetic.
-"""
+from torchpeek.engine.replay.suffix import sample_rows
+from torchpeek.engine.targets.question import Bound, Question, Target
+from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NoSpatialLayer, NotConnected
+from torchpeek.hooks import select
+from torchpeek.interrupts import let_interrupts_through
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a trace comes from, in words: what a heatmap made from it says of itself."""
+def trace_model(
+    model: nn.Module, call: ModelCall, request: CaptureRequest, target: Target, origin: Origin | None = None
+) -> Trace:
+    """One clean pass over `call`, kept at the layers of `request`, with `target` bound to its output.
 
-    model: str
-    weights: str = ""  # "random" where they were not trained
-    preprocess: str = ""
-    layer_reason: str = "asked for"
-    class_names: Sequence[str] | None = None
+    With gradients, those at the layers are computed at once, while nobody else runs the model.
+
+    Args:
+        model: The module to run, as `inspectable_module` returns it.
+        call: The call. Nobody else may write into its tensors: pass `call.copied()` where somebody might.
+        request: Which layers are captured, and what else is kept.
+        target: What is asked of the output.
+        origin: Where the pass comes from, in words.
+
+    Raises:
+        NotConnected: When a score does not depend on one of the layers.
+        TorchpeekError: As `run_clean_pass` does.
+    """
+    with preserved(model):
+        trace = Trace(run_clean_pass(model, call, request, target, origin or Origin(type(model).__name__)))
+        if request.gradients and request.layers:
+            _ = trace.gradients_at
+    return trace
 
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """One pass, kept: what the layers returned, the graph from there on, and the question that was asked.
+    """One clean pass, kept: activations, gradients and scores, and further passes that ask the same question.
 
-    Every question is answered from the kept output; nothing here runs the model again, except `again`, `rescore`,
-    `ablate`, `variants` and `input_gradients`, which say so.
+    Every question about the pass is answered from what was kept. Only `again`, `rescore`, `ablate`, `variants` and
+    `input_gradients` run the model again.
     """
 
-    runner: ModelRunner
-    given: ModelCall
-    at: Mapping[str, Capture]
-    output: Any  # as the model returned it, with the graph behind it
-    question: Question
-    origin: Origin
-    notes: list[PrefixRecording] = field(
-        default_factory=list
-    )  # for `ablate`: one or none yet, whatever is asked of the pass
-    autocast: torch.dtype | None = None  # that the pass ran in, and every further one does
-    attended: Sequence[Attention] | None = None  # None where the pass did not look at attention
-
-    @property
-    def inputs(self) -> Tensor:
-        """(N, C, *size): the pictures, or whatever else the model looks at."""
-        return self.given.picture
+    forward_pass: ForwardPass
 
     def __repr__(self) -> str:
         layers, scores = ", ".join(map(repr, self.at)), tuple(self.question.labels.shape)
         return f"Trace({self.origin.model} at {layers}, inputs {tuple(self.inputs.shape)}, scores {scores})"
 
-    def asked(self, target: Target) -> Trace:
-        """The same pass with another question, which is bound to the same output. No forward pass."""
-        return replace(self, question=target.bind(answer(target, self.output)), output=answer(target, self.output))
+    @property
+    def inputs(self) -> Tensor:
+        """(N, C, *grid): the pictures."""
+        return self.forward_pass.inputs
 
-    @cached_property
+    @property
+    def output(self) -> Any:
+        """What the model returned, with the graph behind it where one was kept."""
+        return self.forward_pass.output
+
+    @property
+    def question(self) -> Question:
+        """The target, bound to the output."""
+        return self.forward_pass.question
+
+    @property
+    def origin(self) -> Origin:
+        """Where the pass comes from, in words."""
+        return self.forward_pass.origin
+
+    @property
+    def at(self) -> Mapping[str, Capture]:
+        """Layer -> what it returned."""
+        return self.forward_pass.captures
+
+    @property
     def scores(self) -> Tensor:
-        """(N, K) scores of the question."""
-        return self._scores_with_graph().detach()
+        """(N, K): the scores, detached."""
+        return self.forward_pass.scores
 
     @property
     def layer(self) -> str:
-        """The name of the one layer that was traced."""
+        """The name of the one layer that was traced. Raises AmbiguousCall where there are several."""
         if len(self.at) != 1:
             raise AmbiguousCall(
                 f"this trace holds {len(self.at)} layers ({', '.join(self.at)}); take one with .only(name)"
             )
         return next(iter(self.at))
 
+    def with_target(self, target: Target) -> Trace:
+        """The same pass with another question, bound to the same output. Runs nothing."""
+        output = output_for(target, self.output)
+        return Trace(replace(self.forward_pass, question=target.bind(output), output=output))
+
     def only(self, layer: str) -> Trace:
-        """The same pass seen at one of its layers."""
+        """The same pass at one of its layers. Raises LayerNotFound."""
         if layer not in self.at:
-            raise LayerNotFound(f"this trace holds no layer {layer!r}; it holds {', '.join(map(repr, self.at))}")
+            held = ", ".join(map(repr, self.at))
+            raise LayerNotFound(f"this trace holds no layer {layer!r}; it holds {held}")
         if len(self.at) == 1:
             return self
-        one = replace(self, at={layer: self.at[layer]}, notes=[])
-        if "gradients_at" in self.__dict__:  # known already: not a second time for each layer
+        captures, layers = {layer: self.at[layer]}, {layer: self.forward_pass.layers[layer]}
+        one = Trace(replace(self.forward_pass, captures=captures, layers=layers, prefixes={}))
+        if "gradients_at" in self.__dict__:  # computed already, and shared by all layers
             one.__dict__["gradients_at"] = {layer: self.gradients_at[layer]}
         return one
 
@@ -119,46 +139,27 @@ class Trace:
 
     @cached_property
     def gradients_at(self) -> Mapping[str, Tensor]:
-        """(N, K, C, *grid) for each layer, all scores by one batched vector-Jacobian product.
+        """Layer -> (N, K, C, *grid): its gradients, of all scores, by one batched vector-Jacobian product.
 
         Raises GradUnavailable where the pass kept no graph, NotConnected where a score does not depend on a layer.
         """
-        if any(capture.handle is None for capture in self.at.values()):
+        captures = list(self.at.values())
+        handles = [each.handle for each in captures if each.handle is not None]
+        if len(handles) < len(captures):
             raise GradUnavailable("this trace was made with gradients=False; make it again without that")
-        # As found also here: a checkpointed part of the model runs once more on the way back.
-        with preserved(self.runner.model):
-            captures = list(self.at.values())
-            handles = [each.handle for each in captures if each.handle is not None]
+        # The backward pass runs checkpointed parts of the model once more, so this preserves the model, too.
+        with preserved(self.forward_pass.model):
             largest = max(each.returned.nbytes for each in captures)
-            found = score_gradients(self._scores_with_graph(), handles, largest)
-        if unused := [name for name, gradient in zip(self.at, found, strict=True) if gradient is None]:
-            raise NotConnected(_not_connected(unused))
-        pairs = zip(self.at.values(), found, strict=True)
-        return {each.layer: _on_the_grid(each, gradient) for each, gradient in pairs if gradient is not None}
+            gradients = score_gradients(self.forward_pass.scores_with_graph, handles, largest)
+        if unconnected := [name for name, each in zip(self.at, gradients, strict=True) if each is None]:
+            raise NotConnected(_not_connected(unconnected))
+        pairs = zip(captures, gradients, strict=True)
+        return {each.layer: _grid_gradient(each, gradient) for each, gradient in pairs if gradient is not None}
 
     @cached_property
     def head(self) -> Tensor | None:
-        """(N, K, C): for each score, the weights of the linear head that reads the layer's global average.
-
-        Taken from the parameters, and only where they reproduce what the model returned: a linear layer whose
-        weights, times the mean over the grid of this layer's output, plus its bias, are the scores. None elsewhere.
-        """
-        pooled = self.activations.squeeze(1).flatten(2).mean(2)  # (N, C)
-        if not isinstance(self.question, (ClassScores, ContrastScores)):
-            return None
-        theirs = class_logits(self.output).detach()  # (N, classes)
-        tolerance = _ROUNDING[self.at[self.layer].returned.dtype]
-        rows = torch.arange(len(theirs))
-        for module in self.runner.model.modules():
-            if not isinstance(module, nn.Linear) or module.weight.shape != (theirs.shape[1], pooled.shape[1]):
-                continue
-            weights = module.weight.detach().to(pooled)  # (classes, C)
-            bias = None if module.bias is None else module.bias.detach().to(pooled)
-            with torch.autocast(pooled.device.type, enabled=False):
-                logits = F.linear(pooled, weights, bias)  # (N, classes)
-            if _close(logits, theirs, tolerance) and _close(self.question(logits, rows), self.scores, tolerance):
-                return self.question.combined(weights)
-        return None
+        """(N, K, C): for each score, the weights of the linear head that reads the layer's global average, or None."""
+        return linear_head(self.forward_pass, self.layer)
 
     def again(
         self,
@@ -168,16 +169,25 @@ class Trace:
         *,
         gradients: bool | None = None,
     ) -> Trace:
-        """One more pass: the same question of other inputs (n, ...), with their axes as the model takes them.
+        """One more pass: the same question about other inputs.
 
-        `rows` (n,) says which clean sample each input is a version of; it may be left out where n = N. With gradients
-        where this trace has them, unless it is said.
+        Args:
+            inputs: (n, ...), in the axis order that the model takes.
+            layers: The layers to capture; None captures those of this trace.
+            rows: (n,): which of the N samples each input is a version of; may be left out where n = N.
+            gradients: Whether to keep gradients; None does so where this trace has them.
+
+        Returns:
+            The trace of the n inputs.
+
+        Raises:
+            InputError: When `rows` and `inputs` do not fit together.
         """
-        order = self.given.order
+        order = self.forward_pass.call.axis_order
         picture = inputs if order is None else order.to_grid(inputs)
-        return self.again_of(picture, layers, rows, gradients=gradients)
+        return self.again_channels_first(picture, layers, rows, gradients=gradients)
 
-    def again_of(
+    def again_channels_first(
         self,
         inputs: Tensor,
         layers: list[str] | None = None,
@@ -185,8 +195,8 @@ class Trace:
         *,
         gradients: bool | None = None,
     ) -> Trace:
-        """The same of inputs (n, C, *grid), as `inputs` of the trace are."""
-        count = len(self.inputs)
+        """As `again`, for inputs (n, C, *grid), the axis order of `Trace.inputs`."""
+        count, forward_pass = len(self.inputs), self.forward_pass
         if rows is None and len(inputs) != count:
             raise InputError(f"{len(inputs)} inputs for a trace of {count}; rows= says what each is a version of")
         rows = torch.arange(count) if rows is None else rows
@@ -195,80 +205,145 @@ class Trace:
         question = self.question.select(rows.to(self.question.labels.device), slice(None))
         same_size = inputs.shape[1:] == self.inputs.shape[1:]
         if gradients is None:
-            handles = [each.handle for each in self.at.values()] + [each.handle for each in self.attended or ()]
+            handles = [each.handle for each in self.at.values()]
+            handles += [each.handle for each in forward_pass.attentions or ()]
             gradients = bool(handles) and all(each is not None for each in handles)
-        with self.autocast_context():
-            return self.runner.trace(
-                self.given.of(rows, inputs),
-                layers or list(self.at),
-                Bound(question, tuple(self.given.observed)),
-                gradients=gradients,
-                noting=bool(self.notes),
-                origin=self.origin,
-                attention=self.attended is not None,
-                layouts={name: each.layout if same_size else each.layout.kept() for name, each in self.at.items()},
-            )
+        names = layers or list(self.at)
+        request = CaptureRequest(
+            {name: forward_pass.layers.get(name) or select(forward_pass.model, name)[name] for name in names},
+            gradients=gradients,
+            prefix=bool(forward_pass.prefixes),
+            attention=forward_pass.attentions is not None,
+            layouts={
+                name: each.layout if same_size else each.layout.for_other_sizes() for name, each in self.at.items()
+            },
+        )
+        call = forward_pass.call.select(rows, inputs).copied()
+        with forward_pass.autocast_context():
+            return trace_model(forward_pass.model, call, request, Bound(question), self.origin)
 
     def bound(self) -> Target:
         """The question of this trace, as a target for another pass over the same inputs."""
-        return Bound(self.question, tuple(self.given.observed))
+        return Bound(self.question)
 
     def rescore(
         self,
-        perturb: Change,
+        change: Change,
         trials: int,
         *,
         live: Tensor | None = None,
         batch: int | None = None,
         precision: Precision = None,
     ) -> Tensor:
-        """(N, trials, K): scores of changed inputs, all K in one pass for each sample and trial.
+        """Scores of changed inputs: all K scores in one pass for each sample and trial.
 
-        `perturb` is given a copy of the samples, which it may write into, and returns as many changed ones. Where
-        `live` (N, trials) is False no pass is run, and the clean scores stand. `batch` passes go at once: None takes as
-        many as fit into memory; where they do not, half as many are tried. With `precision="bfloat16"` the passes run
-        under autocast.
+        Args:
+            change: Called as `change(inputs (b, C, *grid), rows (b,), trials (b,))` with copies that it may write into;
+                returns as many changed inputs.
+            trials: How many changed versions there are of each sample.
+            live: (N, trials), bool: where it is False, no pass runs and the clean scores stand.
+            batch: How many inputs one pass takes. None takes as many as fit into memory, and half as many after an
+                out-of-memory error.
+            precision: "bfloat16" runs the passes under autocast; None as the model is.
+
+        Returns:
+            (N, trials, K): the scores.
+
+        Raises:
+            InputError: When `trials` or `batch` is below 1, or `change` returns another shape.
+            OptionError: When `precision` is none of these.
         """
-        return self.runner.rescore(self, perturb, trials, live, batch, precision)
+        return perturbation.rescore(self.forward_pass, change, trials, live=live, batch=batch, precision=precision)
 
-    def ablate(self, edit: Change, trials: int, *, live: Tensor | None = None, batch: int | None = None) -> Tensor:
-        """(N, trials, K): scores with the one layer's output changed; what comes before the layer is not run again.
+    def ablate(self, change: Change, trials: int, *, live: Tensor | None = None, batch: int | None = None) -> Tensor:
+        """Scores with the one layer's output changed. What comes before the layer does not run again.
 
-        The rest is as for `rescore`; `edit` is given what the layer returned. Before this is relied on, it is compared
-        with whole passes, for each model and layer; where it would differ, whole passes are run, with a notice.
+        Before this is relied on, it is compared with whole passes, for each model and layer; where it would differ,
+        whole passes run, with a notice.
+
+        Args:
+            change: Called as `change(activations (b, C, *grid), rows (b,), trials (b,))`; the rest is as for `rescore`.
+            trials: As for `rescore`.
+            live: As for `rescore`.
+            batch: As for `rescore`.
+
+        Returns:
+            (N, trials, K): the scores.
+
+        Raises:
+            InputError: As for `rescore`.
+            AmbiguousCall: When the trace holds several layers.
         """
-        return self.runner.ablate(self, edit, trials, live, batch)
+        return ablation.ablate(self.forward_pass, self.layer, change, trials, live=live, batch=batch)
 
-    def variants(self, perturb: Change, trials: int) -> Iterator[tuple[Tensor, Tensor, Trace]]:
-        """The same question of changed inputs, traced with gradients, as many at once as memory allows.
+    def variants(self, change: Change, trials: int) -> Iterator[tuple[Tensor, Tensor, Trace]]:
+        """The same question about changed inputs, traced with gradients, as many at once as memory allows.
 
-        Yields (rows (b,), trials (b,), trace); entry i of that trace is sample rows[i] in its trial trials[i].
+        Args:
+            change: As for `rescore`.
+            trials: As for `rescore`.
+
+        Yields:
+            (rows (b,), trials (b,), trace): entry i of the trace is sample rows[i] in its trial trials[i].
+
+        Raises:
+            InputError: As for `rescore`.
         """
-        return self.runner.variants(self, perturb, trials)
+        check_counts(trials, None)
+
+        def trace_changed(rows: Tensor, trial_numbers: Tensor) -> Trace:
+            changed = change(sample_rows(self.inputs, rows).clone(), rows, trial_numbers)
+            check_changed(changed, (len(rows), *self.inputs.shape[1:]))
+            return self.again_channels_first(changed, rows=rows, gradients=True)
+
+        batch = self.gradient_batch_size
+        yield from chunks(trace_changed, len(self.inputs), trials, batch, "changed inputs")
+
+    @property
+    def gradient_batch_size(self) -> int:
+        """How many changed inputs one pass takes where the gradients of all K scores at the layers are kept."""
+        return perturbation.gradient_batch_size(self.forward_pass)
 
     def input_gradients(self, inputs: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (n,) of changed inputs (n, ...), and the gradient of each with respect to its input (n, ...).
+        """The scores of changed inputs, and the gradient of each with respect to its input.
 
-        Entry i is a version of sample rows[i], and its score the one of column columns[i].
+        Args:
+            inputs: (n, C, *grid).
+            rows: (n,): inputs[i] is a version of sample rows[i].
+            columns: (n,): its score is score columns[i] of the K.
+
+        Returns:
+            Scores (n,) and gradients (n, C, *grid).
+
+        Raises:
+            NotConnected: When no gradient flows back to the input.
         """
-        return self.runner.input_gradients(self, inputs, rows, columns)
+        return perturbation.input_gradients(self.forward_pass, inputs, rows, columns)
 
     def hessian_times(self, vector: Tensor) -> Tensor:
-        """(N, K, C, *grid): the Hessian of each score with respect to the one layer's output, times `vector`.
+        """The Hessian of each score with respect to the one layer's output, times `vector`.
 
-        `vector` is (N, 1 or K, C, *grid). Raises GradUnavailable where a part of the model has no second derivative.
+        Args:
+            vector: (N, 1 or K, C, *grid).
+
+        Returns:
+            (N, K, C, *grid).
+
+        Raises:
+            GradUnavailable: When the pass kept no graph, or a part of the model has no second derivative.
+            NotConnected: When a score does not depend on the layer.
         """
         capture = self.at[self.layer]
         if capture.handle is None:
             raise GradUnavailable("this trace was made with gradients=False; make it again without that")
-        with preserved(self.runner.model), torch.enable_grad():
-            scores = self._scores_with_graph()
-            wanted = vector.to(capture.returned.dtype).expand(-1, scores.shape[1], *vector.shape[2:])
+        with preserved(self.forward_pass.model), torch.enable_grad():
+            scores = self.forward_pass.scores_with_graph
+            vectors = vector.to(capture.returned.dtype).expand(-1, scores.shape[1], *vector.shape[2:])
             products = []
             for k in range(scores.shape[1]):
                 let_interrupts_through()
-                given = capture.as_returned(wanted[:, k])
-                product = hessian_product(scores[:, k].sum(), capture.handle, given, capture.layer)
+                of_score = capture.as_returned(vectors[:, k])
+                product = hessian_product(scores[:, k].sum(), capture.handle, of_score, capture.layer)
                 if product is None:
                     raise NotConnected(_not_connected([capture.layer]))
                 products.append(product)
@@ -276,122 +351,84 @@ class Trace:
 
     @property
     def attentions(self) -> Sequence[Attention]:
-        """How the tokens attended to each other, layer after layer. Raises GradUnavailable where it was not kept."""
-        if self.attended is None:
+        """The attention weights, layer after layer. Raises GradUnavailable where they were not kept."""
+        if self.forward_pass.attentions is None:
             raise GradUnavailable("this trace was made without attention; make it again with attention=True")
-        return self.attended
+        return self.forward_pass.attentions
 
     @cached_property
     def attention_gradients(self) -> Sequence[Tensor]:
         """(N, K, heads, T, T) for each of `attentions`: gradients of the scores, at least float32."""
         attentions = self.attentions
-        with preserved(self.runner.model):
-            return attention_gradients(self._scores_with_graph(), attentions)
+        with preserved(self.forward_pass.model):
+            return attention_gradients(self.forward_pass.scores_with_graph, attentions)
 
     @property
     def layerwise_attention_gradients(self) -> Iterator[Tensor]:
-        """(N, K, heads, T, T) for each of `attentions`: of what the model would say of its block's tokens at once.
+        """(N, K, heads, T, T) for each of `attentions`: of the scores that its own block's tokens would get.
 
-        These passes through what comes after the last block are made anew each time.
+        The tokens that a block returns go through what comes after the last block (arXiv:2404.03214, section 3). These
+        passes run anew each time.
         """
-        return self.runner.layerwise(self)
+        attentions = self.attentions
+        with preserved(self.forward_pass.model), self.forward_pass.autocast_context():
+            scores = ablation.scores_after_layer(self.forward_pass, attentions[-1].block)
+            yield from layerwise_attention_gradients(scores, attentions)
 
     @cached_property
     def tokens(self) -> Layout:
-        """Which of the tokens that attend are those of the grid."""
-        return self.runner.layout_of_tokens(self)
+        """The layout of what the last block returns. Raises NoSpatialLayer where its tokens lie on no one grid."""
+        block = self.attentions[-1].block
+        layout = layout_of(self.forward_pass.model, self.forward_pass.call, block)
+        if layout is None:
+            raise NoSpatialLayer(
+                f"which of the tokens that attend lie on the picture's grid is not to be seen at {block!r}: no grid of "
+                "the picture has as many positions. Choose a method of one layer, with layer= and layout="
+            )
+        return layout
 
     @cached_property
-    def reading(self) -> Tensor:
+    def readout_weights(self) -> Tensor:
         """(N, K, T): with what weight each score reads the tokens after the last block; each row sums to 1.
 
-        The grid's all alike, where the score depends on any of them; else those beside the grid that it depends on,
-        such as the class token. Where it depends on none, as with a head of zeros, the first before the grid, or the
-        grid.
+        All tokens of the grid have the same weight where the score depends on any of them. Elsewhere the other tokens
+        share it on which the score depends, such as the class token. Where it depends on none, as with a head of zeros,
+        the first token before the grid has it, or the whole grid.
         """
-        last, tokens, count = self.attentions[-1].after, self.tokens, self.scores.shape[1]
+        last, tokens = self.attentions[-1].after, self.tokens
         if last is None or last.edge is None:
             raise GradUnavailable(
                 "which tokens the score reads is told by its gradient, and this trace was made with gradients=False; "
                 "make it again without that"
             )
-        size = math.prod(tokens.grid)
-        of_grid = torch.zeros(size + tokens.others, device=self.inputs.device)
-        of_grid[tokens.prefix : tokens.prefix + size] = 1
-        if not tokens.others:
-            return (of_grid / size).expand(len(self.inputs), count, -1)
-        with preserved(self.runner.model):
-            largest = containers.at(last.value, last.path).nbytes
-            (gradient,) = score_gradients(self._scores_with_graph(), [last.edge], largest)
-        read = torch.zeros(len(self.inputs), count, len(of_grid), device=of_grid.device)
-        if gradient is not None:
-            samples_first = gradient.movedim(1 + tokens.batch_axis, 0)  # (N, K, T, C), or (N, K, C, T)
-            read = (samples_first != 0).any(2 if tokens.kind == "channel-tokens" else 3).float()
-        first = torch.zeros_like(of_grid)
-        first[slice(1) if tokens.prefix else slice(size)] = 1
-        beside = torch.where(read.any(2, keepdim=True), read, first)
-        found = torch.where((read * of_grid).any(2, keepdim=True), of_grid, beside)
-        return found / found.sum(2, keepdim=True)
-
-    def autocast_context(self, dtype: torch.dtype | None = None) -> AbstractContextManager[object]:
-        """Autocast as it was in the pass, or to `dtype`, whatever the caller is in now."""
-        dtype = dtype or self.autocast
-        kind = self.inputs.device.type
-        return torch.autocast(kind, dtype) if dtype is not None else torch.autocast(kind, enabled=False)
-
-    @property
-    def noted(self) -> PrefixRecording:
-        """What `ablate` needs, from the pass itself or from one more."""
-        if not self.notes:
-            self.notes.append(self.runner.noted(self))
-        return self.notes[0]
-
-    def _scores_with_graph(self) -> Tensor:
-        # The caller may be inside no_grad or inference_mode, where a graph would not be kept.
-        with uninterrupted(), torch.inference_mode(False), torch.enable_grad():
-            return self.question(self.output, torch.arange(len(self.inputs)))
+        with preserved(self.forward_pass.model):
+            return readout_weights(self.forward_pass.scores_with_graph, last, tokens)
 
 
-@dataclass(frozen=True)
-class Bound:
-    """A question that is already bound, as a target."""
+def _grid_gradient(capture: Capture, gradient: Tensor) -> Tensor:
+    """(K, *shape of the layer's tensor) -> (N, K, C, *grid), at least float32.
 
-    question: Question
-    layers: Sequence[str]
-
-    def bind(self, output: Any) -> Question:
-        return self.question
-
-
-def _on_the_grid(capture: Capture, gradient: Tensor) -> Tensor:
-    """(K, ...) -> (N, K, C, *grid). Raises NotConnected where a score depends on other tokens than the grid's alone."""
-    found = capture.to_grid(gradient)
+    Raises NotConnected where a score depends on tokens outside the grid alone.
+    """
+    on_grid = capture.to_grid(gradient)
     layout = capture.layout
     if layout.others:
-        of_grid = (found.flatten(2) != 0).any(2)  # (N, K)
-        of_all = (gradient.movedim(1 + layout.batch_axis, 0).flatten(2) != 0).any(2)
-        if bool((of_all & ~of_grid).any()):
+        grid_matters = (on_grid.flatten(2) != 0).any(2)  # (N, K)
+        any_matters = (gradient.movedim(1 + layout.batch_axis, 0).flatten(2) != 0).any(2)
+        if bool((any_matters & ~grid_matters).any()):
             raise NotConnected(
                 f"at {capture.layer!r} ({layout}) the score depends on the tokens beside the grid alone, such as the "
                 "class token: its gradient is zero at every position of the picture. Choose a layer before the last "
                 "exchange between the tokens, such as the last block's first norm; layer=None suggests one"
             )
-    return at_least_float32(found)
+    return at_least_float32(on_grid)
 
 
-def _not_connected(layers: list[str]) -> str:
-    named = ", ".join(repr(layer) for layer in layers)
+def _not_connected(layers: Sequence[str]) -> str:
+    named = ", ".join(map(repr, layers))
     return (
         f"the score does not depend on {named}: no gradient flows back to it. Either the model does not use its "
         "output for this score (an auxiliary head, another branch), or it detaches it, runs it under "
         "torch.no_grad() or inference_mode(), or checkpoints it with use_reentrant=True. Choose another layer, or a "
         "method that needs no gradients (torchpeek methods lists them)"
     )
-
-
-# How far a head's scores may be off the model's, relative to the largest: rounding of the sums, and not more.
-_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
-
-
-def _close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
-    return bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max())

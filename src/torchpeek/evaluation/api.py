@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from torchpeek.engine import ModelRunner
-from torchpeek.engine.trace import Bound
+from torchpeek.engine import CaptureRequest, inspectable_module, trace_model, with_observed_layers
+from torchpeek.engine.targets import Bound
 from torchpeek.errors import InputError
-from torchpeek.evaluation.cases import RANDOM, Explain, by_grid, case_of, explainer_of, layers_of
+from torchpeek.evaluation.cases import RANDOM, Explain, by_grid, case_of, explainer_of
 from torchpeek.evaluation.checks import Metrics, check_heatmaps, check_needs, check_same, chosen_metrics
 from torchpeek.heatmap import Heatmap
 from torchpeek.metrics import Clean, Measurement, Measurements, Scored, check_applies, find_metric, joined, regions_of
-from torchpeek.models import Inputs, LoadedModel, Model, given_to, module_of
+from torchpeek.models import Inputs, LoadedModel, Model, model_call_for, module_of
 from torchpeek.picture import Picture
 
 
@@ -87,11 +87,13 @@ def evaluate(
     heatmaps: Mapping[str, Heatmap] = {heatmap.provenance.method: heatmap} if single else heatmap
     check_heatmaps(heatmaps)
     picture = _picture(model, inputs)
-    given = given_to(model, inputs if picture is None else picture)
-    runner = ModelRunner(module_of(model))
+    call = model_call_for(model, inputs if picture is None else picture)
+    module = inspectable_module(module_of(model))
     question = next(iter(heatmaps.values())).question
     check_needs(chosen, heatmaps, regions=masks is not None or boxes is not None, explained=explain is not None)
-    trace = runner.trace(given, [], Bound(question, layers_of(question)), gradients=False)
+    target = Bound(question)
+    call = with_observed_layers(module, call, target)
+    trace = trace_model(module, call, CaptureRequest({}, gradients=False), target)
     heatmaps = {name: _on(each, trace.scores.device) for name, each in heatmaps.items()}
     check_same(heatmaps, trace.scores)
     for name in chosen:

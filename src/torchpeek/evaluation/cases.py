@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from torchpeek.cam import find_method
 from torchpeek.engine import ModelCall, Question, Trace
-from torchpeek.engine.trace import Bound
+from torchpeek.engine.targets import Bound
 from torchpeek.errors import InputError
-from torchpeek.explanation.heatmaps import How, heatmaps_of
-from torchpeek.explanation.plan import Where
+from torchpeek.explanation import HeatmapOptions, LayerChoice
+from torchpeek.explanation.heatmaps import compute_heatmaps
 from torchpeek.heatmap import Heatmap, Provenance
 from torchpeek.metrics import Case, Clean, Explainer, always, at_random, centre
 
@@ -22,12 +22,6 @@ Explain: TypeAlias = Callable[[nn.Module, Tensor, Question], Tensor | Heatmap]
 
 
 RANDOM = 10  # random heatmaps, whose mean is the baseline
-
-
-def layers_of(question: Question) -> tuple[str, ...]:
-    """The layers that a question is about, as that of a neuron is."""
-    layer = getattr(question, "layer", None)
-    return (layer,) if isinstance(layer, str) else ()
 
 
 def by_grid(heatmaps: Mapping[str, Heatmap]) -> list[list[str]]:
@@ -52,7 +46,7 @@ def case_of(clean: Clean, heatmaps: list[Heatmap], explainers: list[Explainer], 
 
 def explainer_of(trace: Trace, heatmap: Heatmap, explain: Explain | None) -> Explainer:
     """The heatmap of changed inputs, by `explain`, or else as its provenance says."""
-    network, shape = trace.runner.model, heatmap.values.shape[1:]
+    network, shape = trace.forward_pass.model, heatmap.values.shape[1:]
 
     def again(
         inputs: Tensor,
@@ -66,12 +60,12 @@ def explainer_of(trace: Trace, heatmap: Heatmap, explain: Explain | None) -> Exp
         question: Any = heatmap.question.select(rows, slice(None))
         if labels is not None:
             question = replace(question, labels=labels[rows])  # asked of classes only
-        with trace.autocast_context():
+        with trace.forward_pass.autocast_context():
             if explain is not None:
                 with torch.enable_grad():  # it may follow gradients on its own
                     found: Any = explain(asked, inputs.clone(), question)
             else:
-                found = _asked_again(asked, trace.given.of(rows, inputs), question, heatmap.provenance)
+                found = _asked_again(asked, trace.forward_pass.call.select(rows, inputs), question, heatmap.provenance)
         values = found.values if isinstance(found, Heatmap) else found
         if not isinstance(values, Tensor) or values.shape != (len(rows), *shape):
             got = tuple(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
@@ -81,12 +75,13 @@ def explainer_of(trace: Trace, heatmap: Heatmap, explain: Explain | None) -> Exp
     return again
 
 
-def _asked_again(model: nn.Module, given: ModelCall, question: Question, made: Provenance) -> Tensor:
+def _asked_again(model: nn.Module, call: ModelCall, question: Question, made: Provenance) -> Tensor:
     """(n, K, *grid): the heatmap of other inputs, by the method, layer and options that its provenance names."""
     method = find_method(made.method)
     layer = None if method.layers == "all" else made.layer if method.layers == "one" else made.layer.split(", ")
     layout = made.layout if layer is not None and made.layout and "," not in made.layout else None
-    target, where, how = Bound(question, layers_of(question)), Where(layer, layout), How(None, None, 0)
-    asked: Any = given  # a call as it is made, which is no type that users give
-    found: Heatmap = heatmaps_of(model, asked, {made.method: made.options}, where, target, how)[made.method]
-    return found.values
+    choice = LayerChoice(layer, layout)
+    asked: Any = call  # a ModelCall, which is no type that users give
+    heatmaps = compute_heatmaps(model, asked, {made.method: made.options}, choice, Bound(question), HeatmapOptions())
+    heatmap: Heatmap = heatmaps[made.method]
+    return heatmap.values

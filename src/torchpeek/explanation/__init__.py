@@ -2,7 +2,18 @@
 
 from torchpeek.engine import Target
 from torchpeek.explanation.api import compare, explain, trace
-from torchpeek.explanation.heatmaps import How
+from torchpeek.explanation.heatmaps import HeatmapOptions, explain_methods
+from torchpeek.explanation.request import LayerChoice
 from torchpeek.models import Inputs, Model
 
-__all__ = ["How", "Inputs", "Model", "Target", "compare", "explain", "trace"]
+__all__ = [
+    "HeatmapOptions",
+    "Inputs",
+    "LayerChoice",
+    "Model",
+    "Target",
+    "compare",
+    "explain",
+    "explain_methods",
+    "trace",
+]

@@ -7,11 +7,12 @@ from typing import Any, overload
 
 from torchpeek.cam import Smoothing, find_method
 from torchpeek.engine import Trace
-from torchpeek.explanation.heatmaps import How, heatmaps_of
-from torchpeek.explanation.plan import LayoutLike, TargetLike, Wanted, Where, traced
+from torchpeek.explanation.heatmaps import HeatmapOptions, compute_heatmaps
+from torchpeek.explanation.plan import PassRequirements, run_pass
+from torchpeek.explanation.request import LayerChoice, LayoutLike, TargetLike, explanation_request
 from torchpeek.heatmap import Heatmap
 from torchpeek.hooks import Selection
-from torchpeek.models import Inputs, Model, given_to, module_of
+from torchpeek.models import Inputs, Model, module_of
 from torchpeek.models.quantised import quantisation_named
 
 
@@ -34,10 +35,10 @@ def trace(
     `trace.ablate` needs, which otherwise takes one more, and with `attention=True` how the tokens of a transformer
     attended to each other, for the methods that need that. The model is left exactly as it was found.
     """
-    where = Where(layer, layout)
-    plan = Wanted(gradients=gradients, ablates=ablations, attention=attention)
+    choice = LayerChoice(layer, layout)
+    requirements = PassRequirements(gradients=gradients, prefix=ablations, attention=attention)
     with quantisation_named(module_of(model)):
-        return traced(model, given_to(model, inputs), where, target, plan)
+        return run_pass(explanation_request(model, inputs, choice, target), requirements)
 
 
 @overload
@@ -107,10 +108,10 @@ def explain(
     The model runs in eval mode and is left exactly as it was found.
     """
     method = find_method(method).name
-    how = How(fuse, smooth, seed)
-    where = Where(layer, layout)
-    found: Heatmap | list[Heatmap] = heatmaps_of(model, inputs, {method: options}, where, target, how)[method]
-    return found
+    heatmap_options, choice = HeatmapOptions(fuse, smooth, seed), LayerChoice(layer, layout)
+    heatmaps = compute_heatmaps(model, inputs, {method: options}, choice, target, heatmap_options)
+    heatmap: Heatmap | list[Heatmap] = heatmaps[method]
+    return heatmap
 
 
 @overload
@@ -167,6 +168,8 @@ def compare(
     trace, of their own layers, unless `layer` says which. `methods` are names, or a dict from a name to that method's
     options. Everything else is as for `explain`.
     """
-    where, how = Where(layer, layout), How(fuse, smooth, seed)
-    found: dict[str, Heatmap] | dict[str, list[Heatmap]] = heatmaps_of(model, inputs, methods, where, target, how)
-    return found
+    choice, options = LayerChoice(layer, layout), HeatmapOptions(fuse, smooth, seed)
+    heatmaps: dict[str, Heatmap] | dict[str, list[Heatmap]] = compute_heatmaps(
+        model, inputs, methods, choice, target, options
+    )
+    return heatmaps

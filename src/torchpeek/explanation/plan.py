@@ -1,145 +1,147 @@
-"""One pass for what is asked together: of which layers, and what a heatmap made of it says of the model."""
+"""The planner: which methods share which pass, and at which layers each pass is made."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from torch import nn
 
-from torchpeek.engine import (
-    Layout,
-    LayoutSpec,
-    ModelCall,
-    ModelRunner,
-    Origin,
-    Trace,
-    as_model_call,
-    suggest_layer,
-    suggest_stages,
-)
-from torchpeek.engine.targets import as_target
-from torchpeek.engine.targets.neurons import layers_read
+from torchpeek.cam import CamMethod, find_method
+from torchpeek.engine import CaptureRequest, Suggestion, Trace, suggest_layer, suggest_stages, trace_model
+from torchpeek.engine.observed import layers_of_target
 from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotConnected, NotFired
-from torchpeek.hooks import Selection, select
-from torchpeek.models import LoadedModel, Model, module_of
+from torchpeek.explanation.request import ExplanationRequest
 
-TargetLike: TypeAlias = Any
-"""None (the predicted class), a class index or name, a tensor or list of these (N,) or (N, K), or a tp.targets.*"""
-
-LayoutLike: TypeAlias = Layout | str
-"""How what a layer returns is to be read: `tp.Layout`, or its text, such as "tokens 1+14x14" or "channels-last"."""
+MethodSelection: TypeAlias = list[tuple[CamMethod, Mapping[str, Any]]]
+"""Methods with the options of each."""
 
 
 @dataclass(frozen=True)
-class Where:
-    """Which layers are looked at, and how what they return is to be read."""
+class PassRequirements:
+    """What one pass must keep, for everything that is computed from it.
 
-    layer: Selection | None
-    layout: LayoutLike | None
-
-    def __post_init__(self) -> None:
-        if self.layout is not None:
-            LayoutSpec.parsed(self.layout)
-            if self.layer is None:
-                raise InputError(f"layout={str(self.layout)!r} is for a layer that is named; layer= is missing")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the methods that are asked for together need of one pass."""
+    Args:
+        gradients: The graph from the layers on.
+        prefix: What ran before the layer, for replays.
+        attention: The attention weights.
+        stages: Where no layer is named, how many to take: the last of each of the coarsest sizes of grid. 0 takes the
+            one default layer.
+        several: Whether a selection may match more than one layer.
+        no_layer: Whether no layer is captured, because the methods read all layers by themselves.
+    """
 
     gradients: bool
-    ablates: bool = False
+    prefix: bool = False
     attention: bool = False
-    stages: int = 0  # layer=None is one layer of each of so many sizes of grid
-    several: bool = False  # a pattern may select more than one layer
-    nowhere: bool = False  # no layer is looked at
+    stages: int = 0
+    several: bool = False
+    no_layer: bool = False
 
 
-def traced(model: Model, given: ModelCall, where: Where, target: TargetLike, plan: Wanted) -> Trace:
-    """One pass, at the layers asked for, or else at those that are suggested for the target."""
-    runner = ModelRunner(module_of(model))
-    asked = as_target(target, class_names_of(model))
-    given = runner.observing(as_model_call(runner.model, given), asked)
+@dataclass(frozen=True)
+class PlannedPass:
+    """One pass, and the methods that share it."""
 
-    def passed(names: Sequence[str], reason: str) -> Trace:
-        origin = _origin(model, reason)
-        layouts = {} if where.layout is None else dict.fromkeys(names, LayoutSpec.parsed(where.layout))
-        return runner.trace(
-            given,
-            names,
-            asked,
-            # Of a neuron it is not plain that it comes after the layer; gradients show it, whatever the method.
-            gradients=plan.gradients or bool(layers_read(asked)),
-            noting=plan.ablates,
-            attention=plan.attention,
-            origin=origin,
-            layouts=layouts,
+    requirements: PassRequirements
+    methods: MethodSelection
+
+
+def selected_methods(methods: Iterable[str] | Mapping[str, Mapping[str, Any]]) -> MethodSelection:
+    """Methods by name, with their options checked.
+
+    Raises:
+        InputError: When there are none.
+        MethodNotFound: When a name is no method.
+        OptionError: When a method has no such option.
+    """
+    if isinstance(methods, str):
+        methods = [methods]
+    if not isinstance(methods, Iterable):
+        raise InputError(f"methods is {methods!r}; give names, or a dict from a name to that method's options")
+    options = methods if isinstance(methods, Mapping) else {name: {} for name in methods}
+    if not options:
+        raise InputError("methods is empty; name at least one (torchpeek methods lists them)")
+    selection = [(find_method(name), of_method) for name, of_method in options.items()]
+    for method, of_method in selection:
+        method.check_options(of_method)
+    return selection
+
+
+def plan_passes(methods: MethodSelection, *, layer_named: bool, fused: bool) -> list[PlannedPass]:
+    """As few passes as the methods need together.
+
+    All methods share one pass, with two exceptions. Methods that read attention need their own, because it keeps
+    attention weights and their graph. Methods that combine layers, and all methods when maps are fused, need a pass at
+    several layers where none is named.
+    """
+    groups: dict[tuple[int, bool], MethodSelection] = {}
+    for method, options in methods:
+        combines_layers = not layer_named and (method.layers == "many" or fused)
+        key = (method.stages if combines_layers else 0, method.needs == "attention")
+        groups.setdefault(key, []).append((method, options))
+    return [
+        PlannedPass(
+            PassRequirements(
+                gradients=attention or any(method.needs == "gradients" for method, _ in group),
+                prefix=any(method.ablates for method, _ in group),
+                attention=attention,
+                stages=stages,
+                several=fused or all(method.layers == "many" for method, _ in group),
+                no_layer=attention or (not layer_named and all(method.layers == "all" for method, _ in group)),
+            ),
+            group,
         )
+        for (stages, attention), group in groups.items()
+    ]
 
-    if where.layer is not None:
-        several = plan.several or isinstance(where.layer, (list, tuple))
-        return passed(_layers(runner.model, where.layer, several=several), "asked for")
-    if plan.nowhere:
-        return passed([], "")
-    if plan.stages:
-        stages = suggest_stages(runner.model, given, plan.stages, asked)
-        return passed([each.layer for each in stages], stages[0].reason)
+
+def run_pass(request: ExplanationRequest, requirements: PassRequirements) -> Trace:
+    """One pass at the layers that the user named, or else at those that suit the target.
+
+    Raises:
+        AmbiguousCall: When the selection matches several layers and one is needed.
+        NoSpatialLayer: When no layer has a grid.
+        TorchpeekError: As `trace_model` does.
+    """
+    if requirements.no_layer:
+        return _trace_at(request, requirements, {}, "")
+    if request.layers is not None:
+        several = requirements.several or isinstance(request.choice.layer, (list, tuple))
+        if len(request.layers) > 1 and not several:
+            listed = ", ".join(map(repr, list(request.layers)[:6])) + (", ..." if len(request.layers) > 6 else "")
+            raise AmbiguousCall(
+                f"layer {request.choice.layer!r} selects {len(request.layers)} layers ({listed}); a heatmap is of one. "
+                "Name one of them, or say how their maps become one: fuse='max', 'mean' or 'product' (--fuse)"
+            )
+        return _trace_at(request, requirements, request.layers, "asked for")
+    module, call, target = request.module, request.call, request.target
+
+    def trace_at(*suggestions: Suggestion) -> Trace:
+        layers = {each.layer: module.get_submodule(each.layer) for each in suggestions}
+        return _trace_at(request, requirements, layers, suggestions[0].reason)
+
+    if requirements.stages:
+        return trace_at(*suggest_stages(module, call, requirements.stages, target))
     try:
-        found = suggest_layer(runner.model, given, asked)
-        return passed([found.layer], found.reason)
+        return trace_at(suggest_layer(module, call, target))
     except (NoSpatialLayer, NotFired, AmbiguousCall, NotConnected):
-        # What was remembered was of an input of another size, perhaps, or of another score.
-        found = suggest_layer(runner.model, given, asked, anew=True)
-        return passed([found.layer], found.reason)
+        # The remembered layer may have been found for an input of another size, or for another score.
+        return trace_at(suggest_layer(module, call, target, anew=True))
 
 
-def _layers(module: nn.Module, layer: Selection, *, several: bool) -> list[str]:
-    """The names of the layers that are asked for: one, unless several may be."""
-    names = list(select(module, _spelled(module, layer)))
-    if len(names) > 1 and not several:
-        listed = ", ".join(map(repr, names[:6])) + (", ..." if len(names) > 6 else "")
-        raise AmbiguousCall(
-            f"layer {layer!r} selects {len(names)} layers ({listed}); a heatmap is of one. Name one of them, or say "
-            "how their maps become one: fuse='max', 'mean' or 'product' (--fuse)"
-        )
-    return names
-
-
-def _spelled(module: nn.Module, layer: Selection) -> Selection:
-    """Names as they are here: in a wrapper of the model also without, in the model also with, the wrapper's prefix."""
-    if isinstance(layer, (list, tuple)):
-        return [_spelled(module, each) for each in layer]
-    if not isinstance(layer, str):
-        return layer
-    if isinstance(module, _WRAPPERS):
-        return layer if layer.partition(".")[0] == "module" else f"module.{layer}"
-    return layer if hasattr(module, "_orig_mod") else layer.removeprefix("_orig_mod.")
-
-
-_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-
-
-def _type_name(module: nn.Module) -> str:
-    """Of the network itself, not of what runs it."""
-    if isinstance(module, _WRAPPERS):
-        return _type_name(module.module)
-    compiled = type(module).__name__ == "OptimizedModule"
-    return _type_name(module.get_submodule("_orig_mod")) if compiled else type(module).__name__
-
-
-def class_names_of(model: Model) -> Sequence[str] | None:
-    """Those that a model was loaded with."""
-    return model.class_names if isinstance(model, LoadedModel) else None
-
-
-def _origin(model: Model, layer_reason: str) -> Origin:
-    if not isinstance(model, LoadedModel):
-        return Origin(_type_name(model), layer_reason=layer_reason)
-    spec = model.spec or _type_name(model.module)
-    own = f"the model's own ({getattr(model.preprocess, '__name__', type(model.preprocess).__name__)})"
-    says = "__str__" in vars(type(model.preprocess))  # a function does not
-    how = str(model.preprocess) if says else own
-    return Origin(spec, model.weights, how, layer_reason, model.class_names)
+def _trace_at(
+    request: ExplanationRequest, requirements: PassRequirements, layers: Mapping[str, nn.Module], reason: str
+) -> Trace:
+    captures = CaptureRequest(
+        layers,
+        # An inner layer that the target asks about may not come after the captured layer. Gradients show that, whatever
+        # the method.
+        gradients=requirements.gradients or bool(layers_of_target(request.target)),
+        prefix=requirements.prefix,
+        attention=requirements.attention,
+        layouts=dict.fromkeys(layers, request.choice.layout_spec),
+    )
+    origin = replace(request.origin, layer_reason=reason)
+    return trace_model(request.module, request.call, captures, request.target, origin)

@@ -3,17 +3,20 @@
 from torchpeek.hooks import containers
 from torchpeek.hooks.editing import edits
 from torchpeek.hooks.editing.edit import edit
-from torchpeek.hooks.process import eagerly, shared
+from torchpeek.hooks.patched_forward import Forward, replaceable, replaced
+from torchpeek.hooks.process import eagerly, is_compile_wrapper, shared
 from torchpeek.hooks.recording import keep
 from torchpeek.hooks.recording.call import Call, Calls
 from torchpeek.hooks.recording.record import Recording, record
 from torchpeek.hooks.select import Selection, select, why_not_fired
-from torchpeek.hooks.temporary_hooks import attached
+from torchpeek.hooks.temporary_hooks import ForwardHook, attached
 from torchpeek.hooks.tensors import edit_gradient, record_gradients
 
 __all__ = [
     "Call",
     "Calls",
+    "Forward",
+    "ForwardHook",
     "Recording",
     "Selection",
     "attached",
@@ -22,9 +25,12 @@ __all__ = [
     "edit",
     "edit_gradient",
     "edits",
+    "is_compile_wrapper",
     "keep",
     "record",
     "record_gradients",
+    "replaceable",
+    "replaced",
     "select",
     "shared",
     "why_not_fired",

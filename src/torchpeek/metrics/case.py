@@ -10,9 +10,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from torchpeek.engine import Trace
-from torchpeek.engine.targets import ClassScores, ComputedScores, class_logits
-from torchpeek.engine.trace import Bound, Change
+from torchpeek.engine import Change, Trace
+from torchpeek.engine.targets import Bound, ClassScores, ComputedScores, class_logits
 from torchpeek.errors import MetricNotApplicable
 from torchpeek.heatmap import unit_range, upsample
 from torchpeek.metrics.draws import fingerprint, generator
@@ -74,7 +73,7 @@ class Clean(_Remembering):
             if class_logits(self.trace.output).shape[1] < 2:
                 raise MetricNotApplicable(ONE_LOGIT)
             question = replace(question, kind="probability")
-        return self.trace.asked(Bound(question, tuple(self.trace.given.observed)))
+        return self.trace.with_target(Bound(question))
 
     @cached_property
     def fingerprints(self) -> list[bytes]:

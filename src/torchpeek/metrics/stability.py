@@ -64,7 +64,7 @@ def randomisation(case: Case, *, stages: int = 8) -> Scored:
     """
     check_whole("stages", stages)
     found = [torch.ones_like(case.values.flatten(2)[..., 0])]
-    for number, model in enumerate(randomised(case.clean.trace.runner.model, stages, case.clean.seed)):
+    for number, model in enumerate(randomised(case.clean.trace.forward_pass.model, stages, case.clean.seed)):
         torch.clear_autocast_cache()  # of the caller's autocast, which would go on with the parameters before
         again = _again(case, case.inputs, model=model, draw=1 + number)
         found.append(rank_correlation(case.values.flatten(2), again.flatten(2)).abs())

@@ -19,7 +19,7 @@ Inputs: TypeAlias = Tensor | Picture | str | PathLike[str] | Image.Image | Mappi
 """A batch (N, C, *grid); a Picture; with a LoadedModel also a path or a PIL image; keyword arguments; tp.Arguments."""
 
 
-def given_to(model: Model, inputs: object) -> ModelCall:
+def model_call_for(model: Model, inputs: object) -> ModelCall:
     """The call of the model that is meant, with copies of all tensors: the model may write into what it is given.
 
     Pictures go to the model's device; a tensor stays where it is.

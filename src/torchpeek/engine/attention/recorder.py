@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from torchpeek.engine.attention.function_mode import AttentionMode, entered
-from torchpeek.engine.gradients import score_gradients, vjp
-from torchpeek.engine.numerics import at_least_float32
-from torchpeek.errors import GradUnavailable, MethodNotApplicable, NotConnected
+from torchpeek.errors import MethodNotApplicable
 from torchpeek.hooks import attached, containers
 from torchpeek.interrupts import uninterrupted
 
@@ -214,69 +211,6 @@ class _Call:
     name: str
     module: nn.Module
     seen: list[_Attended]
-
-
-def attention_gradients(scores: Tensor, attentions: Sequence[Attention]) -> list[Tensor]:
-    """For each attention the gradients (N, K, heads, T, T) of the scores (N, K), by one batched VJP, >= float32.
-
-    Samples do not mix in eval mode, so one backward pass serves the batch. Raises GradUnavailable where the pass kept
-    no graph, NotConnected where no score depends on one of them.
-    """
-    handles = [_handle(each) for each in attentions]
-    found = score_gradients(scores, handles, sum(each.weights.nbytes for each in attentions))
-    made = [_by_heads(gradient, each) for gradient, each in zip(found, attentions, strict=True) if gradient is not None]
-    if len(made) < len(attentions):
-        pairs = zip(attentions, found, strict=True)
-        raise NotConnected(_not_connected([each.layer for each, gradient in pairs if gradient is None]))
-    return made
-
-
-def layerwise_attention_gradients(score: Callable[[Any], Tensor], attentions: Sequence[Attention]) -> Iterator[Tensor]:
-    """For each attention the gradients (N, K, heads, T, T) of its own block's scores s^l; arXiv:2404.03214, section 3.
-
-    `score` is what comes after the last block: from what a block returned (its tokens with a graph) to scores (N, K).
-    One layer at a time, each by a batched VJP through its own block only. Raises GradUnavailable and NotConnected.
-    """
-    for each in attentions:
-        handle, after = _handle(each), each.after
-        if after is None or after.edge is None:
-            raise GradUnavailable(
-                f"the output of {each.block!r} is not in the graph: it runs under torch.no_grad() or inference_mode(). "
-                "Choose a method that needs no gradients"
-            )
-        # From a copy: what comes after the block may have written into what it returned.
-        leaf = containers.at(after.value, after.path).detach().clone().requires_grad_()
-        with torch.enable_grad():
-            scores = score(containers.mapped(after.value, partial(_leaf_or_copy, after.path, leaf)))  # (N, K)
-        (vectors,) = score_gradients(scores, [leaf], leaf.nbytes)  # (K, N, T, C)
-        gradient = None if vectors is None else vjp(after.edge, [handle], vectors, each.weights.nbytes)[0]
-        if gradient is None:
-            raise NotConnected(_not_connected([each.layer]))
-        yield _by_heads(gradient, each)
-
-
-def _leaf_or_copy(tokens: str, leaf: Tensor, path: str, tensor: Tensor) -> Tensor:
-    return leaf.clone() if path == tokens else tensor.clone()
-
-
-def _handle(attention: Attention) -> Tensor | GradientEdge:
-    if attention.handle is None:
-        raise GradUnavailable("this trace was made with gradients=False; make it again without that")
-    return attention.handle
-
-
-def _by_heads(gradient: Tensor, attention: Attention) -> Tensor:
-    """(K, N, heads, T, T) or (K, N*heads, T, T) -> (N, K, heads, T, T)."""
-    return at_least_float32(gradient.reshape(len(gradient), *attention.weights.shape).movedim(0, 1))
-
-
-def _not_connected(layers: list[str]) -> str:
-    named = ", ".join(map(repr, layers))
-    return (
-        f"the score does not depend on the attention in {named}: no gradient flows back to it. Either the model does "
-        "not use it for this score, or it detaches it, or runs a part under torch.no_grad() or inference_mode(). "
-        "Choose a method that needs no gradients"
-    )
 
 
 def _takes_hooks(module: nn.Module) -> bool:

@@ -39,7 +39,7 @@ class LayoutEvidence:
     returned: Mapping[str, Any] = field(default_factory=dict)  # by each layer for one sample, on the meta device
 
 
-def readings(module: nn.Module, output: Any, seen: LayoutEvidence) -> list[Layout]:
+def candidate_layouts(module: nn.Module, output: Any, seen: LayoutEvidence) -> list[Layout]:
     """Every way in which what a module returned can be (N, C, *grid); most plausible ones only, so mostly one or none.
 
     Of a container the tensors are tried one by one.
@@ -174,7 +174,7 @@ def _token_readings(kind: Kind, tokens: int, grids: Iterable[Grid], seen: Layout
     return none or declared or found
 
 
-def resolved(name: str, module: nn.Module, output: Any, seen: LayoutEvidence, asked: LayoutSpec | None) -> Layout:
+def resolve_layout(name: str, module: nn.Module, output: Any, seen: LayoutEvidence, asked: LayoutSpec | None) -> Layout:
     """The one layout of what a layer returned. Raises NoSpatialLayer, which lists the readings if there are several."""
     found = list(_as_asked(output, seen, asked)) if asked is not None else _as_of_one(name, module, output, seen)
     if len(found) == 1:
@@ -194,10 +194,10 @@ def resolved(name: str, module: nn.Module, output: Any, seen: LayoutEvidence, as
 def _as_of_one(name: str, module: nn.Module, output: Any, seen: LayoutEvidence) -> list[Layout]:
     """The readings of what the layer returned for one sample, as there no other axis can be taken for the samples'."""
     if name not in seen.returned:
-        return readings(module, output, seen)
-    of_one = readings(module, seen.returned[name], replace(seen, count=1))
+        return candidate_layouts(module, output, seen)
+    of_one = candidate_layouts(module, seen.returned[name], replace(seen, count=1))
     fitting = [each for each in of_one if each.fits(output, seen.count)]
-    return fitting if fitting or not of_one else readings(module, output, seen)
+    return fitting if fitting or not of_one else candidate_layouts(module, output, seen)
 
 
 def _as_asked(output: Any, seen: LayoutEvidence, asked: LayoutSpec) -> Iterable[Layout]:

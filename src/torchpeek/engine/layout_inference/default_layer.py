@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +16,11 @@ from torch.autograd.graph import get_gradient_edge
 from torchpeek.engine.forward import run
 from torchpeek.engine.layout import Layout
 from torchpeek.engine.layout_inference.dry_run import Candidate, dry_run, first_sample
-from torchpeek.engine.model_call import ModelCall, as_model_call, compares_texts
+from torchpeek.engine.model_cache import ModelCache
+from torchpeek.engine.model_call import ModelCall, compares_texts
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.targets import Target, of_samples
+from torchpeek.engine.targets.question import has_separate_branches
 from torchpeek.errors import NoSpatialLayer, TargetError
 from torchpeek.hooks import attached, containers
 
@@ -33,7 +33,7 @@ class Suggestion:
     reason: str
 
 
-_SUGGESTED: weakref.WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Suggestion]] = weakref.WeakKeyDictionary()
+_SUGGESTED: ModelCache[tuple[object, ...], Suggestion] = ModelCache()
 
 
 # So many candidates are tried in one pass, from the last one on: mostly that is it, and a graph over the whole model is
@@ -41,9 +41,7 @@ _SUGGESTED: weakref.WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Sugges
 _TRIED = (1, 3, 12)
 
 
-def suggest_layer(
-    model: nn.Module, inputs: Tensor | ModelCall, target: Target | None = None, *, anew: bool = False
-) -> Suggestion:
+def suggest_layer(model: nn.Module, call: ModelCall, target: Target | None = None, *, anew: bool = False) -> Suggestion:
     """The last layer with a grid at which the score depends on the positions of the grid.
 
     Found by a dry pass and one that follows the score back, and remembered unless `anew`. After the last block of a
@@ -55,33 +53,26 @@ def suggest_layer(
     is the activation rather than the normalisation that it overwrites, but never one that only passes on. Raises
     NoSpatialLayer where no layer has a grid.
     """
-    known, kind = _SUGGESTED.setdefault(model, {}), _kind(target)
-    suggestion = known.get(kind)
-    # Of a detector each box hangs on a branch of its own.
-    anew = anew or _is_of_boxes(target)
+    kind = _kind(target)
+    suggestion = _SUGGESTED.get(model, kind)
+    anew = anew or has_separate_branches(target)
     if suggestion is not None and not anew and suggestion.layer in dict(model.named_modules()):
         return suggestion
-    given = as_model_call(model, inputs)
-    found = dry_run(model, given, anew=anew)
+    found = dry_run(model, call, anew=anew)
     candidates = found.candidates
     if found.dense or compares_texts(model):
         candidates = _before_the_head(model, candidates)
     if not candidates:
         raise NoSpatialLayer(
             f"no layer of {type(model).__name__} returns a grid of positions for an input of "
-            f"{tuple(given.as_taken.shape)}, be it (N, C, *grid), (N, *grid, C) or tokens (N, T, C), so there is "
+            f"{tuple(call.model_picture.shape)}, be it (N, C, *grid), (N, *grid, C) or tokens (N, T, C), so there is "
             "nothing to lay over the picture; torchpeek layers shows what they return"
         )
-    chosen = _last_that_counts(model, given, candidates, target)
+    chosen = _last_that_counts(model, call, candidates, target)
     reason = "the last layer with a grid before the head"
     if chosen is not candidates[-1]:
         reason = "the last layer at which the score depends on the positions of the grid"
-    known[kind] = suggestion = Suggestion(chosen.layer, reason)
-    return suggestion
-
-
-def _is_of_boxes(target: Target | None) -> bool:
-    return hasattr(target, "least_iou")
+    return _SUGGESTED.put(model, kind, Suggestion(chosen.layer, reason))
 
 
 def _kind(target: Target | None) -> tuple[object, ...]:
@@ -105,16 +96,13 @@ def _before_the_head(model: nn.Module, candidates: list[Candidate]) -> list[Cand
     return candidates[: len(sizes) - sizes[::-1].index(min(sizes))] if sizes else []
 
 
-def suggest_stages(
-    model: nn.Module, inputs: Tensor | ModelCall, most: int, target: Target | None = None
-) -> Sequence[Suggestion]:
+def suggest_stages(model: nn.Module, call: ModelCall, most: int, target: Target | None = None) -> Sequence[Suggestion]:
     """The layers to look at together: the last outermost one of each of the `most` coarsest sizes of grid.
 
     None of them comes after the one that `suggest_layer` suggests, and raises as that does.
     """
-    given = as_model_call(model, inputs)
-    last = suggest_layer(model, given, target)
-    candidates = dry_run(model, given).candidates
+    last = suggest_layer(model, call, target)
+    candidates = dry_run(model, call).candidates
     end = next((number for number, each in enumerate(candidates) if each.layer == last.layer), len(candidates) - 1)
     found: dict[int, str] = {}
     for each in candidates[:end]:
@@ -127,13 +115,13 @@ def suggest_stages(
 
 
 def _last_that_counts(
-    model: nn.Module, given: ModelCall, candidates: list[Candidate], target: Target | None
+    model: nn.Module, call: ModelCall, candidates: list[Candidate], target: Target | None
 ) -> Candidate:
     """The last candidate with a gradient at some position of its grid; the last of all where there is none anywhere."""
     end = len(candidates)
     for most in chain(_TRIED, repeat(_TRIED[-1])):
         tried = candidates[max(0, end - most) : end]
-        counts = _which_count(model, given, tried, target) if tried else None
+        counts = _which_count(model, call, tried, target) if tried else None
         if counts is None:
             break
         if any(counts):
@@ -143,23 +131,20 @@ def _last_that_counts(
 
 
 def _which_count(
-    model: nn.Module, given: ModelCall, candidates: list[Candidate], target: Target | None
+    model: nn.Module, call: ModelCall, candidates: list[Candidate], target: Target | None
 ) -> list[bool] | None:
     """For each candidate, whether the scores of the first sample depend on its grid. None where one cannot tell."""
     modules = dict(model.named_modules())
     handles: dict[str, Any] = {}
-    thread = threading.get_ident()
 
     def keep(each: Candidate, module: nn.Module, args: Any, output: Any) -> Any:
-        if threading.get_ident() != thread:
-            return None  # somebody else is running the model
         tensor = dict(containers.leaves(output)).get(each.layout.part)
         if tensor is None or each.layer in handles:
             return None
         if tensor.requires_grad:
             handles[each.layer] = get_gradient_edge(tensor)
             return None
-        torch.set_grad_enabled(True)  # for what comes after; as_found ends it
+        torch.set_grad_enabled(True)  # for what comes after; `preserved` ends it
         leaf = tensor.detach().clone().requires_grad_()
         handles[each.layer] = leaf
         return containers.with_part(output, each.layout.part, leaf.clone())
@@ -167,7 +152,7 @@ def _which_count(
     hooks = [(modules[each.layer], partial(keep, each)) for each in candidates]
     with preserved(model):
         with attached(hooks):
-            output = run(model, first_sample(given).handed())
+            output = run(model, first_sample(call).for_one_pass())
         try:
             with torch.enable_grad():
                 scores = _scores(output, target)
@@ -197,7 +182,7 @@ def _scores(output: Any, target: Target | None) -> Tensor:
         try:
             question = of_samples(target, 0, 1).bind(output)
             scores = question(output, torch.tensor([0])).flatten()
-            return scores if _is_of_boxes(target) else scores.sum().unsqueeze(0)
+            return scores if has_separate_branches(target) else scores.sum().unsqueeze(0)
         except TargetError:  # of a target for all the samples, perhaps; the trace says it if it is wrong
             pass
     total = torch.zeros(())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
-import weakref
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,13 +17,14 @@ from torchpeek.engine.forward import run
 from torchpeek.engine.layout import Grid, Layout, described
 from torchpeek.engine.layout_inference.candidates import (
     LayoutEvidence,
+    candidate_layouts,
     linear_widths,
     may_have_channels_last,
-    readings,
     without_attention,
 )
 from torchpeek.engine.layout_inference.model_config import configured_grids, configured_queries, declared
 from torchpeek.engine.layout_inference.module_axes import channels_of, grid_of
+from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.preserve import preserved
 from torchpeek.hooks import attached, containers
@@ -52,16 +51,12 @@ class Candidate:
 
 
 # A model is surveyed once for each size of input; forgotten with the model.
-_SURVEYS: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Survey]] = weakref.WeakKeyDictionary()
+_DRY_RUNS: ModelCache[Any, DryRun] = ModelCache(capacity=16)
 
 
-# Of so many sizes of input a model's surveys are kept.
-_SIZES = 16
-
-
-def layer_calls(model: nn.Module, given: ModelCall | None) -> list[LayerCall]:
+def layer_calls(model: nn.Module, call: ModelCall | None) -> list[LayerCall]:
     """Every layer, in the order of `named_modules`; of inputs, with what a pass over the first sample returns."""
-    found = None if given is None else dry_run(model, given)
+    found = None if call is None else dry_run(model, call)
     return [
         LayerCall(
             name,
@@ -75,28 +70,28 @@ def layer_calls(model: nn.Module, given: ModelCall | None) -> list[LayerCall]:
     ]
 
 
-def layout_evidence(model: nn.Module, given: ModelCall) -> LayoutEvidence:
-    """What a dry pass over the first sample shows of the model's grids, for as many samples as are given."""
-    return replace(dry_run(model, given).seen, count=len(given))
+def layout_evidence(model: nn.Module, call: ModelCall) -> LayoutEvidence:
+    """What a dry pass over the first sample shows of the model's grids, for as many samples as are call."""
+    return replace(dry_run(model, call).seen, count=len(call))
 
 
-def known_evidence(model: nn.Module, given: ModelCall) -> LayoutEvidence | None:
+def known_evidence(model: nn.Module, call: ModelCall) -> LayoutEvidence | None:
     """The same, without a pass: None where there was none yet."""
-    known = _SURVEYS.get(model, {}).get(_key(given))
-    return None if known is None else replace(known.seen, count=len(given))
+    known = _DRY_RUNS.get(model, _key(call))
+    return None if known is None else replace(known.seen, count=len(call))
 
 
-def layout_of(model: nn.Module, given: ModelCall, layer: str) -> Layout | None:
+def layout_of(model: nn.Module, call: ModelCall, layer: str) -> Layout | None:
     """How what a layer returns is to be read, by a dry pass; None where it has no grid, or not one for certain."""
-    found = dry_run(model, given)
+    found = dry_run(model, call)
     if layer not in found.seen.returned:
         return None
-    layouts = readings(dict(model.named_modules())[layer], found.seen.returned[layer], found.seen)
+    layouts = candidate_layouts(dict(model.named_modules())[layer], found.seen.returned[layer], found.seen)
     return layouts[0] if len(layouts) == 1 else None
 
 
 @dataclass(frozen=True, eq=False)
-class _Survey:
+class DryRun:
     """What one dry pass showed; no tensors."""
 
     calls: Mapping[str, int]
@@ -106,11 +101,11 @@ class _Survey:
     dense: bool  # whether the model answers at each position of a grid, or for boxes
 
 
-class _Watch:
+class DryRunObserver:
     """What the hooks of a dry pass note."""
 
-    def __init__(self, given: ModelCall, model: nn.Module) -> None:
-        self._given = given
+    def __init__(self, call: ModelCall, model: nn.Module) -> None:
+        self._call = call
         self._model = model
         self._calls: dict[str, int] = {}
         self._outputs: dict[str, str] = {}
@@ -124,15 +119,12 @@ class _Watch:
         self._last: set[tuple[int, ...]] = set()
         # The latest tensors, how often each had been written into, and its number in the list above.
         self._latest: deque[tuple[Tensor, int, int]] = deque(maxlen=8)
-        self._thread = threading.get_ident()
 
     def returned(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        if threading.get_ident() != self._thread:
-            return
         self._calls[name] = self._calls.get(name, 0) + 1
         self._outputs[name] = described(output)
         self._returned[name] = _shape_only(output)  # the readings are made when all grids are known
-        if any(given is self._given.as_taken for given in args):
+        if any(argument is self._call.model_picture for argument in args):
             self._take_input.add(name)
         if grid := grid_of(module, output):
             self._grids[grid] = None
@@ -146,7 +138,7 @@ class _Watch:
         (tensor,) = floating
         for place, (earlier, version, number) in enumerate(self._latest):
             if tensor is earlier:
-                passes_on = any(given is tensor for given in args) and tensor._version == version
+                passes_on = any(argument is tensor for argument in args) and tensor._version == version
                 if not passes_on:
                     self._returned_by[number].append(name)
                     self._returned_last[number] = next(self._clock)
@@ -156,10 +148,10 @@ class _Watch:
         self._returned_by.append([name])
         self._returned_last.append(next(self._clock))
 
-    def dry_run(self, output: Any, beside: tuple[int | None, int], *, unsure: bool = False) -> _Survey:
+    def result(self, output: Any, beside: tuple[int | None, int], *, unsure: bool = False) -> DryRun:
         """What the pass showed, in which the model returned `output`; `beside` the grid are so many tokens."""
         prefix, suffix = beside
-        size, scales = self._size(), self._given.listed
+        size, scales = self._size(), self._call.takes_list
         of_picture = (grid for grid in (*self._grids, *configured_grids(self._model)) if len(grid) == len(size))
         fitting = [grid for grid in of_picture if scales or all(a <= b for a, b in zip(grid, size, strict=True))]
         grids = tuple(without_attention(fitting, size))
@@ -186,7 +178,7 @@ class _Watch:
         in_order = sorted(range(len(self._returned_by)), key=self._returned_last.__getitem__)
         for names in (self._returned_by[number] for number in in_order):
             # By what each itself returned: one has the tensor in a container, another's kind says what its axes are.
-            found = {name: readings(modules[name], self._returned[name], seen) for name in names}
+            found = {name: candidate_layouts(modules[name], self._returned[name], seen) for name in names}
             layer = self._best([name for name in names if len(found[name]) == 1])
             if layer and not _enlarges(modules[layer], found[layer][0], candidates):
                 projection = type(modules[layer]) is nn.Linear and names == [layer]
@@ -199,15 +191,15 @@ class _Watch:
             seen = replace(seen, ordered=last.grid)
             candidates = [each for each in candidates if not each.layout.flat or each.layout.grid == last.grid]
         dense = scales or any(self._is_dense(path, tensor) for path, tensor in containers.leaves(output))
-        return _Survey(self._calls, self._outputs, seen, candidates, dense)
+        return DryRun(self._calls, self._outputs, seen, candidates, dense)
 
     def _is_dense(self, path: str, tensor: Tensor) -> bool:
-        of_positions = tensor.ndim == self._given.picture.ndim and tensor.shape[2:].numel() > 1
+        of_positions = tensor.ndim == self._call.picture.ndim and tensor.shape[2:].numel() > 1
         return "boxes" in path or (of_positions and tensor.is_floating_point())
 
     def _size(self) -> tuple[int, ...]:
         """The picture's own axes. All but the first, where that is how convolutions see it: no axis is of channels."""
-        picture = self._given.picture
+        picture = self._call.picture
         axes = {len(grid) for grid in self._grids}
         without_channels = picture.ndim - 2 not in axes and picture.ndim - 1 in axes
         return tuple(picture.shape[1:] if without_channels else picture.shape[2:])
@@ -229,33 +221,31 @@ def _shape_only(output: Any) -> Any:
     return containers.mapped(output, lambda _, each: torch.empty(each.shape, dtype=each.dtype, device="meta"))
 
 
-def first_sample(given: ModelCall) -> ModelCall:
-    # A copy, so that being given the model's input is told from being given a view.
-    return given.of(torch.tensor([0]), given.picture[:1].detach().clone())
+def first_sample(call: ModelCall) -> ModelCall:
+    # A copy, so that being call the model's input is told from being call a view.
+    return call.select(torch.tensor([0]), call.picture[:1].detach().clone())
 
 
-def _key(given: ModelCall) -> tuple[object, ...]:
-    return tuple(given.picture.shape[1:]), given.path
+def _key(call: ModelCall) -> tuple[object, ...]:
+    return tuple(call.picture.shape[1:]), call.picture_path
 
 
-def dry_run(model: nn.Module, given: ModelCall, *, anew: bool = False) -> _Survey:
-    known = _SURVEYS.setdefault(model, {})
-    key = _key(given)
-    if anew or key not in known:
-        while len(known) >= _SIZES:
-            del known[next(iter(known))]
-        first = first_sample(given).handed()
-        watch = _Watch(first, model)
-        hooks = ((module, partial(watch.returned, name)) for name, module in model.named_modules() if name)
-        with preserved(model), attached(hooks):
-            output = run(model, first)
-        found = watch.dry_run(output, declared(model))
-        undeclared = [each for each in found.candidates if each.layout.others and found.seen.prefix is None]
-        if undeclared and (corners := _corners(model, first, found.seen.size, undeclared[0])):
-            beside = _beside_the_grid(*corners, undeclared[0].layout)
-            found = watch.dry_run(output, beside or (None, 0), unsure=beside is None)
-        known[key] = found
-    return known[key]
+def dry_run(model: nn.Module, call: ModelCall, *, anew: bool = False) -> DryRun:
+    key = _key(call)
+    known = None if anew else _DRY_RUNS.get(model, key)
+    if known is not None:
+        return known
+    first = first_sample(call).for_one_pass()
+    observer = DryRunObserver(first, model)
+    hooks = ((module, partial(observer.returned, name)) for name, module in model.named_modules() if name)
+    with preserved(model), attached(hooks):
+        output = run(model, first)
+    result = observer.result(output, declared(model))
+    undeclared = [each for each in result.candidates if each.layout.others and result.seen.prefix is None]
+    if undeclared and (corners := _corners(model, first, result.seen.size, undeclared[0])):
+        beside = _beside_the_grid(*corners, undeclared[0].layout)
+        result = observer.result(output, beside or (None, 0), unsure=beside is None)
+    return _DRY_RUNS.put(model, key, result)
 
 
 def _corners(model: nn.Module, first: ModelCall, size: Grid, layer: Candidate) -> tuple[Tensor, Tensor] | None:
@@ -265,7 +255,6 @@ def _corners(model: nn.Module, first: ModelCall, size: Grid, layer: Candidate) -
     """
     layout, module = layer.layout, dict(model.named_modules())[layer.layer]
     sides = [-(-length // cells) for length, cells in zip(size, layout.grid, strict=True)]
-    thread = threading.get_ident()
 
     def tokens(*corner: slice) -> Tensor:
         picture = first.picture.clone()
@@ -279,14 +268,14 @@ def _corners(model: nn.Module, first: ModelCall, size: Grid, layer: Candidate) -
         taken: list[Tensor] = []
 
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            if threading.get_ident() == thread and layout.fits(output, 1):
+            if layout.fits(output, 1):
                 made = containers.at(output, layout.part)
-                # What it was given, if that are the same tokens: they may have seen each other in it.
+                # What it was call, if that are the same tokens: they may have seen each other in it.
                 before = next((each for each in args if isinstance(each, Tensor) and each.shape == made.shape), made)
                 taken.append(before.movedim(layout.batch_axis, 0).detach().double().clone())
 
         with preserved(model), attached([(module, keep)]):
-            run(model, first.changed(picture).handed())
+            run(model, first.with_picture(picture).for_one_pass())
         [of_sample] = taken
         return of_sample[0] if layout.kind == "channel-tokens" else of_sample[0].mT  # (C, T)
 

@@ -1,8 +1,7 @@
-"""What a pass leaves behind for replays: what each module returned, until one layer did."""
+"""What ran before a layer returned: the outermost finished calls of one pass, and their outputs."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -10,74 +9,76 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torchpeek.hooks import containers
-from torchpeek.hooks.patched_forward import Forward, replaceable
+from torchpeek.hooks import Forward, containers, replaceable
 
 
 @dataclass(eq=False)
 class RecordedCall:
-    """One call of a module, as noted. It is over, or it holds the layer and has to run again."""
+    """One call of a module: it finished before the layer returned, or it contains the layer and must run again."""
 
     module: nn.Module
     output: Any = None
-    over: bool = False
+    finished: bool = False
 
 
 class PrefixRecording:
-    """What one pass over `count` samples left behind of the outermost calls that were over before the layer returned.
+    """The outermost calls of one pass over `count` samples that finished before the layer returned.
 
-    Used as `with replaced(notes.forwards(model))` around a pass, with `notes.closing` as the layer's last hook, and
-    `notes.checked()` at last. `copied` says of which calls, by number, the outputs are overwritten later on, so that a
-    copy has to be taken; None says that this is not known, and takes one of each.
+    Usage: `with replaced(recording.forwards(model))` around the pass, with `recording.stop` as the last hook of the
+    layer, and `recording.complete()` after the pass.
+
+    Args:
+        count: The number of samples, N.
+        overwritten: The numbers of the calls whose outputs a later operation overwrites, so that a copy is stored. None
+            means that this is not known yet, and stores a copy of every output.
     """
 
-    def __init__(self, count: int, copied: frozenset[int] | None = None) -> None:
+    def __init__(self, count: int, overwritten: frozenset[int] | None = None) -> None:
         self.count = count
         self.calls: list[RecordedCall] = []
-        self.overwritten: frozenset[int] = frozenset()
-        self.confirmed = False  # that replays of what is in them give what the pass gave
-        self._copied = copied
-        self._seen: dict[int, list[tuple[Tensor, int | None]]] = {}  # by call: tensors as returned, and their versions
-        self._open = True
-        self._thread = threading.get_ident()
+        self.overwritten: frozenset[int] = frozenset()  # as this pass showed it
+        self.confirmed = False  # whether a replay from this recording has returned what the pass returned
+        self._to_copy = overwritten
+        self._versions: dict[int, list[tuple[Tensor, int | None]]] = {}  # call -> its tensors, and their versions
+        self._recording = True
 
     def forwards(self, model: nn.Module) -> Iterable[tuple[nn.Module, Forward]]:
-        return [(module, partial(self._noted, module, module.forward)) for module in replaceable(model)]
+        """For `replaced`: each module below the model, with a `forward` that records the call."""
+        return [(module, partial(self._record, module, module.forward)) for module in replaceable(model)]
 
-    def closing(self, *returned: Any) -> None:
-        """The layer's hook: it has returned, and what happens from now on is not noted."""
-        if threading.get_ident() == self._thread:
-            self._open = False
+    def stop(self, *hook_arguments: Any) -> None:
+        """The layer's hook: the layer has returned, and later calls are not recorded."""
+        self._recording = False
 
-    def checked(self) -> PrefixRecording | None:
-        """These notes after the pass, or None where one that was not copied has been written into since."""
+    def complete(self) -> PrefixRecording | None:
+        """This recording, after the pass; None where an output was overwritten that was stored without a copy."""
         changed = {
             number
-            for number, tensors in self._seen.items()
+            for number, tensors in self._versions.items()
             if any(version is None or version_of(tensor) != version for tensor, version in tensors)
         }
-        self._seen.clear()
+        self._versions.clear()
         self.overwritten = frozenset(changed)
-        return self if self._copied is None or changed <= self._copied else None
+        return self if self._to_copy is None or changed <= self._to_copy else None
 
-    def _noted(self, module: nn.Module, forward: Forward, *args: Any, **kwargs: Any) -> Any:
-        if not self._open or threading.get_ident() != self._thread:
+    def _record(self, module: nn.Module, forward: Forward, *args: Any, **kwargs: Any) -> Any:
+        if not self._recording:
             return forward(*args, **kwargs)
         number = len(self.calls)
         call = RecordedCall(module)
         self.calls.append(call)
         output = forward(*args, **kwargs)
-        if self._open:
-            for part in range(number + 1, len(self.calls)):
-                self._seen.pop(part, None)
-            del self.calls[number + 1 :]  # what it called is part of it
-            self._seen[number] = [(tensor, version_of(tensor)) for _, tensor in containers.leaves(output)]
-            copy = self._copied is None or number in self._copied
+        if self._recording:
+            for inner in range(number + 1, len(self.calls)):
+                self._versions.pop(inner, None)
+            del self.calls[number + 1 :]  # the calls inside this one are part of it
+            self._versions[number] = [(tensor, version_of(tensor)) for _, tensor in containers.leaves(output)]
+            copy = self._to_copy is None or number in self._to_copy
             call.output = containers.mapped(output, lambda _, each: each.detach().clone() if copy else each.detach())
-            call.over = True
+            call.finished = True
         return output
 
 
 def version_of(tensor: Tensor) -> int | None:
-    """How often it has been written into; None where torch does not count."""
+    """How often the tensor has been written into; None for inference tensors, where torch does not count."""
     return None if tensor.is_inference() else tensor._version

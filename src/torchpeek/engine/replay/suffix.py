@@ -1,14 +1,7 @@
-"""Run only what comes after a layer: what was over before the layer returned, returns again what it returned.
-
-A pass is noted once: for each outermost module that was over before the layer returned, what its `forward` returned,
-before any hook. In a replay these modules return that again, expanded to the batch at hand, the layer returns the
-activation that is asked about, and everything else runs. Whether that is what whole passes give is checked for each
-model and layer, twice, before it is relied on, and for each trace by asking for what it knows already.
-"""
+"""Run only what comes after a layer: the calls that finished before it return their recorded outputs again."""
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,159 +16,175 @@ from torchpeek.engine.layout import Layout
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import close
 from torchpeek.engine.replay.prefix import PrefixRecording, version_of
-from torchpeek.engine.targets import Question
+from torchpeek.engine.targets.question import Question
 from torchpeek.errors import TorchpeekError
-from torchpeek.hooks import attached, containers
-from torchpeek.hooks.patched_forward import Forward, replaced
-from torchpeek.hooks.temporary_hooks import ForwardHook
+from torchpeek.hooks import Forward, ForwardHook, attached, containers, replaced
 
 
 class ReplayMismatch(TorchpeekError):
-    """A replay does not give what whole passes give. Its message goes on from "a replay ..."."""
+    """A replay does not return what a whole pass returns. Its message continues a sentence: "a replay ..."."""
 
 
 @dataclass(frozen=True)
-class Batched:
-    """Where the samples are in a tensor: `multiplicity` entries of `axis` for each, one sample's after the other's."""
+class BatchAxis:
+    """Where a tensor has its samples: `multiplicity` successive entries of `axis` belong to each sample."""
 
-    axis: int | None  # None where the tensor is not by sample
+    axis: int | None  # None where the tensor is the same for all samples
     multiplicity: int
-    rest: tuple[int, ...]  # its shape without that axis
+    rest: tuple[int, ...]  # the shape without that axis
 
 
 @dataclass
-class Plan:
-    """What is known of the replays of one model at one layer, for inputs of one kind."""
+class ReplayPlan:
+    """What is known about replays of one model from one layer, for one kind of input.
 
-    calls: Sequence[tuple[type[nn.Module], Mapping[str, Batched]]]  # of each: the module, and its tensors by path
-    overwritten: frozenset[int]  # outputs that a pass overwrites: copied when noted
-    written: frozenset[int] = frozenset()  # outputs that a replay writes into: handed out as copies
-    layer_written: bool = True  # whether the layer's own output is written into
-    input_written: bool = True
-    checked: int = 0  # up to this batch size
+    Calls are numbered as in the PrefixRecording.
+    """
+
+    calls: Sequence[tuple[type[nn.Module], Mapping[str, BatchAxis]]]  # of each: its module, and its tensors by path
+    overwritten: frozenset[int]  # calls whose outputs a whole pass overwrites: copied when they are recorded
+    written: frozenset[int] = frozenset()  # calls whose outputs a replay writes into: returned as copies
+    layer_written: bool = True  # whether a replay writes into the layer's output
+    input_written: bool = True  # and into the input
+    largest_batch: int = 0  # validated up to this batch size
 
 
-# In the place of a call's number: what else a replay may write into.
+# In place of a call's number: the other tensors that a replay may write into.
 LAYER, INPUT = -1, -2
 
 
 @dataclass(frozen=True, eq=False)
 class Suffix:
-    """What comes after one layer of a model, as one pass over `given` noted it."""
+    """What comes after one layer of a model, with the recording of what came before it in one pass.
+
+    Args:
+        model: The model.
+        name: The layer's name.
+        layer: The layer's module.
+        layout: The layout of the layer's output.
+        call: The call of the recorded pass, N samples.
+        prefix: The recorded calls.
+        activation: (N, ...), samples first: what the layer returned in the pass.
+    """
 
     model: nn.Module
     name: str
     layer: nn.Module
     layout: Layout
-    given: ModelCall
-    notes: PrefixRecording
-    activation: Tensor  # (N, ...): what the layer returned, samples first
+    call: ModelCall
+    prefix: PrefixRecording
+    activation: Tensor
 
 
 @dataclass(eq=False)
 class Replay:
-    """Runs a suffix, for the samples of the pass that noted it."""
+    """Runs a suffix for the samples of the recorded pass, by a plan."""
 
-    of: Suffix
-    plan: Plan
-    _handed: list[tuple[int, Tensor, int | None]] = field(default_factory=list)  # and the versions as handed out
+    suffix: Suffix
+    plan: ReplayPlan
+    _returned: list[tuple[int, Tensor, int | None]] = field(default_factory=list)  # call, tensor, version when returned
 
-    def output(self, changed: Tensor, rows: Tensor, *, copies: bool = False) -> Any:
-        """What the model returns when the layer says `changed` (b, ...), samples first; entry i is of sample rows[i].
+    def output(self, activation: Tensor, rows: Tensor, *, copies: bool = False) -> Any:
+        """What the model returns when the layer returns `activation`.
 
-        `changed` is handed on as it is where nothing writes into the layer's output. With `copies` everything is
-        handed on as a copy. Raises Differs where the model fails, or does not call the modules that were noted.
+        Args:
+            activation: (b, ...), samples first. Used as it is where nothing writes into the layer's output.
+            rows: (b,): entry i belongs to sample rows[i].
+            copies: Return copies of all recorded outputs.
+
+        Raises:
+            ReplayMismatch: When the model fails, or does not call the recorded modules.
         """
-        plan, only = self.plan, _only_one(rows)
+        suffix, plan, only = self.suffix, self.plan, _only_row(rows)
         queues: dict[nn.Module, deque[int]] = {}
-        for number, call in enumerate(self.of.notes.calls):
+        for number, call in enumerate(suffix.prefix.calls):
             queues.setdefault(call.module, deque()).append(number)
-        self._handed = []
-        changed = changed.clone() if copies or plan.layer_written else changed
-        picture = part_of(self.of.given.picture, Batched(0, 1, ()), len(self.of.given), rows, only)
-        # A view of one sample is the very one that is kept; into one that repeats it nearly nothing can write.
+        self._returned = []
+        activation = activation.clone() if copies or plan.layer_written else activation
+        picture = entries_of(suffix.call.picture, BatchAxis(0, 1, ()), len(suffix.call), rows, only)
+        # With one row the picture is a view of the stored tensor, so a write would change it. An expanded view of
+        # several rows refuses most writes.
         picture = picture.clone() if copies or plan.input_written or len(rows) == 1 else picture
-        self._handed += [(LAYER, changed, version_of(changed)), (INPUT, picture, version_of(picture))]
-        thread = threading.get_ident()
+        self._returned += [(LAYER, activation, version_of(activation)), (INPUT, picture, version_of(picture))]
 
-        def again(queue: deque[int], forward: Forward, *args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != thread or not queue:
+        def replayed(queue: deque[int], forward: Forward, *args: Any, **kwargs: Any) -> Any:
+            if not queue:
                 return forward(*args, **kwargs)
             number = queue.popleft()
-            call = self.of.notes.calls[number]
-            if not call.over:
+            call = suffix.prefix.calls[number]
+            if not call.finished:
                 return forward(*args, **kwargs)
-            return containers.mapped(call.output, partial(handed, number))
+            return containers.mapped(call.output, partial(recorded, number))
 
-        def handed(number: int, path: str, tensor: Tensor) -> Tensor:
-            where = plan.calls[number][1][path]
-            part = part_of(tensor, where, self.of.notes.count, rows, only)
-            part = part.clone() if copies or number in plan.written or len(rows) == 1 or where.axis is None else part
-            self._handed.append((number, part, version_of(part)))
+        def recorded(number: int, path: str, tensor: Tensor) -> Tensor:
+            batch_axis = plan.calls[number][1][path]
+            part = entries_of(tensor, batch_axis, suffix.prefix.count, rows, only)
+            if copies or number in plan.written or len(rows) == 1 or batch_axis.axis is None:
+                part = part.clone()
+            self._returned.append((number, part, version_of(part)))
             return part
 
-        forwards = [(module, partial(again, queue, module.forward)) for module, queue in queues.items()]
+        forwards = [(module, partial(replayed, queue, module.forward)) for module, queue in queues.items()]
         try:
-            with replaced(forwards), attached([(self.of.layer, returning(changed, self.of.layout))]):
-                output = run(self.of.model, self.of.given.of(rows, picture).handed(picture))
+            with replaced(forwards), attached([(suffix.layer, returning(activation, suffix.layout))]):
+                output = run(suffix.model, suffix.call.select(rows, picture).for_one_pass(picture))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise ReplayMismatch(fails(error)) from error
+            raise ReplayMismatch(failure(error)) from error
         if any(queues.values()):
-            raise ReplayMismatch("calls other modules than the pass that was noted")
+            raise ReplayMismatch("calls other modules than the recorded pass")
         written = self.written()
-        plan.layer_written |= LAYER in written  # for once it did, and may do so again
-        if not copies and len(rows) > 1 and any(self._is_kept(number) for number in written - plan.written):
+        plan.layer_written |= LAYER in written  # what was written into once may be again
+        if not copies and len(rows) > 1 and any(self._shares_memory(number) for number in written - plan.written):
             plan.written |= written - {LAYER, INPUT}
-            raise ReplayMismatch("writes into what was noted, now and then")
+            raise ReplayMismatch("sometimes writes into what was recorded")
         return output
 
-    def _is_kept(self, number: int) -> bool:
-        """Whether what was handed out for a call shares memory with what is kept of it, or with the inputs."""
-        kept = [self.of.given.picture] if number == INPUT else []
+    def _shares_memory(self, number: int) -> bool:
+        """Whether what a call returned in the replay shares memory with its recorded output, or with the input."""
+        stored = [self.suffix.call.picture] if number == INPUT else []
         if number >= 0:
-            kept = [tensor for _, tensor in containers.leaves(self.of.notes.calls[number].output)]
-        memory = {tensor.untyped_storage().data_ptr() for tensor in kept}
-        return any(part.untyped_storage().data_ptr() in memory for each, part, _ in self._handed if each == number)
+            stored = [tensor for _, tensor in containers.leaves(self.suffix.prefix.calls[number].output)]
+        memory = {tensor.untyped_storage().data_ptr() for tensor in stored}
+        return any(part.untyped_storage().data_ptr() in memory for each, part, _ in self._returned if each == number)
 
     def written(self) -> frozenset[int]:
-        """The numbers of the calls whose outputs the last replay has written into; the layer's and the input's."""
+        """The calls whose outputs the last replay has written into; LAYER and INPUT for the layer's and the input."""
         return frozenset(
-            number for number, part, version in self._handed if version is None or version_of(part) != version
+            number for number, part, version in self._returned if version is None or version_of(part) != version
         )
 
     def confirm(self, output: Any, question: Question) -> None:
-        """Raise Differs unless the layer's own activation gives what the noted pass gave."""
-        rows = torch.arange(len(self.of.given))
-        again = self.output(self.of.activation.clone(), rows)
-        compare(output, again, rows, len(rows), self.of.activation.dtype, question, rows)
+        """Check the replay against the recorded pass: the layer's own activation must give the pass's `output`.
+
+        Raises:
+            ReplayMismatch: When it does not.
+        """
+        rows = torch.arange(len(self.suffix.call))
+        replayed = self.output(self.suffix.activation.clone(), rows)
+        check_equal(output, replayed, rows, len(rows), self.suffix.activation.dtype, question, rows)
 
 
 def returning(value: Tensor, layout: Layout) -> ForwardHook:
-    """A hook that lets its module say `value` (n, ...), samples first, in what it returns, in this thread."""
-    thread = threading.get_ident()
-
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        return layout.returned(output, value) if threading.get_ident() == thread else None
-
-    return hook
+    """A hook that puts `value` (n, ...), samples first, in the place of the tensor that its module returns."""
+    return lambda module, args, output: layout.returned(output, value)
 
 
-def of_rows(tensor: Tensor, rows: Tensor) -> Tensor:
-    """(N, ...) -> (b, ...): the samples `rows` (b,). A view that repeats it, where all are one and the same."""
-    return part_of(tensor, Batched(0, 1, ()), len(tensor), rows, _only_one(rows))
+def sample_rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    """(N, ...) -> (b, ...): the samples `rows` (b,). An expanded view where all rows are the same."""
+    return entries_of(tensor, BatchAxis(0, 1, ()), len(tensor), rows, _only_row(rows))
 
 
-def _only_one(rows: Tensor) -> int | None:
-    """The sample that all of them are, if they are."""
+def _only_row(rows: Tensor) -> int | None:
+    """The row that all of `rows` are, or None where they differ."""
     first = int(rows[0])
     return first if bool((rows == first).all()) else None
 
 
-def part_of(tensor: Tensor, where: Batched, count: int, rows: Tensor, only: int | None) -> Tensor:
-    """Of a tensor that has `count` samples, those of `rows`; `only` is the sample that all of them are, if they are."""
-    axis, multiplicity = where.axis, where.multiplicity
+def entries_of(tensor: Tensor, batch_axis: BatchAxis, count: int, rows: Tensor, only: int | None) -> Tensor:
+    """The entries of the samples `rows` in a tensor with `count` samples; `only` is as `_only_row` returns it."""
+    axis, multiplicity = batch_axis.axis, batch_axis.multiplicity
     if axis is None:
         return tensor
     if multiplicity == 1 and only is not None:
@@ -188,13 +197,19 @@ def part_of(tensor: Tensor, where: Batched, count: int, rows: Tensor, only: int 
     return folded.index_select(axis, rows).flatten(axis, axis + 1)
 
 
-def compare(
-    true: Any, again: Any, picked: Tensor, batch: int, dtype: torch.dtype, question: Question, rows: Tensor
+def check_equal(
+    whole: Any, replayed: Any, picked: Tensor, batch: int, dtype: torch.dtype, question: Question, rows: Tensor
 ) -> None:
-    """Raise Differs unless the replay's entries `picked` are the whole pass's: scores, and all that is by sample."""
-    pairs = [("the scores", question(again, rows)[picked], question(true, rows[picked]))]
-    parts = dict(containers.leaves(true))
-    for path, ours in containers.leaves(again):
+    """Check the entries `picked` of a replay's output against the output of a whole pass over these entries alone.
+
+    Compared are the scores, and every floating-point tensor that has one entry for each sample.
+
+    Raises:
+        ReplayMismatch: When they differ by more than rounding in `dtype`.
+    """
+    pairs = [("the scores", question(replayed, rows)[picked], question(whole, rows[picked]))]
+    parts = dict(containers.leaves(whole))
+    for path, ours in containers.leaves(replayed):
         theirs = parts.get(path)
         if theirs is None:
             raise ReplayMismatch("returns other parts")
@@ -205,6 +220,6 @@ def compare(
             raise ReplayMismatch(f"gives something else: {name} are not those of a whole pass")
 
 
-def fails(error: Exception) -> str:
-    """The message of a Differs where the model raised."""
+def failure(error: Exception) -> str:
+    """The message of a ReplayMismatch for an exception of the model."""
     return f"fails ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"

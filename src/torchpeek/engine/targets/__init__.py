@@ -29,10 +29,11 @@ from torchpeek.engine.targets.outputs import (
     Similarity,
     SimilarityScores,
 )
-from torchpeek.engine.targets.question import Question, Target
+from torchpeek.engine.targets.question import Bound, Question, Target
 
 __all__ = [
     "Answered",
+    "Bound",
     "Box",
     "BoxScores",
     "ClassId",

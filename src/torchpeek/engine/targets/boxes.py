@@ -116,6 +116,7 @@ class Box:
     at: Sequence[float] | Tensor | None = None
     least_iou: float = 0.5
     scores: Scored | None = None
+    separate_branches: ClassVar[bool] = True  # what a detector says of a box hangs on that box alone
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "of", _ranks(self.of))

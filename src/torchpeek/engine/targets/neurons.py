@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from torchpeek.engine.layout import Layout
 from torchpeek.engine.numerics import at_least_float32
+from torchpeek.engine.observed import ObservedOutput
 from torchpeek.engine.targets.question import indices
 from torchpeek.errors import NotConnected, NotFired, TargetError
-from torchpeek.hooks import attached
-
-Observable = Mapping[str, tuple[nn.Module, Layout | None]]
-"""Name -> the layer, and how it is to be read; None where it has no grid."""
-
-
-@dataclass(frozen=True, eq=False)
-class Observed:
-    """What a model returned, and what some of its layers did in that pass."""
-
-    output: Any
-    layers: Mapping[str, Tensor]  # (N, C, *grid), or as the layer returned it where it has no grid
-    watched: frozenset[str] = frozenset()  # the layers that were observed, whether they ran or not
-
-
-@contextmanager
-def observing(layers: Observable) -> Iterator[dict[str, Tensor]]:
-    """Inside, the dict is filled with what the layers return in this thread."""
-    seen: dict[str, Tensor] = {}
-    thread = threading.get_ident()
-
-    def keep(name: str, layout: Layout | None, module: nn.Module, args: Any, output: Any) -> None:
-        if threading.get_ident() == thread:
-            # A copy, as what runs next may write into it.
-            found = output if layout is None else layout.to_grid(layout.taken(output))
-            seen[name] = found.clone() if isinstance(found, Tensor) else found
-
-    with attached([(module, partial(keep, name, layout)) for name, (module, layout) in layers.items()]):
-        yield seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +23,11 @@ class NeuronScores:
     layer: str
     position: tuple[int, ...] | None = None
     noun: str = "channel"
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """The layers whose outputs the question reads."""
+        return (self.layer,)
 
     @property
     def positional(self) -> bool:
@@ -112,24 +85,13 @@ class Neuron:
         return NeuronScores(labels, self.layer, position)
 
 
-def layers_read(target: object) -> Sequence[str]:
-    """The layers inside the model that a target asks about."""
-    found: Sequence[str] = getattr(target, "layers", ())
-    return found
-
-
-def answer(target: object, output: Any) -> Any:
-    """What of a pass a target reads: what the model returned, unless it asks about layers."""
-    return output.output if isinstance(output, Observed) and not layers_read(target) else output
-
-
 def _channels(output: Any, layer: str, *, clean: bool = False) -> Tensor:
     """(N, C, *grid) of an observed layer, at least float32.
 
     Raises TargetError where the pass did not look at it, and where it did not run NotFired of a `clean` pass, and
     NotConnected of one of what comes after another layer.
     """
-    if not isinstance(output, Observed) or layer not in output.watched:
+    if not isinstance(output, ObservedOutput) or layer not in output.observed:
         raise TargetError(
             f"Neuron({layer!r}) asks about a layer, which the pass has to keep: give it as the target of that pass, "
             "explain(model, inputs, target=...) or trace(model, inputs, target=...)"

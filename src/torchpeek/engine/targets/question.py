@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -52,6 +53,28 @@ class Question(Protocol):
     def select(self, rows: slice | Tensor, columns: slice) -> Question:
         """The question of some of the samples and scores only."""
         ...
+
+
+def has_separate_branches(target: object) -> bool:
+    """Whether each score of the target comes from its own branch of the model, as that of a detected box does."""
+    return bool(getattr(target, "separate_branches", False))
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A question that is bound already, as a target for further passes."""
+
+    question: Question
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """The names of the inner layers that the question is about, if it is."""
+        names: Sequence[str] = getattr(self.question, "layers", ())
+        return names
+
+    def bind(self, output: Any) -> Question:
+        """The question, whatever the output."""
+        return self.question
 
 
 # What models call what they return of a picture as a whole, where it is no scores of classes.

@@ -1,0 +1,147 @@
+"""Scores with the layer's output changed: by replay of what comes after the layer, else by whole passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchpeek.engine.batching import Change, check_changed, check_counts, chunk_size, score_chunks
+from torchpeek.engine.capture import CaptureRequest
+from torchpeek.engine.forward import run
+from torchpeek.engine.forward_pass import ForwardPass, mixing_layer, run_clean_pass
+from torchpeek.engine.preserve import preserved
+from torchpeek.engine.replay.prefix import PrefixRecording
+from torchpeek.engine.replay.suffix import Replay, ReplayMismatch, Suffix, returning, sample_rows
+from torchpeek.engine.replay.validation import overwritten_outputs, refusal, refuse_replay, validated_replay
+from torchpeek.engine.targets.question import Bound
+from torchpeek.errors import notify
+from torchpeek.hooks import attached, replaced
+
+
+def ablate(
+    forward_pass: ForwardPass,
+    layer: str,
+    change: Change,
+    trials: int,
+    *,
+    live: Tensor | None = None,
+    batch: int | None = None,
+) -> Tensor:
+    """(N, trials, K): scores with the output of `layer` changed. The other arguments are those of `Trace.ablate`.
+
+    What comes before the layer ran once, in the clean pass. Where a replay would not return what whole passes return,
+    whole passes run, with a notice.
+    """
+    check_counts(trials, batch)
+    model, call = forward_pass.model, forward_pass.call
+    module, capture = forward_pass.layers[layer], forward_pass.captures[layer]
+    layout, returned = capture.layout, capture.returned.detach()
+    activation = layout.to_grid(returned)
+    label = f"changes of {layer}"
+
+    def changed_output(rows: Tensor, trial_numbers: Tensor) -> Tensor:
+        changed = change(sample_rows(activation, rows).clone(), rows, trial_numbers)
+        check_changed(changed, (len(rows), *activation.shape[1:]))
+        return layout.from_grid(changed.to(activation.dtype), sample_rows(returned, rows))
+
+    def by_whole_pass(rows: Tensor, trial_numbers: Tensor) -> Tensor:
+        with attached([(module, returning(changed_output(rows, trial_numbers).clone(), layout))]):
+            return forward_pass.question(run(model, call.select(rows).for_one_pass()), rows)
+
+    batch = 1 if mixing_layer(model) else batch
+    with preserved(model), forward_pass.autocast_context():
+        try:
+            largest = batch or chunk_size(activation[:1], suffix=True)
+            size, replay = _replay_in_memory(forward_pass, layer, largest, trials)
+
+            def by_replay(rows: Tensor, trial_numbers: Tensor) -> Tensor:
+                return forward_pass.question(replay.output(changed_output(rows, trial_numbers), rows), rows)
+
+            return score_chunks(by_replay, forward_pass.scores, trials, live, size, label)
+        except ReplayMismatch as error:
+            reason = str(error)
+        notify(f"whole passes for each change of {layer!r}, as a replay of what comes after it {reason}")
+        size = batch or chunk_size(call.picture[:1])
+        scores = score_chunks(by_whole_pass, forward_pass.scores, trials, live, size, label)
+        refuse_replay(model, layer, call, reason)  # only now: the model itself did not fail
+    return scores
+
+
+def scores_after_layer(forward_pass: ForwardPass, layer: str) -> Callable[[Any], Tensor]:
+    """A function from what `layer` returns, with a graph, to the scores (N, K).
+
+    Use it while the model is `preserved` and in the pass's autocast context. What comes after the layer is replayed,
+    or, where that would differ, whole passes run.
+    """
+    question, rows = forward_pass.question, torch.arange(len(forward_pass.call))
+    module = forward_pass.layers.get(layer) or forward_pass.model.get_submodule(layer)
+    request = CaptureRequest({layer: module}, gradients=False, prefix=True)
+    recorded = run_clean_pass(forward_pass.model, forward_pass.call, request, Bound(question), forward_pass.origin)
+    layout, replay = recorded.captures[layer].layout, None
+    with suppress(ReplayMismatch):
+        _, replay = _replay_in_memory(recorded, layer, len(rows), 1)
+
+    def scores(output: Any) -> Tensor:
+        if replay is not None:
+            return question(replay.output(layout.taken(output), rows), rows)
+
+        def return_output(module: Any, args: Any, own: Any) -> Any:
+            torch.set_grad_enabled(True)  # what comes before needs no graph
+            return output
+
+        with torch.no_grad(), attached([(module, return_output)]):
+            return question(run(forward_pass.model, forward_pass.call.for_one_pass()), rows)
+
+    return scores
+
+
+def _replay_in_memory(forward_pass: ForwardPass, layer: str, size: int, trials: int) -> tuple[int, Replay]:
+    """The largest batch size that fits into memory, up to `size`, and a replay that is validated for it.
+
+    Raises:
+        ReplayMismatch: When a replay is wrong.
+    """
+    model, call, capture = forward_pass.model, forward_pass.call, forward_pass.captures[layer]
+    if reason := refusal(model, layer, call):
+        raise ReplayMismatch(reason)
+    prefix = _prefix(forward_pass, layer)
+    module = forward_pass.layers[layer]
+    suffix = Suffix(model, layer, module, capture.layout, call, prefix, capture.returned.detach())
+    while True:
+        batch = min(size, trials * len(call))
+        try:
+            replay = validated_replay(suffix, forward_pass.question, batch)
+            break
+        except torch.OutOfMemoryError:
+            if batch == 1:
+                raise
+            size = batch // 2
+    if not prefix.confirmed:
+        replay.confirm(forward_pass.output, forward_pass.question)
+        prefix.confirmed = True
+    return size, replay
+
+
+def _prefix(forward_pass: ForwardPass, layer: str) -> PrefixRecording:
+    """The recording of what ran before the layer: from the clean pass, or else from one more. Raises ReplayMismatch."""
+    if layer not in forward_pass.prefixes:
+        forward_pass.prefixes[layer] = _record_prefix(forward_pass, layer)
+    return forward_pass.prefixes[layer]
+
+
+def _record_prefix(forward_pass: ForwardPass, layer: str) -> PrefixRecording:
+    model, call, module = forward_pass.model, forward_pass.call, forward_pass.layers[layer]
+    with preserved(model):
+        # A second time, with copies of everything, where a pass overwrites an output that earlier passes left alone.
+        for overwritten in (overwritten_outputs(model, layer, call), None):
+            recording = PrefixRecording(len(call), overwritten)
+            hooks = [(module, recording.stop)]
+            with forward_pass.autocast_context(), replaced(recording.forwards(model)), attached(hooks):
+                run(model, call.for_one_pass())
+            if (complete := recording.complete()) is not None:
+                return complete
+    raise ReplayMismatch("is not possible: the model overwrites what it returned")

@@ -1,0 +1,78 @@
+"""Scores and gradients of changed inputs, by whole passes in chunks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchpeek.engine.batching import Change, as_dtype, check_changed, check_counts, chunk_size, score_chunks
+from torchpeek.engine.forward import run, run_fast
+from torchpeek.engine.forward_pass import ForwardPass, mixing_layer
+from torchpeek.engine.preserve import preserved
+from torchpeek.engine.replay.suffix import sample_rows
+from torchpeek.errors import NotConnected
+
+# How many bytes the gradients at the layers may take in one chunk of changed inputs.
+_GRADIENT_BYTES = 256 * 2**20
+
+
+def rescore(
+    forward_pass: ForwardPass,
+    change: Change,
+    trials: int,
+    *,
+    live: Tensor | None = None,
+    batch: int | None = None,
+    precision: str | None = None,
+) -> Tensor:
+    """(N, trials, K): scores with the inputs changed. The arguments are those of `Trace.rescore`."""
+    check_counts(trials, batch)
+    model, inputs = forward_pass.model, forward_pass.inputs
+    batch = 1 if mixing_layer(model) else batch or chunk_size(inputs[:1])
+    dtype = as_dtype(precision, inputs)
+    autocast = forward_pass.autocast_context(dtype)
+
+    def score(rows: Tensor, trial_numbers: Tensor) -> Tensor:
+        changed = change(sample_rows(inputs, rows).clone(), rows, trial_numbers)
+        check_changed(changed, (len(rows), *inputs.shape[1:]))
+        with autocast:
+            output = run_fast(model, forward_pass.call.select(rows, changed), half=dtype is not None)
+        return forward_pass.question(output, rows)
+
+    with preserved(model):
+        return score_chunks(score, forward_pass.scores, trials, live, batch, "changed inputs")
+
+
+def input_gradients(forward_pass: ForwardPass, inputs: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores (n,) of changed inputs (n, ...), and the gradient (n, ...) of each with respect to its input.
+
+    Args:
+        inputs: (n, C, *grid).
+        rows: (n,): inputs[i] is a version of sample rows[i].
+        columns: (n,): its score is score columns[i] of the K.
+
+    Raises:
+        NotConnected: When no gradient flows back to the input.
+    """
+    leaf = inputs.detach().clone()
+    with preserved(forward_pass.model), forward_pass.autocast_context(), torch.enable_grad():
+        leaf.requires_grad_()
+        call = forward_pass.call.select(rows, inputs).for_one_pass(leaf.clone())
+        scores = forward_pass.question(run(forward_pass.model, call), rows)  # (n, K)
+        selected = scores.gather(1, columns.to(scores.device).unsqueeze(1)).squeeze(1)  # (n,)
+        gradient = None
+        if selected.requires_grad:
+            (gradient,) = torch.autograd.grad(selected.sum(), leaf, allow_unused=True)
+    if gradient is None:
+        raise NotConnected("the score does not depend on the input: no gradient flows back to it")
+    return selected.detach(), gradient
+
+
+def gradient_batch_size(forward_pass: ForwardPass) -> int:
+    """How many changed inputs one pass takes where the gradients of all K scores at the layers are kept."""
+    if mixing_layer(forward_pass.model):
+        return 1
+    captures = forward_pass.captures.values()
+    largest = max((capture.activation[:1].nbytes for capture in captures), default=1)
+    fitting = _GRADIENT_BYTES // max(1, largest * forward_pass.question.labels.shape[1])
+    return max(1, min(chunk_size(forward_pass.inputs[:1]) // 2, fitting))

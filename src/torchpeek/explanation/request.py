@@ -1,0 +1,109 @@
+"""The door: model, inputs, layers and target of one call, each checked and normalised once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from torchpeek.engine import (
+    Layout,
+    LayoutSpec,
+    ModelCall,
+    Origin,
+    Target,
+    inspectable_module,
+    network_name,
+    with_observed_layers,
+    with_wrapper_prefix,
+)
+from torchpeek.engine.targets import as_target
+from torchpeek.errors import InputError
+from torchpeek.hooks import Selection, select
+from torchpeek.models import LoadedModel, Model, model_call_for, module_of
+
+TargetLike: TypeAlias = Any
+"""None (the predicted class), a class index or name, a tensor or list of these (N,) or (N, K), or a tp.targets.*"""
+
+LayoutLike: TypeAlias = Layout | str
+"""How to read what a layer returns: `tp.Layout`, or its text, such as "tokens 1+14x14" or "channels-last"."""
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """Which layers are explained, and the layout of their outputs; None for the default layer.
+
+    Raises:
+        InputError: When the layout is none, or no layer is named that it could belong to.
+    """
+
+    layer: Selection | None = None
+    layout: LayoutLike | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout_spec is not None and self.layer is None:
+            raise InputError(f"layout={str(self.layout)!r} is for a layer that is named; layer= is missing")
+
+    @cached_property
+    def layout_spec(self) -> LayoutSpec | None:
+        """The layout, parsed."""
+        return None if self.layout is None else LayoutSpec.parsed(self.layout)
+
+
+@dataclass(frozen=True, eq=False)
+class ExplanationRequest:
+    """What is explained, ready for the engine.
+
+    Args:
+        module: The module that runs and takes the hooks.
+        call: What it is called with: copies of the user's tensors.
+        target: What is asked of the output.
+        origin: Where the pass comes from, in words.
+        choice: Which layers are explained.
+        layers: Name -> module of the layers that the choice selects; None for the default layer.
+    """
+
+    module: nn.Module
+    call: ModelCall
+    target: Target
+    origin: Origin
+    choice: LayerChoice
+    layers: Mapping[str, nn.Module] | None
+
+    def for_batch(self, call: ModelCall, target: Target) -> ExplanationRequest:
+        """The same request about another batch."""
+        return replace(self, call=with_observed_layers(self.module, call, target), target=target)
+
+
+def explanation_request(model: Model, inputs: object, choice: LayerChoice, target: TargetLike) -> ExplanationRequest:
+    """The request for one batch of inputs: what the model takes, a Picture, or a ModelCall.
+
+    Raises:
+        InputError: When the model cannot be inspected, or the inputs are nothing that it can be called with.
+        LayerNotFound: When the selection, or the target, names a layer that does not exist.
+        TargetError: When the target is none.
+    """
+    module = inspectable_module(module_of(model))
+    call = inputs if isinstance(inputs, ModelCall) else model_call_for(model, inputs)
+    target = as_target(target, class_names_of(model))
+    call = with_observed_layers(module, call, target)
+    layers = None if choice.layer is None else select(module, with_wrapper_prefix(module, choice.layer))
+    return ExplanationRequest(module, call, target, _origin(model), choice, layers)
+
+
+def class_names_of(model: Model) -> Sequence[str] | None:
+    """The class names that a model was loaded with."""
+    return model.class_names if isinstance(model, LoadedModel) else None
+
+
+def _origin(model: Model) -> Origin:
+    if not isinstance(model, LoadedModel):
+        return Origin(network_name(model))
+    spec = model.spec or network_name(model.module)
+    preprocess = str(model.preprocess)
+    if "__str__" not in vars(type(model.preprocess)):  # a function, or an object that does not describe itself
+        preprocess = f"the model's own ({getattr(model.preprocess, '__name__', type(model.preprocess).__name__)})"
+    return Origin(spec, model.weights, preprocess, class_names=model.class_names)

@@ -1,0 +1,28 @@
+"""Traces of a model by the names of its layers, as tests of the engine need them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from torchpeek.engine import CaptureRequest, Target, Trace, as_model_call, trace_model, with_observed_layers
+from torchpeek.engine.wrappers import inspectable_module
+from torchpeek.hooks import select
+
+
+def traced(
+    model: nn.Module,
+    inputs: object,
+    layers: Sequence[str],
+    target: Target,
+    *,
+    layouts: Mapping[str, Any] | None = None,
+    **kept: bool,
+) -> Trace:
+    """One clean pass over `inputs`, kept at `layers`; `kept` are fields of CaptureRequest."""
+    module = inspectable_module(model)
+    call = with_observed_layers(module, as_model_call(module, inputs).copied(), target)
+    modules = {name: select(module, name)[name] for name in layers}
+    return trace_model(module, call, CaptureRequest(modules, layouts=layouts or {}, **kept), target)
