@@ -161,7 +161,7 @@ def trace_of(weights, gradients=(), layerwise=(), prefix=1, grid=(2, 3), reads_p
         attention_gradients=list(gradients),
         layerwise_attention_gradients=iter(layerwise),
         tokens=SimpleNamespace(prefix=prefix, grid=grid, suffix=suffix),
-        reading=reading / reading.sum(2, keepdim=True),
+        readout_weights=reading / reading.sum(2, keepdim=True),
     )
 
 
