@@ -1,7 +1,7 @@
 """Try an installed torchpeek: its command line, and a Grad-CAM whose values are known. `make release` runs it.
 
-It must run in isolated mode (python -I), so that neither the checkout nor PYTHONPATH is imported by accident. An optional
-argument, such as v0.2.0, is the tag that the installed version must have.
+It must run in isolated mode (python -I), so that neither the checkout nor PYTHONPATH is imported by accident. An
+optional argument, such as v0.2.0, is the tag that the installed version must have.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(tag: str = "") -> int:
     assert tag in ("", f"v{installed}"), f"the tag is {tag}, but the wheel has version {installed}"
     assert installed in _torchpeek("--version"), "torchpeek --version does not print the installed version"
     assert "gradcam" in _torchpeek("methods"), "torchpeek methods does not list gradcam"
-    assert torch.equal(_heatmap(), _grad_cam_by_hand()), "Grad-CAM of a small network is not channel means times gradients"
+    assert torch.equal(_heatmap(), _grad_cam_by_hand()), "Grad-CAM of a small network is wrong"
     print(f"torchpeek {installed} works: the command line, and a Grad-CAM, with torch {torch.__version__}")
     return 0
 
