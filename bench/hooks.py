@@ -1,4 +1,4 @@
-"""What recording costs, next to bare hooks and to other libraries; their values are compared before they are timed."""
+"""The cost of recording, beside bare hooks and other libraries. Their values are compared before they are timed."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ import torchpeek as tp
 
 Values = dict[str, Tensor]
 Pass = Callable[[], Values]
-"""Runs the model once and returns what was recorded."""
+"""Runs the model once and returns the recorded values."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network, what goes in, and the layers that are recorded."""
+    """A network, its input, and the layers to record."""
 
     name: str
     model: nn.Module
     x: Tensor
     layers: list[str]
-    passes: int  # timed together, so that a clock tick does not matter
+    repeats: int  # passes that are timed together, so that a clock tick does not matter
 
 
 def cases() -> list[Case]:
@@ -49,7 +49,7 @@ def cases() -> list[Case]:
 
 
 def overwritten() -> Case:
-    """BatchNorm outputs that a ReLU then overwrites: who shows what the layer returned?"""
+    """BatchNorm outputs that a ReLU overwrites later. A tool is right if it gives what the layer returned."""
     torch.manual_seed(0)
     model = resnet50().eval()
     names = [f"layer1.{n}.bn{k}" for n in range(3) for k in (1, 2)]
@@ -57,22 +57,23 @@ def overwritten() -> Case:
 
 
 def oracle(case: Case) -> Values:
-    """What the layers return, cloned on the spot."""
-    kept: Values = {}
+    """What the layers return, cloned at once."""
+    values: Values = {}
     handles = [
         case.model.get_submodule(name).register_forward_hook(
-            lambda module, args, output, name=name: kept.__setitem__(name, output.detach().clone())
+            lambda module, args, output, name=name: values.__setitem__(name, output.detach().clone())
         )
         for name in case.layers
     ]
-    with torch.no_grad():  # as in the timed passes: attention has another way of computing with gradients
+    with torch.no_grad():  # as in the timed passes: with gradients, attention is computed in another way
         case.model(case.x)
     for handle in handles:
         handle.remove()
-    return kept
+    return values
 
 
-# Each competitor is opened once and gives a function that runs one pass. Those that work by the pass open nothing.
+# Each competitor is a context manager that gives a function. The function runs one pass. Tools that attach to each pass
+# open nothing outside of it.
 
 
 @contextmanager
@@ -219,10 +220,10 @@ def nnsight(case: Case) -> Any:
 
     def run() -> Values:
         with wrapped.trace(case.x):
-            kept = {}.save()  # type: ignore[attr-defined]  # nnsight gives every object a save()
+            outputs = {}.save()  # type: ignore[attr-defined]  # nnsight gives every object a save()
             for name in case.layers:
-                kept[name] = wrapped.get(name).output
-        return dict(kept)
+                outputs[name] = wrapped.get(name).output
+        return dict(outputs)
 
     yield run
 
@@ -249,7 +250,7 @@ FLOOR = "plain hooks, kept on"
 
 
 def measure_case(case: Case, rounds: int) -> dict[str, Any]:
-    """Median seconds of a pass for each, and multiples of the floor's in the same round."""
+    """The median seconds of a pass for each competitor, and multiples of the floor."""
     truth = oracle(case)
     seconds: dict[str, list[float]] = {}
     wrong: dict[str, str] = {}
@@ -265,7 +266,7 @@ def measure_case(case: Case, rounds: int) -> dict[str, Any]:
             slow = name.startswith("nnsight")
             if slow and number % 5:
                 continue
-            seconds[name].append(_time(case, timed[name], 1 if slow else case.passes))
+            seconds[name].append(_time(case, timed[name], 1 if slow else case.repeats))
     floor = statistics.median(seconds[FLOOR])
     return {
         "seconds": {name: statistics.median(each) for name, each in seconds.items()},
@@ -283,10 +284,10 @@ def _why_wrong(case: Case, competitor: Callable[[Case], AbstractContextManager[P
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with competitor(case) as run:
-                found = run()
+                recorded = run()
                 checked = 0
-                for name in found:
-                    value = found[name].output if isinstance(found, tp.hooks.Recording) else found[name]
+                for name in recorded:
+                    value = recorded[name].output if isinstance(recorded, tp.hooks.Recording) else recorded[name]
                     expected = tp.keep.gap(truth[name]) if value.ndim < truth[name].ndim else truth[name]
                     if not torch.equal(value, expected):
                         return f"{name} is not what the layer returned"
@@ -298,7 +299,7 @@ def _why_wrong(case: Case, competitor: Callable[[Case], AbstractContextManager[P
     return ""
 
 
-def _time(case: Case, competitor: Callable[[Case], AbstractContextManager[Pass]], passes: int) -> float:
+def _time(case: Case, competitor: Callable[[Case], AbstractContextManager[Pass]], repeats: int) -> float:
     gc.collect()
     gc.disable()
     try:
@@ -307,26 +308,26 @@ def _time(case: Case, competitor: Callable[[Case], AbstractContextManager[Pass]]
             with competitor(case) as run:
                 run()
                 start = time.perf_counter()
-                for _ in range(passes):
+                for _ in range(repeats):
                     run()
-                return (time.perf_counter() - start) / passes
+                return (time.perf_counter() - start) / repeats
     finally:
         gc.enable()
 
 
 def measure_gradients(rounds: int) -> dict[str, float]:
-    """ResNet-50 at layer4: the gradient of one layer against the forward pass and the backward pass down to it."""
+    """ResNet-50 at `layer4`: the gradient of one layer, beside a forward pass and the backward pass to that layer."""
     torch.manual_seed(0)
     model, x = resnet50().eval(), torch.randn(1, 3, 224, 224)
 
     def floor() -> None:
-        kept: list[Any] = []
+        edges: list[Any] = []
         handle = model.layer4.register_forward_hook(
-            lambda module, args, output: kept.append(torch.autograd.graph.get_gradient_edge(output))
+            lambda module, args, output: edges.append(torch.autograd.graph.get_gradient_edge(output))
         )
         score = model(x)[:, 0].sum()
         handle.remove()
-        torch.autograd.grad(score, kept)
+        torch.autograd.grad(score, edges)
 
     def ours() -> None:
         with tp.record(model, "layer4", gradients=True) as tape:
@@ -360,7 +361,7 @@ def measure_gradients(rounds: int) -> dict[str, float]:
 
 
 def measure_statistics(rounds: int, batch: int) -> dict[str, float]:
-    """Throughput of ResNet-50 under running statistics, as a share of that of the bare forward pass."""
+    """The throughput of ResNet-50 with running statistics, as a share of that of the bare forward pass."""
     torch.manual_seed(0)
     model, x = resnet50().eval(), torch.randn(batch, 3, 224, 224)
     blocks = re.compile(r"^layer\d\.\d$")
@@ -370,7 +371,7 @@ def measure_statistics(rounds: int, batch: int) -> dict[str, float]:
             for _ in range(4):
                 model(x)
 
-    found = _multiples(
+    multiples = _multiples(
         {
             "forward pass": forward,
             "16 block outputs, no histogram": lambda: tp.statistics(model, [x] * 4, blocks, histogram=False),
@@ -379,7 +380,7 @@ def measure_statistics(rounds: int, batch: int) -> dict[str, float]:
         },
         rounds,
     )
-    return {name: round(1 / value, 3) for name, value in found.items()}
+    return {name: round(1 / value, 3) for name, value in multiples.items()}
 
 
 def _multiples(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -394,7 +395,7 @@ def measure_all(rounds: int) -> dict[str, Any]:
     results: dict[str, Any] = {"overwritten": who_is_right(), "recording": {}, "statistics": {}}
     for case in cases():
         print(f"measuring: recording, {case.name}", file=sys.stderr)
-        results["recording"][case.name] = measure_case(case, rounds if case.passes > 1 else max(3, rounds // 3))
+        results["recording"][case.name] = measure_case(case, rounds if case.repeats > 1 else max(3, rounds // 3))
     print("measuring: gradients", file=sys.stderr)
     results["gradients"] = measure_gradients(max(3, rounds // 2))
     for threads, batch in ((1, 1), (2, 1), (2, 8)):
@@ -406,7 +407,7 @@ def measure_all(rounds: int) -> dict[str, Any]:
 
 
 def who_is_right() -> dict[str, str]:
-    """For each competitor what is wrong with its values where a later layer writes in place; empty if nothing is."""
+    """What is wrong with each competitor's values if a later layer writes in place: a text, or an empty one."""
     case = overwritten()
     truth = oracle(case)
     return {name: _why_wrong(case, each, truth) for name, each in {**OURS, **PEERS}.items() if each is not bare}
@@ -427,11 +428,11 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [
         "## Recording",
         "",
-        "Time of a pass under no_grad, one thread, as a multiple of that with plain forward hooks which keep a",
-        "reference and stay on. Values were compared with clones before anything was timed. *Right* says whether they",
-        "are also what the layer returned where a later ReLU writes in place.",
+        "The time of a pass under no_grad with one thread, as a multiple of a pass with plain forward hooks that keep",
+        "a reference and stay attached. All values were compared with clones before anything was timed. *Right*: the",
+        "values are what the layer returned even if a later ReLU writes in place.",
         "",
-        "| | right | " + " | ".join(cases_) + " | to reach, small layers |",
+        "| | right | " + " | ".join(cases_) + " | goal, small layers |",
         "|---|---|" + "---:|" * (len(cases_) + 1),
     ]
     for name in {**OURS, **PEERS}:
@@ -449,22 +450,22 @@ def markdown(results: dict[str, Any]) -> str:
     lines.append("| *plain hooks, kept on* | | " + " | ".join(floors) + " | |")
     lines += [
         "",
-        f"To open and close a recording around each pass costs {1e6 * opened / count:.1f} µs a layer (to reach",
-        f"5); to put plain hooks on and take them off again, which torch does, {1e6 * plain / count:.1f} of them.",
+        f"Opening and closing a recording around each pass costs {1e6 * opened / count:.1f} µs a layer (goal: 5).",
+        f"Attaching and removing plain hooks, which torch does, takes {1e6 * plain / count:.1f} µs of them.",
         "",
         "## Gradients of ResNet-50",
         "",
-        "Multiples of a forward pass and the backward pass down to `layer4`.",
+        "Multiples of a forward pass and the backward pass to `layer4`.",
         "",
-        "| | | to reach |",
+        "| | | goal |",
         "|---|---:|---:|",
         *(f"| {name} | {value:.2f} | {TARGETS.get(name, '')} |" for name, value in results["gradients"].items()),
         "",
         "## Statistics of ResNet-50",
         "",
-        "Pictures a second under `statistics`, as a share of those of the bare forward pass.",
+        "Pictures per second with `statistics`, as a share of those of the bare forward pass.",
         "",
-        "| | " + " | ".join(results["statistics"]) + " | to reach |",
+        "| | " + " | ".join(results["statistics"]) + " | goal |",
         "|---|" + "---:|" * (len(results["statistics"]) + 1),
     ]
     for name in next(iter(results["statistics"].values())):

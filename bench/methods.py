@@ -1,4 +1,4 @@
-"""What every method costs, on ResNet-18 with one picture and one thread, next to grad-cam and torchcam."""
+"""The cost of every method on ResNet-18, with one picture and one thread, beside grad-cam and torchcam."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HUNDRED = tp.targets.Classes(list(range(100)))
 
 
 def measure_all(rounds: int) -> dict[str, Any]:
-    """The table of short methods, the long ones, and what all of them hold in memory."""
+    """The table of fast methods, the slow ones, and the memory that each needs."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model, x = resnet18().eval(), torch.randn(1, 3, 224, 224)
@@ -52,7 +52,7 @@ def measure_all(rounds: int) -> dict[str, Any]:
 
 
 def measured(work: Work, rounds: int, *, warm: bool = True) -> dict[str, Any]:
-    """Multiples of the first, and the seconds that it took."""
+    """The seconds of the first function, and the time of the others as multiples of it."""
     base = next(iter(work))
     seconds = interleaved(work, rounds=rounds, warm=warm)
     return {
@@ -72,7 +72,7 @@ def forward(model: nn.Module, x: Tensor) -> Callable[[], object]:
 
 
 def short(model: nn.Module, x: Tensor) -> Work:
-    """What takes no more than a few passes."""
+    """The methods that take no more than a few passes."""
 
     def explain(method: str, layer: str = "layer4", target: Any = 3) -> Callable[[], object]:
         return lambda: tp.explain(model, x, method=method, layer=layer, target=target)
@@ -90,7 +90,7 @@ def short(model: nn.Module, x: Tensor) -> Work:
 
 
 def peers(model: nn.Module, x: Tensor) -> Work:
-    """The same by others; grad-cam's ablation is five hundred passes, so once has to do."""
+    """The same methods of other tools. grad-cam's ablation takes over five hundred passes, so it is run once."""
     grad_cam, torchcam = _peers(model, x)
     return {
         FORWARD: forward(model, x),
@@ -103,7 +103,7 @@ def peers(model: nn.Module, x: Tensor) -> Work:
 
 
 def scorecam(model: nn.Module, x: Tensor) -> Work:
-    """512 channels. The bare passes are as many as there are live channels, in batches of the same size."""
+    """512 channels. There are as many bare passes as live channels, in batches of the same size."""
     trace = tp.trace(model, x, layer="layer4", gradients=False)
     flat = trace.activations.flatten(3)
     live = int((flat.amax(3) != flat.amin(3)).sum())
@@ -136,7 +136,7 @@ def iscam(model: nn.Module, x: Tensor) -> Work:
 
 
 def bfloat16(model: nn.Module, x: Tensor) -> dict[str, Any] | str:
-    """Score-CAM under autocast, where the processor multiplies in bfloat16; else why not."""
+    """Score-CAM under autocast, if the processor multiplies in bfloat16; otherwise why it is not measured."""
     if not torch.cpu._is_avx512_bf16_supported():
         return "this processor does not multiply in bfloat16, where it is many times slower than float32"
     found: dict[str, Any] = {}
@@ -159,7 +159,7 @@ def bfloat16(model: nn.Module, x: Tensor) -> dict[str, Any] | str:
 
 
 def first_use(x: Tensor) -> dict[str, float]:
-    """Multiples of a forward pass for a model that was never looked at: with the passes that check the replay."""
+    """Multiples of a forward pass for a new model, with the passes that validate the replay."""
     found = {}
     for name in ("gradcam", "ablationcam", "recipro-cam"):
         torch.manual_seed(0)
@@ -172,7 +172,7 @@ def first_use(x: Tensor) -> dict[str, float]:
     return found
 
 
-# Fewer draws and steps: what is held at once does not depend on how often.
+# Fewer draws and steps: the memory does not depend on their number.
 _OPTIONS = {
     "sscam": {"samples": 1},
     "iscam": {"steps": 1},
@@ -190,7 +190,7 @@ model, x = resnet18().eval(), torch.randn(1, 3, 224, 224)
 with torch.inference_mode():
     model(x)
 def most():
-    # Not ru_maxrss, which a process takes over from the one that started it.
+    # Not ru_maxrss, which a process inherits from the one that started it.
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 before = most()
 {work}
@@ -199,7 +199,7 @@ print((most() - before) / 1024)
 
 
 def memory() -> dict[str, float]:
-    """MiB by which the process grew at its largest, each in one of its own, after a forward pass."""
+    """The largest growth of a process after a forward pass, in MiB. Each method has a process of its own."""
     work = {
         "forward and backward to the layer (what gradcam needs)": "tp.explain(model, x, layer='layer4', target=3)",
         "forward and backward to the input": (
@@ -246,17 +246,18 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [
         "## Methods",
         "",
-        "ResNet-18, one picture of 224 x 224, one thread, at `layer4` unless it says otherwise; multiples of a forward",
-        f"pass of {table['base_seconds'] * 1e3:.0f} ms, the median over {table['rounds']} interleaved rounds (for the",
-        "other tools one). A model that was seen before: the first time, a few passes check the replay.",
+        "ResNet-18, one picture of 224 x 224, one thread, at `layer4` unless the row says otherwise. The numbers are",
+        f"multiples of a forward pass of {table['base_seconds'] * 1e3:.0f} ms, the median over {table['rounds']}",
+        "interleaved rounds (one round for the other tools). The model has been explained before: on first use, a few",
+        "more passes validate the replay.",
         "",
-        "| | times a forward pass | to reach |",
+        "| | times a forward pass | goal |",
         "|---|---:|---:|",
     ]
     lines += [f"| {name} | {value:.2f} | {TARGETS.get(name, '')} |" for name, value in table["multiples"].items()]
     lines += [f"| {name} | {value:.2f} | |" for name, value in theirs["multiples"].items() if name != FORWARD]
     first = ", ".join(f"{name} {value:.1f}" for name, value in results["first use"].items())
-    lines += ["", f"The first time: {first}.", ""]
+    lines += ["", f"On first use: {first}.", ""]
     for key in ("scorecam", "iscam"):
         part = results[key]
         lines += [f"| {key} | times the first line |", "|---|---:|"]
@@ -269,9 +270,9 @@ def markdown(results: dict[str, Any]) -> str:
         for name, part in half.items():
             each = ", ".join(f"{key} {value:.2f}" for key, value in part["multiples"].items())
             lines += [
-                f"In bfloat16, {name}, as multiples of scorecam in float32: {each}; cosine {part['cosine']:.5f}.",
+                f"In bfloat16, {name}, as multiples of scorecam in float32: {each}. Cosine: {part['cosine']:.5f}.",
                 "",
             ]
-    lines += ["| | MiB at most, beyond a forward pass |", "|---|---:|"]
+    lines += ["| | largest growth in MiB, beyond a forward pass |", "|---|---:|"]
     lines += [f"| {name} | {value:.0f} |" for name, value in results["memory"].items()]
     return "\n".join([*lines, ""])

@@ -1,4 +1,4 @@
-"""What metrics cost beyond the passes that they cannot do without, and ROAD's imputation next to grad-cam's."""
+"""The cost of metrics beyond the forward passes that they need, and ROAD's imputation beside grad-cam's."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import torchpeek as tp
 from timing import interleaved, ratios
 from torchpeek.metrics.imputation import imputed
 
-_CHUNK = 16  # so many passes at once, as torchpeek takes them on a CPU
+_CHUNK = 16  # the size of a chunk of passes, as torchpeek chooses it on a CPU
 _STEPS = 50
-_MAPS = 1 + 10 + 1  # the heatmap and the baselines, which are always scored beside it
+_MAPS = 1 + 10 + 1  # the heatmap, and the baselines that are always scored with it
 PERCENT = range(10, 100, 10)
 
 
@@ -45,12 +45,12 @@ def measure_all(rounds: int) -> dict[str, Any]:
 
 
 def _passes() -> int:
-    """Of each curve the inner steps for every heatmap, and one end; and the clean pass."""
+    """The clean pass, and for each curve the inner steps of every map and one end point."""
     return 1 + 2 * ((_STEPS - 1) * _MAPS + 1)
 
 
 def curves_and_passes() -> dict[str, Callable[[], object]]:
-    """Deletion and insertion of one picture with 50 steps each, and as many passes of the same chunks."""
+    """Deletion and insertion of one picture with 50 steps each, and as many bare passes in the same chunks."""
     model, x = resnet18().eval(), torch.randn(1, 3, 224, 224)
     heatmap = tp.explain(model, x, layer="layer4")
     several = torch.randn(_CHUNK, 3, 224, 224).to(memory_format=torch.channels_last)
@@ -67,7 +67,7 @@ def curves_and_passes() -> dict[str, Callable[[], object]]:
 
 
 def imputations() -> dict[str, Callable[[], object]]:
-    """The 18 systems of one heatmap, 7 x 7, on a picture of 224 x 224: without noise, three colours each."""
+    """The 18 linear systems of one 7 x 7 heatmap on a 224 x 224 picture: three channels each, without noise."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from pytorch_grad_cam.metrics.road import NoisyLinearImputer
@@ -89,13 +89,13 @@ def imputations() -> dict[str, Callable[[], object]]:
 
 
 def _holes(order: Tensor, percent: int) -> tuple[Tensor, Tensor]:
-    """(224, 224), bool: the highest positions, and the lowest."""
-    count, found = round(percent * len(order) / 100), []
-    for some in (order[:count], order[-count:]):
+    """Two masks (224, 224), bool: the highest positions, and the lowest."""
+    count, holes = round(percent * len(order) / 100), []
+    for positions in (order[:count], order[-count:]):
         hole = torch.zeros(len(order), dtype=torch.bool)
-        hole[some] = True
-        found.append(hole.view(224, 224))
-    return found[0], found[1]
+        hole[positions] = True
+        holes.append(hole.view(224, 224))
+    return holes[0], holes[1]
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -103,11 +103,11 @@ def markdown(results: dict[str, Any]) -> str:
     curves, imputation = results["curves"], results["imputation"]
     return f"""## Metrics
 
-ResNet-18, one picture, one thread. Deletion and insertion with {_STEPS} steps each, of a heatmap and the baselines
-beside it, are {curves["passes"]} passes; bare, in chunks of {_CHUNK}, these took {curves["bare_seconds"]:.1f} s.
-ROAD's imputation: the 18 systems of one heatmap, three colours each.
+ResNet-18, one picture, one thread. Deletion and insertion with {_STEPS} steps each, for a heatmap and its baselines,
+take {curves["passes"]} forward passes. Run bare in chunks of {_CHUNK}, these took {curves["bare_seconds"]:.1f} s.
+ROAD's imputation solves the 18 linear systems of one heatmap, three channels each.
 
-| | multiple of | | to reach |
+| | multiple of | | goal |
 |---|---|---|---|
 | deletion and insertion | the bare passes | {curves["multiple"]:.2f} | 1.1 |
 | ROAD's imputation | grad-cam's | {imputation["torchpeek"]["multiple"]:.2f} | 0.5 |

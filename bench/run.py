@@ -1,6 +1,6 @@
-"""make bench: what torchpeek costs, and what its peers cost in the same run.
+"""make bench: the cost of torchpeek, and of other tools in the same run.
 
-Prints a table, and writes it to bench/results.md and bench/results.json. Speed is reported, never asserted.
+Prints the tables and writes them to bench/results.md and bench/results.json. Speed is reported, never asserted.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ HERE = Path(__file__).parent
 FORWARD = "forward pass (inference mode)"
 ALL = "torchpeek compare, all of one forward and one backward pass"
 TARGETS = {"torchpeek gradcam": 1.10, ALL: 1.20}
+PARTS = ("heatmaps", "methods", "metrics", "recording")
 
 
 def main() -> None:
@@ -39,21 +40,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument(
         "--only",
-        choices=["heatmaps", "methods", "metrics", "recording"],
-        help="keep what results.json has of the others",
+        type=part_names,
+        default=PARTS,
+        metavar="PART,PART",
+        help=f"measure these parts ({', '.join(PARTS)}), and take the others from results.json",
     )
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     file = HERE / "results.json"
-    results: dict[str, Any] = json.loads(file.read_text()) if given.only else {}
+    results: dict[str, Any] = json.loads(file.read_text()) if set(arguments.only) != set(PARTS) else {}
     results |= {"machine": machine(), "import": import_time()}
-    if given.only in (None, "heatmaps"):
-        results["resnet50"] = measure_heatmaps(given.rounds)
-    if given.only in (None, "methods"):
-        results["methods"] = methods.measure_all(given.rounds)
-    if given.only in (None, "metrics"):
-        results["metrics"] = metrics.measure_all(given.rounds)
-    if given.only in (None, "recording"):
-        results |= hooks.measure_all(given.rounds)
+    if "heatmaps" in arguments.only:
+        results["resnet50"] = measure_heatmaps(arguments.rounds)
+    if "methods" in arguments.only:
+        results["methods"] = methods.measure_all(arguments.rounds)
+    if "metrics" in arguments.only:
+        results["metrics"] = metrics.measure_all(arguments.rounds)
+    if "recording" in arguments.only:
+        results |= hooks.measure_all(arguments.rounds)
     file.write_text(json.dumps(results, indent=2) + "\n")
     pages = [markdown(results, results["resnet50"]), methods.markdown(results["methods"])]
     pages += [metrics.markdown(results["metrics"])] if "metrics" in results else []
@@ -63,8 +66,16 @@ def main() -> None:
     print(page)
 
 
+def part_names(text: str) -> tuple[str, ...]:
+    """`heatmaps,recording` -> the names of these parts."""
+    names = tuple(name.strip() for name in text.split(","))
+    if unknown := [name for name in names if name not in PARTS]:
+        raise argparse.ArgumentTypeError(f"no part {', '.join(map(repr, unknown))}; allowed: {', '.join(PARTS)}")
+    return names
+
+
 def measure_heatmaps(rounds: int) -> dict[str, dict[str, object]]:
-    """ResNet-50 on one thread and two, one picture and eight."""
+    """ResNet-50 with one and two threads, one picture and eight."""
     table: dict[str, dict[str, object]] = {}
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -76,7 +87,7 @@ def measure_heatmaps(rounds: int) -> dict[str, dict[str, object]]:
 
 
 def measure(batch: int, rounds: int) -> dict[str, object]:
-    """ResNet-50 at layer4, one class for each picture: seconds and multiples of the forward pass."""
+    """ResNet-50 at `layer4`, one class for each picture: seconds, and multiples of the forward pass."""
     torch.manual_seed(0)
     model = resnet50().eval()
     x = torch.randn(batch, 3, 224, 224)
@@ -131,7 +142,7 @@ def competitors(model: nn.Module, x: torch.Tensor) -> dict[str, Callable[[], obj
 
 
 def import_time(rounds: int = 5) -> dict[str, float]:
-    """What `import torchpeek` costs beyond `import torch`, each in a process of its own, compiled as pip leaves it."""
+    """The seconds of `import torchpeek` after `import torch`, in a new process, with files compiled as pip does it."""
     code = "import time, torch; start = time.perf_counter(); import torchpeek; print(time.perf_counter() - start)"
     with tempfile.TemporaryDirectory() as compiled:
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": compiled}
@@ -156,10 +167,10 @@ def markdown(results: dict[str, object], table: dict[str, dict[str, object]]) ->
     lines = [
         "# What it costs",
         "",
-        "Written by `make bench`: ResNet-50, 224 x 224, at `layer4`; multiples of the bare forward pass of the same",
-        "batch, the median over interleaved rounds in one process.",
+        "Written by `make bench`. ResNet-50, 224 x 224, at `layer4`. The numbers are multiples of the bare forward",
+        "pass of the same batch, the median over interleaved rounds in one process.",
         "",
-        "| | " + " | ".join(columns) + " | to reach |",
+        "| | " + " | ".join(columns) + " | goal |",
         "|---|" + "---:|" * (len(columns) + 1),
     ]
     for name in names:
@@ -170,7 +181,7 @@ def markdown(results: dict[str, object], table: dict[str, dict[str, object]]) ->
     imported = results["import"]
     lines += [
         "",
-        f"`import torchpeek` takes {imported['seconds_beyond_torch']} s beyond `import torch` (to reach: 0.2 s).",  # type: ignore[index]
+        f"`import torchpeek` takes {imported['seconds_beyond_torch']} s beyond `import torch` (goal: 0.2 s).",  # type: ignore[index]
         "",
         ", ".join(f"{key} {value}" for key, value in results["machine"].items()),  # type: ignore[attr-defined]
         "",

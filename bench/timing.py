@@ -1,4 +1,4 @@
-"""Timing several things fairly: interleaved, several rounds, as ratios to one of them."""
+"""Time several functions fairly: interleaved, in several rounds, as ratios to one of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 
 def interleaved(work: Mapping[str, Callable[[], object]], *, rounds: int, warm: bool = True) -> dict[str, list[float]]:
-    """Seconds of each, for each round; a round runs every one of them once, so that noise meets them all alike."""
+    """The seconds of each function in each round. A round runs each of them once, so that noise affects them alike."""
     for run in work.values() if warm else ():
         run()  # caches, suggested layers, thread pools
     seconds: dict[str, list[float]] = {name: [] for name in work}
@@ -29,7 +29,7 @@ def interleaved(work: Mapping[str, Callable[[], object]], *, rounds: int, warm: 
 
 
 def ratios(seconds: Mapping[str, list[float]], base: str) -> dict[str, float]:
-    """The median over the rounds of each one's time divided by the base's in the same round."""
+    """For each function, the median over the rounds of its time divided by the base's in the same round."""
     return {
         name: statistics.median(mine / theirs for mine, theirs in zip(each, seconds[base], strict=True))
         for name, each in seconds.items()
