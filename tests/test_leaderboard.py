@@ -41,7 +41,7 @@ def row_of(job: leaderboard.Job, value: float) -> dict[str, Any]:
     better, cells = [value, value - 0.2, value - 0.1], [0.1, 0.2, 0.3, 0.4]
     rows = {
         "photograph": [["gradcam", "insertion", *better], ["gradcam", "deletion", value, 0.0, 0.1]],
-        "dear": [["sscam", "insertion", *better], ["sscam", "deletion", 0.0, 0.1, value]],
+        "expensive": [["sscam", "insertion", *better], ["sscam", "deletion", 0.0, 0.1, value]],
         "mosaic": [["gradcam", "grid-pointing-game", value + each, 0.25, 0.25] for each in cells],
     }
     return {
@@ -57,7 +57,7 @@ def row_of(job: leaderboard.Job, value: float) -> dict[str, Any]:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(leaderboard, "KEPT", tmp_path / "kept.jsonl")
+    monkeypatch.setattr(leaderboard, "RESULTS", tmp_path / "results.jsonl")
     monkeypatch.setattr(leaderboard, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(leaderboard, "ROOT", tmp_path)
     monkeypatch.setattr(leaderboard, "_SOURCE", ["the same"])
@@ -67,19 +67,19 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def keep(photos: list[Labelled], *, failed: int = 0) -> None:
     lines = []
-    for job in leaderboard.planned(photos, photos):
+    for job in leaderboard.all_jobs(photos, photos):
         row = row_of(job, 0.5 + 0.01 * int(job.names[0][1:]))
         if job.kind == "photograph" and int(job.names[0][1:]) < failed:
             row = {**row, "failed": "broken"}
         lines.append(json.dumps(row))
-    leaderboard.KEPT.write_text("\n".join(lines) + "\n")
+    leaderboard.RESULTS.write_text("\n".join(lines) + "\n")
 
 
 def test_what_is_planned() -> None:
-    jobs = list(leaderboard.planned(photographs(9)[:5], photographs(9)))
+    jobs = list(leaderboard.all_jobs(photographs(9)[:5], photographs(9)))
     for model in MODELS:
         of_model = [job for job in jobs if job.model == model]
-        assert [job.names for job in of_model if job.kind == "dear"] == [("p0",), ("p1",), ("p2",), ("p3",)]
+        assert [job.names for job in of_model if job.kind == "expensive"] == [("p0",), ("p1",), ("p2",), ("p3",)]
         assert [job.names[0] for job in of_model if job.kind == "photograph"] == [f"p{n}" for n in range(5)]
         # p0 and p1 show one class, which would have no cell of its own: four different ones, and each once.
         of_mosaics = [job.names for job in of_model if job.kind == "mosaic"]
@@ -88,7 +88,7 @@ def test_what_is_planned() -> None:
 
 
 def test_every_method_is_scored_but_those_that_read_attention() -> None:
-    assert set(scoring.CHEAP) | set(scoring.DEAR) == set(scoring.ALL)
+    assert set(scoring.CHEAP) | set(scoring.EXPENSIVE) == set(scoring.ALL)
     assert set(scoring.FEW) < set(scoring.CHEAP)
     assert {"gradcam", "scorecam", "sscam"} <= set(scoring.ALL)
     grouped = [name for names in page.GROUPS.values() for name in names]
@@ -103,10 +103,10 @@ def test_what_was_kept_is_not_done_again(
     monkeypatch.setattr(leaderboard, "labelled", lambda: photos)
     monkeypatch.setattr(leaderboard, "scored", None)  # whoever calls it fails
     keep(photos)
-    with leaderboard.KEPT.open("a") as file:
+    with leaderboard.RESULTS.open("a") as file:
         file.write('{"key": "cut of')  # killed as it wrote
     assert leaderboard.main() == 0
-    count = len(list(leaderboard.planned(photos, photos)))
+    count = len(list(leaderboard.all_jobs(photos, photos)))
     assert f"{count} jobs, {count} of them done before" in capsys.readouterr().out
     text = (place / "page.md").read_text()
     # 0.5, 0.51 ... 0.69: their mean is 0.595.
@@ -141,10 +141,10 @@ def test_a_mosaic_is_one_sample(place: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(leaderboard, "labelled", lambda: photos)
     keep(photos)
     assert leaderboard.main() == 0
-    rows = [json.loads(line) for line in leaderboard.KEPT.read_text().splitlines()]
+    rows = [json.loads(line) for line in leaderboard.RESULTS.read_text().splitlines()]
     mosaics = [row for row in rows if row["kind"] == "mosaic" and row["model"] == "MobileNetV2"]
     means = [sum(each[2] for each in row["rows"]) / 4 for row in mosaics]
-    table = (place / "page.md").read_text().partition("is the class's")[2]
+    table = (place / "page.md").read_text().partition("shows the class")[2]
     line = next(line for line in table.splitlines() if line.startswith("| gradcam |"))
     assert line.split("|")[2].strip() == str(len(mosaics))
     assert "| p23 | 23 | somewhere==1 | MIT |" in (place / "page.md").read_text(), "it is in a mosaic alone"
@@ -157,8 +157,8 @@ def test_what_was_cut_off_spoils_nothing_after_it(
     photos = photographs(20)
     monkeypatch.setattr(leaderboard, "labelled", lambda: photos)
     keep(photos)
-    lines = leaderboard.KEPT.read_text().splitlines()
-    leaderboard.KEPT.write_text("\n".join([*lines[:-1], lines[-1][:20]]))
+    lines = leaderboard.RESULTS.read_text().splitlines()
+    leaderboard.RESULTS.write_text("\n".join([*lines[:-1], lines[-1][:20]]))
 
     class Pool:
         """Does what it is given at once."""

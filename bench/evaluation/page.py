@@ -1,4 +1,4 @@
-"""docs/leaderboard.md: method by metric, with intervals, beside what says nothing."""
+"""Write docs/leaderboard.md: every method by every metric, with intervals, beside heatmaps that say nothing."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from torchpeek.metrics import FEWEST, METRICS, Measurement
 GROUPS: Mapping[str, Sequence[str]] = {
     "What is left of the score": ["average-drop", "increase", "average-gain", "adcc"],
     "Removing and putting back": ["deletion", "insertion", "aopc", "road-morf", "road-lerf", "road"],
-    "Whether the numbers add up": ["mufidelity", "infidelity"],
+    "Whether the values predict the score": ["mufidelity", "infidelity"],
     "Where the object is": list(scoring.REGION),
-    "Which of four photographs is the class's": [scoring.MOSAIC],
-    "Whether the method looks at the model, the class and the picture": [
+    "Which of four photographs shows the class": [scoring.MOSAIC],
+    "Whether the heatmap depends on the model, the class and the picture": [
         "max-sensitivity",
         "randomisation",
         "random-class",
     ],
-    "How much of the picture it takes": list(scoring.HEATMAP),
+    "How much of the picture it covers": list(scoring.HEATMAP),
 }
-# Of which a baseline has the best or the worst possible by its nature.
-_BESIDE_EACH_OTHER = ("max-sensitivity", "randomisation", "random-class", *scoring.HEATMAP)
-_COMPARED = [name for names in GROUPS.values() for name in names if name not in _BESIDE_EACH_OTHER]
+# A baseline has the best or the worst possible value of these by its nature.
+_WITHOUT_BASELINE = ("max-sensitivity", "randomisation", "random-class", *scoring.HEATMAP)
+_COMPARED = [name for names in GROUPS.values() for name in names if name not in _WITHOUT_BASELINE]
 Tables: TypeAlias = Mapping[str, Mapping[tuple[str, str], Measurement]]
-"""Model -> method and metric -> what was measured."""
-OPTIONS = {**scoring.PASSES, **scoring.REGION, **scoring.HEATMAP, **scoring.ASKED, scoring.MOSAIC: {}}
+"""Model -> method and metric -> measurement."""
+OPTIONS = {**scoring.PASSES, **scoring.REGION, **scoring.HEATMAP, **scoring.RERUN, scoring.MOSAIC: {}}
 
 
 def page(rows: Sequence[Mapping[str, Any]], photographs: Sequence[Labelled]) -> str:
-    """The whole page, of these rows and of those of the photographs that they are of."""
+    """The whole page from these rows, and the list of the photographs in them."""
     photographs = [each for each in photographs if any(each.name in row["names"] for row in rows)]
     tables = {model: _measurements([row for row in rows if row["model"] == model]) for model in MODELS}
     parts = [_head(rows), _overview(tables, rows), _verdict(tables)]
@@ -51,7 +51,7 @@ def page(rows: Sequence[Mapping[str, Any]], photographs: Sequence[Labelled]) -> 
 
 
 def _measurements(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Measurement]:
-    """By method and metric: a value for each photograph, or for each mosaic those of its four cells."""
+    """By method and metric: a value for each photograph, or the values of its four cells for each mosaic."""
     values: dict[tuple[str, str], list[list[list[float]]]] = {}  # n x K x 3
     for row in rows:
         of_one: dict[tuple[str, str], list[list[float]]] = {}
@@ -64,7 +64,7 @@ def _measurements(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Me
         value, random, centre = torch.tensor(all_numbers, dtype=torch.float64).unbind(2)  # (n, K) each
         higher = METRICS[metric].higher_is_better
         found[method, metric] = Measurement(metric, value, higher, {"random": random, "centre": centre})
-    for metric in {metric for _, metric in found}:  # the baselines on the usual grid are rows as well
+    for metric in {metric for _, metric in found}:  # the baselines on the grid of gradcam are rows, too
         like = found.get(("gradcam", metric))
         if like is not None:
             for name, each in like.baselines.items():
@@ -93,13 +93,13 @@ def _cell(each: Measurement | None, method: str) -> str:
     if each is None:
         return "–"
     found = each.interval()
-    others = () if each.metric in _BESIDE_EACH_OTHER else [name for name in each.baselines if method != f"({name})"]
+    others = () if each.metric in _WITHOUT_BASELINE else [name for name in each.baselines if method != f"({name})"]
     marks = "".join(f" {name[0]}" for name in others if each.verdict(name) is False)
     return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]{marks}"
 
 
 def _seconds(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Method -> what it took for each photograph."""
+    """Method -> seconds for each photograph."""
     seconds: dict[str, list[float]] = {}
     for row in rows:
         for method, each in row.get("method_seconds", {}).items():
@@ -111,7 +111,7 @@ def _costs(rows: Sequence[Mapping[str, Any]]) -> str:
     seconds = _seconds(rows)
     lines = ["### What a heatmap costs\n", "| method | passes | seconds (median, one thread) |", "|---|---|---|"]
     for method in sorted(seconds, key=_order):
-        options = ", ".join(f"{name}={value}" for name, value in scoring.DEAR.get(method, {}).items())
+        options = ", ".join(f"{name}={value}" for name, value in scoring.EXPENSIVE.get(method, {}).items())
         cost = METHODS[method].cost + (f" (here with {options})" if options else "")
         lines.append(f"| {method} | {cost} | {statistics.median(seconds[method]):.2f} |")
     return "\n".join(lines) + "\n"
@@ -125,34 +125,35 @@ def _head(rows: Sequence[Mapping[str, Any]]) -> str:
     options = "; ".join(f"{name} " + ", ".join(f"{k}={v}" for k, v in each.items()) for name, each in said.items())
     return f"""# Leaderboard
 
-The methods, by every metric of [metrics.md](metrics.md), on {count} real photographs and
-{mosaics} mosaics of four, asked about the class that they are labelled with. `make evaluate` writes this page, and
+Every method is scored by every metric of [metrics.md](metrics.md), on {count} real photographs and
+{mosaics} mosaics of four photographs. The target is the class of the label. `make evaluate` writes this page and
 takes an hour on two cores. {packages}.
 
-Each cell is the mean over the n photographs, or mosaics, and its 95 % bootstrap interval. ↑: higher is better.
-**r**: not better than a random heatmap on the same grid (mean of ten), **c**: not better than a centred Gaussian;
-"better" is that the interval of the difference on the same photographs lies on the better side of zero. Of fewer
-than {FEWEST} that cannot be told, and those cells have no marks. The rows `(random)` and `(centre)` are on the grid
-of the last layer, `all-ones` is one everywhere, `constant` a half everywhere: whatever a metric gives them, it does not
-give for an explanation.
+Each cell has the mean over the n photographs, or mosaics, and its 95 % bootstrap interval. ↑: higher is better.
+**r**: not better than a random heatmap on the same grid (the mean of ten). **c**: not better than a centred Gaussian.
+A method is better if the interval of the difference on the same photographs lies on the better side of zero. Fewer
+than {FEWEST} photographs cannot show this, and their cells have no marks. The rows `(random)` and `(centre)` are on the
+grid of the last layer. `all-ones` is one everywhere, and `constant` is a half everywhere. None of the four explains
+anything: a value that a metric gives to one of them is no evidence for an explanation.
 
-- Two networks that packages ship with real weights, batch normalisations folded into their convolutions. Methods that
-  read attention are not for them. Each method as it is without options, and asked about the logit, also where its paper
-  asks about the probability, as polycam's does.
-- {count} photographs are few: the intervals are wide, and a difference of two methods within them means
-  nothing. The methods that take over 2,000 passes were scored on four ({", ".join(scoring.DEAR)}), metrics that ask
-  the method again only for those of up to 50 passes.
-- Most of these photographs have their object in the middle, and the Gaussian is hard to beat: whoever is seldom better
-  has shown little of them that it does not show. Metrics say much of the same in different words, and are no votes.
-- opticam optimises the score of the picture times the heatmap, which is what average-drop, increase and average-gain
-  measure. polycam and refinecam multiply the maps of several layers, and leave so little of a picture under their
-  heatmap that nothing is left of its score.
+- There are two networks, with real weights from packages. Their batch normalisations are folded into the convolutions.
+  They have no attention, so the attention methods are left out. Every method runs without options. The target is the
+  logit, even if the paper of a method uses the probability, as polycam's does.
+- {count} photographs are few. The intervals are wide, and a difference between two methods within them means
+  nothing. The methods of over 2,000 passes were scored on four photographs ({", ".join(scoring.EXPENSIVE)}). The
+  metrics that run the method again were measured for the methods of up to 50 passes only.
+- Most of these photographs have their object in the middle, so the Gaussian is hard to beat. A method that seldom beats
+  it has shown little that the Gaussian does not show. Many metrics measure nearly the same thing: do not count them as
+  votes.
+- opticam maximises the score of the picture times the heatmap, and average-drop, increase and average-gain measure
+  exactly that. polycam and refinecam multiply the maps of several layers. Their heatmaps leave so little of the picture
+  that nothing of the score remains.
 - Options other than the defaults: {options}.
 """
 
 
 def _overview(tables: Tables, rows: Sequence[Mapping[str, Any]]) -> str:
-    """How often each method is better than the baselines, those first that are so most often, and what they cost."""
+    """How often each method is better than the baselines, the best methods first, and its cost."""
     seconds = _seconds(rows)
     found = []
     for method in scoring.ALL:
@@ -167,19 +168,19 @@ def _overview(tables: Tables, rows: Sequence[Mapping[str, Any]]) -> str:
             shares = [sum(each) / len(told) for each in wins.values()]
             found.append((shares, [method, *cells, str(len(told)), cost]))
     lines = [
-        "## How often a method is better than what knows nothing\n",
-        f"By how many of the metrics that it was scored by, with {' / '.join(tables)}.\n",
-        "| method | better than the centred Gaussian | than a random heatmap | of so many metrics | seconds |",
+        "## How often a method is better than the baselines\n",
+        f"The number of metrics by which a method is better, with {' / '.join(tables)}.\n",
+        "| method | better than the centred Gaussian | better than a random heatmap | number of metrics | seconds |",
         "|---|---|---|---|---|",
         *(f"| {' | '.join(cells)} |" for _, cells in sorted(found, key=lambda each: each[0], reverse=True)),
     ]
     alike = "; ".join(", ".join(names) for names in _alike(tables))
-    said = [f"\nNo metric tells these apart, with the heads that these networks have: {alike}."] if alike else []
+    said = [f"\nWith the heads of these networks, no metric distinguishes these methods: {alike}."] if alike else []
     return "\n".join(lines + said) + "\n"
 
 
 def _alike(tables: Tables) -> list[list[str]]:
-    """Methods that no metric tells apart, on any photograph."""
+    """Groups of methods that no metric distinguishes on any photograph."""
     groups: list[list[str]] = []
 
     def same(one: str, other: str) -> bool:
@@ -197,7 +198,7 @@ def _alike(tables: Tables) -> list[list[str]]:
 
 
 def _verdict(tables: Tables) -> str:
-    """In plain words, for each metric: who is better than both baselines with both networks, and who with neither."""
+    """For each metric in words: the methods that beat both baselines with both networks, and those with neither."""
     lines, silent, best = [], [], []
     for metric in _COMPARED:
         methods = [name for name in scoring.ALL if all(_told(table.get((name, metric))) for table in tables.values())]
@@ -220,23 +221,25 @@ def _verdict(tables: Tables) -> str:
     head = ["## What this says\n"]
     if silent:
         head.append(
-            f"- By {', '.join(f'`{name}`' for name in silent)} no method is better than both baselines with both\n"
-            "  networks: with so few photographs these decide nothing here."
+            f"- No method is better than both baselines with both networks by {_listed(silent)}.\n"
+            "  With so few photographs, these metrics decide nothing here."
         )
     if best:
-        head.append(
-            f"- By {', '.join(f'`{name}`' for name in best)} an all-ones heatmap is the best of all, and shows nothing."
-        )
-    named = ", ".join(f"`{name}`" for name in _BESIDE_EACH_OTHER)
+        head.append(f"- An all-ones heatmap, which shows nothing, is the best of all by {_listed(best)}.")
     lines.append(
-        f"- {named} set methods beside each other only: a heatmap that never changes has the best max-sensitivity and\n"
-        "  the worst randomisation, one at random the other way round, and what is sparse may still be wrong."
+        f"- {_listed(_WITHOUT_BASELINE)} only compare methods with each other. A heatmap that never changes has the best\n"
+        "  max-sensitivity and the worst randomisation; a random one has the opposite. A sparse heatmap may still be\n"
+        "  wrong."
     )
     return "\n".join(head + lines) + "\n"
 
 
+def _listed(metrics: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in metrics)
+
+
 def _best_of_all(table: Mapping[tuple[str, str], Measurement], metric: str, heatmap: str) -> bool:
-    """Whether no method has a better mean, as far as the page shows it."""
+    """Whether no method has a better mean, to the three digits that the page shows."""
     means = {method: round(each.interval().mean, 3) for (method, name), each in table.items() if name == metric}
     best = (max if METRICS[metric].higher_is_better else min)(means[name] for name in scoring.ALL if name in means)
     mine = means.get(heatmap, math.nan)
@@ -244,7 +247,7 @@ def _best_of_all(table: Mapping[tuple[str, str], Measurement], metric: str, heat
 
 
 def _told(each: Measurement | None) -> bool:
-    """Whether it was scored on enough to tell chance from more."""
+    """Whether it was scored on enough photographs for a verdict."""
     return each is not None and each.verdict("random") is not None
 
 
@@ -260,7 +263,10 @@ def _named(names: Sequence[str], of: Sequence[str]) -> str:
 
 
 def _photographs(photographs: Sequence[Labelled]) -> str:
-    lines = ["## The photographs\n", "None is in the repository, but those of examples/images; the boxes are ours.\n"]
-    lines += ["| photograph | class | from | licence |", "|---|---|---|---|"]
+    lines = [
+        "## The photographs\n",
+        "Only those in examples/images are in the repository. The boxes were drawn for this evaluation.\n",
+    ]
+    lines += ["| photograph | class | source | licence |", "|---|---|---|---|"]
     lines += [f"| {each.name} | {each.label} | {each.source} | {each.licence} |" for each in photographs]
     return "\n".join(lines) + "\n"

