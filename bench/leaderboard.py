@@ -135,7 +135,7 @@ def all_jobs(photographs: list[Labelled], for_mosaics: list[Labelled]) -> Iterat
 
 
 def mosaics(photographs: list[Labelled]) -> list[list[Labelled]]:
-    """Groups of four photographs of four classes, as a class in two cells has no cell. Each photograph is in one at most."""
+    """Groups of four photographs of four classes, as a class in two cells has no cell. No photograph is used twice."""
     waiting, groups = list(photographs), []
     while True:
         chosen: dict[int, Labelled] = {}

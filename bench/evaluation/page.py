@@ -227,7 +227,8 @@ def _verdict(tables: Tables) -> str:
     if best:
         head.append(f"- An all-ones heatmap, which shows nothing, is the best of all by {_listed(best)}.")
     lines.append(
-        f"- {_listed(_WITHOUT_BASELINE)} only compare methods with each other. A heatmap that never changes has the best\n"
+        f"- {_listed(_WITHOUT_BASELINE)} only compare methods with each other. A heatmap that never "
+        "changes has the best\n"
         "  max-sensitivity and the worst randomisation; a random one has the opposite. A sparse heatmap may still be\n"
         "  wrong."
     )
