@@ -1,4 +1,4 @@
-"""The matrix in words: shares, and a table for docs/models.md."""
+"""The results of the matrix as text: shares, and a table for docs/models.md."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 BEGIN, END = "<!-- matrix: begin, written by make matrix -->", "<!-- matrix: end -->"
 
 CHECKS = {
-    "layers": "`layers()` lists every layer, with what it returned",
-    "record": "`record()` of every layer: the output bit-equal with and without, each layer's as a plain hook sees it",
-    "gradient": "`explain()` at the suggested layer gives a map, whose gradient matches finite differences in float64",
-    "place": "the map's grid lies on the picture (where the output is not (N, C, H, W))",
-    "methods": "`explain()` with five methods",
-    "replay": "with the layer's output changed, the scores of whole passes with a plain hook",
-    "left as found": "left as it was found: parameters, buffers, modes, hooks",
+    "layers": "`layers()` lists every layer and its output",
+    "record": "`record()` of every layer leaves the output bit-equal, and records what a plain hook sees",
+    "gradient": "`explain()` at the suggested layer: a map, and its gradient matches finite differences in float64",
+    "place": "the grid of the map lies on the picture (checked if the output is not (N, C, H, W))",
+    "methods": "`explain()` works with five methods",
+    "replay": "replays with a changed output of the layer give the scores of whole passes with a plain hook",
+    "left as found": "parameters, buffers, modes and hooks are left as they were",
 }
 EVERYWHERE = ("layers", "record", "left as found")  # the others need a grid
 
@@ -34,7 +34,8 @@ def shares(rows: Sequence[Row]) -> list[str]:
     for check, what in CHECKS.items():
         of = rows if check in EVERYWHERE else gridded
         lines.append(_share(what, sum(passed(row, check) for row in of), len(of)))
-    lines.append(_share("replays used, not refused", sum(row.get("replay") == "used" for row in gridded), len(gridded)))
+    used = sum(row.get("replay") == "used" for row in gridded)
+    lines.append(_share("replays are used, not refused", used, len(gridded)))
     return lines
 
 
