@@ -53,10 +53,13 @@ test-floor: weights
 
 # Build the sdist, build the wheel from it, and try the wheel in a new environment, outside the checkout. The trial
 # installs what a user gets today: no constraints, PyTorch included, about 5 GB. TAG=v0.2.0 must name the built version.
-release: install
-	rm -rf dist $(TRIAL)
-	$(BIN)/python -m build
-	$(BIN)/python -m venv $(TRIAL)
+release:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "torchpeek needs Python 3.11 or newer"; exit 1; }
+	rm -rf dist
+	$(PYTHON) -m venv --clear $(TRIAL)
+	$(TRIAL)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build
+	$(TRIAL)/bin/python -m build
+	$(PYTHON) -m venv --clear $(TRIAL)
 	$(TRIAL)/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
 	cd / && "$(CURDIR)/$(TRIAL)/bin/python" -I "$(CURDIR)/tools/try_wheel.py" $(TAG)
 	rm -rf $(TRIAL)
