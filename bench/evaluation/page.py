@@ -157,18 +157,16 @@ def _overview(tables: Tables, rows: Sequence[Mapping[str, Any]]) -> str:
     seconds = _seconds(rows)
     found = []
     for method in scoring.ALL:
-        decided = [
-            name for name in _COMPARED if all(_has_verdict(table.get((method, name))) for table in tables.values())
-        ]
+        judged = [name for name in _COMPARED if all(_judged(table.get((method, name))) for table in tables.values())]
         wins = {
-            baseline: [sum(table[method, name].beats(baseline) for name in decided) for table in tables.values()]
+            baseline: [sum(table[method, name].beats(baseline) for name in judged) for table in tables.values()]
             for baseline in ("centre", "random")
         }
-        if decided:
+        if judged:
             cells = [" / ".join(map(str, each)) for each in wins.values()]
             cost = f"{statistics.median(seconds[method]):.2f}" if method in seconds else "–"
-            shares = [sum(each) / len(decided) for each in wins.values()]
-            found.append((shares, [method, *cells, str(len(decided)), cost]))
+            shares = [sum(each) / len(judged) for each in wins.values()]
+            found.append((shares, [method, *cells, str(len(judged)), cost]))
     lines = [
         "## How often a method is better than the baselines\n",
         f"The number of metrics by which a method is better, with {' / '.join(tables)}.\n",
@@ -203,9 +201,7 @@ def _verdict(tables: Tables) -> str:
     """For each metric in words: the methods that beat both baselines with both networks, and those with neither."""
     lines, silent, best = [], [], []
     for metric in _COMPARED:
-        methods = [
-            name for name in scoring.ALL if all(_has_verdict(table.get((name, metric))) for table in tables.values())
-        ]
+        methods = [name for name in scoring.ALL if all(_judged(table.get((name, metric))) for table in tables.values())]
         if not methods:
             continue
         wins = {
@@ -251,7 +247,7 @@ def _best_of_all(table: Mapping[tuple[str, str], Measurement], metric: str, heat
     return mine >= best if METRICS[metric].higher_is_better else mine <= best
 
 
-def _has_verdict(each: Measurement | None) -> bool:
+def _judged(each: Measurement | None) -> bool:
     """Whether it was scored on enough photographs for a verdict."""
     return each is not None and each.verdict("random") is not None
 
