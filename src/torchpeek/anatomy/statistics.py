@@ -131,7 +131,7 @@ def statistics(
             for name in tape:
                 for call in tape[name]:
                     order.setdefault((name, call.number), call.order)
-                    for leaf in call.kept():
+                    for leaf in call.stored():
                         found = leaf.read()
                         if isinstance(found, RunningStatistics) and found.first_not_finite is not None:
                             not_finite.setdefault(id(found), count)

@@ -14,32 +14,39 @@ from torch import Tensor
 from torchpeek.errors import InputError, closest
 
 
-def leaves(value: Any, kind: type[Any] = Tensor, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Path and leaf of each leaf of that kind, in order: `"0.k"` is entry k of the first member.
+def leaves(value: Any, leaf_type: type[Any] = Tensor, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and leaf of each leaf of that type, in order: `"0.k"` is entry k of the first member.
 
     Opens tuples, lists, mappings and dataclasses, and so named tuples, torch's return types and ModelOutput. The path
     of a leaf without a container is empty.
     """
-    if isinstance(value, kind):
+    if isinstance(value, leaf_type):
         yield path, value
         return
     for key, member in _members(value):
-        yield from leaves(member, kind, _joined(path, key))
+        yield from leaves(member, leaf_type, _joined(path, key))
 
 
 def mapped(
-    value: Any, change: Callable[[str, Any], Any], kind: type[Any] = Tensor, *, only: bool = False, path: str = ""
+    value: Any,
+    change: Callable[[str, Any], Any],
+    leaf_type: type[Any] = Tensor,
+    *,
+    leaves_only: bool = False,
+    path: str = "",
 ) -> Any:
-    """The same container with `change(path, leaf)` for each leaf of that kind; the very same one if nothing changed.
+    """The same container with `change(path, leaf)` for each leaf of that type; the very same one if nothing changed.
 
     What is neither a leaf nor a container stays, or is None if `only` the leaves are wanted.
     """
-    if isinstance(value, kind):
+    if isinstance(value, leaf_type):
         return change(path, value)
     members = _members(value)
     if not members:
-        return None if only and not _is_container(value) else value
-    changed = [mapped(member, change, kind, only=only, path=_joined(path, key)) for key, member in members]
+        return None if leaves_only and not _is_container(value) else value
+    changed = [
+        mapped(member, change, leaf_type, leaves_only=leaves_only, path=_joined(path, key)) for key, member in members
+    ]
     if all(new is old for new, (_, old) in zip(changed, members, strict=True)):
         return value
     return _rebuilt(value, [key for key, _ in members], changed)
@@ -68,31 +75,31 @@ def with_part(value: Any, path: str, part: Any) -> Any:
 
 def _step(value: Any, path: str) -> tuple[Any, Any, str]:
     """The key that the path begins with, the longest of them as keys may have dots, its member, and the rest."""
-    fitting = [
+    candidates = [
         (key, member)
         for key, member in _members(value)
         if path == str(key) or (path.startswith(f"{key}.") and _members(member))
     ]
-    if not fitting:
+    if not candidates:
         return None, None, ""
-    key, member = max(fitting, key=lambda pair: len(str(pair[0])))
+    key, member = max(candidates, key=lambda pair: len(str(pair[0])))
     return key, member, path[len(str(key)) + 1 :]
 
 
-def same_container(value: Any, given: Any) -> bool:
+def same_container(value: Any, original: Any) -> bool:
     """Whether one can take the other's place: both are no container, or have members of the same names."""
-    if not _is_container(given):
+    if not _is_container(original):
         return not _is_container(value)
-    return _is_container(value) and {key for key, _ in _members(value)} == {key for key, _ in _members(given)}
+    return _is_container(value) and {key for key, _ in _members(value)} == {key for key, _ in _members(original)}
 
 
-def as_container(value: Any, given: Any) -> Any:
-    """The members of `value` in a container like `given`: a list for a tuple becomes one."""
-    if type(value) is type(given) or not _is_container(given):
+def as_container(value: Any, original: Any) -> Any:
+    """The members of `value` in a container like `original`: a list for a tuple becomes one."""
+    if type(value) is type(original) or not _is_container(original):
         return value
     members = dict(_members(value))
-    keys = [key for key, _ in _members(given)]
-    return _rebuilt(given, keys, [members[key] for key in keys])
+    keys = [key for key, _ in _members(original)]
+    return _rebuilt(original, keys, [members[key] for key in keys])
 
 
 def _joined(path: str, key: object) -> str:
@@ -124,9 +131,9 @@ def _rebuilt(value: Any, keys: list[Any], members: list[Any]) -> Any:
     if isinstance(value, tuple):
         if hasattr(value, "n_sequence_fields"):  # what torch.max returns
             return type(value)(members)
-        made = tuple.__new__(type(value), members)  # also of one whose own __new__ wants something else
-        made.__dict__.update(value.__dict__) if hasattr(value, "__dict__") else None
-        return made
+        rebuilt = tuple.__new__(type(value), members)  # also of one whose own __new__ wants something else
+        rebuilt.__dict__.update(value.__dict__) if hasattr(value, "__dict__") else None
+        return rebuilt
     if isinstance(value, MappingProxyType):
         return MappingProxyType(dict(zip(keys, members, strict=True)))
     # A copy, so that whatever else the container carries stays: a dict's order and default, other attributes.

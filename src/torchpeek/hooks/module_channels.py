@@ -8,36 +8,36 @@ from torch import Tensor, nn
 
 
 class Channels(NamedTuple):
-    """Where a layer's channels are: how many there should be, and on which axis those of its kind have them."""
+    """Where a layer's channels are: how many there should be, and on which axis those of its type have them."""
 
     size: int
     last: bool
 
     def axis_of(self, tensor: Tensor) -> int:
-        """Axis 1 or the last, whichever has as many as there should be; what its kind has, where both do or neither."""
+        """Axis 1 or the last, whichever has as many as there should be; what its type has, where both do or neither."""
         if tensor.ndim < 3:
             return 1 if tensor.ndim > 1 else 0
-        second, last = tensor.shape[1] == self.size, tensor.shape[-1] == self.size
-        if second != last:
-            return 1 if second else -1
+        first, last = tensor.shape[1] == self.size, tensor.shape[-1] == self.size
+        if first != last:
+            return 1 if first else -1
         return -1 if self.last else 1
 
 
 def channels_of(model: nn.Module) -> dict[int, Channels]:
     """For each module, by id: those of the last layer in it that has channels, or else of the last one before it."""
-    found: dict[int, Channels] = {}
+    by_module: dict[int, Channels] = {}
     latest = Channels(-1, last=False)
 
     def walk(module: nn.Module) -> None:
         nonlocal latest
         latest = _own_channels(module) or latest
         for child in module._modules.values():
-            if child is not None and id(child) not in found:
+            if child is not None and id(child) not in by_module:
                 walk(child)
-        found[id(module)] = latest
+        by_module[id(module)] = latest
 
     walk(model)
-    return found
+    return by_module
 
 
 def _own_channels(module: nn.Module) -> Channels | None:

@@ -20,13 +20,13 @@ Forward: TypeAlias = Callable[..., Any]
 _ABSENT = object()
 
 
-class _Replaced:
+class _PatchedForward:
     """What stands for a module's `forward`. A copy of the model, or a pickle, takes the module's own along instead."""
 
-    __slots__ = ("_forward", "_module", "_original", "_own", "_thread")
+    __slots__ = ("_forward", "_module", "_original", "_own_forward", "_thread")
 
     def __init__(self, module: nn.Module, own: Any, forward: Forward) -> None:
-        self._module, self._own, self._forward = module, own, forward
+        self._module, self._own_forward, self._forward = module, own, forward
         self._original: Forward = module.forward
         self._thread = threading.get_ident()
 
@@ -35,23 +35,25 @@ class _Replaced:
         return forward(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        if self._own is not None:
-            return copy.deepcopy(self._own, memo)
+        if self._own_forward is not None:
+            return copy.deepcopy(self._own_forward, memo)
         return MethodType(type(self._module).forward, memo.get(id(self._module), self._module))
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        if self._own is not None:
-            return _same, (self._own,)
+        if self._own_forward is not None:
+            return _identity, (self._own_forward,)
         return getattr, (self._module, "forward")  # of the module as it is then, before it has this one
 
 
-def _same(own: Any) -> Any:
+def _identity(own: Any) -> Any:
     return own
 
 
 def replaceable(model: nn.Module) -> list[nn.Module]:
     """The modules below `model` whose `forward` can be replaced: all but scripted ones."""
-    return [each for each in model.modules() if each is not model and not isinstance(each, torch.jit.ScriptModule)]
+    return [
+        module for module in model.modules() if module is not model and not isinstance(module, torch.jit.ScriptModule)
+    ]
 
 
 @contextmanager
@@ -61,18 +63,18 @@ def replaced(forwards: Iterable[tuple[nn.Module, Forward]]) -> Iterator[None]:
     This holds in the thread that entered the block; other threads run the module's own `forward`. Hooks of the module
     run as before: they are not part of its forward.
     """
-    was: list[tuple[nn.Module, object]] = []
+    originals: list[tuple[nn.Module, object]] = []
     try:
         with uninterrupted():
             for module, forward in forwards:
                 own = module.__dict__.get("forward", _ABSENT)
-                was.append((module, own))
+                originals.append((module, own))
                 # Not setattr, which a module may have made its own.
-                module.__dict__["forward"] = _Replaced(module, None if own is _ABSENT else own, forward)
+                module.__dict__["forward"] = _PatchedForward(module, None if own is _ABSENT else own, forward)
         yield
     finally:
         with uninterrupted():
-            for module, own in reversed(was):
+            for module, own in reversed(originals):
                 if own is _ABSENT:
                     module.__dict__.pop("forward", None)
                 else:

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 _SHARED: dict[str, tuple[int, AbstractContextManager[Any]]] = {}
-_SHARED_GUARD = threading.Lock()
+_SHARED_LOCK = threading.Lock()
 
 
 @contextmanager
 def shared(name: str, enter: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
     """Be in `enter()`, together with everybody else who is in what has this name."""
-    with _SHARED_GUARD:
+    with _SHARED_LOCK:
         count, context = _SHARED.get(name) or (0, enter())
         if count == 0:
             context.__enter__()
@@ -26,7 +26,7 @@ def shared(name: str, enter: Callable[[], AbstractContextManager[Any]]) -> Itera
     try:
         yield
     finally:
-        with _SHARED_GUARD:
+        with _SHARED_LOCK:
             count, context = _SHARED[name]
             if count > 1:
                 _SHARED[name] = count - 1, context
@@ -46,12 +46,12 @@ def is_compile_wrapper(module: nn.Module) -> bool:
 
 
 @contextmanager
-def eagerly(modules: Iterable[nn.Module], say: Callable[[], None] | None = None) -> Iterator[None]:
-    """Where any of these is compiled, run all eagerly, and `say` so: a compiled one ignores hooks that come later."""
+def eagerly(modules: Iterable[nn.Module], on_compiled: Callable[[], None] | None = None) -> Iterator[None]:
+    """Where any of these is compiled, run all eagerly and call `on_compiled`: a compiled one ignores later hooks."""
     if not any(map(is_compiled, modules)):
         yield
         return
-    if say is not None:
-        say()
+    if on_compiled is not None:
+        on_compiled()
     with shared("eager", partial(torch.compiler.set_stance, "force_eager")):
         yield

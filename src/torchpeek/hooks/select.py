@@ -24,17 +24,17 @@ Selection: TypeAlias = Union[
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     """As `named_modules(remove_duplicate=False)`, in half the time."""
-    found: dict[str, nn.Module] = {}
+    matches: dict[str, nn.Module] = {}
 
     def walk(name: str, module: nn.Module) -> None:
-        found[name] = module
+        matches[name] = module
         prefix = f"{name}." if name else ""
         for child, member in module._modules.items():
             if member is not None:
                 walk(prefix + child, member)
 
     walk("", model)
-    return found
+    return matches
 
 
 def select(
@@ -56,18 +56,18 @@ def select(
     named = named_layers(model) if named is None else named
     names = _matching(model, named, selection)
     if exclude is not None:
-        gone = {id(named[name]) for name in _matching(model, named, exclude)}
-        names = {name for name in names if id(named[name]) not in gone}
+        excluded = {id(named[name]) for name in _matching(model, named, exclude)}
+        names = {name for name in names if id(named[name]) not in excluded}
         if not names:
             raise LayerNotFound(f"every layer that {selection!r} selects in {type(model).__name__} is excluded again")
-    chosen = {name: module for name, module in named.items() if name in names}
-    for name, module in chosen.items():
+    selected = {name: module for name, module in named.items() if name in names}
+    for name, module in selected.items():
         if isinstance(module, torch.jit.ScriptModule):
             raise InputError(f"layer {name!r} is scripted or traced, and takes no hooks; use what it was made from")
-    if len(set(map(id, chosen.values()))) == len(chosen):
-        return chosen
-    first = {id(module): name for name, module in reversed(chosen.items())}
-    return {name: module for name, module in chosen.items() if first[id(module)] == name}
+    if len(set(map(id, selected.values()))) == len(selected):
+        return selected
+    first = {id(module): name for name, module in reversed(selected.items())}
+    return {name: module for name, module in selected.items() if first[id(module)] == name}
 
 
 def _matching(model: nn.Module, named: dict[str, nn.Module], selection: Selection) -> set[str]:
@@ -75,32 +75,32 @@ def _matching(model: nn.Module, named: dict[str, nn.Module], selection: Selectio
         case str() if selection in named:
             return {selection}
         case str():
-            found = {name for name in named if name and fnmatchcase(name, selection)}
+            matches = {name for name in named if name and fnmatchcase(name, selection)}
         case re.Pattern():
-            found = {name for name in named if name and selection.search(name)}
+            matches = {name for name in named if name and selection.search(name)}
         case nn.Module():
             # One name is enough: the others are the same module.
-            found = {name for name, module in named.items() if module is selection}
-            found = {next(name for name in named if name in found)} if found else found
+            matches = {name for name, module in named.items() if module is selection}
+            matches = {next(name for name in named if name in matches)} if matches else matches
         case type():
-            found = {name for name, module in named.items() if name and isinstance(module, selection)}
+            matches = {name for name, module in named.items() if name and isinstance(module, selection)}
         case _ if callable(selection):
-            found = {name for name, module in named.items() if name and selection(name, module)}
+            matches = {name for name, module in named.items() if name and selection(name, module)}
         case Iterable():
             parts = list(selection)
             if not parts:
                 raise InputError("the layer selection is an empty list; name at least one layer")
-            found = {part for part in parts if isinstance(part, str) and part in named}
-            rest = (part for part in parts if not (isinstance(part, str) and part in found))
-            return found.union(*(_matching(model, named, part) for part in rest))
+            matches = {part for part in parts if isinstance(part, str) and part in named}
+            rest = (part for part in parts if not (isinstance(part, str) and part in matches))
+            return matches.union(*(_matching(model, named, part) for part in rest))
         case _:
             raise InputError(
                 "a layer selection is a name, glob, regular expression, type, predicate or module, or a list of "
                 f"these; got {type(selection).__name__}"
             )
-    if not found:
+    if not matches:
         raise LayerNotFound(_not_found(model, named, selection))
-    return found
+    return matches
 
 
 def _not_found(model: nn.Module, named: dict[str, nn.Module], selection: object) -> str:
@@ -110,9 +110,9 @@ def _not_found(model: nn.Module, named: dict[str, nn.Module], selection: object)
         shown = f"of type {selection.__name__}"
     elif isinstance(selection, nn.Module):
         shown = f"that is this {type(selection).__name__} (is it from another copy of the model?)"
-    near = closest(selection, names) if isinstance(selection, str) else ""
+    suggestion = closest(selection, names) if isinstance(selection, str) else ""
     return (
-        f"no layer {shown} in {type(model).__name__}{near}. It has {len(names)} layers; torchpeek layers, or "
+        f"no layer {shown} in {type(model).__name__}{suggestion}. It has {len(names)} layers; torchpeek layers, or "
         "tp.layers(model), lists them."
     )
 
@@ -136,4 +136,4 @@ def why_not_fired(model: nn.Module, name: str, module: nn.Module) -> str:
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether its parameters are spread over several processes by FSDP."""
-    return any(kind.__name__ in ("FullyShardedDataParallel", "FSDPModule") for kind in type(module).__mro__)
+    return any(base.__name__ in ("FullyShardedDataParallel", "FSDPModule") for base in type(module).__mro__)

@@ -22,7 +22,7 @@ ForwardHook: TypeAlias = Callable[[nn.Module, tuple[Any, ...], Any], Any]
 """Called as `hook(module, args, output)` when the module returns; what is not None replaces the output."""
 
 
-class Inert:
+class UncopiedHook:
     """A hook that a copy of the model does not take along: in a deepcopy or a pickle it does nothing."""
 
     __slots__ = ()
@@ -46,7 +46,7 @@ def attached(
 
     The hooks of `ended` also run where the module raised an Exception, with None for the output. A hook runs only in
     the thread that attached it, because another thread may run the same model at the same time; with `every_thread`, or
-    where the hook is `Inert` and so looks at the thread itself, it runs in all of them.
+    where the hook is `UncopiedHook` and so looks at the thread itself, it runs in all of them.
     """
     thread = None if every_thread else threading.get_ident()
     handles: list[RemovableHandle] = []
@@ -54,11 +54,11 @@ def attached(
         with uninterrupted():
             # One by one: a failure must find those so far.
             for module, before in called:
-                handles.append(module.register_forward_pre_hook(_inert(before, thread), with_kwargs=True))
+                handles.append(module.register_forward_pre_hook(_uncopied(before, thread), with_kwargs=True))
             for module, hook in returned:
-                handles.append(module.register_forward_hook(_inert(hook, thread)))
+                handles.append(module.register_forward_hook(_uncopied(hook, thread)))
             for module, hook in ended:
-                handles.append(module.register_forward_hook(_inert(hook, thread), always_call=True))
+                handles.append(module.register_forward_hook(_uncopied(hook, thread), always_call=True))
         yield
     finally:
         with uninterrupted():
@@ -66,7 +66,7 @@ def attached(
                 handle.remove()
 
 
-class _Wrapped(Inert):
+class _ThreadHook(UncopiedHook):
     __slots__ = ("_hook", "_thread")
 
     def __init__(self, hook: Callable[..., Any], thread: int | None) -> None:
@@ -77,13 +77,13 @@ class _Wrapped(Inert):
         return self._hook(*args) if self._thread in (None, threading.get_ident()) else None
 
 
-def _inert(hook: Callable[..., Any], thread: int | None) -> Callable[..., Any]:
-    return hook if isinstance(hook, Inert) else _Wrapped(hook, thread)
+def _uncopied(hook: Callable[..., Any], thread: int | None) -> Callable[..., Any]:
+    return hook if isinstance(hook, UncopiedHook) else _ThreadHook(hook, thread)
 
 
 def _no_hook() -> Callable[..., None]:
     return _nothing
 
 
-def _nothing(*given: Any) -> None:
+def _nothing(*args: Any) -> None:
     """What is left of a hook in a copy."""

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from torchpeek.errors import GradUnavailable, InputError
 from torchpeek.hooks.gradient_tap import hooked
-from torchpeek.hooks.recording.storage import GradientSlot, StoredTensor, arrival
+from torchpeek.hooks.recording.storage import GradientSlot, StoredTensor, slot_hook
 from torchpeek.interrupts import uninterrupted
 
 
@@ -25,13 +25,13 @@ def record_gradients(**tensors: Tensor) -> Iterator[Mapping[str, Tensor | None]]
     """
     slots = {name: GradientSlot(partial(StoredTensor, copy=False)) for name in tensors}
     handles: list[RemovableHandle] = []
-    view = _Gradients(slots)
+    gradients = _GradientMapping(slots)
     try:
         with uninterrupted():
             for name, tensor in tensors.items():
-                _check(tensor, name)
-                handles.append(hooked(tensor, arrival(slots[name])))
-        yield view
+                _check_differentiable(tensor, name)
+                handles.append(hooked(tensor, slot_hook(slots[name])))
+        yield gradients
     finally:
         with uninterrupted():
             for handle in handles:
@@ -44,7 +44,7 @@ def edit_gradient(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Itera
 
     The function is given a copy, so it may write into it.
     """
-    _check(tensor, "tensor")
+    _check_differentiable(tensor, "tensor")
     handle = hooked(tensor, lambda gradient: function(gradient.clone()))
     try:
         yield
@@ -52,7 +52,7 @@ def edit_gradient(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Itera
         handle.remove()
 
 
-class _Gradients(Mapping[str, "Tensor | None"]):
+class _GradientMapping(Mapping[str, "Tensor | None"]):
     def __init__(self, slots: Mapping[str, GradientSlot]) -> None:
         self._slots = MappingProxyType(dict(slots))
 
@@ -67,7 +67,7 @@ class _Gradients(Mapping[str, "Tensor | None"]):
         return len(self._slots)
 
 
-def _check(tensor: object, name: str) -> None:
+def _check_differentiable(tensor: object, name: str) -> None:
     if not isinstance(tensor, Tensor):
         raise InputError(f"{name} is a {type(tensor).__name__}; gradients are those of tensors")
     if not tensor.requires_grad:

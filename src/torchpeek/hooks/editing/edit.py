@@ -40,24 +40,24 @@ def edit(
     says so where the model ran, but the layer was not called.
     """
     _check(outputs, inputs, gradients)
-    ran: set[str] = set()  # of the layers, and "" for the model
+    fired: set[str] = set()  # of the layers, and "" for the model
 
     def hooks(edits: Edits | None, hook: Callable[..., Any]) -> list[tuple[nn.Module, Callable[..., Any]]]:
-        return [(module, partial(hook, name, change, ran)) for name, module, change in _resolved(model, edits)]
+        return [(module, partial(hook, name, change, fired)) for name, module, change in _resolved(model, edits)]
 
-    uses: list[GradientTap] = []
+    taps: list[GradientTap] = []
     before = hooks(inputs, _change_inputs)
-    after = hooks(outputs, _change_output) + hooks(gradients, partial(_change_gradient, uses))
-    after.append((model, lambda module, args, output: ran.add("")))
+    after = hooks(outputs, _change_output) + hooks(gradients, partial(_change_gradient, taps))
+    after.append((model, lambda module, args, output: fired.add("")))
     try:
         with eagerly(model.modules(), _say_eager), attached(after, called=before, every_thread=True):
             yield
     finally:
         with uninterrupted():
-            for use in uses:
-                use.remove()
+            for tap in taps:
+                tap.remove()
     for name, module, _ in (each for edits in (outputs, inputs, gradients) for each in _resolved(model, edits)):
-        if "" in ran and name not in ran:
+        if "" in fired and name not in fired:
             notify(f"an edit did nothing: {why_not_fired(model, name, module)}")
 
 
@@ -80,12 +80,12 @@ def _as_selection(key: Any) -> Selection:
 def _change_inputs(
     name: str,
     change: Callable[[Any], Any],
-    ran: set[str],
+    fired: set[str],
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    ran.add(name)
+    fired.add(name)
     kwargs = kwargs or {}
     if kwargs and not args:
         return args, _applied(name, change, kwargs)
@@ -95,49 +95,49 @@ def _change_inputs(
 
 
 def _change_output(
-    name: str, change: Callable[[Any], Any], ran: set[str], module: nn.Module, args: Any, output: Any
+    name: str, change: Callable[[Any], Any], fired: set[str], module: nn.Module, args: Any, output: Any
 ) -> Any:
-    ran.add(name)
+    fired.add(name)
     return _applied(name, change, output)
 
 
 def _change_gradient(
-    uses: list[GradientTap],
+    taps: list[GradientTap],
     name: str,
     change: Callable[[Any], Any],
-    ran: set[str],
+    fired: set[str],
     module: nn.Module,
     args: Any,
     output: Any,
 ) -> Any:
-    ran.add(name)
+    fired.add(name)
     if not torch.is_grad_enabled():
         raise GradUnavailable(f"layer {name!r} ran under torch.no_grad(), so no gradient will flow back through it")
-    edited = 0
+    tap_count = 0
 
-    def through(path: str, tensor: Tensor) -> Tensor:
-        nonlocal edited
+    def tapped(path: str, tensor: Tensor) -> Tensor:
+        nonlocal tap_count
         if not tensor.requires_grad:
             return tensor
-        edited += 1
+        tap_count += 1
 
         def hook(gradient: Tensor) -> Tensor:
             result: Tensor = _applied(name, change, gradient.clone())
             return result
 
-        use, own = tap_gradient(tensor, hook, passed_on=True)
-        uses.append(use)
-        return own
+        tap, view = tap_gradient(tensor, hook, hook_base=True)
+        taps.append(tap)
+        return view
 
-    passed_on = containers.mapped(output, through)
-    if not edited:
+    changed = containers.mapped(output, tapped)
+    if not tap_count:
         raise GradUnavailable(f"nothing that layer {name!r} returned needs a gradient: the model is frozen up to there")
-    return passed_on
+    return changed
 
 
-def _applied(name: str, change: Callable[[Any], Any], given: Any) -> Any:
+def _applied(name: str, change: Callable[[Any], Any], original: Any) -> Any:
     try:
-        changed = change(given)
+        changed = change(original)
     except Exception as error:
         error.add_note(f"in the edit of layer {name!r}")
         raise
@@ -145,12 +145,13 @@ def _applied(name: str, change: Callable[[Any], Any], given: Any) -> Any:
         raise InputError(
             f"the edit of layer {name!r} returned None; return what is to be used, also if changed in place"
         )
-    if not containers.same_container(changed, given):
+    if not containers.same_container(changed, original):
         raise InputError(
-            f"the edit of layer {name!r} was given a {type(given).__name__} and returned a {type(changed).__name__}; "
-            "return the same kind of container, with as many members: tp.edits.at(path, ...) changes one of them"
+            f"the edit of layer {name!r} was given a {type(original).__name__} and returned a "
+            f"{type(changed).__name__}; return the same kind "
+            "of container, with as many members: tp.edits.at(path, ...) changes one of them"
         )
-    return containers.as_container(changed, given)
+    return containers.as_container(changed, original)
 
 
 def _check(*edits: Edits | None) -> None:

@@ -22,9 +22,9 @@ def scale(factor: float, *, channels: Sequence[int] | None = None, axis: int = 1
     """Multiply these channels, or all, by `factor`. Channels are along `axis`: (N, C, ...), or -1 for tokens."""
 
     def change(tensor: Tensor) -> Tensor:
-        where = _channels(tensor, channels, axis)
+        mask = _channel_mask(tensor, channels, axis)
         # Where, not a product with a mask: zero times infinity would be NaN.
-        return torch.where(where, tensor * factor if factor else tensor.new_zeros(()), tensor)
+        return torch.where(mask, tensor * factor if factor else tensor.new_zeros(()), tensor)
 
     return change
 
@@ -51,15 +51,15 @@ def patch(
 
     def change(tensor: Tensor) -> Tensor:
         try:
-            put = value.to(tensor).expand(tensor.shape)
+            replacement = value.to(tensor).expand(tensor.shape)
         except RuntimeError:
             raise InputError(
                 f"a patch of shape {tuple(value.shape)} does not fit an output of {tuple(tensor.shape)}"
             ) from None
-        chosen = _channels(tensor, channels, axis)
+        mask = _channel_mask(tensor, channels, axis)
         if where is not None:
-            chosen = chosen & where.to(tensor.device).bool()
-        return torch.where(chosen, put, tensor)
+            mask = mask & where.to(tensor.device).bool()
+        return torch.where(mask, replacement, tensor)
 
     return change
 
@@ -69,7 +69,7 @@ def at(path: str, change: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda container: containers.with_part(container, path, change(containers.at(container, path)))
 
 
-def _channels(tensor: Tensor, channels: Sequence[int] | None, axis: int) -> Tensor:
+def _channel_mask(tensor: Tensor, channels: Sequence[int] | None, axis: int) -> Tensor:
     """A mask that broadcasts to the tensor."""
     if not isinstance(tensor, Tensor):
         raise InputError(

@@ -13,23 +13,23 @@ from torchpeek.hooks import containers
 from torchpeek.hooks.gradient_tap import GradientTap
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf, StoredTensor
 
-_NOT_KEPT = object()  # which None, that a layer may return, is not
+_NOT_RECORDED = object()  # which None, that a layer may return, is not
 
 
 class Call:
     """One call of one layer."""
 
-    uses: Sequence[tuple[GradientTap, Tensor]] = ()  # of its inputs, while it is under way
-    began = 0  # how many operations the graph had when it began
+    input_taps: Sequence[tuple[GradientTap, Tensor]] = ()  # of its inputs, while it is under way
+    first_node = 0  # how many operations the graph had when it first_node
     complete = False  # False where the layer raised, or is still running
     number = 0  # among the calls of this layer in one pass, where statistics of all passes are kept
     replica = False  # True where a replica ran, as DataParallel makes them
-    kept_output: Any = _NOT_KEPT
-    kept_input: Any = _NOT_KEPT
-    kept_kwargs: Any = _NOT_KEPT
-    kept_grad_output: Any = _NOT_KEPT
-    kept_grad_input: Any = _NOT_KEPT
-    kept_grad_kwargs: Any = _NOT_KEPT
+    stored_output: Any = _NOT_RECORDED
+    stored_input: Any = _NOT_RECORDED
+    stored_kwargs: Any = _NOT_RECORDED
+    stored_grad_output: Any = _NOT_RECORDED
+    stored_grad_input: Any = _NOT_RECORDED
+    stored_grad_kwargs: Any = _NOT_RECORDED
 
     def __init__(self, layer: str, order: int) -> None:
         self.layer = layer
@@ -40,26 +40,26 @@ class Call:
         """What the layer returned, detached, in the container that it came in."""
         if not self.complete:
             raise NotFired(f"layer {self.layer!r} did not return: an exception came in between")
-        return _read(self.kept_output)
+        return _read(self.stored_output)
 
     @property
     def input(self) -> Any:
         """What the layer was given: its one positional argument, or a tuple of several."""
-        self._check(self.kept_input, "inputs")
-        return _only(_read(self.kept_input))
+        self._check(self.stored_input, "inputs")
+        return _single(_read(self.stored_input))
 
     @property
     def kwargs(self) -> dict[str, Any]:
         """What the layer was given by name."""
-        self._check(self.kept_kwargs, "inputs")
-        read: dict[str, Any] = _read(self.kept_kwargs)
+        self._check(self.stored_kwargs, "inputs")
+        read: dict[str, Any] = _read(self.stored_kwargs)
         return read
 
     @property
     def grad_output(self) -> Any:
         """The gradient with respect to the output, in its container; None where none has arrived."""
-        self._check(self.kept_grad_output, "gradients")
-        return _read(self.kept_grad_output)
+        self._check(self.stored_grad_output, "gradients")
+        return _read(self.stored_grad_output)
 
     @property
     def grad_input(self) -> Any:
@@ -67,14 +67,14 @@ class Call:
 
         None for an input that needs none, and where none has arrived.
         """
-        self._check(self.kept_grad_input, "gradients")
-        return _only(_read(self.kept_grad_input))
+        self._check(self.stored_grad_input, "gradients")
+        return _single(_read(self.stored_grad_input))
 
     @property
     def grad_kwargs(self) -> dict[str, Any]:
         """As `grad_input`, for what was given by name."""
-        self._check(self.kept_grad_kwargs, "gradients")
-        read: dict[str, Any] = _read(self.kept_grad_kwargs)
+        self._check(self.stored_grad_kwargs, "gradients")
+        read: dict[str, Any] = _read(self.stored_grad_kwargs)
         return read
 
     def at(self, path: str) -> Part:
@@ -84,34 +84,34 @@ class Call:
     @property
     def paths(self) -> list[str]:
         """The paths of the tensors in the output; the one path of a tensor without a container is empty."""
-        return [path for path, _ in containers.leaves(self.kept_output, Leaf)]
+        return [path for path, _ in containers.leaves(self.stored_output, Leaf)]
 
     @property
     def has_gradients(self) -> bool:
         """Whether the gradient of its output was asked for, and can be had."""
-        return self.kept_grad_output is not _NOT_KEPT
+        return self.stored_grad_output is not _NOT_RECORDED
 
-    def kept(self) -> Iterator[Leaf]:
+    def stored(self) -> Iterator[Leaf]:
         """Everything that was kept, for those who count the memory."""
         for value in (
-            self.kept_output,
-            self.kept_input,
-            self.kept_kwargs,
-            self.kept_grad_output,
-            self.kept_grad_input,
-            self.kept_grad_kwargs,
+            self.stored_output,
+            self.stored_input,
+            self.stored_kwargs,
+            self.stored_grad_output,
+            self.stored_grad_input,
+            self.stored_grad_kwargs,
         ):
             for _, leaf in containers.leaves(value, Leaf):
                 yield leaf
 
     def _check(self, recorded: Any, what: str) -> None:
-        if recorded is _NOT_KEPT:
-            if what == "gradients" and not self.complete and self.kept_grad_input is not _NOT_KEPT:
+        if recorded is _NOT_RECORDED:
+            if what == "gradients" and not self.complete and self.stored_grad_input is not _NOT_RECORDED:
                 raise NotFired(f"layer {self.layer!r} did not return, so no gradient can flow back to it")
             raise InputError(f"the {what} of {self.layer!r} were not recorded; record(..., {what}=True) keeps them")
 
     def __repr__(self) -> str:
-        what = described(self.kept_output) if self.complete else "did not return"
+        what = describe(self.stored_output) if self.complete else "did not return"
         return f"Call({self.layer!r}, {what})"
 
 
@@ -217,7 +217,7 @@ class Calls(Sequence[Call]):
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """The parameters of the layer, with those of the layers in it, as they were when the pass began."""
+        """The parameters of the layer, with those of the layers in it, as they were when the pass first_node."""
         return {name: leaf.read() for name, (leaf, _) in self._recorded_parameters().items()}
 
     @property
@@ -236,16 +236,16 @@ class Calls(Sequence[Call]):
             )
         return self._parameters
 
-    def _read(self, what: Callable[[Call], Any]) -> Any:
+    def _read(self, read: Callable[[Call], Any]) -> Any:
         if len(self) < 2:
-            return what(self[0])
-        values = [what(call) for call in self] if all(call.replica for call in self) else []
+            return read(self[0])
+        values = [read(call) for call in self] if all(call.replica for call in self) else []
         if not values or any(list(containers.leaves(value)) == [] for value in values):
             raise AmbiguousCall(
                 f"layer {self._layer!r} was called {len(self)} times; take one, [0] to [{len(self) - 1}]. With "
                 "passes='last' only the last pass of the model is kept"
             )
-        return _together(values)
+        return _concatenated(values)
 
     def __repr__(self) -> str:
         return f"Calls({self._layer!r}, {len(self)})"
@@ -255,11 +255,11 @@ def _read(value: Any) -> Any:
     return containers.mapped(value, lambda path, leaf: leaf.read(), Leaf)
 
 
-def _only(values: Any) -> Any:
+def _single(values: Any) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-def _together(values: list[Any]) -> Any:
+def _concatenated(values: list[Any]) -> Any:
     """What the replicas have, one after the other along the batch, in the order of their devices."""
 
     def device(value: Any) -> tuple[str, int]:
@@ -276,7 +276,7 @@ def _together(values: list[Any]) -> Any:
     return containers.mapped(ordered[0], joined)
 
 
-def described(value: Any) -> str:
+def describe(value: Any) -> str:
     """The shapes and types of the tensors in what was kept."""
     shown = []
     for _, leaf in containers.leaves(value, Leaf):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchpeek.errors import InputError, LayerNotFound
 from torchpeek.hooks.module_channels import Channels, channels_of
 from torchpeek.hooks.recording.running_statistics import RunningStatistics
-from torchpeek.hooks.recording.storage import Leaf, StoredTensor, Value
+from torchpeek.hooks.recording.storage import Leaf, StoredTensor, StoredValue
 from torchpeek.hooks.select import Selection, select
 
 Keeper: TypeAlias = Callable[[str, int, int, Tensor, bool], Leaf]
@@ -58,9 +58,9 @@ class Stored:
         def keep(part: str, order: int, number: int, tensor: Tensor, copy: bool) -> Leaf:
             value = tensor.detach()
             if self.reduce is not None:
-                value = _called(self.reduce, layer, part, value)
+                value = _call_user_function(self.reduce, layer, part, value)
             if not isinstance(value, Tensor):
-                return Value(value)
+                return StoredValue(value)
             dtype = self.dtype if value.is_floating_point() else None
             # A copy is only needed of what is still the layer's own memory.
             stored = value.to(device=self.device, dtype=dtype)
@@ -86,10 +86,10 @@ class Running:
 
     def keeper(self, layer: str, module: nn.Module, channels: Channels) -> Keeper:
         """Each call in a pass, and each part of it, has statistics of its own."""
-        return Accumulator(layer, channels, self)
+        return StatisticsKeeper(layer, channels, self)
 
 
-class Accumulator:
+class StatisticsKeeper:
     """The statistics of one layer."""
 
     def __init__(self, layer: str, channels: Channels, policy: Running) -> None:
@@ -101,20 +101,20 @@ class Accumulator:
 
     def __call__(self, part: str, order: int, number: int, tensor: Tensor, copy: bool) -> Leaf:
         with self._lock:
-            found = self._parts.get((number, part))
-            if found is None:
+            statistics = self._parts.get((number, part))
+            if statistics is None:
                 axis = self._policy.channel_axis
                 axis = self._channels.axis_of(tensor) if axis is None else axis
-                found = RunningStatistics(channel_axis=axis, histogram=self._policy.histogram)
-                self._parts[number, part] = found
+                statistics = RunningStatistics(channel_axis=axis, histogram=self._policy.histogram)
+                self._parts[number, part] = statistics
             try:
-                found.update(tensor)
+                statistics.update(tensor)
             except Exception as error:
                 error.add_note(f"in the statistics of the {part} of layer {self._layer!r}")
                 raise
-        return found
+        return statistics
 
-    def so_far(self, number: int, part: str) -> Leaf | None:
+    def current(self, number: int, part: str) -> Leaf | None:
         """What there is before this call adds to it."""
         return self._parts.get((number, part))
 
@@ -141,8 +141,8 @@ class Callback:
         """Calls the function each time."""
 
         def keep(part: str, order: int, number: int, tensor: Tensor, copy: bool) -> Leaf:
-            value = _called(self.function, layer, part, Captured(layer, part, order, tensor.detach()))
-            return StoredTensor(value, copy) if isinstance(value, Tensor) else Value(value)
+            value = _call_user_function(self.function, layer, part, Captured(layer, part, order, tensor.detach()))
+            return StoredTensor(value, copy) if isinstance(value, Tensor) else StoredValue(value)
 
         return keep
 
@@ -153,27 +153,27 @@ def gap(tensor: Tensor) -> Tensor:
     return values.flatten(2).mean(2) if tensor.ndim > 2 else values.clone()
 
 
-def keepers(
+def layer_keepers(
     model: nn.Module, layers: Mapping[str, nn.Module], keep: Keep | Mapping[Any, Keep] | None
 ) -> dict[str, tuple[Keeper, bool]]:
     """For each layer with a policy its keeper, and whether that accumulates. The first selection that fits counts."""
-    chosen: dict[str, Policy] = {}
+    policies: dict[str, Policy] = {}
     if isinstance(keep, Mapping):
         for selection, policy in keep.items():
-            wanted: Selection = list(selection) if isinstance(selection, tuple) else selection
-            modules = set(map(id, select(model, wanted).values()))
-            found = [name for name, module in layers.items() if id(module) in modules]
-            if not found:
+            layer_selection: Selection = list(selection) if isinstance(selection, tuple) else selection
+            modules = set(map(id, select(model, layer_selection).values()))
+            matches = [name for name, module in layers.items() if id(module) in modules]
+            if not matches:
                 raise LayerNotFound(f"keep names {selection!r}, but no layer of that is recorded")
-            for name in found:
-                chosen.setdefault(name, _policy(policy))
+            for name in matches:
+                policies.setdefault(name, _policy(policy))
     elif keep is not None:
-        chosen = dict.fromkeys(layers, _policy(keep))
-    channels = channels_of(model) if any(policy.accumulates for policy in chosen.values()) else {}
-    none = Channels(-1, last=False)
+        policies = dict.fromkeys(layers, _policy(keep))
+    channels = channels_of(model) if any(policy.accumulates for policy in policies.values()) else {}
+    unknown = Channels(-1, last=False)
     return {
-        name: (policy.keeper(name, layers[name], channels.get(id(layers[name]), none)), policy.accumulates)
-        for name, policy in chosen.items()
+        name: (policy.keeper(name, layers[name], channels.get(id(layers[name]), unknown)), policy.accumulates)
+        for name, policy in policies.items()
     }
 
 
@@ -188,9 +188,9 @@ def _policy(keep: Keep) -> Policy:
     )
 
 
-def _called(function: Callable[[Any], Any], layer: str, part: str, given: Any) -> Any:
+def _call_user_function(function: Callable[[Any], Any], layer: str, part: str, argument: Any) -> Any:
     try:
-        return function(given)
+        return function(argument)
     except Exception as error:
         error.add_note(f"while the {part} of layer {layer!r} was kept")
         raise

@@ -15,11 +15,11 @@ from torch.utils.hooks import RemovableHandle
 from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NotConnected, closest, notify
 from torchpeek.hooks.gradient_tap import hooked
 from torchpeek.hooks.process import eagerly
-from torchpeek.hooks.recording.call import Calls, described
-from torchpeek.hooks.recording.keep import Keep, keepers
-from torchpeek.hooks.recording.layer_recorder import Called, LayerRecorder
-from torchpeek.hooks.recording.pass_tracker import Begun, Ended, PassTracker, Returned
-from torchpeek.hooks.recording.storage import GradientSlot, Leaf, MemoryBudget, StoredTensor, arrival
+from torchpeek.hooks.recording.call import Calls, describe
+from torchpeek.hooks.recording.keep import Keep, layer_keepers
+from torchpeek.hooks.recording.layer_recorder import LayerInputHook, LayerRecorder
+from torchpeek.hooks.recording.pass_tracker import CallDepthHook, PassEndHook, PassStartHook, PassTracker
+from torchpeek.hooks.recording.storage import GradientSlot, Leaf, MemoryBudget, StoredTensor, slot_hook
 from torchpeek.hooks.select import Selection, is_sharded, named_layers, select, why_not_fired
 from torchpeek.hooks.temporary_hooks import attached
 from torchpeek.interrupts import protected, uninterrupted
@@ -41,14 +41,14 @@ def record(
     stop: bool = False,
     max_bytes: int | None = None,
 ) -> Recording:
-    """Record what the layers return while you run `model` inside the block, as often and in whatever way you like.
+    """Record what the layers return while you run `model` inside the block, as often and in whatever edge you like.
 
     With `inputs` also what they are given; with `gradients` also the gradients with respect to both, once your own
     `backward()`, or `Recording.grad`, has run; with `parameters` also the layers' parameters, and with both their
     gradients. Neither the model nor what it computes is changed, and training goes on. Recorded are the calls of the
     thread that opened the block, and those of DataParallel's replicas.
 
-    What is kept is what the layer returned, detached. `snapshot="alias"` keeps a reference, and raises StaleCapture
+    What is stored is what the layer returned, detached. `snapshot="alias"` keeps a reference, and raises StaleCapture
     when it is read after a later operation has written into it; "clone" keeps a copy; "auto" copies outputs and inputs
     where the model has modules that write in place, and anything of inference mode, which cannot tell. `keep` (tp.keep)
     says what else to keep: another type or device, a reduction, running statistics, or what a function of yours makes
@@ -57,7 +57,7 @@ def record(
     `passes="last"` keeps the last call of the model, "all" every one. With `stop` the pass, and with it the block, ends
     when every layer has returned once: nothing that comes later is run or seen, nor are later calls of a layer. When
     the recording is opened again, it does not wait for layers that were not called in a pass that came to its end.
-    Where what is kept would take more than `max_bytes` of memory, the rest goes to temporary files, from which it is
+    Where what is stored would take more than `max_bytes` of memory, the rest goes to temporary files, from which it is
     read.
 
     Raises LayerNotFound at once, GradUnavailable where a layer runs without gradients.
@@ -74,20 +74,22 @@ def record(
         raise InputError("a pass that stops early has no score to take gradients of; choose stop or gradients")
     named = named_layers(model)
     modules = list(named.values())  # walked once: with many small layers, the walks are what a recording costs
-    chosen = select(model, layers, exclude=exclude, named=named)
+    selected = select(model, layers, exclude=exclude, named=named)
     if stop and any(map(is_sharded, modules)):
         raise InputError("a pass of a sharded model (FSDP) cannot stop early: its other ranks would wait; stop=False")
-    policies = keepers(model, chosen, keep)
-    accumulate = len(policies) == len(chosen) and all(each for _, each in policies.values())
-    shared = PassTracker(
+    policies = layer_keepers(model, selected, keep)
+    accumulate = len(policies) == len(selected) and all(each for _, each in policies.values())
+    tracker = PassTracker(
         inputs=inputs,
         gradients=gradients,
         copy=snapshot == "clone" or (snapshot == "auto" and any(module.__dict__.get("inplace") for module in modules)),
         copy_gradients=snapshot == "clone",
-        every=passes == "all" and not accumulate,
+        all_passes=passes == "all" and not accumulate,
     )
-    taps = [LayerRecorder(name, module, shared, *policies.get(name, (None, False))) for name, module in chosen.items()]
-    return Recording(model, modules, taps, shared, parameters=parameters, stop=stop, max_bytes=max_bytes)
+    recorders = [
+        LayerRecorder(name, module, tracker, *policies.get(name, (None, False))) for name, module in selected.items()
+    ]
+    return Recording(model, modules, recorders, tracker, parameters=parameters, stop=stop, max_bytes=max_bytes)
 
 
 class Recording:
@@ -97,8 +99,8 @@ class Recording:
         self,
         model: nn.Module,
         modules: list[nn.Module],
-        taps: list[LayerRecorder],
-        passes: PassTracker,
+        recorders: list[LayerRecorder],
+        tracker: PassTracker,
         *,
         parameters: bool,
         stop: bool,
@@ -106,17 +108,17 @@ class Recording:
     ) -> None:
         self._model = model
         self._modules = modules
-        self._taps = {tap.layer: tap for tap in taps}
-        self._passes = passes
+        self._recorders = {recorder.layer: recorder for recorder in recorders}
+        self._tracker = tracker
         self._parameters: dict[str, dict[str, tuple[Leaf, GradientSlot]]] | None = {} if parameters else None
         self._parameter_hooks: list[RemovableHandle] = []
         self._stack: ExitStack | None = None
-        self._ledger = None if max_bytes is None else MemoryBudget(max_bytes)
-        if self._ledger is not None:
-            passes.admit = self._ledger.admit
+        self._memory_budget = None if max_bytes is None else MemoryBudget(max_bytes)
+        if self._memory_budget is not None:
+            tracker.admit = self._memory_budget.admit
         if stop:
-            passes.wanted = frozenset(self._taps)
-            passes.waiting = set(passes.wanted)
+            tracker.required_layers = frozenset(self._recorders)
+            tracker.pending_layers = set(tracker.required_layers)
 
     def __enter__(self) -> Self:
         if self._stack is not None:
@@ -132,17 +134,17 @@ class Recording:
             raise
 
     def _open(self, stack: ExitStack) -> None:
-        passes = self._passes
-        passes.open()
-        before: list[tuple[nn.Module, Any]] = [(self._model, Begun(passes, self._model, self._pass_begins))]
-        if passes.inputs or passes.gradients:
-            before += [(tap.module, Called(tap)) for tap in self._taps.values()]
-        after: list[tuple[nn.Module, Any]] = [(tap.module, tap) for tap in self._taps.values()]
-        after.append((self._model, Returned(passes)))
+        tracker = self._tracker
+        tracker.open_block()
+        before: list[tuple[nn.Module, Any]] = [(self._model, PassStartHook(tracker, self._model, self._on_pass_start))]
+        if tracker.inputs or tracker.gradients:
+            before += [(recorder.module, LayerInputHook(recorder)) for recorder in self._recorders.values()]
+        after: list[tuple[nn.Module, Any]] = [(recorder.module, recorder) for recorder in self._recorders.values()]
+        after.append((self._model, PassEndHook(tracker)))
         stack.enter_context(eagerly(self._modules, _say_eager))
-        stack.callback(self._let_go)
-        self._take_parameters()
-        stack.enter_context(attached(after, called=before, ended=[(self._model, Ended(passes))]))
+        stack.callback(self._remove_gradient_hooks)
+        self._store_parameters()
+        stack.enter_context(attached(after, called=before, ended=[(self._model, CallDepthHook(tracker))]))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -152,7 +154,7 @@ class Recording:
                 self._close()
         finally:
             self._close()  # if the Ctrl-C came even before that
-        return error is not None and error is self._passes.stopped
+        return error is not None and error is self._tracker.early_stop
 
     def _close(self) -> None:
         if self._stack is not None:
@@ -161,67 +163,72 @@ class Recording:
 
     def new_pass(self) -> None:
         """Say that a new pass begins, where what you call is not the model itself but a part or a method of it."""
-        self._passes.begin()
-        self._pass_begins()
+        self._tracker.start_pass()
+        self._on_pass_start()
 
     def grad(self, score: Tensor, *, retain_graph: bool = True) -> LayerGradients:
-        """The gradients of `score`, one number, with respect to what the layers returned in the passes that are kept.
+        """The gradients of `score`, one number, with respect to what the layers returned in the passes that are stored.
 
         For a recording with `gradients`, inside of its block or after it. The backward pass goes no further down than
         the first of the layers, and no `.grad` is touched. Each call's `grad_output` is set to it as well. Raises
         NotConnected where the score depends on none of the layers.
         """
-        exits = list(self._passes.exits)
-        if not self._passes.gradients:
+        output_edges = list(self._tracker.output_edges)
+        if not self._tracker.gradients:
             raise InputError("grad asks a recording with gradients; record(..., gradients=True)")
         if not isinstance(score, Tensor) or score.numel() != 1:
             what = f"has shape {tuple(score.shape)}" if isinstance(score, Tensor) else f"is a {type(score).__name__}"
             raise InputError(f"score {what}; allowed: a tensor of one number, such as output[:, 281].sum()")
         if not score.requires_grad:
             raise GradUnavailable("the score needs no gradient: was it computed under torch.no_grad(), or detached?")
-        if not exits:
+        if not output_edges:
             raise GradUnavailable("no layer has been called in this pass, so there is nothing to take gradients of")
-        before = [way.slot.arrivals for way in exits]
-        edges = [way.edges for way in exits]
+        before = [edge.slot.arrival_count for edge in output_edges]
+        graph_edges = [edge.edges for edge in output_edges]
         gradients = iter(
             torch.autograd.grad(
-                score, [edge for each in edges for edge in each], retain_graph=retain_graph, allow_unused=True
+                score, [edge for edges in graph_edges for edge in edges], retain_graph=retain_graph, allow_unused=True
             )
         )
-        found = [way.gradient_of([next(gradients) for _ in each]) for way, each in zip(exits, edges, strict=True)]
+        found = [
+            edge.gradient_of([next(gradients) for _ in edges])
+            for edge, edges in zip(output_edges, graph_edges, strict=True)
+        ]
         if all(gradient is None for gradient in found):
-            names = ", ".join(map(repr, dict.fromkeys(way.layer for way in exits)))
+            names = ", ".join(map(repr, dict.fromkeys(edge.layer for edge in output_edges)))
             raise NotConnected(f"the score does not depend on {names} as they were in what is recorded")
-        for slot, gradient, arrivals in zip((way.slot for way in exits), found, before, strict=True):
+        for slot, gradient, arrival_count in zip((edge.slot for edge in output_edges), found, before, strict=True):
             if gradient is None:
-                slot.forget()  # that of another score
-            elif slot.arrivals == arrivals:  # the block is closed, and so the hooks are gone that would have seen it
+                slot.clear()  # that of another score
+            elif (
+                slot.arrival_count == arrival_count
+            ):  # the block is closed, and so the hooks are gone that would have seen it
                 slot.arrive(gradient)
         return LayerGradients(
             {
                 name: [call.grad_output for call in calls]
-                for name, tap in self._taps.items()
-                if (calls := [call for call in tap.calls if call.has_gradients])
+                for name, recorder in self._recorders.items()
+                if (calls := [call for call in recorder.calls if call.has_gradients])
             }
         )
 
     def __getitem__(self, layer: str) -> Calls:
-        if layer not in self._taps:
+        if layer not in self._recorders:
             raise LayerNotFound(
-                f"layer {layer!r} is not recorded{closest(layer, self._taps)}; recorded: {len(self._taps)}"
+                f"layer {layer!r} is not recorded{closest(layer, self._recorders)}; recorded: {len(self._recorders)}"
             )
-        calls = self._taps[layer].calls
+        calls = self._recorders[layer].calls
         parameters = None if self._parameters is None else self._parameters[layer]
         return Calls(layer, calls, parameters, self.why_not_called)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._taps)
+        return iter(self._recorders)
 
     def __len__(self) -> int:
-        return len(self._taps)
+        return len(self._recorders)
 
     def __contains__(self, layer: object) -> bool:
-        return layer in self._taps
+        return layer in self._recorders
 
     @property
     def nbytes(self) -> int:
@@ -230,63 +237,65 @@ class Recording:
         What was moved to files takes none.
         """
         storages: dict[int, int] = {}
-        leaves = [leaf for tap in self._taps.values() for call in tap.calls for leaf in call.kept()]
+        leaves = [leaf for recorder in self._recorders.values() for call in recorder.calls for leaf in call.stored()]
         leaves += [leaf for each in (self._parameters or {}).values() for pair in each.values() for leaf in pair]
         for leaf in leaves:
-            kept = leaf.leaf if isinstance(leaf, GradientSlot) else leaf
-            if isinstance(kept, StoredTensor) and kept.device is None:
-                start, size = kept.storage()
+            stored = leaf.leaf if isinstance(leaf, GradientSlot) else leaf
+            if isinstance(stored, StoredTensor) and stored.original_device is None:
+                start, size = stored.storage()
                 storages[start] = size
         return sum(storages.values())
 
     def __repr__(self) -> str:
         rows = [("layer", "calls", "output")]
-        for name, tap in self._taps.items():
-            calls = tap.calls
-            shown = described(calls[-1].kept_output) if calls and calls[-1].complete else "was not called"
+        for name, recorder in self._recorders.items():
+            calls = recorder.calls
+            shown = describe(calls[-1].stored_output) if calls and calls[-1].complete else "was not called"
             rows.append((name, str(len(calls)), shown))
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
     def why_not_called(self, layer: str) -> str:
         """The likely reason why the layer, which has no call, has none."""
-        passes = self._passes
-        if passes.elsewhere:
+        tracker = self._tracker
+        if tracker.called_in_other_thread:
             return f"layer {layer!r} was called in another thread; open the recording in the thread that runs the model"
-        if passes.stopped is not None and not passes.ended:
+        if tracker.early_stop is not None and not tracker.completed:
             return f"the pass was stopped before layer {layer!r} was called; record it with stop=False"
-        why = why_not_fired(self._model, layer, self._taps[layer].module)
-        return why if passes.ended else f"{why}. The last pass did not come to its end: an exception came in between"
+        why = why_not_fired(self._model, layer, self._recorders[layer].module)
+        return (
+            why if tracker.completed else f"{why}. The last pass did not come to its end: an exception came in between"
+        )
 
-    def _pass_begins(self) -> None:
-        for tap in self._taps.values():
-            tap.forget()
+    def _on_pass_start(self) -> None:
+        for recorder in self._recorders.values():
+            recorder.start_pass()
         if self._parameters is not None:
-            self._take_parameters()
+            self._store_parameters()
 
-    def _take_parameters(self) -> None:
+    def _store_parameters(self) -> None:
         """The parameters as they are now; they may be others than before."""
         if self._parameters is None:
             return
         for handle in self._parameter_hooks:
             handle.remove()
         self._parameter_hooks.clear()
-        for name, tap in self._taps.items():
+        for name, recorder in self._recorders.items():
             self._parameters[name] = {}
-            for parameter, tensor in tap.module.named_parameters():
+            for parameter, tensor in recorder.module.named_parameters():
                 if isinstance(tensor, nn.UninitializedParameter):
                     continue  # of a lazy module, which makes it in its first call
                 # A copy: what arrives may become `.grad` itself, into which the next backward pass adds.
                 slot = GradientSlot(partial(StoredTensor, copy=True))
-                self._parameters[name][parameter] = StoredTensor(tensor, self._passes.copy_gradients), slot
-                if tensor.requires_grad and self._passes.gradients:
-                    self._parameter_hooks.append(hooked(tensor, arrival(slot)))
+                self._parameters[name][parameter] = StoredTensor(tensor, self._tracker.copy_gradients), slot
+                if tensor.requires_grad and self._tracker.gradients:
+                    self._parameter_hooks.append(hooked(tensor, slot_hook(slot)))
 
-    def _let_go(self) -> None:
+    def _remove_gradient_hooks(self) -> None:
         for handle in self._parameter_hooks:
             handle.remove()
         self._parameter_hooks.clear()
-        self._passes.let_go()
+        self._tracker.remove_tensor_hooks()
 
 
 def _say_eager() -> None:

@@ -29,18 +29,18 @@ class Leaf:
 class StoredTensor(Leaf):
     """One tensor as it was: a copy, or a reference that knows when it has been written into."""
 
-    __slots__ = ("__weakref__", "_version", "device", "tensor")
+    __slots__ = ("__weakref__", "_version", "original_device", "tensor")
 
     def __init__(self, tensor: Tensor, copy: bool) -> None:
         if tensor.requires_grad:
             tensor = tensor.detach()
-        counts = not tensor.is_inference()  # what is written into it
-        if copy or not counts:
+        has_version = not tensor.is_inference()  # what is written into it
+        if copy or not has_version:
             tensor = tensor.clone()
-            counts = not tensor.is_inference()
+            has_version = not tensor.is_inference()
         self.tensor = tensor
-        self._version = tensor._version if counts else None
-        self.device: torch.device | None = None  # where it was, once it is in a file
+        self._version = tensor._version if has_version else None
+        self.original_device: torch.device | None = None  # where it was, once it is in a file
 
     def read(self) -> Tensor:
         if self._version is not None and self.tensor._version != self._version:
@@ -48,7 +48,7 @@ class StoredTensor(Leaf):
                 f"a later operation wrote into what was recorded (version {self._version} -> {self.tensor._version}); "
                 f"record(..., snapshot='clone') keeps a copy"
             )
-        tensor = self.tensor if self.device is None else self.tensor.to(self.device)
+        tensor = self.tensor if self.original_device is None else self.tensor.to(self.original_device)
         return tensor.detach()  # an alias each time: what is done to it leaves the recording as it is
 
     def storage(self) -> tuple[int, int]:
@@ -60,12 +60,12 @@ class StoredTensor(Leaf):
 
     def to_file(self) -> None:
         """Move it to a temporary file, from which it is read when it is asked for."""
-        was = self.tensor.device
-        self.tensor = _in_file(self.tensor)
-        self._version, self.device = self.tensor._version, was
+        original_device = self.tensor.device
+        self.tensor = _file_copy(self.tensor)
+        self._version, self.original_device = self.tensor._version, original_device
 
 
-class Value(Leaf):
+class StoredValue(Leaf):
     """What a function made of a tensor, as it is."""
 
     __slots__ = ("value",)
@@ -80,19 +80,19 @@ class Value(Leaf):
 class GradientSlot(Leaf):
     """Where a gradient arrives. Hooks hold it weakly, so that no graph keeps it alive, nor it a graph."""
 
-    __slots__ = ("__weakref__", "_keep", "arrivals", "leaf")
+    __slots__ = ("__weakref__", "_store", "arrival_count", "leaf")
 
-    def __init__(self, keep: Callable[[Tensor], Leaf]) -> None:
-        self._keep = keep
+    def __init__(self, store: Callable[[Tensor], Leaf]) -> None:
+        self._store = store
         self.leaf: Leaf | None = None
-        self.arrivals = 0
+        self.arrival_count = 0
 
     def arrive(self, gradient: Tensor) -> None:
         """Keep this gradient; one of an earlier backward pass is replaced."""
-        self.leaf = self._keep(gradient)
-        self.arrivals += 1
+        self.leaf = self._store(gradient)
+        self.arrival_count += 1
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """No gradient has arrived."""
         if self.leaf is not None and not self.leaf.accumulates:
             self.leaf = None
@@ -101,25 +101,25 @@ class GradientSlot(Leaf):
         return None if self.leaf is None else self.leaf.read()
 
 
-def arrival(slot: GradientSlot) -> GradientHook:
+def slot_hook(slot: GradientSlot) -> GradientHook:
     """A hook that has the gradient arrive in `slot`."""
     reference = weakref.ref(slot)
 
-    def arrived(gradient: Tensor) -> None:
+    def hook(gradient: Tensor) -> None:
         target = reference()
         if target is not None:
             target.arrive(gradient)
 
-    return arrived
+    return hook
 
 
 class MemoryBudget:
     """Sees to it that what is kept does not take more memory than allowed: the rest goes to temporary files."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._kept: list[weakref.ref[StoredTensor]] = []
-        self._storages: dict[int, int] = {}
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._stored: list[weakref.ref[StoredTensor]] = []
+        self._storage_sizes: dict[int, int] = {}
         self._total = 0
 
     def admit(self, leaf: Leaf) -> None:
@@ -127,28 +127,30 @@ class MemoryBudget:
         if not isinstance(leaf, StoredTensor) or leaf.tensor.layout != torch.strided or leaf.tensor.is_nested:
             return
         start, size = leaf.storage()
-        if start not in self._storages and self._total + size > self._most:
-            self._count_again()  # what has been let go of meanwhile, such as gradients that were replaced
-            if start not in self._storages and self._total + size > self._most:
+        if start not in self._storage_sizes and self._total + size > self._max_bytes:
+            self._recount()  # what has been let go of meanwhile, such as gradients that were replaced
+            if start not in self._storage_sizes and self._total + size > self._max_bytes:
                 leaf.to_file()
                 return
-        self._kept.append(weakref.ref(leaf))
-        if start not in self._storages:
-            self._storages[start] = size
+        self._stored.append(weakref.ref(leaf))
+        if start not in self._storage_sizes:
+            self._storage_sizes[start] = size
             self._total += size
 
-    def _count_again(self) -> None:
-        self._kept = [reference for reference in self._kept if reference() is not None]
-        self._storages = dict(kept.storage() for reference in self._kept if (kept := reference()) is not None)
-        self._total = sum(self._storages.values())
+    def _recount(self) -> None:
+        self._stored = [reference for reference in self._stored if reference() is not None]
+        self._storage_sizes = dict(
+            stored.storage() for reference in self._stored if (stored := reference()) is not None
+        )
+        self._total = sum(self._storage_sizes.values())
 
 
-def _in_file(tensor: Tensor) -> Tensor:
+def _file_copy(tensor: Tensor) -> Tensor:
     """A copy whose memory is a file that has no name any more: it goes when the tensor goes."""
     size = max(1, tensor.numel() * tensor.element_size())
     with tempfile.NamedTemporaryFile(prefix="torchpeek-") as file:
         file.truncate(size)
         storage = torch.UntypedStorage.from_file(file.name, shared=True, nbytes=size)
-    held = torch.empty(0, dtype=tensor.dtype)
-    held.set_(storage, 0, tensor.shape)  # type: ignore[call-overload]  # torch has no types for it
-    return held.copy_(tensor)
+    copy = torch.empty(0, dtype=tensor.dtype)
+    copy.set_(storage, 0, tensor.shape)  # type: ignore[call-overload]  # torch has no types for it
+    return copy.copy_(tensor)
