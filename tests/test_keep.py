@@ -174,7 +174,7 @@ class TestCallback:
             tp.record(model, "act", keep=tp.keep.Callback(broken)),
         ):
             model(x)
-        assert caught.value.__notes__ == ["while the output of layer 'act' was kept"]
+        assert caught.value.__notes__ == ["in the `keep` function of the output of layer 'act'"]
         assert not model.act._forward_hooks
 
 
@@ -189,7 +189,7 @@ class TestBySelection:
         assert tape["features.0"].output.shape == (2, 4, 6, 6)
 
     def test_refusals(self, model) -> None:
-        with pytest.raises(LayerNotFound, match="no layer of that is recorded"):
+        with pytest.raises(LayerNotFound, match="no layer of that selection is recorded"):
             tp.record(model, "act", keep={"head": tp.keep.gap})
         with pytest.raises(InputError, match=r"tp\.keep\.Stored"):
             tp.record(model, "act", keep=3)  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
-"""What record() keeps of each tensor, if not the tensor itself: `record(..., keep=...)`.
+"""What record() stores of each tensor instead of the tensor itself: `record(..., keep=...)`.
 
-`Stored` keeps it elsewhere, smaller or in part; `Running` keeps statistics of all calls; `Callback` hands it on, to a
-file say. A plain function is `Stored(reduce=function)`. Each is for all layers, or a dict gives each selection its own.
+`Stored` stores it reduced, in another dtype or on another device. `Running` keeps statistics over all calls. `Callback`
+hands it to a function, for example one that writes to a file. A plain function is short for `Stored(reduce=function)`.
+One of these applies to all layers; a dict from layer selections gives each selection its own.
 """
 
 from __future__ import annotations
@@ -15,35 +16,49 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.errors import InputError, LayerNotFound
-from torchpeek.hooks.module_channels import Channels, channels_of
+from torchpeek.hooks.module_channels import UNKNOWN_CHANNELS, Channels, channels_of
 from torchpeek.hooks.recording.running_statistics import RunningStatistics
 from torchpeek.hooks.recording.storage import Leaf, StoredTensor, StoredValue
 from torchpeek.hooks.select import Selection, select
 
-Keeper: TypeAlias = Callable[[str, int, int, Tensor, bool], Leaf]
-"""Called as `keeper(part, order, number, tensor, copy)`: what to leave in the place of this part of a layer's call.
+__all__ = ["Callback", "Captured", "Running", "Stored", "gap"]
 
-`order` is among the calls of all layers, `number` among those of this one in the pass where the policy accumulates.
+Keeper: TypeAlias = Callable[[str, int, int, Tensor, bool], Leaf]
+"""Called as `keeper(part, order, number, tensor, copy)`; returns the leaf that takes the place of the tensor.
+
+`order` counts the calls of all layers. `number` counts the calls of this layer in one pass, if the policy accumulates.
 """
 
 
 class Policy(Protocol):
-    """Decides what is kept of a layer."""
+    """Decides what is stored of a layer."""
 
-    accumulates: bool  # over all passes, so that the calls of one go with those of the others
+    accumulates: bool  # over all passes: the first call of a pass adds to the first calls of the passes before
 
-    def keeper(self, layer: str, module: nn.Module, channels: Channels) -> Keeper:
-        """For one layer."""
-        ...
+    def _keeper(self, layer: str, channels: Channels) -> Keeper: ...
 
 
 Keep: TypeAlias = "Policy | Callable[[Tensor], Any]"
-"""A policy, or a function of the tensor, whose result is kept."""
+"""A policy, or a function of the tensor whose result is stored."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Keep `reduce(tensor)`, such as `gap`, as that type on that device. `clone` makes a copy in any case."""
+    """Store a reduction of each tensor, or the tensor in another dtype or on another device.
+
+    Args:
+        reduce: Called with the detached tensor; its result is stored. `tp.keep.gap` is one.
+        device: The device of what is stored; None for the device of the layer.
+        dtype: The floating-point dtype of what is stored; None for the dtype of the layer. Integers stay as they are.
+        clone: Store a copy in any case, also where nothing writes into the tensor.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3))
+        >>> with tp.record(model, "0", keep=tp.keep.Stored(dtype=torch.float16)) as tape:
+        ...     output = model(torch.ones(1, 3, 8, 8))
+        >>> tape["0"].output.dtype
+        torch.float16
+    """
 
     reduce: Callable[[Tensor], Any] | None = None
     device: torch.device | str | None = None
@@ -52,9 +67,7 @@ class Stored:
 
     accumulates = False
 
-    def keeper(self, layer: str, module: nn.Module, channels: Channels) -> Keeper:
-        """Keeps one tensor after the other."""
-
+    def _keeper(self, layer: str, channels: Channels) -> Keeper:
         def keep(part: str, order: int, number: int, tensor: Tensor, copy: bool) -> Leaf:
             value = tensor.detach()
             if self.reduce is not None:
@@ -62,8 +75,8 @@ class Stored:
             if not isinstance(value, Tensor):
                 return StoredValue(value)
             dtype = self.dtype if value.is_floating_point() else None
-            # A copy is only needed of what is still the layer's own memory.
             stored = value.to(device=self.device, dtype=dtype)
+            # A copy is needed only of memory that still belongs to the layer.
             return StoredTensor(stored, (copy or self.clone) and _same_memory(stored, tensor))
 
         return keep
@@ -71,12 +84,22 @@ class Stored:
 
 @dataclass(frozen=True)
 class Running:
-    """Keep statistics over all passes, in constant memory: `tape[layer].output` is a `RunningStatistics`.
+    """Keep statistics over all passes in constant memory: `tape[layer].output` is a `RunningStatistics`.
 
-    A layer that is called several times in a pass has one for each, `tape[layer][i].output`.
+    If a layer is called several times in a pass, each call has its own statistics: `tape[layer][i].output`. The same
+    holds for inputs and gradients, if they are recorded.
 
-    Channels are on axis 1 or the last, whichever has as many as the last layer in it, or before it, that has channels;
-    `channel_axis` says otherwise. The histogram takes in at most `SAMPLED` values of a call.
+    Args:
+        histogram: Whether to count a histogram, of at most 65,536 values of a call.
+        channel_axis: The axis of the channels. By default it is axis 1 or the last axis, whichever has as many entries
+            as the last module with channels, in the layer or before it.
+
+    Example:
+        >>> model = nn.Sequential(nn.ReLU())
+        >>> with tp.record(model, "0", keep=tp.keep.Running()) as tape:
+        ...     outputs = [model(torch.tensor([[-1.0, 2.0]])), model(torch.tensor([[-1.0, 4.0]]))]
+        >>> tape["0"].output.mean
+        tensor([0., 3.], dtype=torch.float64)
     """
 
     histogram: bool = True
@@ -84,20 +107,19 @@ class Running:
 
     accumulates = True
 
-    def keeper(self, layer: str, module: nn.Module, channels: Channels) -> Keeper:
-        """Each call in a pass, and each part of it, has statistics of its own."""
+    def _keeper(self, layer: str, channels: Channels) -> Keeper:
         return StatisticsKeeper(layer, channels, self)
 
 
 class StatisticsKeeper:
-    """The statistics of one layer."""
+    """The statistics of one layer: a RunningStatistics for each call in a pass, and for each of its tensors."""
 
     def __init__(self, layer: str, channels: Channels, policy: Running) -> None:
         self._layer = layer
         self._channels = channels
         self._policy = policy
         self._parts: dict[tuple[int, str], RunningStatistics] = {}
-        self._lock = threading.Lock()  # DataParallel's replicas come at the same time
+        self._lock = threading.Lock()  # the replicas of DataParallel call it at the same time
 
     def __call__(self, part: str, order: int, number: int, tensor: Tensor, copy: bool) -> Leaf:
         with self._lock:
@@ -115,31 +137,52 @@ class StatisticsKeeper:
         return statistics
 
     def current(self, number: int, part: str) -> Leaf | None:
-        """What there is before this call adds to it."""
+        """The statistics of this call and part over the passes so far; None if there are none yet."""
         return self._parts.get((number, part))
 
 
 @dataclass(frozen=True)
 class Captured:
-    """What a `Callback` is given: `part` is output, input, grad_output or grad_input, with the path of a container."""
+    """A tensor, and where it was recorded: the argument of the function of a `Callback`.
+
+    Args:
+        layer: The name of the layer.
+        part: `output`, `input`, `grad_output` or `grad_input`. The path of a tensor in a container is appended:
+            `output.0.k`.
+        order: The number of the call among the calls of all recorded layers in the pass, from 0.
+        tensor: The tensor, detached. A later operation may write into it, so copy it if you store it.
+
+    Example:
+        >>> tp.keep.Captured("conv", "output", 0, torch.ones(2)).part
+        'output'
+    """
 
     layer: str
     part: str
-    order: int  # among the calls of all recorded layers in the pass
+    order: int
     tensor: Tensor
 
 
 @dataclass(frozen=True)
 class Callback:
-    """Hand each tensor to `function(captured)`; what it returns is kept in the tensor's place."""
+    """Hand each tensor to a function, and store what the function returns.
+
+    Args:
+        function: Called with a `Captured`. Its result, a tensor or anything else, takes the place of the tensor.
+
+    Example:
+        >>> model = nn.Sequential(nn.Identity())
+        >>> with tp.record(model, "0", keep=tp.keep.Callback(lambda captured: captured.tensor.sum().item())) as tape:
+        ...     output = model(torch.ones(2, 3))
+        >>> tape["0"].output
+        6.0
+    """
 
     function: Callable[[Captured], Any]
 
     accumulates = False
 
-    def keeper(self, layer: str, module: nn.Module, channels: Channels) -> Keeper:
-        """Calls the function each time."""
-
+    def _keeper(self, layer: str, channels: Channels) -> Keeper:
         def keep(part: str, order: int, number: int, tensor: Tensor, copy: bool) -> Leaf:
             value = _call_user_function(self.function, layer, part, Captured(layer, part, order, tensor.detach()))
             return StoredTensor(value, copy) if isinstance(value, Tensor) else StoredValue(value)
@@ -148,7 +191,18 @@ class Callback:
 
 
 def gap(tensor: Tensor) -> Tensor:
-    """Global average pooling: the mean over everything behind (N, C), in at least float32. (N, C, *grid) -> (N, C)."""
+    """Global average pooling: the mean over all axes after (N, C).
+
+    Args:
+        tensor: (N, C, *grid).
+
+    Returns:
+        (N, C), in float32 or, for float64, in float64.
+
+    Example:
+        >>> tp.keep.gap(torch.tensor([[[1.0, 2.0], [3.0, 5.0]]]))
+        tensor([[1.5000, 4.0000]])
+    """
     values = tensor if tensor.dtype == torch.float64 else tensor.float()
     return values.flatten(2).mean(2) if tensor.ndim > 2 else values.clone()
 
@@ -156,23 +210,25 @@ def gap(tensor: Tensor) -> Tensor:
 def layer_keepers(
     model: nn.Module, layers: Mapping[str, nn.Module], keep: Keep | Mapping[Any, Keep] | None
 ) -> dict[str, tuple[Keeper, bool]]:
-    """For each layer with a policy its keeper, and whether that accumulates. The first selection that fits counts."""
+    """The keeper of each layer that has a policy, and whether it accumulates.
+
+    If several selections of a dict contain a layer, the first one applies.
+    """
     policies: dict[str, Policy] = {}
     if isinstance(keep, Mapping):
-        for selection, policy in keep.items():
-            layer_selection: Selection = list(selection) if isinstance(selection, tuple) else selection
-            modules = set(map(id, select(model, layer_selection).values()))
-            matches = [name for name, module in layers.items() if id(module) in modules]
-            if not matches:
-                raise LayerNotFound(f"keep names {selection!r}, but no layer of that is recorded")
-            for name in matches:
+        for key, policy in keep.items():
+            selection: Selection = list(key) if isinstance(key, tuple) else key  # a list cannot be the key of a dict
+            modules = set(map(id, select(model, selection).values()))
+            names = [name for name, module in layers.items() if id(module) in modules]
+            if not names:
+                raise LayerNotFound(f"keep selects {key!r}, but no layer of that selection is recorded; record it, too")
+            for name in names:
                 policies.setdefault(name, _policy(policy))
     elif keep is not None:
         policies = dict.fromkeys(layers, _policy(keep))
     channels = channels_of(model) if any(policy.accumulates for policy in policies.values()) else {}
-    unknown = Channels(-1, last=False)
     return {
-        name: (policy.keeper(name, layers[name], channels.get(id(layers[name]), unknown)), policy.accumulates)
+        name: (policy._keeper(name, channels.get(id(layers[name]), UNKNOWN_CHANNELS)), policy.accumulates)
         for name, policy in policies.items()
     }
 
@@ -192,7 +248,7 @@ def _call_user_function(function: Callable[[Any], Any], layer: str, part: str, a
     try:
         return function(argument)
     except Exception as error:
-        error.add_note(f"while the {part} of layer {layer!r} was kept")
+        error.add_note(f"in the `keep` function of the {part} of layer {layer!r}")
         raise
 
 
