@@ -137,7 +137,7 @@ def test_a_path_that_is_not_there() -> None:
     model = nn.Sequential(Returns("dict"))
     with tp.record(model, "0") as tape:
         model(torch.ones(3))
-    with pytest.raises(InputError, match=r"nothing at 'more\.1\.x'.*tensors at \['a', 'more\.0'\]"):
+    with pytest.raises(InputError, match=r"nothing at path 'more\.1\.x'.*tensors at \['a', 'more\.0'\]"):
         _ = tape["0"].at("more.1.x").output
 
 

@@ -179,7 +179,7 @@ class TestRefusals:
             running([torch.randn(2, 3), torch.randn(2, 4)])
 
     def test_nothing_yet(self) -> None:
-        with pytest.raises(NotFired, match="no value has come yet"):
+        with pytest.raises(NotFired, match="no value yet"):
             _ = RunningStatistics().mean
         assert "no call" in repr(RunningStatistics())
 

@@ -1,4 +1,4 @@
-"""Tensors inside of containers: found by path, or changed with the container kept."""
+"""Read and replace tensors inside containers: tuples, lists, mappings and dataclasses, nested as deep as you like."""
 
 from __future__ import annotations
 
@@ -15,10 +15,18 @@ from torchpeek.errors import InputError, closest
 
 
 def leaves(value: Any, leaf_type: type[Any] = Tensor, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Path and leaf of each leaf of that type, in order: `"0.k"` is entry k of the first member.
+    """Iterate over the leaves of a container, in order, each with its path.
 
-    Opens tuples, lists, mappings and dataclasses, and so named tuples, torch's return types and ModelOutput. The path
-    of a leaf without a container is empty.
+    Containers are tuples, lists, mappings and dataclasses. This includes named tuples, torch's return types and the
+    ModelOutput of transformers.
+
+    Args:
+        value: A container, or a leaf.
+        leaf_type: The type of the leaves.
+        path: The path of `value`, put before the paths of its members.
+
+    Yields:
+        Path and leaf. `"0.k"` is the path of entry k of the first member; a leaf without a container has path `""`.
     """
     if isinstance(value, leaf_type):
         yield path, value
@@ -35,9 +43,17 @@ def mapped(
     leaves_only: bool = False,
     path: str = "",
 ) -> Any:
-    """The same container with `change(path, leaf)` for each leaf of that type; the very same one if nothing changed.
+    """Replace each leaf by `change(path, leaf)`.
 
-    What is neither a leaf nor a container stays, or is None if `only` the leaves are wanted.
+    Args:
+        value: A container, or a leaf.
+        change: Returns what takes the place of a leaf.
+        leaf_type: The type of the leaves.
+        leaves_only: Put None in the place of everything that is neither a leaf nor a container; else it stays.
+        path: The path of `value`, put before the paths of its members.
+
+    Returns:
+        A container of the same type with the new members, or `value` itself if nothing changed.
     """
     if isinstance(value, leaf_type):
         return change(path, value)
@@ -53,28 +69,31 @@ def mapped(
 
 
 def at(value: Any, path: str) -> Any:
-    """What is at `path`. Raises InputError that lists the paths there are."""
+    """The member of the container at `path`. Raises InputError, with a list of the paths, if there is none."""
     here, rest = value, path
     while rest:
         key, here, rest = _step(here, rest)
         if key is None:
             paths = [name for name, _ in leaves(value)]
-            raise InputError(f"nothing at {path!r}{closest(path, paths)}; there are tensors at {paths}")
+            raise InputError(f"there is nothing at path {path!r}{closest(path, paths)}; there are tensors at {paths}")
     return here
 
 
 def with_part(value: Any, path: str, part: Any) -> Any:
-    """The same container with `part` at `path`."""
+    """A copy of the container with `part` at `path`. Raises InputError if there is nothing at that path."""
     if not path:
         return part
-    at(value, path)  # raises if there is none
+    at(value, path)  # raises if there is nothing there
     key, member, rest = _step(value, path)
     changed = [with_part(member, rest, part) if name == key else other for name, other in _members(value)]
     return _rebuilt(value, [name for name, _ in _members(value)], changed)
 
 
 def _step(value: Any, path: str) -> tuple[Any, Any, str]:
-    """The key that the path begins with, the longest of them as keys may have dots, its member, and the rest."""
+    """Split off the first key of the path: the key, its member, and the rest of the path.
+
+    A key may contain dots, so the longest key with which the path begins is taken.
+    """
     candidates = [
         (key, member)
         for key, member in _members(value)
@@ -87,14 +106,14 @@ def _step(value: Any, path: str) -> tuple[Any, Any, str]:
 
 
 def same_container(value: Any, original: Any) -> bool:
-    """Whether one can take the other's place: both are no container, or have members of the same names."""
+    """Whether `value` can take the place of `original`: neither is a container, or both have the same keys."""
     if not _is_container(original):
         return not _is_container(value)
     return _is_container(value) and {key for key, _ in _members(value)} == {key for key, _ in _members(original)}
 
 
 def as_container(value: Any, original: Any) -> Any:
-    """The members of `value` in a container like `original`: a list for a tuple becomes one."""
+    """Put the members of `value` into a container of the type of `original`, for example a list into a tuple."""
     if type(value) is type(original) or not _is_container(original):
         return value
     members = dict(_members(value))
@@ -112,15 +131,15 @@ def _is_container(value: Any) -> bool:
     )
 
 
-# Those that can be made again with other members. A mapping that is a window on somebody's own dict cannot.
+# Mappings that can be rebuilt with other members. A mapping that is a view of another object's dict cannot.
 _MAPPINGS = (dict, UserDict, MappingProxyType)
 
 
 def _members(value: Any) -> list[tuple[Any, Any]]:
-    if isinstance(value, _MAPPINGS):
-        return list(value.items())
     if isinstance(value, (tuple, list)):
         return list(enumerate(value))
+    if isinstance(value, _MAPPINGS):
+        return list(value.items())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         return [(name, getattr(value, name)) for name in names if hasattr(value, name)]
@@ -128,15 +147,17 @@ def _members(value: Any) -> list[tuple[Any, Any]]:
 
 
 def _rebuilt(value: Any, keys: list[Any], members: list[Any]) -> Any:
+    if type(value) is tuple:  # the arguments of every call, so this case is fast
+        return tuple(members)
     if isinstance(value, tuple):
-        if hasattr(value, "n_sequence_fields"):  # what torch.max returns
+        if hasattr(value, "n_sequence_fields"):  # a return type of torch, as that of torch.max
             return type(value)(members)
-        rebuilt = tuple.__new__(type(value), members)  # also of one whose own __new__ wants something else
+        rebuilt = tuple.__new__(type(value), members)  # a subclass may have a `__new__` with other parameters
         rebuilt.__dict__.update(value.__dict__) if hasattr(value, "__dict__") else None
         return rebuilt
     if isinstance(value, MappingProxyType):
         return MappingProxyType(dict(zip(keys, members, strict=True)))
-    # A copy, so that whatever else the container carries stays: a dict's order and default, other attributes.
+    # A copy keeps everything else about the container: the default of a defaultdict, additional attributes.
     result = copy.copy(value)
     if isinstance(value, list):
         result[:] = members

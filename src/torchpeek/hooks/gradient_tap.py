@@ -1,4 +1,4 @@
-"""Gradients of one use of a tensor: told apart from its other uses, and as they were before it is written into."""
+"""Read or replace the gradient of one use of a tensor, apart from its other uses and in spite of in-place writes."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 GradientHook: TypeAlias = Callable[[Tensor], "Tensor | None"]
-"""Called with a gradient; what it returns, if not None, flows on instead."""
+"""Called with a gradient. If it returns a tensor, that tensor flows on instead of the gradient."""
 
 
 def hooked(tensor: Tensor, hook: GradientHook) -> RemovableHandle:
-    """Have `hook` called with the gradient of `tensor` as it is now, also if a later operation writes into it."""
+    """Register `hook` for the gradient of `tensor` as it is now; a later in-place write does not change that."""
     handle: RemovableHandle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]  # torch has no types for it
     return handle
 
 
 class GradientTap:
-    """One use of a tensor, told apart from its other uses. Made by `used_alone`.
+    """The gradient of one use of a tensor, apart from the other uses of that tensor. Made by `tap_gradient`.
 
-    What is used is a view. An operation that writes into a view takes all views out of the graph, and puts itself
-    behind their base; then it is the gradient of the base, of all its uses, that the hook is called with. Gradients
-    meet the uses as they flow back: the later one first.
+    The user of the tensor gets a view of it, and the hook is on the view. An in-place operation on a view of a base
+    breaks this: it cuts all views of the base out of the graph and becomes part of the history of the base. From then
+    on only the base has a gradient, the sum over all its uses. So the tap can also be called with the gradient of the
+    base, from which it takes its own part.
     """
 
     __slots__ = (
@@ -45,57 +46,58 @@ class GradientTap:
         self._hook = hook
         self._view_gradient_arrived = False
         self._geometry = None if base is tensor else _view_geometry(tensor, base)
-        # Not the view itself: the graph holds this, and would hold itself alive. An alias shares the count of writes.
+        # Not the view itself: the graph holds this tap, so the graph would keep itself alive. A detached alias shares
+        # the version counter, which counts the writes.
         self._alias: Tensor | None = tensor.detach()
         self._version = tensor._version
         self._base_edge = get_gradient_edge(base)
         self._view_edge: GradientEdge | None = None
         self._handles: list[RemovableHandle] = []
-        # Uses of one tensor share a hook on its base, which asks the later ones first.
+        # All taps on one tensor share the hook on its base. A later use comes first, as it does in the backward pass.
         self._base_hook: _BaseHook | None = getattr(tensor, _BASE_HOOK, None)
         if self._base_hook is not None:
             self._base_hook.taps.insert(0, self)
 
     @property
     def edges(self) -> list[GradientEdge]:
-        """Where in the graph its gradient is to be had: at that of the view, or else at that of the base."""
+        """The edges of the graph at which its gradient arrives: the view's, and after an in-place write the base's."""
         assert self._view_edge is not None
         return [self._view_edge, self._base_edge] if self.is_overwritten() else [self._view_edge]
 
     def gradient_of(self, gradients: list[Tensor | None]) -> Tensor | None:
-        """Its gradient, from those at the edges."""
+        """Its gradient, computed from the gradients at its `edges`."""
         if gradients[0] is not None or len(gradients) == 1 or gradients[1] is None:
             return gradients[0]
         return gradients[1] if self._geometry is None else self._geometry.part_of(gradients[1])[1]
 
     def is_overwritten(self) -> bool:
-        """Whether something has been written into what the tensor shows."""
+        """Whether an operation has written into the memory of the tensor since the tap was made."""
         return self._alias is not None and self._alias._version != self._version
 
     def hook_base(self, tensor: Tensor) -> None:
-        """Be there if something is written into the view, which the tensor was made for, or has been already."""
+        """Also listen at the base of `tensor`, of which the view was made, because of a write into the view."""
         if self._base_hook is None:
             self._base_hook = _BaseHook(None if self.is_overwritten() else _base(tensor), self._base_edge)
             self._base_hook.taps.append(self)
 
     def end_writes(self, tensor: Tensor) -> None:
-        """Nobody can write into the view from now on; what is written into its base by other ways does not matter."""
+        """Declare that no operation writes into the view from now on. Writes into its base no longer matter then."""
         if self.is_overwritten():
             self.hook_base(tensor)
         else:
             self._alias = None
 
     def remove(self) -> None:
-        """No more gradients."""
+        """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
         if self._base_hook is not None:
             self._base_hook.drop(self)
 
     def on_base_gradient(self, gradient: Tensor) -> Tensor | None:
-        """Called with the gradient of the base."""
-        came, self._view_gradient_arrived = self._view_gradient_arrived, False
-        if came or not self.is_overwritten():  # it has been seen; this is what others add to it
+        """Take in the gradient of the base, and return the gradient that flows on instead, if it is another one."""
+        was_handled, self._view_gradient_arrived = self._view_gradient_arrived, False
+        if was_handled or not self.is_overwritten():  # this gradient is the sum with what the other uses add
             return None
         if self._geometry is None:
             return self._hook(gradient)
@@ -120,9 +122,10 @@ class GradientTap:
 
 
 def tap_gradient(tensor: Tensor, hook: GradientHook, *, hook_base: bool) -> tuple[GradientTap, Tensor]:
-    """Have `hook` called with what flows back to this use of `tensor` alone; the view is to be used in its place.
+    """Call `hook` with the gradient of one use of `tensor`; return the tap, and the view that this use has to take.
 
-    `hook_base` says that the view goes on to where it may be written into; else `end_writes` says when that is over.
+    With `hook_base` the tap listens at the base of the tensor at once, because any later operation may write into the
+    view. Without it the caller has to call the tap's `hook_base` or `end_writes` when it knows more.
     """
     tap = GradientTap(tensor, hook)
     if hook_base:
@@ -131,7 +134,10 @@ def tap_gradient(tensor: Tensor, hook: GradientHook, *, hook_base: bool) -> tupl
 
 
 class _BaseHook:
-    """The uses of one base, and one hook for all of them: on the base, or where it was once that is written into."""
+    """One hook for all taps on the views of one base.
+
+    It is on the base tensor, or on the node that the base had in the graph before an operation wrote into it.
+    """
 
     __slots__ = ("_handle", "taps")
 
@@ -155,10 +161,10 @@ class _BaseHook:
             self._handle = edge.node.register_prehook(on_node_gradients)
         else:
             self._handle = hooked(base, on_gradient)
-            # Before those that are on the base already: what uses it comes later, and so its gradient earlier.
-            earlier: Any = base._backward_hooks
-            for key in [key for key in earlier if key != self._handle.id]:
-                earlier[key] = earlier.pop(key)
+            # Move it before the hooks that the base has already: this use comes later, so its gradient comes earlier.
+            hooks: Any = base._backward_hooks
+            for key in [key for key in hooks if key != self._handle.id]:
+                hooks[key] = hooks.pop(key)
 
     def drop(self, tap: GradientTap) -> None:
         if tap in self.taps:
@@ -167,22 +173,23 @@ class _BaseHook:
             self._handle.remove()
 
 
+# The attribute of a tensor that holds the hook of its base.
 _BASE_HOOK = "_torchpeek_base_hook"
 
 
 def _base(tensor: Tensor) -> Tensor:
-    """What it is a view of, or itself."""
+    """The tensor of which `tensor` is a view, or `tensor` itself if it is no view."""
     return tensor._base if tensor._base is not None and tensor._base.requires_grad else tensor
 
 
 class _ViewGeometry(NamedTuple):
-    """Where a view is in its base."""
+    """Where the elements of a view are in the memory of its base."""
 
     base: tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides
     view: tuple[tuple[int, ...], tuple[int, ...], int]  # shape, strides and offset
 
     def part_of(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """A copy of the base's gradient, laid out as the base was, and the view's part of it, in the same memory."""
+        """A copy of the base's gradient with the strides of the base, and the view's part of it in the same memory."""
         base_gradient = torch.empty_strided(*self.base, dtype=gradient.dtype, device=gradient.device).copy_(gradient)
         return base_gradient, base_gradient.as_strided(*self.view)
 

@@ -1,4 +1,4 @@
-"""Which layers are meant: by name, glob, regular expression, type, predicate or module."""
+"""Select layers of a model by name, glob, regular expression, type, predicate or module."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Selection: TypeAlias = Union[
 
 
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """As `named_modules(remove_duplicate=False)`, in half the time."""
-    matches: dict[str, nn.Module] = {}
+    """The modules of `model` by name, as `named_modules(remove_duplicate=False)` gives them, in half the time."""
+    named: dict[str, nn.Module] = {}
 
     def walk(name: str, module: nn.Module) -> None:
-        matches[name] = module
+        named[name] = module
         prefix = f"{name}." if name else ""
         for child, member in module._modules.items():
             if member is not None:
                 walk(prefix + child, member)
 
     walk("", model)
-    return matches
+    return named
 
 
 def select(
@@ -44,14 +44,24 @@ def select(
     exclude: Selection | None = None,
     named: dict[str, nn.Module] | None = None,
 ) -> dict[str, nn.Module]:
-    """The layers of `model` that `selection` names, in the order of `named_modules`, each once.
+    """Select layers of a model.
 
-    A string is an exact name, or else a glob whose `*` also crosses dots. A compiled regular expression is searched
-    for in the name. A type selects its instances, a predicate is called as `predicate(name, module)`, a module
-    selects itself, and a list of these selects what any of them does. A module registered under several names goes by
-    the first, unless another is asked for exactly. `named` are the model's `named_layers`, if they are known already.
+    Args:
+        model: The model.
+        selection: A string is an exact name, or else a glob whose `*` crosses dots. A compiled regular expression is
+            searched for in the names. A type selects its instances. A predicate is called as
+            `predicate(name, module)`. A module selects itself. A list of these selects what any of its members
+            selects.
+        exclude: A selection of layers to leave out.
+        named: The result of `named_layers(model)`, if the caller has it already.
 
-    Raises LayerNotFound, with the closest names, for any part that matches nothing.
+    Returns:
+        The layers by name, in the order of `named_modules`, each module once. A module with several names has the
+        first of those that are selected.
+
+    Raises:
+        LayerNotFound: When a part of the selection matches no layer. The message has the closest names.
+        InputError: When the selection has another type, is an empty list, or selects a scripted layer.
     """
     named = named_layers(model) if named is None else named
     names = _matching(model, named, selection)
@@ -59,11 +69,15 @@ def select(
         excluded = {id(named[name]) for name in _matching(model, named, exclude)}
         names = {name for name in names if id(named[name]) not in excluded}
         if not names:
-            raise LayerNotFound(f"every layer that {selection!r} selects in {type(model).__name__} is excluded again")
+            raise LayerNotFound(
+                f"every layer of {type(model).__name__} that {selection!r} selects is excluded by {exclude!r}"
+            )
     selected = {name: module for name, module in named.items() if name in names}
     for name, module in selected.items():
         if isinstance(module, torch.jit.ScriptModule):
-            raise InputError(f"layer {name!r} is scripted or traced, and takes no hooks; use what it was made from")
+            raise InputError(
+                f"layer {name!r} is scripted or traced, so it takes no hooks; use the module it was made from"
+            )
     if len(set(map(id, selected.values()))) == len(selected):
         return selected
     first = {id(module): name for name, module in reversed(selected.items())}
@@ -79,7 +93,7 @@ def _matching(model: nn.Module, named: dict[str, nn.Module], selection: Selectio
         case re.Pattern():
             matches = {name for name in named if name and selection.search(name)}
         case nn.Module():
-            # One name is enough: the others are the same module.
+            # One name is enough: all names lead to the same module.
             matches = {name for name, module in named.items() if module is selection}
             matches = {next(name for name in named if name in matches)} if matches else matches
         case type():
@@ -95,8 +109,8 @@ def _matching(model: nn.Module, named: dict[str, nn.Module], selection: Selectio
             return matches.union(*(_matching(model, named, part) for part in rest))
         case _:
             raise InputError(
-                "a layer selection is a name, glob, regular expression, type, predicate or module, or a list of "
-                f"these; got {type(selection).__name__}"
+                "a layer selection is a name, glob, regular expression, type, predicate or module, or a list of these; "
+                f" got {type(selection).__name__}"
             )
     if not matches:
         raise LayerNotFound(_not_found(model, named, selection))
@@ -118,22 +132,26 @@ def _not_found(model: nn.Module, named: dict[str, nn.Module], selection: object)
 
 
 def why_not_fired(model: nn.Module, name: str, module: nn.Module) -> str:
-    """Why a layer, which was not called in a pass, was not."""
+    """The likely reason why a layer was not called in a forward pass."""
     parent = model.get_submodule(name.rpartition(".")[0])
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         reason = f"it is a {type(module).__name__}, a container that is never called; choose one of its members"
     elif getattr(parent, "fused_attn", False) and not any(True for _ in module.parameters()):
-        reason = "its parent computes attention in one fused call, past its parts; set its fused_attn to False, if so"
+        reason = "its parent may compute attention in one fused call, without its parts; set its fused_attn to False"
     elif isinstance(parent, nn.MultiheadAttention):
         reason = "its parent, a MultiheadAttention, uses its weights directly; choose the parent"
     else:
         reason = (
-            "forward goes another way, or uses its weights or its .forward directly, or what ran was not this model "
-            "but its torch.compile; choose the layer around it, or the compiled model"
+            "forward takes a path without it, or uses its weights or its .forward directly, or the model that ran was "
+            "another one, the result of torch.compile; choose the layer around it, or the compiled model"
         )
-    return f"layer {name!r} ({type(module).__name__}) was not called in the pass: {reason}"
+    return f"layer {name!r} ({type(module).__name__}) was not called in the forward pass: {reason}"
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether its parameters are spread over several processes by FSDP."""
-    return any(base.__name__ in ("FullyShardedDataParallel", "FSDPModule") for base in type(module).__mro__)
+    """Whether FSDP shards the parameters of the module over several processes."""
+    return any(base.__name__ in _SHARDED_CLASSES for base in type(module).__mro__)
+
+
+# Compared by name: importing them would import torch.distributed.
+_SHARDED_CLASSES = ("FullyShardedDataParallel", "FSDPModule")

@@ -1,4 +1,4 @@
-"""Gradients of plain tensors: seen and changed as they flow back."""
+"""Record or replace the gradients of plain tensors."""
 
 from __future__ import annotations
 
@@ -18,10 +18,27 @@ from torchpeek.interrupts import uninterrupted
 
 @contextmanager
 def record_gradients(**tensors: Tensor) -> Iterator[Mapping[str, Tensor | None]]:
-    """The gradients that flow back to these tensors, leaf or not, inside the block: a mapping from name to gradient.
+    """Record the gradients that flow back to these tensors inside the block.
 
-    None where none has arrived. `.grad` is not touched, and no tensor keeps more than it would. A second backward pass
-    replaces the first one's. Raises GradUnavailable for a tensor that needs no gradient.
+    `.grad` is not touched, and no tensor retains its gradient. A second backward pass replaces the gradients of the
+    first.
+
+    Args:
+        tensors: Tensors that require gradients, leaf or not, each under a name of your choice.
+
+    Yields:
+        A mapping from each name to the gradient, of the shape of the tensor; None where no gradient has arrived.
+
+    Raises:
+        InputError: When an argument is not a tensor.
+        GradUnavailable: When a tensor does not require gradients.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> with tp.record_gradients(x=x) as gradients:
+        ...     (3 * x).sum().backward()
+        >>> gradients["x"]
+        tensor([3., 3.])
     """
     slots = {name: GradientSlot(partial(StoredTensor, copy=False)) for name in tensors}
     handles: list[RemovableHandle] = []
@@ -40,9 +57,26 @@ def record_gradients(**tensors: Tensor) -> Iterator[Mapping[str, Tensor | None]]
 
 @contextmanager
 def edit_gradient(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside the block, what `function` returns flows on instead of the gradient of `tensor`, leaf or not.
+    """Replace the gradient of a tensor inside the block.
 
-    The function is given a copy, so it may write into it.
+    Args:
+        tensor: A tensor that requires gradients, leaf or not.
+        function: Called with a copy of the gradient, into which it may write. What it returns, of the same shape,
+            flows on instead of the gradient.
+
+    Yields:
+        None.
+
+    Raises:
+        InputError: When `tensor` is not a tensor.
+        GradUnavailable: When the tensor does not require gradients.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> with tp.edit_gradient(x, lambda gradient: 10 * gradient):
+        ...     (3 * x).sum().backward()
+        >>> x.grad
+        tensor([30., 30.])
     """
     _check_differentiable(tensor, "tensor")
     handle = hooked(tensor, lambda gradient: function(gradient.clone()))
@@ -69,9 +103,9 @@ class _GradientMapping(Mapping[str, "Tensor | None"]):
 
 def _check_differentiable(tensor: object, name: str) -> None:
     if not isinstance(tensor, Tensor):
-        raise InputError(f"{name} is a {type(tensor).__name__}; gradients are those of tensors")
+        raise InputError(f"{name} is a {type(tensor).__name__}; allowed: a tensor, because only tensors have gradients")
     if not tensor.requires_grad:
         raise GradUnavailable(
-            f"{name} needs no gradient, so none will arrive: it was made under torch.no_grad(), or of tensors that "
-            "need none. Next: requires_grad_()"
+            f"{name} needs no gradient, so none will arrive: it was computed under torch.no_grad(), or from tensors "
+            "that need none. Call requires_grad_() on it, or on what it was computed from"
         )

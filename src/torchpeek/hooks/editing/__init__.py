@@ -1,1 +1,1 @@
-"""edit(): what a layer is given, what it returns, or the gradient that flows back through it, replaced."""
+"""edit(): replace the inputs, outputs and gradients of layers."""

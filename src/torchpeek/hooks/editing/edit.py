@@ -1,4 +1,4 @@
-"""edit(): what a layer is given, what it returns and what flows back through it, changed for the while."""
+"""edit(): replace the inputs or outputs of layers, or the gradients that flow back through them, inside a block."""
 
 from __future__ import annotations
 
@@ -19,53 +19,71 @@ from torchpeek.hooks.temporary_hooks import attached
 from torchpeek.interrupts import uninterrupted
 
 Edits: TypeAlias = Mapping[Any, Callable[[Any], Any]]
-"""Layer selection -> function of what is there, whose result is used instead."""
+"""Layer selection -> a function of the current value that returns the value to use instead."""
 
 
 @contextmanager
 def edit(
     model: nn.Module, *, outputs: Edits | None = None, inputs: Edits | None = None, gradients: Edits | None = None
 ) -> Iterator[None]:
-    """Inside the block, run `model` with these changes; nothing of them stays.
+    """Run `model` with changed activations or gradients inside the block; afterwards it is as before.
 
-    The functions of `outputs` are given what the layer returned; those of `inputs` its one positional argument, a tuple
-    of them where there are several, or a dict where all are given by name; those of `gradients` the gradient with
-    respect to the layer's output, a tensor each, which they may write into. What a function returns is used instead, in
-    the same kind of container. tp.edits has ready-made ones: zero, scale, patch, at.
+    Each argument is a dict from layer selections to functions. What a function returns is used instead of its argument,
+    and must be in the same type of container. `tp.edits` has ready-made functions: zero, scale, patch, at.
 
-    Of several blocks, inputs and outputs meet the one that was opened first, first: a recording that is opened inside
-    sees what the edit made. Gradients flow the other way, and meet it last: they have to flow back inside the block.
+    Nested blocks change inputs and outputs in the order in which they were opened, so a recording that is opened inside
+    an edit sees the changed values. Gradients flow the other way, and must flow back inside the block.
 
-    Raises LayerNotFound; an exception of a function's own comes through with the layer's name added to it. A Notice
-    says so where the model ran, but the layer was not called.
+    A Notice says so if the model ran but an edited layer was not called.
+
+    Args:
+        model: The model.
+        outputs: The functions get what the layer returned.
+        inputs: The functions get the positional input of the layer, a tuple if there are several, or a dict if all
+            inputs are given by keyword.
+        gradients: The functions get a copy of the gradient with respect to the output, for each tensor of the output.
+
+    Yields:
+        None.
+
+    Raises:
+        LayerNotFound: When a selection matches no layer.
+        InputError: When an argument is not such a dict, or a function returns None or another type of container.
+        GradUnavailable: When gradients are edited, but no gradient can flow back through the layer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Identity(), nn.ReLU())
+        >>> with tp.edit(model, outputs={"0": lambda output: -output}):
+        ...     print(model(torch.tensor([-1.0, 2.0])))
+        tensor([1., 0.])
     """
     _check(outputs, inputs, gradients)
-    fired: set[str] = set()  # of the layers, and "" for the model
+    fired: set[str] = set()  # the layers that ran; "" if the model ran
 
     def hooks(edits: Edits | None, hook: Callable[..., Any]) -> list[tuple[nn.Module, Callable[..., Any]]]:
-        return [(module, partial(hook, name, change, fired)) for name, module, change in _resolved(model, edits)]
+        return [(module, partial(hook, name, change, fired)) for name, module, change in _by_layer(model, edits)]
 
     taps: list[GradientTap] = []
-    before = hooks(inputs, _change_inputs)
-    after = hooks(outputs, _change_output) + hooks(gradients, partial(_change_gradient, taps))
-    after.append((model, lambda module, args, output: fired.add("")))
+    called = hooks(inputs, _change_inputs)
+    returned = hooks(outputs, _change_output) + hooks(gradients, partial(_change_gradient, taps))
+    returned.append((model, lambda module, args, output: fired.add("")))
     try:
-        with eagerly(model.modules(), _say_eager), attached(after, called=before, every_thread=True):
+        with eagerly(model.modules(), _notify_compiled), attached(returned, called=called, every_thread=True):
             yield
     finally:
         with uninterrupted():
             for tap in taps:
                 tap.remove()
-    for name, module, _ in (each for edits in (outputs, inputs, gradients) for each in _resolved(model, edits)):
+    for name, module, _ in (row for edits in (outputs, inputs, gradients) for row in _by_layer(model, edits)):
         if "" in fired and name not in fired:
             notify(f"an edit did nothing: {why_not_fired(model, name, module)}")
 
 
-def _say_eager() -> None:
-    notify("the model is compiled, and so ignores hooks; it runs eagerly while it is edited")
+def _notify_compiled() -> None:
+    notify("the model is compiled, and compiled code ignores hooks; it runs eagerly while it is edited")
 
 
-def _resolved(model: nn.Module, edits: Edits | None) -> list[tuple[str, nn.Module, Callable[[Any], Any]]]:
+def _by_layer(model: nn.Module, edits: Edits | None) -> list[tuple[str, nn.Module, Callable[[Any], Any]]]:
     return [
         (name, module, change)
         for selection, change in (edits or {}).items()
@@ -88,17 +106,17 @@ def _change_inputs(
     fired.add(name)
     kwargs = kwargs or {}
     if kwargs and not args:
-        return args, _applied(name, change, kwargs)
+        return args, _changed(name, change, kwargs)
     if len(args) == 1:
-        return (_applied(name, change, args[0]),), kwargs
-    return _applied(name, change, args), kwargs
+        return (_changed(name, change, args[0]),), kwargs
+    return _changed(name, change, args), kwargs
 
 
 def _change_output(
     name: str, change: Callable[[Any], Any], fired: set[str], module: nn.Module, args: Any, output: Any
 ) -> Any:
     fired.add(name)
-    return _applied(name, change, output)
+    return _changed(name, change, output)
 
 
 def _change_gradient(
@@ -112,7 +130,10 @@ def _change_gradient(
 ) -> Any:
     fired.add(name)
     if not torch.is_grad_enabled():
-        raise GradUnavailable(f"layer {name!r} ran under torch.no_grad(), so no gradient will flow back through it")
+        raise GradUnavailable(
+            f"layer {name!r} ran under torch.no_grad(), so no gradient can flow back through it; run the model with "
+            "gradients enabled"
+        )
     tap_count = 0
 
     def tapped(path: str, tensor: Tensor) -> Tensor:
@@ -122,20 +143,23 @@ def _change_gradient(
         tap_count += 1
 
         def hook(gradient: Tensor) -> Tensor:
-            result: Tensor = _applied(name, change, gradient.clone())
+            result: Tensor = _changed(name, change, gradient.clone())
             return result
 
         tap, view = tap_gradient(tensor, hook, hook_base=True)
         taps.append(tap)
         return view
 
-    changed = containers.mapped(output, tapped)
+    tapped_output = containers.mapped(output, tapped)
     if not tap_count:
-        raise GradUnavailable(f"nothing that layer {name!r} returned needs a gradient: the model is frozen up to there")
-    return changed
+        raise GradUnavailable(
+            f"no output of layer {name!r} needs a gradient, because the model is frozen up to this layer; call "
+            "requires_grad_() on its input"
+        )
+    return tapped_output
 
 
-def _applied(name: str, change: Callable[[Any], Any], original: Any) -> Any:
+def _changed(name: str, change: Callable[[Any], Any], original: Any) -> Any:
     try:
         changed = change(original)
     except Exception as error:
@@ -143,18 +167,17 @@ def _applied(name: str, change: Callable[[Any], Any], original: Any) -> Any:
         raise
     if changed is None:
         raise InputError(
-            f"the edit of layer {name!r} returned None; return what is to be used, also if changed in place"
+            f"the edit of layer {name!r} returned None; return the value to use, also if it was changed in place"
         )
     if not containers.same_container(changed, original):
         raise InputError(
-            f"the edit of layer {name!r} was given a {type(original).__name__} and returned a "
-            f"{type(changed).__name__}; return the same kind "
-            "of container, with as many members: tp.edits.at(path, ...) changes one of them"
+            f"the edit of layer {name!r} got a {type(original).__name__} and returned a {type(changed).__name__}; "
+            "return the same type of container, with as many members: tp.edits.at(path, ...) changes one of them"
         )
     return containers.as_container(changed, original)
 
 
-def _check(*edits: Edits | None) -> None:
-    for each in edits:
-        if each is not None and not (isinstance(each, Mapping) and all(map(callable, each.values()))):
-            raise InputError(f"an edit is a dict from a layer selection to a function; got {each!r}")
+def _check(*arguments: Edits | None) -> None:
+    for edits in arguments:
+        if edits is not None and not (isinstance(edits, Mapping) and all(map(callable, edits.values()))):
+            raise InputError(f"edit takes a dict from a layer selection to a function; got {edits!r}")

@@ -1,1 +1,1 @@
-"""record(): what the layers of a network return and are given, and the gradients that flow back through them."""
+"""record(): record the outputs, inputs and gradients of layers."""

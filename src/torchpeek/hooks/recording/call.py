@@ -1,4 +1,4 @@
-"""What was recorded of the calls of a layer, and how it is read."""
+"""Call and Calls: what was recorded of the calls of one layer, and how the user reads it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,35 @@ from torchpeek.hooks import containers
 from torchpeek.hooks.gradient_tap import GradientTap
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf, StoredTensor
 
-_NOT_RECORDED = object()  # which None, that a layer may return, is not
+_NOT_RECORDED = object()  # not None, which a layer may return
 
 
 class Call:
-    """One call of one layer."""
+    """One call of one layer.
 
-    input_taps: Sequence[tuple[GradientTap, Tensor]] = ()  # of its inputs, while it is under way
-    first_node = 0  # how many operations the graph had when it first_node
-    complete = False  # False where the layer raised, or is still running
-    number = 0  # among the calls of this layer in one pass, where statistics of all passes are kept
-    replica = False  # True where a replica ran, as DataParallel makes them
+    Args:
+        layer: The name of the layer.
+        order: The number of the call among the calls of all recorded layers in the pass, from 0.
+
+    Attributes:
+        complete: Whether the layer returned. False if it raised, or still runs.
+        number: With `tp.keep.Running`, the number of the call among the calls of this layer in one pass, from 0.
+        replica: Whether a replica of DataParallel ran.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 2))
+        >>> with tp.record(model, "0", inputs=True) as tape:
+        ...     output = model(torch.ones(4, 3))
+        >>> tape["0"][0]
+        Call('0', (4, 2) float32)
+    """
+
+    # Class attributes are defaults, so that a call sets only what is recorded.
+    input_taps: Sequence[tuple[GradientTap, Tensor]] = ()  # while the layer runs: the taps on its inputs
+    first_node = 0  # while the layer runs: the sequence number of the first graph node that it can make
+    complete = False
+    number = 0
+    replica = False
     stored_output: Any = _NOT_RECORDED
     stored_input: Any = _NOT_RECORDED
     stored_kwargs: Any = _NOT_RECORDED
@@ -33,66 +51,91 @@ class Call:
 
     def __init__(self, layer: str, order: int) -> None:
         self.layer = layer
-        self.order = order  # among the calls of all recorded layers, from 0
+        self.order = order
 
     @property
     def output(self) -> Any:
-        """What the layer returned, detached, in the container that it came in."""
+        """What the layer returned: tensors, detached, in the layer's own container."""
         if not self.complete:
-            raise NotFired(f"layer {self.layer!r} did not return: an exception came in between")
+            raise NotFired(f"layer {self.layer!r} did not return, because an exception was raised in it")
         return _read(self.stored_output)
 
     @property
     def input(self) -> Any:
-        """What the layer was given: its one positional argument, or a tuple of several."""
+        """The positional input of the layer, or a tuple if it has several. Needs `record(..., inputs=True)`."""
         self._check(self.stored_input, "inputs")
         return _single(_read(self.stored_input))
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        """What the layer was given by name."""
+        """The keyword inputs of the layer, by name. Needs `record(..., inputs=True)`."""
         self._check(self.stored_kwargs, "inputs")
-        read: dict[str, Any] = _read(self.stored_kwargs)
-        return read
+        kwargs: dict[str, Any] = _read(self.stored_kwargs)
+        return kwargs
 
     @property
     def grad_output(self) -> Any:
-        """The gradient with respect to the output, in its container; None where none has arrived."""
+        """The gradient with respect to `output`, in the same container and shapes; None where none has arrived."""
         self._check(self.stored_grad_output, "gradients")
         return _read(self.stored_grad_output)
 
     @property
     def grad_input(self) -> Any:
-        """The gradient with respect to the input that comes of this layer alone, as torch defines it.
+        """The gradient with respect to `input` that comes from this layer alone, as torch defines it.
 
-        None for an input that needs none, and where none has arrived.
+        None for an input that needs no gradient, and where none has arrived.
         """
         self._check(self.stored_grad_input, "gradients")
         return _single(_read(self.stored_grad_input))
 
     @property
     def grad_kwargs(self) -> dict[str, Any]:
-        """As `grad_input`, for what was given by name."""
+        """The gradients with respect to `kwargs`, as `grad_input`."""
         self._check(self.stored_grad_kwargs, "gradients")
-        read: dict[str, Any] = _read(self.stored_grad_kwargs)
-        return read
+        gradients: dict[str, Any] = _read(self.stored_grad_kwargs)
+        return gradients
 
     def at(self, path: str) -> Part:
-        """One part of the call by its path in the container: `at("0.k").output` is entry k of the first member."""
+        """Read one member of the containers of this call.
+
+        Args:
+            path: The path of the member: `"0.k"` is entry k of the first member.
+
+        Returns:
+            An object whose `output`, `input`, `grad_output` and `grad_input` are those of the member.
+
+        Example:
+            >>> model = nn.Sequential(nn.LSTM(3, 2))
+            >>> with tp.record(model, "0") as tape:
+            ...     output = model(torch.ones(5, 3))
+            >>> tape["0"][0].at("1.0").output.shape
+            torch.Size([1, 2])
+        """
         return Part(self, path)
 
     @property
     def paths(self) -> list[str]:
-        """The paths of the tensors in the output; the one path of a tensor without a container is empty."""
+        """The paths of the tensors in the output. A tensor that is not in a container has the path `""`."""
         return [path for path, _ in containers.leaves(self.stored_output, Leaf)]
 
     @property
     def has_gradients(self) -> bool:
-        """Whether the gradient of its output was asked for, and can be had."""
+        """Whether the gradient of the output is recorded."""
         return self.stored_grad_output is not _NOT_RECORDED
 
     def stored(self) -> Iterator[Leaf]:
-        """Everything that was kept, for those who count the memory."""
+        """Iterate over everything that is stored of this call, for example to count the memory.
+
+        Yields:
+            One leaf for each tensor.
+
+        Example:
+            >>> model = nn.Sequential(nn.Linear(3, 2))
+            >>> with tp.record(model, "0", inputs=True) as tape:
+            ...     output = model(torch.ones(4, 3))
+            >>> len(list(tape["0"][0].stored()))
+            2
+        """
         for value in (
             self.stored_output,
             self.stored_input,
@@ -104,19 +147,24 @@ class Call:
             for _, leaf in containers.leaves(value, Leaf):
                 yield leaf
 
-    def _check(self, recorded: Any, what: str) -> None:
-        if recorded is _NOT_RECORDED:
-            if what == "gradients" and not self.complete and self.stored_grad_input is not _NOT_RECORDED:
+    def _check(self, stored: Any, name: str) -> None:
+        if stored is _NOT_RECORDED:
+            if name == "gradients" and not self.complete and self.stored_grad_input is not _NOT_RECORDED:
                 raise NotFired(f"layer {self.layer!r} did not return, so no gradient can flow back to it")
-            raise InputError(f"the {what} of {self.layer!r} were not recorded; record(..., {what}=True) keeps them")
+            raise InputError(f"the {name} of layer {self.layer!r} were not recorded; record(..., {name}=True) does so")
 
     def __repr__(self) -> str:
-        what = describe(self.stored_output) if self.complete else "did not return"
-        return f"Call({self.layer!r}, {what})"
+        content = describe(self.stored_output) if self.complete else "did not return"
+        return f"Call({self.layer!r}, {content})"
 
 
 class Part:
-    """What a call says of one path of its containers."""
+    """One member of the containers of a call. `Call.at` makes it.
+
+    Args:
+        call: The call or calls.
+        path: The path of the member.
+    """
 
     def __init__(self, call: Call | Calls, path: str) -> None:
         self._call = call
@@ -124,29 +172,45 @@ class Part:
 
     @property
     def output(self) -> Any:
-        """As `Call.output`."""
+        """The member of `Call.output`."""
         return containers.at(self._call.output, self._path)
 
     @property
     def input(self) -> Any:
-        """As `Call.input`."""
+        """The member of `Call.input`."""
         return containers.at(self._call.input, self._path)
 
     @property
     def grad_output(self) -> Any:
-        """As `Call.grad_output`."""
+        """The member of `Call.grad_output`."""
         return containers.at(self._call.grad_output, self._path)
 
     @property
     def grad_input(self) -> Any:
-        """As `Call.grad_input`."""
+        """The member of `Call.grad_input`."""
         return containers.at(self._call.grad_input, self._path)
 
 
 class Calls(Sequence[Call]):
-    """The calls of one layer, in order. Where there is just one, its values can be read right here.
+    """The calls of one layer, in the order in which they began: `calls[i]` is a Call.
 
-    The calls of DataParallel's replicas in one pass are read here as one: put together in the order of the devices.
+    If there is only one call, its values are also here: `calls.output` is `calls[0].output`. The calls of the replicas
+    of DataParallel in one pass are read as one call: their tensors are concatenated along the batch axis, in the order
+    of the devices.
+
+    Args:
+        layer: The name of the layer.
+        calls: The calls.
+        parameters: The parameters of the layer with the slots of their gradients; None if they are not recorded.
+        why_none: Called with the name of the layer; the reason why it has no call.
+
+    Example:
+        >>> relu = nn.ReLU()
+        >>> model = nn.Sequential(relu, nn.Linear(3, 2), relu)
+        >>> with tp.record(model, "0") as tape:
+        ...     output = model(torch.ones(4, 3))
+        >>> tape["0"][1].output.shape
+        torch.Size([4, 2])
     """
 
     def __init__(
@@ -165,7 +229,7 @@ class Calls(Sequence[Call]):
         if not self._calls:
             raise NotFired(self._why_none(self._layer))
         if not isinstance(index, int):
-            raise InputError(f"a call of {self._layer!r} is asked for by its number, from 0; got {index!r}")
+            raise InputError(f"a call of layer {self._layer!r} is read by its number, from 0; got {index!r}")
         if not -len(self) <= index < len(self):
             raise NotFired(f"layer {self._layer!r} has calls [0] to [{len(self) - 1}]; got [{index}]")
         return self._calls[index]
@@ -178,61 +242,75 @@ class Calls(Sequence[Call]):
 
     @property
     def output(self) -> Any:
-        """As `Call.output`."""
+        """`Call.output` of the only call."""
         return self._read(lambda call: call.output)
 
     @property
     def input(self) -> Any:
-        """As `Call.input`."""
+        """`Call.input` of the only call."""
         return self._read(lambda call: call.input)
 
     @property
     def kwargs(self) -> Any:
-        """As `Call.kwargs`."""
+        """`Call.kwargs` of the only call."""
         return self._read(lambda call: call.kwargs)
 
     @property
     def grad_output(self) -> Any:
-        """As `Call.grad_output`."""
+        """`Call.grad_output` of the only call."""
         return self._read(lambda call: call.grad_output)
 
     @property
     def grad_input(self) -> Any:
-        """As `Call.grad_input`."""
+        """`Call.grad_input` of the only call."""
         return self._read(lambda call: call.grad_input)
 
     @property
     def grad_kwargs(self) -> Any:
-        """As `Call.grad_kwargs`."""
+        """`Call.grad_kwargs` of the only call."""
         return self._read(lambda call: call.grad_kwargs)
 
     def at(self, path: str) -> Part:
-        """As `Call.at`."""
+        """Read one member of the containers of the only call.
+
+        Args:
+            path: The path of the member: `"0.k"` is entry k of the first member.
+
+        Returns:
+            An object whose `output`, `input`, `grad_output` and `grad_input` are those of the member.
+
+        Example:
+            >>> model = nn.Sequential(nn.LSTM(3, 2))
+            >>> with tp.record(model, "0") as tape:
+            ...     output = model(torch.ones(5, 3))
+            >>> tape["0"].at("0").output.shape
+            torch.Size([5, 2])
+        """
         return Part(self, path)
 
     @property
     def paths(self) -> list[str]:
-        """As `Call.paths`."""
+        """`Call.paths` of the first call."""
         return self[0].paths
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """The parameters of the layer, with those of the layers in it, as they were when the pass first_node."""
+        """The parameters of the layer and of the layers in it, by name, with their values at the start of the pass."""
         return {name: leaf.read() for name, (leaf, _) in self._recorded_parameters().items()}
 
     @property
     def grad_parameters(self) -> dict[str, Tensor | None]:
-        """What flowed back to each parameter in the last backward pass alone; None where nothing did.
+        """The gradient of each parameter in the last backward pass alone, by name; None where none has arrived.
 
-        `.grad` has the sum over the backward passes; this has not. Of a layer that is called several times it is the
-        sum over the calls, because the parameter is one.
+        `.grad` differs: it is the sum over the backward passes. If the layer is called several times, the gradient is
+        the sum over the calls, because they share the parameter.
         """
         return {name: slot.read() for name, (_, slot) in self._recorded_parameters().items()}
 
     def _recorded_parameters(self) -> dict[str, tuple[Leaf, GradientSlot]]:
         if self._parameters is None:
             raise InputError(
-                f"the parameters of {self._layer!r} were not recorded; record(..., parameters=True) keeps them"
+                f"the parameters of layer {self._layer!r} were not recorded; record(..., parameters=True) does so"
             )
         return self._parameters
 
@@ -242,8 +320,8 @@ class Calls(Sequence[Call]):
         values = [read(call) for call in self] if all(call.replica for call in self) else []
         if not values or any(list(containers.leaves(value)) == [] for value in values):
             raise AmbiguousCall(
-                f"layer {self._layer!r} was called {len(self)} times; take one, [0] to [{len(self) - 1}]. With "
-                "passes='last' only the last pass of the model is kept"
+                f"layer {self._layer!r} was called {len(self)} times; read one call, [0] to [{len(self) - 1}]. "
+                "record(..., passes='last') records the calls of the last pass only"
             )
         return _concatenated(values)
 
@@ -260,29 +338,29 @@ def _single(values: Any) -> Any:
 
 
 def _concatenated(values: list[Any]) -> Any:
-    """What the replicas have, one after the other along the batch, in the order of their devices."""
+    """Concatenate the values of the replicas along the batch axis, in the order of their devices."""
 
-    def device(value: Any) -> tuple[str, int]:
-        where = next((tensor.device for _, tensor in containers.leaves(value)), torch.device("cpu"))
-        return where.type, where.index or 0
+    def device_key(value: Any) -> tuple[str, int]:
+        device = next((tensor.device for _, tensor in containers.leaves(value)), torch.device("cpu"))
+        return device.type, device.index or 0
 
-    ordered = sorted(values, key=device)
+    ordered = sorted(values, key=device_key)
     parts = [dict(containers.leaves(value)) for value in ordered]
 
-    def joined(path: str, first: Tensor) -> Tensor:
+    def concatenated(path: str, first: Tensor) -> Tensor:
         members = [part[path].to(first.device) for part in parts]
         return torch.cat(members) if first.ndim else torch.stack(members)
 
-    return containers.mapped(ordered[0], joined)
+    return containers.mapped(ordered[0], concatenated)
 
 
 def describe(value: Any) -> str:
-    """The shapes and types of the tensors in what was kept."""
-    shown = []
+    """The shapes and dtypes of the stored tensors in a container, as text."""
+    texts = []
     for _, leaf in containers.leaves(value, Leaf):
         if isinstance(leaf, StoredTensor):
             shape = "nested" if leaf.tensor.is_nested else str(tuple(leaf.tensor.shape))
-            shown.append(f"{shape} {str(leaf.tensor.dtype).removeprefix('torch.')}")
+            texts.append(f"{shape} {str(leaf.tensor.dtype).removeprefix('torch.')}")
         else:
-            shown.append(repr(leaf.read()))
-    return ", ".join(shown) or "no tensor"
+            texts.append(repr(leaf.read()))
+    return ", ".join(texts) or "no tensor"

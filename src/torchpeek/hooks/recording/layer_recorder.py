@@ -1,8 +1,7 @@
-"""The hooks of a recording: what happens each time a recorded layer is called."""
+"""Record the calls of one layer: the hooks that run each time the layer is called."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,16 +15,19 @@ from torchpeek.hooks import containers
 from torchpeek.hooks.gradient_tap import GradientTap, hooked, tap_gradient
 from torchpeek.hooks.recording.call import Call
 from torchpeek.hooks.recording.keep import Keeper, StatisticsKeeper
-from torchpeek.hooks.recording.pass_tracker import OutputEdge, PassTracker
+from torchpeek.hooks.recording.pass_tracker import (
+    CallCounter,
+    OutputEdge,
+    PassTracker,
+    PendingCalls,
+    in_backward_pass,
+)
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf, StoredTensor, slot_hook
 from torchpeek.hooks.temporary_hooks import UncopiedHook
 
-_thread = threading.get_ident
-_graph_task: Callable[[], int] = torch._C._current_graph_task_id
-
 
 class LayerInputHook(UncopiedHook):
-    """When a layer is called: its inputs."""
+    """The pre-hook of a layer: records the inputs."""
 
     __slots__ = ("_recorder",)
 
@@ -33,23 +35,22 @@ class LayerInputHook(UncopiedHook):
         self._recorder = recorder
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
-        recorder, tracker = self._recorder, self._recorder.tracker
-        if (_thread() != tracker.thread or _graph_task() != -1) and not tracker.is_ours(module is not recorder.module):
+        recorder = self._recorder
+        if not recorder.tracker.is_ours(module is not recorder.module):
             return None
-        return recorder.called(module, args, kwargs or {})
+        return recorder.record_input(module, args, kwargs or {})
 
 
 class LayerRecorder(UncopiedHook):
-    """The calls of one layer, and its forward hook: what it returns."""
+    """The recorded calls of one layer, and its forward hook: records the output."""
 
     __slots__ = (
         "_accumulates",
         "_calls",
+        "_counter",
         "_keeper",
-        "_next_number",
-        "_pass_count",
         "_pass_number",
-        "_pending_calls",
+        "_pending",
         "layer",
         "module",
         "tracker",
@@ -64,50 +65,51 @@ class LayerRecorder(UncopiedHook):
         self._keeper = keeper
         self._accumulates = accumulates
         self._calls: list[Call] = []
-        self._pass_number = self._pass_count = 0
-        self._next_number: dict[int, int] = {}
-        self._pending_calls: dict[int, list[Call]] | None = {} if tracker.inputs or tracker.gradients else None
+        self._pass_number = 0
+        self._counter = CallCounter() if accumulates else None
+        self._pending = PendingCalls() if tracker.inputs or tracker.gradients else None
 
     def start_pass(self) -> None:
-        """A new pass begins: let go of the memory of the last one, also where this one does not call the layer."""
+        """Free the memory of the last pass, also if the new pass does not call the layer."""
         if not self._accumulates and self._pass_number != self.tracker.pass_number:
             self._pass_number = self.tracker.pass_number
             self._calls = []
-            if self._pending_calls:
-                self._pending_calls = {}
+            if self._pending is not None:
+                self._pending.clear()
 
     @property
     def calls(self) -> list[Call]:
-        """Those of this pass, or of all of them."""
+        """The calls of the last pass, or of all passes if they are recorded or accumulated."""
         return self._calls if self._accumulates or self._pass_number == self.tracker.pass_number else []
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        # This runs for every layer in every pass, so the common case comes first and makes the fewest calls.
         tracker = self.tracker
-        # Here every tenth of a microsecond counts, so what nearly always holds is asked right here.
-        if (_thread() != tracker.thread or _graph_task() != -1) and not tracker.is_ours(module is not self.module):
-            # A checkpointed part has to run again just as it ran.
-            return containers.mapped(output, _as_first_run) if tracker.gradients and _graph_task() != -1 else None
-        if self._pending_calls is None and self._keeper is None and self._pass_number == tracker.pass_number:
+        if not tracker.is_ours(module is not self.module):
+            # The second run of a checkpointed part must build the same graph as the first one.
+            return containers.mapped(output, _as_first_run) if tracker.gradients and in_backward_pass() else None
+        if self._pending is None and self._keeper is None and self._pass_number == tracker.pass_number:
             call = Call(self.layer, next(tracker.call_order))
-            call.replica = module is not self.module or bool(tracker.replicas)
+            if tracker.replicas or module is not self.module:
+                call.replica = True
             self._calls.append(call)
         else:
-            call = self._new_call(module) if self._pending_calls is None else self._finished(module)
+            call = self._new_call(module) if self._pending is None else self._finished_call(module)
         if type(output) is Tensor and self._keeper is None and tracker.admit is None:
             call.stored_output = StoredTensor(output, tracker.copy)
         else:
             call.stored_output = self._stored("output", call, output)
         call.complete = True
-        replacement = self._tap_output(call, args, output) if tracker.gradients else None
+        replacement = self._tap_output(call, output) if tracker.gradients else None
         if tracker.pending_layers is not None:
             tracker.layer_returned(self.layer)
         return replacement
 
-    def called(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The layer is called: keep what it is given, and return what it is to be given, if not just that."""
+    def record_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Store the inputs and tap their gradients; return the inputs that the layer has to take, or None for these."""
         tracker, call = self.tracker, self._new_call(module)
-        assert self._pending_calls is not None
-        self._pending_calls.setdefault(_thread(), []).append(call)
+        assert self._pending is not None
+        self._pending.begin(call)
         if tracker.inputs:
             call.stored_input = self._stored("input", call, args)
             call.stored_kwargs = self._stored("input", call, kwargs) if kwargs else kwargs
@@ -122,7 +124,7 @@ class LayerRecorder(UncopiedHook):
                 slots[container, path] = slot = self._slot(call, "grad_input", path)
                 if not tensor.requires_grad:
                     return tensor
-                # What flows back to it comes of this layer alone, wherever else the input is used.
+                # The tap gives the gradient of this layer alone, whatever else uses the tensor.
                 tap, view = tap_gradient(tensor, slot_hook(slot), hook_base=False)
                 tracker.tensor_hooks.append(tap)
                 taps.append((tap, tensor))
@@ -130,77 +132,77 @@ class LayerRecorder(UncopiedHook):
 
             return tap_tensor
 
-        replacement = containers.mapped(args, tapped("args")), containers.mapped(kwargs, tapped("kwargs"))
+        tapped_args = containers.mapped(args, tapped("args"))
+        tapped_kwargs = containers.mapped(kwargs, tapped("kwargs"))
         call.input_taps = taps
         call.first_node = torch._C._autograd._get_sequence_nr()
         call.stored_grad_input = containers.mapped(args, lambda path, tensor: slots["args", path], leaves_only=True)
         call.stored_grad_kwargs = containers.mapped(
             kwargs, lambda path, tensor: slots["kwargs", path], leaves_only=True
         )
-        return None if replacement[0] is args and replacement[1] is kwargs else replacement
+        return None if tapped_args is args and tapped_kwargs is kwargs else (tapped_args, tapped_kwargs)
 
     def _new_call(self, module: nn.Module) -> Call:
         tracker = self.tracker
         if self._pass_number != tracker.pass_number:
             self._pass_number = tracker.pass_number
-            if self._pending_calls:
-                self._pending_calls = {}
+            if self._pending is not None:
+                self._pending.clear()
             if not self._accumulates:
                 self._calls = []
         call = Call(self.layer, next(tracker.call_order))
         if module is not self.module or tracker.replicas:
             call.replica = True
-        if not self._accumulates:
+        if self._counter is None:
             self._calls.append(call)
             return call
-        # The first call of every pass goes with the first of those before, the second with the second.
-        # Replicas have theirs next to each other's: each is the first of its thread.
-        if self._pass_count != tracker.pass_count or not tracker.pass_count:
-            self._pass_count, self._next_number = tracker.pass_count, {}
-        call.number = self._next_number.get(_thread(), 0)
-        self._next_number[_thread()] = call.number + 1
+        # The statistics of the first call of a pass go on with those of the first calls of earlier passes, and so on.
+        # The calls of all replicas add to the same statistics.
+        call.number = self._counter.next_number(tracker.pass_count)
         call.replica = False
         self._calls[call.number : call.number + 1] = [call]
         return call
 
-    def _finished(self, module: nn.Module) -> Call:
-        assert self._pending_calls is not None
-        pending = self._pending_calls.get(_thread())
-        return pending.pop() if pending else self._new_call(module)
+    def _finished_call(self, module: nn.Module) -> Call:
+        assert self._pending is not None
+        return self._pending.finish() or self._new_call(module)
 
     def _stored(self, part: str, call: Call, value: Any) -> Any:
         keeper, admit, copy = self._keeper, self.tracker.admit, self.tracker.copy
         if keeper is None and admit is None:
             return containers.mapped(value, lambda path, tensor: StoredTensor(tensor, copy))
         return containers.mapped(
-            value, lambda path, tensor: _store(keeper, admit, part, path, call.order, call.number, copy, tensor)
+            value, lambda path, tensor: _leaf_for(keeper, admit, part, path, call.order, call.number, copy, tensor)
         )
 
     def _slot(self, call: Call, part: str, path: str) -> GradientSlot:
-        # Not through this tap, which holds the call, which holds the slot: memory is to go at once, not when Python
-        # next looks for cycles.
+        # The slot must not refer to this recorder: it holds the call, which holds the slot. Without such a cycle the
+        # memory is freed at once, and not when Python next collects cycles.
         keeper, admit, copy = self._keeper, self.tracker.admit, self.tracker.copy_gradients
-        slot = GradientSlot(partial(_store, keeper, admit, part, path, call.order, call.number, copy))
+        slot = GradientSlot(partial(_leaf_for, keeper, admit, part, path, call.order, call.number, copy))
         if isinstance(keeper, StatisticsKeeper):
             slot.leaf = keeper.current(call.number, _joined(part, path))
         return slot
 
-    def _tap_output(self, call: Call, args: Any, output: Any) -> Any:
+    def _tap_output(self, call: Call, output: Any) -> Any:
+        """Register hooks for the gradient of the output; return the output to use instead, or None for this one."""
         tracker = self.tracker
         if not torch.is_grad_enabled():
             raise GradUnavailable(
-                f"layer {self.layer!r} ran under torch.no_grad(); run the model with gradients, or record none. (What "
-                "is checkpointed with use_reentrant=True runs so, too: use_reentrant=False)"
+                f"layer {self.layer!r} ran under torch.no_grad(), so it has no gradients; enable gradients while the "
+                "model runs, or record without gradients=True. A part that is checkpointed with use_reentrant=True "
+                "also runs under no_grad; choose use_reentrant=False"
             )
-        # One tensor, which this very call made: then whatever flows back to it flows back to the layer. Not so for what
-        # is passed on, or comes from elsewhere, or where one output may be made from another.
+        # If the output is one tensor, which this call made and which is no view, then every gradient that arrives at
+        # the tensor belongs to the layer. Otherwise the tensor may have other uses, such as the computation of another
+        # of the outputs, so it needs a tap.
         made_here = (
             isinstance(output, Tensor)
             and output.grad_fn is not None
             and not output._is_view()
             and output.grad_fn._sequence_nr() >= call.first_node
         )
-        for tap, tensor in call.input_taps:  # of its inputs, which a layer may pass on
+        for tap, tensor in call.input_taps:  # a layer that did not make its output may return its input
             (tap.end_writes if made_here else tap.hook_base)(tensor)
         call.input_taps = ()
         slots: dict[str, GradientSlot] = {}
@@ -221,24 +223,25 @@ class LayerRecorder(UncopiedHook):
             leaf = _graph_leaf(tensor)
             tracker.tensor_hooks.append(hooked(leaf, slot_hook(slot)))
             tracker.output_edges.append(OutputEdge(self.layer, slot, get_gradient_edge(leaf)))
-            return leaf.clone()  # not the leaf itself: what comes next may write into it
+            return leaf.clone()  # a leaf that requires gradients forbids in-place writes, which may come next
 
-        replacement = containers.mapped(output, tap_tensor)
+        tapped_output = containers.mapped(output, tap_tensor)
         call.stored_grad_output = containers.mapped(output, lambda path, tensor: slots[path], leaves_only=True)
-        return None if replacement is output else replacement
+        return None if tapped_output is output else tapped_output
 
 
 def _graph_leaf(tensor: Tensor) -> Tensor:
-    """A frozen model, up to here: the graph begins with this."""
+    """A leaf with the values of `tensor`. The graph of a model that is frozen up to this layer begins here."""
     return (tensor.clone() if tensor.is_inference() else tensor.detach()).requires_grad_()
 
 
 def _as_first_run(path: str, tensor: Tensor) -> Tensor:
+    """The tensor as `_tap_output` returned it in the first run of a checkpointed part."""
     differentiable = tensor.is_floating_point() or tensor.is_complex()
     return _graph_leaf(tensor).clone() if differentiable and not tensor.requires_grad else tensor
 
 
-def _store(
+def _leaf_for(
     keeper: Keeper | None,
     admit: Callable[[Leaf], None] | None,
     part: str,
@@ -248,11 +251,11 @@ def _store(
     copy: bool,
     tensor: Tensor,
 ) -> Leaf:
-    """What to leave in the place of a tensor."""
+    """The leaf that takes the place of `tensor`."""
     if keeper is None:
         leaf: Leaf = StoredTensor(tensor, copy)
     else:
-        leaf = keeper(_joined(part, path), order, number, tensor, copy)
+        leaf = keeper(_joined(part, path) if path else part, order, number, tensor, copy)
     if admit is not None:
         admit(leaf)
     return leaf

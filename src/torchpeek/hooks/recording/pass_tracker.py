@@ -1,10 +1,11 @@
-"""Which pass it is, and whose: what all layers of a recording share, and the hooks of the model as a whole."""
+"""Track forward passes: which pass and which thread a call belongs to, and when a pass begins, ends or stops early."""
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from torchpeek.errors import InputError
 from torchpeek.hooks import containers
 from torchpeek.hooks.gradient_tap import GradientTap
+from torchpeek.hooks.recording.call import Call
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf
 from torchpeek.hooks.temporary_hooks import UncopiedHook
 
@@ -25,54 +27,71 @@ _graph_task: Callable[[], int] = torch._C._current_graph_task_id
 
 
 class EarlyStop(BaseException):
-    """Ends a pass of which nothing more is wanted. Not an Exception, so that no network catches it."""
+    """Ends a pass when all layers have returned. It is not an Exception, so that no network catches it."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputEdge:
-    """Where the graph leaves a layer: an edge, and where a gradient goes that arrives there."""
+    """Where the output of a layer is in the graph, and the slot for the gradient that arrives there."""
 
     layer: str
     slot: GradientSlot
-    source: GradientEdge | GradientTap  # a use where what comes out may have others, too
+    source: GradientEdge | GradientTap  # a tap if the tensor may have uses other than this output
 
     @property
     def edges(self) -> list[GradientEdge]:
-        """Where to ask for the gradient now."""
+        """The edges at which to ask autograd for the gradient."""
         return self.source.edges if isinstance(self.source, GradientTap) else [self.source]
 
     def gradient_of(self, gradients: list[Tensor | None]) -> Tensor | None:
-        """The gradient, from those at the edges."""
+        """The gradient of the output, computed from the gradients at its `edges`."""
         return self.source.gradient_of(gradients) if isinstance(self.source, GradientTap) else gradients[0]
 
 
 class PassTracker:
-    """What all layers of a recording share: whose pass it is, and which. Taps hold it, and it holds no tap."""
+    """The state that all layers of a recording share.
 
-    def __init__(self, *, inputs: bool, gradients: bool, copy: bool, copy_gradients: bool, all_passes: bool) -> None:
+    The layer recorders refer to it. It refers to none of them, so that no reference cycle keeps recorded tensors alive.
+    """
+
+    def __init__(
+        self,
+        *,
+        inputs: bool,
+        gradients: bool,
+        copy: bool,
+        copy_gradients: bool,
+        all_passes: bool,
+        admit: Callable[[Leaf], None] | None,
+    ) -> None:
         self.inputs = inputs
         self.gradients = gradients
         self.copy = copy
         self.copy_gradients = copy_gradients
         self.all_passes = all_passes
-        self.pass_number = 0  # of the pass whose calls are kept
-        self.pass_count = 0  # passes so far, also where all are kept
+        self.admit = admit  # called with each new leaf, to bound the memory
+        self.pass_number = 0  # of the pass whose calls are recorded; does not advance if all passes are recorded
+        self.pass_count = 0  # the passes so far
         self.call_order = count()
-        self.thread = -1
+        self.thread = -1  # the thread that opened the block
         self.tensor_hooks: list[RemovableHandle | GradientTap] = []
-        self.output_edges: list[OutputEdge] = []  # of the passes that are kept
-        self.call_depth: dict[int, int] = {}  # thread -> how often the model has called itself
-        self.replicas: dict[int, object] = {}  # thread -> where the replica of the model runs that it runs
-        self.lock = threading.Lock()  # for replicas, which begin at the same time
-        self.called_in_other_thread = False  # whether another thread called the layers, which is none of ours
-        self.completed = True  # whether the last pass came to its end
-        self.pending_layers: set[str] | None = None  # for an early stop: the layers that have yet to return
-        self.required_layers: frozenset[str] = frozenset()  # those that it waits for in every pass
+        self.output_edges: list[OutputEdge] = []  # of the recorded passes
+        self.call_depth: dict[int, int] = {}  # thread -> how many calls of the model are open in it
+        self.replicas: dict[int, object] = {}  # thread -> the device of the model's replica that runs in it
+        self.lock = threading.Lock()  # replicas begin at the same time
+        self.called_in_other_thread = False  # whether the model ran in a thread that does not belong to the recording
+        self.completed = True  # whether the model returned in the last pass
+        self.pending_layers: set[str] | None = None  # with an early stop: the layers that have not returned yet
+        self.required_layers: frozenset[str] = frozenset()  # with an early stop: the layers that every pass waits for
         self.early_stop: EarlyStop | None = None
-        self.admit: Callable[[Leaf], None] | None = None  # sees to it that the memory stays within its bound
+
+    def stop_after(self, layers: Iterable[str]) -> None:
+        """Stop each pass when these layers have returned."""
+        self.required_layers = frozenset(layers)
+        self.pending_layers = set(self.required_layers)
 
     def open_block(self) -> None:
-        """The block begins, in this thread."""
+        """Begin to record in the current thread."""
         self.thread = _thread()
         self.call_depth.clear()
         self.called_in_other_thread, self.completed, self.early_stop = False, True, None
@@ -80,7 +99,7 @@ class PassTracker:
             self.pending_layers = set(self.required_layers)
 
     def start_pass(self) -> None:
-        """A new pass: what it records replaces what the last one did."""
+        """Begin a new pass, which replaces the last one unless all passes are recorded."""
         self.replicas.clear()
         if not self.all_passes:
             self.output_edges.clear()
@@ -94,30 +113,30 @@ class PassTracker:
             self.remove_tensor_hooks()
 
     def remove_tensor_hooks(self) -> None:
-        """Take the hooks off the tensors of the graph."""
+        """Remove the hooks from the tensors of the graph."""
         for handle in self.tensor_hooks:
             handle.remove()
         self.tensor_hooks.clear()
 
     def end_pass(self) -> None:
-        """The model returned. An early stop no more waits for layers that such a pass does not call."""
+        """The model returned. From now on an early stop does not wait for layers that this pass did not call."""
         self.completed = True
         if self.pending_layers:
             self.required_layers = (self.required_layers - self.pending_layers) or self.required_layers
 
     def layer_returned(self, layer: str) -> None:
-        """End the pass if this was the last layer that it was for."""
+        """Raise EarlyStop if this was the last layer that the pass waits for."""
         assert self.pending_layers is not None
         self.pending_layers.discard(layer)
-        if not self.pending_layers and _thread() == self.thread:  # a replica's thread would only die of it
+        if not self.pending_layers and _thread() == self.thread:  # in the thread of a replica nothing would catch it
             self.early_stop = EarlyStop()
             raise self.early_stop
 
     def is_ours(self, replica: bool) -> bool:
-        """Whether a call that is now under way belongs to the recording.
+        """Whether the call that runs now belongs to the recording.
 
-        Not where a checkpointed part runs once more in the backward pass, which is not a second call; nor replica_key
-        somebody else runs the model in another thread. But DataParallel runs replicas of it in threads of its own.
+        A call inside a backward pass does not: it is the second run of a checkpointed part. A call in another thread
+        does not either, unless a replica runs there: DataParallel runs each replica in a thread of its own.
         """
         if _graph_task() != -1:
             return False
@@ -127,8 +146,54 @@ class PassTracker:
         return False
 
 
+def in_backward_pass() -> bool:
+    """Whether a backward pass runs in this thread. A layer that is called then belongs to a checkpointed part."""
+    return _graph_task() != -1
+
+
+class PendingCalls:
+    """The calls of one layer that have begun and not returned yet, for each thread apart."""
+
+    __slots__ = ("_by_thread",)
+
+    def __init__(self) -> None:
+        self._by_thread: defaultdict[int, list[Call]] = defaultdict(list)
+
+    def begin(self, call: Call) -> None:
+        """Add a call of the current thread."""
+        self._by_thread[_thread()].append(call)
+
+    def finish(self) -> Call | None:
+        """Remove and return the last call of the current thread; None if there is none."""
+        calls = self._by_thread[_thread()]
+        return calls.pop() if calls else None
+
+    def clear(self) -> None:
+        """Forget the calls, for example of a layer that raised."""
+        if self._by_thread:
+            self._by_thread = defaultdict(list)
+
+
+class CallCounter:
+    """Counts the calls of one layer in a pass, for each thread apart: the calls of each replica count from 0."""
+
+    __slots__ = ("_next", "_pass_count")
+
+    def __init__(self) -> None:
+        self._pass_count = 0
+        self._next: dict[int, int] = {}
+
+    def next_number(self, pass_count: int) -> int:
+        """The number of a new call of the current thread in this pass."""
+        if self._pass_count != pass_count or not pass_count:
+            self._pass_count, self._next = pass_count, {}
+        number = self._next.get(_thread(), 0)
+        self._next[_thread()] = number + 1
+        return number
+
+
 class PassStartHook(UncopiedHook):
-    """When the model is called, a pass begins."""
+    """The pre-hook of the model: a pass begins."""
 
     __slots__ = ("_model", "_on_start", "_tracker")
 
@@ -143,8 +208,8 @@ class PassStartHook(UncopiedHook):
             return
         if _under_vmap():
             raise InputError(
-                "inside of torch.vmap a layer returns wrappers that die with it, so nothing can be recorded; run the "
-                "batch as it is, or record outside"
+                "nothing can be recorded inside torch.vmap, because the tensors there are invalid outside it; run the "
+                "batch without vmap, or record around it"
             )
         depth = tracker.call_depth.get(_thread(), 0)
         tracker.call_depth[_thread()] = depth + 1
@@ -154,18 +219,18 @@ class PassStartHook(UncopiedHook):
             tracker.start_pass()
             self._on_start()
             return
-        # The replicas of one call of DataParallel make one pass: the next begins when a device comes again.
+        # One call of DataParallel runs one replica on each device. So a second replica on a device begins a new pass.
         device = next((tensor.device for _, tensor in containers.leaves(args)), torch.device("cpu"))
-        replica_key = weakref.ref(module) if device.type == "cpu" else device
+        key = weakref.ref(module) if device.type == "cpu" else device
         with tracker.lock:
-            if replica_key in tracker.replicas.values():
+            if key in tracker.replicas.values():
                 tracker.start_pass()
                 self._on_start()
-            tracker.replicas[_thread()] = replica_key
+            tracker.replicas[_thread()] = key
 
 
 class PassEndHook(UncopiedHook):
-    """When the model returns, the pass is whole."""
+    """The forward hook of the model: the pass is complete."""
 
     __slots__ = ("_tracker",)
 
@@ -179,16 +244,16 @@ class PassEndHook(UncopiedHook):
 
 
 class CallDepthHook(PassEndHook):
-    """When the model returns or raises, it is no longer running."""
+    """The forward hook of the model that also runs when the model raises: one open call less."""
 
     __slots__ = ()
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        depths = self._tracker.call_depth
-        if _graph_task() == -1 and depths.get(_thread(), 0):
-            depths[_thread()] -= 1
+        depth = self._tracker.call_depth
+        if _graph_task() == -1 and depth.get(_thread(), 0):
+            depth[_thread()] -= 1
 
 
 def _under_vmap() -> bool:
-    stack = torch._C._functorch.get_interpreter_stack()  # None outside of every transform
+    stack = torch._C._functorch.get_interpreter_stack()  # None outside all transforms
     return stack is not None and any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)

@@ -1,4 +1,4 @@
-"""What is left in the place of each tensor that was recorded, and how it is read."""
+"""Store a recorded tensor: a leaf that takes its place in the container, and the bound on memory."""
 
 from __future__ import annotations
 
@@ -11,62 +11,62 @@ import torch
 from torch import Tensor
 
 from torchpeek.errors import StaleCapture
-from torchpeek.hooks.gradient_tap import GradientHook
 
 
 class Leaf:
-    """Stands where a tensor was."""
+    """Stands in a container in the place of a tensor."""
 
     __slots__ = ()
 
-    accumulates = False  # over all calls, so that it is never let go of
+    accumulates = False  # True for a leaf that every call adds to, and that is therefore never cleared
 
     def read(self) -> Any:
-        """What the user sees."""
+        """The value that the user gets."""
         return None
 
 
 class StoredTensor(Leaf):
-    """One tensor as it was: a copy, or a reference that knows when it has been written into."""
+    """A tensor as it was when it was recorded: a copy, or a reference that detects later writes."""
 
     __slots__ = ("__weakref__", "_version", "original_device", "tensor")
 
     def __init__(self, tensor: Tensor, copy: bool) -> None:
         if tensor.requires_grad:
             tensor = tensor.detach()
-        has_version = not tensor.is_inference()  # what is written into it
+        has_version = not tensor.is_inference()  # inference tensors do not count the writes into them
         if copy or not has_version:
             tensor = tensor.clone()
             has_version = not tensor.is_inference()
         self.tensor = tensor
         self._version = tensor._version if has_version else None
-        self.original_device: torch.device | None = None  # where it was, once it is in a file
+        self.original_device: torch.device | None = None  # set when the tensor is moved to a file
 
     def read(self) -> Tensor:
+        """The tensor, detached. Raises StaleCapture if a later operation has written into it."""
         if self._version is not None and self.tensor._version != self._version:
             raise StaleCapture(
-                f"a later operation wrote into what was recorded (version {self._version} -> {self.tensor._version}); "
-                f"record(..., snapshot='clone') keeps a copy"
+                f"a later operation wrote into the recorded tensor (version {self._version} -> "
+                f"{self.tensor._version}); record(..., snapshot='clone') stores a copy"
             )
         tensor = self.tensor if self.original_device is None else self.tensor.to(self.original_device)
-        return tensor.detach()  # an alias each time: what is done to it leaves the recording as it is
+        return tensor.detach()  # a new alias each time, so that changing its attributes leaves the recording as it is
 
     def storage(self) -> tuple[int, int]:
-        """Where the memory that it keeps alive starts, and its bytes: the whole of it, however little is seen."""
+        """The address of the storage that it keeps alive, and its size in bytes; a view keeps all of it alive."""
         if self.tensor.layout != torch.strided:
             return id(self.tensor), self.tensor.nbytes
         storage = self.tensor.untyped_storage()
         return storage.data_ptr(), storage.nbytes()
 
     def to_file(self) -> None:
-        """Move it to a temporary file, from which it is read when it is asked for."""
+        """Move the tensor to a temporary file, from which `read` loads it."""
         original_device = self.tensor.device
         self.tensor = _file_copy(self.tensor)
         self._version, self.original_device = self.tensor._version, original_device
 
 
 class StoredValue(Leaf):
-    """What a function made of a tensor, as it is."""
+    """A value that a function of the user computed from a tensor."""
 
     __slots__ = ("value",)
 
@@ -74,11 +74,15 @@ class StoredValue(Leaf):
         self.value = value
 
     def read(self) -> Any:
+        """The value."""
         return self.value
 
 
 class GradientSlot(Leaf):
-    """Where a gradient arrives. Hooks hold it weakly, so that no graph keeps it alive, nor it a graph."""
+    """Waits for a gradient and stores it.
+
+    Hooks hold the slot by a weak reference. So neither does the graph keep the slot alive, nor the slot the graph.
+    """
 
     __slots__ = ("__weakref__", "_store", "arrival_count", "leaf")
 
@@ -88,21 +92,22 @@ class GradientSlot(Leaf):
         self.arrival_count = 0
 
     def arrive(self, gradient: Tensor) -> None:
-        """Keep this gradient; one of an earlier backward pass is replaced."""
+        """Store this gradient in the place of the one of an earlier backward pass."""
         self.leaf = self._store(gradient)
         self.arrival_count += 1
 
     def clear(self) -> None:
-        """No gradient has arrived."""
+        """Remove the gradient, unless the leaf accumulates."""
         if self.leaf is not None and not self.leaf.accumulates:
             self.leaf = None
 
     def read(self) -> Any:
+        """The gradient, or None if none has arrived."""
         return None if self.leaf is None else self.leaf.read()
 
 
-def slot_hook(slot: GradientSlot) -> GradientHook:
-    """A hook that has the gradient arrive in `slot`."""
+def slot_hook(slot: GradientSlot) -> Callable[[Tensor], None]:
+    """A gradient hook that puts the gradient into `slot`."""
     reference = weakref.ref(slot)
 
     def hook(gradient: Tensor) -> None:
@@ -114,21 +119,21 @@ def slot_hook(slot: GradientSlot) -> GradientHook:
 
 
 class MemoryBudget:
-    """Sees to it that what is kept does not take more memory than allowed: the rest goes to temporary files."""
+    """Bounds the memory of a recording: a tensor that exceeds the bound is moved to a temporary file."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._stored: list[weakref.ref[StoredTensor]] = []
-        self._storage_sizes: dict[int, int] = {}
+        self._storage_sizes: dict[int, int] = {}  # address -> bytes
         self._total = 0
 
     def admit(self, leaf: Leaf) -> None:
-        """Count the storage of what was just kept, once; move it to a file if it is one too many."""
+        """Count the storage of a new leaf, each storage once; move the leaf to a file if it exceeds the bound."""
         if not isinstance(leaf, StoredTensor) or leaf.tensor.layout != torch.strided or leaf.tensor.is_nested:
             return
         start, size = leaf.storage()
         if start not in self._storage_sizes and self._total + size > self._max_bytes:
-            self._recount()  # what has been let go of meanwhile, such as gradients that were replaced
+            self._recount()  # some storages may have been freed since, such as those of replaced gradients
             if start not in self._storage_sizes and self._total + size > self._max_bytes:
                 leaf.to_file()
                 return
@@ -139,14 +144,13 @@ class MemoryBudget:
 
     def _recount(self) -> None:
         self._stored = [reference for reference in self._stored if reference() is not None]
-        self._storage_sizes = dict(
-            stored.storage() for reference in self._stored if (stored := reference()) is not None
-        )
+        alive = [stored for reference in self._stored if (stored := reference()) is not None]
+        self._storage_sizes = dict(stored.storage() for stored in alive)
         self._total = sum(self._storage_sizes.values())
 
 
 def _file_copy(tensor: Tensor) -> Tensor:
-    """A copy whose memory is a file that has no name any more: it goes when the tensor goes."""
+    """A copy whose memory is an unnamed temporary file, which the system deletes with the tensor."""
     size = max(1, tensor.numel() * tensor.element_size())
     with tempfile.NamedTemporaryFile(prefix="torchpeek-") as file:
         file.truncate(size)
