@@ -1,4 +1,4 @@
-"""Ctrl-C, held back while something is half changed, let through while a model runs."""
+"""Delay Ctrl-C while a change is half done, and let it through while a model runs."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Any
 
 
 class _Gate:
-    """What SIGINT meets in the main thread while an `uninterrupted` block is under way."""
+    """The SIGINT handler of the main thread inside an `uninterrupted` or `protected` block."""
 
     def __init__(self, previous: Any) -> None:
         self.previous = previous
         self.open = False
-        self.gone = False  # it is done with, but another one has been put before it meanwhile
+        self.finished = False  # its block is done, but a gate that was installed later is still the handler
         self.protected: frozenset[CodeType] = frozenset()
         self.pending: tuple[int, FrameType | None] | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if not self.open or self._is_in(frame):
+        if not self.open or self._is_protected(frame):
             self.pending = number, frame
             return
-        self.open = False  # what now cleans up is not interrupted again
+        self.open = False  # the clean-up that follows is not interrupted again
         self.previous(number, frame)
-        self.open = True  # the user's own handler did not raise
+        self.open = True  # reached if the user's own handler did not raise
 
-    def _is_in(self, frame: FrameType | None) -> bool:
-        """Whether the code that was interrupted is one of those protected, or called by one."""
+    def _is_protected(self, frame: FrameType | None) -> bool:
+        """Whether the interrupted code is protected, or was called by protected code."""
         steps = 0
         while self.protected and frame is not None and steps < 8:
             if frame.f_code in self.protected:
@@ -38,20 +38,24 @@ class _Gate:
         return False
 
     def deliver(self) -> None:
+        """Pass a delayed interrupt on to the previous handler."""
         if self.pending is not None:
             pending, self.pending = self.pending, None
             self.previous(*pending)
 
 
-def _in_force() -> Any:
-    """The handler of SIGINT; None in other threads than the main one, the only one in which Python handles signals."""
+def _current_handler() -> Any:
+    """The SIGINT handler; None outside the main thread, which is the only one in which Python handles signals."""
     return signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the block is done, but for `interruptible` parts of it. May be nested, also in such a part."""
-    previous = _in_force()
+    """Delay Ctrl-C until the end of the block, except in `interruptible` parts of it.
+
+    Blocks may be nested, also inside an interruptible part.
+    """
+    previous = _current_handler()
     if isinstance(previous, _Gate):
         was_open, previous.open = previous.open, False
         try:
@@ -66,23 +70,30 @@ def uninterrupted() -> Iterator[None]:
         return
     gate = _Gate(previous)
     signal.signal(signal.SIGINT, gate)
-    # From here on an interrupt raises nothing, so none can come between this line and the next.
+    # From here on an interrupt raises nothing, so none can come between this line and the `try`.
     try:
         yield
     finally:
         gate.open = False
-        if signal.getsignal(signal.SIGINT) is gate:  # else the block has put a handler of its own there
+        if signal.getsignal(signal.SIGINT) is gate:  # otherwise the block has installed another handler
             signal.signal(signal.SIGINT, previous)
         gate.deliver()
 
 
 @contextmanager
 def protected(*codes: CodeType) -> Iterator[None]:
-    """Ctrl-C comes through, but not in this code: there it waits for an `uninterrupted` block to end.
+    """Let Ctrl-C through in this block, but not in the code with these code objects.
 
-    Python may raise KeyboardInterrupt at the very first instruction of an `__exit__`, before it has done a thing.
+    There it is delayed to the end of an `uninterrupted` block. This is for `__exit__` methods: Python may raise
+    KeyboardInterrupt at the first instruction of one, before it can protect itself.
+
+    Args:
+        codes: The code objects of the functions to protect.
+
+    Yields:
+        None.
     """
-    previous = _in_force()
+    previous = _current_handler()
     if not callable(previous):
         yield
         return
@@ -93,17 +104,17 @@ def protected(*codes: CodeType) -> Iterator[None]:
     try:
         yield
     finally:
-        gate.gone = True
+        gate.finished = True
         if signal.getsignal(signal.SIGINT) is gate:
-            while isinstance(previous, _Gate) and previous.gone:
+            while isinstance(previous, _Gate) and previous.finished:
                 previous = previous.previous
             signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C through again, also one that came before; for the long parts of an `uninterrupted` block."""
-    gate = _in_force()
+    """Let Ctrl-C through in a long part of an `uninterrupted` block, also one that was delayed before."""
+    gate = _current_handler()
     if not isinstance(gate, _Gate):
         yield
         return
@@ -117,6 +128,6 @@ def interruptible() -> Iterator[None]:
 
 
 def let_interrupts_through() -> None:
-    """Now is a good moment for a Ctrl-C that came in an `uninterrupted` block."""
+    """Raise now a Ctrl-C that an `uninterrupted` block has delayed."""
     with interruptible():
         pass

@@ -1,4 +1,4 @@
-"""How far many passes have come, for whoever watches."""
+"""Show the progress of long computations in a terminal or a notebook."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-# Nothing is shown of what takes less.
-_SECONDS = 2.0
+# A computation that takes less time shows nothing.
+_MIN_SECONDS = 2.0
 
 
 @cache
 def console() -> Console:
-    """The one that progress is shown on: stderr, or the notebook. One for all, so that bars stand below each other."""
+    """The console that shows progress: stderr or the notebook. All bars share it, so they are below each other."""
     from rich.console import Console
 
     return Console(stderr=True)
@@ -27,9 +27,17 @@ def console() -> Console:
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A function to call with how many more are done; it shows a bar with an estimate where that is worth it.
+    """Show a bar with an estimate of the remaining time.
 
-    That is on a terminal and in a notebook, as soon as the whole looks to take over two seconds.
+    It is shown in a terminal and in a notebook, as soon as the whole computation is expected to take more than two
+    seconds.
+
+    Args:
+        what: The text beside the bar.
+        total: The number of steps.
+
+    Yields:
+        A function to call with the number of steps that were done since its last call.
     """
     bar = _Bar(what, total)
     try:
@@ -43,15 +51,15 @@ class _Bar:
         self._what, self._total, self._done = what, total, 0
         self._start = time.monotonic()
         self._shown: Progress | None = None
-        self._given_up = not (sys.stderr is not None and sys.stderr.isatty()) and "IPython" not in sys.modules
+        self._disabled = not (sys.stderr is not None and sys.stderr.isatty()) and "IPython" not in sys.modules
 
     def advance(self, count: int) -> None:
         self._done += count
         if self._shown is not None:
             self._shown.update(self._shown.task_ids[0], completed=self._done)
-        elif not self._given_up and self._done < self._total:
+        elif not self._disabled and self._done < self._total:
             elapsed = time.monotonic() - self._start
-            if elapsed > _SECONDS / 4 and elapsed * self._total / max(1, self._done) > _SECONDS:
+            if elapsed > _MIN_SECONDS / 4 and elapsed * self._total / max(1, self._done) > _MIN_SECONDS:
                 self._show()
 
     def close(self) -> None:
@@ -62,15 +70,15 @@ class _Bar:
         from rich.errors import LiveError
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._given_up = True  # now or never
-        where = console()
-        if not (where.is_terminal or where.is_jupyter):
+        self._disabled = True  # one attempt is enough
+        target = console()
+        if not (target.is_terminal or target.is_jupyter):
             return
         columns = (TextColumn(self._what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        bar = Progress(*columns, console=where, transient=True)
+        bar = Progress(*columns, console=target, transient=True)
         bar.add_task(self._what, total=self._total, completed=self._done)
         try:
             bar.start()
-        except LiveError:  # an older rich shows one bar at a time
+        except LiveError:  # older versions of rich show one bar at a time
             return
         self._shown = bar

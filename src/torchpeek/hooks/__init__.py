@@ -1,4 +1,4 @@
-"""The only room that registers a hook, or touches one."""
+"""Hooks: record and edit what flows through a network. The only package that registers a hook."""
 
 from torchpeek.hooks import containers
 from torchpeek.hooks.editing import edits

@@ -1,4 +1,4 @@
-"""What a module's `forward` does, replaced for a while."""
+"""Replace the `forward` of modules for the length of a block."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import nn
 from torchpeek.interrupts import uninterrupted
 
 Forward: TypeAlias = Callable[..., Any]
-"""Called as the module's own `forward`, with whatever that is called with."""
+"""Called with the arguments of the module's own `forward`."""
 
 _ABSENT = object()
 
 
 class _PatchedForward:
-    """What stands for a module's `forward`. A copy of the model, or a pickle, takes the module's own along instead."""
+    """Stands in a module for its `forward`. A deepcopy or a pickle of the model gets the module's own `forward`."""
 
     __slots__ = ("_forward", "_module", "_original", "_own_forward", "_thread")
 
@@ -31,8 +31,8 @@ class _PatchedForward:
         self._thread = threading.get_ident()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        forward = self._forward if threading.get_ident() == self._thread else self._original
-        return forward(*args, **kwargs)
+        function = self._forward if threading.get_ident() == self._thread else self._original
+        return function(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if self._own_forward is not None:
@@ -42,15 +42,15 @@ class _PatchedForward:
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         if self._own_forward is not None:
             return _identity, (self._own_forward,)
-        return getattr, (self._module, "forward")  # of the module as it is then, before it has this one
+        return getattr, (self._module, "forward")  # evaluated when the module is unpickled, before it has a patch
 
 
-def _identity(own: Any) -> Any:
-    return own
+def _identity(value: Any) -> Any:
+    return value
 
 
 def replaceable(model: nn.Module) -> list[nn.Module]:
-    """The modules below `model` whose `forward` can be replaced: all but scripted ones."""
+    """The modules below `model` whose `forward` can be replaced: all except scripted ones."""
     return [
         module for module in model.modules() if module is not model and not isinstance(module, torch.jit.ScriptModule)
     ]
@@ -58,10 +58,16 @@ def replaceable(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def replaced(forwards: Iterable[tuple[nn.Module, Forward]]) -> Iterator[None]:
-    """Inside the block, the module of each pair runs the second as its `forward`; on exit its own `forward` is back.
+    """Run another function as the `forward` of each module inside the block, and restore the module's own on exit.
 
-    This holds in the thread that entered the block; other threads run the module's own `forward`. Hooks of the module
-    run as before: they are not part of its forward.
+    The replacement holds in the thread that entered the block; other threads run the module's own `forward`. The hooks
+    of the module run as before, because they are not part of its `forward`.
+
+    Args:
+        forwards: Pairs of a module and the function that runs as its `forward`.
+
+    Yields:
+        None.
     """
     originals: list[tuple[nn.Module, object]] = []
     try:
@@ -69,7 +75,7 @@ def replaced(forwards: Iterable[tuple[nn.Module, Forward]]) -> Iterator[None]:
             for module, forward in forwards:
                 own = module.__dict__.get("forward", _ABSENT)
                 originals.append((module, own))
-                # Not setattr, which a module may have made its own.
+                # Not setattr: a module may have a `__setattr__` of its own.
                 module.__dict__["forward"] = _PatchedForward(module, None if own is _ABSENT else own, forward)
         yield
     finally:

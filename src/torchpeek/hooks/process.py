@@ -1,4 +1,4 @@
-"""What belongs to the process rather than to a model: saved by the first that comes, put back by the last that goes."""
+"""Change a setting of the whole process: the first block that enters sets it, the last one that exits restores it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ _SHARED_LOCK = threading.Lock()
 
 @contextmanager
 def shared(name: str, enter: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
-    """Be in `enter()`, together with everybody else who is in what has this name."""
+    """Enter the context manager that `enter()` makes, once for all blocks of this name that overlap in time.
+
+    Args:
+        name: Names the setting of the process.
+        enter: Makes the context manager. It is called only if no block of this name is open.
+
+    Yields:
+        None.
+    """
     with _SHARED_LOCK:
         count, context = _SHARED.get(name) or (0, enter())
         if count == 0:
@@ -36,18 +44,27 @@ def shared(name: str, enter: Callable[[], AbstractContextManager[Any]]) -> Itera
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether it runs compiled, and so ignores hooks that come after its first call."""
+    """Whether the module runs compiled code, which ignores hooks that are registered after its first call."""
     return is_compile_wrapper(module) or module.__dict__.get("_compiled_call_impl") is not None
 
 
 def is_compile_wrapper(module: nn.Module) -> bool:
-    """Whether it is what torch.compile(model) returns; module.compile() returns the module itself."""
-    return type(module).__name__ == "OptimizedModule"  # by name: importing the class takes seconds
+    """Whether the module is what torch.compile(model) returns; model.compile() returns the model itself."""
+    # By name: the class is in torch._dynamo, whose import is slow.
+    return type(module).__name__ == "OptimizedModule"
 
 
 @contextmanager
 def eagerly(modules: Iterable[nn.Module], on_compiled: Callable[[], None] | None = None) -> Iterator[None]:
-    """Where any of these is compiled, run all eagerly and call `on_compiled`: a compiled one ignores later hooks."""
+    """Run everything eagerly inside the block if one of these modules is compiled, so that hooks are called.
+
+    Args:
+        modules: The modules of a model.
+        on_compiled: Called at the start if a module is compiled.
+
+    Yields:
+        None.
+    """
     if not any(map(is_compiled, modules)):
         yield
         return

@@ -1,4 +1,4 @@
-"""Hooks on modules that come off again, whatever happens in between."""
+"""Register hooks on modules for the length of a block, and remove them on every exit."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from torch.utils.hooks import RemovableHandle
 from torchpeek.interrupts import uninterrupted
 
 BeforeHook: TypeAlias = Callable[..., Any]
-"""Called as `hook(module, args, kwargs)` when the module is called; a pair (args, kwargs) replaces them.
+"""Called as `hook(module, args, kwargs)` when the module is called. A pair (args, kwargs) replaces the inputs.
 
-Whoever runs the model in another thread just when the hook comes off calls it as `hook(module, args)`.
+Another thread that runs the model at the moment of the removal calls it as `hook(module, args)`.
 """
 
 ForwardHook: TypeAlias = Callable[[nn.Module, tuple[Any, ...], Any], Any]
-"""Called as `hook(module, args, output)` when the module returns; what is not None replaces the output."""
+"""Called as `hook(module, args, output)` when the module returns. A result other than None replaces the output."""
 
 
 class UncopiedHook:
-    """A hook that a copy of the model does not take along: in a deepcopy or a pickle it does nothing."""
+    """A hook that does nothing in a copy of the model: a deepcopy or a pickle gets an empty function in its place."""
 
     __slots__ = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
-        return _nothing
+        return _do_nothing
 
     def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
-        return _no_hook, ()
+        return _empty_hook, ()
 
 
 @contextmanager
@@ -44,21 +44,29 @@ def attached(
 ) -> Iterator[None]:
     """Register these hooks after the existing ones, and remove exactly these on every exit.
 
-    The hooks of `ended` also run where the module raised an Exception, with None for the output. A hook runs only in
-    the thread that attached it, because another thread may run the same model at the same time; with `every_thread`, or
-    where the hook is `UncopiedHook` and so looks at the thread itself, it runs in all of them.
+    A hook runs only in the thread that entered the block, because another thread may run the same model at the same
+    time. An `UncopiedHook` runs in every thread and decides for itself.
+
+    Args:
+        returned: Modules with their forward hooks.
+        called: Modules with their forward pre-hooks.
+        ended: Modules with forward hooks that also run when the module raises an Exception; the output is None then.
+        every_thread: Run all hooks in every thread.
+
+    Yields:
+        None.
     """
     thread = None if every_thread else threading.get_ident()
     handles: list[RemovableHandle] = []
     try:
         with uninterrupted():
-            # One by one: a failure must find those so far.
+            # One by one, so that after a failure the handles so far are known.
             for module, before in called:
-                handles.append(module.register_forward_pre_hook(_uncopied(before, thread), with_kwargs=True))
+                handles.append(module.register_forward_pre_hook(_as_uncopied(before, thread), with_kwargs=True))
             for module, hook in returned:
-                handles.append(module.register_forward_hook(_uncopied(hook, thread)))
+                handles.append(module.register_forward_hook(_as_uncopied(hook, thread)))
             for module, hook in ended:
-                handles.append(module.register_forward_hook(_uncopied(hook, thread), always_call=True))
+                handles.append(module.register_forward_hook(_as_uncopied(hook, thread), always_call=True))
         yield
     finally:
         with uninterrupted():
@@ -71,19 +79,19 @@ class _ThreadHook(UncopiedHook):
 
     def __init__(self, hook: Callable[..., Any], thread: int | None) -> None:
         self._hook = hook
-        self._thread = thread  # the only one it runs in; None where it runs in all
+        self._thread = thread  # the only thread in which it runs; None for every thread
 
     def __call__(self, *args: Any) -> Any:
         return self._hook(*args) if self._thread in (None, threading.get_ident()) else None
 
 
-def _uncopied(hook: Callable[..., Any], thread: int | None) -> Callable[..., Any]:
+def _as_uncopied(hook: Callable[..., Any], thread: int | None) -> Callable[..., Any]:
     return hook if isinstance(hook, UncopiedHook) else _ThreadHook(hook, thread)
 
 
-def _no_hook() -> Callable[..., None]:
-    return _nothing
+def _empty_hook() -> Callable[..., None]:
+    return _do_nothing
 
 
-def _nothing(*args: Any) -> None:
-    """What is left of a hook in a copy."""
+def _do_nothing(*args: Any) -> None:
+    """Stands for a hook in a copy of the model."""
