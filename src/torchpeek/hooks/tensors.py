@@ -24,7 +24,7 @@ def record_gradients(**tensors: Tensor) -> Iterator[Mapping[str, Tensor | None]]
     first.
 
     Args:
-        tensors: Tensors that require gradients, leaf or not, each under a name of your choice.
+        **tensors: Tensors that require gradients, leaf or not, each under a name of your choice.
 
     Yields:
         A mapping from each name to the gradient, of the shape of the tensor; None where no gradient has arrived.

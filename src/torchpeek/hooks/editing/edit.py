@@ -54,7 +54,7 @@ def edit(
     Example:
         >>> model = nn.Sequential(nn.Identity(), nn.ReLU())
         >>> with tp.edit(model, outputs={"0": lambda output: -output}):
-        ...     print(model(torch.tensor([-1.0, 2.0])))
+        ...     model(torch.tensor([-1.0, 2.0]))
         tensor([1., 0.])
     """
     _check(outputs, inputs, gradients)

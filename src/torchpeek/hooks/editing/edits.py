@@ -35,7 +35,9 @@ def scale(factor: float, *, channels: Sequence[int] | None = None, axis: int = 1
         InputError: When the tensor does not have the axis or a channel. It is raised by the function.
 
     Example:
-        >>> tp.edits.scale(10.0, channels=[1])(torch.ones(1, 3))
+        >>> model = nn.Sequential(nn.Identity())
+        >>> with tp.edit(model, outputs={"0": tp.edits.scale(10.0, channels=[1])}):
+        ...     model(torch.ones(1, 3))
         tensor([[ 1., 10.,  1.]])
     """
 
@@ -61,7 +63,9 @@ def zero(*, channels: Sequence[int] | None = None, axis: int = 1) -> Change:
         InputError: When the tensor does not have the axis or a channel. It is raised by the function.
 
     Example:
-        >>> tp.edits.zero(channels=[0, 2])(torch.ones(1, 3))
+        >>> model = nn.Sequential(nn.Identity())
+        >>> with tp.edit(model, outputs={"0": tp.edits.zero(channels=[0, 2])}):
+        ...     model(torch.ones(1, 3))
         tensor([[0., 1., 0.]])
     """
     return scale(0.0, channels=channels, axis=axis)
@@ -91,7 +95,10 @@ def patch(
             or the output does not have the axis or a channel; this is raised by the function.
 
     Example:
-        >>> tp.edits.patch(torch.zeros(1, 3), channels=[1])(torch.ones(1, 3))
+        >>> model = nn.Sequential(nn.Identity())
+        >>> with tp.record(model, "0") as tape:
+        ...     output = model(torch.zeros(1, 3))
+        >>> tp.edits.patch(tape["0"], channels=[1])(torch.ones(1, 3))
         tensor([[1., 0., 1.]])
     """
     value = source if isinstance(source, Tensor) else source.output
@@ -131,7 +138,8 @@ def at(path: str, change: Callable[[Any], Any]) -> Callable[[Any], Any]:
         InputError: When there is nothing at the path. It is raised by the function.
 
     Example:
-        >>> tp.edits.at("0", tp.edits.zero())((torch.ones(2), torch.ones(1)))
+        >>> change = tp.edits.at("0", tp.edits.zero())
+        >>> change((torch.ones(2), torch.ones(1)))
         (tensor([0., 0.]), tensor([1.]))
     """
     return lambda container: containers.with_part(container, path, change(containers.at(container, path)))

@@ -164,6 +164,13 @@ class Part:
     Args:
         call: The call or calls.
         path: The path of the member.
+
+    Example:
+        >>> model = nn.Sequential(nn.LSTM(3, 2))
+        >>> with tp.record(model, "0", gradients=True) as tape:
+        ...     model(torch.ones(5, 3))[0].sum().backward()
+        >>> tape["0"].at("0").grad_output.shape
+        torch.Size([5, 2])
     """
 
     def __init__(self, call: Call | Calls, path: str) -> None:

@@ -153,8 +153,11 @@ class Captured:
         tensor: The tensor, detached. A later operation may write into it, so copy it if you store it.
 
     Example:
-        >>> tp.keep.Captured("conv", "output", 0, torch.ones(2)).part
-        'output'
+        >>> model, parts = nn.Sequential(nn.LSTM(3, 2)), []
+        >>> with tp.record(model, "0", keep=tp.keep.Callback(lambda captured: parts.append(captured.part))):
+        ...     output = model(torch.ones(5, 3))
+        >>> parts
+        ['output.0', 'output.1.0', 'output.1.1']
     """
 
     layer: str
@@ -200,8 +203,11 @@ def gap(tensor: Tensor) -> Tensor:
         (N, C), in float32 or, for float64, in float64.
 
     Example:
-        >>> tp.keep.gap(torch.tensor([[[1.0, 2.0], [3.0, 5.0]]]))
-        tensor([[1.5000, 4.0000]])
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3))
+        >>> with tp.record(model, "0", keep=tp.keep.gap) as tape:
+        ...     output = model(torch.ones(1, 3, 8, 8))
+        >>> tape["0"].output.shape
+        torch.Size([1, 4])
     """
     values = tensor if tensor.dtype == torch.float64 else tensor.float()
     return values.flatten(2).mean(2) if tensor.ndim > 2 else values.clone()

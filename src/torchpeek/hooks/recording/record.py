@@ -203,8 +203,8 @@ class Recording:
         Example:
             >>> model = nn.Sequential(nn.Linear(3, 2))
             >>> with tp.record(model, "0") as tape:
-            ...     for batch in (torch.ones(4, 3), torch.ones(5, 3)):
-            ...         tape.new_pass(), model[0](batch)
+            ...     tape.new_pass()
+            ...     output = model[0](torch.ones(5, 3))
             >>> tape["0"].output.shape
             torch.Size([5, 2])
         """

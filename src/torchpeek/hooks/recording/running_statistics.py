@@ -36,6 +36,13 @@ class Summary:
         dead: The number of channels that were zero everywhere.
         nan: The number of values that were NaN.
         inf: The number of values that were infinite.
+
+    Example:
+        >>> model = nn.Sequential(nn.ReLU())
+        >>> with tp.record(model, "0", keep=tp.keep.Running()) as tape:
+        ...     output = model(torch.tensor([[-1.0, 2.0]]))
+        >>> tape["0"].output.summary().zero_share
+        0.5
     """
 
     calls: int
@@ -106,7 +113,16 @@ class RunningStatistics(Leaf):
         self.first_not_finite: int | None = None
 
     def read(self) -> RunningStatistics:
-        """The statistics themselves: later calls go on changing them."""
+        """Read the statistics, as every leaf of a recording is read.
+
+        Returns:
+            The statistics themselves. Later calls of the layer go on changing them.
+
+        Example:
+            >>> from torchpeek.hooks.recording.running_statistics import RunningStatistics
+            >>> RunningStatistics().read()
+            RunningStatistics(no call)
+        """
         return self
 
     def update(self, tensor: Tensor) -> None:
