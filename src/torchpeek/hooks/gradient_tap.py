@@ -56,7 +56,7 @@ class GradientTap:
         # All taps on one tensor share the hook on its base. A later use comes first, as it does in the backward pass.
         self._base_hook: _BaseHook | None = getattr(tensor, _BASE_HOOK, None)
         if self._base_hook is not None:
-            self._base_hook.taps.insert(0, self)
+            self._base_hook.gradient_taps.insert(0, self)
 
     @property
     def edges(self) -> list[GradientEdge]:
@@ -78,7 +78,7 @@ class GradientTap:
         """Also listen at the base of `tensor`, of which the view was made, because of a write into the view."""
         if self._base_hook is None:
             self._base_hook = _BaseHook(None if self.is_overwritten() else _base(tensor), self._base_edge)
-            self._base_hook.taps.append(self)
+            self._base_hook.gradient_taps.append(self)
 
     def end_writes(self, tensor: Tensor) -> None:
         """Declare that no operation writes into the view from now on. Writes into its base no longer matter then."""
@@ -139,15 +139,15 @@ class _BaseHook:
     It is on the base tensor, or on the node that the base had in the graph before an operation wrote into it.
     """
 
-    __slots__ = ("_handle", "taps")
+    __slots__ = ("_handle", "gradient_taps")
 
     def __init__(self, base: Tensor | None, edge: GradientEdge) -> None:
-        self.taps: list[GradientTap] = []
-        taps, number = self.taps, edge.output_nr
+        self.gradient_taps: list[GradientTap] = []
+        gradient_taps, number = self.gradient_taps, edge.output_nr
 
         def on_gradient(gradient: Tensor) -> Tensor | None:
             current = gradient
-            for tap in tuple(taps):
+            for tap in tuple(gradient_taps):
                 changed = tap.on_base_gradient(current)
                 current = current if changed is None else changed
             return None if current is gradient else current
@@ -167,9 +167,9 @@ class _BaseHook:
                 hooks[key] = hooks.pop(key)
 
     def drop(self, tap: GradientTap) -> None:
-        if tap in self.taps:
-            self.taps.remove(tap)
-        if not self.taps:
+        if tap in self.gradient_taps:
+            self.gradient_taps.remove(tap)
+        if not self.gradient_taps:
             self._handle.remove()
 
 

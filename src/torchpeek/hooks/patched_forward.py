@@ -25,8 +25,8 @@ class _PatchedForward:
 
     __slots__ = ("_forward", "_module", "_original", "_own_forward", "_thread")
 
-    def __init__(self, module: nn.Module, own: Any, forward: Forward) -> None:
-        self._module, self._own_forward, self._forward = module, own, forward
+    def __init__(self, module: nn.Module, own_forward: Any, forward: Forward) -> None:
+        self._module, self._own_forward, self._forward = module, own_forward, forward
         self._original: Forward = module.forward
         self._thread = threading.get_ident()
 
@@ -73,15 +73,16 @@ def replaced(forwards: Iterable[tuple[nn.Module, Forward]]) -> Iterator[None]:
     try:
         with uninterrupted():
             for module, forward in forwards:
-                own = module.__dict__.get("forward", _ABSENT)
-                originals.append((module, own))
+                own_forward = module.__dict__.get("forward", _ABSENT)
+                originals.append((module, own_forward))
                 # Not setattr: a module may have a `__setattr__` of its own.
-                module.__dict__["forward"] = _PatchedForward(module, None if own is _ABSENT else own, forward)
+                before = None if own_forward is _ABSENT else own_forward
+                module.__dict__["forward"] = _PatchedForward(module, before, forward)
         yield
     finally:
         with uninterrupted():
-            for module, own in reversed(originals):
-                if own is _ABSENT:
+            for module, own_forward in reversed(originals):
+                if own_forward is _ABSENT:
                     module.__dict__.pop("forward", None)
                 else:
-                    module.__dict__["forward"] = own
+                    module.__dict__["forward"] = own_forward

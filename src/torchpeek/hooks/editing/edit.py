@@ -63,16 +63,16 @@ def edit(
     def hooks(edits: Edits | None, hook: Callable[..., Any]) -> list[tuple[nn.Module, Callable[..., Any]]]:
         return [(module, partial(hook, name, change, fired)) for name, module, change in _by_layer(model, edits)]
 
-    taps: list[GradientTap] = []
+    gradient_taps: list[GradientTap] = []
     called = hooks(inputs, _change_inputs)
-    returned = hooks(outputs, _change_output) + hooks(gradients, partial(_change_gradient, taps))
+    returned = hooks(outputs, _change_output) + hooks(gradients, partial(_change_gradient, gradient_taps))
     returned.append((model, lambda module, args, output: fired.add("")))
     try:
         with eagerly(model.modules(), _notify_compiled), attached(returned, called=called, every_thread=True):
             yield
     finally:
         with uninterrupted():
-            for tap in taps:
+            for tap in gradient_taps:
                 tap.remove()
     for name, module, _ in (row for edits in (outputs, inputs, gradients) for row in _by_layer(model, edits)):
         if "" in fired and name not in fired:
@@ -120,7 +120,7 @@ def _change_output(
 
 
 def _change_gradient(
-    taps: list[GradientTap],
+    gradient_taps: list[GradientTap],
     name: str,
     change: Callable[[Any], Any],
     fired: set[str],
@@ -147,7 +147,7 @@ def _change_gradient(
             return result
 
         tap, view = tap_gradient(tensor, hook, hook_base=True)
-        taps.append(tap)
+        gradient_taps.append(tap)
         return view
 
     tapped_output = containers.mapped(output, tapped)

@@ -117,7 +117,7 @@ class LayerRecorder(UncopiedHook):
             return None
 
         slots: dict[tuple[str, str], GradientSlot] = {}
-        taps: list[tuple[GradientTap, Tensor]] = []
+        input_taps: list[tuple[GradientTap, Tensor]] = []
 
         def tapped(container: str) -> Callable[[str, Tensor], Tensor]:
             def tap_tensor(path: str, tensor: Tensor) -> Tensor:
@@ -127,14 +127,14 @@ class LayerRecorder(UncopiedHook):
                 # The tap gives the gradient of this layer alone, whatever else uses the tensor.
                 tap, view = tap_gradient(tensor, slot_hook(slot), hook_base=False)
                 tracker.tensor_hooks.append(tap)
-                taps.append((tap, tensor))
+                input_taps.append((tap, tensor))
                 return view
 
             return tap_tensor
 
         tapped_args = containers.mapped(args, tapped("args"))
         tapped_kwargs = containers.mapped(kwargs, tapped("kwargs"))
-        call.input_taps = taps
+        call.input_taps = input_taps
         call.first_node = torch._C._autograd._get_sequence_nr()
         call.stored_grad_input = containers.mapped(args, lambda path, tensor: slots["args", path], leaves_only=True)
         call.stored_grad_kwargs = containers.mapped(
