@@ -75,9 +75,8 @@ def replaced(forwards: Iterable[tuple[nn.Module, Forward]]) -> Iterator[None]:
             for module, forward in forwards:
                 own_forward = module.__dict__.get("forward", _ABSENT)
                 originals.append((module, own_forward))
-                # Not setattr: a module may have a `__setattr__` of its own.
-                before = None if own_forward is _ABSENT else own_forward
-                module.__dict__["forward"] = _PatchedForward(module, before, forward)
+                patched = _PatchedForward(module, None if own_forward is _ABSENT else own_forward, forward)
+                module.__dict__["forward"] = patched  # not setattr: a module may have a `__setattr__` of its own
         yield
     finally:
         with uninterrupted():
