@@ -62,6 +62,15 @@ class Trace:
 
     Every question about the pass is answered from what was kept. Only `again`, `rescore`, `ablate`, `variants` and
     `input_gradients` run the model again.
+
+    Args:
+        forward_pass: The pass.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> trace = tp.trace(model, torch.rand(2, 3, 10, 10), layer="0", target=5)
+        >>> trace.scores.shape, trace.activations.shape, trace.gradients.shape
+        (torch.Size([2, 1]), torch.Size([2, 1, 8, 8, 8]), torch.Size([2, 1, 8, 8, 8]))
     """
 
     forward_pass: ForwardPass
@@ -110,12 +119,43 @@ class Trace:
         return next(iter(self.at))
 
     def with_target(self, target: Target) -> Trace:
-        """The same pass with another question, bound to the same output. Runs nothing."""
+        """The same pass with another question, bound to the same output. Runs nothing.
+
+        Args:
+            target: The new target.
+
+        Returns:
+            A trace whose scores are (N, K) of the new target.
+
+        Raises:
+            TargetError: When the target does not fit the output.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> trace = tp.trace(model, torch.rand(2, 3, 10, 10), layer="0", target=5)
+            >>> trace.with_target(tp.targets.TopClasses(3)).scores.shape
+            torch.Size([2, 3])
+        """
         output = output_for(target, self.output)
         return Trace(replace(self.forward_pass, question=target.bind(output), output=output))
 
     def only(self, layer: str) -> Trace:
-        """The same pass at one of its layers. Raises LayerNotFound."""
+        """The same pass at one of its layers.
+
+        Args:
+            layer: The layer's name.
+
+        Returns:
+            A trace of that one layer.
+
+        Raises:
+            LayerNotFound: When the trace does not hold the layer.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> tp.trace(model, torch.rand(2, 3, 10, 10), layer=["0", "1"]).only("0").layer
+            '0'
+        """
         if layer not in self.at:
             held = ", ".join(map(repr, self.at))
             raise LayerNotFound(f"this trace holds no layer {layer!r}; it holds {held}")
@@ -182,6 +222,12 @@ class Trace:
 
         Raises:
             InputError: When `rows` and `inputs` do not fit together.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> trace = tp.trace(model, torch.rand(2, 3, 10, 10), layer="0", target=5)
+            >>> trace.again(torch.rand(2, 3, 10, 10)).scores.shape
+            torch.Size([2, 1])
         """
         order = self.forward_pass.call.axis_order
         picture = inputs if order is None else order.to_grid(inputs)
@@ -195,7 +241,26 @@ class Trace:
         *,
         gradients: bool | None = None,
     ) -> Trace:
-        """As `again`, for inputs (n, C, *grid), the axis order of `Trace.inputs`."""
+        """As `again`, for inputs in the axis order of `Trace.inputs`.
+
+        Args:
+            inputs: (n, C, *grid).
+            layers: As for `again`.
+            rows: As for `again`.
+            gradients: As for `again`.
+
+        Returns:
+            The trace of the n inputs.
+
+        Raises:
+            InputError: As for `again`.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> trace = tp.trace(model, torch.rand(2, 3, 10, 10), layer="0", target=5)
+            >>> trace.again_channels_first(trace.inputs[:1], rows=torch.tensor([0])).scores.shape
+            torch.Size([1, 1])
+        """
         count, forward_pass = len(self.inputs), self.forward_pass
         if rows is None and len(inputs) != count:
             raise InputError(f"{len(inputs)} inputs for a trace of {count}; rows= says what each is a version of")
@@ -223,7 +288,17 @@ class Trace:
             return trace_model(forward_pass.model, call, request, Bound(question), self.origin)
 
     def bound(self) -> Target:
-        """The question of this trace, as a target for another pass over the same inputs."""
+        """The question of this trace, as a target for another pass over the same inputs.
+
+        Returns:
+            A target that binds to the same question whatever the output is.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> x = torch.rand(2, 3, 10, 10)
+            >>> tp.explain(model, 0.5 * x, target=tp.trace(model, x).bound()).values.shape
+            torch.Size([2, 1, 8, 8])
+        """
         return Bound(self.question)
 
     def rescore(
@@ -252,6 +327,12 @@ class Trace:
         Raises:
             InputError: When `trials` or `batch` is below 1, or `change` returns another shape.
             OptionError: When `precision` is none of these.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> trace = tp.trace(model, torch.rand(2, 3, 10, 10), layer="0", target=5)
+            >>> trace.rescore(lambda x, rows, trials: x * 0.5, trials=4).shape
+            torch.Size([2, 4, 1])
         """
         return perturbation.rescore(self.forward_pass, change, trials, live=live, batch=batch, precision=precision)
 
@@ -273,6 +354,12 @@ class Trace:
         Raises:
             InputError: As for `rescore`.
             AmbiguousCall: When the trace holds several layers.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> trace = tp.trace(model, torch.rand(2, 3, 10, 10), layer="0", target=5)
+            >>> trace.ablate(lambda a, rows, trials: a * 0, trials=4).shape
+            torch.Size([2, 4, 1])
         """
         return ablation.ablate(self.forward_pass, self.layer, change, trials, live=live, batch=batch)
 
@@ -288,6 +375,12 @@ class Trace:
 
         Raises:
             InputError: As for `rescore`.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> trace = tp.trace(model, torch.rand(2, 3, 10, 10), layer="0", target=5)
+            >>> [part.gradients.shape for _, _, part in trace.variants(lambda x, rows, trials: x * 0.5, trials=2)]
+            [torch.Size([4, 1, 8, 8, 8])]
         """
         check_counts(trials, None)
 
@@ -317,6 +410,13 @@ class Trace:
 
         Raises:
             NotConnected: When no gradient flows back to the input.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> trace = tp.trace(model, torch.rand(2, 3, 10, 10), layer="0", target=5)
+            >>> scores, gradients = trace.input_gradients(trace.inputs, torch.tensor([0, 1]), torch.tensor([0, 0]))
+            >>> scores.shape, gradients.shape
+            (torch.Size([2]), torch.Size([2, 3, 10, 10]))
         """
         return perturbation.input_gradients(self.forward_pass, inputs, rows, columns)
 
@@ -332,6 +432,12 @@ class Trace:
         Raises:
             GradUnavailable: When the pass kept no graph, or a part of the model has no second derivative.
             NotConnected: When a score does not depend on the layer.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> trace = tp.trace(model, torch.rand(2, 3, 10, 10), layer="0", target=5)
+            >>> trace.hessian_times(torch.ones(2, 1, 8, 8, 8)).shape
+            torch.Size([2, 1, 8, 8, 8])
         """
         capture = self.at[self.layer]
         if capture.handle is None:

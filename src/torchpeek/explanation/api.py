@@ -27,13 +27,41 @@ def trace(
     ablations: bool = False,
     attention: bool = False,
 ) -> Trace:
-    """One pass over `inputs`, kept: ask it for as many methods and classes as you like, without another forward pass.
+    """One clean pass over `inputs`, kept: explain and compare take it in place of model and inputs.
 
-    `layer` selects one layer, or a list several; None takes a suggested one, and the trace's `origin.layer_reason` says
-    why that. `layout` says how what it returns is to be read, where its shape leaves a doubt: a Layout, or its text.
-    With `gradients=False` no graph is kept, for methods that need none; with `ablations=True` the pass also keeps what
-    `trace.ablate` needs, which otherwise takes one more, and with `attention=True` how the tokens of a transformer
-    attended to each other, for the methods that need that. The model is left exactly as it was found.
+    They then ask it for other methods and classes without another forward pass. The model runs in eval mode and is left
+    exactly as it was found.
+
+    Args:
+        model: An nn.Module, or a LoadedModel.
+        inputs: A batch (N, C, *grid), a Picture, a dict of keyword arguments, or `tp.Arguments`; with a LoadedModel
+            also a path or a PIL image.
+        layer: A selection of one layer, or a list of several. None takes the default layer;
+            `trace.origin.layer_reason` says why that one.
+        layout: The layout of what the layer returns, where its shape leaves a doubt: a `tp.Layout`, or its text.
+        target: What is explained, as for `explain`; None for the predicted class.
+        gradients: Whether gradients at the layer are kept. Methods that read none need no graph.
+        ablations: Whether the pass also records what replays need, which `Trace.ablate` otherwise takes one more pass
+            for.
+        attention: Whether attention weights are kept, for the methods that read them.
+
+    Returns:
+        The trace. `trace.activations` is (N, 1, C, *grid), `trace.gradients` (N, K, C, *grid), `trace.scores` (N, K).
+
+    Raises:
+        InputError: When the model or the inputs cannot be used.
+        LayerError: When the layer does not exist, was not called just once, or returns no grid.
+        TargetError: When the target does not fit the model's output.
+        NotConnected: When a score does not depend on the layer.
+        NotFinite: When the layer's output or the scores have NaN or infinity.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> trace = tp.trace(model, torch.rand(2, 3, 10, 10), layer="0")
+        >>> trace.activations.shape, trace.gradients.shape
+        (torch.Size([2, 1, 8, 8, 8]), torch.Size([2, 1, 8, 8, 8]))
+        >>> tp.explain(trace, method="layercam", target=3).values.shape
+        torch.Size([2, 1, 8, 8])
     """
     choice = LayerChoice(layer, layout)
     requirements = PassRequirements(gradients=gradients, prefix=ablations, attention=attention)
@@ -93,19 +121,46 @@ def explain(
     seed: int = 0,
     **options: Any,
 ) -> Heatmap | list[Heatmap]:
-    """Which part of the picture decided: the Heatmap of one method.
-
-    `model` is an nn.Module, a LoadedModel, or a Trace in place of both model and inputs. A list of inputs, which may
-    differ in size, gives a list of heatmaps. `layer=None` takes a suggested layer, and `target=None` the predicted
-    class; the provenance says which. `options` are the method's own (`torchpeek methods`); `seed` is for those that
-    draw numbers; `smooth` averages over mirrored and scaled inputs.
-
-    Of a list of layers, or with `fuse`, the maps of several layers become one: each is cut off below zero, scaled to
-    [0, 1] and resized to the largest grid, and `fuse` is "max" (of a list, unless said otherwise), "mean" or "product".
-    With `fuse` and `layer=None` they are the last layers of the three coarsest sizes of grid. Methods that combine
-    layers by themselves (polycam, refinecam) take the list as it is, or, with `layer=None`, the like.
+    """The heatmap of one method: which part of the picture decided.
 
     The model runs in eval mode and is left exactly as it was found.
+
+    Args:
+        model: An nn.Module, a LoadedModel, or a Trace in place of both model and inputs.
+        inputs: A batch (N, C, *grid), a Picture, a dict of keyword arguments, or `tp.Arguments`; with a LoadedModel
+            also a path or a PIL image. A list of these, which may differ in size, gives a list of heatmaps.
+        method: A method's name; `torchpeek methods` lists them.
+        layer: A selection of one layer, or a list of several, whose maps are then fused. None takes the default layer:
+            the last one at whose grid positions the score depends. The provenance says which, and why.
+        layout: The layout of what the layer returns, where its shape leaves a doubt: a `tp.Layout`, or its text, such
+            as "tokens 1+14x14".
+        target: None for the predicted class, a class index or name, a tensor or list of indices (N,) or (N, K), or a
+            target from `tp.targets`.
+        fuse: How the maps of several layers become one: "max" (the default for a list), "mean" or "product". Each map
+            is cut off below zero, scaled to [0, 1] and resized to the largest grid first. With `layer=None` the layers
+            are the last ones of the three coarsest sizes of grid. Methods that combine layers by themselves (polycam,
+            refinecam) take a list as it is.
+        smooth: Average the maps of mirrored and scaled versions of the input; a `tp.Smoothing`.
+        seed: The seed of methods that draw random numbers.
+        options: The method's own options; `torchpeek methods --json` lists them.
+
+    Returns:
+        A Heatmap with values (N, K, *grid), signed and raw, at the layer's own resolution; or a list of them.
+
+    Raises:
+        MethodNotFound: When there is no such method.
+        OptionError: When the method has no such option, or its value is not allowed.
+        InputError: When the model or the inputs cannot be used.
+        LayerError: When the layer does not exist, was not called just once, or returns no grid.
+        TargetError: When the target does not fit the model's output.
+        NotConnected: When a score does not depend on the layer.
+        NotFinite: When activations, scores or the map have NaN or infinity.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> heatmap = tp.explain(model, torch.rand(2, 3, 10, 10), target=[[0, 5], [1, 2]])
+        >>> heatmap.values.shape, heatmap.provenance.layer
+        (torch.Size([2, 2, 8, 8]), '0')
     """
     method = find_method(method).name
     heatmap_options, choice = HeatmapOptions(fuse, smooth, seed), LayerChoice(layer, layout)
@@ -162,11 +217,35 @@ def compare(
     smooth: Smoothing | None = None,
     seed: int = 0,
 ) -> dict[str, Heatmap] | dict[str, list[Heatmap]]:
-    """Several methods from one shared trace: one forward pass and, if any of them needs it, one backward pass.
+    """The heatmaps of several methods, from as few passes as they need together.
 
-    Besides these, each runs what its entry in `torchpeek methods` says. Methods that combine layers share another
-    trace, of their own layers, unless `layer` says which. `methods` are names, or a dict from a name to that method's
-    options. Everything else is as for `explain`.
+    Methods of one layer share one forward pass and, if any of them reads gradients, one backward pass. Methods that
+    combine layers share another pass where no layer is named, and so do methods that read attention. What each method
+    runs besides is in `torchpeek methods`. The model is left exactly as it was found.
+
+    Args:
+        model: As for `explain`.
+        inputs: As for `explain`.
+        methods: Names, or a dict from a name to that method's options.
+        layer: As for `explain`.
+        layout: As for `explain`.
+        target: As for `explain`.
+        fuse: As for `explain`.
+        smooth: As for `explain`.
+        seed: As for `explain`.
+
+    Returns:
+        Method name -> Heatmap with values (N, K, *grid), in the order of `methods`; for a list of inputs a list each.
+
+    Raises:
+        InputError: When `methods` is empty, or the model or the inputs cannot be used.
+        TorchpeekError: As `explain` raises.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> heatmaps = tp.compare(model, torch.rand(1, 3, 10, 10), methods=["gradcam", "layercam"])
+        >>> {name: tuple(heatmap.values.shape) for name, heatmap in heatmaps.items()}
+        {'gradcam': (1, 1, 8, 8), 'layercam': (1, 1, 8, 8)}
     """
     choice, options = LayerChoice(layer, layout), HeatmapOptions(fuse, smooth, seed)
     heatmaps: dict[str, Heatmap] | dict[str, list[Heatmap]] = compute_heatmaps(
