@@ -152,7 +152,7 @@ class Trace:
             LayerNotFound: When the trace does not hold the layer.
 
         Example:
-            >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
             >>> tp.trace(model, torch.rand(2, 3, 10, 10), layer=["0", "1"]).only("0").layer
             '0'
         """
