@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 
 from networks import SplitNet
+from paths import IMAGES, ROOT
 
-ROOT = Path(__file__).parent.parent
-IMAGES = ROOT / "examples" / "images"
 MOBILENET = "mobilenet_v2-b0353104.pth"
 
 

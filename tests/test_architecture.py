@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "src" / "torchpeek"
+from paths import ROOT
+
+SOURCE = ROOT / "src" / "torchpeek"
 
 # Lowest first. A room imports only rooms below it, and its own files.
 ROOMS = [

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import torchpeek as tp
-from conftest import ROOT
+from paths import ROOT
 from torchpeek.cli.methods import methods_markdown
 
 

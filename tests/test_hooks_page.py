@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.modules import module as process
 
-from conftest import ROOT
+from paths import ROOT
 
 PAGE = (ROOT / "docs" / "hooks.md").read_text()
 

@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from conftest import ROOT
 from matrix.architectures import ARCHITECTURES, QUICK
 from matrix.building import Architecture, available
 from matrix.checks import examined
 from matrix.summary import BEGIN, END, exceptions
+from paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

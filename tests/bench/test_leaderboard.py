@@ -13,13 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import IMAGES, ROOT
+from paths import IMAGES
 
 pytest.importorskip("timm")
 pytest.importorskip("torchvision")
-sys.path.append(str(ROOT / "bench"))
-
-
 import leaderboard
 from evaluation import page, scoring
 from evaluation.models import MODELS, folded

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import io
 import re
-import sys
 import tarfile
 import threading
 import time
@@ -17,10 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
-from conftest import ROOT
-
-sys.path.extend(str(ROOT / folder) for folder in ("bench", "tools"))
 
 import fetch_pictures
 import packages

@@ -11,8 +11,8 @@ from torch import nn
 
 import torchpeek as tp
 from networks import Attending, InPlaceNet, PooledNet, SplitNet, messy, state_of
-from replicas import REPLICAS
-from replicas_passes import REPLICAS_OF_PASSES
+from replicas.further_passes import REPLICAS_OF_PASSES
+from replicas.one_pass import REPLICAS
 from torchpeek.cam import METHODS, find_method
 from torchpeek.cam.algebra import first_component
 from torchpeek.engine import capture

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import torchpeek as tp
 from networks import PooledNet, SplitNet
-from replicas_passes import adaptive_average, blur, fullgrad, fullgrad_terms, polycam, quantile, refinecam
+from replicas.further_passes import adaptive_average, blur, fullgrad, fullgrad_terms, polycam, quantile, refinecam
 from torchpeek.cam import fused
 from torchpeek.cam.algebra import area_average, first_eigenpair, gaussian_blur, noise
 from torchpeek.cam.algebra import quantile as our_quantile

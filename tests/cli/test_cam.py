@@ -18,45 +18,9 @@ import torch
 from PIL import Image
 
 import torchpeek as tp
-from conftest import IMAGES
+from cli_runner import run
+from paths import IMAGES, TESTS
 from torchpeek.cli import main
-
-MODEL = """
-import torch, torchpeek as tp
-from networks import MessyNet, PooledNet
-
-def make():
-    torch.manual_seed(0)
-    return tp.LoadedModel(PooledNet(), tp.Preprocess(resize=16, crop=(16, 16)), ["ant", "bee", "cat", "dog", "elk"])
-
-def flat():
-    return tp.LoadedModel(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 2)), tp.Preprocess(16, (16, 16)))
-
-def slow():
-    import time
-    net = PooledNet()
-    net.register_forward_hook(lambda *_: time.sleep(0.3))
-    return tp.LoadedModel(net, tp.Preprocess(resize=16, crop=(16, 16)))
-"""
-
-
-@pytest.fixture
-def place(in_folder: Path) -> Path:
-    """A folder with a model and three pictures."""
-    (in_folder / "my_nets.py").write_text(MODEL)
-    (in_folder / "pictures").mkdir()
-    for n, name in enumerate(["a", "b", "c"]):
-        Image.linear_gradient("L").rotate(90 * n).resize((40 + n, 30)).convert("RGB").save(
-            in_folder / "pictures" / f"{name}.png"
-        )
-    return in_folder
-
-
-def run(*words: str) -> int:
-    with pytest.raises(SystemExit) as exited:
-        main(list(words))
-    return int(exited.value.code or 0)
-
 
 CAM = ("cam", "pictures", "--model", "my_nets:make")
 
@@ -188,12 +152,12 @@ class TestCam:
 
     def test_json_where_the_terminal_has_no_such_letters(self, place) -> None:
         script = (
-            "import torchpeek as tp\nfrom cli_fixtures import PREPROCESS\nfrom networks import PooledNet\n"
+            "import torchpeek as tp\nfrom cli_models import PREPROCESS\nfrom networks import PooledNet\n"
             "make = lambda: tp.LoadedModel(PooledNet(), PREPROCESS, ['\u00eblk \U0001f600'] * 5)"
         )
         Path("named.py").write_text(script, encoding="utf-8")
         command = [sys.executable, "-c", "from torchpeek.cli import main; main()", "cam", "pictures", "-o", "out"]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "PYTHONIOENCODING": "ascii"}
+        environment = {**os.environ, "PYTHONPATH": str(TESTS), "PYTHONIOENCODING": "ascii"}
         done = subprocess.run(
             [*command, "--model", "named:make", "--json"], env=environment, capture_output=True, check=True
         )
@@ -336,7 +300,7 @@ class TestProcess:
         return [sys.executable, "-c", "from torchpeek.cli import main; main()", *words]
 
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+        return {**os.environ, "PYTHONPATH": str(TESTS)}
 
     def test_interrupt(self, place) -> None:
         for n in range(40):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,92 +10,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
 import torchpeek as tp
-from cli_fixtures import CLASSES, PREPROCESS, strict
-from test_cli import run
+from cli_models import (
+    CLASSES,
+    attentive,
+    convolutional,
+    embedder,
+    listing,
+    queries,
+    segmenter,
+)
+from cli_runner import run, strict
 from torchpeek.engine.targets import Box, Pixels, Similarity
-
-CORNERS = torch.tensor([[2.0, 1.0, 10.0, 9.0], [4.0, 4.0, 16.0, 16.0], [0.0, 0.0, 6.0, 8.0]])
-LABELS = torch.tensor([2, 1, 2])
-
-
-class Detector(nn.Module):
-    """Three boxes at the same places in every picture; how sure it is of each depends on the pixels inside."""
-
-    def __init__(self, *, listed: bool) -> None:
-        super().__init__()
-        self.features, self.head, self.listed = (
-            nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()),
-            nn.Linear(4, 3),
-            listed,
-        )
-
-    def forward(self, x: Tensor) -> Any:
-        maps = self.features(x)
-        inside = [maps[:, :, y:bottom, x:right].mean((2, 3)) for x, y, right, bottom in CORNERS.int().tolist()]
-        logits = self.head(torch.stack(inside, 1))  # (N, boxes, classes)
-        if not self.listed:
-            centres = torch.cat([(CORNERS[:, :2] + CORNERS[:, 2:]) / 2, CORNERS[:, 2:] - CORNERS[:, :2]], 1) / 16
-            return {"logits": logits, "pred_boxes": centres.expand(len(x), -1, -1)}
-        # Nothing but red says that there is a box at all.
-        found = x[:, 0].mean((1, 2)) > -1
-        scores = logits[..., 0].sigmoid()
-        return [
-            {"boxes": CORNERS[:n], "scores": each[:n], "labels": LABELS[:n]}
-            for each, n in zip(scores, (found * 3).tolist(), strict=True)
-        ]
-
-
-class Segmenter(nn.Module):
-    """Like torchvision's: a dict, with an auxiliary output beside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone, self.head = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU()), nn.Conv2d(6, 5, 1)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        out = nn.functional.interpolate(self.head(self.backbone(x)), x.shape[2:], mode="bilinear")
-        return {"out": out, "aux": out.flip(1)}
-
-
-class Embedder(nn.Module):
-    """The vision half of a model that compares pictures with texts: an embedding, and tokens."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features, self.project = nn.Sequential(nn.Conv2d(3, 7, 4, 4), nn.GELU()), nn.Linear(7, 3)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        maps = self.features(x)
-        return {"image_embeds": self.project(maps.mean((2, 3))), "last_hidden_state": maps.flatten(2).mT}
-
-
-def made(module: Any, **facts: Any) -> tp.LoadedModel:
-    torch.manual_seed(0)
-    return tp.LoadedModel(module().eval(), PREPROCESS, CLASSES, **facts)
-
-
-def texts(given: Any, device: torch.device) -> Tensor:
-    return torch.tensor([[float(ord(text[0])) - 100, len(text), 1.0] for text in given])
-
-
-def transformer() -> nn.Module:
-    from torchvision.models.vision_transformer import VisionTransformer
-
-    made = VisionTransformer(16, 4, num_layers=2, num_heads=2, hidden_dim=24, mlp_dim=24, num_classes=5)
-    nn.init.normal_(made.heads.head.weight)  # torchvision's is zero
-    return made
-
-
-listing = partial(made, partial(Detector, listed=True))
-queries = partial(made, partial(Detector, listed=False))
-segmenter = partial(made, Segmenter)
-embedder = partial(made, Embedder, texts=texts, spec="an embedder")
-without_texts = partial(made, Embedder)
-attentive = partial(made, transformer)
-convolutional = partial(made, lambda: nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
 
 
 @pytest.fixture
@@ -111,7 +37,7 @@ def place(in_folder: Path) -> Path:
 
 
 def cam(name: str, *words: str) -> int:
-    return run("cam", "pictures", "--model", f"{__name__}:{name}", *words, "--overwrite")
+    return run("cam", "pictures", "--model", f"cli_models:{name}", *words, "--overwrite")
 
 
 def explained(name: str, capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:

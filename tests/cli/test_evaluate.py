@@ -17,14 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-import test_cli
 import torchpeek as tp
-from cli_fixtures import asked, files, of, pixels, pooled, strict
-from conftest import IMAGES
-from test_cli import run
+from cli_models import pooled
+from cli_runner import asked, files, of, pixels, run, strict
+from paths import IMAGES, TESTS
 from torchpeek.cli.evaluate import evaluate
-
-place = test_cli.place  # the working directory, with pictures/a.png, b.png and c.png
 
 METHODS = ["gradcam", "layercam", "eigencam"]
 METHOD = tuple(word for name in METHODS for word in ("--method", name))
@@ -117,7 +114,7 @@ class TestNumbers:
 
     def test_what_they_hang_on(self, place, capsys) -> None:
         about = asked(capsys, *EVALUATE, "--seed", "3")["about"]
-        assert about["model"] == "cli_fixtures:pooled"
+        assert about["model"] == "cli_models:pooled"
         assert about["weights"] == "the model's own"
         assert about["layer"].startswith("act (")
         assert about["seed"] == 3
@@ -185,7 +182,7 @@ class TestNumbers:
         noise = np.random.default_rng(0).integers(100, 255, (32, 48, 3), dtype=np.uint8)
         Image.fromarray(noise).save("pictures/a.png")
         metrics = ("--metric", "deletion", "--metric", "sparseness", *FEW[:2])
-        base = ("evaluate", "pictures/a.png", "--model", f"test_cli_kinds:{model}")
+        base = ("evaluate", "pictures/a.png", "--model", f"cli_models:{model}")
         printed = asked(capsys, *base, *metrics, *words, "-o", "out")
         values = printed["pictures"][0]["values"]["deletion"]
         assert all(len(each["values"]) == names for each in values.values())
@@ -195,7 +192,7 @@ class TestNumbers:
     @pytest.mark.parametrize("words", [[], ["--metric", "all"]])
     def test_metrics_of_probabilities_are_left_out_where_none_is_asked(self, place, capsys, words) -> None:
         """Unless they are asked for by name: then that is said before any picture is measured."""
-        base = ("evaluate", "pictures", "--model", "test_cli_kinds:embedder", "--text", "cat", *FEW[:2])
+        base = ("evaluate", "pictures", "--model", "cli_models:embedder", "--text", "cat", *FEW[:2])
         few = ("--metric-option", "aopc.steps=2", "--metric-option", "mufidelity.samples=4") if words else ()
         more = ("--metric-option", "infidelity.samples=4") if words else ("--metric-option", "insertion.steps=3")
         assert run(*base, *words, *few, *more, "--json") == 0
@@ -210,7 +207,7 @@ class TestNumbers:
 
     def test_no_metric_is_left(self, place, capsys) -> None:
         Path("one.py").write_text(
-            "import torch, torchpeek as tp\nfrom torch import nn\nfrom cli_fixtures import PREPROCESS\n"
+            "import torch, torchpeek as tp\nfrom torch import nn\nfrom cli_models import PREPROCESS\n"
             "layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1)\n"
             "make = lambda: tp.LoadedModel(nn.Sequential(*layers), PREPROCESS)\n"
         )
@@ -247,7 +244,7 @@ class TestPrinted:
                 parts_of_line += [f"not better than {words}: {', '.join(worse)}"] if worse else []
             assert parts_of_line
             assert line == f"{metric}: {'; '.join(parts_of_line)}"
-        assert "model: cli_fixtures:pooled" in out
+        assert "model: cli_models:pooled" in out
         assert "layer: act (" in out
 
     def test_methods_that_are_better(self, capsys) -> None:
@@ -324,7 +321,7 @@ class TestFiles:
                     assert row["higher_is_better"] == tp.METRICS[metric].higher_is_better
                     assert json.loads(row["options"]) == printed["about"]["metrics"][metric]["options"]
                     assert row["steps"] == DEFAULT[metric].get("steps")
-                    assert (row["model"], row["seed"]) == ("cli_fixtures:pooled", 0)
+                    assert (row["model"], row["seed"]) == ("cli_models:pooled", 0)
         for row in printed["results"]:
             if "curve" in row:
                 of_pictures = [
@@ -351,7 +348,7 @@ class TestFiles:
             return tp.render.curves(*given, seed=seed, **more)
 
         monkeypatch.setattr("torchpeek.cli.evaluate.curves", noted)
-        words = ("--model", "cli_fixtures:untrained", *METHOD, *FEW, "--metric", "insertion", "--metric", "deletion")
+        words = ("--model", "cli_models:untrained", *METHOD, *FEW, "--metric", "insertion", "--metric", "deletion")
         printed = asked(capsys, "evaluate", "pictures", *words, "-o", "out", "--metric", "sparseness", "--seed", "3")
         (figure,) = drawn
         assert seeds == [3]
@@ -375,7 +372,7 @@ class TestFiles:
         pytest.importorskip("matplotlib")
         drawn: list[Any] = []
         monkeypatch.setattr("torchpeek.cli.evaluate.figure_bytes", lambda figure: drawn.append(figure) or b"")
-        model = ("--model", "test_cli_kinds:convolutional", "--method", "gradcam", "--method", "fullgrad")
+        model = ("--model", "cli_models:convolutional", "--method", "gradcam", "--method", "fullgrad")
         assert run("evaluate", "pictures", *model, "--metric", "deletion", *FEW[:2], "-o", "out") == 0
         names = {line.get_label().split("  ")[1] for line in drawn[0].axes[0].lines}
         dashed = {f"{name} (grid of {method}), baseline" for name in ("random", "centre") for method in METHODS[:1]}
@@ -554,7 +551,7 @@ class TestRegions:
 
     def test_where_nobody_knows_what_the_model_was_shown(self, place, capsys) -> None:
         Path("cropping.py").write_text(
-            "import torch\nfrom cli_fixtures import pooled\n"
+            "import torch\nfrom cli_models import pooled\n"
             "def crop(image): return torch.rand(3, 16, 16)\nmake = lambda: pooled(crop)\n"
         )
         (place / "boxes.json").write_text(json.dumps(BOXES))
@@ -680,7 +677,7 @@ class TestMistakes:
     def test_a_picture_that_is_too_small_is_named(self, place, capsys, name) -> None:
         """Also if it is the first, the others are measured."""
         (place / "tiny.py").write_text(
-            "import torchpeek as tp\nfrom cli_fixtures import pooled\nmake = lambda: pooled(tp.Preprocess(None, None))"
+            "import torchpeek as tp\nfrom cli_models import pooled\nmake = lambda: pooled(tp.Preprocess(None, None))"
         )
         Image.new("RGB", (6, 6), "red").save(place / "pictures" / name)
         words = ("evaluate", "pictures", "--model", "tiny:make", "--metric", "aopc", "--metric-option", "aopc.steps=2")
@@ -693,7 +690,7 @@ class TestMistakes:
 
     def test_preprocessing_that_fails_for_one(self, place, capsys) -> None:
         Path("fails.py").write_text(
-            "from cli_fixtures import PREPROCESS, pooled\n"
+            "from cli_models import PREPROCESS, pooled\n"
             "def some(image):\n    assert image.size[0] != 41\n    return PREPROCESS(image)\n"
             "make = lambda: pooled(some)\n"
         )
@@ -762,7 +759,7 @@ def test_ctrl_c(place, sent) -> None:
         (place / "pictures" / f"more{n}.png").write_bytes((place / "pictures" / "a.png").read_bytes())
     words = ["evaluate", "pictures", "--model", "my_nets:slow", "--metric", "sparseness", "-o", "out"]
     command = [sys.executable, "-c", "from torchpeek.cli import main; main()", *words]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     deadline = time.monotonic() + 120
     said = ""

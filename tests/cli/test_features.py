@@ -8,13 +8,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import test_cli
 import torchpeek as tp
-from cli_fixtures import CHELSEA, asked, files, numbers, odd, of, pixels, pooled, strict, tokens
-from test_cli import run
+from cli_models import odd, pooled, tokens
+from cli_runner import CHELSEA, asked, files, numbers, of, pixels, run, strict
 from torchpeek.render import feature_grid
-
-place = test_cli.place  # the working directory, with pictures/a.png, b.png and c.png
 
 
 def test_numbers_and_files(place, capsys) -> None:

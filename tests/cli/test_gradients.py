@@ -6,14 +6,9 @@ from dataclasses import asdict
 
 import pytest
 
-import cli_fixtures
-import test_cli
 import torchpeek as tp
-from cli_fixtures import asked, batch_of, files, of, pixels, pooled, strict, trained
-from test_cli import run
-
-place = test_cli.place  # the working directory, with pictures/a.png, b.png and c.png
-sheets = cli_fixtures.sheets
+from cli_models import pooled, trained
+from cli_runner import asked, batch_of, files, of, pixels, run, strict
 
 
 @pytest.mark.parametrize(
@@ -60,7 +55,7 @@ def test_inputs_of_different_sizes_make_no_batch(place, capsys) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], ["cli_fixtures:untrained (random weights)", "the predicted class", "eval mode"]),
+        ([], ["cli_models:untrained (random weights)", "the predicted class", "eval mode"]),
         (["--class", "bee"], ["class bee"]),
         (["--class", "3", "--train"], ["class 3 (dog)", "train mode"]),
     ],

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-import cli_fixtures
-import test_cli
 import torchpeek as tp
-from cli_fixtures import COMMANDS, GIVEN, asked, events_of, files, of, pixels, pooled, strict
-from test_cli import run
+from cli_models import pooled
+from cli_runner import asked, events_of, files, of, pixels, run, strict
+from torchpeek.cli.features import features
+from torchpeek.cli.gradients import gradients
+from torchpeek.cli.kernels import kernels
+from torchpeek.cli.layers import layers
 
-place = test_cli.place  # the working directory, with pictures/a.png, b.png and c.png
-sheets = cli_fixtures.sheets
+COMMANDS = {"layers": layers, "kernels": kernels, "features": features, "gradients": gradients}
+PICTURES = {"layers": [], "kernels": [], "features": ["pictures"], "gradients": ["pictures"]}
 
 
 def test_layers(place, capsys) -> None:
@@ -68,25 +70,25 @@ def test_how_they_are_drawn(place, sheets) -> None:
 
 @pytest.mark.parametrize(("command", "count"), [("kernels", 3), ("features", 3), ("gradients", 1)])
 def test_random_weights_are_said_on_every_picture(place, sheets, command, count) -> None:
-    assert run(command, *GIVEN[command], *of("untrained"), "-o", "out") == 0
+    assert run(command, *PICTURES[command], *of("untrained"), "-o", "out") == 0
     assert ["random weights" in " ".join(words) for words in sheets] == [True] * count
 
 
 @pytest.mark.parametrize(("command", "count"), [("kernels", 2), ("features", 3)])
 def test_random_weights_are_said_in_tensorboard(place, sheets, command, count) -> None:
-    assert run(command, *GIVEN[command], *of("untrained"), "--tensorboard", "runs") == 0
+    assert run(command, *PICTURES[command], *of("untrained"), "--tensorboard", "runs") == 0
     assert ["random weights" in " ".join(words) for words in sheets] == [True] * count
 
 
 @pytest.mark.parametrize("command", ["kernels", "features", "gradients"])
 def test_json_has_no_nan(place, capsys, command) -> None:
-    asked(capsys, command, *GIVEN[command], *of("broken"), "-o", "out")
+    asked(capsys, command, *PICTURES[command], *of("broken"), "-o", "out")
     assert strict((place / "out" / f"{command}.json").read_text())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_folder_that_is_not_empty(place, capsys, command) -> None:
-    words = (command, *GIVEN[command], *of("pooled"), "-o", "out")
+    words = (command, *PICTURES[command], *of("pooled"), "-o", "out")
     (place / "out").mkdir()
     (place / "out" / f"{command}.json").write_text("mine")
     assert run(*words) == 2
@@ -124,7 +126,7 @@ def test_no_picture_can_be_read(place, capsys, command) -> None:
 
 @pytest.mark.parametrize(("command", "wrong"), [("kernels", "heads"), ("features", "heads"), ("gradients", "act")])
 def test_what_fails_leaves_no_folder(place, capsys, command, wrong) -> None:
-    words = (command, *GIVEN[command], *of("pooled"), "--layer", wrong)
+    words = (command, *PICTURES[command], *of("pooled"), "--layer", wrong)
     assert run(*words, "-o", "in/to/out", "--tensorboard", "runs/1") == 2
     assert not (place / "in").exists()
     assert not (place / "runs").exists()
@@ -137,7 +139,7 @@ def test_what_fails_leaves_no_folder(place, capsys, command, wrong) -> None:
 @pytest.mark.parametrize("command", ["kernels", "features", "gradients"])
 def test_tensorboard_into_a_file(place, capsys, command) -> None:
     (place / "runs").write_text("mine")
-    assert run(command, *GIVEN[command], *of("pooled"), "--tensorboard", "runs", "-o", "out") == 2
+    assert run(command, *PICTURES[command], *of("pooled"), "--tensorboard", "runs", "-o", "out") == 2
     assert "'runs' is a file" in capsys.readouterr().err
     assert not (place / "out").exists()
 
@@ -152,7 +154,7 @@ def test_tensorboard_into_a_file(place, capsys, command) -> None:
     ],
 )
 def test_it_says_what_it_wrote(place, capsys, command, what) -> None:
-    assert run(command, *GIVEN[command], *of("pooled"), "-o", "in/out") == 0
+    assert run(command, *PICTURES[command], *of("pooled"), "-o", "in/out") == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"written to in/out/: {what}"
 
 
@@ -186,7 +188,7 @@ def test_mistakes_are_one_line_and_exit_with_2(place, capsys, words, message, ou
 
 @pytest.mark.parametrize(("command", "lacking"), [("kernels", "convolution"), ("gradients", "parameter")])
 def test_a_network_without_any(place, capsys, command, lacking) -> None:
-    assert run(command, *GIVEN[command], *of("plain")) == 2
+    assert run(command, *PICTURES[command], *of("plain")) == 2
     err = capsys.readouterr().err
     assert lacking in err
     assert "_ConvNd" not in err

@@ -9,15 +9,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-import cli_fixtures
-import test_cli
 import torchpeek as tp
-from cli_fixtures import CHELSEA, asked, files, numbers, of, pixels, pooled, strict
-from test_cli import run
+from cli_models import pooled
+from cli_runner import CHELSEA, asked, files, numbers, of, pixels, run, strict
 from torchpeek.render import kernel_grid
-
-place = test_cli.place  # the working directory, with pictures/a.png, b.png and c.png
-sheets = cli_fixtures.sheets
 
 
 def test_numbers_and_files(place, capsys) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import replicas_metrics as slow
 import torchpeek as tp
 from networks import messy, state_of
+from paths import ROOT
+from replicas import metrics as slow
 from torchpeek.engine.targets import ClassesPerSample
 from torchpeek.metrics import METRICS, Clean, joined
 from torchpeek.metrics.fidelity import random_patches, random_squares
@@ -252,7 +252,7 @@ class TestWhateverTheFormula:
 
     def test_is_documented(self, name: str) -> None:
         entry = METRICS[name]
-        page = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
+        page = (ROOT / "docs" / "metrics.md").read_text()
         assert f"| `{name}` | {'higher' if entry.higher_is_better else 'lower'} |" in page
         assert entry.paper.startswith(("arXiv:", "doi:"))
 

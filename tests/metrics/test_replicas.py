@@ -11,7 +11,7 @@ import scipy.stats
 import torch
 import torch.nn.functional as F
 
-import replicas_metrics as replica
+from replicas import metrics as replica
 
 PICTURE = [[[0.8, 0.4], [0.2, 0.0]]]  # (1, 2, 2), its mean 0.35
 UNTIED = range(4)

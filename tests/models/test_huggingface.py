@@ -16,13 +16,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import torchpeek as tp
+from paths import IMAGES
 from torchpeek.engine.targets import Similarity
 from torchpeek.errors import InputError, ModelError, ModelNotFound, Notice, WeightsError
 from torchpeek.models import Preprocess
 
 transformers = pytest.importorskip("transformers")
 
-IMAGES = sorted((Path(__file__).parent.parent / "examples" / "images").glob("*.[pj][np]g"))
+PHOTOGRAPHS = sorted(IMAGES.glob("*.[pj][np]g"))
 OLD = int(transformers.__version__.split(".")[0]) < 5
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 GRID = {"image_size": 32, "patch_size": 8}
@@ -271,7 +272,7 @@ class TestPictures:
         write_processor(folder, **PROCESSORS[how])
         loaded = tp.load_model(f"hf:{folder}", "random")
         assert isinstance(loaded.preprocess, Preprocess)
-        for file in IMAGES:
+        for file in PHOTOGRAPHS:
             picture = loaded.read(file)
             torch.testing.assert_close(picture.tensor, theirs(folder, picture.image), rtol=0, atol=1e-4)
             pytest.importorskip("torchvision")

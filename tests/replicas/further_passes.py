@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from replicas import gradcam_plus_plus
+from replicas.one_pass import gradcam_plus_plus
 
 # Tools
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli_fixtures import strict
+from cli_runner import strict
 from torchpeek.errors import FormatError, PictureError
 from torchpeek.store import find_masks, json_text, parquet_bytes, read_boxes, read_mask
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import replicas_attention as replicas
+from replicas import attention as replicas
 from torchpeek.cam.attention import legrad, rollout, transformer_attribution
 from torchpeek.engine.attention.recorder import AttentionRecorder, attention_gradients, layerwise_attention_gradients
 from torchpeek.engine.preserve import preserved

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import replicas
 import torchpeek as tp
 from networks import Laid
+from replicas import one_pass as replicas
 from torchpeek.errors import InputError, NoSpatialLayer, Notice
 
 pytestmark = pytest.mark.usefixtures("one_thread")

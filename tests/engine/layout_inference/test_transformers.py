@@ -18,9 +18,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import replicas_attention as replicas
 import torchpeek as tp
 from networks import state_of
+from replicas import attention as replicas
 from torchpeek.errors import GradUnavailable, MethodNotApplicable, NoSpatialLayer, NotConnected, Notice
 from torchpeek.hooks import containers
 
