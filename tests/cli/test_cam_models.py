@@ -155,7 +155,7 @@ class TestTexts:
     def test_a_checkpoint(self, place, capsys) -> None:
         """Of transformers, as it is written to a folder."""
         pytest.importorskip("transformers")
-        from test_hf import two_towers, write_clip_tokenizer
+        from networks.huggingface import two_towers, write_clip_tokenizer
 
         two_towers("CLIP").save_pretrained("clip")
         write_clip_tokenizer(Path("clip"))
