@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 import torchpeek as tp
-from paths import IMAGES
+from paths import IMAGES, TESTS
 from torchpeek.cli import main
 
 CHELSEA = str(IMAGES / "chelsea.png")
@@ -25,6 +26,12 @@ def run(*words: str) -> int:
     with pytest.raises(SystemExit) as exited:
         main(list(words))
     return int(exited.value.code or 0)
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """For a process in which the models of the tests can be imported."""
+    folders = [str(TESTS), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders)), **variables}
 
 
 def strict(written: str) -> Any:

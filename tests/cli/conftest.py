@@ -1,10 +1,11 @@
-"""The working directory of the command line's tests, and what they draw."""
+"""Fixtures of the command line's tests: the working directory, and what is drawn."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -62,3 +63,12 @@ def sheets(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.setattr("torchpeek.render.tiles.caption", caption)
     monkeypatch.setattr("torchpeek.cli.gradients.figure_bytes", figure_bytes)
     return drawn
+
+
+@pytest.fixture
+def six(place: Path) -> Path:
+    """As many pictures as it takes to tell what is better."""
+    for n, stem in enumerate("def"):
+        noise = np.random.default_rng(n).integers(0, 255, (9, 12, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((48, 36)).save(place / "pictures" / f"{stem}.png")
+    return place

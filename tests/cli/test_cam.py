@@ -1,16 +1,10 @@
-"""The command line as a user meets it."""
+"""torchpeek cam: results and files against the library, and errors as a user sees them."""
 
 from __future__ import annotations
 
 import json
-import os
-import pty
-import signal
 import subprocess
 import sys
-import threading
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,8 +12,8 @@ import torch
 from PIL import Image
 
 import torchpeek as tp
-from cli_runner import run
-from paths import IMAGES, TESTS
+from cli_runner import environment, run
+from paths import IMAGES
 from torchpeek.cli import main
 
 CAM = ("cam", "pictures", "--model", "my_nets:make")
@@ -157,9 +151,11 @@ class TestCam:
         )
         Path("named.py").write_text(script, encoding="utf-8")
         command = [sys.executable, "-c", "from torchpeek.cli import main; main()", "cam", "pictures", "-o", "out"]
-        environment = {**os.environ, "PYTHONPATH": str(TESTS), "PYTHONIOENCODING": "ascii"}
         done = subprocess.run(
-            [*command, "--model", "named:make", "--json"], env=environment, capture_output=True, check=True
+            [*command, "--model", "named:make", "--json"],
+            env=environment(PYTHONIOENCODING="ascii"),
+            capture_output=True,
+            check=True,
         )
         assert "\u00eblk \U0001f600" in str(json.loads(done.stdout))
 
@@ -251,111 +247,6 @@ class TestCam:
     def test_a_folder_that_cannot_be_written(self, place, capsys) -> None:
         assert run(*CAM, "--out", "/proc/peek") == 2
         assert "cannot be written" in capsys.readouterr().err
-
-
-class TestOtherCommands:
-    def test_methods(self, capsys) -> None:
-        assert run("methods") == 0
-        out = capsys.readouterr().out
-        assert all(name in out for name in tp.METHODS)
-        assert run("methods", "--json") == 0
-        assert [each["name"] for each in json.loads(capsys.readouterr().out)] == list(tp.METHODS)
-
-    def test_layers(self, place, capsys) -> None:
-        assert run("layers", "--model", "my_nets:make") == 0
-        out = capsys.readouterr().out
-        assert "(N, 6, 16, 16)" in out
-        assert "suggested for heatmaps: act" in out
-        assert run("layers", "--model", "my_nets:make", "--json", "--picture", "pictures/a.png") == 0
-        table = json.loads(capsys.readouterr().out)
-        assert table["suggested"]["layer"] == "act"
-        assert run("layers", "--model", "my_nets:make", "--input-size", "3", "8", "9") == 0
-        assert "(N, 6, 8, 9)" in capsys.readouterr().out
-
-    def test_layers_of_a_network_without_a_grid(self, place, capsys) -> None:
-        assert run("layers", "--model", "my_nets:flat") == 0
-        assert "(N, 768)" in capsys.readouterr().out
-
-    @pytest.mark.parametrize("command", [[], ["cam"], ["layers"], ["methods"]])
-    def test_help(self, command, capsys) -> None:
-        assert run(*command, "--help") == 0
-        out = capsys.readouterr().out
-        assert "Usage" in out
-        if command == ["cam"]:
-            for option in ("--model", "--method", "--class", "--layer", "--out", "--weights", "--json"):
-                assert option in out
-
-    def test_version(self, capsys) -> None:
-        assert run("--version") == 0
-        assert tp.__version__ in capsys.readouterr().out
-
-    def test_unknown_command(self, capsys) -> None:
-        assert run("cams") == 2
-
-
-class TestProcess:
-    """The real thing, in a process of its own."""
-
-    def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-c", "from torchpeek.cli import main; main()", *words]
-
-    def environment(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(TESTS)}
-
-    def test_interrupt(self, place) -> None:
-        for n in range(40):
-            (place / "pictures" / f"more{n}.png").write_bytes((place / "pictures" / "a.png").read_bytes())
-        words = self.command("cam", "pictures", "--model", "my_nets:slow", "--batch-size", "1", "--method", "cam")
-        process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=self.environment())
-        deadline = time.monotonic() + 60
-        while not list((place / "peek").glob("*/all.png")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert "interrupted" in err
-        assert "Traceback" not in err
-        leftovers = [path for path in (place / "peek").rglob("*") if path.name.startswith(".")]
-        assert leftovers == []
-        done = json.loads((place / "peek" / "results.json").read_text())["pictures"]
-        assert 1 <= len(done) < 43
-        assert (place / "peek" / "report.html").is_file()
-
-    def test_on_a_terminal(self, place) -> None:
-        """A bar on stderr, gone at the end; the table is on stdout alone."""
-        primary, secondary = pty.openpty()
-        words = self.command(*CAM)
-        process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=secondary, text=True, env={**self.environment(), "TERM": "xterm"}
-        )
-        os.close(secondary)
-        parts: list[bytes] = []
-        reading = threading.Thread(target=read_all, args=(primary, parts))  # a terminal holds no more than 4,096 bytes
-        reading.start()
-        out, _ = process.communicate(timeout=120)
-        reading.join(10)
-        shown = b"".join(parts).decode()
-        assert process.returncode == 0
-        assert "report: peek/report.html" in out
-        assert "explaining" in shown
-        assert "explaining" not in out
-
-    def test_a_reader_that_has_enough(self, place) -> None:
-        process = subprocess.Popen(
-            self.command("methods"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self.environment()
-        )
-        process.stdout.close()
-        with process.stderr as errors:
-            err = errors.read()
-        assert process.wait(60) == 0
-        assert b"Traceback" not in err
-
-
-def read_all(terminal: int, parts: list[bytes]) -> None:
-    """Until the other side is closed, of which Linux says EIO."""
-    with suppress(OSError):
-        while part := os.read(terminal, 100_000):
-            parts.append(part)
 
 
 def test_the_demo(mobilenet, tmp_path, capsys) -> None:

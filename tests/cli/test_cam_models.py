@@ -1,4 +1,4 @@
-"""`torchpeek cam` on models of other kinds than classifiers with convolutions, against the library and by hand."""
+"""torchpeek cam with detectors, segmentation models, image-text models and transformers, against the library."""
 
 from __future__ import annotations
 

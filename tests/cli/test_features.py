@@ -1,4 +1,4 @@
-"""torchpeek features as a user meets it, against what the library says."""
+"""torchpeek features: numbers, files and errors, against the library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torchpeek gradients as a user meets it, against what the library says."""
+"""torchpeek gradients: numbers, files and errors, against the library."""
 
 from __future__ import annotations
 

@@ -1,14 +1,12 @@
-"""What torchpeek layers, kernels, features and gradients have in common."""
+"""What the commands layers, kernels, features and gradients have in common."""
 
 from __future__ import annotations
 
 import inspect
 import io
-from dataclasses import asdict
 
 import numpy as np
 import pytest
-import torch
 
 import torchpeek as tp
 from cli_models import pooled
@@ -20,16 +18,6 @@ from torchpeek.cli.layers import layers
 
 COMMANDS = {"layers": layers, "kernels": kernels, "features": features, "gradients": gradients}
 PICTURES = {"layers": [], "kernels": [], "features": ["pictures"], "gradients": ["pictures"]}
-
-
-def test_layers(place, capsys) -> None:
-    printed = asked(capsys, "layers", *of("pooled"), "-o", "out")
-    table = tp.layers(pooled(), torch.zeros(1, 3, 16, 16))
-    assert printed["layers"] == [asdict(row) for row in table]
-    assert printed["suggested"]["layer"] == "act"
-    assert files(place / "out") == {"layers.json", "layers.txt"}
-    assert strict((place / "out" / "layers.json").read_text()) == printed
-    assert (place / "out" / "layers.txt").read_text() == f"{table}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,4 +1,4 @@
-"""torchpeek kernels as a user meets it, against what the library says."""
+"""torchpeek kernels: numbers, files and errors, against the library."""
 
 from __future__ import annotations
 

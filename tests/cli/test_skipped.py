@@ -1,4 +1,4 @@
-"""Pictures that a command leaves out."""
+"""Skipped: the pictures that a command leaves out, and the error when none is left."""
 
 from __future__ import annotations
 
