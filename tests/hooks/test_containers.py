@@ -1,4 +1,4 @@
-"""Containers: every kind that a layer may return is opened, named by path, and kept in kind."""
+"""Containers that layers return: each type is opened, its tensors are named by path, and it is rebuilt in its type."""
 
 from __future__ import annotations
 

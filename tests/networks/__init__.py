@@ -227,3 +227,27 @@ class Laid(nn.Module):
         places = torch.linspace(0.5, 1.5, laid.shape[1], dtype=laid.dtype).unsqueeze(1)  # no two tokens alike
         mixed = (laid @ laid.mT).softmax(-1) @ (laid * places)
         return self.head(torch.sin(mixed).mean(1) + mixed[:, 0])
+
+
+class TwoKernels(nn.Module):
+    """A convolution with kernels of ones and of twos, and a max-pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(1, 2, 3), nn.MaxPool2d(2)
+        with torch.no_grad():
+            self.conv.weight[0] = 1
+            self.conv.weight[1] = 2
+            self.conv.bias.zero_()
+
+    def forward(self, x):
+        return self.pool(self.conv(x))
+
+
+class Scale(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+
+    def forward(self, x):
+        return x * self.factor

@@ -1,4 +1,4 @@
-"""What record() keeps: other types and devices, reductions, running statistics, callbacks, files."""
+"""record(keep=...): other dtypes and devices, reductions, running statistics, callbacks, and files."""
 
 from __future__ import annotations
 

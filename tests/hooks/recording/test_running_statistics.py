@@ -1,4 +1,4 @@
-"""Running statistics against the same numbers worked out at once, in float64, by NumPy."""
+"""Running statistics against NumPy in float64."""
 
 from __future__ import annotations
 
