@@ -1,4 +1,4 @@
-"""What a model is called with: against the same model wrapped so that it takes one tensor, and by hand."""
+"""What a model is called with: several arguments, and which of them go with the samples."""
 
 from __future__ import annotations
 
@@ -9,71 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 import torchpeek as tp
 from networks import PooledNet
+from networks.model_calls import FIRST, SECOND, N, OfOne, Sided, drawn, rest
 from torchpeek.engine.model_call import ModelCall, as_model_call
-from torchpeek.errors import InputError, TargetError
-from torchpeek.render.overlay import placed
+from torchpeek.errors import InputError
 
 Box, Pixels = tp.targets.Box, tp.targets.Pixels
-N = 3
-
-
-def drawn(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-class Sided(nn.Module):
-    """Two pictures, a row of a table beside them, and more; keyword-only in part. May write into all of it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.other = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(3, 5, 3, stride=2)
-        self.table, self.head = nn.Linear(7, 5), nn.Linear(5, 4)
-        self.writes = False
-
-    def forward(
-        self, image: Tensor, second: Tensor, *, meta: dict[str, Any], scale: Tensor, flags: Tensor, hint: Any = None
-    ) -> Tensor:
-        assert hint is None
-        table, ids = meta["table"], meta["ids"][0]
-        a, b = torch.tanh(self.conv(image)), torch.tanh(self.other(second)).mean((2, 3))
-        row = torch.tanh(self.table(table))
-        a = a * (1 + b[:, :, None, None]) * scale + row[:, :, None, None] * a.square()
-        a = a * (1 + 0.1 * ids[:, None, None, None]) + flags[:, None, None, None] * a.abs()
-        if self.writes:
-            for each in (image, second, table):
-                each.mul_(0)
-        return self.head(a.sigmoid().mean((2, 3)))
-
-
-FIRST, SECOND = drawn(N, 3, 8, 6), drawn(N, 3, 11, 9, seed=2)
-
-
-def rest(rows: Any = slice(None)) -> dict[str, Any]:
-    """What else it takes, of some of the samples: by sample, broadcast, nested, integer, boolean, nothing."""
-    return {
-        "meta": {"table": drawn(N, 7, seed=3)[rows], "ids": [torch.tensor([1, 2, 3])[rows]]},
-        "scale": torch.full((1, 1, 1, 1), 1.3, dtype=torch.float64),
-        "flags": torch.tensor([True, False, True])[rows],
-        "hint": None,
-    }
-
-
-class OfOne(nn.Module):
-    """Takes one of the pictures of one sample, and knows the rest."""
-
-    def __init__(self, model: nn.Module, picture: str, sample: int) -> None:
-        super().__init__()
-        self.model, self.picture, self.sample = model, picture, sample
-
-    def forward(self, x: Tensor) -> Tensor:
-        row = [self.sample] * len(x)
-        pair = (x, SECOND[row]) if self.picture == "0" else (FIRST[row], x)
-        return self.model(*pair, **rest(row))
 
 
 @pytest.fixture(scope="module")
@@ -144,48 +88,6 @@ class TestBesideThePicture:
         for n, each in enumerate(found):
             alone = tp.explain(sided, calls[n], layer="conv", target=1 + n)
             assert torch.equal(each.values, alone.values)
-
-
-class TestAnatomy:
-    """What looks inside takes the same calls, and leaves the caller's tensors as they were."""
-
-    LOOKS: tuple[tuple[str, Callable[[nn.Module, Any], Any]], ...] = (
-        ("layers", lambda model, given: [(row.name, row.output) for row in tp.layers(model, given).rows]),
-        ("activations", lambda model, given: tp.activations(model, given, "*conv")),
-        ("plan", lambda model, given: [(row.output, row.nbytes) for row in tp.plan(model, given, "*conv").rows]),
-        ("statistics", lambda model, given: [r.output.summary() for r in tp.statistics(model, [given], "*conv").rows]),
-        ("gradient_flow", lambda model, given: tp.gradient_flow(model, given, 1).loss),
-    )
-
-    @pytest.mark.parametrize(("name", "look"), LOOKS, ids=[name for name, _ in LOOKS])
-    def test_is_the_wrapped_model(self, sided: Sided, name: str, look: Callable[[nn.Module, Any], Any]) -> None:
-        sided.writes = name != "gradient_flow"  # such a model cannot be trained
-        pair, kept = (FIRST[:1].clone(), SECOND[:1].clone()), rest([0])
-        got = look(sided, tp.Arguments(pair, kept))
-        expected = look(OfOne(sided, "0", 0).eval(), FIRST[:1])
-        if name == "layers":
-            assert [(f"model.{layer}", said) for layer, said in got] == expected[1:]
-        elif name == "activations":
-            assert torch.equal(got["conv"], expected["model.conv"])
-        else:
-            assert got == expected
-        assert torch.equal(pair[0], FIRST[:1])
-        assert torch.equal(kept["meta"]["table"], rest([0])["meta"]["table"])
-
-    def test_of_a_plain_tensor_neither(self) -> None:
-        class Writes(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.my_conv = nn.Conv2d(3, 4, 3)
-
-            def forward(self, x: Tensor) -> Tensor:
-                return self.my_conv(x.mul_(2))
-
-        x = torch.randn(2, 3, 8, 6)
-        before = x.clone()
-        for _, look in self.LOOKS[:4]:
-            look(Writes().eval(), x)
-        assert torch.equal(x, before)
 
 
 class TestWhichGoWithTheSamples:
@@ -370,178 +272,6 @@ class TestRefused:
         with pytest.raises(TypeError) as caught:
             tp.explain(sided, tp.Arguments((FIRST, SECOND), {"flags": rest()["flags"]}), layer="conv")
         assert "its own part of '1', 'flags', unless tp.Arguments(shared=[...])" in str(caught.value.__notes__)
-
-
-# ---- detectors: they scale and pad their pictures themselves ----
-
-
-class Bright(nn.Module):
-    """A detector of brightness: one box around it all, as sure as the brightest cells of a stride of 8 are bright."""
-
-    def __init__(self, divisible: int = 32, least: int = 64, most: int = 96) -> None:
-        super().__init__()
-        detection = pytest.importorskip("torchvision.models.detection.transform")
-        self.transform = detection.GeneralizedRCNNTransform(least, most, [0.0] * 3, [1.0] * 3, size_divisible=divisible)
-        self.conv = nn.Conv2d(3, 2, 8, stride=8)
-        with torch.no_grad():
-            self.conv.weight.fill_(1 / 192)
-            self.conv.bias.zero_()
-
-    def forward(self, pictures: list[Tensor]) -> list[dict[str, Tensor]]:
-        scaled, _ = self.transform(pictures)
-        seen = self.conv(scaled.tensors)  # (N, 2, h, w), as padded
-        scores = torch.sigmoid(seen.square().mean((1, 2, 3)))
-        boxes = [[0.0, 0.0, picture.shape[2], picture.shape[1]] for picture in pictures]
-        return [
-            {"boxes": torch.tensor([box]), "scores": score[None], "labels": torch.tensor([1])}
-            for box, score in zip(boxes, scores, strict=True)
-        ]
-
-
-class TestDetectors:
-    @pytest.mark.parametrize(("width", "height"), [(200, 150), (130, 210), (97, 64), (333, 90)])
-    @pytest.mark.parametrize("divisible", [8, 32])
-    def test_heat_lies_where_the_object_is(self, width: int, height: int, divisible: int) -> None:
-        """Anywhere in the original picture, whatever was padded: the centre of the heat is that of the object."""
-        model = Bright(divisible).eval()
-        loaded = tp.LoadedModel(model)
-        for across, down in [(0.2, 0.25), (0.75, 0.7), (0.5, 0.8)]:
-            pixels = np.zeros((height, width, 3), np.uint8)
-            top, left, side = int(down * height), int(across * width), max(6, min(width, height) // 8)
-            pixels[top : top + side, left : left + side] = 255
-            picture = loaded.read(Image.fromarray(pixels))
-            heatmap = tp.explain(loaded, picture, layer="conv", target=Box())
-            heat = np.nan_to_num(placed(heatmap.positive().values[0, 0], picture.geometry))
-            assert heat.shape == (height, width)
-            share = heat / heat.sum()
-            centre = [float(share.sum(axis) @ (np.arange(heat.shape[1 - axis]) + 0.5)) for axis in (0, 1)]
-            cell = 8 * width / model.transform([torch.zeros(3, height, width)])[0].image_sizes[0][1]
-            assert abs(centre[0] - (left + side / 2)) < 0.6 * cell
-            assert abs(centre[1] - (top + side / 2)) < 0.6 * cell
-
-    def test_a_list_of_pictures_of_different_sizes(self) -> None:
-        model = Bright().eval()
-        pictures = [torch.rand(3, *size, generator=torch.Generator().manual_seed(n)) for n, size in enumerate(SIZES)]
-        found = tp.explain(model, pictures, layer="conv", target=Box())
-        for picture, heatmap in zip(pictures, found, strict=True):
-            alone = tp.explain(model, picture, layer="conv", target=Box())
-            torch.testing.assert_close(heatmap.values, alone.values)
-            scaled = model.transform([picture])[0].tensors
-            assert tuple(heatmap.values.shape[2:]) == tuple(size // 8 for size in scaled.shape[2:])
-            # By hand: d sigmoid(m) / d a = s (1 - s) 2 a / count, m the mean square.
-            a = model.conv(scaled).detach()  # (1, 2, h, w)
-            score = torch.sigmoid(a.square().mean())
-            gradient = score * (1 - score) * 2 * a / a.numel()
-            torch.testing.assert_close(heatmap.values, (gradient.mean((2, 3), keepdim=True) * a).sum(1, keepdim=True))
-
-    def test_a_batch_of_one_size_is_each_by_itself(self) -> None:
-        model, batch = Bright().eval(), torch.rand(2, 3, 60, 80)
-        together = tp.explain(model, batch, method="scorecam", layer="conv", target=Box())
-        for n in range(2):
-            alone = tp.explain(model, batch[n], method="scorecam", layer="conv", target=Box())
-            torch.testing.assert_close(together.values[n], alone.values[0], rtol=1e-4, atol=1e-6)
-
-    def test_no_class_is_predicted_of_a_detector(self) -> None:
-        """Its boxes are (Q, 4), which is no batch of class scores."""
-        for given in (torch.rand(3, 60, 80), torch.rand(2, 3, 60, 80)):
-            with pytest.raises(TargetError, match="Box for a detector"):
-                tp.explain(Bright().eval(), given, layer="conv")
-
-    def test_other_arguments(self) -> None:
-        with pytest.raises(InputError, match=r"Bright takes a list of pictures .*several of one size \(N, C, H, W\)"):
-            tp.explain(Bright(), tp.Arguments(([torch.rand(3, 60, 80)],)), target=Box())
-
-    def test_a_function_of_what_it_returns(self) -> None:
-        model, batch = Bright().eval(), torch.rand(2, 3, 60, 80)
-        target = tp.targets.Computed(lambda output, rows: torch.stack([each["scores"].sum() for each in output]))
-        got = tp.explain(model, batch, layer="conv", target=target)
-        torch.testing.assert_close(got.values, tp.explain(model, batch, layer="conv", target=Box()).values)
-
-    def test_detr_with_a_mask_of_the_pixels(self) -> None:
-        transformers = pytest.importorskip("transformers")
-        torch.manual_seed(0)
-        backbone = transformers.ResNetConfig(
-            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", out_features=["stage2"]
-        )
-        halves = {
-            f"{half}_{name}": n for half in ("encoder", "decoder") for name, n in (("layers", 1), ("ffn_dim", 16))
-        }
-        config = transformers.DetrConfig(
-            use_timm_backbone=False,
-            use_pretrained_backbone=False,
-            backbone_config=backbone,
-            d_model=16,
-            num_queries=4,
-            num_labels=3,
-            **halves,
-        )
-        model = transformers.DetrForObjectDetection(config).eval()
-        x, mask = drawn(2, 3, 64, 64).float(), torch.ones(2, 64, 64, dtype=torch.long)
-        mask[1, :, 48:] = 0
-        layer = "model.input_projection"
-        given = {"pixel_values": x, "pixel_mask": mask}
-        for method in ("gradcam", "scorecam"):
-            together = tp.explain(model, given, method=method, layer=layer, target=Box())
-            for n in range(2):
-                one = {"pixel_values": x[n : n + 1], "pixel_mask": mask[n : n + 1]}
-                alone = tp.explain(model, one, method=method, layer=layer, target=Box())
-                largest = float(alone.values.abs().max())
-                torch.testing.assert_close(together.values[n], alone.values[0], rtol=0, atol=1e-3 * largest)
-        blind = tp.explain(model, x[1:], layer=layer, target=Box())
-        assert not torch.allclose(blind.scores, together.scores[1:])  # the mask went with its sample
-
-
-SIZES = [(60, 80), (90, 50), (60, 80)]
-
-
-class TestSegmentation:
-    """Which of several parts is the segmentation is found: against the function that takes that part."""
-
-    @staticmethod
-    def mean_of(part: str, label: int, mask: Tensor) -> Any:
-        return tp.targets.Computed(lambda output, rows: output[part][:, label][:, mask].mean(1))
-
-    @pytest.mark.parametrize("name", ["deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"])
-    def test_torchvision(self, name: str) -> None:
-        segmentation = pytest.importorskip("torchvision.models.segmentation")
-        torch.manual_seed(0)
-        extra = {"aux_loss": True} if name.startswith("deeplab") else {}
-        model = getattr(segmentation, name)(weights=None, weights_backbone=None, num_classes=4, **extra).eval()
-        mask = torch.zeros(32, 48, dtype=torch.bool)
-        mask[4:20, 8:30] = True
-        x = torch.rand(2, 3, 32, 48)
-        got = tp.explain(model, x, layer="backbone.16", target=Pixels(1, mask))
-        expected = tp.explain(model, x, layer="backbone.16", target=self.mean_of("out", 1, mask))
-        torch.testing.assert_close(got.values, expected.values)
-        assert got.provenance.score == "mean logit of the masked pixels, from 'out'"
-        with pytest.raises(TargetError, match=r"mask has shape \(48, 32\); allowed: \(32, 48\), or \(2, 32, 48\)"):
-            tp.explain(model, x, layer="backbone.16", target=Pixels(1, mask.T))
-
-    def test_segformer(self) -> None:
-        transformers = pytest.importorskip("transformers")
-        torch.manual_seed(0)
-        config = transformers.SegformerConfig(
-            num_encoder_blocks=2,
-            depths=[1, 1],
-            sr_ratios=[2, 1],
-            hidden_sizes=[8, 16],
-            patch_sizes=[3, 3],
-            strides=[4, 2],
-            num_attention_heads=[1, 2],
-            mlp_ratios=[2, 2],
-            decoder_hidden_size=16,
-            num_labels=4,
-        )
-        model = transformers.SegformerForSemanticSegmentation(config).eval()
-        x, mask = torch.rand(2, 3, 64, 64), torch.zeros(16, 16, dtype=torch.bool)
-        mask[3:9, 2:12] = True
-        layer = "decode_head.linear_fuse"
-        labels = {"labels": torch.zeros(2, 64, 64, dtype=torch.long)}  # with which a loss is returned, too
-        for given in ({"pixel_values": x}, {"pixel_values": x, **labels}):
-            got = tp.explain(model, given, layer=layer, target=Pixels(1, mask))
-            expected = tp.explain(model, x, layer=layer, target=self.mean_of("logits", 1, mask))
-            torch.testing.assert_close(got.values, expected.values)
-            assert got.provenance.score == "mean logit of the masked pixels, from 'logits'"
 
 
 def test_two_threads_with_calls_of_their_own(sided: Sided) -> None:

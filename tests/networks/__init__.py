@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -160,73 +158,6 @@ def state_of(model: nn.Module) -> dict[str, object]:
         "random state": torch.get_rng_state().tolist(),
         "grad mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
     }
-
-
-class Block(nn.Module):
-    """A layer with what it returns laid out in one of the ways in which models do: tokens (N, T, C) in, that out."""
-
-    def __init__(self, kind: str, channels: int, wrap: str) -> None:
-        super().__init__()
-        self.kind, self.wrap = kind, wrap
-        self.lin = nn.Linear(channels, channels)
-
-    def forward(self, tokens: Tensor, grid: tuple[int, ...]) -> Any:
-        laid = torch.tanh(self.lin(tokens))
-        match self.kind:
-            case "channels-first":
-                laid = laid.mT.unflatten(2, grid)
-            case "channels-last":
-                laid = laid.unflatten(1, grid)
-            case "channel-tokens":
-                laid = laid.mT
-            case "sequence-first":
-                laid = laid.transpose(0, 1)
-        index = tokens.flatten(1).argmax(1)  # of integers, and so nothing to look at
-        return {"tensor": laid, "tuple": (laid, index), "dict": {"tokens": laid, "index": index, "name": "block"}}[
-            self.wrap
-        ]
-
-
-class Laid(nn.Module):
-    """A smooth network of patches, one `Block` at `layer`, and a tail in which all tokens, and samples alone, meet.
-
-    The block returns `prefix` + positions + `suffix` tokens.
-    """
-
-    def __init__(
-        self,
-        kind: str,
-        patch: tuple[int, ...],
-        prefix: int = 0,
-        suffix: int = 0,
-        wrap: str = "tensor",
-        channels: int = 6,
-        classes: int = 4,
-    ) -> None:
-        super().__init__()
-        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(patch) - 1]
-        self.patch = convolution(3, channels, patch, stride=patch)
-        self.before, self.after = (nn.Parameter(torch.randn(1, count, channels)) for count in (prefix, suffix))
-        self.layer = Block(kind, channels, wrap)
-        self.head = nn.Linear(channels, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = self.patch(x)  # (N, C, *grid)
-        given = torch.cat([self.before.expand(len(x), -1, -1), a.flatten(2).mT, self.after.expand(len(x), -1, -1)], 1)
-        said = self.layer(given, tuple(a.shape[2:]))
-        laid = {"tensor": lambda: said, "tuple": lambda: said[0], "dict": lambda: said["tokens"]}[self.layer.wrap]()
-        match self.layer.kind:
-            case "channels-first":
-                laid = laid.flatten(2).mT
-            case "channels-last":
-                laid = laid.flatten(1, -2)
-            case "channel-tokens":
-                laid = laid.mT
-            case "sequence-first":
-                laid = laid.transpose(0, 1)
-        places = torch.linspace(0.5, 1.5, laid.shape[1], dtype=laid.dtype).unsqueeze(1)  # no two tokens alike
-        mixed = (laid @ laid.mT).softmax(-1) @ (laid * places)
-        return self.head(torch.sin(mixed).mean(1) + mixed[:, 0])
 
 
 class TwoKernels(nn.Module):
