@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import torchpeek as tp
-from networks.layouts import Case, Turned, kept
+from networks.layouts import Case, Turned, layer_output
 from torchpeek.errors import InputError, NoSpatialLayer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -20,7 +20,7 @@ class TestSaidByTheUser:
         model, x = Case("tokens", (24, 16), (4, 4), 6).made(), torch.randn(2, 3, 24, 16).double()
         assert str(tp.trace(model, x, layer="layer").at["layer"].layout) == "tokens 6+6x4"
         trace = tp.trace(model, x, layer="layer", layout="tokens 6x5")
-        tokens = kept(model, "layer", x)
+        tokens = layer_output(model, "layer", x)
         assert torch.equal(trace.activations.squeeze(1), tokens.mT.unflatten(2, (6, 5)))
         trace = tp.trace(model, x, layer="layer", layout=tp.Layout("tokens", (5, 5), 3, 2))
         assert torch.equal(trace.activations.squeeze(1), tokens[:, 3:28].mT.unflatten(2, (5, 5)))
@@ -60,5 +60,5 @@ class TestSaidByTheUser:
         model, x = Turned(8, norm=False).eval(), torch.randn(1, 3, 64, 64)
         trace = tp.trace(model, x, layer=["embed", "lin"], layout="channels-last")
         for layer in ("embed", "lin"):
-            expected = kept(model, layer, x).permute(0, 3, 1, 2)
+            expected = layer_output(model, layer, x).permute(0, 3, 1, 2)
             assert torch.equal(trace.at[layer].activation, expected)

@@ -326,7 +326,7 @@ class Flat(nn.Module):
         return self.head(torch.tanh(self.norm(self.flat(self.patch(x)).mT)).mean(1))
 
 
-def kept(model: nn.Module, layer: str, x: Tensor) -> Tensor:
+def layer_output(model: nn.Module, layer: str, x: Tensor) -> Tensor:
     """What a layer returned, by a hook of our own."""
     seen: list[Tensor] = []
     handle = model.get_submodule(layer).register_forward_hook(lambda module, args, output: seen.append(output))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import torchpeek as tp
-from networks.layouts import Flat, Sequence, Signal, Swap, Turned, Upright, Windows, kept
+from networks.layouts import Flat, Sequence, Signal, Swap, Turned, Upright, Windows, layer_output
 from torchpeek.engine import ModelRunner
 from torchpeek.engine.layout_inference.candidates import is_channels_last
 from torchpeek.engine.targets import Predicted
@@ -64,7 +64,7 @@ class TestCoincidences:
         model, x = Turned(channels).eval(), torch.randn(2, 3, 64, 96)
         trace = tp.trace(model, x, layer="embed")
         assert trace.at["embed"].layout == tp.Layout("channels-last", (8, 12))
-        assert torch.equal(trace.activations.squeeze(1), kept(model, "embed", x).permute(0, 3, 1, 2))
+        assert torch.equal(trace.activations.squeeze(1), layer_output(model, "embed", x).permute(0, 3, 1, 2))
 
     def test_a_cube_next_to_a_norm_over_the_last_axis(self) -> None:
         """Only what certainly has its channels last is read so; of what may be either both are listed."""
@@ -74,13 +74,13 @@ class TestCoincidences:
         with pytest.raises(NoSpatialLayer, match=r"2 ways: 'channels-first 8x8', 'channels-last 8x8'\. Say which with"):
             tp.trace(model, x, layer="embed")
         trace = tp.trace(model, x, layer="embed", layout="channels-last")
-        assert torch.equal(trace.activations.squeeze(1), kept(model, "embed", x).permute(0, 3, 1, 2))
+        assert torch.equal(trace.activations.squeeze(1), layer_output(model, "embed", x).permute(0, 3, 1, 2))
         upright = Upright(8).eval()
         with pytest.raises(NoSpatialLayer, match="'channels-first 8x8', 'channels-last 8x8'"):
             tp.trace(upright, x, layer="block")
         assert str(tp.trace(upright, x, layer="embed").at["embed"].layout) == "channels-first 8x8"
         first = tp.trace(upright, x, layer="block", layout="channels-first 8x8")
-        assert torch.equal(first.activations.squeeze(1), kept(upright, "block", x))
+        assert torch.equal(first.activations.squeeze(1), layer_output(upright, "block", x))
 
     @pytest.mark.parametrize("size", [(64, 64), (64, 96)])
     def test_a_cube_in_a_network_of_convolutions_is_no_question(self, size: tuple[int, int]) -> None:
@@ -88,7 +88,7 @@ class TestCoincidences:
         model = nn.Sequential(nn.Conv2d(3, 8, 8, 8), block, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
         for layer in ("0", "1", "2"):
             x = torch.randn(2, 3, *size)
-            assert torch.equal(tp.trace(model, x, layer=layer).activations.squeeze(1), kept(model, layer, x))
+            assert torch.equal(tp.trace(model, x, layer=layer).activations.squeeze(1), layer_output(model, layer, x))
 
     @pytest.mark.parametrize("channels", [10, 16])
     @pytest.mark.parametrize("count", [1, 2, 16])
@@ -98,7 +98,7 @@ class TestCoincidences:
         for layer in ("encoder.layers.0", "encoder.layers.0.norm1", "encoder"):
             trace = tp.trace(model, x, layer=layer)
             assert trace.at[layer].layout == tp.Layout("sequence-first", (4, 4))
-            expected = kept(model, layer, x).permute(1, 2, 0).unflatten(2, (4, 4))
+            expected = layer_output(model, layer, x).permute(1, 2, 0).unflatten(2, (4, 4))
             torch.testing.assert_close(trace.activations.squeeze(1), expected)
 
     @pytest.mark.parametrize("count", [1, 2, 4, 16])
@@ -115,7 +115,7 @@ class TestCoincidences:
             model = Signal(channels, prefix).eval()
             trace = tp.trace(model, x, layer="block")
             assert str(trace.at["block"].layout) == f"tokens {expected}"
-            torch.testing.assert_close(trace.activations.squeeze(1), kept(model, "block", x)[:, prefix:].mT)
+            torch.testing.assert_close(trace.activations.squeeze(1), layer_output(model, "block", x)[:, prefix:].mT)
         with pytest.raises(NoSpatialLayer, match="2 ways: 'tokens 16', 'channels-first 16'"):
             tp.trace(Signal(16, 0).eval(), x, layer="block")
         assert str(tp.trace(Signal(16, 0).eval(), x, layer="block.norm2").at["block.norm2"].layout) == "tokens 16"
@@ -144,14 +144,14 @@ class TestCoincidences:
         model, x = Flat(channels).eval(), torch.randn(2, 3, 64, 64)
         trace = tp.trace(model, x, layer="flat")
         assert str(trace.at["flat"].layout) == layout
-        assert torch.equal(trace.activations.squeeze(1), kept(model, "patch", x))
+        assert torch.equal(trace.activations.squeeze(1), layer_output(model, "patch", x))
 
     def test_a_square_of_channels_and_tokens(self) -> None:
         model, x = Flat(16).eval(), torch.randn(2, 3, 64, 64)
         with pytest.raises(NoSpatialLayer, match="'tokens 4x4', 'channel-tokens 4x4'"):
             tp.trace(model, x, layer="flat")
         trace = tp.trace(model, x, layer="flat", layout="channel-tokens")
-        assert torch.equal(trace.activations.squeeze(1), kept(model, "patch", x))
+        assert torch.equal(trace.activations.squeeze(1), layer_output(model, "patch", x))
         # After the norm, and of a transformer's block, it is no question.
         assert str(tp.trace(model, x, layer="norm").at["norm"].layout) == "tokens 4x4"
         timm = pytest.importorskip("timm")
@@ -163,7 +163,7 @@ class TestCoincidences:
         vit = timm.create_model("vit_tiny_patch16_224", depth=1, embed_dim=196, num_heads=2, **NO_CLASS).eval()
         x = torch.randn(1, 3, 224, 224)
         trace = tp.trace(vit, x, layer="blocks.0")
-        expected = kept(vit, "blocks.0", x).mT.unflatten(2, (14, 14))
+        expected = layer_output(vit, "blocks.0", x).mT.unflatten(2, (14, 14))
         torch.testing.assert_close(trace.activations.squeeze(1), expected)
 
     def test_one_position_is_no_grid(self) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import torchpeek as tp
-from networks.layouts import Two, kept
+from networks.layouts import Two, layer_output
 from torchpeek.errors import NoSpatialLayer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,7 +33,7 @@ class TestContainers:
         # The layout says which, where it fits one alone.
         trace = tp.trace(model, x, layer="both", layout="channels-first 8x12", target=0)
         assert trace.at["both"].layout.part == parts[0]
-        assert torch.equal(trace.activations.squeeze(1), kept(model, "one", x))
+        assert torch.equal(trace.activations.squeeze(1), layer_output(model, "one", x))
         changed = trace.ablate(lambda activation, rows, trials: activation * 2, 1)
         with torch.no_grad():
             expected = model.head(torch.tanh(2 * model.one(x)).mean((2, 3)))[:, :1]
