@@ -1,0 +1,24 @@
+"""Counts replays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from torchpeek.engine import runner
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many entries each replay had: a test that meant to see one sees none where whole passes were taken."""
+    seen: list[int] = []
+    known = runner.Replay.output
+
+    def counted(self: Any, changed: Tensor, *given: Any, **options: Any) -> Any:
+        seen.append(len(changed))
+        return known(self, changed, *given, **options)
+
+    monkeypatch.setattr(runner.Replay, "output", counted)
+    return seen
