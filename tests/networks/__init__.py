@@ -182,3 +182,26 @@ class Scale(nn.Module):
 
     def forward(self, x):
         return x * self.factor
+
+
+class TwoGrids(nn.Module):
+    """(N, 4, 8, 6) at `fine`, (N, 5, 4, 3) at `coarse`, for an (N, 3, 8, 6) input; smooth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Softplus())
+        self.coarse = nn.Sequential(nn.Conv2d(4, 5, 3, stride=2, padding=1), nn.Softplus())
+        self.head = nn.Linear(5 * 4 * 3, 4)
+
+    def after_coarse(self, a: Tensor) -> Tensor:
+        return self.head(torch.tanh(a).flatten(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after_coarse(self.coarse(self.fine(x)))
+
+    def layers(self) -> list[tuple[object, object]]:
+        """For the replicas: (input to activation, activation to logits), the finest first."""
+        return [
+            (self.fine, lambda a: self.after_coarse(self.coarse(a))),
+            (lambda x: self.coarse(self.fine(x)), self.after_coarse),
+        ]
