@@ -205,3 +205,15 @@ class TwoGrids(nn.Module):
             (self.fine, lambda a: self.after_coarse(self.coarse(a))),
             (lambda x: self.coarse(self.fine(x)), self.after_coarse),
         ]
+
+
+class Shared(nn.Module):
+    """One ReLU for two places with different channels, and a layer that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.act = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3), nn.ReLU()
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.two(self.act(self.one(x)))).mean((2, 3))
