@@ -1,9 +1,6 @@
-"""Pictures: colours, overlays, extracts, sheets, and the page."""
+"""Heatmaps laid over pictures, and the picture times the heatmap."""
 
 from __future__ import annotations
-
-import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -13,8 +10,7 @@ from PIL import Image
 import torchpeek as tp
 from networks import PooledNet
 from torchpeek.errors import InputError, OptionError
-from torchpeek.render import COLORMAPS, extract, mosaic, overlay
-from torchpeek.render.report import Report, ReportClass, ReportMap, ReportPicture, embedded, report_html
+from torchpeek.render import COLORMAPS, extract, overlay
 
 BOX = tp.Geometry((40, 20), (10.0, 0.0, 30.0, 20.0))
 
@@ -27,36 +23,6 @@ def heatmap_of(values, weights: str = "") -> tp.Heatmap:
 
 def picture(colour=(100, 100, 100)) -> tp.Picture:
     return tp.Picture(Image.new("RGB", (40, 20), colour), torch.zeros(1, 3, 8, 8), BOX)
-
-
-class TestColormaps:
-    @pytest.mark.parametrize("name", ["viridis", "inferno", "turbo"])
-    def test_are_the_well_known_ones(self, name: str) -> None:
-        matplotlib = pytest.importorskip("matplotlib")
-        theirs = np.rint(matplotlib.colormaps[name](np.arange(256))[:, :3] * 255)
-        assert np.array_equal(COLORMAPS[name], theirs)
-
-    def test_jet(self) -> None:
-        """Dark blue, blue, cyan, yellow, red, dark red, an eighth and three eighths from either end."""
-        at = COLORMAPS["jet"][[0, 32, 96, 159, 223, 255]].astype(int)
-        expected = [[0, 0, 128], [0, 0, 255], [0, 255, 255], [255, 255, 0], [255, 0, 0], [128, 0, 0]]
-        assert np.abs(at - expected).max() <= 5
-
-    @pytest.mark.parametrize("name", ["viridis", "inferno"])
-    def test_lightness_only_rises(self, name: str) -> None:
-        linear = (COLORMAPS[name] / 255.0) ** 2.2
-        assert (np.diff(linear @ [0.2126, 0.7152, 0.0722]) > -1e-3).all()
-
-    def test_diverging_is_blue_grey_red(self) -> None:
-        table = COLORMAPS["diverging"].astype(int)
-        assert table[0, 2] > table[0, 0] + 60
-        assert table[-1, 0] > table[-1, 2] + 60
-        assert np.ptp(table[127]) <= 6
-        assert table[127].min() > 220
-        lightness = (table / 255.0) ** 2.2 @ [0.2126, 0.7152, 0.0722]
-        assert abs(lightness[0] - lightness[-1]) < 0.06
-        assert (np.diff(lightness[:128]) > -1e-4).all()
-        assert (np.diff(lightness[128:]) < 1e-4).all()
 
 
 class TestOverlay:
@@ -136,48 +102,3 @@ def test_extract_is_the_picture_times_the_heat() -> None:
     assert (made[:, 10:14] == 0).all()
     assert (made[:, 28:30] == [200, 100, 50]).all()
     assert 90 <= made[10, 23, 0] <= 140
-
-
-def test_mosaic() -> None:
-    tiles = [Image.new("RGB", (100, 50 + 10 * n), (n * 20, 0, 0)) for n in range(5)]
-    sheet = mosaic(tiles, [f"tile {n}" for n in range(5)], columns=2, width=100, gap=4)
-    assert sheet.width == 4 + 2 * 104
-    pixels = np.asarray(sheet)
-    for n in range(5):
-        assert (pixels == [n * 20, 0, 0]).all(-1).any(), "every tile is there"
-    with pytest.raises(InputError, match="captions"):
-        mosaic(tiles, ["one"])
-
-
-class Page(HTMLParser):
-    """Every address that a page would fetch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.addresses: list[str] = []
-        self.tags: list[str] = []
-
-    def handle_starttag(self, tag, attrs) -> None:
-        self.tags.append(tag)
-        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
-
-
-def test_report_needs_nothing_else_and_escapes_names() -> None:
-    image = embedded(Image.new("RGB", (2000, 1000), "red"))
-    maps = {"gradcam": [ReportMap("<b>cat</b>", "50.0 %", 3.0, -1.0, 2.0, image)]}
-    pictures = [
-        ReportPicture(
-            "<script>x</script>.png", (2000, 1000), ["turned"], image, [ReportClass("cat & dog", 0.714, "71.4 %")], maps
-        )
-    ]
-    facts = {"model": "m"}
-    html = report_html(Report(facts, {"gradcam": "summary"}, pictures, "viridis", {"bad.png": "damaged"}, left_out=3))
-    page = Page()
-    page.feed(html)
-    assert page.addresses
-    assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
-    assert "script" not in page.tags
-    assert not re.search(r"url\((?!data:)", html)
-    for words in ("&lt;b&gt;cat", "cat &amp; dog", "71.4 %", "bad.png", "3 more pictures", "turned"):
-        assert words in html
-    assert "against the class" in report_html(Report(facts, {}, [], "diverging", {}))
