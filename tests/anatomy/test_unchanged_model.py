@@ -24,7 +24,7 @@ EVERY: dict[str, Callable[[nn.Module, Tensor], object]] = {
 }
 
 
-class TestLeavesTheModelAsFound:
+class TestLeavesTheModelUnchanged:
     @pytest.mark.parametrize("name", EVERY)
     @pytest.mark.parametrize("error", [None, RuntimeError("broken"), KeyboardInterrupt()])
     def test_on_every_exit(self, name: str, error: BaseException | None) -> None:

@@ -111,7 +111,7 @@ def test_grad_cam_kernel_component(net: SplitNet, gamma: float | None) -> None:
         np.testing.assert_allclose(mine * np.sign((mine * other).sum()), other, rtol=1e-4, atol=1e-5)
 
 
-class TestWhereTheyAreWrong:
+class TestPeerErrors:
     def test_grad_cam_ablation_depends_on_the_size_of_its_batches(self) -> None:
         """It writes a number far out of range, which it reads from what it has written into before."""
         with warnings.catch_warnings():

@@ -17,7 +17,7 @@ from cli_evaluation import BOXES, EVALUATE, REGION, table
 from cli_runner import asked, environment, files, of, run, strict
 
 
-class TestMistakes:
+class TestErrors:
     @pytest.mark.parametrize(
         ("words", "message"),
         [

@@ -18,7 +18,7 @@ from replicas.ablation import by_whole_passes, other
 from torchpeek.errors import InputError, OptionError
 
 
-class TestWhatIsHandedOn:
+class TestAliasing:
     def test_a_tensor_of_the_users_is_not_written_into(self) -> None:
         model = WritesInPlace().eval()
         trace = tp.trace(model, torch.randn(1, 3, 8, 8), layer="layer", gradients=False)

@@ -18,7 +18,7 @@ from torchpeek.errors import (
 )
 
 
-class TestGraphStartsAtTheLayer:
+class TestGraphStart:
     def test_nothing_before_the_layer_is_recorded(self, net: SplitNet) -> None:
         seen = []
         net.prefix[0].register_forward_hook(lambda module, args, output: seen.append(output.requires_grad))

@@ -14,7 +14,7 @@ from torchpeek.errors import InputError, NoSpatialLayer
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class TestSaidByTheUser:
+class TestUserLayout:
     def test_what_is_said_decides(self) -> None:
         """Of 30 tokens it may be said that 6 come first, or none."""
         model, x = Case("tokens", (24, 16), (4, 4), 6).made(), torch.randn(2, 3, 24, 16).double()

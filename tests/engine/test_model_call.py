@@ -33,7 +33,7 @@ METHODS = [
 ]
 
 
-class TestBesideThePicture:
+class TestFurtherArguments:
     @pytest.mark.parametrize("method", METHODS)
     @pytest.mark.parametrize(("picture", "layer"), [("0", "conv"), ("1", "other")])
     @pytest.mark.filterwarnings("ignore:fullgrad. the contributions do not add up")
@@ -90,7 +90,7 @@ class TestBesideThePicture:
             assert torch.equal(each.values, alone.values)
 
 
-class TestWhichGoWithTheSamples:
+class TestSampleArguments:
     """`shared`: a tensor of N entries may be for all of the samples."""
 
     class Prototypes(nn.Module):

@@ -23,7 +23,7 @@ def bright() -> tuple[nn.Module, Tensor, tp.Heatmap]:
     return model, x, made(torch.tensor([4.0, 3.0, 0.0, 0.0], dtype=torch.float64).expand(4, 4), heatmap)
 
 
-class TestTheFrontDoor:
+class TestEvaluate:
     def test_one_many_and_lists(self) -> None:
         model = PooledNet().eval()
         pictures = [torch.randn(1, 3, 8, 8), torch.randn(1, 3, 10, 6)]

@@ -83,7 +83,7 @@ PATHS = {
 
 
 @pytest.mark.parametrize("kind", PATHS)
-class TestEveryKind:
+class TestEveryContainer:
     def test_is_recorded_in_kind_and_by_path(self, kind: str) -> None:
         model, x = nn.Sequential(Returns(kind)), torch.ones(3)
         with tp.record(model, "0") as tape:
@@ -180,7 +180,7 @@ class Window(Mapping):
         return len(self.own)
 
 
-class TestKindsOfTheUsersOwn:
+class TestUserContainers:
     def recorded(self, value):
         class Gives(nn.Module):
             def forward(self, x):

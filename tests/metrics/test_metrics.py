@@ -176,7 +176,7 @@ def test_against_the_replica(name: str, model: nn.Module, x: Tensor, heatmap: tp
 
 
 @every_metric
-class TestWhateverTheFormula:
+class TestInvariants:
     def test_one_by_one_and_in_any_chunks_is_as_all_at_once(
         self, name: str, model: nn.Module, x: Tensor, heatmap: tp.Heatmap, regions: Tensor
     ) -> None:

@@ -119,7 +119,7 @@ class TestCurves:
         assert bool((pictures == pictures[:, :1]).all())
 
 
-class TestWhere:
+class TestLocalization:
     def test_an_empty_mask_is_no_hit(self, model: nn.Module, x: Tensor) -> None:
         """Quantus's pointing game says True."""
         heatmap = tp.explain(model, x, target=1)

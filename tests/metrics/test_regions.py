@@ -16,7 +16,7 @@ from torchpeek.errors import InputError
 from torchpeek.metrics import mosaic, regions_of
 
 
-class TestWhereTheObjectIs:
+class TestRegions:
     def test_boxes_of_a_picture_are_in_its_own_pixels(self, photograph: Path) -> None:
         """Half as large and cropped: the box is where the crop shows it."""
         preprocess = tp.Preprocess(resize=None, crop=(100, 80), mean=(0.5,) * 3, std=(0.5,) * 3)

@@ -311,7 +311,7 @@ class TestRoad:
         assert found == pytest.approx(np.add(self.least, added).mean())
 
 
-class TestAddingUp:
+class TestAdditiveMaps:
     subsets = np.array([[[1, 0], [0, 0]], [[0, 1], [0, 1]], [[1, 1], [0, 0]], [[0, 0], [1, 1]]], dtype=bool)
 
     def test_mufidelity_of_a_map_that_adds_up(self):

@@ -37,7 +37,7 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
-class TestWhichClass:
+class TestModelClass:
     @pytest.mark.parametrize("name", MODELS)
     def test_the_one_that_was_saved_with_its_weights(self, name: str, saved) -> None:
         model = MODELS[name]()
@@ -155,7 +155,7 @@ class OwnModel(PreTrainedModel):
 """
 
 
-class TestWhatCannotBeLoaded:
+class TestLoadErrors:
     def test_a_checkpoints_own_code_runs_only_if_trusted(self, tmp_path, monkeypatch) -> None:
         from transformers import dynamic_module_utils
 

@@ -57,7 +57,7 @@ class Nested(nn.Module):
         return {"sequence": y, "ends": [h, None, c * 2]}
 
 
-class TestWhatIsRecorded:
+class TestRecorded:
     def test_outputs_inputs_and_gradients_in_the_order_in_which_they_came(self, stream) -> None:
         model, x = PooledNet().double(), torch.randn(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
         layers = ["act", "head"]
@@ -254,7 +254,7 @@ class TestReading:
         assert [int(each) for each in opened.read("act")] == [1, 2, 3]
 
 
-class TestWholeOrNotAtAll:
+class TestAtomicWrites:
     @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
     def test_an_error_in_the_middle_of_a_file(self, stream, tmp_path, monkeypatch, error) -> None:
         stream(captured(torch.zeros(3)))

@@ -56,7 +56,7 @@ class TestChannelsLast:
 NO_CLASS: dict[str, Any] = {"class_token": False, "global_pool": "avg", "num_classes": 4}
 
 
-class TestCoincidences:
+class TestAmbiguousShapes:
     """Where one axis is as long as another. Each of these was read wrong once, without a word."""
 
     @pytest.mark.parametrize("channels", [24, 12])

@@ -49,7 +49,7 @@ def test_right_or_whole_passes(make: Callable[[], nn.Module], batch: int | None,
     assert torch.equal(trace.inputs, inputs)
 
 
-class TestOthersMeanwhile:
+class TestConcurrentUse:
     def test_another_thread_runs_the_model_as_it_is(self) -> None:
         model = Plain().double().eval()
         x = torch.randn(1, 3, 6, 6, dtype=torch.float64)
@@ -126,7 +126,7 @@ def _no_hook() -> Callable[..., None]:
     return _nothing
 
 
-class TestWherePartsDoNotRepeat:
+class TestNondeterministicParts:
     class Drifts(nn.Module):
         """Keeps something from call to call that is neither a buffer nor a parameter."""
 

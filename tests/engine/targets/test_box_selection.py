@@ -18,7 +18,7 @@ from torchpeek.errors import ClassNotFound, NotFinite, TargetError
 Box = tp.targets.Box
 
 
-class TestWhichBox:
+class TestBoxSelection:
     LISTING = [  # noqa: RUF012
         {
             "boxes": torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 8.0], [9.0, 9.0, 12.0, 10.0]]),

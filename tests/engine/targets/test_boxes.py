@@ -86,7 +86,7 @@ def test_on_the_clean_pass_each_box_finds_itself(kind: type[Cells], what: Any) -
     assert torch.equal(question.confidences, question.confidences.sort(dim=1, descending=True).values)
 
 
-class TestFoundAgain:
+class TestMatching:
     """By hand: two cats and a dog, of which the surer cat is asked for."""
 
     BOXES = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0], [0.0, 0.0, 10.0, 12.0]])
@@ -94,7 +94,7 @@ class TestFoundAgain:
 
     @staticmethod
     def ask(what: Any, boxes: Any, labels: Any, scores: Any) -> float:
-        question = Box(label=1, what=what).bind(TestFoundAgain.OUTPUT)
+        question = Box(label=1, what=what).bind(TestMatching.OUTPUT)
         given = {"boxes": torch.tensor(boxes).view(-1, 4), "labels": torch.tensor(labels, dtype=torch.long)}
         return float(question([given | {"scores": torch.tensor(scores)}], ROWS[:1]))
 

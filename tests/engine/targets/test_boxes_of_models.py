@@ -17,7 +17,7 @@ from torchpeek.errors import TargetError
 Box = tp.targets.Box
 
 
-class TestInTheHouse:
+class TestHeatmaps:
     """Through trace and explain, on the small detectors."""
 
     @pytest.mark.parametrize("kind", [Listing, Queries])
@@ -226,7 +226,7 @@ class TestTransformers:
             torch.testing.assert_close(question.boxes[n, 0], each["boxes"][first])
 
 
-class TestSuggested:
+class TestSuggestedLayer:
     """Each box hangs on one level of a pyramid; a layer that was right for another box would give a map of zeros."""
 
     def test_the_layer_is_of_the_box(self) -> None:

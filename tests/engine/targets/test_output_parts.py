@@ -16,7 +16,7 @@ from networks.outputs import MASK, Returns, X, embedding, segmentation
 from torchpeek.errors import Notice, TargetError
 
 
-class TestWhichPart:
+class TestOutputParts:
     """Of a container the part that is meant is found where only one makes sense, and the provenance names it."""
 
     @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_masks_and_entries_from_numpy() -> None:
         assert question.labels.tolist() == [[5], [5]]
 
 
-class TestOfPlacesAndSamples:
+class TestPositionsAndSamples:
     """What is asked has to move with the samples of a list, and must not with a mirrored picture."""
 
     def test_a_function_is_told_the_samples_of_the_whole_list(self) -> None:

@@ -13,7 +13,7 @@ from torchpeek.errors import (
 )
 
 
-class TestReadyMadeEdits:
+class TestEdits:
     def test_zero_and_scale_of_channels(self) -> None:
         model, x = PooledNet().eval(), torch.randn(2, 3, 4, 4)
         with tp.record(model, "act") as plain:

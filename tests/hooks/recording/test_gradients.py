@@ -97,7 +97,7 @@ class TestGrad:
             tape.grad(scores.sum().detach())
 
 
-class TestWhoseGradient:
+class TestGradientOwner:
     """A layer's own, before whatever is written in later, also where tensors are passed on or are views."""
 
     @staticmethod

@@ -88,7 +88,7 @@ def test_keyword_arguments() -> None:
     assert x.grad.item() == 21
 
 
-class TestChangesNothing:
+class TestLeavesTheModelUnchanged:
     @pytest.mark.parametrize("error", [None, RuntimeError("broken"), KeyboardInterrupt()])
     def test_hook_for_hook(self, error: BaseException | None) -> None:
         model, x = messy(), torch.randn(2, 3, 8, 8)

@@ -92,7 +92,7 @@ class TestAgainstNumPy:
             np.testing.assert_allclose(running([laid_out]).mean, by_channel([x]).mean(1), rtol=1e-5, atol=1e-7)
 
 
-class TestWhatIsNotFinite:
+class TestNonFinite:
     def test_is_counted_and_left_out(self) -> None:
         x = torch.arange(24.0).view(2, 3, 4)
         y = x.clone()
@@ -119,7 +119,7 @@ class TestWhatIsNotFinite:
         assert not found.dead.any()
 
 
-class TestDead:
+class TestDeadChannels:
     def test_zero_everywhere_in_every_call(self) -> None:
         x = torch.randn(2, 3, 4, 4)
         x[:, 1] = 0

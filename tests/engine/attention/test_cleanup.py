@@ -18,7 +18,7 @@ from torchpeek.interrupts import interruptible
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class TestLeavesNothingBehind:
+class TestCleanup:
     def state(self, model):
         return {
             "grad mode": torch.is_grad_enabled(),

@@ -17,7 +17,7 @@ from torchpeek.metrics import METRICS, Measurement
 from torchpeek.metrics.localization import widened
 
 
-class TestHardCases:
+class TestEdgeCases:
     """Each of these once gave a wrong number, or torch's own error."""
 
     def test_an_all_ones_heatmap_never_increases_in_whatever_chunks(self) -> None:
