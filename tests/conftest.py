@@ -1,4 +1,4 @@
-"""Networks and pictures that several tests use; real weights where they are to be had."""
+"""Fixtures that all tests share: seeds, threads, networks, pictures, and real weights where there are any."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The house rules that a reader cannot see: who imports whom, who touches hooks, who runs the model."""
+"""Rules of the architecture: import direction, who registers hooks, and who runs the model."""
 
 from __future__ import annotations
 

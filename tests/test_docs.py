@@ -1,4 +1,4 @@
-"""What the documentation says is run, and what it lists is compared."""
+"""The documentation: its code runs, its tables are the registries, and its links lead to files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/hooks.md: every block runs on its own, and no trap is lost from the page."""
+"""docs/hooks.md: every block runs on its own, and every trap is on the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A part of the matrix of architectures (make matrix runs all of it): as many kinds as go into 90 seconds."""
+"""The part of the matrix of architectures that runs in 90 seconds; make matrix runs all of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""make evaluate: what is planned and kept, when it fails, and that the page has the numbers that were measured."""
+"""make evaluate: which jobs it plans, what it keeps after an interrupt, when it fails, and the page it writes."""
 
 from __future__ import annotations
 

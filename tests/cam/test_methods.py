@@ -52,7 +52,7 @@ def test_every_method_has_an_oracle() -> None:
         "fullgrad",
         "polycam",
         "refinecam",
-        # test_attention.py
+        # tests/cam/test_attention.py
         "rollout",
         "legrad",
         "transformer-attribution",

@@ -1,4 +1,4 @@
-"""Agreement with other tools where they are right, and the cases where they are not."""
+"""The same maps by other tools where those are right, and the cases where they are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that take their axes in another order than (N, C, *grid): maps and masks lie where the picture is."""
+"""Models with other axis orders than (N, C, *grid): heatmaps and masks lie where the picture is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Containers that layers return: each type is opened, its tensors are named by path, and it is rebuilt in its type."""
+"""Containers that layers return: each type is opened, its tensors named by path, and it is rebuilt in its type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Into TensorBoard: read back from its own event files, and as calls of a writer that only notes them."""
+"""TensorBoard: what its event files hold when they are read back, and which calls a writer receives."""
 
 from __future__ import annotations
 

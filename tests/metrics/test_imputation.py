@@ -1,4 +1,4 @@
-"""Imputation against dense solutions of its definition, identities, and the peer that it is faster than."""
+"""Imputation against dense solutions of its definition, identities, and a peer."""
 
 from __future__ import annotations
 

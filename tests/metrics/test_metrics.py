@@ -1,4 +1,4 @@
-"""Every metric against a slow replica, closed forms, and what has to hold whatever its formula; see docs/metrics.md."""
+"""Every metric in the registry: against its replica, and invariants that do not depend on the formula."""
 
 from __future__ import annotations
 

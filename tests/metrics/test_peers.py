@@ -1,4 +1,4 @@
-"""Where other implementations of the same metrics are wrong: the case, and that torchpeek has it right."""
+"""Cases in which other implementations of the same metrics are wrong, and torchpeek is right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metrics' replicas against numbers worked out by hand, closed forms and other implementations."""
+"""The replicas of the metrics against numbers worked out by hand, closed forms and other implementations."""
 
 from __future__ import annotations
 

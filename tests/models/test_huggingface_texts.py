@@ -1,4 +1,4 @@
-"""Models that compare pictures with texts: embeddings and similarities are those of the whole model in transformers."""
+"""Models that compare pictures with texts: embeddings and similarities equal those of transformers."""
 
 from __future__ import annotations
 

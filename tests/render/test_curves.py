@@ -1,4 +1,4 @@
-"""The figure of deletion and insertion: what is drawn is what was given."""
+"""The figure of deletion and insertion curves: the lines, bands and labels that are drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention methods once more, slowly: float64 numbers and plain loops, written from the papers; no code of src/."""
+"""Slow replicas of the attention methods: float64 loops written from the papers, no code shared with src/."""
 
 from __future__ import annotations
 

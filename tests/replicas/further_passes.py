@@ -1,4 +1,4 @@
-"""The methods that need further passes through the network, slowly: written from the papers, sharing no code with src/.
+"""Slow replicas of the methods that need further passes: written from the papers, no code shared with src/.
 
 Each takes a network of float64 (`net.prefix(x)` is the layer, `net.suffix(A)` the rest), one picture x (1, Cin, H, W)
 and one class. PyTorch only runs the network, differentiates it and, for Opti-CAM, takes Adam's steps.

@@ -1,4 +1,4 @@
-"""The metrics once more, slowly: plain loops over float64 numbers, written from docs/metrics.md and the papers.
+"""Slow replicas of the metrics: float64 loops written from docs/metrics.md and the papers.
 
 They share no code with src/. Each takes ONE picture and ONE map:
 

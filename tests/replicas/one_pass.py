@@ -1,4 +1,4 @@
-"""The methods once more, slowly: plain loops over float64 numbers, written from the papers, sharing no code with src/.
+"""Slow replicas of the methods of one pass: float64 loops written from the papers, no code shared with src/.
 
 Each takes A (C, h, w) and g (C, h, w), one sample's activations and one class's gradients, as nested lists or arrays.
 """

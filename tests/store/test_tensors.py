@@ -1,4 +1,4 @@
-"""TensorStream: what a recording sees goes to a folder, and comes back bit for bit."""
+"""TensorStream: recorded tensors are written to a folder and come back bit for bit."""
 
 from __future__ import annotations
 

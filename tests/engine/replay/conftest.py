@@ -1,4 +1,4 @@
-"""Counts replays."""
+"""A fixture that counts the replays of a test."""
 
 from __future__ import annotations
 

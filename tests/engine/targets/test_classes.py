@@ -1,4 +1,4 @@
-"""What can be asked, and how it is bound to a clean pass."""
+"""Class targets: which labels a request gives on a clean pass, and which requests are refused."""
 
 from __future__ import annotations
 
