@@ -1,4 +1,4 @@
-"""Methods of many passes: identities, cases by hand, and options that are refused."""
+"""Methods that need many forward passes: identities, cases by hand, and options that are refused."""
 
 from __future__ import annotations
 
