@@ -19,11 +19,6 @@ from torchpeek.errors import (
 )
 
 
-@pytest.fixture
-def grids() -> TwoGrids:
-    return TwoGrids().double().eval()
-
-
 class TestSeveralLayers:
     LABELS = [[2, 0], [1, 3]]  # noqa: RUF012
 

@@ -8,18 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torchpeek as tp
-from networks import PooledNet, SplitNet, TwoGrids
+from networks import PooledNet, SplitNet
 from networks.split import X
 from torchpeek.cam.algebra import gaussian_blur
 from torchpeek.errors import (
     InputError,
     MethodNotApplicable,
 )
-
-
-@pytest.fixture
-def grids() -> TwoGrids:
-    return TwoGrids().double().eval()
 
 
 class TestIdentities:

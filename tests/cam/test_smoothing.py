@@ -13,11 +13,6 @@ from torchpeek.errors import (
 )
 
 
-@pytest.fixture
-def grids() -> TwoGrids:
-    return TwoGrids().double().eval()
-
-
 class TestSmoothing:
     def test_is_the_mean_over_the_versions(self, grids: TwoGrids) -> None:
         how = tp.Smoothing(factors=(0.5, 1.0))
