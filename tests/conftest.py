@@ -1,4 +1,4 @@
-"""Networks and pictures that several tests use; real weights where they are to be had."""
+"""Fixtures that all tests share: seeds, threads, networks, pictures, and real weights where there are any."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 
 from networks import SplitNet
+from paths import IMAGES, ROOT
 
-ROOT = Path(__file__).parent.parent
-IMAGES = ROOT / "examples" / "images"
 MOBILENET = "mobilenet_v2-b0353104.pth"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -15,11 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import torchpeek as tp
-from conftest import ROOT
-
-sys.path.append(str(ROOT / "bench"))
-
 from evaluation.models import efficientnet_lite0
+from paths import ROOT
 
 LITE0 = "efficientnet-lite0-57934424.pth"
 FOCUS = "vit_s_focus.onnx"

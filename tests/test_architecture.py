@@ -1,4 +1,4 @@
-"""The house rules that a reader cannot see: who imports whom, who touches hooks, who runs the model."""
+"""Rules of the architecture: import direction, who registers hooks, and who runs the model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "src" / "torchpeek"
+from paths import ROOT
+
+SOURCE = ROOT / "src" / "torchpeek"
 
 # Lowest first. A room imports only rooms below it, and its own files.
 ROOMS = [

@@ -1,4 +1,4 @@
-"""The bootstrap's interval, against what it is meant to be."""
+"""Bootstrap intervals against a slow implementation, and how often they miss the mean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the documentation says is run, and what it lists is compared."""
+"""The documentation: its code runs, its tables are the registries, and its links lead to files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import torchpeek as tp
-from conftest import ROOT
+from paths import ROOT
 from torchpeek.cli.methods import methods_markdown
 
 

@@ -1,4 +1,4 @@
-"""docs/hooks.md: every block runs on its own, and no trap is lost from the page."""
+"""docs/hooks.md: every block runs on its own, and every trap is on the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.modules import module as process
 
-from conftest import ROOT
+from paths import ROOT
 
 PAGE = (ROOT / "docs" / "hooks.md").read_text()
 

@@ -1,4 +1,4 @@
-"""A part of the matrix of architectures (make matrix runs all of it): as many kinds as go into 90 seconds."""
+"""The part of the matrix of architectures that runs in 90 seconds; make matrix runs all of it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from conftest import ROOT
 from matrix.architectures import ARCHITECTURES, QUICK
 from matrix.building import Architecture, available
 from matrix.checks import examined
 from matrix.summary import BEGIN, END, exceptions
+from paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import real_models
 import torchpeek as tp
-from conftest import IMAGES
+from paths import IMAGES
 from torchpeek.models import Preprocess
 
 pytestmark = pytest.mark.usefixtures("one_thread")

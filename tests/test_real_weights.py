@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import torchpeek as tp
-from conftest import IMAGES
+from paths import IMAGES
 from tracing import traced
 
 

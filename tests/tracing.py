@@ -7,8 +7,17 @@ from typing import Any
 
 from torch import nn
 
-from torchpeek.engine import CaptureRequest, Target, Trace, as_model_call, trace_model, with_observed_layers
-from torchpeek.engine.wrappers import inspectable_module
+from torchpeek.engine import (
+    CaptureRequest,
+    Suggestion,
+    Target,
+    Trace,
+    as_model_call,
+    inspectable_module,
+    suggest_layer,
+    trace_model,
+    with_observed_layers,
+)
 from torchpeek.hooks import select
 
 
@@ -26,3 +35,8 @@ def traced(
     call = with_observed_layers(module, as_model_call(module, inputs).copied(), target)
     modules = {name: select(module, name)[name] for name in layers}
     return trace_model(module, call, CaptureRequest(modules, layouts=layouts or {}, **kept), target)
+
+
+def suggested_layer(model: nn.Module, inputs: object, **options: bool) -> Suggestion:
+    """The default layer for these inputs."""
+    return suggest_layer(model, as_model_call(model, inputs), **options)

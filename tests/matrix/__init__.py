@@ -1,1 +1,1 @@
-"""Every family of classifiers that timm, torchvision and transformers have, looked into: what works, and what not."""
+"""The matrix of architectures: the families of classifiers of timm, torchvision and transformers, and what works."""

@@ -1,4 +1,4 @@
-"""Examines the architectures one by one, each with a time limit, and prints what works: `python -m matrix`."""
+"""Run the checks on the architectures one by one, each with a time limit, and print what works: `python -m matrix`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The list: every family of classifiers, by its smallest variant, and by more where its variants differ in kind."""
+"""The list of architectures: every family of classifiers by its smallest variant, and more where variants differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The results of the matrix as text: shares, and a table for docs/models.md."""
+"""The results of the matrix as text: shares, and the table in docs/models.md."""
 
 from __future__ import annotations
 

@@ -1,0 +1,57 @@
+"""activations: what layers return, from a forward pass that stops after the last of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchpeek as tp
+from networks import InPlaceNet, PooledNet, Shared
+from torchpeek.errors import AmbiguousCall, LayerNotFound, NotFired
+
+
+class TestActivations:
+    def test_are_what_the_layers_return(self) -> None:
+        model, x = InPlaceNet().eval(), torch.randn(2, 3, 8, 8)
+        found = tp.activations(model, x, nn.Conv2d)
+        for name, activation in found.items():
+            kept: list[Tensor] = []
+            handle = model.get_submodule(name).register_forward_hook(lambda m, a, out, k=kept: k.append(out.clone()))
+            with torch.no_grad():
+                model(x)
+            handle.remove()
+            assert torch.equal(activation, kept[0]), name
+
+    def test_nothing_runs_after_the_last_layer_asked_for(self) -> None:
+        model, ran = PooledNet().eval(), []
+        model.head.register_forward_hook(lambda *given: ran.append("head"))
+        model.act.register_forward_hook(lambda *given: ran.append("act"))
+        tp.activations(model, torch.randn(1, 3, 4, 4), ["features.2", "features.0"])
+        assert ran == []
+
+    def test_a_tail_that_cannot_run_does_not_matter(self) -> None:
+        """A head that is made for another size, say."""
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(7, 2))
+        assert tp.activations(model, torch.randn(1, 3, 9, 9), "0")["0"].shape == (1, 4, 7, 7)
+
+    def test_of_alexnet(self) -> None:
+        from torchvision.models import alexnet
+
+        found = tp.activations(alexnet(), torch.randn(1, 3, 224, 224), nn.Conv2d)
+        assert [tuple(each.shape[1:]) for each in found.values()] == [
+            (64, 55, 55),
+            (192, 27, 27),
+            (384, 13, 13),
+            (256, 13, 13),
+            (256, 13, 13),
+        ]
+
+    def test_refusals(self) -> None:
+        x = torch.randn(1, 3, 12, 12)
+        with pytest.raises(NotFired, match="'unused'"):
+            tp.activations(Shared(), x, ["one", "unused"])
+        with pytest.raises(AmbiguousCall, match="2 times"):
+            tp.activations(Shared(), x, ["act", "two", "unused"])
+        with pytest.raises(LayerNotFound, match="closest: 'one'"):
+            tp.activations(Shared(), x, "ones")

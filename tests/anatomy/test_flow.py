@@ -1,0 +1,107 @@
+"""gradient_flow: gradient norms against a plain training step."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import torchpeek as tp
+from networks import MessyNet, PooledNet, Shared
+from torchpeek.errors import GradUnavailable, InputError, LayerNotFound, TargetError
+
+
+class TestGradientFlow:
+    @pytest.mark.parametrize("training", [True, False])
+    def test_against_a_plain_step(self, training: bool) -> None:
+        model, x, y = MessyNet().train(training), torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+        model.often_on.train(training)
+        torch.manual_seed(7)
+        found = tp.gradient_flow(model, x, y)
+        torch.manual_seed(7)
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        assert found.loss == pytest.approx(loss.item())
+        assert [row.layer for row in found] == ["conv", "conv", "bn", "bn", "head", "head", "frozen", "frozen"]
+        for row in found:
+            parameter = model.get_submodule(row.layer).get_parameter(row.parameter)
+            assert row.weight_norm == pytest.approx(parameter.norm().item())
+            if parameter.grad is None:
+                assert (row.gradient_norm, row.remark) == (None, "frozen")
+                continue
+            gradient = parameter.grad
+            assert row.gradient_norm == pytest.approx(gradient.norm().item(), rel=1e-4)
+            assert row.gradient_mean_abs == pytest.approx(gradient.abs().mean().item(), rel=1e-4)
+            assert row.gradient_max_abs == pytest.approx(gradient.abs().max().item(), rel=1e-4)
+        total = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        assert found.total_norm == pytest.approx(total.item(), rel=1e-4)
+
+    def test_by_hand(self) -> None:
+        model = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False))
+        with torch.no_grad():
+            model[0].weight.copy_(torch.tensor([[3.0, 4.0]]))
+            model[1].weight.fill_(2.0)
+        found = tp.gradient_flow(model, torch.tensor([[1.0, 2.0]]), loss=lambda out: out.sum())
+        # out = 2 (3 * 1 + 4 * 2): d / d first = 2 (1, 2), d / d second = 11
+        assert [row.gradient_norm for row in found] == pytest.approx([2 * math.sqrt(5), 11])
+        assert [row.weight_norm for row in found] == pytest.approx([5, 2])
+        assert found.loss == 22
+
+    def test_without_a_target_it_is_the_predicted_class(self) -> None:
+        model, x = PooledNet().eval(), torch.randn(3, 3, 6, 6)
+        predicted = model(x).argmax(1)
+        assert tp.gradient_flow(model, x).total_norm == tp.gradient_flow(model, x, predicted).total_norm
+
+    def test_parameters_of_the_model_itself_and_tied_ones(self) -> None:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.token = nn.Parameter(torch.randn(3))
+                self.up, self.down = nn.Linear(3, 3), nn.Linear(3, 3)
+                self.down.weight = self.up.weight
+
+            def forward(self, x):
+                return self.down(self.up(x + self.token))
+
+        model, x = Net(), torch.randn(4, 3)
+        found = tp.gradient_flow(model, x, loss=lambda out: out.square().sum())
+        model(x).square().sum().backward()
+        truth = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+        assert found.total_norm == pytest.approx(truth.item(), rel=1e-5)
+        rows = {(row.layer, row.parameter): row for row in found}
+        assert rows["", "token"].gradient_norm == pytest.approx(model.token.grad.norm().item(), rel=1e-5)
+        assert rows["down", "weight"].remark == "tied to one above"
+
+    def test_a_lone_layer_and_a_sparse_gradient(self) -> None:
+        found = tp.gradient_flow(nn.Linear(3, 2), torch.randn(4, 3))
+        assert [row.parameter for row in found] == ["weight", "bias"]
+        sparse = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Linear(3, 2))
+        found = tp.gradient_flow(sparse, torch.tensor([[0, 1], [2, 0]]), loss=lambda out: out.sum())
+        assert all(row.gradient_norm is not None for row in found)
+
+    def test_what_has_no_gradient_says_why(self) -> None:
+        model = Shared()
+        with torch.no_grad():
+            model.two.weight.zero_()
+            model.two.bias.fill_(-1)
+        found = {(row.layer, row.parameter): row.remark for row in tp.gradient_flow(model, torch.randn(1, 3, 9, 9))}
+        assert found["unused", "weight"] == "layer not called"
+        assert found["one", "weight"] == "zero everywhere"
+
+    def test_refusals(self) -> None:
+        model, x = PooledNet(), torch.randn(2, 3, 6, 6)
+        with pytest.raises(TargetError, match="0 to 4"):
+            tp.gradient_flow(model, x, 5)
+        with pytest.raises(LayerNotFound, match="parameters of its own"):
+            tp.gradient_flow(model, x, layers=nn.ReLU)
+        with pytest.raises(TargetError, match="class scores"):
+            tp.gradient_flow(model.features, x)
+        with pytest.raises(InputError, match="one number"):
+            tp.gradient_flow(model, x, loss=lambda out: out)
+        with pytest.raises(GradUnavailable, match="frozen"):
+            tp.gradient_flow(
+                model.requires_grad_(False), x, loss=lambda out: out.sum() * torch.ones((), requires_grad=True)
+            )

@@ -1,0 +1,43 @@
+"""cam and random: the linear head they need, and the seed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import torchpeek as tp
+from networks import PooledNet, SplitNet
+from networks.split import X
+from torchpeek.errors import (
+    MethodNotApplicable,
+)
+
+
+class TestCam:
+    def test_refuses_what_is_not_pooling_and_a_linear_head(self, net: SplitNet) -> None:
+        with pytest.raises(MethodNotApplicable, match="global average pooling"):
+            tp.explain(net, X, method="cam", layer="prefix")
+        with pytest.raises(MethodNotApplicable):
+            tp.explain(PooledNet(), X.float(), method="cam", layer="features.2")  # the ReLU lies between
+        with pytest.raises(MethodNotApplicable, match="class logits"):
+            tp.explain(PooledNet(), X.float(), method="cam", layer="act", target=tp.targets.ClassProbability())
+
+    def test_without_a_bias(self) -> None:
+        model = PooledNet(bias=False).double()
+        heatmap = tp.explain(model, X, method="cam", target=1)
+        torch.testing.assert_close(heatmap.values.mean((2, 3)), heatmap.scores)
+
+
+class TestRandom:
+    def test_is_seeded_and_leaves_the_global_generator_alone(self) -> None:
+        model = PooledNet()
+        state = torch.get_rng_state().tolist()
+        first, same, other = (tp.explain(model, X.float(), method="random", seed=seed).values for seed in (1, 1, 2))
+        assert torch.get_rng_state().tolist() == state
+        assert torch.equal(first, same)
+        assert not torch.equal(first, other)
+        assert 0 <= float(first.min()) < float(first.max()) < 1
+
+    def test_the_seed_is_in_the_provenance(self) -> None:
+        assert tp.explain(PooledNet(), X.float(), method="random", seed=7).provenance.options == {"seed": 7}
+        assert tp.explain(PooledNet(), X.float(), seed=7).provenance.options == {}

@@ -1,0 +1,149 @@
+"""torchpeek features: numbers, files and errors, against the library."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import torchpeek as tp
+from cli_models import odd, pooled, tokens
+from cli_runner import CHELSEA, asked, files, numbers, of, pixels, run, strict
+from torchpeek.render import feature_grid
+
+
+def test_numbers_and_files(place, capsys) -> None:
+    words = ("pictures", *of("pooled"), "--layer", "features.*0, act", "--layer", "head", "-o", "out")
+    printed = asked(capsys, "features", *words)
+    named = {f"{stem}/{name}" for stem in "abc" for name in ("features.0.png", "act.png", "features.safetensors")}
+    assert files(place / "out") == {"features.json", *named}
+    assert strict((place / "out" / "features.json").read_text()) == printed
+    rows, loaded = iter(printed["features"]), pooled()
+    for stem in "abc":
+        stored = load_file(place / "out" / stem / "features.safetensors")
+        for layer in ("features.0", "act", "head"):
+            found = tp.activations(loaded, loaded.read(f"pictures/{stem}.png"), layer)[layer]
+            row = next(rows)
+            dead = int((found == 0).flatten(2).all(2).sum()) if found.ndim == 4 else 0
+            assert row | numbers(found) | {"picture": f"pictures/{stem}.png", "layer": layer, "dead": dead} == row
+            assert torch.equal(stored[layer], found)
+            if layer == "head":
+                assert row["remark"] == "no grid to draw"
+            else:
+                assert np.array_equal(pixels(row["drawn"]), feature_grid(found, title=layer))
+    assert next(rows, None) is None
+
+
+def test_without_a_layer_it_is_the_suggested_one_in_any_size(place, capsys) -> None:
+    printed = asked(capsys, "features", "pictures", *of("any_size"))
+    assert [row["shape"] for row in printed["features"]] == [[1, 6, 30, 40 + n] for n in range(3)]
+    assert {row["layer"] for row in printed["features"]} == {"act"}
+
+
+def test_pictures_of_one_name(place, capsys) -> None:
+    (place / "more").mkdir()
+    (place / "more" / "A.png").write_bytes((place / "pictures" / "c.png").read_bytes())
+    assert run("features", "pictures", "more", *of("pooled"), "-o", "out") == 0
+    loaded = pooled()
+    for folder, file in (("a", "pictures/a.png"), ("a-2", "more/A.png")):
+        stored = load_file(place / "out" / folder / "features.safetensors")
+        assert torch.equal(stored["act"], tp.activations(loaded, loaded.read(file), "act")["act"])
+
+
+def test_a_picture_called_as_the_results_are(place, capsys) -> None:
+    (place / "pictures" / "features.json.png").write_bytes((place / "pictures" / "a.png").read_bytes())
+    assert run("features", "pictures", *of("pooled"), "-o", "out") == 0
+
+
+def test_dead_channels_where_channels_are_last(place, capsys) -> None:
+    (row,) = asked(capsys, "features", "pictures/a.png", *of("tokens"), "--layer", "norms.0")["features"]
+    loaded = tokens()
+    known = tp.statistics(loaded, [loaded.read("pictures/a.png").tensor], "norms.0")["norms.0"].output.summary()
+    assert known.dead == 1
+    assert row["dead"] == 1
+
+
+def test_a_glob_that_takes_in_a_layer_without_one_output(place, capsys) -> None:
+    found = asked(capsys, "features", "pictures/a.png", *of("tokens"), "--layer", "*")["features"]
+    assert {"patches", "norms.0", "head"} <= {row["layer"] for row in found if "mean" in row}
+
+
+def test_a_comma_too_many(place, capsys) -> None:
+    found = asked(capsys, "features", "pictures/a.png", *of("pooled"), "--layer", "act,")["features"]
+    assert [row["layer"] for row in found] == ["act"]
+
+
+def test_real_weights(mobilenet, in_folder, capsys) -> None:
+    words = ("--model", "torchvision:mobilenet_v2", "--layer", "features.0.0,features.18")
+    printed = asked(capsys, "features", CHELSEA, *words, "-o", "out")
+    found = tp.activations(mobilenet, mobilenet.read(CHELSEA), ["features.0.0", "features.18"])
+    stored = load_file(in_folder / "out" / "chelsea" / "features.safetensors")
+    for row, (layer, activation) in zip(printed["features"], found.items(), strict=True):
+        assert row | numbers(activation) == row
+        assert torch.equal(stored[layer], activation)
+        assert np.array_equal(pixels(row["drawn"]), feature_grid(activation, title=layer))
+    assert printed["about"]["weights"] == "IMAGENET1K_V1"
+    (row,) = asked(capsys, "kernels", *words[:3], "features.0*")["layers"]
+    assert row | numbers(mobilenet.module.features[0][0].weight.detach()) == row
+
+
+def test_each_call_of_a_layer_is_a_row(place, capsys) -> None:
+    found = asked(capsys, "features", "pictures/a.png", *of("tokens"), "--layer", "act,norms", "-o", "out")["features"]
+    assert [row["layer"] for row in found] == ["act[0]", "act[1]", "norms"]
+    loaded = tokens()
+    known = tp.statistics(loaded, [loaded.read("pictures/a.png").tensor], "act")
+    for row, each in zip(found, known, strict=False):
+        assert row["remark"] == "one of several calls, not drawn"
+        assert row["mean"] == pytest.approx(each.output.summary().mean)
+    assert "never called" in found[2]["remark"]
+    assert files(place / "out") == {"features.json", "a/features.safetensors"}
+
+
+def test_whatever_layers_return_is_a_row(place, capsys) -> None:
+    found = asked(capsys, "features", "pictures/a.png", *of("odd"), "--layer", "*", "-o", "out")["features"]
+    rows = {row["layer"]: row for row in found}
+    assert set(rows) == {"conv", "lstm:0", "lstm:1.0", "lstm:1.1", "waves", "words", "halves", "last", "none"}
+    remarks = {layer: row["remark"] for layer, row in rows.items() if "remark" in row}
+    assert "complex" in remarks.pop("waves")
+    assert remarks == {
+        **dict.fromkeys(["lstm:0", "lstm:1.0", "lstm:1.1"], "one of several tensors, not drawn"),
+        **dict.fromkeys(["halves", "none"], "no grid to draw"),
+        "words": "returned no tensor",
+    }
+    loaded = odd()
+    picture = loaded.read("pictures/a.png")
+    stored = load_file(place / "out" / "a" / "features.safetensors")
+    assert torch.equal(stored["lstm:1.1"], tp.activations(loaded, picture, "lstm")["lstm"][1][1])
+    assert rows["lstm:1.1"] | numbers(stored["lstm:1.1"]) == rows["lstm:1.1"]
+    # The channels that the numbers are of are those that are drawn.
+    last = tp.activations(loaded, picture, "last")["last"]  # (1, 4, 14, 6)
+    assert np.array_equal(pixels(rows["last"]["drawn"]), feature_grid(last.movedim(-1, 1), title="last"))
+
+
+def test_a_picture_that_the_model_cannot_take(place, capsys) -> None:
+    Image.new("RGB", (16, 16)).save(place / "pictures" / "z.png")
+    assert run("features", "pictures", *of("picky"), "--layer", "0", "-o", "in/out") == 1
+    out = capsys.readouterr().out
+    assert "skipped pictures/a.png: RuntimeError: " in out
+    assert "3 of 4 pictures skipped" in out
+    assert list((place / "in" / "out").iterdir())
+    assert run("features", "pictures/a.png", "pictures/b.png", *of("picky"), "--layer", "0", "-o", "over/there") == 2
+    err = capsys.readouterr().err
+    assert "none of the 2 pictures could be used: pictures/a.png: RuntimeError: " in err
+    assert "; pictures/b.png: RuntimeError: " in err
+    assert not (place / "over").exists()
+
+
+def test_what_was_done_before_an_interrupt_is_listed(place, capsys, monkeypatch) -> None:
+    def until_b(loaded, path):
+        if "b.png" in str(path):
+            raise KeyboardInterrupt
+        return read(loaded, path)
+
+    read = tp.LoadedModel.read
+    monkeypatch.setattr(tp.LoadedModel, "read", until_b)
+    assert run("features", "pictures", *of("pooled"), "-o", "out") == 130
+    written = strict((place / "out" / "features.json").read_text())
+    assert [row["picture"] for row in written["features"]] == ["pictures/a.png"]
