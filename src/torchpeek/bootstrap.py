@@ -29,14 +29,16 @@ def bootstrap_interval(
         raise InputError(f"confidence is {confidence!r}; allowed: a number between 0 and 1, such as 0.95")
     n = len(values)
     if n < 2:
-        nothing = torch.full(values.shape[1:], math.nan, dtype=torch.float64)
-        return nothing, nothing.clone()
+        undefined = torch.full(values.shape[1:], math.nan, dtype=torch.float64)
+        return undefined, undefined.clone()
     draws = draws or (10_000 if n < 100 else 2_000)
-    known = values.detach().double().cpu().flatten(1) if values.ndim > 1 else values.detach().double().cpu().view(n, 1)
+    samples = (
+        values.detach().double().cpu().flatten(1) if values.ndim > 1 else values.detach().double().cpu().view(n, 1)
+    )
     generator = torch.Generator().manual_seed(seed)
     at_once = max(1, _AT_ONCE // n)
     means = torch.cat(
-        [_drawn_means(known, min(at_once, draws - start), generator) for start in range(0, draws, at_once)]
+        [_drawn_means(samples, min(at_once, draws - start), generator) for start in range(0, draws, at_once)]
     )
     tail = _tail(n, confidence)
     low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)

@@ -175,8 +175,8 @@ def closest(name: str, names: Iterable[str], *, most: int = 3) -> str:
     """The tail of a not-found message: `closest: 'layer4', 'layer3'`, or nothing where nothing is close."""
     names = list(names)
     lowered = {candidate.lower(): candidate for candidate in names}
-    found = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=most, cutoff=0.6)]
-    found += [candidate for candidate in names if name.lower() in candidate.lower() and candidate not in found]
-    if not found:
+    matches = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=most, cutoff=0.6)]
+    matches += [candidate for candidate in names if name.lower() in candidate.lower() and candidate not in matches]
+    if not matches:
         return ""
-    return "; closest: " + ", ".join(repr(candidate) for candidate in found[:most])
+    return "; closest: " + ", ".join(repr(candidate) for candidate in matches[:most])

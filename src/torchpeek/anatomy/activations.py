@@ -17,8 +17,8 @@ def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Sel
     for one that was called several times by then. The model is left exactly as it was found.
     """
     module = ModelRunner(module_of(model)).model
-    given = given_to(model, inputs)
+    call = given_to(model, inputs)
     tape = record(module, layers, exclude=exclude, snapshot="clone", stop=True)
     with preserved(module), tape:
-        run(module, given)
+        run(module, call)
     return {name: tape[name].output for name in tape}

@@ -90,13 +90,13 @@ def gradient_flow(
     it matters to the gradients. Raises GradUnavailable where the loss depends on no parameter that takes gradients.
     """
     module = ModelRunner(module_of(model)).model
-    given = given_to(model, inputs)
-    chosen = select(module, _with_own(module) if layers is None else layers, exclude=exclude)
+    call = given_to(model, inputs)
+    chosen = select(module, _with_parameters(module) if layers is None else layers, exclude=exclude)
     if not any(layer._parameters for layer in chosen.values()):
         raise LayerNotFound("none of these layers has parameters of its own; choose others, or layers=None for all")
     tape = record(module, list(chosen.values()), keep=lambda tensor: None, snapshot="alias")
     with preserved(module, evaluating=False), tape, torch.enable_grad():
-        output = run(module, given)
+        output = run(module, call)
         value = one_number(_loss(model, output, target, loss))
         # In the order in which they ran; those that did not come last.
         order = {name: tape[name][0].order if len(tape[name]) else math.inf for name in tape}
@@ -105,27 +105,29 @@ def gradient_flow(
             for name in sorted(tape, key=order.__getitem__)
             for own, parameter in chosen[name].named_parameters(recurse=False)
         }
-        wanted = {id(parameter): parameter for parameter in named.values() if parameter.requires_grad}
-        if not wanted:
+        trainable = {id(parameter): parameter for parameter in named.values() if parameter.requires_grad}
+        if not trainable:
             raise GradUnavailable(
                 "every parameter of these layers is frozen; requires_grad_() makes them take gradients"
             )
-        found = dict(zip(wanted, torch.autograd.grad(value, list(wanted.values()), allow_unused=True), strict=True))
+        gradients = dict(
+            zip(trainable, torch.autograd.grad(value, list(trainable.values()), allow_unused=True), strict=True)
+        )
     rows = []
-    seen: set[int] = set()
+    listed: set[int] = set()
     for (name, own), parameter in named.items():
-        row = _row(name, own, parameter, found.get(id(parameter)), called=order[name] < math.inf)
-        rows.append(replace(row, remark="tied to one above", tied=True) if id(parameter) in seen else row)
-        seen.add(id(parameter))
+        row = _row(name, own, parameter, gradients.get(id(parameter)), called=order[name] < math.inf)
+        rows.append(replace(row, remark="tied to one above", tied=True) if id(parameter) in listed else row)
+        listed.add(id(parameter))
     return GradientFlow(tuple(rows), float(value.detach()))
 
 
-def _with_own(module: nn.Module) -> list[nn.Module]:
+def _with_parameters(module: nn.Module) -> list[nn.Module]:
     """Every layer that has parameters of its own, also the model as a whole."""
-    found = [layer for layer in module.modules() if any(True for _ in layer.parameters(recurse=False))]
-    if not found:
+    layers = [layer for layer in module.modules() if any(True for _ in layer.parameters(recurse=False))]
+    if not layers:
         raise LayerNotFound(f"{type(module).__name__} has no parameters, so there is no gradient to look at")
-    return found
+    return layers
 
 
 def _loss(model: Model, output: Any, target: Any, loss: Loss | None) -> Tensor:

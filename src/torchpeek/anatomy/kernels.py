@@ -31,7 +31,7 @@ class Kernels(dict[str, Tensor]):
     def by_output(self) -> dict[str, Tensor]:
         """The same, as pictures show them: (out, in / groups, *kernel) each, also those of transposed convolutions."""
         return {
-            name: _turned(weight, self._groups[name]) if name in self._groups else weight
+            name: _output_first(weight, self._groups[name]) if name in self._groups else weight
             for name, weight in self.items()
         }
 
@@ -47,25 +47,25 @@ def kernels(model: Model, layers: Selection | None = None) -> Kernels:
         raise LayerNotFound(
             f"no convolution in {type(module).__name__}; name other layers with a weight, or '*' for all that have one"
         )
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     groups: dict[str, int] = {}
-    chosen = select(module, _CONVOLUTION if layers is None else layers)
+    selected = select(module, _CONVOLUTION if layers is None else layers)
     with preserved(module):  # spectral_norm changes a buffer when its weight is read in train mode
-        for name, layer in chosen.items():
+        for name, layer in selected.items():
             weight = getattr(layer, "weight", None)  # also one that is computed, as with weight_norm
             if isinstance(weight, Tensor) and weight.ndim >= 2:
-                found[name] = weight.detach().clone()
+                weights[name] = weight.detach().clone()
                 if isinstance(layer, nn.modules.conv._ConvTransposeNd):
                     groups[name] = layer.groups
-    if not found:
+    if not weights:
         raise LayerNotFound(
             f"none of the layers that {layers!r} selects has a weight of two axes or more; torchpeek layers lists what "
             "there is"
         )
-    return Kernels(found, groups)
+    return Kernels(weights, groups)
 
 
-def _turned(weight: Tensor, groups: int) -> Tensor:
+def _output_first(weight: Tensor, groups: int) -> Tensor:
     """A transposed convolution's weight (in, out / groups, *kernel) as (out, in / groups, *kernel)."""
     apart = weight.reshape(groups, -1, *weight.shape[1:])  # (groups, in / groups, out / groups, *kernel)
     return apart.transpose(1, 2).flatten(0, 1)

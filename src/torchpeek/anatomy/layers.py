@@ -39,7 +39,7 @@ def layers(model: Model, inputs: Inputs | None = None) -> LayerTable:
     module = ModelRunner(module_of(model)).model
     if inputs is None:
         return LayerTable(type(module).__name__, tuple(layer_calls(module, None)))
-    given, suggested = as_model_call(module, given_to(model, inputs)), None
+    call, suggested = as_model_call(module, given_to(model, inputs)), None
     with suppress(NoSpatialLayer):  # nothing to suggest
-        suggested = suggest_layer(module, given, anew=True)
-    return LayerTable(type(module).__name__, tuple(layer_calls(module, given)), suggested)
+        suggested = suggest_layer(module, call, anew=True)
+    return LayerTable(type(module).__name__, tuple(layer_calls(module, call)), suggested)

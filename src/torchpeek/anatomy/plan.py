@@ -69,19 +69,19 @@ def plan(model: Model, inputs: Inputs, layers: Selection = "*", *, exclude: Sele
     One pass in eval mode, with gradients on, of which nothing is kept. The model is left exactly as it was found.
     """
     module = ModelRunner(module_of(model)).model
-    given = given_to(model, inputs)
-    chosen = select(module, layers, exclude=exclude)
-    watches = {name: _Watch() for name in chosen}
-    hooks = ((layer, watches[name]) for name, layer in chosen.items())
+    call = given_to(model, inputs)
+    selected = select(module, layers, exclude=exclude)
+    observers = {name: RecordingPlanObserver() for name in selected}
+    hooks = ((layer, observers[name]) for name, layer in selected.items())
     with preserved(module), attached(hooks), torch.enable_grad():
-        result = run(module, given)
-        for watch in watches.values():
-            watch.look_again()
+        result = run(module, call)
+        for observer in observers.values():
+            observer.finish()
     del result
-    return Plan(tuple(_planned(module, name, layer, watches[name]) for name, layer in chosen.items()))
+    return Plan(tuple(_planned_layer(module, name, layer, observers[name]) for name, layer in selected.items()))
 
 
-class _Watch:
+class RecordingPlanObserver:
     """Notes what one layer returns, and what becomes of it."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class _Watch:
         self.gradient = False
         self.written_into = False
         # An alias shares the count of what was written in, and holds no graph.
-        self._seen: list[tuple[Tensor, int]] = []
+        self._versions: list[tuple[Tensor, int]] = []
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         self.calls += 1
@@ -100,26 +100,26 @@ class _Watch:
             self.nbytes += tensor.numel() * tensor.element_size()
             self.gradient |= tensor.requires_grad
             if not tensor.is_inference():
-                self._seen.append((tensor.detach(), tensor._version))
+                self._versions.append((tensor.detach(), tensor._version))
 
-    def look_again(self) -> None:
-        self.written_into = any(tensor._version != version for tensor, version in self._seen)
-        self._seen.clear()
+    def finish(self) -> None:
+        self.written_into = any(tensor._version != version for tensor, version in self._versions)
+        self._versions.clear()
 
 
-def _planned(model: nn.Module, name: str, layer: nn.Module, watch: _Watch) -> PlannedLayer:
+def _planned_layer(model: nn.Module, name: str, layer: nn.Module, observer: RecordingPlanObserver) -> PlannedLayer:
     remark = ""
-    if not watch.calls:
+    if not observer.calls:
         remark = why_not_fired(model, name, layer).partition(": ")[2]
-    elif watch.calls > 1:
+    elif observer.calls > 1:
         remark = "called several times: tape[layer][i]"
     return PlannedLayer(
         name,
         type(layer).__name__,
-        watch.calls,
-        watch.output,
-        watch.nbytes,
-        watch.gradient,
-        watch.written_into,
+        observer.calls,
+        observer.output,
+        observer.nbytes,
+        observer.gradient,
+        observer.written_into,
         remark,
     )

@@ -49,11 +49,11 @@ class Statistics(Table[LayerStatistics]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # a number as in a tuple, or a name
         if not isinstance(index, str):
             return self.rows[index]
-        found = [row for row in self.rows if row.name == index]
-        if not found:
+        matching = [row for row in self.rows if row.name == index]
+        if not matching:
             names = [row.name for row in self.rows]
             raise LayerNotFound(f"no statistics of layer {index!r}{closest(index, names)}; there are {len(names)}")
-        return found[0]
+        return matching[0]
 
     @property
     def first_not_finite(self) -> str | None:
@@ -69,9 +69,9 @@ class Statistics(Table[LayerStatistics]):
         """As `Table.cells`."""
         cells = []
         for row in self.rows:
-            for what, found in (("output", row.output), ("gradient", row.gradient)):
-                if found is not None and found.calls:
-                    cells.append((row.name, row.type, what, *_numbers(found)))
+            for what, values in (("output", row.output), ("gradient", row.gradient)):
+                if values is not None and values.calls:
+                    cells.append((row.name, row.type, what, *_numbers(values)))
             if row.output is None:
                 cells.append((row.name, row.type, row.remark, *[""] * 8))
         return cells
@@ -79,12 +79,12 @@ class Statistics(Table[LayerStatistics]):
     @property
     def footer(self) -> str:
         """How much it was, and what is wrong."""
-        said = [f"{self.batches} batches"]
+        parts = [f"{self.batches} batches"]
         if self.first_not_finite is not None:
-            said.append(f"NaN or infinity first came out of {self.first_not_finite}")
+            parts.append(f"NaN or infinity first came out of {self.first_not_finite}")
         if self.first_not_finite_gradient is not None:
-            said.append(f"NaN or infinity first flowed back to {self.first_not_finite_gradient}")
-        return "; ".join(said)
+            parts.append(f"NaN or infinity first flowed back to {self.first_not_finite_gradient}")
+        return "; ".join(parts)
 
 
 def statistics(
@@ -109,10 +109,10 @@ def statistics(
     batches.
     """
     module = ModelRunner(module_of(model)).model
-    chosen = select(module, _leaves(module) if layers is None else layers, exclude=exclude)
+    selected = select(module, _leaves(module) if layers is None else layers, exclude=exclude)
     tape = record(
         module,
-        list(chosen.values()),
+        list(selected.values()),
         gradients=loss is not None,
         keep=keep.Running(histogram=histogram, channel_axis=channel_axis),
         # The values are read as the layer returns, before anything could write into them.
@@ -122,27 +122,27 @@ def statistics(
     order: dict[tuple[str, int], int] = {}  # of the calls, as they first came
     not_finite: dict[int, int] = {}  # id of statistics -> the batch in which they first saw NaN or infinity
     with preserved(module), tape:
-        for given, target in _pairs(model, _outside(batches)):
+        for call, target in _calls_and_targets(model, _as_caller(batches)):
             with torch.set_grad_enabled(loss is not None):
-                output = run(module, given)
+                output = run(module, call)
                 if loss is not None:
                     tape.grad(one_number(loss(output, *target)), retain_graph=False)
             del output  # with its graph, before the next
             for name in tape:
-                for call in tape[name]:
-                    order.setdefault((name, call.number), call.order)
-                    for leaf in call.kept():
-                        found = leaf.read()
-                        if isinstance(found, RunningStatistics) and found.first_not_finite is not None:
-                            not_finite.setdefault(id(found), count)
+                for layer_call in tape[name]:
+                    order.setdefault((name, layer_call.number), layer_call.order)
+                    for leaf in layer_call.kept():
+                        value = leaf.read()
+                        if isinstance(value, RunningStatistics) and value.first_not_finite is not None:
+                            not_finite.setdefault(id(value), count)
             count += 1
     if count == 0:
         raise InputError("there are no batches: the iterable is empty, or was used up before")
     ran = sorted(order, key=order.__getitem__)
-    rows = [row for name, number in ran for row in _rows(tape[name], number, type(chosen[name]).__name__, not_finite)]
+    rows = [row for name, number in ran for row in _rows(tape[name], number, type(selected[name]).__name__, not_finite)]
     for name in tape:
         if not len(tape[name]):
-            rows.append(LayerStatistics(name, type(chosen[name]).__name__, None, None, tape.why_not_called(name)))
+            rows.append(LayerStatistics(name, type(selected[name]).__name__, None, None, tape.why_not_called(name)))
     return Statistics(tuple(rows), count)
 
 
@@ -151,7 +151,7 @@ def _leaves(module: nn.Module) -> Selection:
     return (lambda name, layer: not layer._modules) if module._modules else module
 
 
-def _outside(batches: Iterable[Any]) -> Iterator[Any]:
+def _as_caller(batches: Iterable[Any]) -> Iterator[Any]:
     """The caller's batches, made as the caller would make them: Ctrl-C comes through, and in the grad mode from before.
 
     The modes of the model are ours meanwhile.
@@ -167,10 +167,10 @@ def _outside(batches: Iterable[Any]) -> Iterator[Any]:
         yield batch
 
 
-def _pairs(model: Model, batches: Iterator[Any]) -> Iterator[tuple[ModelCall, tuple[Any, ...]]]:
+def _calls_and_targets(model: Model, batches: Iterator[Any]) -> Iterator[tuple[ModelCall, tuple[Any, ...]]]:
     for batch in batches:
-        given, *target = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch,)
-        yield given_to(model, given), tuple(target)
+        inputs, *target = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch,)
+        yield given_to(model, inputs), tuple(target)
 
 
 def one_number(loss: object) -> Tensor:
@@ -202,8 +202,8 @@ def _rows(calls: Calls, number: int, kind: str, not_finite: dict[int, int]) -> I
         )
 
 
-def _numbers(found: RunningStatistics) -> tuple[str, ...]:
-    s = found.summary()
+def _numbers(statistics: RunningStatistics) -> tuple[str, ...]:
+    s = statistics.summary()
     return (
         *(f"{value:.4g}" for value in (s.mean, s.std, s.min, s.max)),
         f"{s.zero_share:.1%}",

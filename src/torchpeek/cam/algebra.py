@@ -133,9 +133,9 @@ def area_average(maps: Tensor, size: Sequence[int]) -> Tensor:
 def resized(values: Tensor, size: Sequence[int]) -> Tensor:
     """(b, *grid) -> (b, 1, *size), ready to multiply inputs (b, C, *size) with."""
     if len(size) != values.ndim - 1:
-        grid, given = " x ".join(map(str, values.shape[1:])), " x ".join(map(str, size))
+        grid, shape = " x ".join(map(str, values.shape[1:])), " x ".join(map(str, size))
         raise MethodNotApplicable(
-            f"the layer's grid, {grid}, cannot mask inputs (N, C, {given}): they differ in their number of axes. Next: "
+            f"the layer's grid, {grid}, cannot mask inputs (N, C, {shape}): they differ in their number of axes. Next: "
             "where the model adds the axis of channels itself, wrap it so that it takes (N, 1, *grid); else choose a "
             "method that does not mask (torchpeek methods)"
         )

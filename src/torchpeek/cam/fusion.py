@@ -19,15 +19,15 @@ FUSIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
 """Name -> what it makes of the layers' maps (L, N, K, *grid), each scaled to [0, 1]."""
 
 
-def fused(maps: Sequence[Tensor], how: str) -> Tensor:
+def fused(maps: Sequence[Tensor], fusion: str) -> Tensor:
     """The maps of several layers (N, K, *grid), cut off below zero, each scaled to [0, 1], on the largest grid, in one.
 
     `how` is "max", "mean" or "product". Raises OptionError for another.
     """
-    if how not in FUSIONS:
-        raise OptionError(f"fuse is {how!r}; allowed: {', '.join(map(repr, FUSIONS))}")
+    if fusion not in FUSIONS:
+        raise OptionError(f"fuse is {fusion!r}; allowed: {', '.join(map(repr, FUSIONS))}")
     size = max((each.shape[2:] for each in maps), key=lambda grid: grid.numel())
-    return FUSIONS[how](torch.stack([upsample(unit_range(each.clamp(min=0)), size) for each in maps]))
+    return FUSIONS[fusion](torch.stack([upsample(unit_range(each.clamp(min=0)), size) for each in maps]))
 
 
 @cam_method("refinecam", needs="gradients", layers="many", paper="arXiv:2605.14641")
@@ -39,5 +39,5 @@ def refinecam(trace: Trace, *, base: str = "gradcam++", seed: int = 0) -> Tensor
     method = find_method(base)
     if method.layers != "one" or method.needs == "head":
         raise OptionError(f"option base is {base!r}; allowed: a method of one layer, such as 'gradcam++' or 'layercam'")
-    given = {"seed": seed} if "seed" in method.options else {}
-    return fused([method.compute(trace.only(name), **given) for name in trace.at], "product")
+    options = {"seed": seed} if "seed" in method.options else {}
+    return fused([method.compute(trace.only(name), **options) for name in trace.at], "product")

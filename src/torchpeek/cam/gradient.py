@@ -96,9 +96,9 @@ def smoothgradcam_plus_plus(trace: Trace, *, samples: int = 16, noise_level: flo
     deviation = noise_level * (flat.amax(1) - flat.amin(1))  # (N,)
     draw = noise(seed, samples, trace.inputs.shape[1:], trace.inputs)
 
-    def noisy(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+    def noisy(inputs: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
         added = torch.stack([draw(int(trial)) for trial in trials])
-        return given + deviation[rows].view(-1, *(1 for _ in given.shape[1:])) * added
+        return inputs + deviation[rows].view(-1, *(1 for _ in inputs.shape[1:])) * added
 
     A = trace.activations
     powers = [torch.zeros(*trace.scores.shape, *A.shape[2:]).to(A) for _ in range(3)]  # each (N, K, C, *grid)
@@ -123,8 +123,8 @@ def integrated_gradcam(trace: Trace, *, steps: int = 50) -> Tensor:
     """
     check_whole("steps", steps)
 
-    def part(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
-        return given * ((trials + 1) / steps).to(given).view(-1, *(1 for _ in given.shape[1:]))
+    def part(inputs: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+        return inputs * ((trials + 1) / steps).to(inputs).view(-1, *(1 for _ in inputs.shape[1:]))
 
     total = torch.zeros(*trace.scores.shape, *trace.activations.shape[3:]).to(trace.activations)
     for rows, _, one in trace.variants(part, steps):
@@ -165,17 +165,17 @@ def fullgrad(trace: Trace) -> Tensor:
     (proposition 1); where a part of the model is out of sight, as functions are that are no modules, a notice says so.
     """
     if trace.inputs.ndim < 3 or not trace.inputs.is_floating_point():
-        given = f"{trace.inputs.dtype} of shape {tuple(trace.inputs.shape)}"
-        raise MethodNotApplicable(f"fullgrad is of inputs (N, C, *grid) of floating-point numbers; these are {given}")
+        got = f"{trace.inputs.dtype} of shape {tuple(trace.inputs.shape)}"
+        raise MethodNotApplicable(f"fullgrad is of inputs (N, C, *grid) of floating-point numbers; these are {got}")
     size = trace.inputs.shape[2:]
 
-    def summed(found: FullGradients) -> tuple[Tensor, Tensor, Tensor]:
-        maps, largest = _scaled(found.inputs), found.inputs.flatten(2).sum(2).abs().cpu()
-        for term in found.biases:
+    def summed(gradients: FullGradients) -> tuple[Tensor, Tensor, Tensor]:
+        maps, largest = _scaled(gradients.inputs), gradients.inputs.flatten(2).sum(2).abs().cpu()
+        for term in gradients.biases:
             largest = torch.maximum(largest, term.flatten(2).sum(2).abs().cpu())
             if term.ndim == maps.ndim + 1 and term.shape[3:].numel() > 1 and bool((term != 0).any()):
                 maps = maps + upsample(_scaled(term), size)
-        return maps, found.remainder.abs(), largest
+        return maps, gradients.remainder.abs(), largest
 
     maps, remainder, largest = (torch.cat(each, dim=1) for each in zip(*bias_gradients(trace, summed), strict=True))
     missing = float((remainder / torch.maximum(trace.scores.abs().cpu(), largest).clamp(min=1e-30)).max())

@@ -44,8 +44,8 @@ def scorecam(trace: Trace, *, precision: Precision = None) -> Tensor:
     masks = _channels(trace)
     live = live_channels(trace.activations)
 
-    def masked(given: Tensor, rows: Tensor, channels: Tensor) -> Tensor:
-        return given * _mask(masks[rows, channels], given)
+    def masked(inputs: Tensor, rows: Tensor, channels: Tensor) -> Tensor:
+        return inputs * _mask(masks[rows, channels], inputs)
 
     scores = trace.rescore(masked, masks.shape[1], live=live, precision=precision)  # (N, C, K)
     return _weighted_by_share(trace, scores, live)
@@ -65,10 +65,10 @@ def sscam(trace: Trace, *, samples: int = 35, sigma: float = 2.0, seed: int = 0,
     live, count = live_channels(trace.activations), masks.shape[1]
     draw = lru_cache(maxsize=1)(noise(seed, samples, masks.shape[1:], masks))
 
-    def masked(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+    def masked(inputs: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
         channels, draws = trials % count, trials // count
         added = torch.stack([draw(int(i))[int(c)] for i, c in zip(draws, channels, strict=True)])
-        return given * _mask(masks[rows, channels] + sigma * added, given)
+        return inputs * _mask(masks[rows, channels] + sigma * added, inputs)
 
     scores = trace.rescore(masked, samples * count, live=live.repeat(1, samples), precision=precision)
     return _weighted_by_share(trace, _split(scores, samples, count).mean(1), live)
@@ -85,10 +85,10 @@ def iscam(trace: Trace, *, steps: int = 10, precision: Precision = None) -> Tens
     masks = _channels(trace)
     live, count = live_channels(trace.activations), masks.shape[1]
 
-    def masked(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+    def masked(inputs: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
         channels, part = trials // steps, (trials % steps + 1) / steps
-        factor = part.to(given).view(-1, *(1 for _ in given.shape[1:]))
-        return given * (_mask(masks[rows, channels], given) * factor)
+        factor = part.to(inputs).view(-1, *(1 for _ in inputs.shape[1:]))
+        return inputs * (_mask(masks[rows, channels], inputs) * factor)
 
     scores = trace.rescore(masked, count * steps, live=live.repeat_interleave(steps, 1), precision=precision)
     return _weighted_by_share(trace, _split(scores, count, steps).mean(2), live)
@@ -110,9 +110,9 @@ def ablationcam(trace: Trace) -> Tensor:
     layer = _channels(trace)
     count, axes = layer.shape[1], layer.ndim - 2
 
-    def without(given: Tensor, rows: Tensor, channels: Tensor) -> Tensor:
-        given[torch.arange(len(channels)), channels] = 0
-        return given
+    def without(activations: Tensor, rows: Tensor, channels: Tensor) -> Tensor:
+        activations[torch.arange(len(channels)), channels] = 0
+        return activations
 
     scores = trace.ablate(without, count, live=(layer.flatten(2) != 0).any(2))  # (N, C, K); zero ones change nothing
     clean = trace.scores.unsqueeze(1)  # (N, 1, K)
@@ -136,9 +136,9 @@ def recipro_cam(trace: Trace) -> Tensor:
     layer = _channels(trace)
     grid, positions = layer.shape[2:], layer.shape[2:].numel()
 
-    def only(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
-        mask = torch.nn.functional.one_hot(trials, positions).to(given)
-        return given.mul_(mask.view(len(mask), 1, *grid))
+    def only(activations: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+        mask = torch.nn.functional.one_hot(trials, positions).to(activations)
+        return activations.mul_(mask.view(len(mask), 1, *grid))
 
     scores = trace.ablate(only, positions)  # (N, positions, K)
     return scores.mT.reshape(*scores.mT.shape[:2], *grid)
@@ -175,9 +175,9 @@ def groupcam(
     tried = torch.cat([masks, torch.zeros_like(masks[:, :1])], dim=1)  # the last is the blurred input alone
     blurred = gaussian_blur(trace.inputs.to(masks), kernel, sigma).to(trace.inputs)
 
-    def blended(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
-        mask = resized(tried[rows, trials], given.shape[2:]).to(given)
-        return given * mask + blurred[rows] * (1 - mask)
+    def blended(inputs: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+        mask = resized(tried[rows, trials], inputs.shape[2:]).to(inputs)
+        return inputs * mask + blurred[rows] * (1 - mask)
 
     alive = (masks.flatten(2) != 0).any(2)  # (N, K * G)
     live = torch.cat([alive, torch.ones_like(alive[:, :1])], dim=1)
@@ -205,17 +205,17 @@ def opticam(trace: Trace, *, steps: int = 100, rate: float = 0.1) -> Tensor:
         with progress("optimising", steps) as advance:
             for _ in range(steps):
                 with torch.enable_grad():
-                    seen = trace.inputs[rows] * _mask(_mixed(weights, layer[rows]), trace.inputs)
-                _, gradient = trace.input_gradients(seen, rows, columns)
-                (weights.grad,) = torch.autograd.grad(seen, weights, -gradient)
+                    masked = trace.inputs[rows] * _mask(_mixed(weights, layer[rows]), trace.inputs)
+                _, gradient = trace.input_gradients(masked, rows, columns)
+                (weights.grad,) = torch.autograd.grad(masked, weights, -gradient)
                 adam.step()
                 advance(1)
         return _mixed(weights.detach(), layer[rows])
 
     maps = torch.zeros(*trace.scores.shape, *layer.shape[2:], dtype=layer.dtype, device=layer.device)
     batch = trace.runner.gradient_batch(trace)
-    for rows, columns, found in chunks(optimised, len(layer), maps.shape[1], batch, "pictures and classes"):
-        maps[rows, columns] = found
+    for rows, columns, part in chunks(optimised, len(layer), maps.shape[1], batch, "pictures and classes"):
+        maps[rows, columns] = part
     return maps
 
 
@@ -254,16 +254,16 @@ def _by_change_of_score(trace: Trace, precision: Precision) -> Tensor:
     layer = _channels(trace)
     live, count = live_channels(trace.activations), layer.shape[1]
 
-    def seen_or_not(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
-        mask = resized(spread(layer[rows, trials % count]), given.shape[2:]).to(given)
+    def shown_or_hidden(inputs: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+        mask = resized(spread(layer[rows, trials % count]), inputs.shape[2:]).to(inputs)
         # The last trial is the zero input.
-        kind = (trials // count).to(given.device).view(-1, *(1 for _ in given.shape[1:]))
-        return given * torch.where(kind == 0, mask, torch.where(kind == 1, 1 - mask, 0))
+        kind = (trials // count).to(inputs.device).view(-1, *(1 for _ in inputs.shape[1:]))
+        return inputs * torch.where(kind == 0, mask, torch.where(kind == 1, 1 - mask, 0))
 
     tried = torch.cat([live, live, torch.ones_like(live[:, :1])], dim=1)
-    scores = trace.rescore(seen_or_not, 2 * count + 1, live=tried, precision=precision)
-    seen, hidden = _split(scores[:, :-1], 2, count).unbind(1)  # (N, C, K)
-    change = seen - scores[:, -1:] + trace.scores.unsqueeze(1) - hidden
+    scores = trace.rescore(shown_or_hidden, 2 * count + 1, live=tried, precision=precision)
+    shown, hidden = _split(scores[:, :-1], 2, count).unbind(1)  # (N, C, K)
+    change = shown - scores[:, -1:] + trace.scores.unsqueeze(1) - hidden
     change = torch.where(live.unsqueeze(2), change.clamp(min=0), 0)
     return weighted_sum(per_channel(change, layer.ndim - 2).to(trace.activations), trace.activations).clamp(min=0)
 

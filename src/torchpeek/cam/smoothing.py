@@ -36,24 +36,24 @@ class Smoothing:
         return f"the mean over {'mirrored and not, ' if self.flip else ''}inputs times {factors}"
 
 
-def suited(how: Smoothing, question: Question) -> Smoothing:
+def without_unsuitable_flip(smoothing: Smoothing, question: Question) -> Smoothing:
     """Without mirroring, with a notice, where the question is of a place, which in a mirrored input is elsewhere."""
-    if not how.flip or not getattr(question, "positional", False):
-        return how
+    if not smoothing.flip or not getattr(question, "positional", False):
+        return smoothing
     notify(
         f"the inputs are not mirrored: {getattr(question, 'kind', 'the score')} is of a place, and would be elsewhere"
     )
-    return replace(how, flip=False)
+    return replace(smoothing, flip=False)
 
 
-def smoothed(trace: Trace, compute: Callable[[Trace], Tensor], how: Smoothing) -> Tensor:
+def smoothed(trace: Trace, compute: Callable[[Trace], Tensor], smoothing: Smoothing) -> Tensor:
     """The mean of `compute` (N, K, *grid) over the versions of the trace's inputs, each turned back as it was."""
     values = []
-    for mirrored in (False, True) if how.flip else (False,):
-        for factor in how.factors:
+    for mirrored in (False, True) if smoothing.flip else (False,):
+        for factor in smoothing.factors:
             inputs = trace.inputs * factor
             same = factor == 1 and not mirrored
             version = trace if same else trace.again_of(inputs.flip(-1) if mirrored else inputs)
-            found = compute(version)
-            values.append(found.flip(-1) if mirrored else found)
+            heatmap = compute(version)
+            values.append(heatmap.flip(-1) if mirrored else heatmap)
     return torch.stack(values).mean(0)

@@ -19,7 +19,16 @@ from torchpeek.errors import InputError
 from torchpeek.evaluation.cases import RANDOM, Explain, by_grid, case_of, explainer_of, layers_of
 from torchpeek.evaluation.checks import Metrics, check_heatmaps, check_needs, check_same, chosen_metrics
 from torchpeek.heatmap import Heatmap
-from torchpeek.metrics import Clean, Measurement, Measurements, Scored, check_applies, find_metric, joined, regions_of
+from torchpeek.metrics import (
+    CleanPass,
+    Measurement,
+    Measurements,
+    MetricResult,
+    check_applies,
+    find_metric,
+    joined,
+    regions_of,
+)
 from torchpeek.models import Inputs, LoadedModel, Model, given_to, module_of
 from torchpeek.picture import Picture
 
@@ -87,29 +96,29 @@ def evaluate(
     heatmaps: Mapping[str, Heatmap] = {heatmap.provenance.method: heatmap} if single else heatmap
     check_heatmaps(heatmaps)
     picture = _picture(model, inputs)
-    given = given_to(model, inputs if picture is None else picture)
+    call = given_to(model, inputs if picture is None else picture)
     runner = ModelRunner(module_of(model))
     question = next(iter(heatmaps.values())).question
     check_needs(chosen, heatmaps, regions=masks is not None or boxes is not None, explained=explain is not None)
-    trace = runner.trace(given, [], Bound(question, layers_of(question)), gradients=False)
+    trace = runner.trace(call, [], Bound(question, layers_of(question)), gradients=False)
     heatmaps = {name: _on(each, trace.scores.device) for name, each in heatmaps.items()}
     check_same(heatmaps, trace.scores)
     for name in chosen:
         check_applies(find_metric(name), trace)
     geometry = None if picture is None else picture.geometry
     regions = regions_of(masks, boxes, trace.inputs.shape, trace.scores.shape[1], geometry)
-    clean = Clean(trace, seed, batch)
-    found: dict[str, dict[str, Measurement]] = {name: {} for name in heatmaps}
+    clean = CleanPass(trace, seed, batch)
+    measured: dict[str, dict[str, Measurement]] = {name: {} for name in heatmaps}
     for names in by_grid(heatmaps):
         explainers = [explainer_of(trace, heatmaps[name], explain) for name in names]
         case = case_of(clean, [heatmaps[name] for name in names], explainers, regions)
         for metric, options in chosen.items():
             with _own_arithmetic(trace.scores.device.type):
-                scored = find_metric(metric).compute(case, **options)
-            for name, measurement in zip(names, _measurements(metric, options, scored, len(names), clean), strict=True):
-                found[name][metric] = measurement
-    made = {name: Measurements(name, measured) for name, measured in found.items()}
-    return next(iter(made.values())) if single else made
+                result = find_metric(metric).compute(case, **options)
+            for name, measurement in zip(names, _measurements(metric, options, result, len(names), clean), strict=True):
+                measured[name][metric] = measurement
+    results = {name: Measurements(name, by_metric) for name, by_metric in measured.items()}
+    return next(iter(results.values())) if single else results
 
 
 @contextmanager
@@ -120,7 +129,7 @@ def _own_arithmetic(device: str) -> Iterator[None]:
 
 
 def _of_each(
-    measured: Callable[..., Any], inputs: Sequence[Any], heatmap: Any, masks: Any, boxes: Any
+    evaluate_one: Callable[..., Any], inputs: Sequence[Any], heatmap: Any, masks: Any, boxes: Any
 ) -> Measurements | dict[str, Measurements]:
     """One input after the other, and their measurements as of one batch."""
     if not inputs:
@@ -135,16 +144,16 @@ def _of_each(
     if single and isinstance(heatmap[0], Heatmap):
         lists = {heatmap[0].provenance.method: heatmap}
     parts = [
-        measured(
-            one,
+        evaluate_one(
+            each_input,
             {name: each[number] for name, each in lists.items()},
             masks=None if masks is None else masks[number],
             boxes=None if boxes is None else boxes[number],
         )
-        for number, one in enumerate(inputs)
+        for number, each_input in enumerate(inputs)
     ]
-    found = {name: joined([part[name] for part in parts]) for name in lists}
-    return next(iter(found.values())) if single else found
+    results = {name: joined([part[name] for part in parts]) for name in lists}
+    return next(iter(results.values())) if single else results
 
 
 def _on(heatmap: Heatmap, device: torch.device) -> Heatmap:
@@ -161,7 +170,7 @@ def _picture(model: Model, inputs: object) -> Picture | None:
 
 
 def _measurements(
-    metric: str, options: Mapping[str, Any], scored: Scored, methods: int, clean: Clean
+    metric: str, options: Mapping[str, Any], result: MetricResult, methods: int, clean: CleanPass
 ) -> list[Measurement]:
     """For each of the methods, with the baselines that stand behind them in the case."""
     scores = clean.trace.scores.shape[1]
@@ -172,18 +181,18 @@ def _measurements(
         random = apart[:, methods : methods + RANDOM].mean(1)
         return apart[:, :methods], {"random": random, "centre": apart[:, methods + RANDOM]}
 
-    values, baselines = of_methods(scored.values)
-    curves, baseline_curves = (None, {}) if scored.curve is None else of_methods(scored.curve)
-    found = find_metric(metric)
+    values, baselines = of_methods(result.values)
+    curves, baseline_curves = (None, {}) if result.curve is None else of_methods(result.curve)
+    definition = find_metric(metric)
     return [
         Measurement(
             metric,
             values[:, number],
-            found.higher_is_better,
+            definition.higher_is_better,
             baselines,
             None if curves is None else curves[:, number],
             baseline_curves,
-            {**found.options, **options},
+            {**definition.options, **options},
             clean.seed,
         )
         for number in range(methods)

@@ -16,7 +16,7 @@ from torchpeek.errors import InputError
 from torchpeek.explanation.heatmaps import How, heatmaps_of
 from torchpeek.explanation.plan import Where
 from torchpeek.heatmap import Heatmap, Provenance
-from torchpeek.metrics import Case, Clean, Explainer, always, at_random, centre
+from torchpeek.metrics import Case, CleanPass, Explainer, centre, constant_explainer, random_explainer
 
 Explain: TypeAlias = Callable[[nn.Module, Tensor, Question], Tensor | Heatmap]
 
@@ -38,13 +38,13 @@ def by_grid(heatmaps: Mapping[str, Heatmap]) -> list[list[str]]:
     return list(groups.values())
 
 
-def case_of(clean: Clean, heatmaps: list[Heatmap], explainers: list[Explainer], regions: Tensor | None) -> Case:
+def case_of(clean: CleanPass, heatmaps: list[Heatmap], explainers: list[Explainer], regions: Tensor | None) -> Case:
     """The heatmaps, then as many random ones as make the baseline, then the centred one."""
     first = heatmaps[0].values
     scores, grid = first.shape[1], first.shape[2:]
     rows = torch.arange(len(first))
-    of_random = [at_random((scores, *grid), clean.seed, number, first) for number in range(RANDOM)]
-    of_centre = always(centre(grid, first).expand(scores, *grid))
+    of_random = [random_explainer((scores, *grid), clean.seed, number, first) for number in range(RANDOM)]
+    of_centre = constant_explainer(centre(grid, first).expand(scores, *grid))
     baselines = [each(clean.trace.inputs, rows) for each in (*of_random, of_centre)]
     values = torch.cat([*(each.values for each in heatmaps), *baselines], dim=1)
     return Case(clean, values, regions, [*explainers, *of_random, of_centre])
@@ -62,17 +62,17 @@ def explainer_of(trace: Trace, heatmap: Heatmap, explain: Explain | None) -> Exp
         labels: Tensor | None = None,
         draw: int = 0,
     ) -> Tensor:
-        asked = network if model is None else model
+        called = network if model is None else model
         question: Any = heatmap.question.select(rows, slice(None))
         if labels is not None:
             question = replace(question, labels=labels[rows])  # asked of classes only
         with trace.autocast_context():
             if explain is not None:
                 with torch.enable_grad():  # it may follow gradients on its own
-                    found: Any = explain(asked, inputs.clone(), question)
+                    heatmaps: Any = explain(called, inputs.clone(), question)
             else:
-                found = _asked_again(asked, trace.given.of(rows, inputs), question, heatmap.provenance)
-        values = found.values if isinstance(found, Heatmap) else found
+                heatmaps = _explained_again(called, trace.given.of(rows, inputs), question, heatmap.provenance)
+        values = heatmaps.values if isinstance(heatmaps, Heatmap) else heatmaps
         if not isinstance(values, Tensor) or values.shape != (len(rows), *shape):
             got = tuple(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
             raise InputError(f"explain returned {got}; allowed: a tensor {(len(rows), *shape)}, as the heatmap is")
@@ -81,12 +81,16 @@ def explainer_of(trace: Trace, heatmap: Heatmap, explain: Explain | None) -> Exp
     return again
 
 
-def _asked_again(model: nn.Module, given: ModelCall, question: Question, made: Provenance) -> Tensor:
+def _explained_again(model: nn.Module, call: ModelCall, question: Question, provenance: Provenance) -> Tensor:
     """(n, K, *grid): the heatmap of other inputs, by the method, layer and options that its provenance names."""
-    method = find_method(made.method)
-    layer = None if method.layers == "all" else made.layer if method.layers == "one" else made.layer.split(", ")
-    layout = made.layout if layer is not None and made.layout and "," not in made.layout else None
+    method = find_method(provenance.method)
+    layer = (
+        None if method.layers == "all" else provenance.layer if method.layers == "one" else provenance.layer.split(", ")
+    )
+    layout = provenance.layout if layer is not None and provenance.layout and "," not in provenance.layout else None
     target, where, how = Bound(question, layers_of(question)), Where(layer, layout), How(None, None, 0)
-    asked: Any = given  # a call as it is made, which is no type that users give
-    found: Heatmap = heatmaps_of(model, asked, {made.method: made.options}, where, target, how)[made.method]
-    return found.values
+    call_as_input: Any = call  # a call as it is made, which is no type that users give
+    heatmap: Heatmap = heatmaps_of(model, call_as_input, {provenance.method: provenance.options}, where, target, how)[
+        provenance.method
+    ]
+    return heatmap.values

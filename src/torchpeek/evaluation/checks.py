@@ -43,12 +43,12 @@ def check_heatmaps(heatmaps: object) -> None:
     if not heatmaps:
         raise InputError("heatmap is an empty dict; give at least one")
     for name, each in heatmaps.items():
-        done = [step for step in each.provenance.steps if step.split()[0] in ("positive", "unit", "resized")]
+        steps = [step for step in each.provenance.steps if step.split()[0] in ("positive", "unit", "resized")]
         if not bool(each.values.isfinite().all()):
             raise NotFinite(f"the heatmap {name!r} has NaN or infinity, of which no metric can be made")
-        if done:
+        if steps:
             raise InputError(
-                f"the heatmap {name!r} was changed already ({', '.join(done)}); metrics read it as explain() returned "
+                f"the heatmap {name!r} was changed already ({', '.join(steps)}); metrics read it as explain() returned "
                 "it, and make of it what each of them needs"
             )
 
@@ -58,15 +58,15 @@ def check_needs(
 ) -> None:
     """Raise MetricNotApplicable for what is missing, before anything is run."""
     needs = {name: find_metric(name).needs for name in chosen}
-    if not regions and (wanting := [name for name, need in needs.items() if need == "region"]):
-        raise MetricNotApplicable(f"{', '.join(wanting)}: masks= or boxes= is missing, which says where the object is")
-    asking = [name for name, need in needs.items() if need == "explanations"]
-    for name, each in heatmaps.items() if asking and not explained else ():
-        made = each.provenance
-        if made.steps or made.method not in METHODS:
-            how = "; ".join(made.steps) or f"made by {made.method!r}, which is no method here"
+    if not regions and (metrics := [name for name, need in needs.items() if need == "region"]):
+        raise MetricNotApplicable(f"{', '.join(metrics)}: masks= or boxes= is missing, which says where the object is")
+    metrics = [name for name, need in needs.items() if need == "explanations"]
+    for name, each in heatmaps.items() if metrics and not explained else ():
+        provenance = each.provenance
+        if provenance.steps or provenance.method not in METHODS:
+            reason = "; ".join(provenance.steps) or f"made by {provenance.method!r}, which is no method here"
             raise MetricNotApplicable(
-                f"{', '.join(asking)} would have to make the heatmap {name!r} anew, and cannot: {how}. Next: give "
+                f"{', '.join(metrics)} would have to make the heatmap {name!r} anew, and cannot: {reason}. Next: give "
                 "explain=, a function (module, inputs, question) -> (n, K, *grid), or choose other metrics"
             )
 

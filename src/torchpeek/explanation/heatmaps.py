@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchpeek import _version
-from torchpeek.cam import FUSIONS, CamMethod, Smoothing, find_method, fused, smoothed, suited
+from torchpeek.cam import FUSIONS, CamMethod, Smoothing, find_method, fused, smoothed, without_unsuitable_flip
 from torchpeek.engine import ModelCall, Trace
 from torchpeek.engine.targets import ClassesPerSample, Question, as_target, innermost, of_samples
 from torchpeek.errors import InputError, NotConnected, NotFinite, OptionError, TargetError, notify
@@ -139,7 +139,7 @@ def _heatmap(trace: Trace, method: CamMethod, options: Mapping[str, Any], how: H
             "layers, or layer=None for those of the coarsest grids"
         )
 
-    smooth = how.smooth and suited(how.smooth, trace.question)
+    smooth = how.smooth and without_unsuitable_flip(how.smooth, trace.question)
 
     def computed(one: Trace) -> Tensor:
         if fuse is None:

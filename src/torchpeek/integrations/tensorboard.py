@@ -69,9 +69,9 @@ def add_features(
 def add_statistics(writer: Writer, statistics: Statistics, step: int = 0) -> None:
     """Mean, standard deviation, share of zeros and dead channels of each layer, and its histogram if one was kept."""
     for row in statistics:
-        for what, found in (("activation", row.output), ("gradient", row.gradient)):
-            if found is not None and found.calls:
-                _add_layer(writer, f"{what}/{row.name}", found, step)
+        for what, values in (("activation", row.output), ("gradient", row.gradient)):
+            if values is not None and values.calls:
+                _add_layer(writer, f"{what}/{row.name}", values, step)
 
 
 def add_gradient_flow(writer: Writer, flow: GradientFlow, step: int = 0) -> None:
@@ -83,8 +83,8 @@ def add_gradient_flow(writer: Writer, flow: GradientFlow, step: int = 0) -> None
     writer.add_scalar("loss", flow.loss, step)
 
 
-def _add_layer(writer: Writer, tag: str, found: RunningStatistics, step: int) -> None:
-    whole = found.summary()
+def _add_layer(writer: Writer, tag: str, statistics: RunningStatistics, step: int) -> None:
+    whole = statistics.summary()
     for name, value in (
         ("mean", whole.mean),
         ("std", whole.std),
@@ -93,8 +93,8 @@ def _add_layer(writer: Writer, tag: str, found: RunningStatistics, step: int) ->
         ("not_finite", whole.nan + whole.inf),
     ):
         writer.add_scalar(f"{tag}/{name}", value, step)
-    if found.has_histogram:
-        counts, edges = found.histogram()
+    if statistics.has_histogram:
+        counts, edges = statistics.histogram()
         middles = (edges[1:] + edges[:-1]) / 2
         writer.add_histogram_raw(
             f"{tag}/histogram",

@@ -47,19 +47,19 @@ class Explainer(Protocol):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Remembering:
-    known: dict[Any, Any] = field(default_factory=dict)
+class _Memo:
+    values_by_key: dict[Any, Any] = field(default_factory=dict)
 
     def once(self, key: object, make: Callable[[], Made]) -> Made:
         """What `make` returns, made the first time."""
-        if key not in self.known:
-            self.known[key] = make()
-        found: Made = self.known[key]
-        return found
+        if key not in self.values_by_key:
+            self.values_by_key[key] = make()
+        value: Made = self.values_by_key[key]
+        return value
 
 
 @dataclass(frozen=True, eq=False)
-class Clean(_Remembering):
+class CleanPass(_Memo):
     """The clean pass, and what is known of it: shared by all metrics, and by heatmaps on whatever grid."""
 
     trace: Trace  # at no layer; its scores (N, K) are what the heatmaps explain
@@ -87,10 +87,10 @@ class Clean(_Remembering):
 
 
 @dataclass(frozen=True, eq=False)
-class Case(_Remembering):
+class Case(_Memo):
     """J = M * K heatmaps of each of N samples, on one grid: of M methods, each of K scores."""
 
-    clean: Clean
+    clean: CleanPass
     values: Tensor  # (N, J, *grid), signed and raw; heatmap j is of score j % K
     regions: Tensor | None = None  # (N, 1 or K, *size), bool
     explainers: Sequence[Explainer] = ()  # of the M methods
@@ -133,7 +133,7 @@ class Case(_Remembering):
     @cached_property
     def levels(self) -> Tensor:
         """(N, J, P), whole numbers: the same, for comparisons; what differs by rounding alone is equal."""
-        return levelled(self.signed.flatten(2))
+        return round_to_levels(self.signed.flatten(2))
 
     @cached_property
     def ranks(self) -> Tensor:
@@ -142,7 +142,7 @@ class Case(_Remembering):
 
     def ranked(self, values: Tensor) -> Tensor:
         """(N, J, P) -> (N, J, P), int32: the same of any values."""
-        values = levelled(values)
+        values = round_to_levels(values)
         places = torch.arange(values.shape[2], dtype=torch.int32, device=values.device).expand_as(values[0])
         ranks = torch.empty_like(values, dtype=torch.int32)
         for sample, drawn in enumerate(self.clean.generators()):  # one by one, as sorting takes much memory
@@ -155,15 +155,17 @@ class Case(_Remembering):
         """(N, J, *size), bool; `widened` is applied once to each region. Raises MetricNotApplicable where none is."""
         if self.regions is None:
             raise MetricNotApplicable("metrics of where need masks= or boxes=, which say where the object is")
-        found = widened(self.regions.to(self.values.device))
-        return found[:, self.columns] if found.shape[1] > 1 else found.expand(-1, self.values.shape[1], *self.size)
+        regions = widened(self.regions.to(self.values.device))
+        return (
+            regions[:, self.columns] if regions.shape[1] > 1 else regions.expand(-1, self.values.shape[1], *self.size)
+        )
 
     @cached_property
     def masked_scores(self) -> Tensor:
         """(N, J): p of the input times each heatmap's mask."""
 
-        def masked(given: Tensor, rows: Tensor, maps: Tensor, trials: Tensor) -> Tensor:
-            return given * self.mask[rows, maps].unsqueeze(1).to(given)
+        def masked(inputs: Tensor, rows: Tensor, maps: Tensor, trials: Tensor) -> Tensor:
+            return inputs * self.mask[rows, maps].unsqueeze(1).to(inputs)
 
         return self.rescored(masked, 1).squeeze(2)
 
@@ -175,23 +177,23 @@ class Case(_Remembering):
         """
         maps = self.values.shape[1]
 
-        def perturb(given: Tensor, rows: Tensor, numbers: Tensor) -> Tensor:
-            return change(given, rows, numbers // trials, numbers % trials)
+        def perturb(inputs: Tensor, rows: Tensor, numbers: Tensor) -> Tensor:
+            return change(inputs, rows, numbers // trials, numbers % trials)
 
-        found = self.clean.probable.rescore(perturb, maps * trials, batch=self.clean.batch)  # (N, J * trials, K)
-        columns = self.columns.to(found.device).repeat_interleave(trials).view(1, -1, 1).expand(len(found), -1, 1)
-        return found.gather(2, columns).view(len(found), maps, trials)
+        scores = self.clean.probable.rescore(perturb, maps * trials, batch=self.clean.batch)  # (N, J * trials, K)
+        columns = self.columns.to(scores.device).repeat_interleave(trials).view(1, -1, 1).expand(len(scores), -1, 1)
+        return scores.gather(2, columns).view(len(scores), maps, trials)
 
-    def rescored_alike(self, key: object, perturb: Change, trials: int, *, asked: bool = False) -> Tensor:
+    def rescored_alike(self, key: object, perturb: Change, trials: int, *, raw_score: bool = False) -> Tensor:
         """(N, J, trials): p, or what is asked, of inputs that are changed alike for every heatmap; run once."""
-        trace = self.clean.trace if asked else self.clean.probable
-        found = self.clean.once(
-            (key, asked, trials), lambda: trace.rescore(perturb, trials, batch=self.clean.batch)
+        trace = self.clean.trace if raw_score else self.clean.probable
+        scores = self.clean.once(
+            (key, raw_score, trials), lambda: trace.rescore(perturb, trials, batch=self.clean.batch)
         )  # (N, trials, K)
-        return found.mT[:, self.columns]
+        return scores.mT[:, self.columns]
 
 
-def levelled(values: Tensor) -> Tensor:
+def round_to_levels(values: Tensor) -> Tensor:
     """(N, J, P) -> (N, J, P): whole numbers in the same order, equal where rounding alone tells two apart."""
     largest = values.abs().amax(2, keepdim=True)
     return (values / torch.where(largest > 0, largest, 1) / _SAME).round()

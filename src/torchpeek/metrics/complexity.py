@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from torchpeek.metrics.case import Case
-from torchpeek.metrics.metric import Scored, metric
+from torchpeek.metrics.metric import MetricResult, metric
 
 
 @metric("sparseness", needs="heatmap", higher_is_better=True, paper="arXiv:1810.06583")
-def sparseness(case: Case) -> Scored:
+def sparseness(case: Case) -> MetricResult:
     """Gini index of the absolute values on the heatmap's own grid: 0 where all are alike, near 1 where one is all."""
-    return Scored(gini(case.values.flatten(2).abs()))
+    return MetricResult(gini(case.values.flatten(2).abs()))
 
 
 def gini(values: Tensor) -> Tensor:
@@ -20,14 +20,14 @@ def gini(values: Tensor) -> Tensor:
     ordered, count = values.sort(dim=-1).values, values.shape[-1]
     places = torch.arange(1, count + 1, device=values.device, dtype=values.dtype)
     total = ordered.sum(-1)
-    found = ((2 * places - count - 1) * ordered).sum(-1) / (count * total)
-    return torch.where(total > 0, found, 0)
+    index = ((2 * places - count - 1) * ordered).sum(-1) / (count * total)
+    return torch.where(total > 0, index, 0)
 
 
 @metric("entropy", needs="heatmap", higher_is_better=False, paper="arXiv:2005.00631")
-def entropy(case: Case) -> Scored:
+def entropy(case: Case) -> MetricResult:
     """Entropy, in nats, of the absolute values' shares on the heatmap's own grid; of zeros that of a uniform one."""
     values = case.values.flatten(2).abs()
     total = values.sum(2, keepdim=True)
     share = torch.where(total > 0, values / total, 1 / values.shape[2])
-    return Scored(torch.special.entr(share).sum(2))
+    return MetricResult(torch.special.entr(share).sum(2))

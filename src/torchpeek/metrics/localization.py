@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from torchpeek.metrics.case import Case
-from torchpeek.metrics.metric import Scored, metric
+from torchpeek.metrics.metric import MetricResult, metric
 from torchpeek.registry import check_number
 
 _AT_ONCE = 2**24  # numbers that are compared at once
 
 
 @metric("pointing-game", needs="region", higher_is_better=True, paper="arXiv:1608.00507")
-def pointing_game(case: Case, *, tolerance: float = 15.0) -> Scored:
+def pointing_game(case: Case, *, tolerance: float = 15.0) -> MetricResult:
     """Share of the heatmap's maxima in the region, or within `tolerance` positions of it (Zhang et al.)."""
     check_number("tolerance", tolerance)
     values = case.levels
@@ -38,7 +38,7 @@ def widened(region: Tensor, distance: float) -> Tensor:
 
 
 @metric("energy-pointing-game", needs="region", higher_is_better=True, paper="arXiv:1910.01279")
-def energy_pointing_game(case: Case) -> Scored:
+def energy_pointing_game(case: Case) -> MetricResult:
     """Share of the heatmap's positive energy that lies in the region (Score-CAM); 0 where there is none."""
     positive = case.signed.clamp(min=0).flatten(2)
     total = positive.sum(2)
@@ -47,7 +47,7 @@ def energy_pointing_game(case: Case) -> Scored:
 
 
 @metric("grid-pointing-game", needs="region", higher_is_better=True, paper="arXiv:2104.00032")
-def grid_pointing_game(case: Case) -> Scored:
+def grid_pointing_game(case: Case) -> MetricResult:
     """Share of the positive energy in the class's own cell of a mosaic of pictures (CoDA Nets).
 
     The inputs are those of `tp.metrics.mosaic`, and the region is the cell.
@@ -56,7 +56,7 @@ def grid_pointing_game(case: Case) -> Scored:
 
 
 @metric("relevance-rank-accuracy", needs="region", higher_is_better=True, paper="arXiv:2003.07258")
-def relevance_rank_accuracy(case: Case) -> Scored:
+def relevance_rank_accuracy(case: Case) -> MetricResult:
     """Share of the highest positions, as many as the region has, that lie in it (CLEVR-XAI).
 
     Of equal values at the edge of these the share is taken that is expected if they are drawn at random.
@@ -72,7 +72,7 @@ def relevance_rank_accuracy(case: Case) -> Scored:
 
 
 @metric("iou", needs="region", higher_is_better=True, paper="arXiv:1512.04150")
-def iou(case: Case, *, threshold: float = 0.2) -> Scored:
+def iou(case: Case, *, threshold: float = 0.2) -> MetricResult:
     """Overlap of the region with where the heatmap is above `threshold` of its maximum, over their union."""
     check_number("threshold", threshold, most=1.0)
     shown = case.mask > threshold
@@ -80,7 +80,7 @@ def iou(case: Case, *, threshold: float = 0.2) -> Scored:
     return _where_there_is_one(case, both / either)
 
 
-def _where_there_is_one(case: Case, values: Tensor) -> Scored:
+def _where_there_is_one(case: Case, values: Tensor) -> MetricResult:
     """NaN where the region is empty: nothing was there to be found."""
     there = case.region().flatten(2).any(2)
-    return Scored(torch.where(there, values.to(case.values), torch.nan))
+    return MetricResult(torch.where(there, values.to(case.values), torch.nan))

@@ -65,8 +65,8 @@ class Measurement:
 
         Of a few a lucky pair would do.
         """
-        found = self.ahead_of(baseline, confidence)
-        return found.low > 0 if found.samples >= FEWEST else None
+        interval = self.ahead_of(baseline, confidence)
+        return interval.low > 0 if interval.samples >= FEWEST else None
 
     def _once(self, key: object, make: Callable[[], Interval]) -> Interval:
         if key not in self._intervals:
@@ -114,14 +114,14 @@ HEADER = ("method", "metric", "better", "mean", "random", "centre", "better than
 
 def row(method: str, each: Measurement) -> tuple[str, ...]:
     """One line of a table: the mean with its interval, both baselines' means, and which of them it is better than."""
-    found = each.interval()
+    interval = each.interval()
     verdicts = {name: each.verdict(name) for name in each.baselines}
     beaten = [name for name, better in verdicts.items() if better]
-    said = "both" if len(beaten) == 2 else " and ".join(beaten) or "neither"
+    verdict = "both" if len(beaten) == 2 else " and ".join(beaten) or "neither"
     if None in verdicts.values():
-        said = "too few to tell"
+        verdict = "too few to tell"
     means = [f"{_mean(of_samples(values)):.4g}" for values in each.baselines.values()]
-    return method, each.metric, "higher" if each.higher_is_better else "lower", str(found), *means, said
+    return method, each.metric, "higher" if each.higher_is_better else "lower", str(interval), *means, verdict
 
 
 def joined(parts: Sequence[Measurements]) -> Measurements:

@@ -20,14 +20,14 @@ Reads: TypeAlias = Literal["score", "p", "probability", "classes"]
 """Of what is asked: its score, or nothing; p, whatever that is; p, if it is a probability; the other classes."""
 
 
-class Scored(NamedTuple):
+class MetricResult(NamedTuple):
     """What a metric says of J heatmaps of each of N samples."""
 
     values: Tensor  # (N, J)
     curve: Tensor | None = None  # (N, J, steps + 1)
 
 
-Compute: TypeAlias = Callable[..., Scored]
+Compute: TypeAlias = Callable[..., MetricResult]
 """Called as `compute(case, **options)`."""
 
 Count: TypeAlias = Callable[[Mapping[str, Any]], int]
@@ -51,11 +51,13 @@ class Metric(Registered):
 
     def cost(self, options: Mapping[str, Any] | None = None) -> str:
         """What is run for each heatmap, besides the clean pass that all metrics share."""
-        given = {**self.options, **(options or {})}
-        passes, explanations = self.passes(given), self.explanations(given)
-        said = [f"{passes} forward" + (" for all heatmaps of a picture together" if self.shared else "")] * bool(passes)
-        said += [f"{explanations} explanation" + "s" * (explanations > 1)] * bool(explanations)
-        return ", ".join(said) or "nothing"
+        chosen = {**self.options, **(options or {})}
+        passes, explanations = self.passes(chosen), self.explanations(chosen)
+        parts = [f"{passes} forward" + (" for all heatmaps of a picture together" if self.shared else "")] * bool(
+            passes
+        )
+        parts += [f"{explanations} explanation" + "s" * (explanations > 1)] * bool(explanations)
+        return ", ".join(parts) or "nothing"
 
 
 METRICS: dict[str, Metric] = {}
@@ -63,7 +65,7 @@ METRICS: dict[str, Metric] = {}
 
 
 def metric(name: str, *, needs: Needs, higher_is_better: bool, paper: str, **more: Any) -> Callable[[Compute], Compute]:
-    """Register a function from a Case to a Scored as the metric `name`; `more` are fields of Metric."""
+    """Register a function from a Case to a MetricResult as the metric `name`; `more` are fields of Metric."""
 
     def register(compute: Compute) -> Compute:
         if name in METRICS:

@@ -23,5 +23,5 @@ def patches(size: Sequence[int], cells: int) -> Tensor:
 
 def patch_sums(values: Tensor, index: Tensor, number: int) -> Tensor:
     """(N, J, *size) -> (N, J, number): the sum over each patch."""
-    found = values.new_zeros(*values.shape[:2], number)
-    return found.index_add(2, index.flatten(), values.flatten(2))
+    sums = values.new_zeros(*values.shape[:2], number)
+    return sums.index_add(2, index.flatten(), values.flatten(2))

@@ -28,23 +28,23 @@ def regions_of(masks: Any, boxes: Any, shape: torch.Size, scores: int, geometry:
 
 def _of_masks(masks: Tensor, shape: torch.Size, scores: int, geometry: Geometry | None) -> Tensor:
     size = shape[2:]
-    wanted = size if geometry is None else torch.Size(geometry.size[::-1])
-    given = masks if masks.ndim > len(size) else masks.unsqueeze(0)
-    given = given if given.ndim > len(size) + 1 else given.unsqueeze(1)  # (N, 1 or K, *size)
-    fits = given.shape[2:] == wanted and len(given) == shape[0] and given.shape[1] in (1, scores)
+    expected = size if geometry is None else torch.Size(geometry.size[::-1])
+    of_scores = masks if masks.ndim > len(size) else masks.unsqueeze(0)
+    of_scores = of_scores if of_scores.ndim > len(size) + 1 else of_scores.unsqueeze(1)  # (N, 1 or K, *size)
+    fits = of_scores.shape[2:] == expected and len(of_scores) == shape[0] and of_scores.shape[1] in (1, scores)
     if masks.dtype != torch.bool or not fits:
         whose = "the input" if geometry is None else "the original picture"
         raise InputError(
             f"masks is {masks.dtype} of shape {tuple(masks.shape)}; allowed: bools (N, H, W), or (N, K, H, W), of "
-            f"{whose}, which is {' x '.join(map(str, wanted))}, with N = {shape[0]} and K = {scores}"
+            f"{whose}, which is {' x '.join(map(str, expected))}, with N = {shape[0]} and K = {scores}"
         )
     if geometry is None:
-        return given
+        return of_scores
     rows, columns = _in_original(geometry, size)
-    height, width = wanted
+    height, width = expected
     inside = ((rows >= 0) & (rows < height)).unsqueeze(1) & ((columns >= 0) & (columns < width))
     at = rows.clamp(0, height - 1).long(), columns.clamp(0, width - 1).long()
-    return given[..., at[0], :][..., at[1]] & inside.to(given.device)
+    return of_scores[..., at[0], :][..., at[1]] & inside.to(of_scores.device)
 
 
 def _of_boxes(boxes: Any, shape: torch.Size, geometry: Geometry | None) -> Tensor:
@@ -52,7 +52,7 @@ def _of_boxes(boxes: Any, shape: torch.Size, geometry: Geometry | None) -> Tenso
     if len(each) != shape[0]:
         raise InputError(f"boxes are of {len(each)} samples for a batch of {shape[0]}; give boxes for each")
     rows, columns = _in_original(geometry or Geometry.whole((shape[3], shape[2])), shape[2:])
-    found = torch.zeros(shape[0], 1, *shape[2:], dtype=torch.bool)
+    regions = torch.zeros(shape[0], 1, *shape[2:], dtype=torch.bool)
     for number, of_sample in enumerate(each):
         table = torch.as_tensor(of_sample, dtype=torch.float64)
         table = table.reshape(-1, 4) if table.numel() % 4 == 0 and table.ndim <= 2 else table
@@ -63,8 +63,8 @@ def _of_boxes(boxes: Any, shape: torch.Size, geometry: Geometry | None) -> Tenso
             )
         for left, top, right, bottom in table.tolist():
             inside = ((rows >= top) & (rows < bottom)).unsqueeze(1) & ((columns >= left) & (columns < right))
-            found[number, 0] |= inside
-    return found
+            regions[number, 0] |= inside
+    return regions
 
 
 def _is_box(boxes: Any) -> bool:

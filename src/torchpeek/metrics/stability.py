@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torchpeek.engine.targets import class_logits
 from torchpeek.errors import MetricNotApplicable
 from torchpeek.heatmap import unit_range, upsample
-from torchpeek.metrics.case import Case, check_computed, levelled
+from torchpeek.metrics.case import Case, check_computed, round_to_levels
 from torchpeek.metrics.fidelity import correlation
-from torchpeek.metrics.metric import Scored, metric
+from torchpeek.metrics.metric import MetricResult, metric
 from torchpeek.registry import check_number, check_whole
 
 
@@ -29,7 +29,7 @@ def _one(options: Mapping[str, Any]) -> int:
     paper="arXiv:1901.09392",
     explanations=lambda options: int(options["samples"]),
 )
-def max_sensitivity(case: Case, *, samples: int = 10, radius: float = 0.02) -> Scored:
+def max_sensitivity(case: Case, *, samples: int = 10, radius: float = 0.02) -> MetricResult:
     """The largest relative change of the heatmap when the input changes by at most `radius` in every number.
 
     A heatmap that is always the same has none, whatever it shows.
@@ -44,7 +44,7 @@ def max_sensitivity(case: Case, *, samples: int = 10, radius: float = 0.02) -> S
         changed = case.inputs + (2 * torch.stack(drawn).to(case.inputs) - 1) * radius
         largest = torch.maximum(largest, (_again(case, changed).flatten(2) - before).norm(dim=2))
     # A heatmap of zeros that stays one has not changed; one that does not has changed beyond all bounds.
-    return Scored(torch.where(size > 0, largest / size, torch.where(largest > 0, torch.inf, 0)))
+    return MetricResult(torch.where(size > 0, largest / size, torch.where(largest > 0, torch.inf, 0)))
 
 
 @metric(
@@ -54,7 +54,7 @@ def max_sensitivity(case: Case, *, samples: int = 10, radius: float = 0.02) -> S
     paper="arXiv:1810.03292",
     explanations=lambda options: int(options["stages"]),
 )
-def randomisation(case: Case, *, stages: int = 8) -> Scored:
+def randomisation(case: Case, *, stages: int = 8) -> MetricResult:
     """Rank correlation with the heatmap after more and more of the model, last parts first, is drawn anew (MPRT).
 
     Its size, whatever its sign: a heatmap turned round still knows the old one. The modules that have parameters are
@@ -63,13 +63,13 @@ def randomisation(case: Case, *, stages: int = 8) -> Scored:
     1, and one that is always the same at 1.
     """
     check_whole("stages", stages)
-    found = [torch.ones_like(case.values.flatten(2)[..., 0])]
+    correlations = [torch.ones_like(case.values.flatten(2)[..., 0])]
     for number, model in enumerate(randomised(case.clean.trace.runner.model, stages, case.clean.seed)):
         torch.clear_autocast_cache()  # of the caller's autocast, which would go on with the parameters before
         again = _again(case, case.inputs, model=model, draw=1 + number)
-        found.append(rank_correlation(case.values.flatten(2), again.flatten(2)).abs())
-    curve = torch.stack(found, dim=2)  # (N, J, stages + 1)
-    return Scored(curve[..., 1:].mean(2), curve)
+        correlations.append(rank_correlation(case.values.flatten(2), again.flatten(2)).abs())
+    curve = torch.stack(correlations, dim=2)  # (N, J, stages + 1)
+    return MetricResult(curve[..., 1:].mean(2), curve)
 
 
 def randomised(model: nn.Module, stages: int, seed: int) -> Iterator[nn.Module]:
@@ -121,7 +121,7 @@ def _draw(parameter: nn.Parameter, generator: torch.Generator) -> None:
     explanations=_one,
     reads="classes",
 )
-def random_class(case: Case) -> Scored:
+def random_class(case: Case) -> MetricResult:
     """Rank correlation, whatever its sign, with the heatmap for another class, drawn at random (Sixt et al.).
 
     A method that shows the same whatever class it is asked about stays at 1.
@@ -132,7 +132,7 @@ def random_class(case: Case) -> Scored:
     ]
     others = (question.labels + torch.stack(shifts).to(question.labels)) % number  # never the class itself
     again = _again(case, case.inputs, labels=others, draw=1)
-    return Scored(rank_correlation(case.values.flatten(2), again.flatten(2)).abs())
+    return MetricResult(rank_correlation(case.values.flatten(2), again.flatten(2)).abs())
 
 
 @metric(
@@ -144,7 +144,7 @@ def random_class(case: Case) -> Scored:
     explanations=_one,
     reads="probability",
 )
-def adcc(case: Case) -> Scored:
+def adcc(case: Case) -> MetricResult:
     """Harmonic mean of coherency, 1 - complexity and 1 - average drop (Poppi et al.)."""
     check_computed(case, "adcc")
     coherency = torch.zeros_like(case.scores)
@@ -159,7 +159,7 @@ def adcc(case: Case) -> Scored:
     drop = torch.where(case.scores > 0, (case.scores - case.masked_scores).clamp(min=0) / case.scores, 0)
     parts = torch.stack([coherency, 1 - complexity, 1 - drop])
     # One part that is zero makes the mean zero, as its limit is.
-    return Scored(torch.where((parts > 0).all(0), 3 / (1 / parts.clamp(min=1e-30)).sum(0), 0))
+    return MetricResult(torch.where((parts > 0).all(0), 3 / (1 / parts.clamp(min=1e-30)).sum(0), 0))
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
 
     0 where one of them does not vary, and 1 where neither does.
     """
-    first, second = levelled(one), levelled(other)
+    first, second = round_to_levels(one), round_to_levels(other)
     neither = ((first == first[..., :1]) & (second == second[..., :1])).all(2)
     return torch.where(neither, 1, correlation(_ranks(first), _ranks(second)).to(one))
 

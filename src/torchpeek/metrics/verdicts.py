@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchpeek.metrics.measurement import FEWEST, Interval, Measurement, Measurements, of_samples, row
 
-_SAID = {"random": "a random heatmap", "centre": "a centred Gaussian"}
+_BASELINE_PHRASES = {"random": "a random heatmap", "centre": "a centred Gaussian"}
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,12 @@ class Verdicts:
     by_metric: Mapping[str, Mapping[str, Measurement]]  # metric -> method -> over all pictures
 
     @classmethod
-    def of(cls, found: Mapping[str, Measurements]) -> Verdicts:
+    def of(cls, measurements: Mapping[str, Measurements]) -> Verdicts:
         """Of each method its measurements."""
-        metrics = [*next(iter(found.values()))] if found else []
-        return cls({name: _best_first({method: each[name] for method, each in found.items()}) for name in metrics})
+        metrics = [*next(iter(measurements.values()))] if measurements else []
+        return cls(
+            {name: _best_first({method: each[name] for method, each in measurements.items()}) for name in metrics}
+        )
 
     def cells(self) -> list[tuple[str, ...]]:
         """For a table, under `torchpeek.metrics.HEADER`."""
@@ -39,22 +41,22 @@ class Verdicts:
         """
         for metric, methods in self.by_metric.items():
             rows = [each for each in self.summary if each["metric"] == metric]
-            told = [each for each in rows if each["better_than"] is not None]
+            decided = [each for each in rows if each["better_than"] is not None]
             worse = {
-                words: [each["method"] for each in told if baseline not in each["better_than"]]
-                for baseline, words in _SAID.items()
+                words: [each["method"] for each in decided if baseline not in each["better_than"]]
+                for baseline, words in _BASELINE_PHRASES.items()
             }
-            said = [f"not better than {words}: {', '.join(names)}" for words, names in worse.items() if names]
-            if told and not said:
-                subject = "each method is" if len(told) > 1 else f"{told[0]['method']} is"
-                said.append(f"{subject} better than {' and than '.join(_SAID.values())}")
-            if len(told) < len(rows):
-                few = ", ".join(each["method"] for each in rows if each not in told)
-                said.append(f"of fewer than {FEWEST} nothing can be said of significance: {few}")
-            given = max(len(each.values) for each in methods.values())
+            findings = [f"not better than {words}: {', '.join(names)}" for words, names in worse.items() if names]
+            if decided and not findings:
+                subject = "each method is" if len(decided) > 1 else f"{decided[0]['method']} is"
+                findings.append(f"{subject} better than {' and than '.join(_BASELINE_PHRASES.values())}")
+            if len(decided) < len(rows):
+                few = ", ".join(each["method"] for each in rows if each not in decided)
+                findings.append(f"of fewer than {FEWEST} nothing can be said of significance: {few}")
+            total = max(len(each.values) for each in methods.values())
             defined = sorted({each["pictures"] for each in rows})
-            of = f", defined for {' to '.join(map(str, defined))} of {given} pictures" if defined != [given] else ""
-            yield f"{metric}{of}: {'; '.join(said)}"
+            of = f", defined for {' to '.join(map(str, defined))} of {total} pictures" if defined != [total] else ""
+            yield f"{metric}{of}: {'; '.join(findings)}"
 
     @cached_property
     def summary(self) -> list[dict[str, Any]]:
@@ -109,16 +111,16 @@ def _mean(values: Tensor) -> float:
 
 def _baseline_curves(methods: Mapping[str, Measurement]) -> dict[str, Tensor]:
     """Each once: methods on the same grid have the same ones."""
-    found: dict[str, Tensor] = {}
-    for name in _SAID:
+    curves_by_name: dict[str, Tensor] = {}
+    for name in _BASELINE_PHRASES:
         grouped: list[tuple[Tensor, list[str]]] = []
         for method, each in methods.items():
             curves = of_samples(each.baseline_curves[name])
-            same = next((those for known, those in grouped if torch.equal(known, curves)), None)
+            same = next((those for other, those in grouped if torch.equal(other, curves)), None)
             if same is None:
                 grouped.append((curves, [method]))
             else:
                 same.append(method)
         for curves, those in grouped:
-            found[name if len(grouped) == 1 else f"{name} (grid of {those[0]})"] = curves
-    return found
+            curves_by_name[name if len(grouped) == 1 else f"{name} (grid of {those[0]})"] = curves
+    return curves_by_name

@@ -14,7 +14,7 @@ from torchpeek.errors import ModelError, WeightsError, notify
 from torchpeek.models.checkpoint import Checkpoint
 from torchpeek.models.fetching import RANDOM, extra
 from torchpeek.models.huggingface_pictures import checkpoint_preprocess
-from torchpeek.models.huggingface_texts import TextPart
+from torchpeek.models.huggingface_texts import TextEncoder
 from torchpeek.models.loaded import LoadedModel, PreprocessFunction
 from torchpeek.models.preprocess import TensorsOnly
 
@@ -65,7 +65,7 @@ def huggingface_model(name: str, weights: str | None, *, trust_remote_code: bool
     cls, task = _class_of(checkpoint, config)
     with checkpoint.quietly():
         module = _untrained(checkpoint, cls, config) if weights == RANDOM else _trained(checkpoint, cls, config)
-    text = None if halves is None else TextPart(checkpoint, halves[2], halves[3], untrained=weights == RANDOM)
+    text = None if halves is None else TextEncoder(checkpoint, halves[2], halves[3], untrained=weights == RANDOM)
     return LoadedModel(
         module.float(),
         _preprocess(checkpoint, config, module),
@@ -89,32 +89,32 @@ def _class_of(checkpoint: Checkpoint, config: Any) -> tuple[Any, str]:
     import transformers
     from transformers.models.auto import modeling_auto
 
-    asked = _architecture(config)
+    architecture = _architecture(config)
     own = getattr(config, "auto_map", None) or {}
-    of_its_own = {task: f"AutoModelFor{task}" for task in _TASKS if f"AutoModelFor{task}" in own}
-    if of_its_own or "AutoModel" in own:
+    own_tasks = {task: f"AutoModelFor{task}" for task in _TASKS if f"AutoModelFor{task}" in own}
+    if own_tasks or "AutoModel" in own:
         if checkpoint.trusted:
-            task, auto = next(iter(of_its_own.items()), ("", "AutoModel"))
+            task, auto = next(iter(own_tasks.items()), ("", "AutoModel"))
             return getattr(transformers, auto), task
-        if not hasattr(transformers, asked):
+        if not hasattr(transformers, architecture):
             raise checkpoint.untrusted()
     if halves := _halves(config):
         return getattr(transformers, halves[1]), ""
     for task in _TASKS:
         names = getattr(modeling_auto, f"MODEL_FOR_{_snake(task)}_MAPPING_NAMES", {})
-        if asked in _flat(names.values()):
-            return getattr(transformers, asked), task
-        if not asked and config.model_type in names:
+        if architecture in _flat(names.values()):
+            return getattr(transformers, architecture), task
+        if not architecture and config.model_type in names:
             return getattr(transformers, _flat([names[config.model_type]])[0]), task
     in_general = config.model_type in modeling_auto.MODEL_MAPPING_NAMES
-    if in_general and not asked.endswith("WithProjection"):
+    if in_general and not architecture.endswith("WithProjection"):
         return transformers.AutoModel, ""
-    if not hasattr(transformers, asked):
+    if not hasattr(transformers, architecture):
         raise ModelError(
-            f"transformers {transformers.__version__} has no class {asked!r}, which {checkpoint.spec} names. "
+            f"transformers {transformers.__version__} has no class {architecture!r}, which {checkpoint.spec} names. "
             "Next: a newer transformers; or a package.module:callable that makes the model"
         )
-    return getattr(transformers, asked), ""
+    return getattr(transformers, architecture), ""
 
 
 def _snake(name: str) -> str:
@@ -129,22 +129,22 @@ def _untrained(checkpoint: Checkpoint, cls: Any, config: Any) -> nn.Module:
     if getattr(config, "use_pretrained_backbone", False):
         config.use_pretrained_backbone = False  # else the backbone's weights would be fetched
     if cls.__name__.startswith("AutoModel"):
-        made: nn.Module = cls.from_config(config, trust_remote_code=checkpoint.trusted)
+        module: nn.Module = cls.from_config(config, trust_remote_code=checkpoint.trusted)
     else:
-        made = cls(config.vision_config if _halves(config) else config)
-    return made
+        module = cls(config.vision_config if _halves(config) else config)
+    return module
 
 
 def _trained(checkpoint: Checkpoint, cls: Any, config: Any) -> nn.Module:
     if getattr(config, "use_pretrained_backbone", False):
         config.use_pretrained_backbone = False  # they are in the checkpoint
     auto = cls.__name__.startswith("AutoModel")
-    given = {"trust_remote_code": checkpoint.trusted} if auto else {}
+    options = {"trust_remote_code": checkpoint.trusted} if auto else {}
     if not _halves(config):  # a half finds its part of the config by itself
-        given["config"] = config
+        options["config"] = config
     module, info = checkpoint.weights(
         lambda: cls.from_pretrained(
-            checkpoint.name, local_files_only=checkpoint.local, output_loading_info=True, **given
+            checkpoint.name, local_files_only=checkpoint.local, output_loading_info=True, **options
         )
     )
     if missing := sorted(info["missing_keys"]):
@@ -174,5 +174,5 @@ def _preprocess(checkpoint: Checkpoint, config: Any, module: nn.Module) -> Prepr
     if first.name == "input_values" and hasattr(config, "num_mel_bins"):
         shape = f"(N, {getattr(config, 'max_length', 'frames')}, {config.num_mel_bins})"
         return TensorsOnly(f"{checkpoint.spec} takes spectrograms; give a tensor {shape}, as its extractor does")
-    taken = ", ".join([first.name, *needed])
-    return TensorsOnly(f"{checkpoint.spec} takes no picture alone, but {taken}; give tensors for these")
+    required = ", ".join([first.name, *needed])
+    return TensorsOnly(f"{checkpoint.spec} takes no picture alone, but {required}; give tensors for these")

@@ -33,15 +33,15 @@ class ProcessorCall:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """The input (1, C, H, W)."""
-        found = self.processor(image, return_tensors="pt")["pixel_values"]
-        if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != 1:
-            got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        pixels = self.processor(image, return_tensors="pt")["pixel_values"]
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4 or len(pixels) != 1:
+            got = f"shape {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else f"a {type(pixels).__name__}"
             raise InputError(f"{self} made {got} of a picture; a model that is given one takes (1, C, H, W)")
-        return found
+        return pixels
 
     def masks(self) -> bool:
         """Whether it pads some pictures, and says where in a mask for the model."""
-        masks = (self.processor(image, return_tensors="pt").get("pixel_mask") for image in _tried())
+        masks = (self.processor(image, return_tensors="pt").get("pixel_mask") for image in _test_pictures())
         return any(isinstance(mask, Tensor) and not bool(mask.all()) for mask in masks)
 
     def __str__(self) -> str:
@@ -58,8 +58,8 @@ def checkpoint_preprocess(checkpoint: Checkpoint, config: Any, *, masked: bool) 
     import transformers
 
     # The one that uses Pillow, as Preprocess does, and as most models were trained; the other where there is but that.
-    old = int(transformers.__version__.split(".")[0]) < 5
-    backend: dict[str, Any] = {"use_fast": False} if old else {"backend": "pil"}
+    before_version_5 = int(transformers.__version__.split(".")[0]) < 5
+    backend: dict[str, Any] = {"use_fast": False} if before_version_5 else {"backend": "pil"}
     with checkpoint.quietly():
         try:
             processor = transformers.AutoImageProcessor.from_pretrained(
@@ -78,7 +78,7 @@ def checkpoint_preprocess(checkpoint: Checkpoint, config: Any, *, masked: bool) 
             )
         own = ProcessorCall(processor)
         try:
-            made = [own(image) for image in _tried()]
+            outputs = [own(image) for image in _test_pictures()]
         except Exception as error:  # it wants more than a picture, and fails in ways of its own
             why_not = first_line(error)
             return TensorsOnly(f"{own}, of {checkpoint.spec}, makes no input of a picture ({why_not}); give a tensor")
@@ -88,8 +88,8 @@ def checkpoint_preprocess(checkpoint: Checkpoint, config: Any, *, masked: bool) 
                 "it makes, {'pixel_values': ..., 'pixel_mask': ...}"
             )
         try:
-            same = translated(processor)
-            return same if same is not None and agrees(same, made) else own
+            preprocess = translated(processor)
+            return preprocess if preprocess is not None and agrees(preprocess, outputs) else own
         except (KeyError, TypeError, ValueError, TorchpeekError):  # its settings mean something else
             return own
 
@@ -131,9 +131,9 @@ def translated(processor: Any) -> Preprocess | None:
     )
 
 
-def agrees(preprocess: Preprocess, made: Sequence[Tensor]) -> bool:
+def agrees(preprocess: Preprocess, outputs: Sequence[Tensor]) -> bool:
     """Whether it makes the same of the pictures to try as a processor `made`, as near as two ways of resizing are."""
-    for image, theirs in zip(_tried(), made, strict=True):
+    for image, theirs in zip(_test_pictures(), outputs, strict=True):
         ours, _ = preprocess(image)
         if ours.shape != theirs.shape:
             return False
@@ -144,7 +144,7 @@ def agrees(preprocess: Preprocess, made: Sequence[Tensor]) -> bool:
     return True
 
 
-def _tried() -> list[Image.Image]:
+def _test_pictures() -> list[Image.Image]:
     """Of odd sizes, wide and high, so that every rule of rounding and every longest side shows."""
     return [_chequered(131, 87), _chequered(61, 150)]
 
@@ -158,8 +158,8 @@ def _chequered(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels.byte().numpy())
 
 
-def _size(given: Any) -> dict[str, int]:
-    return {key: int(value) for key, value in dict(given or {}).items() if value is not None}
+def _size(setting: Any) -> dict[str, int]:
+    return {key: int(value) for key, value in dict(setting or {}).items() if value is not None}
 
 
 def _per_channel(settings: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -15,7 +15,7 @@ from torchpeek.models.checkpoint import Checkpoint, first_line
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 
 
-class TextPart:
+class TextEncoder:
     """Embeds texts with the text half and the tokenizer of a checkpoint, which are loaded at the first call."""
 
     def __init__(self, checkpoint: Checkpoint, class_name: str, part: str, *, untrained: bool) -> None:
@@ -43,8 +43,8 @@ class TextPart:
         ids = torch.tensor(tokens, device=device)  # (K, tokens)
         half.to(device)
         with torch.no_grad():
-            found: Tensor = run(half, as_model_call(half, ids))[self._part]
-        return found.detach()
+            embeddings: Tensor = run(half, as_model_call(half, ids))[self._part]
+        return embeddings.detach()
 
     def _module(self) -> nn.Module:
         import transformers
@@ -66,14 +66,14 @@ class TextPart:
             raise self._without(f"there is none of {', '.join(_TOKENIZER_FILES)}")
         try:
             with checkpoint.quietly():
-                found: Any = transformers.AutoTokenizer.from_pretrained(checkpoint.name, **checkpoint.options)
+                tokenizer: Any = transformers.AutoTokenizer.from_pretrained(checkpoint.name, **checkpoint.options)
         except Exception as error:  # of files that are damaged, or not there, or need a package: each in its own way
             if checkpoint.refused(error):
                 raise checkpoint.untrusted() from error
             raise self._without(first_line(error)) from error
-        if len(found) <= len(set(found.all_special_ids)):  # what transformers makes where it finds no files
+        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes where it finds no files
             raise self._without("it knows no words")
-        return found
+        return tokenizer
 
     def _without(self, reason: str) -> ModelError:
         return ModelError(

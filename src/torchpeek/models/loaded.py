@@ -63,14 +63,14 @@ class LoadedModel:
         else:
             image, notes = read_image(picture)
             name = str(picture)
-        made = self.preprocess(image)
-        if isinstance(made, Tensor):
-            tensor, geometry = (made if made.ndim == 4 else made.unsqueeze(0)), Geometry.whole(image.size)
+        result = self.preprocess(image)
+        if isinstance(result, Tensor):
+            tensor, geometry = (result if result.ndim == 4 else result.unsqueeze(0)), Geometry.whole(image.size)
             notes = (*notes, TAKEN_AS_WHOLE)
-        elif isinstance(made, tuple) and [type(each) for each in made] == [Tensor, Geometry]:
-            tensor, geometry = made
+        elif isinstance(result, tuple) and [type(each) for each in result] == [Tensor, Geometry]:
+            tensor, geometry = result
         else:
-            raise InputError(f"preprocess gave a {type(made).__name__}; allowed: a tensor, or (tensor, Geometry)")
+            raise InputError(f"preprocess gave a {type(result).__name__}; allowed: a tensor, or (tensor, Geometry)")
         return Picture(image, tensor.to(self.device, self.dtype), geometry, Path(name).name, notes)
 
     def embed(self, texts: str | Sequence[str]) -> Tensor:
@@ -85,10 +85,10 @@ class LoadedModel:
                 "loaded whole as hf:NAME_OR_FOLDER and with their own weights. Next: load one, or give "
                 "tp.targets.Similarity an embedding that you have"
             )
-        given = [texts] if isinstance(texts, str) else list(texts)
-        if not given or not all(isinstance(text, str) and text.strip() for text in given):
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        if not listed or not all(isinstance(text, str) and text.strip() for text in listed):
             raise InputError(f"texts is {texts!r}; allowed: a text, or a list of at least one, none of them empty")
-        return self.texts(given, self.device)
+        return self.texts(listed, self.device)
 
     @property
     def device(self) -> torch.device:

@@ -28,12 +28,14 @@ def observing_layers(model: object) -> list[str]:
     """The names of the fake quantisations of activations that still learn their range, also in eval mode."""
     if not isinstance(model, nn.Module):
         return []
-    found = []
+    observing = []
     for name, module in model.named_modules():
-        on = getattr(module, "observer_enabled", None)
-        if hasattr(module, "fake_quant_enabled") and isinstance(on, Tensor) and bool(on.any()):
-            found.append(name)
-    return [name for name in found if not name.endswith("weight_fake_quant")]  # weights do not change from pass to pass
+        enabled = getattr(module, "observer_enabled", None)
+        if hasattr(module, "fake_quant_enabled") and isinstance(enabled, Tensor) and bool(enabled.any()):
+            observing.append(name)
+    return [
+        name for name in observing if not name.endswith("weight_fake_quant")
+    ]  # weights do not change from pass to pass
 
 
 @contextmanager
@@ -54,13 +56,13 @@ def quantisation_named(model: nn.Module) -> Iterator[None]:
         if not names:
             raise
         these = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
-        own = "give the model in floating point, as it was before it was quantised"
+        advice = "give the model in floating point, as it was before it was quantised"
         if isinstance(error, NotConnected):
             raise GradUnavailable(
                 f"the model is quantised ({these}), and torch has no gradients through that. Next: a method without "
-                f"gradients (torchpeek methods lists them), a layer after the quantised ones, or {own}"
+                f"gradients (torchpeek methods lists them), a layer after the quantised ones, or {advice}"
             ) from error
         raise NoSpatialLayer(
             f"the model is quantised ({these}): such a layer returns no floating-point activations to read a heatmap "
-            f"from. Next: a layer in floating point that has a grid, or {own}"
+            f"from. Next: a layer in floating point that has a grid, or {advice}"
         ) from error

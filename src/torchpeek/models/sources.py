@@ -80,9 +80,9 @@ def _callable(module_name: str, name: str) -> LoadedModel:
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(module_name)
+        attribute: Any = importlib.import_module(module_name)
         for part in name.split("."):
-            found = getattr(found, part)
+            attribute = getattr(attribute, part)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the user's module was found, and lacks something
@@ -91,14 +91,14 @@ def _callable(module_name: str, name: str) -> LoadedModel:
             "directory. Sources with names of their own: torchvision, timm, hf"
         ) from error
     except AttributeError as error:
-        raise ModelNotFound(f"module {module_name!r} has no {name!r}{closest(name, dir(found))}") from error
+        raise ModelNotFound(f"module {module_name!r} has no {name!r}{closest(name, dir(attribute))}") from error
     finally:
         sys.path.remove(here)
-    made = found if isinstance(found, (nn.Module, LoadedModel)) else found() if callable(found) else found
-    if isinstance(made, LoadedModel):
-        return made
-    if not isinstance(made, nn.Module):
+    result = attribute() if callable(attribute) and not isinstance(attribute, (nn.Module, LoadedModel)) else attribute
+    if isinstance(result, LoadedModel):
+        return result
+    if not isinstance(result, nn.Module):
         raise ModelError(
-            f"{module_name}:{name} gave a {type(made).__name__}; it has to give an nn.Module or a LoadedModel"
+            f"{module_name}:{name} gave a {type(result).__name__}; it has to give an nn.Module or a LoadedModel"
         )
-    return LoadedModel(made, detector_preprocess(made) or assumed(f"{module_name}:{name}"))
+    return LoadedModel(result, detector_preprocess(result) or assumed(f"{module_name}:{name}"))

@@ -49,11 +49,11 @@ def timm_preprocess(spec: str, config: Mapping[str, Any]) -> Preprocess:
     _, height, width = config["input_size"]
     mode = config["crop_mode"]
     scaled = (math.floor(height / config["crop_pct"]), math.floor(width / config["crop_pct"]))
-    kept = mode == "center" and height == width  # else every side is scaled on its own
-    if not kept and mode != "squash":
+    keeps_aspect = mode == "center" and height == width  # else every side is scaled on its own
+    if not keeps_aspect and mode != "squash":
         notify(f"{spec} asks for crop mode {mode!r} to {height} x {width}; pictures are squashed instead")
     return Preprocess(
-        resize=scaled[0] if kept else scaled,
+        resize=scaled[0] if keeps_aspect else scaled,
         crop=(height, width),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),

@@ -52,10 +52,10 @@ def curves(
     dashed = baselines or {}
     _check(panels, dashed)
     names = list(dict.fromkeys(name for methods in panels.values() for name in methods))
-    looks: list[dict[str, Any]] = [
-        {"color": colour, "linestyle": style} for style, colour in product(_STYLES, _COLOURS)
+    styles: list[dict[str, Any]] = [
+        {"color": colour, "linestyle": dashes} for dashes, colour in product(_STYLES, _COLOURS)
     ]
-    of_baselines: list[dict[str, Any]] = [
+    baseline_styles: list[dict[str, Any]] = [
         {"color": _GREYS[number % 3], "linestyle": (0, _DASHES[number % 4])} for number in range(12)
     ]
     pictures = max(len(values) for methods in panels.values() for values in methods.values())
@@ -66,11 +66,11 @@ def curves(
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (panel, methods) in zip(grid, panels.items(), strict=True):
         for number, (name, values) in enumerate(dashed.get(panel, {}).items()):
-            _draw(axes, f"{name}, baseline", values, **of_baselines[number % len(of_baselines)], zorder=3)
+            _draw(axes, f"{name}, baseline", values, **baseline_styles[number % len(baseline_styles)], zorder=3)
         for name, values in methods.items():
-            look = looks[names.index(name) % len(looks)]
-            _draw(axes, name, values, **look, zorder=2)
-            _draw_band(axes, values, seed, color=look["color"], alpha=min(0.14, 0.3 / len(methods)))
+            style = styles[names.index(name) % len(styles)]
+            _draw(axes, name, values, **style, zorder=2)
+            _draw_band(axes, values, seed, color=style["color"], alpha=min(0.14, 0.3 / len(methods)))
         axes.set_title(f"{panel}: {_BETTER[panel]}" if panel in _BETTER else panel, fontsize=10, loc="left")
         axes.set_xlabel(_SHARES.get(panel, "share of the picture"), fontsize=9)
         axes.set_xlim(0, 1)
@@ -85,8 +85,8 @@ def curves(
 def _check(panels: Mapping[str, Curves], baselines: Mapping[str, Curves]) -> None:
     if not panels or not all(panels.values()):
         raise InputError("panels has nothing to draw; give metric -> method -> curves (N, steps + 1)")
-    if strange := [panel for panel in baselines if panel not in panels]:
-        raise InputError(f"baselines are of {strange[0]!r}, and panels of {', '.join(map(repr, panels))}")
+    if unknown := [panel for panel in baselines if panel not in panels]:
+        raise InputError(f"baselines are of {unknown[0]!r}, and panels of {', '.join(map(repr, panels))}")
     for panel, methods in [*panels.items(), *baselines.items()]:
         for name, values in methods.items():
             if not isinstance(values, Tensor) or values.ndim != 2 or not len(values) or values.shape[1] < 2:
@@ -101,16 +101,16 @@ def _known(values: Tensor) -> Tensor:
 
 
 def _shares(values: Tensor) -> list[float]:
-    found: list[float] = torch.linspace(0, 1, values.shape[1], dtype=torch.float64).tolist()
-    return found
+    shares: list[float] = torch.linspace(0, 1, values.shape[1], dtype=torch.float64).tolist()
+    return shares
 
 
 def _draw(axes: Axes, name: str, values: Tensor, *, color: str, linestyle: Any, zorder: int) -> None:
     mean = _known(values).mean(0)
     area = float(torch.trapezoid(mean, dx=1 / (len(mean) - 1)))
     label = f"{area:.3f}  {name if len(name) <= _LONG else f'{name[: _LONG - 1]}…'}"
-    look: dict[str, Any] = {"color": color, "linestyle": linestyle, "linewidth": 1.4, "zorder": zorder}
-    axes.plot(_shares(values), mean.tolist(), label=label, **look)
+    style: dict[str, Any] = {"color": color, "linestyle": linestyle, "linewidth": 1.4, "zorder": zorder}
+    axes.plot(_shares(values), mean.tolist(), label=label, **style)
 
 
 def _draw_band(axes: Axes, values: Tensor, seed: int, *, color: str, alpha: float) -> None:

@@ -135,9 +135,9 @@ def _of_layers(
     if not isinstance(kernels, Mapping | Sequence) or not kernels:
         what = "empty" if isinstance(kernels, Mapping | Sequence) else f"a {type(kernels).__name__}"
         raise InputError(f"kernels is {what}; allowed: a weight tensor, or a mapping or sequence of single kernels")
-    given = list(kernels) if isinstance(kernels, Mapping) else [str(n) for n in range(len(kernels))]
+    keys = list(kernels) if isinstance(kernels, Mapping) else [str(n) for n in range(len(kernels))]
     values = list(kernels.values()) if isinstance(kernels, Mapping) else list(kernels)
-    names = _labels(labels, len(values), "kernels") or given
+    names = _labels(labels, len(values), "kernels") or keys
     shown: list[tuple[str, Tensor]] = []
     for name, kernel in zip(names, values, strict=True):
         _checked(kernel, f"kernel {name!r}")

@@ -39,11 +39,11 @@ def overlay(
         raise OptionError(f"alpha is {alpha}; allowed: 0 (the picture) to 1 (the heat)")
     image, geometry = _image_of(picture)
     heat = placed(_one_map(heatmap), geometry)  # (H, W), NaN where the model saw nothing
-    shown = _scaled(heat, limit, signed=colormap == DIVERGING)
-    strength = np.abs(shown * 2 - 1) if colormap == DIVERGING else shown
+    unit = _scaled(heat, limit, signed=colormap == DIVERGING)
+    strength = np.abs(unit * 2 - 1) if colormap == DIVERGING else unit
     weight = np.where(np.isnan(heat), np.float32(0), alpha * strength if fade else np.float32(alpha))
     mask = Image.fromarray(np.rint(weight * 255).astype(np.uint8))
-    return _finished(Image.composite(Image.fromarray(coloured(shown, colormap)), image, mask), heatmap)
+    return _stamped_if_random(Image.composite(Image.fromarray(coloured(unit, colormap)), image, mask), heatmap)
 
 
 def extract(picture: Picture | Image.Image, heatmap: Heatmap) -> Image.Image:
@@ -54,7 +54,7 @@ def extract(picture: Picture | Image.Image, heatmap: Heatmap) -> Image.Image:
     image, geometry = _image_of(picture)
     factor = _scaled(placed(_one_map(heatmap), geometry), None, signed=False)
     mask = Image.fromarray(np.rint(np.nan_to_num(factor) * 255).astype(np.uint8))
-    return _finished(Image.composite(image, Image.new("RGB", image.size), mask), heatmap)
+    return _stamped_if_random(Image.composite(image, Image.new("RGB", image.size), mask), heatmap)
 
 
 def placed(values: Tensor, geometry: Geometry) -> Plane:
@@ -65,10 +65,10 @@ def placed(values: Tensor, geometry: Geometry) -> Plane:
     """
     width, height = geometry.size
     left, top, right, bottom = geometry.box
-    rows, seen_rows = _interpolation(height, top, bottom, values.shape[0])  # (H, h), (H,)
-    columns, seen_columns = _interpolation(width, left, right, values.shape[1])  # (W, w), (W,)
+    rows, rows_in_box = _interpolation(height, top, bottom, values.shape[0])  # (H, h), (H,)
+    columns, columns_in_box = _interpolation(width, left, right, values.shape[1])  # (W, w), (W,)
     plane = rows @ values.detach().float().cpu().numpy() @ columns.T  # (H, W)
-    return np.where(seen_rows[:, None] & seen_columns, plane, np.float32(np.nan))
+    return np.where(rows_in_box[:, None] & columns_in_box, plane, np.float32(np.nan))
 
 
 def _interpolation(pixels: int, start: float, stop: float, cells: int) -> tuple[Plane, npt.NDArray[np.bool_]]:
@@ -104,5 +104,5 @@ def _one_map(heatmap: Heatmap) -> Tensor:
     return heatmap.values[0, 0]
 
 
-def _finished(image: Image.Image, heatmap: Heatmap) -> Image.Image:
+def _stamped_if_random(image: Image.Image, heatmap: Heatmap) -> Image.Image:
     return stamped(image, "random weights") if heatmap.provenance.weights == "random" else image

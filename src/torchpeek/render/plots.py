@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 Numbers: TypeAlias = npt.NDArray[np.float64]
 
 _BLUE, _ORANGE, _GREY, _RED = "#3366aa", "#dd7711", "#777777", "#cc2233"
-_KINDS = {"weight": ("o", _BLUE, -0.2), "bias": ("^", _ORANGE, 0.2), "other": ("s", _GREY, 0.0)}  # and where in a strip
+_MARKERS = {
+    "weight": ("o", _BLUE, -0.2),
+    "bias": ("^", _ORANGE, 0.2),
+    "other": ("s", _GREY, 0.0),
+}  # and where in a strip
 _MARKS = ("zero", "NaN or infinite", "no gradient")
 _LABEL_INCHES = 0.13  # a label of 7 points needs as much
 _BROADEST = 24.0  # inches
@@ -68,7 +72,7 @@ def gradient_flow(rows: Sequence[GradientRow], *, log: bool = True, title: str =
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     axes = panels[0]
     axes.set_yscale("log" if log else "linear")
-    for kind, (marker, colour, _) in _KINDS.items():
+    for kind, (marker, colour, _) in _MARKERS.items():
         drawn = [(point.x, point.on_axis(log)) for point in points if point.kind == kind]
         if any(math.isfinite(y) for _, y in drawn):
             x, y = zip(*drawn, strict=True)
@@ -82,7 +86,7 @@ def gradient_flow(rows: Sequence[GradientRow], *, log: bool = True, title: str =
     lines = {
         line.get_label(): line for panel in reversed(panels) for line in panel.lines
     }  # a kind may be in the strip only
-    handles = [lines[kind] for kind in _KINDS if kind in lines]
+    handles = [lines[kind] for kind in _MARKERS if kind in lines]
     axes.legend(handles=handles, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     _name_layers(panels[-1], layers, {point.x for point in marked}, width)
     return figure
@@ -163,7 +167,7 @@ def _summary(rows: int, layers: int, marks: Sequence[str]) -> str:
 def _draw_marks(axes: Axes, marked: Sequence[_Point]) -> None:
     """A line for each reason that there is, with a mark at each parameter that it holds for."""
     reasons = [mark for mark in _MARKS if any(mark == point.mark for point in marked)]
-    for kind, (marker, colour, shift) in _KINDS.items():
+    for kind, (marker, colour, shift) in _MARKERS.items():
         of_kind = [(point.x, reasons.index(point.mark) + shift) for point in marked if point.kind == kind]
         if of_kind:
             x, y = zip(*of_kind, strict=True)
@@ -206,8 +210,8 @@ def _checked(name: str, pair: tuple[Any, Any]) -> tuple[Numbers, Numbers]:
 
 def _density(counts: Numbers, edges: Numbers) -> tuple[Numbers, Numbers]:
     """The fraction of values per unit and its edges, without empty ends, no bin much narrower than can be seen."""
-    held = np.flatnonzero(counts)
-    counts, edges = counts[held[0] : held[-1] + 1], edges[held[0] : held[-1] + 2]
+    nonzero = np.flatnonzero(counts)
+    counts, edges = counts[nonzero[0] : nonzero[-1] + 1], edges[nonzero[0] : nonzero[-1] + 2]
     finest = (edges[-1] - edges[0]) / _FINEST * (1 - 1e-9)
     starts = [0]
     for k in range(1, len(counts)):

@@ -19,7 +19,7 @@ class ReportMap:
     """One heatmap on its picture."""
 
     name: str
-    said: str  # how sure the model is of it: "12.3 %", "cosine 0.211"
+    confidence: str  # how sure the model is of it: "12.3 %", "cosine 0.211"
     score: float
     lowest: float  # of the raw, signed values
     highest: float
@@ -32,7 +32,7 @@ class ReportClass:
 
     name: str
     share: float
-    said: str
+    text: str
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,8 @@ def _limits(ranges: Values, *, signed: bool, shared: bool) -> Values:
     """The values that take the colormap's ends, for each tile: (n, 2)."""
     some = np.where(ranges[:, :1] <= ranges[:, 1:], ranges, 0)  # 0 to 0 where nothing is finite
     if shared:
-        seen = ranges[ranges[:, 0] <= ranges[:, 1]]
-        whole = (seen[:, 0].min(), seen[:, 1].max()) if len(seen) else (0.0, 0.0)
+        finite = ranges[ranges[:, 0] <= ranges[:, 1]]
+        whole = (finite[:, 0].min(), finite[:, 1].max()) if len(finite) else (0.0, 0.0)
         some = np.broadcast_to(np.array(whole), ranges.shape)
     if signed:
         largest = np.abs(some).max(1)

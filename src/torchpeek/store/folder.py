@@ -19,7 +19,7 @@ class OutputFolder:
     """A folder for results."""
 
     path: Path
-    made: tuple[Path, ...] = ()  # what was not there before: the folder, and those around it
+    created: tuple[Path, ...] = ()  # what was not there before: the folder, and those around it
 
     @classmethod
     def prepared(
@@ -36,13 +36,13 @@ class OutputFolder:
         folder = Path(path)
         if os.path.exists(folder) and not folder.is_dir():
             raise FolderError(f"output folder {str(folder)!r} is a file; choose another")
-        made = _missing(folder)
+        created = _missing(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            _remove_empty(made)
+            _remove_empty(created)
             raise FolderError(
                 f"output folder {str(folder)!r} cannot be written ({error.strerror}); choose another"
             ) from error
@@ -51,23 +51,23 @@ class OutputFolder:
                 f"output folder {str(folder)!r} is not empty ({count} entries); allowed: a new or empty one. Next: "
                 f"{advice}"
             )
-        return cls(folder, made)
+        return cls(folder, created)
 
     def write(self, name: str, data: bytes) -> Path:
         """Write a file of this folder, whole or not at all, and say where it is."""
         path = self.path / name
-        made = _missing(path.parent)
+        created = _missing(path.parent)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, data)
         except BaseException:
-            _remove_empty(made)
+            _remove_empty(created)
             raise
         return path
 
     def abandon(self) -> None:
         """Take away again what was made for this, the folder and those around it, as far as it is empty."""
-        _remove_empty(self.made)
+        _remove_empty(self.created)
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -30,17 +30,17 @@ def save(heatmap: Heatmap, path: str | PathLike[str]) -> None:
 def save_bytes(heatmap: Heatmap) -> bytes:
     """What `save` writes."""
     question, tensors = heatmap.question, {"values": heatmap.values, "scores": heatmap.scores}
-    asked: dict[str, str | float]
+    stored: dict[str, str | float]
     match question:
         case ClassScores():
-            tensors["labels"], asked = question.labels, {"kind": question.kind}
+            tensors["labels"], stored = question.labels, {"kind": question.kind}
         case ContrastScores():
             tensors |= {"labels": question.labels, "others": question.others}
-            asked = {"kind": question.kind, "strength": question.strength}
+            stored = {"kind": question.kind, "strength": question.strength}
         case _:  # what was asked can be said, but not asked again
             tensors["labels"] = question.labels
-            asked = {"kind": str(getattr(question, "kind", type(question).__name__)), "answered": "yes"}
-    about = {"format": _VERSION, "question": asked, "provenance": asdict(heatmap.provenance)}
+            stored = {"kind": str(getattr(question, "kind", type(question).__name__)), "answered": "yes"}
+    about = {"format": _VERSION, "question": stored, "provenance": asdict(heatmap.provenance)}
     header = {_KEY: json.dumps(about, ensure_ascii=False)}
     return to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, header)
 
@@ -63,14 +63,14 @@ def load(path: str | PathLike[str]) -> Heatmap:
         provenance = about["provenance"]
         provenance["class_names"] = {int(label): name for label, name in provenance["class_names"].items()}
         provenance["steps"] = tuple(provenance["steps"])
-        asked = about["question"]
+        stored = about["question"]
         question: Question
-        if "strength" in asked:
-            question = ContrastScores(tensors["labels"], tensors["others"], asked["strength"])
-        elif "answered" in asked:
-            question = Answered(tensors["labels"], asked["kind"])
+        if "strength" in stored:
+            question = ContrastScores(tensors["labels"], tensors["others"], stored["strength"])
+        elif "answered" in stored:
+            question = Answered(tensors["labels"], stored["kind"])
         else:
-            question = ClassScores(tensors["labels"], asked["kind"])
+            question = ClassScores(tensors["labels"], stored["kind"])
         return Heatmap(tensors["values"], tensors["scores"], question, Provenance(**provenance))
     except FileNotFoundError as error:
         raise FormatError(f"{path}: no such file") from error

@@ -35,13 +35,13 @@ def read_mask(path: str | PathLike[str]) -> Numbers:
     return _read(path, _not_black)
 
 
-def _read(path: str | PathLike[str], made: Callable[[Image.Image], Read]) -> Read:
+def _read(path: str | PathLike[str], convert: Callable[[Image.Image], Read]) -> Read:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
                 opened.load()  # a truncated file fails here, not somewhere later
-                return made(opened)
+                return convert(opened)
     except PictureError as error:
         raise PictureError(f"{path}: {error}") from error
     except UnidentifiedImageError as error:
@@ -82,15 +82,15 @@ def upright_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     return image.convert("RGB"), tuple(notes)
 
 
-def find_pictures(given: Iterable[str]) -> list[Path]:
+def find_pictures(paths: Iterable[str]) -> list[Path]:
     """The files that are meant by files, folders (their pictures, not those of folders in them) and globs, each once.
 
     A file that is named stays in the list, whatever it is, so that it can be reported. Raises PictureError for a folder
     without pictures and a glob that matches nothing.
     """
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    found: dict[Path, None] = {}
-    for each in given:
+    files: dict[Path, None] = {}
+    for each in paths:
         path = Path(each)
         if path.is_dir():
             members = sorted(child for child in path.iterdir() if child.suffix.lower() in known and child.is_file())
@@ -104,22 +104,22 @@ def find_pictures(given: Iterable[str]) -> list[Path]:
                 raise PictureError(f"{each}: matches no file")
         else:
             members = [path]
-        found |= dict.fromkeys(members)
-    return list(found)
+        files |= dict.fromkeys(members)
+    return list(files)
 
 
 def png_bytes(image: Image.Image) -> bytes:
     """As a PNG file."""
-    packed = io.BytesIO()
-    image.save(packed, "PNG", compress_level=1)  # three times faster than the usual 6, and 15 % larger
-    return packed.getvalue()
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)  # three times faster than the usual 6, and 15 % larger
+    return buffer.getvalue()
 
 
 def figure_bytes(figure: Any) -> bytes:
     """A matplotlib figure as a PNG file."""
-    packed = io.BytesIO()
-    figure.savefig(packed, format="png", dpi=150, bbox_inches="tight")
-    return packed.getvalue()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
+    return buffer.getvalue()
 
 
 def _not_black(image: Image.Image) -> Numbers:
@@ -129,8 +129,8 @@ def _not_black(image: Image.Image) -> Numbers:
     if image.mode in ("P", "PA", "LA", "RGBA", "CMYK", "YCbCr"):  # in which black is not zero, or alpha no colour
         image = image.convert("RGB")
     values = np.asarray(image)
-    found: Numbers = values != 0 if values.ndim == 2 else (values != 0).any(2)
-    return found
+    mask: Numbers = values != 0 if values.ndim == 2 else (values != 0).any(2)
+    return mask
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

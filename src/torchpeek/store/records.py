@@ -37,13 +37,19 @@ def parquet_bytes(columns: Columns, rows: Iterable[Mapping[str, Any]], about: Ma
         if error.name != "pyarrow":
             raise
         raise TorchpeekError("pyarrow is not installed; next: pip install 'torchpeek[data]'") from error
-    kinds = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64(), list: pa.list_(pa.float64())}
-    fields = [pa.field(name, kinds[kind]) for name, kind in columns.items()]
+    arrow_types = {
+        str: pa.string(),
+        bool: pa.bool_(),
+        int: pa.int64(),
+        float: pa.float64(),
+        list: pa.list_(pa.float64()),
+    }
+    fields = [pa.field(name, arrow_types[type_]) for name, type_ in columns.items()]
     schema = pa.schema(fields, {"torchpeek": _json(about)})
     listed = [{name: _known(row.get(name)) for name in columns} for row in rows]
-    packed = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist(listed, schema), packed, compression="zstd")
-    return packed.getvalue()
+    buffer = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(listed, schema), buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 def _json(value: Any, indent: int | None = None, ascii_only: bool = False) -> str:

@@ -79,8 +79,8 @@ class TensorStream:
                 known = ", ".join(map(repr, parts))
                 raise InputError(f"no {part!r} of layer {layer!r} in this stream; there are {known}")
             (part,) = within
-        wanted = [file for file, about in files.items() if (about["layer"], about["part"]) == (layer, part)]
-        return map(_tensor, wanted)
+        matching = [file for file, about in files.items() if (about["layer"], about["part"]) == (layer, part)]
+        return map(_tensor, matching)
 
     def __iter__(self) -> Iterator[Captured]:
         for file in self._files().values():
@@ -119,16 +119,16 @@ def _tensor(file: Path) -> Tensor:
 
 def _plain(name: str, tensor: Tensor) -> Tensor:
     """The tensor as safetensors takes it."""
-    what = ""
+    problem = ""
     if tensor.is_nested or tensor.layout != torch.strided:
-        what = "nested; save its parts" if tensor.is_nested else f"laid out as {tensor.layout}; take its .to_dense()"
+        problem = "nested; save its parts" if tensor.is_nested else f"laid out as {tensor.layout}; take its .to_dense()"
     elif tensor.is_meta:
-        what = "on the meta device, and has no values"
+        problem = "on the meta device, and has no values"
     elif tensor.is_quantized:
-        what = f"of {tensor.dtype}; take its .dequantize()"
+        problem = f"of {tensor.dtype}; take its .dequantize()"
     elif tensor.dtype in (torch.complex128, torch.complex32):
-        what = f"of {tensor.dtype}; take its .to(torch.complex64), or torch.view_as_real(...) of it"
-    if what:
-        raise InputError(f"tensor {name!r} cannot be written as safetensors: it is {what}")
+        problem = f"of {tensor.dtype}; take its .to(torch.complex64), or torch.view_as_real(...) of it"
+    if problem:
+        raise InputError(f"tensor {name!r} cannot be written as safetensors: it is {problem}")
     # The bytes of a lazy conjugate or negative are those of what it was taken of.
     return tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
