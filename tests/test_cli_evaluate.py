@@ -203,9 +203,9 @@ class TestNumbers:
         done = {row["metric"] for row in strict(captured.out)["results"]}
         assert {"deletion", "insertion"} <= done
         assert not {"average-drop", "average-gain"} & done
-        assert captured.err.count("left out: average-drop is of probabilities, and what is asked here is none") == 1
+        assert captured.err.count("left out: average-drop needs a probability, but the target's score is none") == 1
         assert run(*base, "--metric", "deletion", "--metric", "average-gain", "-o", "out") == 2
-        assert "average-gain is of probabilities" in capsys.readouterr().err
+        assert "average-gain needs a probability" in capsys.readouterr().err
         assert not (place / "out").exists()
 
     def test_no_metric_is_left(self, place, capsys) -> None:
@@ -268,8 +268,8 @@ class TestPrinted:
         assert list(verdicts.by_metric["insertion"]) == ["y", "x", "z"]
         assert list(verdicts.sentences()) == [
             "insertion, defined for 0 to 6 of 6 pictures: not better than a random heatmap: x; not better than a "
-            "centred Gaussian: y, x; of fewer than 6 nothing can be said of significance: z",
-            "iou, defined for 5 of 6 pictures: of fewer than 6 nothing can be said of significance: x, y, z",
+            "centred Gaussian: y, x; fewer than 6 pictures, too few to tell significance: z",
+            "iou, defined for 5 of 6 pictures: fewer than 6 pictures, too few to tell significance: x, y, z",
             "entropy: each method is better than a random heatmap and than a centred Gaussian",
         ]
         del by_method["z"]
@@ -685,7 +685,7 @@ class TestMistakes:
         Image.new("RGB", (6, 6), "red").save(place / "pictures" / name)
         words = ("evaluate", "pictures", "--model", "tiny:make", "--metric", "aopc", "--metric-option", "aopc.steps=2")
         assert run(*words) == 1
-        assert f"skipped pictures/{name}: option cells is 8; an input of 6 x 6" in capsys.readouterr().out
+        assert f"skipped pictures/{name}: option cells is 8; allowed: up to 6, the shortest axis" in capsys.readouterr().out
         assert run(*words, "--metric-option", "aopc.cells=99") == 2
         err = capsys.readouterr().err
         assert "none of the 4 pictures could be used: pictures/" in err

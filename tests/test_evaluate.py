@@ -203,8 +203,8 @@ class TestWhereTheObjectIs:
     @pytest.mark.parametrize(
         ("masks", "boxes", "said"),
         [
-            (torch.ones(2, 4, 5, dtype=torch.bool), None, "which is 4 x 6"),
-            (torch.ones(2, 4, 6), None, "bools"),
+            (torch.ones(2, 4, 5, dtype=torch.bool), None, "the size of the input, 4 x 6"),
+            (torch.ones(2, 4, 6), None, "torch.bool"),
             (torch.ones(3, 4, 6, dtype=torch.bool), None, "N = 2"),
             (None, [[3, 0, 2, 1], [0, 0, 1, 1]], "sample 0"),
             (None, [[0, 0, 1, 1]], "batch of 2"),
@@ -272,14 +272,14 @@ class TestTheFrontDoor:
             (lambda h: {"metrics": {"deletion": {"step": 3}}}, OptionError, "steps=50"),
             (lambda h: {"metrics": {"deletion": {"steps": 0}}}, OptionError, "1 or more"),
             (lambda h: {"metrics": {"deletion": {"baseline": "grey"}}}, OptionError, "zeros"),
-            (lambda h: {"metrics": {"aopc": {"cells": 99}}}, InputError, "no room"),
-            (lambda h: {"metrics": {"aopc": {"cells": 2, "steps": 9}}}, OptionError, "at most 4"),
+            (lambda h: {"metrics": {"aopc": {"cells": 99}}}, InputError, "up to 4, the shortest axis"),
+            (lambda h: {"metrics": {"aopc": {"cells": 2, "steps": 9}}}, OptionError, "up to 4"),
             (lambda h: {"metrics": ["iou"]}, MetricNotApplicable, "masks= or boxes="),
             (lambda h: {"heatmap": h.positive()}, InputError, "changed already"),
             (lambda h: {"heatmap": h.values}, InputError, "a Heatmap"),
             (lambda h: {"heatmap": {}}, InputError, "empty"),
             (lambda h: {"inputs": torch.zeros(2, 3, 8, 8)}, InputError, "made with"),
-            (lambda h: {"heatmap": {"a": h, "b": h[0]}}, InputError, "another question|scores"),
+            (lambda h: {"heatmap": {"a": h, "b": h[0]}}, InputError, "another target|scores"),
             (lambda h: {"inputs": [torch.zeros(1, 3, 8, 8)]}, InputError, "list of 1 inputs"),
         ],
     )
@@ -300,7 +300,7 @@ class TestTheFrontDoor:
         torch.testing.assert_close(one["deletion"].curve[..., 0], model(x).softmax(1)[:, 1:2])
         torch.testing.assert_close(one["deletion"].curve[..., 0], other["deletion"].curve[..., 0])
         entry = tp.explain(model, x, target=tp.targets.Output([1]))  # whatever its numbers happen to be
-        with pytest.raises(MetricNotApplicable, match="probabilities"):
+        with pytest.raises(MetricNotApplicable, match="needs a probability"):
             tp.evaluate(model, x, entry, metrics=["average-drop"])
 
     def test_another_class_needs_classes(self) -> None:

@@ -172,6 +172,7 @@ def notify(message: str) -> None:
     Example:
         >>> import warnings
         >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
         ...     tp.errors.notify("the input was resized")
         >>> caught[0].category.__name__
         'Notice'

@@ -211,9 +211,7 @@ def upsample(values: Tensor, size: Sequence[int]) -> Tensor:
     """Interpolate (N, K, *grid) to (N, K, *size): linear, bilinear or trilinear, `align_corners=False`."""
     grid = values.ndim - 2
     if len(size) != grid or any(each < 1 for each in size):
-        raise InputError(
-            f"size is {tuple(size)}, but the grid has {grid} axes; give a positive length for each"
-        )
+        raise InputError(f"size is {tuple(size)}, but the grid has {grid} axes; give a positive length for each")
     return F.interpolate(values, size=list(size), mode=_INTERPOLATION[grid], align_corners=False)
 
 

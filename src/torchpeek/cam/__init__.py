@@ -1,4 +1,4 @@
-"""From a trace to the values of a heatmap; mathematics only."""
+"""CAM methods: from a trace to the values of a heatmap. Mathematics only."""
 
 from torchpeek.cam import activation, attention, gradient, perturbation
 from torchpeek.cam.fusion import FUSIONS, fused

@@ -1,4 +1,4 @@
-"""From the maps of several layers to one."""
+"""Fusion: one map from the maps of several layers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from torchpeek.heatmap import unit_range, upsample
 FUSIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {"max": lambda maps: maps.amax(0), "mean": lambda maps: maps.mean(0), "product": lambda maps: maps.prod(0)}
 )
-"""Name -> what it makes of the layers' maps (L, N, K, *grid), each scaled to [0, 1]."""
+"""Name -> function of the layers' maps (L, N, K, *grid), each scaled to [0, 1]."""
 
 
 def fused(maps: Sequence[Tensor], fusion: str) -> Tensor:
-    """The maps of several layers (N, K, *grid), cut off below zero, each scaled to [0, 1], on the largest grid, in one.
+    """Fuse the maps of several layers (N, K, *grid) into one, on the largest grid.
 
-    `how` is "max", "mean" or "product". Raises OptionError for another.
+    Each map is cut off below zero, scaled to [0, 1] and interpolated first. `fusion` is "max", "mean" or "product";
+    another one raises OptionError.
     """
     if fusion not in FUSIONS:
         raise OptionError(f"fuse is {fusion!r}; allowed: {', '.join(map(repr, FUSIONS))}")
@@ -34,7 +35,11 @@ def fused(maps: Sequence[Tensor], fusion: str) -> Tensor:
 def refinecam(trace: Trace, *, base: str = "gradcam++", seed: int = 0) -> Tensor:
     """The product of several layers' maps: what all of them agree on, as fine as the finest.
 
-    Each layer's map by the method `base` is cut off below zero, divided by its maximum and resized to the largest grid.
+    Each layer's map is cut off below zero, divided by its maximum and resized to the largest grid.
+
+    Args:
+        base: The method that makes each layer's map: one of a single layer.
+        seed: Seed of that method, if it draws random numbers.
     """
     method = find_method(base)
     if method.layers != "one" or method.needs == "head":

@@ -1,4 +1,4 @@
-"""Heatmaps beside their baselines, and how each of them is made again."""
+"""Cases: the heatmaps of an evaluation with their baselines, and the function that explains other inputs."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from torchpeek.metrics import Case, CleanPass, Explainer, centre, constant_expla
 Explain: TypeAlias = Callable[[nn.Module, Tensor, Question], Tensor | Heatmap]
 
 
-RANDOM = 10  # random heatmaps, whose mean is the baseline
+RANDOM = 10  # number of random heatmaps; their mean is the baseline
 
 
 def layers_of(question: Question) -> tuple[str, ...]:
-    """The layers that a question is about, as that of a neuron is."""
+    """Return the inner layers whose output a question reads, such as the layer of a neuron."""
     layer = getattr(question, "layer", None)
     return (layer,) if isinstance(layer, str) else ()
 
 
 def by_grid(heatmaps: Mapping[str, Heatmap]) -> list[list[str]]:
-    """Those on one grid together, as the random baseline is on it, too."""
+    """Group the heatmaps by grid, because the random baseline is on the same grid."""
     groups: dict[torch.Size, list[str]] = {}
     for name, each in heatmaps.items():
         groups.setdefault(each.values.shape[2:], []).append(name)
@@ -39,7 +39,7 @@ def by_grid(heatmaps: Mapping[str, Heatmap]) -> list[list[str]]:
 
 
 def case_of(clean: CleanPass, heatmaps: list[Heatmap], explainers: list[Explainer], regions: Tensor | None) -> Case:
-    """The heatmaps, then as many random ones as make the baseline, then the centred one."""
+    """Make a case of the heatmaps, then the random ones, then the centred one."""
     first = heatmaps[0].values
     scores, grid = first.shape[1], first.shape[2:]
     rows = torch.arange(len(first))
@@ -51,7 +51,7 @@ def case_of(clean: CleanPass, heatmaps: list[Heatmap], explainers: list[Explaine
 
 
 def explainer_of(trace: Trace, heatmap: Heatmap, explain: Explain | None) -> Explainer:
-    """The heatmap of changed inputs, by `explain`, or else as its provenance says."""
+    """Return the function that explains changed inputs: by `explain`, or as the heatmap's provenance says."""
     network, shape = trace.runner.model, heatmap.values.shape[1:]
 
     def again(
@@ -65,31 +65,31 @@ def explainer_of(trace: Trace, heatmap: Heatmap, explain: Explain | None) -> Exp
         called = network if model is None else model
         question: Any = heatmap.question.select(rows, slice(None))
         if labels is not None:
-            question = replace(question, labels=labels[rows])  # asked of classes only
+            question = replace(question, labels=labels[rows])  # only metrics on classes pass labels
         with trace.autocast_context():
             if explain is not None:
-                with torch.enable_grad():  # it may follow gradients on its own
+                with torch.enable_grad():  # it may need gradients
                     heatmaps: Any = explain(called, inputs.clone(), question)
             else:
                 heatmaps = _explained_again(called, trace.given.of(rows, inputs), question, heatmap.provenance)
         values = heatmaps.values if isinstance(heatmaps, Heatmap) else heatmaps
         if not isinstance(values, Tensor) or values.shape != (len(rows), *shape):
             got = tuple(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
-            raise InputError(f"explain returned {got}; allowed: a tensor {(len(rows), *shape)}, as the heatmap is")
+            raise InputError(f"explain returned {got}; allowed: a tensor {(len(rows), *shape)}, like the heatmap")
         return values.detach().to(heatmap.values)
 
     return again
 
 
 def _explained_again(model: nn.Module, call: ModelCall, question: Question, provenance: Provenance) -> Tensor:
-    """(n, K, *grid): the heatmap of other inputs, by the method, layer and options that its provenance names."""
+    """Explain other inputs with the method, layer and options of the provenance, (n, K, *grid)."""
     method = find_method(provenance.method)
     layer = (
         None if method.layers == "all" else provenance.layer if method.layers == "one" else provenance.layer.split(", ")
     )
     layout = provenance.layout if layer is not None and provenance.layout and "," not in provenance.layout else None
     target, where, how = Bound(question, layers_of(question)), Where(layer, layout), How(None, None, 0)
-    call_as_input: Any = call  # a call as it is made, which is no type that users give
+    call_as_input: Any = call  # a ModelCall, which the public types of inputs do not include
     heatmap: Heatmap = heatmaps_of(model, call_as_input, {provenance.method: provenance.options}, where, target, how)[
         provenance.method
     ]

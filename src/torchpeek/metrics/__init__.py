@@ -1,4 +1,4 @@
-"""From heatmaps to one number each: whether they can be trusted."""
+"""Metrics: one number for each heatmap, which says how far it can be trusted."""
 
 from torchpeek.metrics import complexity, curves, fidelity, localization, masking, road, stability
 from torchpeek.metrics.applicable import check_applies

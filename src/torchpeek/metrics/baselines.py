@@ -1,4 +1,4 @@
-"""The two heatmaps that every method is set beside: one of no meaning, one that has not seen the picture."""
+"""Baseline heatmaps: random numbers, and a centred Gaussian that ignores the picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,20 @@ from torchpeek.metrics.draws import fingerprint, generator
 
 
 def centre(grid: Sequence[int], like: Tensor) -> Tensor:
-    """(*grid): a Gaussian around the middle, its sigma a quarter of each side."""
+    """Return a Gaussian around the middle of the grid. Its sigma along each axis is a quarter of the axis.
+
+    Args:
+        grid: Length of each axis.
+        like: A tensor of the dtype and on the device to use.
+
+    Returns:
+        (*grid), 1 in the middle of a grid of odd lengths.
+
+    Example:
+        >>> baseline = tp.metrics.centre((3, 3), torch.zeros(1))
+        >>> baseline.shape, float(baseline[1, 1])
+        (torch.Size([3, 3]), 1.0)
+    """
     gaussian = torch.ones(tuple(grid), dtype=like.dtype, device=like.device)
     for axis, length in enumerate(grid):
         along = torch.arange(length, dtype=like.dtype, device=like.device) - (length - 1) / 2
@@ -23,7 +36,19 @@ def centre(grid: Sequence[int], like: Tensor) -> Tensor:
 
 
 def constant_explainer(heatmap: Tensor) -> Explainer:
-    """What shows the same (K, *grid) of every input, model and class."""
+    """Return an explainer that gives the same heatmap for every input, model and class.
+
+    Args:
+        heatmap: (K, *grid).
+
+    Returns:
+        The Explainer.
+
+    Example:
+        >>> explain = tp.metrics.constant_explainer(torch.ones(1, 4, 4))
+        >>> explain(torch.rand(2, 3, 8, 8), torch.arange(2)).shape
+        torch.Size([2, 1, 4, 4])
+    """
 
     def explain(inputs: Tensor, rows: Tensor, *, draw: int = 0, **changes: Any) -> Tensor:
         return heatmap.expand(len(inputs), *heatmap.shape)
@@ -32,7 +57,23 @@ def constant_explainer(heatmap: Tensor) -> Explainer:
 
 
 def random_explainer(shape: Sequence[int], seed: int, number: int, like: Tensor) -> Explainer:
-    """Uniform numbers (K, *grid), others for every input, and for every `draw`."""
+    """Return an explainer that gives uniform random numbers, different for every input and every `draw`.
+
+    Args:
+        shape: (K, *grid), the shape of each heatmap.
+        seed: The seed of the evaluation.
+        number: The number of this explainer, which tells several random baselines apart.
+        like: A tensor of the dtype and on the device to use.
+
+    Returns:
+        The Explainer.
+
+    Example:
+        >>> explain = tp.metrics.random_explainer((1, 4, 4), 0, 0, torch.zeros(1))
+        >>> x, rows = torch.rand(2, 3, 8, 8), torch.arange(2)
+        >>> torch.equal(explain(x, rows), explain(x, rows))
+        True
+    """
 
     def explain(inputs: Tensor, rows: Tensor, *, draw: int = 0, **changes: Any) -> Tensor:
         generators = [generator(fingerprint(each), seed, 1000 + number, draw) for each in inputs]

@@ -1,4 +1,4 @@
-"""The score while the input is removed, or put back, a part at a time."""
+"""Curve metrics: the probability while the input is removed, or put back, step by step."""
 
 from __future__ import annotations
 
@@ -22,13 +22,23 @@ def _steps(options: Mapping[str, Any]) -> int:
 
 @metric("deletion", needs="passes", higher_is_better=False, paper="arXiv:1806.07421", passes=_steps, reads="p")
 def deletion(case: Case, *, steps: int = 50, baseline: str = "zeros") -> MetricResult:
-    """Area under the probability as the highest positions are removed first (RISE, section 4)."""
+    """Area under the probability as the highest positions are removed first (RISE, section 4).
+
+    Args:
+        steps: Number of steps from the whole input to nothing of it.
+        baseline: What replaces removed positions: "zeros", "mean", "blur" or "noise".
+    """
     return _area(_replaced(case, steps, baseline, removed_first=True))
 
 
 @metric("insertion", needs="passes", higher_is_better=True, paper="arXiv:1806.07421", passes=_steps, reads="p")
 def insertion(case: Case, *, steps: int = 50, baseline: str = "blur") -> MetricResult:
-    """Area under the probability as the highest positions are put back first (RISE, section 4)."""
+    """Area under the probability as the highest positions are put back first (RISE, section 4).
+
+    Args:
+        steps: Number of steps from nothing of the input to the whole of it.
+        baseline: What stands at positions that are not put back: "zeros", "mean", "blur" or "noise".
+    """
     return _area(_replaced(case, steps, baseline, removed_first=False))
 
 
@@ -38,7 +48,7 @@ def _area(curve: Tensor) -> MetricResult:
 
 
 def _replaced(case: Case, steps: int, baseline: str, *, removed_first: bool) -> Tensor:
-    """(N, J, steps + 1): p with the first round(t / steps * P) positions replaced, or all but these."""
+    """(N, J, steps + 1): the probability with the first round(t / steps * P) positions replaced, or all others."""
     check_whole("steps", steps)
     fill = filled(case.clean, baseline)
     positions = case.size.numel()
@@ -50,7 +60,7 @@ def _replaced(case: Case, steps: int, baseline: str, *, removed_first: bool) -> 
         gone = first if removed_first else ~first
         return torch.where(gone.unsqueeze(1), fill[rows].to(inputs), inputs)
 
-    # Both ends are the same for every heatmap: the input as it is, which was passed already, and nothing of it.
+    # Both ends are the same for every heatmap: the whole input, whose pass is the clean one, and nothing of it.
     empty = case.rescored_alike(("empty", baseline), lambda inputs, rows, trials: fill[rows].to(inputs), 1)
     whole = case.scores.unsqueeze(2)
     ends = (whole, empty) if removed_first else (empty, whole)
@@ -60,13 +70,19 @@ def _replaced(case: Case, steps: int, baseline: str, *, removed_first: bool) -> 
 
 @metric("aopc", needs="passes", higher_is_better=True, paper="arXiv:1509.06321", passes=_steps, reads="p")
 def aopc(case: Case, *, cells: int = 8, steps: int = 32, baseline: str = "noise") -> MetricResult:
-    """How far the probability falls on average as the highest patches are removed one by one (Samek et al.)."""
+    """Mean fall of the probability as the highest patches are removed one by one (Samek et al.).
+
+    Args:
+        cells: Number of patches along each axis.
+        steps: Number of patches to remove.
+        baseline: What replaces removed patches: "zeros", "mean", "blur" or "noise".
+    """
     check_whole("cells", cells)
     check_whole("steps", steps)
     index = patches(case.size, cells).to(case.values.device)
     number = cells ** len(case.size)
     if steps > number:
-        raise OptionError(f"option steps is {steps}; of {cells} x {cells} patches at most {number} can be removed")
+        raise OptionError(f"option steps is {steps}; allowed: up to {number}, the number of patches with cells={cells}")
     ranks = case.ranked(patch_sums(case.signed, index, number))[..., index]  # (N, J, *size)
     fill = filled(case.clean, baseline)
 

@@ -1,4 +1,7 @@
-"""Whether what the heatmap gives a part is what the score loses with it; the passes are the same for every heatmap."""
+"""Fidelity metrics: whether a part's share of the heatmap is what the score loses without that part.
+
+The passes are the same for every heatmap.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,14 @@ def _samples(options: Mapping[str, Any]) -> int:
 def mufidelity(
     case: Case, *, cells: int = 9, share: float = 0.2, samples: int = 100, baseline: str = "zeros"
 ) -> MetricResult:
-    """Correlation of the heatmap's sum over random patches with the probability lost without them (Bhatt et al.)."""
+    """Correlation of the heatmap's sum over random patches with the probability lost without them (Bhatt et al.).
+
+    Args:
+        cells: Number of patches along each axis.
+        share: Share of the patches that is removed at once.
+        samples: Number of random subsets of the patches.
+        baseline: What replaces removed patches: "zeros", "mean", "blur" or "noise".
+    """
     check_whole("cells", cells)
     check_whole("samples", samples, least=2)
     check_number("share", share, most=1.0)
@@ -42,7 +52,7 @@ def mufidelity(
 
 
 def random_patches(number: int, share: float, samples: int, seed: int) -> Tensor:
-    """(samples, number), bool: random subsets, each of round(share * number) patches, at least one."""
+    """Return random subsets, (samples, number), bool. Each has round(share * number) patches, at least one."""
     generator = torch.Generator().manual_seed(seed)
     ranks = torch.rand(samples, number, generator=generator).argsort(1)
     return ranks < max(1, round(share * number))
@@ -52,7 +62,11 @@ def random_patches(number: int, share: float, samples: int, seed: int) -> Tensor
 def infidelity(case: Case, *, samples: int = 50, baseline: str = "zeros") -> MetricResult:
     """Squared difference between the heatmap's sum over random squares and the score lost with them (Yeh et al.).
 
-    The heatmap is first multiplied by the number that makes this smallest, as its own scale means nothing.
+    The heatmap is first multiplied by the number that makes this smallest, because its own scale has no meaning.
+
+    Args:
+        samples: Number of random squares.
+        baseline: What replaces removed squares: "zeros", "mean", "blur" or "noise".
     """
     check_whole("samples", samples)
     subsets = random_squares(case.size, samples, case.clean.seed)
@@ -65,7 +79,7 @@ def infidelity(case: Case, *, samples: int = 50, baseline: str = "zeros") -> Met
 
 
 def random_squares(size: torch.Size, samples: int, seed: int) -> Tensor:
-    """(samples, *size), bool: boxes with sides of a tenth to a half of the input's, anywhere inside it."""
+    """Return random boxes, (samples, *size), bool. Their sides are a tenth to a half of the input's."""
     generator = torch.Generator().manual_seed(seed)
     squares = torch.ones(samples, *size, dtype=torch.bool)
     shares = 0.1 + 0.4 * torch.rand(samples, generator=generator, dtype=torch.float64)
@@ -79,13 +93,13 @@ def random_squares(size: torch.Size, samples: int, seed: int) -> Tensor:
 
 
 def correlation(one: Tensor, other: Tensor) -> Tensor:
-    """(N, J, n) and the same -> (N, J): Pearson's, over the last axis; 0 where one of them does not vary."""
+    """Return Pearson's correlation over the last axis, (N, J, n) twice -> (N, J); 0 if one of them is constant."""
     first, second = _centred(one.double()), _centred(other.double())
     return (first * second).sum(2).to(one)
 
 
 def _centred(values: Tensor) -> Tensor:
-    """(N, J, n): less their mean, divided by their norm then; zeros where they vary by rounding alone."""
+    """Subtract the mean and divide by the norm, (N, J, n). Values that vary by rounding alone become zeros."""
     centred = values - values.mean(2, keepdim=True)
     norm, whole = centred.norm(dim=2, keepdim=True), values.norm(dim=2, keepdim=True)
     return torch.where(norm > 1e-7 * whole, centred / norm, 0)

@@ -1,4 +1,4 @@
-"""What stands where a part of the input is removed."""
+"""Fills: what replaces removed positions of the input."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from torchpeek.metrics.case import CleanPass
 
 
 def filled(clean: CleanPass, name: object) -> Tensor:
-    """(N, C, *size): what each sample's removed positions show. Raises OptionError for a fill that there is not."""
+    """Return the fill of each sample, (N, C, *size). Raises OptionError if no fill has that name."""
     if not isinstance(name, str) or name not in FILLS:
         raise OptionError(f"option baseline is {name!r}; allowed: {', '.join(map(repr, FILLS))}")
     return clean.once(("fill", name), lambda: FILLS[name](clean))
 
 
 def zeros(clean: CleanPass) -> Tensor:
-    """Zero as the model is given it: of pictures that were normalised the mean colour."""
+    """Zero in the model's input. For normalised pictures that is the mean colour."""
     return torch.zeros_like(clean.trace.inputs)
 
 
 def mean(clean: CleanPass) -> Tensor:
-    """Each channel's mean over the sample."""
+    """The mean of each channel of the sample."""
     inputs = clean.trace.inputs
     return inputs.flatten(2).mean(2).view(*inputs.shape[:2], *(1 for _ in inputs.shape[2:])).expand_as(inputs)
 
 
 def blur(clean: CleanPass) -> Tensor:
-    """The sample blurred, 11 taps of sigma 5: the baseline of RISE's insertion (arXiv:1806.07421)."""
+    """The sample blurred with 11 taps and sigma 5: the baseline of RISE's insertion (arXiv:1806.07421)."""
     return gaussian_blur(clean.trace.inputs, kernel=11, sigma=5.0)
 
 
 def noise(clean: CleanPass) -> Tensor:
-    """Uniform between the smallest and the largest value of each channel of the sample."""
+    """Uniform noise between the smallest and the largest value of each channel of the sample."""
     inputs = clean.trace.inputs
     drawn = [torch.rand(inputs.shape[1:], generator=each, dtype=torch.float64) for each in clean.generators(salt=1)]
     axes = tuple(range(2, inputs.ndim))

@@ -1,4 +1,4 @@
-"""ROAD: the score while positions are replaced by what their neighbours say, so that nothing odd is left behind."""
+"""ROAD metrics: the probability while positions are imputed from their neighbours, which leaves no visible hole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchpeek.metrics.imputation import imputed
 from torchpeek.metrics.metric import MetricResult, metric
 
 _PERCENT = tuple(range(10, 100, 10))
-_NOISE = 0.01  # of the imputed positions, as the authors' code has it
+_NOISE = 0.01  # standard deviation at imputed positions, as in the authors' code
 _PAPER = "arXiv:2202.00449"
 
 
@@ -42,7 +42,10 @@ def road(case: Case) -> MetricResult:
 
 
 def _imputed_scores(case: Case) -> Tensor:
-    """(N, J, 18): p with the highest 10 ... 90 % imputed, and with the lowest; run once for the three metrics."""
+    """(N, J, 18): the probability with the highest, then with the lowest 10 ... 90 % imputed.
+
+    It is computed once for the three metrics.
+    """
     positions = case.size.numel()
     counts = [round(percent * positions / 100) for percent in _PERCENT]
     noises = torch.stack(

@@ -1,4 +1,4 @@
-"""What metrics say of methods over all pictures: which is best, and which are no better than a heatmap of nothing."""
+"""Verdicts over all pictures: which method is best, and which are not better than a baseline."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ _BASELINE_PHRASES = {"random": "a random heatmap", "centre": "a centred Gaussian
 
 @dataclass(frozen=True)
 class Verdicts:
-    """By metric, the best method first."""
+    """The measurements of several methods over all pictures: metric -> method -> Measurement, the best method first."""
 
-    by_metric: Mapping[str, Mapping[str, Measurement]]  # metric -> method -> over all pictures
+    by_metric: Mapping[str, Mapping[str, Measurement]]
 
     @classmethod
     def of(cls, measurements: Mapping[str, Measurements]) -> Verdicts:
-        """Of each method its measurements."""
+        """Make the verdicts from the measurements of each method."""
         metrics = [*next(iter(measurements.values()))] if measurements else []
         return cls(
             {name: _best_first({method: each[name] for method, each in measurements.items()}) for name in metrics}
         )
 
     def cells(self) -> list[tuple[str, ...]]:
-        """For a table, under `torchpeek.metrics.HEADER`."""
+        """Return the rows of a table whose header is `torchpeek.metrics.HEADER`."""
         return [row(method, each) for methods in self.by_metric.values() for method, each in methods.items()]
 
     def sentences(self) -> Iterable[str]:
-        """For each metric: which methods are not better than a baseline, by more than chance has it.
+        """Yield a sentence for each metric: which methods are not significantly better than a baseline.
 
-        A metric that is not defined for every picture says for how many it is.
+        If a metric is not defined for every picture, the sentence says for how many it is.
         """
         for metric, methods in self.by_metric.items():
             rows = [each for each in self.summary if each["metric"] == metric]
@@ -52,7 +52,7 @@ class Verdicts:
                 findings.append(f"{subject} better than {' and than '.join(_BASELINE_PHRASES.values())}")
             if len(decided) < len(rows):
                 few = ", ".join(each["method"] for each in rows if each not in decided)
-                findings.append(f"of fewer than {FEWEST} nothing can be said of significance: {few}")
+                findings.append(f"fewer than {FEWEST} pictures, too few to tell significance: {few}")
             total = max(len(each.values) for each in methods.values())
             defined = sorted({each["pictures"] for each in rows})
             of = f", defined for {' to '.join(map(str, defined))} of {total} pictures" if defined != [total] else ""
@@ -60,11 +60,11 @@ class Verdicts:
 
     @cached_property
     def summary(self) -> list[dict[str, Any]]:
-        """For results.json: the rows of the table in full."""
+        """The rows of the table with all their numbers, for results.json."""
         return [_summary(method, each) for methods in self.by_metric.values() for method, each in methods.items()]
 
     def panels(self, metrics: Sequence[str]) -> dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]]:
-        """For each of these metrics that was asked for the curves (N, steps + 1) of the methods, and the baselines'."""
+        """Return, for each measured metric of these, the curves (N, steps + 1) of the methods and of the baselines."""
         return {
             metric: (
                 {name: of_samples(each.curve) for name, each in methods.items() if each.curve is not None},
@@ -85,7 +85,7 @@ def _best_first(methods: Mapping[str, Measurement]) -> dict[str, Measurement]:
 
 def _summary(method: str, each: Measurement) -> dict[str, Any]:
     ahead = {name: each.ahead_of(name) for name in each.baselines}
-    verdicts = {name: each.verdict(name) for name in each.baselines}  # None of a few pictures
+    verdicts = {name: each.verdict(name) for name in each.baselines}  # None for too few pictures
     mean_curves = {"curve": each.curve} if each.curve is not None else {}
     mean_curves |= {f"{name}_curve": curves for name, curves in each.baseline_curves.items()}
     return {
@@ -95,7 +95,7 @@ def _summary(method: str, each: Measurement) -> dict[str, Any]:
         **_facts(each.interval()),
         **{name: _mean(values) for name, values in each.baselines.items()},
         "ahead_of": {name: _facts(by) for name, by in ahead.items()},
-        # Of a few pictures it cannot be told.
+        # None if there are too few pictures to tell.
         "better_than": None if None in verdicts.values() else [name for name, better in verdicts.items() if better],
         **{name: of_samples(curves).nanmean(0).tolist() for name, curves in mean_curves.items()},
     }
@@ -110,7 +110,7 @@ def _mean(values: Tensor) -> float:
 
 
 def _baseline_curves(methods: Mapping[str, Measurement]) -> dict[str, Tensor]:
-    """Each once: methods on the same grid have the same ones."""
+    """Return the baselines' curves, each once: methods on the same grid share them."""
     curves_by_name: dict[str, Tensor] = {}
     for name in _BASELINE_PHRASES:
         grouped: list[tuple[Tensor, list[str]]] = []
