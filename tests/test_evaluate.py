@@ -272,7 +272,7 @@ class TestTheFrontDoor:
             (lambda h: {"metrics": {"deletion": {"step": 3}}}, OptionError, "steps=50"),
             (lambda h: {"metrics": {"deletion": {"steps": 0}}}, OptionError, "1 or more"),
             (lambda h: {"metrics": {"deletion": {"baseline": "grey"}}}, OptionError, "zeros"),
-            (lambda h: {"metrics": {"aopc": {"cells": 99}}}, InputError, "up to 4, the shortest axis"),
+            (lambda h: {"metrics": {"aopc": {"cells": 99}}}, InputError, "the shortest axis"),
             (lambda h: {"metrics": {"aopc": {"cells": 2, "steps": 9}}}, OptionError, "up to 4"),
             (lambda h: {"metrics": ["iou"]}, MetricNotApplicable, "masks= or boxes="),
             (lambda h: {"heatmap": h.positive()}, InputError, "changed already"),

@@ -1,4 +1,4 @@
-"""plan(): what recording these layers would give, before it is done."""
+"""plan(): what a recording of layers would hold, found out before it is made."""
 
 from __future__ import annotations
 
@@ -16,28 +16,39 @@ from torchpeek.models import Inputs, Model, given_to, module_of
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """What recording one layer would give for these inputs."""
+    """What a recording of one layer would hold.
+
+    Args:
+        layer: Name of the layer.
+        type: Name of its class.
+        calls: Number of calls in the forward pass.
+        output: The output of the last call, as text. None if the layer is not called.
+        nbytes: Size of all its outputs in one pass, in bytes.
+        gradient: Whether a gradient reaches the output. `record(gradients=True)` makes it so for a frozen model, too.
+        written_into: Whether a later operation writes into the output, so that it has to be copied.
+        remark: Why the layer is not called, or that it is called several times.
+    """
 
     layer: str
     type: str
     calls: int
-    output: str | None  # of the last call; None where it is not called
-    nbytes: int  # of what it returns in one pass, if all is kept
-    gradient: bool  # whether a gradient flows back to it without help; record() sees to it for a frozen model, too
-    written_into: bool  # whether a later operation writes into what it returned, so that it has to be copied
+    output: str | None
+    nbytes: int
+    gradient: bool
+    written_into: bool
     remark: str = ""
 
 
 @dataclass(frozen=True, repr=False)
 class Plan(Table[PlannedLayer]):
-    """What recording would give, layer by layer, in the order of `named_modules`."""
+    """What a recording would hold, layer by layer, in the order of `named_modules`."""
 
     rows: tuple[PlannedLayer, ...]
 
     header = ("layer", "type", "calls", "output", "bytes", "gradient", "written into", "remark")
 
     def cells(self) -> list[tuple[str, ...]]:
-        """As `Table.cells`."""
+        """Return the rows as text, as in `Table.cells`."""
         return [
             (
                 row.layer,
@@ -54,19 +65,40 @@ class Plan(Table[PlannedLayer]):
 
     @property
     def nbytes(self) -> int:
-        """Of all of them together."""
+        """The size of all outputs together, in bytes."""
         return sum(row.nbytes for row in self.rows)
 
     @property
     def footer(self) -> str:
-        """The sum."""
+        """The size of all outputs together, as text."""
         return f"{self.nbytes:,} bytes in one pass of this size"
 
 
 def plan(model: Model, inputs: Inputs, layers: Selection = "*", *, exclude: Selection | None = None) -> Plan:
-    """Which of the layers are called for `inputs`, how often, what they return, and whether it is safe to refer to it.
+    """Find out what a recording of these layers would hold, without recording them.
 
-    One pass in eval mode, with gradients on, of which nothing is kept. The model is left exactly as it was found.
+    One forward pass runs in eval mode with gradients on. Nothing of it is kept, and the model is left exactly as it was
+    found.
+
+    Args:
+        model: An nn.Module or a LoadedModel.
+        inputs: A batch (N, C, *grid), a Picture, with a LoadedModel also a path or a PIL image, or what else the model
+            takes: a mapping of keyword arguments, or Arguments.
+        layers: Which layers, selected as in `activations`.
+        exclude: Layers to leave out, selected in the same ways.
+
+    Returns:
+        Plan: a row for each layer with its number of calls, its output, the output's size in bytes, whether a gradient
+        reaches it, and whether a later operation writes into it. `nbytes` is the size of all of them.
+
+    Raises:
+        LayerNotFound: When the selection matches no layer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True))
+        >>> plan = tp.plan(model, torch.rand(1, 3, 8, 8), ["0", "1"])
+        >>> plan.nbytes, [row.written_into for row in plan]
+        (1152, [True, False])
     """
     module = ModelRunner(module_of(model)).model
     call = given_to(model, inputs)
@@ -82,7 +114,7 @@ def plan(model: Model, inputs: Inputs, layers: Selection = "*", *, exclude: Sele
 
 
 class RecordingPlanObserver:
-    """Notes what one layer returns, and what becomes of it."""
+    """Observes what one layer returns, and whether it is written into afterwards."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -90,7 +122,7 @@ class RecordingPlanObserver:
         self.nbytes = 0
         self.gradient = False
         self.written_into = False
-        # An alias shares the count of what was written in, and holds no graph.
+        # A detached alias shares the version counter and holds no graph.
         self._versions: list[tuple[Tensor, int]] = []
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
