@@ -1,4 +1,4 @@
-"""Models of transformers, from a hub or a folder: which class they are, and what else their checkpoint says."""
+"""Models of transformers, from a hub or a folder: their class, preprocessing, class names and text half."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchpeek.models.huggingface_texts import TextEncoder
 from torchpeek.models.loaded import LoadedModel, PreprocessFunction
 from torchpeek.models.preprocess import TensorsOnly
 
-# The Auto classes that are looked through, in this order, where a config does not say which of them it is of.
+# The tasks whose Auto classes are searched, in this order, for the class that a config names.
 _TASKS = (
     "ImageClassification",
     "SemanticSegmentation",
@@ -31,8 +31,8 @@ _TASKS = (
     "VideoClassification",
 )
 _WITHOUT_CLASSES = ("DepthEstimation",)
-# Of models that compare pictures with texts: the class of the whole, of its vision half, of its text half, and where in
-# the output of the latter the embedding is.
+# Models that compare pictures with texts: the class of the whole model, of its vision half and of its text half, and
+# the part of the text half's output that is the embedding.
 _HALVES = {
     "clip": ("CLIPModel", "CLIPVisionModelWithProjection", "CLIPTextModelWithProjection", "text_embeds"),
     "metaclip_2": (
@@ -46,15 +46,17 @@ _HALVES = {
 
 
 def huggingface_model(name: str, weights: str | None, *, trust_remote_code: bool = False) -> LoadedModel:
-    """`hf:name`, a name on the hub or a folder that `save_pretrained` wrote, which is read without a network.
+    """Load `hf:name`: a name on the hub, or a folder that `save_pretrained` wrote, which is read without a network.
 
-    The module is of the class that the config's `architectures` names, if that is for pictures, spectrograms or videos;
-    AutoModel's of another; and of CLIP and SigLIP the vision half, which is called with pixel values alone. In float32,
-    whatever it was saved in. `weights` is None (the checkpoint's) or "random", which reads none. Raises ModelNotFound,
-    WeightsError, and ModelError for what transformers cannot load, or not without code of the checkpoint's own.
+    The module has the class that the config's `architectures` names, if that is for pictures, spectrograms or videos;
+    else the class of AutoModel. For CLIP and SigLIP it is the vision half, which takes pixel values alone. It is in
+    float32, whatever dtype was saved. `weights` is None (the checkpoint's) or "random", which reads none.
+
+    Raises ModelNotFound, WeightsError, and ModelError if transformers cannot load it, or not without running code of
+    the checkpoint.
     """
     with extra("transformers", "hf"):
-        import transformers  # noqa: F401  # before anything else of it is imported
+        import transformers  # noqa: F401  # fails here if it is not installed
     if weights not in (None, RANDOM):
         raise WeightsError(
             f"no weights {weights!r} for hf:{name}; allowed: random, a file, or none for those of the checkpoint"
@@ -85,7 +87,7 @@ def _architecture(config: Any) -> str:
 
 
 def _class_of(checkpoint: Checkpoint, config: Any) -> tuple[Any, str]:
-    """The class to load, an Auto class or a model's, and the task that it is for, if that is one of `_TASKS`."""
+    """Return the class to load, an Auto class or a model's own, and its task, or "" if it is not one of `_TASKS`."""
     import transformers
     from transformers.models.auto import modeling_auto
 
@@ -112,7 +114,7 @@ def _class_of(checkpoint: Checkpoint, config: Any) -> tuple[Any, str]:
     if not hasattr(transformers, architecture):
         raise ModelError(
             f"transformers {transformers.__version__} has no class {architecture!r}, which {checkpoint.spec} names. "
-            "Next: a newer transformers; or a package.module:callable that makes the model"
+            "Next: install a newer transformers, or give a package.module:callable that makes the model"
         )
     return getattr(transformers, architecture), ""
 
@@ -127,7 +129,7 @@ def _flat(values: Any) -> list[str]:
 
 def _untrained(checkpoint: Checkpoint, cls: Any, config: Any) -> nn.Module:
     if getattr(config, "use_pretrained_backbone", False):
-        config.use_pretrained_backbone = False  # else the backbone's weights would be fetched
+        config.use_pretrained_backbone = False  # the backbone's weights are not to be fetched
     if cls.__name__.startswith("AutoModel"):
         module: nn.Module = cls.from_config(config, trust_remote_code=checkpoint.trusted)
     else:
@@ -137,10 +139,10 @@ def _untrained(checkpoint: Checkpoint, cls: Any, config: Any) -> nn.Module:
 
 def _trained(checkpoint: Checkpoint, cls: Any, config: Any) -> nn.Module:
     if getattr(config, "use_pretrained_backbone", False):
-        config.use_pretrained_backbone = False  # they are in the checkpoint
+        config.use_pretrained_backbone = False  # its weights are in the checkpoint
     auto = cls.__name__.startswith("AutoModel")
     options = {"trust_remote_code": checkpoint.trusted} if auto else {}
-    if not _halves(config):  # a half finds its part of the config by itself
+    if not _halves(config):  # a half selects its part of the config itself
         options["config"] = config
     module, info = checkpoint.weights(
         lambda: cls.from_pretrained(
@@ -155,7 +157,7 @@ def _trained(checkpoint: Checkpoint, cls: Any, config: Any) -> nn.Module:
 
 
 def _class_names(config: Any) -> list[str] | None:
-    """In the order of the logits; None where the checkpoint only numbers them."""
+    """Return the class names in the order of the logits; None if the checkpoint only numbers the classes."""
     names: Mapping[int, str] = config.id2label or {}
     if not names or all(name == f"LABEL_{index}" for index, name in names.items()):
         return None
@@ -173,6 +175,8 @@ def _preprocess(checkpoint: Checkpoint, config: Any, module: nn.Module) -> Prepr
         return TensorsOnly(f"{checkpoint.spec} takes videos; give a tensor (N, {frames}, 3, {size}, {size})")
     if first.name == "input_values" and hasattr(config, "num_mel_bins"):
         shape = f"(N, {getattr(config, 'max_length', 'frames')}, {config.num_mel_bins})"
-        return TensorsOnly(f"{checkpoint.spec} takes spectrograms; give a tensor {shape}, as its extractor does")
+        return TensorsOnly(
+            f"{checkpoint.spec} takes spectrograms; give a tensor {shape}, as its feature extractor makes it"
+        )
     required = ", ".join([first.name, *needed])
     return TensorsOnly(f"{checkpoint.spec} takes no picture alone, but {required}; give tensors for these")

@@ -1,4 +1,4 @@
-"""Which parts of a model compute with quantised numbers, and what that rules out."""
+"""Quantised layers: which layers of a model are quantised, and named errors for what they rule out."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 from torchpeek.errors import GradUnavailable, NoSpatialLayer, NotConnected, notify
 
-# Where they are from, as to import them costs time.
+# Matched by the name of the module, because importing these modules takes time.
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 
 def quantised_layers(model: object) -> list[str]:
-    """The names of the layers that torch.ao.quantization has quantised, dynamically or with scales of their own.
+    """Return the names of the layers that torch.ao.quantization has quantised, dynamically or statically.
 
-    They have no way back: no gradient flows through them. Fake quantisation is not among them, as that has one.
+    No gradient flows through them. Fake quantisation is not among them, because it has gradients.
     """
-    if not isinstance(model, nn.Module):  # which is said elsewhere
+    if not isinstance(model, nn.Module):  # another check refuses it
         return []
     named = [name for name, module in model.named_modules() if type(module).__module__.startswith(_QUANTISED)]
     return [name for name in named if not name.endswith("_packed_params")]
 
 
 def observing_layers(model: object) -> list[str]:
-    """The names of the fake quantisations of activations that still learn their range, also in eval mode."""
+    """Return the names of the fake quantisations of activations that still learn their range in eval mode."""
     if not isinstance(model, nn.Module):
         return []
     observing = []
@@ -40,14 +40,14 @@ def observing_layers(model: object) -> list[str]:
 
 @contextmanager
 def quantisation_named(model: nn.Module) -> Iterator[None]:
-    """Where something fails inside that quantised layers rule out, the error says so.
+    """Turn errors that quantised layers cause into errors that say so.
 
-    Raises GradUnavailable for gradients through them, and NoSpatialLayer for a heatmap of their own outputs.
+    Raises GradUnavailable for gradients through quantised layers, and NoSpatialLayer for a heatmap of their outputs.
     """
     if observing := observing_layers(model):
         notify(
-            f"the fake quantisation of {observing[0]!r} still learns its range from each pass, also in eval mode, and "
-            "so changes the next one. Next: model.apply(torch.ao.quantization.disable_observer)"
+            f"the fake quantisation of {observing[0]!r} still learns its range from each pass, also in eval mode, "
+            "which changes the next pass. Next: model.apply(torch.ao.quantization.disable_observer)"
         )
     try:
         yield
