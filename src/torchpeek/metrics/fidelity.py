@@ -54,8 +54,8 @@ def mufidelity(
 def random_patches(number: int, share: float, samples: int, seed: int) -> Tensor:
     """Return random subsets, (samples, number), bool. Each has round(share * number) patches, at least one."""
     generator = torch.Generator().manual_seed(seed)
-    ranks = torch.rand(samples, number, generator=generator).argsort(1)
-    return ranks < max(1, round(share * number))
+    permutations = torch.rand(samples, number, generator=generator).argsort(1)
+    return permutations < max(1, round(share * number))
 
 
 @metric("infidelity", needs="passes", higher_is_better=False, paper="arXiv:1901.09392", passes=_samples, shared=True)
