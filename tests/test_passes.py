@@ -441,7 +441,7 @@ class TestFullGrad:
             tp.explain(Cut(), X.float(), method="fullgrad")
 
     def test_of_what_has_no_grid(self) -> None:
-        with pytest.raises(MethodNotApplicable, match="fullgrad is of inputs"):
+        with pytest.raises(MethodNotApplicable, match="fullgrad needs floating-point inputs"):
             tp.explain(nn.Linear(4, 3), torch.randn(2, 4), method="fullgrad")
 
     def test_it_needs_no_layer_with_a_grid(self) -> None:
@@ -592,7 +592,7 @@ class TestIdentities:
 
     def test_kpcacam_of_too_many_positions(self) -> None:
         model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(2 * 100 * 100, 2))
-        with pytest.raises(MethodNotApplicable, match="has 10000, allowed are up to 8192"):
+        with pytest.raises(MethodNotApplicable, match="has 10000, allowed: up to 8192"):
             tp.explain(model, torch.randn(1, 3, 100, 100), method="kpcacam", layer="0")
 
     def test_opticam_raises_the_score_of_what_its_mask_shows(self, net: SplitNet) -> None:

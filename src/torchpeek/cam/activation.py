@@ -30,8 +30,9 @@ def cam(trace: Trace) -> Tensor:
     if trace.head is None:
         raise MethodNotApplicable(
             "cam is defined for class logits of a network that ends in global average pooling and a linear layer, "
-            f"and at the layer before these; {trace.origin.model} at {trace.layer!r} does not give its scores that "
-            "way. gradcam is the same there, up to the number of positions, and is defined everywhere"
+            f"and at the layer before these; {trace.origin.model} at {trace.layer!r} does not compute its scores that "
+            "way. Next: take gradcam, which is the same there up to a factor, the number of positions, and is defined "
+            "everywhere"
         )
     weights = trace.head.view(*trace.head.shape, *(1 for _ in trace.activations.shape[3:]))  # (N, K, C, *1)
     return weighted_sum(weights, trace.activations)

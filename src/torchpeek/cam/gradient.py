@@ -110,7 +110,7 @@ def smoothgradcam_plus_plus(trace: Trace, *, samples: int = 16, noise_level: flo
     for rows, _, one in trace.variants(noisy, samples):
         for exponent, total in enumerate(powers, start=1):
             total.index_add_(0, rows.to(total.device), one.gradients.pow(exponent) / samples)
-        del one  # before the next is made
+        del one  # frees it before the next one is made
     first, second, third = powers
     below = 2 * second + grid_sum(A) * third
     alpha = torch.where(below != 0, second / torch.where(below != 0, below, 1), 0)
@@ -137,7 +137,7 @@ def integrated_gradcam(trace: Trace, *, steps: int = 50) -> Tensor:
     total = torch.zeros(*trace.scores.shape, *trace.activations.shape[3:]).to(trace.activations)
     for rows, _, one in trace.variants(part, steps):
         total.index_add_(0, rows.to(total.device), gradcam(one).clamp(min=0) / steps)
-        del one  # before the next is made
+        del one  # frees it before the next one is made
     return total
 
 

@@ -112,7 +112,7 @@ def _add_layer(writer: Writer, tag: str, statistics: RunningStatistics, step: in
             f"{tag}/histogram",
             min=float(edges[0]),
             max=float(edges[-1]),
-            num=round(float(counts.sum())),  # the counts are shares of a sample
+            num=round(float(counts.sum())),  # the counts may be fractions
             sum=float((counts * middles).sum()),
             sum_squares=float((counts * middles.square()).sum()),
             bucket_limits=edges[1:].tolist(),

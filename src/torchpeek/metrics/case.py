@@ -19,7 +19,7 @@ from torchpeek.metrics.draws import fingerprint, generator
 
 Made = TypeVar("Made")
 
-# Values that differ by less than this share of the largest count as equal: interpolating equal values gives no more.
+# Values that differ by less than this share of the largest are equal: interpolation differs in the last digits.
 _SAME = 2.0**-20
 ONE_LOGIT = (
     "the model has one logit, whose softmax is always 1. Next: take a target that computes the probability, such as "
@@ -219,7 +219,7 @@ class Case(_Memo):
         values = round_to_levels(values)
         places = torch.arange(values.shape[2], dtype=torch.int32, device=values.device).expand_as(values[0])
         ranks = torch.empty_like(values, dtype=torch.int32)
-        for sample, drawn in enumerate(self.clean.generators()):  # one by one, as sorting takes much memory
+        for sample, drawn in enumerate(self.clean.generators()):  # one by one, because sorting takes much memory
             shuffled = torch.randperm(values.shape[2], generator=drawn).to(values.device).expand_as(values[0])
             by_value = values[sample].gather(1, shuffled).sort(dim=1, descending=True, stable=True).indices
             ranks[sample].scatter_(1, shuffled.gather(1, by_value), places)

@@ -118,7 +118,7 @@ def _draw(parameter: nn.Parameter, generator: torch.Generator) -> None:
         values = parameter.detach().double()
         mean, spread = values.mean(), values.std(correction=0)
         normal = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(values.device)
-        # A constant parameter: a tenth of the constant.
+        # A constant parameter: a tenth of the constant, or 0.1 if it is zero.
         apart = spread if spread > 0 else 0.1 * (mean.abs() if mean != 0 else 1)
         parameter.copy_(mean + normal * apart)
 

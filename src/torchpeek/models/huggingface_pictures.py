@@ -111,7 +111,7 @@ def translated(processor: Any) -> Preprocess | None:
         resize = (size["height"], size["width"])
         # It cuts nothing off, and makes the Preprocess say how large the model's input is.
         cropped = cropped or resize
-    elif shorter is not None and settings.get("crop_pct"):  # ConvNeXt's: small ones are cropped, large ones squashed
+    elif shorter is not None and settings.get("crop_pct"):  # ConvNeXt: small pictures are cropped, large ones squashed
         cropped = (shorter, shorter)
         resize = int(shorter / settings["crop_pct"]) if shorter < 384 else cropped
     elif settings.get("do_resize") and shorter is None:

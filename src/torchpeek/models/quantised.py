@@ -33,9 +33,7 @@ def observing_layers(model: object) -> list[str]:
         enabled = getattr(module, "observer_enabled", None)
         if hasattr(module, "fake_quant_enabled") and isinstance(enabled, Tensor) and bool(enabled.any()):
             observing.append(name)
-    return [
-        name for name in observing if not name.endswith("weight_fake_quant")
-    ]  # weights do not change from pass to pass
+    return [name for name in observing if not name.endswith("weight_fake_quant")]  # weights are the same in every pass
 
 
 @contextmanager

@@ -105,7 +105,7 @@ def _check(panels: Mapping[str, Curves], baselines: Mapping[str, Curves]) -> Non
     if not panels or not all(panels.values()):
         raise InputError("panels has nothing to draw; give metric -> method -> curves (N, steps + 1)")
     if unknown := [panel for panel in baselines if panel not in panels]:
-        raise InputError(f"baselines are of {unknown[0]!r}, and panels of {', '.join(map(repr, panels))}")
+        raise InputError(f"baselines has {unknown[0]!r}, which is not a panel; allowed: {', '.join(map(repr, panels))}")
     for panel, methods in [*panels.items(), *baselines.items()]:
         for name, values in methods.items():
             if not isinstance(values, Tensor) or values.ndim != 2 or not len(values) or values.shape[1] < 2:

@@ -24,7 +24,7 @@ _MARKERS = {
     "weight": ("o", _BLUE, -0.2),
     "bias": ("^", _ORANGE, 0.2),
     "other": ("s", _GREY, 0.0),
-}  # and where in a strip
+}  # marker, colour, and offset in the strip
 _MARKS = ("zero", "NaN or infinite", "no gradient")
 _LABEL_INCHES = 0.13  # room for a label of 7 points
 _BROADEST = 24.0  # inches

@@ -55,7 +55,7 @@ class Report:
     methods: Mapping[str, str]
     pictures: Sequence[ReportPicture]
     colormap: str
-    skipped: Mapping[str, str]  # file -> why
+    skipped: Mapping[str, str]  # file -> reason
     left_out: int = 0  # number of explained pictures that do not fit on the page
 
 

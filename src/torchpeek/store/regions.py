@@ -31,7 +31,7 @@ def read_boxes(path: str | PathLike[str]) -> dict[str, list[Box]]:
         if not isinstance(boxes, list) or not all(map(_is_box, boxes)):
             raise FormatError(
                 f"{path}: the boxes of {name!r} are {json.dumps(boxes)[:200]}; allowed: a list of [left, top, right, "
-                "bottom] in pixels, with right above left and bottom above top"
+                "bottom] in pixels, with left < right and top < bottom"
             )
     return {name: [tuple(map(float, box)) for box in boxes] for name, boxes in boxes_by_name.items()}  # type: ignore[misc]  # 4
 
