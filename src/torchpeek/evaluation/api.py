@@ -132,7 +132,7 @@ def evaluate(
         explainers = [explainer_of(trace, heatmaps[name], explain) for name in names]
         case = case_of(clean, [heatmaps[name] for name in names], explainers, regions)
         for metric, options in chosen.items():
-            with _own_arithmetic(trace.scores.device.type):
+            with _full_precision(trace.scores.device.type):
                 result = find_metric(metric).compute(case, **options)
             for name, measurement in zip(names, _measurements(metric, options, result, len(names), clean), strict=True):
                 measured[name][metric] = measurement
@@ -141,7 +141,7 @@ def evaluate(
 
 
 @contextmanager
-def _own_arithmetic(device: str) -> Iterator[None]:
+def _full_precision(device: str) -> Iterator[None]:
     """Run metrics in full precision and without a graph. The passes run in the modes of the clean pass."""
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
         yield

@@ -25,7 +25,7 @@ def pointing_game(case: Case, *, tolerance: float = 15.0) -> MetricResult:
     values = case.levels
     highest = values == values.amax(2, keepdim=True)
     hit = highest & case.region(partial(widened, distance=tolerance)).flatten(2)
-    return _where_there_is_one(case, hit.sum(2) / highest.sum(2))
+    return _undefined_without_region(case, hit.sum(2) / highest.sum(2))
 
 
 def widened(region: Tensor, distance: float) -> Tensor:
@@ -47,7 +47,7 @@ def energy_pointing_game(case: Case) -> MetricResult:
     positive = case.signed.clamp(min=0).flatten(2)
     total = positive.sum(2)
     inside = (positive * case.region().flatten(2)).sum(2)
-    return _where_there_is_one(case, torch.where(total > 0, inside / total, 0))
+    return _undefined_without_region(case, torch.where(total > 0, inside / total, 0))
 
 
 @metric("grid-pointing-game", needs="region", higher_is_better=True, paper="arXiv:2104.00032")
@@ -72,7 +72,7 @@ def relevance_rank_accuracy(case: Case) -> MetricResult:
     above, equal = values > edge, values == edge
     left = count - above.sum(2, keepdim=True)
     inside = (above & region).sum(2) + (left / equal.sum(2, keepdim=True)).squeeze(2) * (equal & region).sum(2)
-    return _where_there_is_one(case, inside / count.squeeze(2))
+    return _undefined_without_region(case, inside / count.squeeze(2))
 
 
 @metric("iou", needs="region", higher_is_better=True, paper="arXiv:1512.04150")
@@ -85,10 +85,10 @@ def iou(case: Case, *, threshold: float = 0.2) -> MetricResult:
     check_number("threshold", threshold, most=1.0)
     shown = case.mask > threshold
     both, either = (shown & case.region()).flatten(2).sum(2), (shown | case.region()).flatten(2).sum(2)
-    return _where_there_is_one(case, both / either)
+    return _undefined_without_region(case, both / either)
 
 
-def _where_there_is_one(case: Case, values: Tensor) -> MetricResult:
+def _undefined_without_region(case: Case, values: Tensor) -> MetricResult:
     """Set the value to NaN where the region is empty, because there is nothing to find."""
     there = case.region().flatten(2).any(2)
     return MetricResult(torch.where(there, values.to(case.values), torch.nan))
