@@ -71,7 +71,7 @@ class TestScaling:
         assert heatmap.resized((12, 20)).values.shape == (3, 2, 12, 20)
         ramp = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
         assert upsample(ramp, (1, 4)).flatten().tolist() == [0.0, 0.25, 0.75, 1.0]
-        with pytest.raises(InputError, match="grid of 2 axes"):
+        with pytest.raises(InputError, match="grid has 2 axes"):
             heatmap.resized((12,))
 
     def test_steps_are_noted_in_order(self, heatmap) -> None:

@@ -1,4 +1,4 @@
-"""Between which numbers a mean lies, as the samples themselves say."""
+"""Bootstrap confidence intervals of a mean."""
 
 from __future__ import annotations
 
@@ -10,33 +10,48 @@ from torch import Tensor
 
 from torchpeek.errors import InputError
 
-_AT_ONCE = 2**22  # numbers
+_AT_ONCE = 2**22  # numbers of a chunk of resamples
 
 
 def bootstrap_interval(
     values: Tensor, confidence: float = 0.95, seed: int = 0, draws: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Of values (n, ...) the lower and the upper end for the mean over n, (...) each, in float64 on the CPU.
+    """Return the lower and upper end of the confidence interval of the mean over the samples.
 
-    NaN where there are fewer than two, or one is NaN or infinite.
+    This is the expanded percentile interval. The samples are drawn again with replacement, `draws` times, and the
+    interval lies between two percentiles of the resampled means. Plain percentiles are too narrow for few samples, so
+    the percentiles lie further out the smaller n is.
 
-    The expanded percentile interval: percentiles of the means of `draws` samples that are drawn from the n with
-    replacement, further out the smaller n is, as plain percentiles are too narrow for a few (Hesterberg, What Teachers
-    Should Know About the Bootstrap, 2015, arXiv:1411.5279). Unless said, `draws` are 10,000, and 2,000 of a hundred
-    samples or more, whose percentiles lie less far out. Raises InputError.
+    Args:
+        values: (n, ...), one entry for each sample.
+        confidence: The confidence level, between 0 and 1.
+        seed: Seed of the resampling.
+        draws: The number of resamples. None means 10,000, or 2,000 for a hundred samples or more, whose percentiles lie
+            less far out.
+
+    Returns:
+        Two tensors (...), float64 on the CPU. They are NaN where there are fewer than two samples, or one is NaN or
+        infinite.
+
+    Raises:
+        InputError: When `confidence` is not between 0 and 1.
+
+    Source: Hesterberg, What Teachers Should Know About the Bootstrap, 2015, arXiv:1411.5279.
     """
     if not 0 < confidence < 1:
         raise InputError(f"confidence is {confidence!r}; allowed: a number between 0 and 1, such as 0.95")
     n = len(values)
     if n < 2:
-        nothing = torch.full(values.shape[1:], math.nan, dtype=torch.float64)
-        return nothing, nothing.clone()
+        undefined = torch.full(values.shape[1:], math.nan, dtype=torch.float64)
+        return undefined, undefined.clone()
     draws = draws or (10_000 if n < 100 else 2_000)
-    known = values.detach().double().cpu().flatten(1) if values.ndim > 1 else values.detach().double().cpu().view(n, 1)
+    samples = (
+        values.detach().double().cpu().flatten(1) if values.ndim > 1 else values.detach().double().cpu().view(n, 1)
+    )
     generator = torch.Generator().manual_seed(seed)
     at_once = max(1, _AT_ONCE // n)
     means = torch.cat(
-        [_drawn_means(known, min(at_once, draws - start), generator) for start in range(0, draws, at_once)]
+        [_drawn_means(samples, min(at_once, draws - start), generator) for start in range(0, draws, at_once)]
     )
     tail = _tail(n, confidence)
     low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
@@ -44,19 +59,19 @@ def bootstrap_interval(
 
 
 def _drawn_means(values: Tensor, draws: int, generator: torch.Generator) -> Tensor:
-    """(n, m) -> (draws, m)"""
+    """Return the means of `draws` resamples: (n, m) -> (draws, m)."""
     n = len(values)
     drawn = torch.randint(n, (draws, n), generator=generator)
-    counts = torch.zeros(draws, n, dtype=torch.float64)  # how often each was drawn
+    counts = torch.zeros(draws, n, dtype=torch.float64)  # how often each sample was drawn
     counts.scatter_add_(1, drawn, torch.ones((), dtype=torch.float64).expand_as(drawn))
     return counts @ values / n
 
 
 def _tail(n: int, confidence: float) -> float:
-    """The share of the drawn means on each side that the interval leaves out.
+    """Return the share of the resampled means that the interval leaves out on each side.
 
-    Those vary as if n were their degrees of freedom and their variance divided by n, not n - 1, and their quantiles are
-    the normal distribution's, where Student's are meant.
+    The variance of the resampled means is divided by n, not by n - 1, and their quantiles are those of the normal
+    distribution, not Student's. The share corrects for both.
     """
     normal = NormalDist()
     wide = math.sqrt(n / (n - 1)) * _student(-normal.inv_cdf((1 - confidence) / 2), n - 1)
@@ -64,9 +79,11 @@ def _tail(n: int, confidence: float) -> float:
 
 
 def _student(z: float, freedom: int) -> float:
-    """Student's quantile from the normal one, z.
+    """Return Student's quantile for the normal quantile `z` and the degrees of freedom.
 
-    Abramowitz and Stegun 26.7.5; at 95 % right to one in a thousand from five degrees of freedom on.
+    The relative error at 95 % is at most 0.001 from five degrees of freedom on.
+
+    Source: Abramowitz and Stegun, 26.7.5.
     """
     terms = (
         (z**3 + z) / 4,

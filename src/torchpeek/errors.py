@@ -1,21 +1,21 @@
 """Every error that torchpeek raises on purpose, and the one warning class.
 
     TorchpeekError
-    ├── InputError            what was handed in cannot be used
+    ├── InputError            an argument cannot be used
     │   ├── TargetError       a class or target that does not fit the model's output or the batch
     │   │   ├── ClassNotFound
     │   │   └── AmbiguousClass
-    │   └── OptionError       an option that the method does not have, or a value it does not take
+    │   └── OptionError       an option that the method does not have, or a value that it does not take
     ├── LayerError
     │   ├── LayerNotFound     the selection matches nothing
-    │   ├── NoSpatialLayer    the model, or the layer asked for, has no grid
-    │   ├── NotFired          the layer was not called in the pass
-    │   └── AmbiguousCall     it was called several times, or the selection names several layers
+    │   ├── NoSpatialLayer    the model or the selected layer has no grid
+    │   ├── NotFired          the layer was not called in the forward pass
+    │   └── AmbiguousCall     the layer was called several times, or several layers are selected
     ├── PassError
-    │   ├── GradUnavailable   gradients were not kept, or cannot be had
+    │   ├── GradUnavailable   gradients were not recorded, or do not exist
     │   ├── NotConnected      the score does not depend on the layer
-    │   ├── StaleCapture      what was recorded has been written into since
-    │   └── NotFinite         NaN or infinity where numbers should be
+    │   ├── StaleCapture      a recorded tensor was overwritten after it was recorded
+    │   └── NotFinite         NaN or infinity where finite numbers are required
     ├── MethodError
     │   ├── MethodNotFound
     │   └── MethodNotApplicable
@@ -27,12 +27,12 @@
     │   └── WeightsError
     └── FileError
         ├── PictureError      a picture that cannot be read
-        ├── FormatError       a file that is not what it should be
+        ├── FormatError       a file with other contents than expected
         └── FolderError       an output folder that cannot be used
 
-    Notice (a UserWarning)    something was decided that the caller should know of
+    Notice (a UserWarning)    a decision that the caller should know of
 
-Each message says what, got, allowed, and what to do next.
+Each message says what is wrong, what was given, what is allowed, and what to do next.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TorchpeekError(Exception):
 
 
 class InputError(TorchpeekError, ValueError):
-    """What was handed in cannot be used."""
+    """An argument cannot be used."""
 
 
 class TargetError(InputError):
@@ -76,23 +76,23 @@ class LayerNotFound(LayerError, LookupError):
 
 
 class NoSpatialLayer(LayerError):
-    """The model, or the layer asked for, has no grid of positions."""
+    """The model or the selected layer has no grid of positions."""
 
 
 class NotFired(LayerError):
-    """The layer was not called in the pass."""
+    """The layer was not called in the forward pass."""
 
 
 class AmbiguousCall(LayerError):
-    """One call was expected; the layer was called several times, or several layers were named."""
+    """One call was expected, but the layer was called several times, or several layers are selected."""
 
 
 class PassError(TorchpeekError):
-    """Base of the errors about what a pass through the model gave."""
+    """Base of the errors about the result of a forward or backward pass."""
 
 
 class GradUnavailable(PassError):
-    """Gradients were not kept, or cannot be had."""
+    """Gradients were not recorded, or do not exist."""
 
 
 class NotConnected(PassError):
@@ -100,11 +100,11 @@ class NotConnected(PassError):
 
 
 class StaleCapture(PassError):
-    """What was recorded has been written into since."""
+    """A recorded tensor was overwritten after it was recorded."""
 
 
 class NotFinite(PassError):
-    """NaN or infinity where numbers should be."""
+    """NaN or infinity where finite numbers are required."""
 
 
 class MethodError(TorchpeekError):
@@ -128,7 +128,7 @@ class MetricNotFound(MetricError, LookupError):
 
 
 class MetricNotApplicable(MetricError):
-    """The metric is not defined for this model, heatmap or target, or something that it needs is missing."""
+    """The metric is not defined for this model, heatmap or target, or an argument that it needs is missing."""
 
 
 class ModelError(TorchpeekError):
@@ -140,7 +140,7 @@ class ModelNotFound(ModelError, LookupError):
 
 
 class WeightsError(ModelError):
-    """The weights cannot be had, cannot be read, or do not fit the model."""
+    """The weights cannot be fetched, cannot be read, or do not fit the model."""
 
 
 class FileError(TorchpeekError, OSError):
@@ -152,7 +152,7 @@ class PictureError(FileError):
 
 
 class FormatError(FileError):
-    """A file that is not what it should be."""
+    """A file with other contents than expected."""
 
 
 class FolderError(FileError):
@@ -160,11 +160,23 @@ class FolderError(FileError):
 
 
 class Notice(UserWarning):
-    """Something was decided that the caller should know of; nothing is wrong."""
+    """A decision that the caller should know of; nothing is wrong."""
 
 
 def notify(message: str) -> None:
-    """Warn with a Notice that points at the caller's own line, the first outside of torchpeek."""
+    """Warn with a Notice that points at the caller's own line: the first one outside of torchpeek.
+
+    Args:
+        message: The text of the warning.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     tp.errors.notify("the input was resized")
+        >>> caught[0].category.__name__
+        'Notice'
+    """
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("torchpeek."):
         frame, level = frame.f_back, level + 1
@@ -172,11 +184,25 @@ def notify(message: str) -> None:
 
 
 def closest(name: str, names: Iterable[str], *, most: int = 3) -> str:
-    """The tail of a not-found message: `closest: 'layer4', 'layer3'`, or nothing where nothing is close."""
+    """Return the end of a not-found message: the names that are most like the one that was not found.
+
+    Args:
+        name: The name that was not found.
+        names: The names that exist.
+        most: The largest number of names to list.
+
+    Returns:
+        `; closest: 'layer4', 'layer3'`, or an empty string if no name is similar.
+
+    Example:
+        >>> names = ["layer3", "layer4", "fc"]
+        >>> tp.errors.closest("layr4", names, most=1)
+        "; closest: 'layer4'"
+    """
     names = list(names)
     lowered = {candidate.lower(): candidate for candidate in names}
-    found = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=most, cutoff=0.6)]
-    found += [candidate for candidate in names if name.lower() in candidate.lower() and candidate not in found]
-    if not found:
+    matches = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=most, cutoff=0.6)]
+    matches += [candidate for candidate in names if name.lower() in candidate.lower() and candidate not in matches]
+    if not matches:
         return ""
-    return "; closest: " + ", ".join(repr(candidate) for candidate in found[:most])
+    return "; closest: " + ", ".join(repr(candidate) for candidate in matches[:most])

@@ -12,11 +12,7 @@ from networks import TwoGrids
 from networks.split import X
 from replicas.further_passes import polycam, refinecam
 from torchpeek.cam import fused
-from torchpeek.errors import (
-    InputError,
-    MethodNotFound,
-    OptionError,
-)
+from torchpeek.errors import InputError, MethodNotFound, OptionError
 
 
 class TestSeveralLayers:
@@ -78,7 +74,7 @@ class TestSeveralLayers:
             tp.explain(grids, X, fuse="sum")
 
     def test_methods_that_combine_layers_are_not_fused_again(self, grids: TwoGrids) -> None:
-        with pytest.raises(InputError, match="polycam looks at several by itself"):
+        with pytest.raises(InputError, match="polycam combines layers by itself"):
             tp.explain(grids, X, method="polycam", fuse="max")
         by_pattern = tp.explain(grids, X, method="refinecam", layer="[fc]*e", target=1)
         assert by_pattern.provenance.layer == "fine, coarse"

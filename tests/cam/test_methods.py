@@ -17,10 +17,7 @@ from replicas.one_pass import REPLICAS
 from torchpeek.cam import METHODS
 from torchpeek.engine import capture
 from torchpeek.engine.attention.recorder import Attention
-from torchpeek.errors import (
-    MethodNotApplicable,
-    OptionError,
-)
+from torchpeek.errors import MethodNotApplicable, OptionError
 
 CHEAP = [name for name, method in METHODS.items() if method.cheap]
 

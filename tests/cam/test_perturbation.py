@@ -11,10 +11,7 @@ import torchpeek as tp
 from networks import PooledNet, SplitNet
 from networks.split import X
 from torchpeek.cam.algebra import gaussian_blur
-from torchpeek.errors import (
-    InputError,
-    MethodNotApplicable,
-)
+from torchpeek.errors import InputError, MethodNotApplicable
 
 
 class TestIdentities:
@@ -130,7 +127,7 @@ class TestIdentities:
 
     def test_kpcacam_of_too_many_positions(self) -> None:
         model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(2 * 100 * 100, 2))
-        with pytest.raises(MethodNotApplicable, match="has 10000, allowed are up to 8192"):
+        with pytest.raises(MethodNotApplicable, match="has 10000, allowed: up to 8192"):
             tp.explain(model, torch.randn(1, 3, 100, 100), method="kpcacam", layer="0")
 
     def test_opticam_raises_the_score_of_what_its_mask_shows(self, net: SplitNet) -> None:

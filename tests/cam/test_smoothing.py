@@ -8,9 +8,7 @@ import torch
 import torchpeek as tp
 from networks import PooledNet, TwoGrids
 from networks.split import X
-from torchpeek.errors import (
-    OptionError,
-)
+from torchpeek.errors import OptionError
 
 
 class TestSmoothing:

@@ -139,9 +139,9 @@ class TestNumbers:
         done = {row["metric"] for row in strict(captured.out)["results"]}
         assert {"deletion", "insertion"} <= done
         assert not {"average-drop", "average-gain"} & done
-        assert captured.err.count("left out: average-drop is of probabilities, and what is asked here is none") == 1
+        assert captured.err.count("left out: average-drop needs a probability, but the target's score is none") == 1
         assert run(*base, "--metric", "deletion", "--metric", "average-gain", "-o", "out") == 2
-        assert "average-gain is of probabilities" in capsys.readouterr().err
+        assert "average-gain needs a probability" in capsys.readouterr().err
         assert not (place / "out").exists()
 
     def test_no_metric_is_left(self, place, capsys) -> None:
@@ -204,8 +204,8 @@ class TestPrinted:
         assert list(verdicts.by_metric["insertion"]) == ["y", "x", "z"]
         assert list(verdicts.sentences()) == [
             "insertion, defined for 0 to 6 of 6 pictures: not better than a random heatmap: x; not better than a "
-            "centred Gaussian: y, x; of fewer than 6 nothing can be said of significance: z",
-            "iou, defined for 5 of 6 pictures: of fewer than 6 nothing can be said of significance: x, y, z",
+            "centred Gaussian: y, x; fewer than 6 pictures, too few to tell significance: z",
+            "iou, defined for 5 of 6 pictures: fewer than 6 pictures, too few to tell significance: x, y, z",
             "entropy: each method is better than a random heatmap and than a centred Gaussian",
         ]
         del by_method["z"]

@@ -71,11 +71,14 @@ class TestErrors:
         Image.new("RGB", (6, 6), "red").save(place / "pictures" / name)
         words = ("evaluate", "pictures", "--model", "tiny:make", "--metric", "aopc", "--metric-option", "aopc.steps=2")
         assert run(*words) == 1
-        assert f"skipped pictures/{name}: option cells is 8; an input of 6 x 6" in capsys.readouterr().out
+        assert (
+            f"skipped pictures/{name}: option cells is 8; allowed: up to 6, the shortest axis"
+            in capsys.readouterr().out
+        )
         assert run(*words, "--metric-option", "aopc.cells=99") == 2
         err = capsys.readouterr().err
         assert "none of the 4 pictures could be used: pictures/" in err
-        assert "option cells is 99; an input of 30 x 40" in err
+        assert "option cells is 99; allowed: up to 30, the shortest axis" in err
 
     def test_preprocessing_that_fails_for_one(self, place, capsys) -> None:
         Path("fails.py").write_text(

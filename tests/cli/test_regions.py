@@ -94,7 +94,7 @@ class TestRegions:
         (place / "boxes.json").write_text(json.dumps(BOXES))
         words = ("evaluate", "pictures", "--model", "cropping:make", "--metric", "iou", "--boxes", "boxes.json")
         assert run(*words) == 0
-        assert capsys.readouterr().err.count("its preprocessing does not say") == 1
+        assert capsys.readouterr().err.count("the preprocessing returns no Geometry") == 1
 
     def test_a_photograph_that_was_taken_sideways(self, place, capsys) -> None:
         """Boxes are of the upright picture, whatever the file's own axes are."""

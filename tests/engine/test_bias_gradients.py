@@ -13,12 +13,7 @@ from networks import PooledNet, SplitNet
 from networks.split import X
 from replicas.further_passes import fullgrad, fullgrad_terms
 from torchpeek.engine import bias_gradients
-from torchpeek.errors import (
-    GradUnavailable,
-    MethodNotApplicable,
-    NotConnected,
-    Notice,
-)
+from torchpeek.errors import GradUnavailable, MethodNotApplicable, NotConnected, Notice
 
 
 class TestFullGrad:
@@ -179,7 +174,7 @@ class TestFullGrad:
             tp.explain(Cut(), X.float(), method="fullgrad")
 
     def test_of_what_has_no_grid(self) -> None:
-        with pytest.raises(MethodNotApplicable, match="fullgrad is of inputs"):
+        with pytest.raises(MethodNotApplicable, match="fullgrad needs floating-point inputs"):
             tp.explain(nn.Linear(4, 3), torch.randn(2, 4), method="fullgrad")
 
     def test_it_needs_no_layer_with_a_grid(self) -> None:

@@ -10,11 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from networks import InPlaceNet, PooledNet, SplitNet, state_of
 from networks.split import X, by_hand
 from torchpeek.engine.targets import Classes, Predicted, TopClasses
-from torchpeek.errors import (
-    GradUnavailable,
-    NotConnected,
-    Notice,
-)
+from torchpeek.errors import GradUnavailable, NotConnected, Notice
 from tracing import traced
 
 

@@ -13,15 +13,7 @@ from torch._dynamo.utils import counters
 from networks import PooledNet
 from torchpeek.engine import inspectable_module
 from torchpeek.engine.targets import Classes, Predicted, TopClasses
-from torchpeek.errors import (
-    AmbiguousCall,
-    InputError,
-    LayerNotFound,
-    NoSpatialLayer,
-    NotFinite,
-    NotFired,
-    Notice,
-)
+from torchpeek.errors import AmbiguousCall, InputError, LayerNotFound, NoSpatialLayer, NotFinite, NotFired, Notice
 from tracing import traced
 
 

@@ -10,12 +10,7 @@ from networks import PooledNet, SplitNet
 from networks.split import X, by_hand
 from torchpeek.engine import inspectable_module
 from torchpeek.engine.targets import Classes, Predicted, TopClasses
-from torchpeek.errors import (
-    AmbiguousCall,
-    GradUnavailable,
-    InputError,
-    LayerNotFound,
-)
+from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound
 from tracing import traced
 
 

@@ -48,14 +48,14 @@ class TestEvaluate:
             (lambda h: {"metrics": {"deletion": {"step": 3}}}, OptionError, "steps=50"),
             (lambda h: {"metrics": {"deletion": {"steps": 0}}}, OptionError, "1 or more"),
             (lambda h: {"metrics": {"deletion": {"baseline": "grey"}}}, OptionError, "zeros"),
-            (lambda h: {"metrics": {"aopc": {"cells": 99}}}, InputError, "no room"),
-            (lambda h: {"metrics": {"aopc": {"cells": 2, "steps": 9}}}, OptionError, "at most 4"),
+            (lambda h: {"metrics": {"aopc": {"cells": 99}}}, InputError, "the shortest axis"),
+            (lambda h: {"metrics": {"aopc": {"cells": 2, "steps": 9}}}, OptionError, "up to 4"),
             (lambda h: {"metrics": ["iou"]}, MetricNotApplicable, "masks= or boxes="),
             (lambda h: {"heatmap": h.positive()}, InputError, "changed already"),
             (lambda h: {"heatmap": h.values}, InputError, "a Heatmap"),
             (lambda h: {"heatmap": {}}, InputError, "empty"),
             (lambda h: {"inputs": torch.zeros(2, 3, 8, 8)}, InputError, "made with"),
-            (lambda h: {"heatmap": {"a": h, "b": h[0]}}, InputError, "another question|scores"),
+            (lambda h: {"heatmap": {"a": h, "b": h[0]}}, InputError, "another target|scores"),
             (lambda h: {"inputs": [torch.zeros(1, 3, 8, 8)]}, InputError, "list of 1 inputs"),
         ],
     )
@@ -76,7 +76,7 @@ class TestEvaluate:
         torch.testing.assert_close(one["deletion"].curve[..., 0], model(x).softmax(1)[:, 1:2])
         torch.testing.assert_close(one["deletion"].curve[..., 0], other["deletion"].curve[..., 0])
         entry = tp.explain(model, x, target=tp.targets.Output([1]))  # whatever its numbers happen to be
-        with pytest.raises(MetricNotApplicable, match="probabilities"):
+        with pytest.raises(MetricNotApplicable, match="needs a probability"):
             tp.evaluate(model, x, entry, metrics=["average-drop"])
 
     def test_another_class_needs_classes(self) -> None:

@@ -10,14 +10,7 @@ import torchpeek as tp
 from networks import PooledNet
 from networks.split import X
 from torchpeek.cam import METHODS, find_method
-from torchpeek.errors import (
-    GradUnavailable,
-    InputError,
-    MethodNotFound,
-    NotFinite,
-    Notice,
-    TargetError,
-)
+from torchpeek.errors import GradUnavailable, InputError, MethodNotFound, NotFinite, Notice, TargetError
 
 CHEAP = [name for name, method in METHODS.items() if method.cheap]
 

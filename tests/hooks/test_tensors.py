@@ -6,10 +6,7 @@ import pytest
 import torch
 
 import torchpeek as tp
-from torchpeek.errors import (
-    GradUnavailable,
-    InputError,
-)
+from torchpeek.errors import GradUnavailable, InputError
 
 
 class TestPlainTensors:

@@ -15,7 +15,7 @@ from networks import messy, state_of
 from paths import ROOT
 from replicas import metrics as slow
 from torchpeek.engine.targets import ClassesPerSample
-from torchpeek.metrics import METRICS, Clean, joined
+from torchpeek.metrics import METRICS, CleanPass, joined
 from torchpeek.metrics.fidelity import random_patches, random_squares
 from torchpeek.metrics.fills import filled
 from torchpeek.metrics.stability import randomised
@@ -79,11 +79,11 @@ def measured(model: nn.Module, x: Tensor, heatmap: Any, name: str, masks: Tensor
     return tp.evaluate(model, x, heatmap, metrics={name: SMALL.get(name, {})}, masks=masks, **more)
 
 
-def clean_of(model: nn.Module, x: Tensor, heatmap: tp.Heatmap) -> Clean:
-    return Clean(tp.trace(model, x, layer="second", target=ClassesPerSample(heatmap.question.labels)))
+def clean_of(model: nn.Module, x: Tensor, heatmap: tp.Heatmap) -> CleanPass:
+    return CleanPass(tp.trace(model, x, layer="second", target=ClassesPerSample(heatmap.question.labels)))
 
 
-def tie_keys(clean: Clean, n: int, count: int) -> list[int]:
+def tie_keys(clean: CleanPass, n: int, count: int) -> list[int]:
     """In which order equal values are taken: the inverse of the permutation that is drawn for the sample."""
     order = torch.randperm(count, generator=clean.generators()[n])
     return torch.empty_like(order).scatter_(0, order, torch.arange(count)).tolist()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import torchpeek as tp
 from networks import PooledNet
-from torchpeek.metrics import Case, Clean
+from torchpeek.metrics import Case, CleanPass
 from torchpeek.metrics.stability import randomised
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -35,7 +35,7 @@ def with_values(heatmap: tp.Heatmap, values: Tensor) -> tp.Heatmap:
 
 def case_of(model: nn.Module, x: Tensor, values: Tensor) -> Case:
     trace = tp.trace(model, x, layer="act", target=1, gradients=False)
-    return Case(Clean(trace), values)
+    return Case(CleanPass(trace), values)
 
 
 class TestDrop:
@@ -210,7 +210,7 @@ class TestSensitivity:
         heatmap = tp.explain(model, x[:1], method="hirescam", layer="act", target=1)
         options = {"samples": 1, "radius": 0.1}
         ours = tp.evaluate(model, x[:1], heatmap, metrics={"max-sensitivity": options})["max-sensitivity"].values
-        generator = Clean(tp.trace(model, x[:1], layer="act", target=1)).generators(salt=2)[0]
+        generator = CleanPass(tp.trace(model, x[:1], layer="act", target=1)).generators(salt=2)[0]
         draw = (2 * torch.rand(x.shape[1:], generator=generator, dtype=torch.float64).float() - 1) * 0.1
 
         def explained(inputs: Any, **more: Any) -> Tensor:

@@ -46,8 +46,8 @@ class TestRegions:
     @pytest.mark.parametrize(
         ("masks", "boxes", "said"),
         [
-            (torch.ones(2, 4, 5, dtype=torch.bool), None, "which is 4 x 6"),
-            (torch.ones(2, 4, 6), None, "bools"),
+            (torch.ones(2, 4, 5, dtype=torch.bool), None, "the size of the input, 4 x 6"),
+            (torch.ones(2, 4, 6), None, "torch.bool"),
             (torch.ones(3, 4, 6, dtype=torch.bool), None, "N = 2"),
             (None, [[3, 0, 2, 1], [0, 0, 1, 1]], "sample 0"),
             (None, [[0, 0, 1, 1]], "batch of 2"),

@@ -72,7 +72,7 @@ class TestPictures:
             size={"shortest_edge": 30, "longest_edge": 64},
         )
         loaded = tp.load_model(f"hf:{folder}", "random")
-        with pytest.raises(InputError, match="pads pictures, and the model is to be given where, too"):
+        with pytest.raises(InputError, match="pads pictures, and the model needs the mask"):
             loaded.read(Image.new("RGB", (60, 40)))
 
     @pytest.mark.parametrize("name", ["EfficientNetImageProcessor", "YolosImageProcessor", "GLPNImageProcessor"])

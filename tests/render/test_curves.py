@@ -171,7 +171,9 @@ def test_what_cannot_be_drawn(panels, message) -> None:
 
 def test_baselines_of_another_panel() -> None:
     pytest.importorskip("matplotlib")
-    with pytest.raises(InputError, match=r"baselines are of 'deletions', and panels of 'deletion', 'insertion'"):
+    with pytest.raises(
+        InputError, match=r"baselines has 'deletions', which is not a panel; allowed: 'deletion', 'insertion'"
+    ):
         curves(given(), baselines={"deletions": {"random": torch.rand(1, 2)}})
 
 

@@ -297,7 +297,7 @@ class TestFeatureGrid:
 
     def test_bad_input(self) -> None:
         maps = torch.randn(4, 3, 3)
-        with pytest.raises(InputError, match=r"shape \(2, 4, 3, 3\); .* take one, activation\[n\]"):
+        with pytest.raises(InputError, match=r"shape \(2, 4, 3, 3\); .* take one of several samples, activation\[n\]"):
             feature_grid(torch.randn(2, 4, 3, 3))
         with pytest.raises(InputError, match=r"shape \(4, 3\)"):
             feature_grid(maps[0, :2].repeat(2, 1))

@@ -1,4 +1,4 @@
-"""The front door for insides: what a network is made of, what its layers see, and what flows back."""
+"""The inside of a network: its layers, kernels, activations, statistics and gradients."""
 
 from torchpeek.anatomy.activations import activations
 from torchpeek.anatomy.flow import GradientFlow, gradient_flow

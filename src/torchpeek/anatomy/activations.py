@@ -1,4 +1,4 @@
-"""activations(): what layers return for these inputs."""
+"""activations(): the outputs of layers for given inputs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,36 @@ from torchpeek.models import Inputs, Model, model_call_for, module_of
 
 
 def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Selection | None = None) -> dict[str, Any]:
-    """What the layers return for `inputs`, in eval mode: layer name -> tensor, or container of tensors.
+    """Return the outputs of layers for these inputs, in eval mode.
 
-    The pass stops when each of them has returned once: what comes after is not run, and of a layer that runs again
-    later this is the first call; `record` sees them all. Raises NotFired for a layer that is not called, AmbiguousCall
-    for one that was called several times by then. The model is left exactly as it was found.
+    The forward pass stops when each of the layers has returned once, so the rest of the model does not run. If a layer
+    runs again later, its first call is returned; `record` records all of them. The model is left exactly as it was
+    found.
+
+    Args:
+        model: An nn.Module or a LoadedModel.
+        inputs: A batch (N, C, *grid), a Picture, with a LoadedModel also a path or a PIL image, or what else the model
+            takes: a mapping of keyword arguments, or Arguments.
+        layers: Which layers: a name or glob, a compiled regular expression, a type, a predicate, a module, or a list.
+        exclude: Layers to leave out, selected in the same ways.
+
+    Returns:
+        A dict from layer name to the layer's output: a tensor, or a container of tensors.
+
+    Raises:
+        LayerNotFound: When the selection matches no layer.
+        NotFired: When a layer is not called.
+        AmbiguousCall: When a layer is called several times before the others have returned.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> outputs = tp.activations(model, torch.rand(2, 3, 8, 8), ["0", "1"])
+        >>> {name: tuple(output.shape) for name, output in outputs.items()}
+        {'0': (2, 4, 6, 6), '1': (2, 4, 6, 6)}
     """
     module = inspectable_module(module_of(model))
-    given = model_call_for(model, inputs)
+    call = model_call_for(model, inputs)
     tape = record(module, layers, exclude=exclude, snapshot="clone", stop=True)
     with preserved(module), tape:
-        run(module, given)
+        run(module, call)
     return {name: tape[name].output for name in tape}

@@ -1,4 +1,4 @@
-"""kernels(): what the layers of a network weigh their inputs with."""
+"""kernels(): the weights of convolutions and other layers."""
 
 from __future__ import annotations
 
@@ -15,57 +15,72 @@ _CONVOLUTION = nn.modules.conv._ConvNd
 
 
 class Kernels(dict[str, Tensor]):
-    """Layer name -> weight as torch has it, in the order of the layers."""
+    """Layer name -> weight, in torch's own order of axes and in the order of the layers."""
 
     def __init__(self, weights: Mapping[str, Tensor], groups: Mapping[str, int]) -> None:
         super().__init__(weights)
-        self._groups = dict(groups)  # of the transposed convolutions
+        self._groups = dict(groups)  # only of transposed convolutions
 
     def by_shape(self) -> dict[tuple[int, ...], dict[str, Tensor]]:
-        """The same, grouped by the kernels' own shape, such as (3, 3), in the order in which each comes first."""
+        """Group the weights by the shape of the kernel, such as (3, 3), in the order of first occurrence."""
         groups: dict[tuple[int, ...], dict[str, Tensor]] = {}
         for name, weight in self.items():
             groups.setdefault(tuple(weight.shape[2:]), {})[name] = weight
         return groups
 
     def by_output(self) -> dict[str, Tensor]:
-        """The same, as pictures show them: (out, in / groups, *kernel) each, also those of transposed convolutions."""
+        """Return all weights as (out, in / groups, *kernel), also those of transposed convolutions."""
         return {
-            name: _turned(weight, self._groups[name]) if name in self._groups else weight
+            name: _output_first(weight, self._groups[name]) if name in self._groups else weight
             for name, weight in self.items()
         }
 
 
 def kernels(model: Model, layers: Selection | None = None) -> Kernels:
-    """Copies of the weights of these layers, or of every convolution: (out, in / groups, *kernel) each.
+    """Return copies of the weights of convolutions, or of other layers.
 
-    Those of a transposed convolution are (in, out / groups, *kernel), as torch has them; `.by_output()` turns them.
-    What is selected and has no weight is left out. Raises LayerNotFound where nothing is left.
+    Args:
+        model: An nn.Module or a LoadedModel.
+        layers: Which layers, selected as in `activations`. None is every convolution. Layers without a weight of two
+            axes or more are left out.
+
+    Returns:
+        A dict from layer name to weight, (out, in / groups, *kernel) for a convolution. A transposed convolution's
+        weight is (in, out / groups, *kernel), as in torch; `.by_output()` returns all weights with the output first,
+        and `.by_shape()` groups them by the shape of the kernel.
+
+    Raises:
+        LayerNotFound: When no selected layer has such a weight.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 1))
+        >>> {name: tuple(weight.shape) for name, weight in tp.kernels(model).items()}
+        {'0': (4, 3, 3, 3), '2': (8, 4, 1, 1)}
     """
     module = inspectable_module(module_of(model))
     if layers is None and not any(name and isinstance(layer, _CONVOLUTION) for name, layer in module.named_modules()):
         raise LayerNotFound(
-            f"no convolution in {type(module).__name__}; name other layers with a weight, or '*' for all that have one"
+            f"no convolution in {type(module).__name__}; select other layers with a weight, or '*' for all of them"
         )
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     groups: dict[str, int] = {}
-    chosen = select(module, _CONVOLUTION if layers is None else layers)
-    with preserved(module):  # spectral_norm changes a buffer when its weight is read in train mode
-        for name, layer in chosen.items():
-            weight = getattr(layer, "weight", None)  # also one that is computed, as with weight_norm
+    selected = select(module, _CONVOLUTION if layers is None else layers)
+    with preserved(module):  # in train mode, spectral_norm changes a buffer when its weight is read
+        for name, layer in selected.items():
+            weight = getattr(layer, "weight", None)  # also a computed one, as with weight_norm
             if isinstance(weight, Tensor) and weight.ndim >= 2:
-                found[name] = weight.detach().clone()
+                weights[name] = weight.detach().clone()
                 if isinstance(layer, nn.modules.conv._ConvTransposeNd):
                     groups[name] = layer.groups
-    if not found:
+    if not weights:
         raise LayerNotFound(
-            f"none of the layers that {layers!r} selects has a weight of two axes or more; torchpeek layers lists what "
-            "there is"
+            f"none of the layers that {layers!r} selects has a weight of two axes or more; torchpeek layers lists the "
+            "layers"
         )
-    return Kernels(found, groups)
+    return Kernels(weights, groups)
 
 
-def _turned(weight: Tensor, groups: int) -> Tensor:
-    """A transposed convolution's weight (in, out / groups, *kernel) as (out, in / groups, *kernel)."""
+def _output_first(weight: Tensor, groups: int) -> Tensor:
+    """Turn a transposed convolution's weight (in, out / groups, *kernel) into (out, in / groups, *kernel)."""
     apart = weight.reshape(groups, -1, *weight.shape[1:])  # (groups, in / groups, out / groups, *kernel)
     return apart.transpose(1, 2).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""layers(): a table of a network's layers, with the shapes that they return."""
+"""layers(): a table of a network's layers, with the shapes of their outputs."""
 
 from __future__ import annotations
 
@@ -13,33 +13,53 @@ from torchpeek.models import Inputs, Model, model_call_for, module_of
 
 @dataclass(frozen=True, repr=False)
 class LayerTable(Table[LayerCall]):
-    """The layers of a network, in the order of `named_modules`."""
+    """The layers of a network, in the order of `named_modules`.
+
+    Args:
+        model: Name of the model's class.
+        rows: A row for each layer.
+        suggested: The layer that `explain` takes by default, with the reason.
+    """
 
     model: str
     rows: tuple[LayerCall, ...]
-    suggested: Suggestion | None = None  # the layer that explain() would look at
+    suggested: Suggestion | None = None
 
     header = ("layer", "type", "output", "calls", "parameters")
 
     def cells(self) -> list[tuple[str, ...]]:
-        """As `Table.cells`."""
+        """Return the rows as text, as in `Table.cells`."""
         return [(r.name, r.type, r.output or "", str(r.calls or ""), f"{r.parameters:,}") for r in self.rows]
 
     @property
     def footer(self) -> str:
-        """Which layer a heatmap would look at, and why."""
+        """The suggested target layer, and the reason."""
         return f"suggested for heatmaps: {self.suggested.layer}, {self.suggested.reason}" if self.suggested else ""
 
 
 def layers(model: Model, inputs: Inputs | None = None) -> LayerTable:
-    """The layers of `model`: name, type, parameters and, with `inputs`, what each returned in a dry pass.
+    """Return a table of the model's layers.
 
-    Shapes start with N, whatever the batch. The model is left exactly as it was found.
+    The model is left exactly as it was found.
+
+    Args:
+        model: An nn.Module or a LoadedModel.
+        inputs: Inputs of a dry run, as in `activations`. None runs nothing, and the table has no outputs.
+
+    Returns:
+        LayerTable: a row for each layer with name, type, number of parameters and, with `inputs`, the number of calls
+        and the output. Shapes start with N, whatever the batch size. `suggested` is the layer that `explain` takes by
+        default.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> [row.type for row in tp.layers(model, torch.rand(2, 3, 8, 8))]
+        ['Conv2d', 'AdaptiveAvgPool2d', 'Flatten']
     """
     module = inspectable_module(module_of(model))
     if inputs is None:
         return LayerTable(type(module).__name__, tuple(layer_calls(module, None)))
     call, suggested = model_call_for(model, inputs), None
-    with suppress(NoSpatialLayer):  # nothing to suggest
+    with suppress(NoSpatialLayer):  # then no layer is suggested
         suggested = suggest_layer(module, call, anew=True)
     return LayerTable(type(module).__name__, tuple(layer_calls(module, call)), suggested)

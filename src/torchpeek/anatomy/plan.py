@@ -1,4 +1,4 @@
-"""plan(): what recording these layers would give, before it is done."""
+"""plan(): what a recording of layers would hold, found out before it is made."""
 
 from __future__ import annotations
 
@@ -16,28 +16,39 @@ from torchpeek.models import Inputs, Model, model_call_for, module_of
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """What recording one layer would give for these inputs."""
+    """What a recording of one layer would hold.
+
+    Args:
+        layer: Name of the layer.
+        type: Name of its class.
+        calls: Number of calls in the forward pass.
+        output: The output of the last call, as text. None if the layer is not called.
+        nbytes: Size of all its outputs in one pass, in bytes.
+        gradient: Whether a gradient reaches the output. `record(gradients=True)` makes it so for a frozen model, too.
+        written_into: Whether a later operation writes into the output, so that it has to be copied.
+        remark: Why the layer is not called, or that it is called several times.
+    """
 
     layer: str
     type: str
     calls: int
-    output: str | None  # of the last call; None where it is not called
-    nbytes: int  # of what it returns in one pass, if all is kept
-    gradient: bool  # whether a gradient flows back to it without help; record() sees to it for a frozen model, too
-    written_into: bool  # whether a later operation writes into what it returned, so that it has to be copied
+    output: str | None
+    nbytes: int
+    gradient: bool
+    written_into: bool
     remark: str = ""
 
 
 @dataclass(frozen=True, repr=False)
 class Plan(Table[PlannedLayer]):
-    """What recording would give, layer by layer, in the order of `named_modules`."""
+    """What a recording would hold, layer by layer, in the order of `named_modules`."""
 
     rows: tuple[PlannedLayer, ...]
 
     header = ("layer", "type", "calls", "output", "bytes", "gradient", "written into", "remark")
 
     def cells(self) -> list[tuple[str, ...]]:
-        """As `Table.cells`."""
+        """Return the rows as text, as in `Table.cells`."""
         return [
             (
                 row.layer,
@@ -54,35 +65,56 @@ class Plan(Table[PlannedLayer]):
 
     @property
     def nbytes(self) -> int:
-        """Of all of them together."""
+        """The size of all outputs together, in bytes."""
         return sum(row.nbytes for row in self.rows)
 
     @property
     def footer(self) -> str:
-        """The sum."""
+        """The size of all outputs together, as text."""
         return f"{self.nbytes:,} bytes in one pass of this size"
 
 
 def plan(model: Model, inputs: Inputs, layers: Selection = "*", *, exclude: Selection | None = None) -> Plan:
-    """Which of the layers are called for `inputs`, how often, what they return, and whether it is safe to refer to it.
+    """Find out what a recording of these layers would hold, without recording them.
 
-    One pass in eval mode, with gradients on, of which nothing is kept. The model is left exactly as it was found.
+    One forward pass runs in eval mode with gradients on. Nothing of it is kept, and the model is left exactly as it was
+    found.
+
+    Args:
+        model: An nn.Module or a LoadedModel.
+        inputs: A batch (N, C, *grid), a Picture, with a LoadedModel also a path or a PIL image, or what else the model
+            takes: a mapping of keyword arguments, or Arguments.
+        layers: Which layers, selected as in `activations`.
+        exclude: Layers to leave out, selected in the same ways.
+
+    Returns:
+        Plan: a row for each layer with its number of calls, its output, the output's size in bytes, whether a gradient
+        reaches it, and whether a later operation writes into it. `nbytes` is the size of all of them.
+
+    Raises:
+        LayerNotFound: When the selection matches no layer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True))
+        >>> plan = tp.plan(model, torch.rand(1, 3, 8, 8), ["0", "1"])
+        >>> plan.nbytes, [row.written_into for row in plan]
+        (1152, [True, False])
     """
     module = inspectable_module(module_of(model))
-    given = model_call_for(model, inputs)
-    chosen = select(module, layers, exclude=exclude)
-    watches = {name: _Watch() for name in chosen}
-    hooks = ((layer, watches[name]) for name, layer in chosen.items())
+    call = model_call_for(model, inputs)
+    selected = select(module, layers, exclude=exclude)
+    observers = {name: RecordingPlanObserver() for name in selected}
+    hooks = ((layer, observers[name]) for name, layer in selected.items())
     with preserved(module), attached(hooks), torch.enable_grad():
-        result = run(module, given)
-        for watch in watches.values():
-            watch.look_again()
+        result = run(module, call)
+        for observer in observers.values():
+            observer.finish()
     del result
-    return Plan(tuple(_planned(module, name, layer, watches[name]) for name, layer in chosen.items()))
+    return Plan(tuple(_planned_layer(module, name, layer, observers[name]) for name, layer in selected.items()))
 
 
-class _Watch:
-    """Notes what one layer returns, and what becomes of it."""
+class RecordingPlanObserver:
+    """Observes what one layer returns, and whether it is written into afterwards."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -90,8 +122,8 @@ class _Watch:
         self.nbytes = 0
         self.gradient = False
         self.written_into = False
-        # An alias shares the count of what was written in, and holds no graph.
-        self._seen: list[tuple[Tensor, int]] = []
+        # A detached alias shares the version counter and holds no graph.
+        self._versions: list[tuple[Tensor, int]] = []
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         self.calls += 1
@@ -100,26 +132,26 @@ class _Watch:
             self.nbytes += tensor.numel() * tensor.element_size()
             self.gradient |= tensor.requires_grad
             if not tensor.is_inference():
-                self._seen.append((tensor.detach(), tensor._version))
+                self._versions.append((tensor.detach(), tensor._version))
 
-    def look_again(self) -> None:
-        self.written_into = any(tensor._version != version for tensor, version in self._seen)
-        self._seen.clear()
+    def finish(self) -> None:
+        self.written_into = any(tensor._version != version for tensor, version in self._versions)
+        self._versions.clear()
 
 
-def _planned(model: nn.Module, name: str, layer: nn.Module, watch: _Watch) -> PlannedLayer:
+def _planned_layer(model: nn.Module, name: str, layer: nn.Module, observer: RecordingPlanObserver) -> PlannedLayer:
     remark = ""
-    if not watch.calls:
+    if not observer.calls:
         remark = why_not_fired(model, name, layer).partition(": ")[2]
-    elif watch.calls > 1:
+    elif observer.calls > 1:
         remark = "called several times: tape[layer][i]"
     return PlannedLayer(
         name,
         type(layer).__name__,
-        watch.calls,
-        watch.output,
-        watch.nbytes,
-        watch.gradient,
-        watch.written_into,
+        observer.calls,
+        observer.output,
+        observer.nbytes,
+        observer.gradient,
+        observer.written_into,
         remark,
     )

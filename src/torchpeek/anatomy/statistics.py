@@ -1,4 +1,4 @@
-"""statistics(): what flows through each layer over a data set, and back, in constant memory."""
+"""statistics(): running statistics of activations and gradients over a data set, in constant memory."""
 
 from __future__ import annotations
 
@@ -18,73 +18,81 @@ from torchpeek.interrupts import interruptible
 from torchpeek.models import Model, model_call_for, module_of
 
 Loss: TypeAlias = Callable[..., Tensor]
-"""Called as `loss(output)`, or as `loss(output, target)` for batches of a pair (inputs, target); one number."""
+"""Called as `loss(output)`, or as `loss(output, target)` for batches (inputs, target); returns one number."""
 
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """One call of a layer, or one tensor of it where it returns several: what it returned, and what flowed back.
+    """The statistics of one call of a layer, or of one tensor of its output if it returns several.
 
-    Its name is the layer's; `relu[1]` is the second call of a pass, `lstm:1.0` what is at that path of the output.
+    Args:
+        name: Name of the layer. `relu[1]` is the second call in a pass, `lstm:1.0` the tensor at that path of the
+            output.
+        type: Name of the layer's class.
+        output: Statistics of the output. None if there is none; `remark` says why.
+        gradient: Statistics of the gradient with respect to the output, or None.
+        remark: Why there is no output.
+        first_not_finite: Index of the first batch whose output has NaN or infinity, or None.
+        first_not_finite_gradient: Index of the first batch whose gradient has NaN or infinity, or None.
     """
 
     name: str
     type: str
-    output: RunningStatistics | None  # None where there is none, and `remark` says why
+    output: RunningStatistics | None
     gradient: RunningStatistics | None
     remark: str = ""
-    first_not_finite: int | None = None  # the batch, from 0, in which NaN or infinity first came out of it
-    first_not_finite_gradient: int | None = None  # and in which it first flowed back to it
+    first_not_finite: int | None = None
+    first_not_finite_gradient: int | None = None
 
 
 @dataclass(frozen=True, repr=False)
 class Statistics(Table[LayerStatistics]):
-    """Statistics of each layer, in the order in which they ran; `[name]` are those of that name."""
+    """The statistics of each layer, in the order in which they ran. `[name]` returns those of one layer."""
 
     rows: tuple[LayerStatistics, ...]
     batches: int
 
     header = ("layer", "type", "of", "mean", "std", "min", "max", "zeros", "dead", "NaN", "inf")
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # a number as in a tuple, or a name
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # an index as in a tuple, or a name
         if not isinstance(index, str):
             return self.rows[index]
-        found = [row for row in self.rows if row.name == index]
-        if not found:
+        matching = [row for row in self.rows if row.name == index]
+        if not matching:
             names = [row.name for row in self.rows]
             raise LayerNotFound(f"no statistics of layer {index!r}{closest(index, names)}; there are {len(names)}")
-        return found[0]
+        return matching[0]
 
     @property
     def first_not_finite(self) -> str | None:
-        """The layer that first returned NaN or infinity: in the first batch that had any, the first that ran."""
+        """The layer that first returned NaN or infinity: the first that ran, in the first such batch."""
         return _first(self.rows, lambda row: row.first_not_finite)
 
     @property
     def first_not_finite_gradient(self) -> str | None:
-        """The layer to whose output NaN or infinity first flowed back: the last that ran, in the first such batch."""
+        """The layer whose output gradient first had NaN or infinity: the last that ran, in the first such batch."""
         return _first(self.rows[::-1], lambda row: row.first_not_finite_gradient)
 
     def cells(self) -> list[tuple[str, ...]]:
-        """As `Table.cells`."""
+        """Return the rows as text, as in `Table.cells`."""
         cells = []
         for row in self.rows:
-            for what, found in (("output", row.output), ("gradient", row.gradient)):
-                if found is not None and found.calls:
-                    cells.append((row.name, row.type, what, *_numbers(found)))
+            for what, values in (("output", row.output), ("gradient", row.gradient)):
+                if values is not None and values.calls:
+                    cells.append((row.name, row.type, what, *_numbers(values)))
             if row.output is None:
                 cells.append((row.name, row.type, row.remark, *[""] * 8))
         return cells
 
     @property
     def footer(self) -> str:
-        """How much it was, and what is wrong."""
-        said = [f"{self.batches} batches"]
+        """The number of batches, and where NaN or infinity first appeared."""
+        parts = [f"{self.batches} batches"]
         if self.first_not_finite is not None:
-            said.append(f"NaN or infinity first came out of {self.first_not_finite}")
+            parts.append(f"NaN or infinity first came out of {self.first_not_finite}")
         if self.first_not_finite_gradient is not None:
-            said.append(f"NaN or infinity first flowed back to {self.first_not_finite_gradient}")
-        return "; ".join(said)
+            parts.append(f"NaN or infinity first flowed back to {self.first_not_finite_gradient}")
+        return "; ".join(parts)
 
 
 def statistics(
@@ -97,64 +105,86 @@ def statistics(
     histogram: bool = True,
     channel_axis: int | None = None,
 ) -> Statistics:
-    """Statistics of what these layers, or all that have no layers in them, return over all batches, in eval mode.
+    """Return running statistics of the outputs of layers over all batches, in eval mode.
 
-    `batches` are what the model takes, or pairs (inputs, target) as a DataLoader gives them; a lone tensor is one
-    batch. With a `loss`, such as `torch.nn.functional.cross_entropy`, also of the gradients with respect to what the
-    layers return; no `.grad` is touched. Every value counts; the histogram takes in at most 65,536 of a layer and call.
-    What is NaN or infinite is counted, and left out of the rest. Memory does not grow with the batches.
+    Every value counts; only the histogram is of at most 65,536 values for each layer and call. NaN and infinity are
+    counted, and left out of all other numbers. Memory does not grow with the number of batches. The model is left
+    exactly as it was found, and no `.grad` is touched.
 
-    Channels are on axis 1 or the last, whichever has as many as the last layer in it, or before it, that has channels;
-    `channel_axis` says otherwise. The model is left exactly as it was found. Raises InputError where there are no
-    batches.
+    Args:
+        model: An nn.Module or a LoadedModel.
+        batches: An iterable of inputs, as in `activations`, or of pairs (inputs, target), as a DataLoader yields them.
+            A single tensor is one batch.
+        layers: Which layers, selected as in `activations`. None is every layer without child layers.
+        exclude: Layers to leave out, selected in the same ways.
+        loss: A function (output, target) -> one number, such as `torch.nn.functional.cross_entropy`, or (output)
+            without a target. With it, there are statistics of the gradients with respect to the outputs, too.
+        histogram: Whether to keep a histogram.
+        channel_axis: The axis of the channels. None is axis 1 or the last: the one whose length is the number of
+            channels of the last layer inside this one, or before it, that has channels.
+
+    Returns:
+        Statistics: a row for each call of a layer, in the order in which they ran, with the statistics of the output
+        and of the gradient.
+
+    Raises:
+        InputError: When there are no batches, or the loss is not one number.
+        GradUnavailable: When the loss does not depend on the output.
+        LayerNotFound: When the selection matches no layer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        >>> table = tp.statistics(model, [torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)])
+        >>> table.batches, table["1"].output.summary().min >= 0
+        (2, True)
     """
     module = inspectable_module(module_of(model))
-    chosen = select(module, _leaves(module) if layers is None else layers, exclude=exclude)
+    selected = select(module, _leaves(module) if layers is None else layers, exclude=exclude)
     tape = record(
         module,
-        list(chosen.values()),
+        list(selected.values()),
         gradients=loss is not None,
         keep=keep.Running(histogram=histogram, channel_axis=channel_axis),
-        # The values are read as the layer returns, before anything could write into them.
+        # The values are read when the layer returns, before anything can write into them.
         snapshot="alias",
     )
     count = 0
-    order: dict[tuple[str, int], int] = {}  # of the calls, as they first came
-    not_finite: dict[int, int] = {}  # id of statistics -> the batch in which they first saw NaN or infinity
+    order: dict[tuple[str, int], int] = {}  # (layer, call) -> its order in the first pass
+    not_finite: dict[int, int] = {}  # id of statistics -> first batch with NaN or infinity
     with preserved(module), tape:
-        for given, target in _pairs(model, _outside(batches)):
+        for call, target in _calls_and_targets(model, _as_caller(batches)):
             with torch.set_grad_enabled(loss is not None):
-                output = run(module, given)
+                output = run(module, call)
                 if loss is not None:
                     tape.grad(one_number(loss(output, *target)), retain_graph=False)
-            del output  # with its graph, before the next
+            del output  # frees its graph before the next batch
             for name in tape:
-                for call in tape[name]:
-                    order.setdefault((name, call.number), call.order)
-                    for leaf in call.stored():
-                        found = leaf.read()
-                        if isinstance(found, RunningStatistics) and found.first_not_finite is not None:
-                            not_finite.setdefault(id(found), count)
+                for layer_call in tape[name]:
+                    order.setdefault((name, layer_call.number), layer_call.order)
+                    for leaf in layer_call.stored():
+                        value = leaf.read()
+                        if isinstance(value, RunningStatistics) and value.first_not_finite is not None:
+                            not_finite.setdefault(id(value), count)
             count += 1
     if count == 0:
-        raise InputError("there are no batches: the iterable is empty, or was used up before")
+        raise InputError("there are no batches: the iterable is empty or exhausted")
     ran = sorted(order, key=order.__getitem__)
-    rows = [row for name, number in ran for row in _rows(tape[name], number, type(chosen[name]).__name__, not_finite)]
+    rows = [row for name, number in ran for row in _rows(tape[name], number, type(selected[name]).__name__, not_finite)]
     for name in tape:
         if not len(tape[name]):
-            rows.append(LayerStatistics(name, type(chosen[name]).__name__, None, None, tape.why_not_called(name)))
+            rows.append(LayerStatistics(name, type(selected[name]).__name__, None, None, tape.why_not_called(name)))
     return Statistics(tuple(rows), count)
 
 
 def _leaves(module: nn.Module) -> Selection:
-    """Every layer that has none in it; the module itself if it has none."""
+    """Select every layer without child layers; the module itself if it has no children."""
     return (lambda name, layer: not layer._modules) if module._modules else module
 
 
-def _outside(batches: Iterable[Any]) -> Iterator[Any]:
-    """The caller's batches, made as the caller would make them: Ctrl-C comes through, and in the grad mode from before.
+def _as_caller(batches: Iterable[Any]) -> Iterator[Any]:
+    """Iterate over the caller's batches as the caller would: with Ctrl-C and gradients enabled.
 
-    The modes of the model are ours meanwhile.
+    The model stays in eval mode meanwhile.
     """
     with torch.enable_grad():
         iterator = iter([batches] if isinstance(batches, Tensor) else batches)
@@ -167,19 +197,19 @@ def _outside(batches: Iterable[Any]) -> Iterator[Any]:
         yield batch
 
 
-def _pairs(model: Model, batches: Iterator[Any]) -> Iterator[tuple[ModelCall, tuple[Any, ...]]]:
+def _calls_and_targets(model: Model, batches: Iterator[Any]) -> Iterator[tuple[ModelCall, tuple[Any, ...]]]:
     for batch in batches:
-        given, *target = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch,)
-        yield model_call_for(model, given), tuple(target)
+        inputs, *target = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch,)
+        yield model_call_for(model, inputs), tuple(target)
 
 
 def one_number(loss: object) -> Tensor:
-    """The loss, if that is what it is."""
+    """Return the loss, after checking that it is one number that depends on the output."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise InputError(f"the loss is {what}; allowed: a tensor of one number, such as the mean over the batch")
     if not loss.requires_grad:
-        raise GradUnavailable("the loss does not depend on the output by way of a gradient: was it detached?")
+        raise GradUnavailable("the loss has no gradient with respect to the output; it may be detached")
     return loss
 
 
@@ -202,8 +232,8 @@ def _rows(calls: Calls, number: int, kind: str, not_finite: dict[int, int]) -> I
         )
 
 
-def _numbers(found: RunningStatistics) -> tuple[str, ...]:
-    s = found.summary()
+def _numbers(statistics: RunningStatistics) -> tuple[str, ...]:
+    s = statistics.summary()
     return (
         *(f"{value:.4g}" for value in (s.mean, s.std, s.min, s.max)),
         f"{s.zero_share:.1%}",
@@ -214,6 +244,6 @@ def _numbers(found: RunningStatistics) -> tuple[str, ...]:
 
 
 def _first(rows: Sequence[LayerStatistics], batch: Callable[[LayerStatistics], int | None]) -> str | None:
-    """The first row among those of the first batch."""
+    """Return the name of the first row among those with the smallest batch."""
     firsts = [(first, row.name) for row in rows if (first := batch(row)) is not None]
     return min(firsts, key=lambda pair: pair[0])[1] if firsts else None

@@ -1,4 +1,4 @@
-"""A table of rows that prints as text, and as HTML in a notebook."""
+"""Table: rows that print as text, and as HTML in a notebook."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ Row = TypeVar("Row")
 
 
 class Table(Sequence[Row], Generic[Row]):
-    """Rows in order: `len`, iteration and indexing work. Prints as a table, with a line below it where there is one."""
+    """A sequence of rows that prints as a table, with a footer if it has one."""
 
     header: tuple[str, ...]
     rows: tuple[Row, ...]
 
     @abstractmethod
     def cells(self) -> list[tuple[str, ...]]:
-        """The table as text, a row each, without the header."""
+        """Return the rows as text, without the header."""
 
     @property
     def footer(self) -> str:
-        """What is said below the table, if anything."""
+        """The line below the table, or an empty string."""
         return ""
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # as tuple's own

@@ -1,9 +1,9 @@
-"""From a trace to the values of a heatmap; mathematics only."""
+"""CAM methods: from a trace to the values of a heatmap. Mathematics only."""
 
 from torchpeek.cam import activation, attention, gradient, perturbation
 from torchpeek.cam.fusion import FUSIONS, fused
 from torchpeek.cam.method import METHODS, CamMethod, Layers, Needs, cam_method, find_method
-from torchpeek.cam.smoothing import Smoothing, smoothed, suited
+from torchpeek.cam.smoothing import Smoothing, smoothed, without_unsuitable_flip
 
 __all__ = [
     "FUSIONS",
@@ -20,5 +20,5 @@ __all__ = [
     "gradient",
     "perturbation",
     "smoothed",
-    "suited",
+    "without_unsuitable_flip",
 ]

@@ -30,8 +30,9 @@ def cam(trace: Trace) -> Tensor:
     if trace.head is None:
         raise MethodNotApplicable(
             "cam is defined for class logits of a network that ends in global average pooling and a linear layer, "
-            f"and at the layer before these; {trace.origin.model} at {trace.layer!r} does not give its scores that "
-            "way. gradcam is the same there, up to the number of positions, and is defined everywhere"
+            f"and at the layer before these; {trace.origin.model} at {trace.layer!r} does not compute its scores that "
+            "way. Next: take gradcam, which is the same there up to a factor, the number of positions, and is defined "
+            "everywhere"
         )
     weights = trace.head.view(*trace.head.shape, *(1 for _ in trace.activations.shape[3:]))  # (N, K, C, *1)
     return weighted_sum(weights, trace.activations)
@@ -42,13 +43,12 @@ def eigencam(trace: Trace) -> Tensor:
     """The first principal component of the activations, the same for every class.
 
     The paper projects the activations O = U S V^T on the first column of V, without centring; other implementations
-    subtract each channel's mean first. The sign, which the paper leaves open, is the one that agrees with the sum of
-    the channels.
+    subtract each channel's mean first. The paper leaves the sign open: here it agrees with the sum of the channels.
     """
     return first_component(trace.activations, towards=trace.activations.sum(dim=2))
 
 
-# Of kpcacam's kernel, a number for each pair: a quarter of a GiB for each picture.
+# kpcacam's kernel has a number for each pair of positions: a quarter of a GiB for each picture.
 _MOST_POSITIONS = 8192
 
 
@@ -58,12 +58,15 @@ def fem(trace: Trace, *, k: float = 2.0) -> Tensor:
 
     Means and standard deviations are over a channel's positions. grad-cam computes something else under this name: the
     activations, weighted by the share of such positions.
+
+    Args:
+        k: The number of standard deviations.
     """
     check_number("k", k)
     A = trace.activations
     mean = grid_mean(A)
     deviation = (A - mean).square().mean(dim=grid_axes(A), keepdim=True).sqrt()
-    live = live_channels(A).view(*mean.shape)  # of a constant one rounding alone would decide
+    live = live_channels(A).view(*mean.shape)  # for a constant channel rounding alone would decide
     return torch.where(live & (mean + k * deviation < A), mean, 0).sum(2)
 
 
@@ -71,17 +74,20 @@ def fem(trace: Trace, *, k: float = 2.0) -> Tensor:
 def kpcacam(trace: Trace, *, gamma: float | None = None) -> Tensor:
     """The first kernel principal component of the positions, with a sigmoid kernel; the same for every class.
 
-    The kernel is tanh(gamma a . b + 1) of two positions' activations, centred; gamma=None is 1 / C. It is centred in
-    feature space, too, and the map is its first eigenvector times the root of the eigenvalue. The sign, which is
-    arbitrary, is the one that agrees with the sum of the channels.
+    The kernel of two positions with centred activations a and b is tanh(gamma a . b + 1). It is centred in feature
+    space, too, and the map is its first eigenvector times the root of the eigenvalue. The sign is arbitrary: here it
+    agrees with the sum of the channels.
+
+    Args:
+        gamma: Factor of the inner product. None is 1 / C.
     """
     if gamma is not None:
         check_number("gamma", gamma)
     rows = trace.activations.flatten(3)  # (N, 1, C, positions)
     if rows.shape[3] > _MOST_POSITIONS:
         raise MethodNotApplicable(
-            f"kpcacam compares all positions with each other; {trace.layer!r} has {rows.shape[3]}, allowed are up to "
-            f"{_MOST_POSITIONS}. Choose a later layer, or eigencam"
+            f"kpcacam compares all positions with each other; {trace.layer!r} has {rows.shape[3]}, allowed: up to "
+            f"{_MOST_POSITIONS}. Next: choose a later layer, or eigencam"
         )
     rows = rows - rows.mean(dim=3, keepdim=True)
     kernel = torch.tanh((1 / rows.shape[2] if gamma is None else gamma) * (rows.mT @ rows) + 1)
@@ -95,7 +101,11 @@ def kpcacam(trace: Trace, *, gamma: float | None = None) -> Tensor:
 
 @cam_method("random", needs="activations")
 def random(trace: Trace, *, seed: int = 0) -> Tensor:
-    """Uniform noise in [0, 1) on the layer's own grid: the baseline that a method has to beat."""
+    """Uniform noise in [0, 1) on the layer's own grid: the baseline that a method has to beat.
+
+    Args:
+        seed: Seed of the noise.
+    """
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same on every device
     shape = (*trace.scores.shape, *trace.activations.shape[3:])
     return torch.rand(shape, generator=generator, dtype=trace.activations.dtype).to(trace.activations.device)

@@ -1,4 +1,4 @@
-"""The few operations that methods are made of. Every tensor is (N, K, C, *grid), with K = 1 where it has no scores."""
+"""Operations that methods share. Tensors are (N, K, C, *grid), with K = 1 where they do not depend on the score."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor
 from torchpeek.errors import MethodNotApplicable
 from torchpeek.heatmap import upsample
 
-# Up to this size a symmetric matrix is taken apart whole; of a larger one only the first eigenvector is looked for.
+# Up to this size all eigenvectors of a symmetric matrix are computed; for a larger one only the first.
 _WHOLE = 512
 
 
 def grid_mean(tensor: Tensor) -> Tensor:
-    """(N, K, C, *grid) -> (N, K, C, *1): the mean over the positions, ready to multiply with."""
+    """Return the mean over the positions, (N, K, C, *grid) -> (N, K, C, *1)."""
     return tensor.mean(dim=grid_axes(tensor), keepdim=True)
 
 
 def grid_sum(tensor: Tensor) -> Tensor:
-    """(N, K, C, *grid) -> (N, K, C, *1): the sum over the positions, ready to multiply with."""
+    """Return the sum over the positions, (N, K, C, *grid) -> (N, K, C, *1)."""
     return tensor.sum(dim=grid_axes(tensor), keepdim=True)
 
 
 def weighted_sum(weights: Tensor, activations: Tensor) -> Tensor:
-    """(N, K, C, *1 or *grid) times (N, 1, C, *grid) -> (N, K, *grid): the sum over the channels."""
+    """Return the weighted sum over the channels: (N, K, C, *1 or *grid), (N, 1, C, *grid) -> (N, K, *grid)."""
     if weights.shape[3:].numel() == 1:
         # As a matrix product: the (N, K, C, *grid) product is never made.
         summed = weights.flatten(2) @ activations.flatten(3).squeeze(1)  # (N, K, positions)
@@ -35,11 +35,11 @@ def weighted_sum(weights: Tensor, activations: Tensor) -> Tensor:
 
 
 def first_component(tensor: Tensor, towards: Tensor) -> Tensor:
-    """(N, K, C, *grid) -> (N, K, *grid): each position's coordinate along the first right singular vector.
+    """Return each position's coordinate along the first right singular vector, (N, K, C, *grid) -> (N, K, *grid).
 
-    The singular value decomposition is of the (positions, C) matrix, not centred. It is taken from the smaller of the
-    two Gram matrices. A singular vector's sign is arbitrary: here it is the one that makes the map agree with `towards`
-    (N, K or 1, *grid), that is, their inner product is not negative.
+    The singular value decomposition is that of the (positions, C) matrix, not centred. It is computed from the smaller
+    of the two Gram matrices. A singular vector's sign is arbitrary: here it is chosen so that the inner product of the
+    map with `towards` (N, K or 1, *grid) is not negative.
     """
     rows = tensor.flatten(3)  # (N, K, C, positions)
     channels, positions = rows.shape[2:]
@@ -53,16 +53,17 @@ def first_component(tensor: Tensor, towards: Tensor) -> Tensor:
 
 
 def agreeing(component: Tensor, towards: Tensor) -> Tensor:
-    """(N, K, positions): each map, or its negative if that is the one whose inner product with `towards` is not."""
+    """Return each map (N, K, positions), negated if its inner product with `towards` is negative."""
     agreement = (component * towards).sum(dim=-1, keepdim=True)
     return torch.where(agreement < 0, -component, component)
 
 
 def first_eigenpair(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., n, n) symmetric, none of whose eigenvalues is below minus the largest -> (..., 1) and (..., n).
+    """Return the largest eigenvalue and its unit eigenvector: (..., n, n) -> (..., 1) and (..., n).
 
-    The largest eigenvalue and its unit vector. Of large matrices by subspace iteration, up to a residual at rounding;
-    a matrix whose first eigenvalues lie too close together for that is taken apart whole.
+    The matrices are symmetric, and no eigenvalue is below minus the largest. Large matrices are solved by subspace
+    iteration, up to a residual of rounding size. If the first eigenvalues are too close together for that, all
+    eigenvectors are computed.
     """
     size = matrices.shape[-1]
     if size > _WHOLE:
@@ -75,7 +76,7 @@ def first_eigenpair(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_iteration(matrices: Tensor, *, width: int = 8, most: int = 200) -> tuple[Tensor, Tensor]:
-    """The largest Ritz pair of a subspace that is multiplied by the matrix again and again."""
+    """Return the largest Ritz pair of a subspace that is multiplied by the matrix repeatedly."""
     generator = torch.Generator().manual_seed(0)  # a fixed start: the same map every time
     start = torch.randn(matrices.shape[-1], width, generator=generator, dtype=torch.float64)
     basis = start.to(matrices).expand(*matrices.shape[:-2], -1, -1)
@@ -100,22 +101,22 @@ def _eps(tensor: Tensor) -> float:
 
 
 def live_channels(activations: Tensor) -> Tensor:
-    """(N, 1, C, *grid) -> (N, C): whether a channel is more than one and the same number everywhere."""
+    """Return whether each channel is not constant over the grid, (N, 1, C, *grid) -> (N, C)."""
     flat = activations.flatten(3).squeeze(1)
     return flat.amax(2) != flat.amin(2)
 
 
 def spread(values: Tensor) -> Tensor:
-    """(b, *grid) each scaled linearly to its own [0, 1]; zeros where it has one value only."""
+    """Scale each map (b, *grid) linearly to [0, 1]. A constant map becomes zero."""
     flat = values.flatten(1)
     low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
     return torch.where(high > low, (flat - low) / torch.where(high > low, high - low, 1), 0).view_as(values)
 
 
 def quantile(values: Tensor, share: float) -> Tensor:
-    """(..., n) -> (..., 1): the number below which `share` of the last axis lies, interpolated linearly.
+    """Return the quantile over the last axis, (..., n) -> (..., 1), interpolated linearly.
 
-    As torch.quantile, which takes no more than 16 million numbers.
+    It is torch.quantile without its limit of 16 million numbers.
     """
     ordered = values.sort(dim=-1).values
     place = share * (values.shape[-1] - 1)
@@ -125,39 +126,39 @@ def quantile(values: Tensor, share: float) -> Tensor:
 
 
 def area_average(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """(N, K, *grid) -> (N, K, *size): the mean over the area of each position of a coarser grid."""
+    """Return the mean over the area of each position of a coarser grid, (N, K, *grid) -> (N, K, *size)."""
     pooled = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[maps.ndim - 3]
-    return pooled(maps, tuple(size))  # type: ignore[arg-type]  # as many sizes as axes
+    return pooled(maps, tuple(size))  # type: ignore[arg-type]  # one size for each axis
 
 
 def resized(values: Tensor, size: Sequence[int]) -> Tensor:
-    """(b, *grid) -> (b, 1, *size), ready to multiply inputs (b, C, *size) with."""
+    """Interpolate (b, *grid) to (b, 1, *size), ready to multiply with inputs (b, C, *size)."""
     if len(size) != values.ndim - 1:
-        grid, given = " x ".join(map(str, values.shape[1:])), " x ".join(map(str, size))
+        grid, shape = " x ".join(map(str, values.shape[1:])), " x ".join(map(str, size))
         raise MethodNotApplicable(
-            f"the layer's grid, {grid}, cannot mask inputs (N, C, {given}): they differ in their number of axes. Next: "
-            "where the model adds the axis of channels itself, wrap it so that it takes (N, 1, *grid); else choose a "
-            "method that does not mask (torchpeek methods)"
+            f"the layer's grid, {grid}, cannot mask inputs (N, C, {shape}): their numbers of axes differ. Next: "
+            "if the model adds the channel axis itself, wrap it so that it takes (N, 1, *grid); else choose a method "
+            "that does not mask (torchpeek methods)"
         )
     return upsample(values.unsqueeze(1), size)
 
 
 def share_of_live(scores: Tensor, live: Tensor, axes: int) -> Tensor:
-    """(N, C, K) -> (N, K, C, *1): the softmax over the channels that are `live` (N, C); 0 for the others."""
+    """Return the softmax over the live channels (N, C), 0 for the others: (N, C, K) -> (N, K, C, *1)."""
     known = torch.where(live.unsqueeze(2), scores, -torch.inf)
     share = torch.where(live.unsqueeze(2), known.softmax(dim=1), 0)  # NaN where none is live
     return per_channel(share, axes)
 
 
 def per_channel(weights: Tensor, axes: int) -> Tensor:
-    """(N, C, K) -> (N, K, C, *1), with as many axes for the grid."""
+    """Reshape (N, C, K) to (N, K, C, *1), with `axes` axes for the grid."""
     return weights.mT.reshape(*weights.mT.shape, *(1 for _ in range(axes)))
 
 
 def gaussian_blur(inputs: Tensor, kernel: int, sigma: float) -> Tensor:
-    """(N, C, *size) blurred along each axis of the size by `kernel` taps, reflected at the borders.
+    """Blur inputs (N, C, *size) along each axis of the size with `kernel` taps, reflected at the borders.
 
-    Where an axis is too short to reflect half the kernel, fewer taps are taken. The taps add up to 1.
+    If an axis is too short to reflect half the kernel, fewer taps are used. The taps add up to 1.
     """
     for axis in range(2, inputs.ndim):
         radius = min(kernel // 2, inputs.shape[axis] - 1)
@@ -172,7 +173,7 @@ def gaussian_blur(inputs: Tensor, kernel: int, sigma: float) -> Tensor:
 
 
 def noise(seed: int, samples: int, shape: Sequence[int], like: Tensor) -> Callable[[int], Tensor]:
-    """`draw(i)`: the i-th of so many tensors of standard normal numbers, the same on every device and in any order."""
+    """Return `draw(i)`, which gives the i-th of `samples` standard normal tensors, the same on every device."""
     seeds = torch.randint(2**62, (samples,), generator=torch.Generator().manual_seed(seed)).tolist()
 
     def draw(index: int) -> Tensor:
@@ -183,5 +184,5 @@ def noise(seed: int, samples: int, shape: Sequence[int], like: Tensor) -> Callab
 
 
 def grid_axes(tensor: Tensor) -> tuple[int, ...]:
-    """The axes of the grid in (N, K, C, *grid)."""
+    """Return the axes of the grid in (N, K, C, *grid)."""
     return tuple(range(3, tensor.ndim))

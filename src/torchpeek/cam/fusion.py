@@ -1,4 +1,4 @@
-"""From the maps of several layers to one."""
+"""Fusion: one map from the maps of several layers."""
 
 from __future__ import annotations
 
@@ -16,28 +16,33 @@ from torchpeek.heatmap import unit_range, upsample
 FUSIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {"max": lambda maps: maps.amax(0), "mean": lambda maps: maps.mean(0), "product": lambda maps: maps.prod(0)}
 )
-"""Name -> what it makes of the layers' maps (L, N, K, *grid), each scaled to [0, 1]."""
+"""Name -> function of the layers' maps (L, N, K, *grid), each scaled to [0, 1]."""
 
 
-def fused(maps: Sequence[Tensor], how: str) -> Tensor:
-    """The maps of several layers (N, K, *grid), cut off below zero, each scaled to [0, 1], on the largest grid, in one.
+def fused(maps: Sequence[Tensor], fusion: str) -> Tensor:
+    """Fuse the maps of several layers (N, K, *grid) into one, on the largest grid.
 
-    `how` is "max", "mean" or "product". Raises OptionError for another.
+    Each map is cut off below zero, scaled to [0, 1] and interpolated first. `fusion` is "max", "mean" or "product";
+    another one raises OptionError.
     """
-    if how not in FUSIONS:
-        raise OptionError(f"fuse is {how!r}; allowed: {', '.join(map(repr, FUSIONS))}")
+    if fusion not in FUSIONS:
+        raise OptionError(f"fuse is {fusion!r}; allowed: {', '.join(map(repr, FUSIONS))}")
     size = max((each.shape[2:] for each in maps), key=lambda grid: grid.numel())
-    return FUSIONS[how](torch.stack([upsample(unit_range(each.clamp(min=0)), size) for each in maps]))
+    return FUSIONS[fusion](torch.stack([upsample(unit_range(each.clamp(min=0)), size) for each in maps]))
 
 
 @cam_method("refinecam", needs="gradients", layers="many", paper="arXiv:2605.14641")
 def refinecam(trace: Trace, *, base: str = "gradcam++", seed: int = 0) -> Tensor:
     """The product of several layers' maps: what all of them agree on, as fine as the finest.
 
-    Each layer's map by the method `base` is cut off below zero, divided by its maximum and resized to the largest grid.
+    Each layer's map is cut off below zero, divided by its maximum and resized to the largest grid.
+
+    Args:
+        base: The method that makes each layer's map: one of a single layer.
+        seed: Seed of that method, if it draws random numbers.
     """
     method = find_method(base)
     if method.layers != "one" or method.needs == "head":
         raise OptionError(f"option base is {base!r}; allowed: a method of one layer, such as 'gradcam++' or 'layercam'")
-    given = {"seed": seed} if "seed" in method.options else {}
-    return fused([method.compute(trace.only(name), **given) for name in trace.at], "product")
+    options = {"seed": seed} if "seed" in method.options else {}
+    return fused([method.compute(trace.only(name), **options) for name in trace.at], "product")

@@ -1,4 +1,4 @@
-"""Methods that need gradients: from the scores back to the layer, once or for several inputs, or through all layers.
+"""Methods that need gradients of the scores: at the layer, for one or several inputs, or through all layers.
 
 Throughout, A is the layer's activations (N, 1, C, *grid) and g the gradients (N, K, C, *grid) of the K scores.
 """
@@ -40,8 +40,8 @@ def gradcam_plus_plus(trace: Trace) -> Tensor:
 def xgradcam(trace: Trace) -> Tensor:
     """Channels weighted by their gradients, averaged in proportion to the activation.
 
-    A channel whose activations add up to exactly zero has no such average, and gets no weight. The quotient is unstable
-    where they nearly do, as after activations that can be negative (GELU, SiLU).
+    A channel whose activations add up to exactly zero has no such average and gets no weight. The quotient is unstable
+    if they nearly do, which happens after activation functions that can be negative (GELU, SiLU).
     """
     A = trace.activations
     total = grid_sum(A)  # (N, 1, C, *1)
@@ -59,7 +59,7 @@ def hirescam(trace: Trace) -> Tensor:
 def gradcam_elementwise(trace: Trace) -> Tensor:
     """Activations times gradients, position by position, without the products that are negative.
 
-    HiResCAM with a ReLU before the sum over the channels; so the map is never negative.
+    This is HiResCAM with a ReLU before the sum over the channels, so the map is never negative.
     """
     return (trace.gradients * trace.activations).clamp(min=0).sum(dim=2)
 
@@ -74,7 +74,7 @@ def layercam(trace: Trace) -> Tensor:
 def eigengradcam(trace: Trace) -> Tensor:
     """The first principal component of activations times gradients: EigenCAM that tells classes apart.
 
-    Not centred, as in eigencam; the sign is the one that agrees with the sum over the channels, which is HiResCAM.
+    The product is not centred, as in eigencam. The sign agrees with the sum over the channels, which is HiResCAM.
     """
     product = trace.gradients * trace.activations
     return first_component(product, towards=product.sum(dim=2))
@@ -86,9 +86,14 @@ def eigengradcam(trace: Trace) -> Tensor:
 def smoothgradcam_plus_plus(trace: Trace, *, samples: int = 16, noise_level: float = 0.15, seed: int = 0) -> Tensor:
     """Grad-CAM++ with the powers of the gradient averaged over noisy copies of the input.
 
-    The noise is normal, its standard deviation `noise_level` times the range of the picture, as SmoothGrad has it
-    (arXiv:1706.03825). alpha is mean(g^2) / (2 mean(g^2) + sum(A) mean(g^3)), the average of Grad-CAM++'s; as printed
-    the numerator is mean(g), whose unit does not fit. A is that of the clean picture.
+    The noise is normal, as in SmoothGrad (arXiv:1706.03825). alpha is mean(g^2) / (2 mean(g^2) + sum(A) mean(g^3)),
+    the average of Grad-CAM++'s alpha. As printed in the paper the numerator is mean(g), whose unit does not fit. A is
+    that of the clean picture.
+
+    Args:
+        samples: Number of noisy copies.
+        noise_level: Standard deviation of the noise, as a share of the range of the picture.
+        seed: Seed of the noise.
     """
     check_whole("samples", samples)
     check_number("noise_level", noise_level)
@@ -96,16 +101,16 @@ def smoothgradcam_plus_plus(trace: Trace, *, samples: int = 16, noise_level: flo
     deviation = noise_level * (flat.amax(1) - flat.amin(1))  # (N,)
     draw = noise(seed, samples, trace.inputs.shape[1:], trace.inputs)
 
-    def noisy(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+    def noisy(inputs: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
         added = torch.stack([draw(int(trial)) for trial in trials])
-        return given + deviation[rows].view(-1, *(1 for _ in given.shape[1:])) * added
+        return inputs + deviation[rows].view(-1, *(1 for _ in inputs.shape[1:])) * added
 
     A = trace.activations
     powers = [torch.zeros(*trace.scores.shape, *A.shape[2:]).to(A) for _ in range(3)]  # each (N, K, C, *grid)
     for rows, _, one in trace.variants(noisy, samples):
         for exponent, total in enumerate(powers, start=1):
             total.index_add_(0, rows.to(total.device), one.gradients.pow(exponent) / samples)
-        del one  # before the next is made
+        del one  # frees it before the next one is made
     first, second, third = powers
     below = 2 * second + grid_sum(A) * third
     alpha = torch.where(below != 0, second / torch.where(below != 0, below, 1), 0)
@@ -118,18 +123,21 @@ def smoothgradcam_plus_plus(trace: Trace, *, samples: int = 16, noise_level: flo
 def integrated_gradcam(trace: Trace, *, steps: int = 50) -> Tensor:
     """The mean of Grad-CAM's positive maps along the straight path from zero to the input.
 
-    Step t of n is the input times t / n, t from 1 to n: the input itself is one, the zero input is not. As in the
-    authors' code the activations are those of the step, and a step's map is cut off below zero before it is averaged.
+    Step t of n is the input times t / n, for t from 1 to n: the input itself is a step, the zero input is not. As in
+    the authors' code, the activations are those of the step, and each step's map is cut off below zero before the mean.
+
+    Args:
+        steps: Number of steps.
     """
     check_whole("steps", steps)
 
-    def part(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
-        return given * ((trials + 1) / steps).to(given).view(-1, *(1 for _ in given.shape[1:]))
+    def part(inputs: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+        return inputs * ((trials + 1) / steps).to(inputs).view(-1, *(1 for _ in inputs.shape[1:]))
 
     total = torch.zeros(*trace.scores.shape, *trace.activations.shape[3:]).to(trace.activations)
     for rows, _, one in trace.variants(part, steps):
         total.index_add_(0, rows.to(total.device), gradcam(one).clamp(min=0) / steps)
-        del one  # before the next is made
+        del one  # frees it before the next one is made
     return total
 
 
@@ -142,8 +150,8 @@ def integrated_gradcam(trace: Trace, *, steps: int = 50) -> Tensor:
 def shapleycam(trace: Trace) -> Tensor:
     """Channels weighted by the mean of the gradient less half the Hessian times the activation.
 
-    That is the Shapley value of a quadratic approximation of the score. Where the score is piecewise linear in the
-    layer, as a logit after ReLUs is, the Hessian is zero and the map is Grad-CAM's.
+    That is the Shapley value of a quadratic approximation of the score. If the score is piecewise linear in the layer,
+    like a logit after ReLUs, the Hessian is zero and the map is Grad-CAM's.
     """
     A = trace.activations
     return weighted_sum(grid_mean(trace.gradients - trace.hessian_times(A) / 2), A)
@@ -159,23 +167,24 @@ def shapleycam(trace: Trace) -> Tensor:
 def fullgrad(trace: Trace) -> Tensor:
     """Input times gradient, and bias times gradient of every layer, all at the size of the input.
 
-    Each layer's absolute contributions are scaled to [0, 1] over all its channels together, as in the authors' code,
-    and upsampled, of which the sum over the channels is taken first: both are linear. Biases are all that a layer adds
-    to a linear map, batch normalisation's and an activation function's too. With the input's they add up to the score
-    (proposition 1); where a part of the model is out of sight, as functions are that are no modules, a notice says so.
+    Each layer's absolute contributions are scaled to [0, 1] over all its channels together, as in the authors' code.
+    They are summed over the channels and then upsampled, which is the same as the other way round, because both are
+    linear. A bias is everything that a layer adds to a linear map, also in batch normalisation and in activation
+    functions. Together with the input's contributions they add up to the score (proposition 1). If they do not, because
+    a part of the model is a function and no module, a notice says so.
     """
     if trace.inputs.ndim < 3 or not trace.inputs.is_floating_point():
-        given = f"{trace.inputs.dtype} of shape {tuple(trace.inputs.shape)}"
-        raise MethodNotApplicable(f"fullgrad is of inputs (N, C, *grid) of floating-point numbers; these are {given}")
+        got = f"{trace.inputs.dtype} of shape {tuple(trace.inputs.shape)}"
+        raise MethodNotApplicable(f"fullgrad needs floating-point inputs (N, C, *grid); got {got}")
     size = trace.inputs.shape[2:]
 
-    def summed(found: FullGradients) -> tuple[Tensor, Tensor, Tensor]:
-        maps, largest = _scaled(found.inputs), found.inputs.flatten(2).sum(2).abs().cpu()
-        for term in found.biases:
+    def summed(gradients: FullGradients) -> tuple[Tensor, Tensor, Tensor]:
+        maps, largest = _scaled(gradients.inputs), gradients.inputs.flatten(2).sum(2).abs().cpu()
+        for term in gradients.biases:
             largest = torch.maximum(largest, term.flatten(2).sum(2).abs().cpu())
             if term.ndim == maps.ndim + 1 and term.shape[3:].numel() > 1 and bool((term != 0).any()):
                 maps = maps + upsample(_scaled(term), size)
-        return maps, found.remainder.abs(), largest
+        return maps, gradients.remainder.abs(), largest
 
     maps, remainder, largest = (
         torch.cat(each, dim=1) for each in zip(*bias_gradients(trace.forward_pass, summed), strict=True)
@@ -184,15 +193,15 @@ def fullgrad(trace: Trace) -> Tensor:
     if missing > _INCOMPLETE:
         notify(
             f"fullgrad: the contributions do not add up to the score of {trace.origin.model}; up to {missing:.0%} of "
-            "it comes from parts that are no modules of their own, such as functions in its forward"
+            "it comes from parts that are not modules, such as functions in its forward"
         )
     return maps
 
 
-# Of the score, or of the largest term: more than rounding adds up to.
+# Share of the score, or of the largest term: more than rounding adds up to.
 _INCOMPLETE = 0.01
 
 
 def _scaled(term: Tensor) -> Tensor:
-    """(N, k, C, *grid) -> (N, k, *grid): the absolute values, scaled to [0, 1] together, summed over the channels."""
+    """Scale the absolute values to [0, 1] together and sum over the channels, (N, k, C, *grid) -> (N, k, *grid)."""
     return spread(term.abs().flatten(0, 1)).view_as(term).sum(2)

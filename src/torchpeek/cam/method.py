@@ -1,4 +1,4 @@
-"""What a method is, and the registry of all of them."""
+"""CamMethod: the definition of a method, and the registry METHODS."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchpeek.registry import Registered
 Needs: TypeAlias = Literal["activations", "head", "gradients", "attention"]
 Layers: TypeAlias = Literal["one", "many", "all"]
 Compute: TypeAlias = Callable[..., Tensor]
-"""Called as `compute(trace, **options)`; returns (N, K, *grid), or (N, 1, *grid) where the scores do not matter."""
+"""Called as `compute(trace, **options)`; returns (N, K, *grid), or (N, 1, *grid) if it is the same for all scores."""
 
 _COST = {
     "activations": "1 forward",
@@ -27,18 +27,24 @@ _COST = {
 
 @dataclass(frozen=True)
 class CamMethod(Registered):
-    """A way from a trace to a heatmap's values, as data: planner, command line, documentation and tests read it.
+    """The definition of a method. The planner, the command line, the documentation and the tests read it.
 
-    `needs` is what the trace has to hold, and `layers` of how many layers: of one; of many, which, if none are named,
-    are the last ones of the `stages` coarsest sizes of grid; or of all there are. `passes` says what is run besides,
-    and `ablates` that among it are changes of the layer's output, for which the trace had best take notes.
+    Args:
+        name: Name of the method.
+        needs: What the trace has to hold: "activations", "head", "gradients" or "attention".
+        paper: Where it was published: "arXiv:..." or "doi:..."; "" for a baseline.
+        compute: Called as `compute(trace, **options)`; returns (N, K, *grid).
+        layers: Of how many layers: "one", "many" or "all".
+        stages: With "many" and no layer named, the last layers of this many coarsest grid sizes are taken.
+        passes: The passes that the method runs itself, in words.
+        ablates: Whether they change the layer's output. The trace then records what a replay needs.
     """
 
     kind: ClassVar[str] = "method"
 
     name: str
     needs: Needs
-    paper: str  # "arXiv:..." or "doi:..."; "" for a baseline
+    paper: str
     compute: Compute
     layers: Layers = "one"
     stages: int = 3
@@ -47,27 +53,30 @@ class CamMethod(Registered):
 
     @property
     def cost(self) -> str:
-        """Passes through the model; however many classes are asked for, unless it says "for each class"."""
+        """The passes through the model, whatever the number of classes, unless it says "for each class"."""
         return _COST[self.needs] + (self.passes and f", {self.passes}")
 
     @property
     def cheap(self) -> bool:
-        """Whether a trace of one layer is all that it needs: nothing is run besides."""
+        """Whether the method needs a trace of one layer and runs no passes itself."""
         return not self.passes and self.needs != "attention"
 
 
 METHODS: dict[str, CamMethod] = {}
-"""Name -> method."""
+"""The methods: name -> CamMethod."""
 
 
 def cam_method(name: str, *, needs: Needs, paper: str = "", **more: Any) -> Callable[[Compute], Compute]:
-    """Register a function from Trace to (N, K, *grid) as the method `name`; `more` are fields of CamMethod."""
+    """Register a function from a Trace to values (N, K, *grid) as a method.
+
+    `more` are further fields of CamMethod. Raises ValueError if the name is taken or the function has no docstring.
+    """
 
     def register(compute: Compute) -> Compute:
         if name in METHODS:
             raise ValueError(f"method {name!r} is registered already, by {METHODS[name].compute.__module__}")
         if not inspect.getdoc(compute):
-            raise ValueError(f"method {name!r} needs a docstring; its first line is what users read of it")
+            raise ValueError(f"method {name!r} has no docstring; its first line is the summary that users read")
         METHODS[name] = CamMethod(name, needs, paper, compute, **more)
         return compute
 
@@ -75,7 +84,7 @@ def cam_method(name: str, *, needs: Needs, paper: str = "", **more: Any) -> Call
 
 
 def find_method(name: str) -> CamMethod:
-    """The method of that name. Raises MethodNotFound with the closest ones."""
+    """Return the method of that name. Raises MethodNotFound with the closest names."""
     if not isinstance(name, str) or name not in METHODS:
         raise MethodNotFound(
             f"no method {name!r}{closest(str(name), METHODS)}; torchpeek methods lists all {len(METHODS)}"

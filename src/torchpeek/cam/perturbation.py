@@ -1,8 +1,8 @@
 """Methods that run many passes: over masked inputs, or with the layer's output changed.
 
-A score is the one that was asked for. Masks are made for a chunk of passes at a time, and each pass scores all K
-classes. A channel is live unless it is one and the same number everywhere: such a one says nothing of where, and its
-mask, scaled to [0, 1], is not defined; it is skipped.
+A score is the one that the target selects. Masks are made for one chunk of passes at a time, and each pass gives all K
+scores. A channel is live unless it is constant over the grid. A constant channel marks no position, and its mask,
+scaled to [0, 1], is not defined, so it is skipped.
 """
 
 from __future__ import annotations
@@ -40,12 +40,15 @@ def scorecam(trace: Trace, *, precision: Precision = None) -> Tensor:
 
     The mask of a channel is its activation, upsampled (bilinear, align_corners=False) and scaled to [0, 1]. The paper
     subtracts a baseline's score, which the softmax over the channels undoes. That softmax is over the live channels.
+
+    Args:
+        precision: None runs the passes as the model is, "bfloat16" under autocast. The scores are float32 either way.
     """
     masks = _channels(trace)
     live = live_channels(trace.activations)
 
-    def masked(given: Tensor, rows: Tensor, channels: Tensor) -> Tensor:
-        return given * _mask(masks[rows, channels], given)
+    def masked(inputs: Tensor, rows: Tensor, channels: Tensor) -> Tensor:
+        return inputs * _mask(masks[rows, channels], inputs)
 
     scores = trace.rescore(masked, masks.shape[1], live=live, precision=precision)  # (N, C, K)
     return _weighted_by_share(trace, scores, live)
@@ -55,9 +58,15 @@ def scorecam(trace: Trace, *, precision: Precision = None) -> Tensor:
 def sscam(trace: Trace, *, samples: int = 35, sigma: float = 2.0, seed: int = 0, precision: Precision = None) -> Tensor:
     """Score-CAM with noise on the activations, its scores averaged over the draws: SS-CAM (1) of the paper.
 
-    `sigma` is in units of the activation. Where the noise enters differs: here, as in the equation, on the activation,
-    before it becomes a mask; torchcam adds it to the upsampled activation, the authors' code too, but does not scale
-    the sum to [0, 1], and divides sigma by the channel's range. The draws are the same for every picture and class.
+    As in the equation, the noise is added to the activation, before it becomes a mask. torchcam and the authors' code
+    add it to the upsampled activation; the authors' code does not scale the sum to [0, 1], and divides sigma by the
+    channel's range. The draws are the same for every picture and class.
+
+    Args:
+        samples: Number of draws for each channel.
+        sigma: Standard deviation of the noise, in units of the activation.
+        seed: Seed of the noise.
+        precision: None runs the passes as the model is, "bfloat16" under autocast. The scores are float32 either way.
     """
     check_whole("samples", samples)
     check_number("sigma", sigma)
@@ -65,10 +74,10 @@ def sscam(trace: Trace, *, samples: int = 35, sigma: float = 2.0, seed: int = 0,
     live, count = live_channels(trace.activations), masks.shape[1]
     draw = lru_cache(maxsize=1)(noise(seed, samples, masks.shape[1:], masks))
 
-    def masked(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+    def masked(inputs: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
         channels, draws = trials % count, trials // count
         added = torch.stack([draw(int(i))[int(c)] for i, c in zip(draws, channels, strict=True)])
-        return given * _mask(masks[rows, channels] + sigma * added, given)
+        return inputs * _mask(masks[rows, channels] + sigma * added, inputs)
 
     scores = trace.rescore(masked, samples * count, live=live.repeat(1, samples), precision=precision)
     return _weighted_by_share(trace, _split(scores, samples, count).mean(1), live)
@@ -78,17 +87,21 @@ def sscam(trace: Trace, *, samples: int = 35, sigma: float = 2.0, seed: int = 0,
 def iscam(trace: Trace, *, steps: int = 10, precision: Precision = None) -> Tensor:
     """Score-CAM, its scores averaged along the straight path from zero to the masked input.
 
-    Step j of n is the masked input times j / n. Other implementations add these factors up, so that the last steps are
-    up to (n + 1) / 2 times the masked input, outside of what the network was made for.
+    Step j of n is the masked input times j / n. Other implementations add these factors up. Their last steps are up to
+    (n + 1) / 2 times the masked input, far outside the range of the network's inputs.
+
+    Args:
+        steps: Number of steps.
+        precision: None runs the passes as the model is, "bfloat16" under autocast. The scores are float32 either way.
     """
     check_whole("steps", steps)
     masks = _channels(trace)
     live, count = live_channels(trace.activations), masks.shape[1]
 
-    def masked(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+    def masked(inputs: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
         channels, part = trials // steps, (trials % steps + 1) / steps
-        factor = part.to(given).view(-1, *(1 for _ in given.shape[1:]))
-        return given * (_mask(masks[rows, channels], given) * factor)
+        factor = part.to(inputs).view(-1, *(1 for _ in inputs.shape[1:]))
+        return inputs * (_mask(masks[rows, channels], inputs) * factor)
 
     scores = trace.rescore(masked, count * steps, live=live.repeat_interleave(steps, 1), precision=precision)
     return _weighted_by_share(trace, _split(scores, count, steps).mean(2), live)
@@ -104,17 +117,19 @@ def iscam(trace: Trace, *, steps: int = 10, precision: Precision = None) -> Tens
 def ablationcam(trace: Trace) -> Tensor:
     """Channels weighted by how far the score falls without each, relative to the score.
 
-    Without a channel means that it is zero. The paper divides by the score, so that a negative one turns the map over;
-    here it is divided by its absolute value, which is the same where the score is positive.
+    A channel is removed by setting it to zero. The paper divides by the score, which inverts the map if the score is
+    negative. Here the fall is divided by the absolute value of the score, which is the same for a positive score.
     """
     layer = _channels(trace)
     count, axes = layer.shape[1], layer.ndim - 2
 
-    def without(given: Tensor, rows: Tensor, channels: Tensor) -> Tensor:
-        given[torch.arange(len(channels)), channels] = 0
-        return given
+    def without(activations: Tensor, rows: Tensor, channels: Tensor) -> Tensor:
+        activations[torch.arange(len(channels)), channels] = 0
+        return activations
 
-    scores = trace.ablate(without, count, live=(layer.flatten(2) != 0).any(2))  # (N, C, K); zero ones change nothing
+    scores = trace.ablate(
+        without, count, live=(layer.flatten(2) != 0).any(2)
+    )  # (N, C, K); a zero channel changes nothing
     clean = trace.scores.unsqueeze(1)  # (N, 1, K)
     fall = (clean - scores) / torch.where(clean == 0, 1, clean.abs())
     return weighted_sum(per_channel(fall, axes).to(trace.activations), trace.activations)
@@ -128,17 +143,17 @@ def ablationcam(trace: Trace) -> Tensor:
     paper="arXiv:2209.14074",
 )
 def recipro_cam(trace: Trace) -> Tensor:
-    """The score when the layer says what it says at one position only, and zero elsewhere.
+    """The score when the layer's output is kept at one position and is zero elsewhere.
 
-    The paper's score is the probability: target=ClassProbability() gives that. Of its two masks this is the one of a
-    single position; the other spreads it over the neighbours.
+    The paper's score is the probability: use target=ClassProbability(). The paper has two masks. This is the one of a
+    single position; the other one spreads over the neighbours.
     """
     layer = _channels(trace)
     grid, positions = layer.shape[2:], layer.shape[2:].numel()
 
-    def only(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
-        mask = torch.nn.functional.one_hot(trials, positions).to(given)
-        return given.mul_(mask.view(len(mask), 1, *grid))
+    def only(activations: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+        mask = torch.nn.functional.one_hot(trials, positions).to(activations)
+        return activations.mul_(mask.view(len(mask), 1, *grid))
 
     scores = trace.ablate(only, positions)  # (N, positions, K)
     return scores.mT.reshape(*scores.mT.shape[:2], *grid)
@@ -154,16 +169,24 @@ def groupcam(
     sigma: float = 50.0,
     precision: Precision = None,
 ) -> Tensor:
-    """Groups of Grad-CAM's weighted channels, weighted by what each brings back in a blurred input.
+    """Groups of Grad-CAM's weighted channels, weighted by the score that each group restores in a blurred input.
 
-    Of each group's positive sum the `keep` strongest positions stay, scaled to [0, 1]; where the mask is not 1 the
-    input is blurred. The paper scales after upsampling; here it is before, so that the map at the layer's resolution,
-    upsampled, is the weighted sum of the masks. The paper's score is the probability: target=ClassProbability().
+    The mask of a group is the positive part of its sum, cut to the strongest positions and scaled to [0, 1]. Where the
+    mask is below 1 the input is blurred. The paper scales after upsampling. Here it is before, so that the map at the
+    layer's resolution, upsampled, is the weighted sum of the masks. The paper's score is the probability: use
+    target=ClassProbability().
+
+    Args:
+        groups: Number of groups of channels.
+        keep: Share of the positions that stay in each mask, 0 to 1.
+        kernel: Number of taps of the blur, odd.
+        sigma: Standard deviation of the blur, in positions of the input.
+        precision: None runs the passes as the model is, "bfloat16" under autocast. The scores are float32 either way.
     """
     check_whole("groups", groups)
     check_whole("kernel", kernel)
     if kernel % 2 == 0:
-        raise OptionError(f"option kernel is {kernel}; allowed: an odd number, as it has a middle")
+        raise OptionError(f"option kernel is {kernel}; allowed: an odd number")
     check_number("keep", keep, 0, 1)
     check_number("sigma", sigma, 1e-6)
     weighted = grid_mean(trace.gradients) * trace.activations  # (N, K, C, *grid)
@@ -172,18 +195,18 @@ def groupcam(
     flat = parts.flatten(3)
     strongest = torch.where(flat > quantile(flat, 1 - keep), flat, 0)
     masks = spread(strongest.reshape(-1, *size)).view(len(parts), count, *size)  # (N, K * G, *grid)
-    tried = torch.cat([masks, torch.zeros_like(masks[:, :1])], dim=1)  # the last is the blurred input alone
+    tried = torch.cat([masks, torch.zeros_like(masks[:, :1])], dim=1)  # the last mask leaves only the blurred input
     blurred = gaussian_blur(trace.inputs.to(masks), kernel, sigma).to(trace.inputs)
 
-    def blended(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
-        mask = resized(tried[rows, trials], given.shape[2:]).to(given)
-        return given * mask + blurred[rows] * (1 - mask)
+    def blended(inputs: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+        mask = resized(tried[rows, trials], inputs.shape[2:]).to(inputs)
+        return inputs * mask + blurred[rows] * (1 - mask)
 
     alive = (masks.flatten(2) != 0).any(2)  # (N, K * G)
     live = torch.cat([alive, torch.ones_like(alive[:, :1])], dim=1)
     scores = trace.rescore(blended, count + 1, live=live, precision=precision)  # (N, K * G + 1, K)
     gains = _split(scores[:, :-1] - scores[:, -1:], *parts.shape[1:3])  # (N, K, G, K)
-    own = torch.diagonal(gains, dim1=1, dim2=3).movedim(2, 1)  # (N, K, G): each class by its own masks
+    own = torch.diagonal(gains, dim1=1, dim2=3).movedim(2, 1)  # (N, K, G): each score for its own masks
     own = own.to(masks).reshape(*own.shape, *(1 for _ in size))
     return (own * masks.view_as(parts)).sum(2)
 
@@ -192,8 +215,12 @@ def groupcam(
 def opticam(trace: Trace, *, steps: int = 100, rate: float = 0.1) -> Tensor:
     """Channels weighted so that the input seen through their sum scores highest.
 
-    The weights are a softmax over the channels, from equal ones on, by `steps` updates of Adam. The mask is the sum,
-    upsampled and scaled to [0, 1]. The map is the sum with the last weights.
+    The weights are a softmax over the channels. They start equal and are optimised by Adam. The mask is the weighted
+    sum, upsampled and scaled to [0, 1]. The map is the sum with the last weights.
+
+    Args:
+        steps: Number of updates.
+        rate: Learning rate of Adam.
     """
     check_whole("steps", steps)
     check_number("rate", rate, 0)
@@ -205,17 +232,17 @@ def opticam(trace: Trace, *, steps: int = 100, rate: float = 0.1) -> Tensor:
         with progress("optimising", steps) as advance:
             for _ in range(steps):
                 with torch.enable_grad():
-                    seen = trace.inputs[rows] * _mask(_mixed(weights, layer[rows]), trace.inputs)
-                _, gradient = trace.input_gradients(seen, rows, columns)
-                (weights.grad,) = torch.autograd.grad(seen, weights, -gradient)
+                    masked = trace.inputs[rows] * _mask(_mixed(weights, layer[rows]), trace.inputs)
+                _, gradient = trace.input_gradients(masked, rows, columns)
+                (weights.grad,) = torch.autograd.grad(masked, weights, -gradient)
                 adam.step()
                 advance(1)
         return _mixed(weights.detach(), layer[rows])
 
     maps = torch.zeros(*trace.scores.shape, *layer.shape[2:], dtype=layer.dtype, device=layer.device)
     batch = trace.gradient_batch_size
-    for rows, columns, found in chunks(optimised, len(layer), maps.shape[1], batch, "pictures and classes"):
-        maps[rows, columns] = found
+    for rows, columns, part in chunks(optimised, len(layer), maps.shape[1], batch, "pictures and classes"):
+        maps[rows, columns] = part
     return maps
 
 
@@ -230,16 +257,20 @@ def opticam(trace: Trace, *, steps: int = 100, rate: float = 0.1) -> Tensor:
 def polycam(trace: Trace, *, precision: Precision = None) -> Tensor:
     """The map of a late layer, made finer by the maps of earlier ones (PCAM+-).
 
-    At each layer a channel's weight is what the score gains from zero by the input seen through it, plus what the score
-    loses without what is seen through it, where that is positive. The authors' code leaves the score at zero out, which
-    as a probability it nearly is; without it, the weight of a logit would hang on its offset. From the last layer on,
-    each map is divided by its own average over the positions of the coarser one, and multiplied with that. The average
-    is over areas; the authors' code interpolates, which skips positions where the grid shrinks more than twofold, and
-    cuts the masks' outermost 0.1 % off. The paper's score is the probability: target=ClassProbability(). The result is
-    on the finest grid.
+    At each layer, a channel's weight is the gain of the score from the zero input to the input masked by the channel,
+    plus its loss when the input is masked by the complement. Negative weights become zero. The authors' code omits the
+    score of the zero input, which is close to zero for a probability; without it, the weight would depend on the offset
+    of a logit. From the last layer on, each map is divided by its own average over the positions of the coarser map,
+    and multiplied with the coarser map. The average is over areas. The authors' code interpolates, which skips
+    positions where the grid shrinks more than twofold, and cuts off the outermost 0.1 % of the masks. The paper's score
+    is the probability: use target=ClassProbability(). The result is on the finest grid.
+
+    Args:
+        precision: None runs the passes as the model is, "bfloat16" under autocast. The scores are float32 either way.
     """
-    # Of two with grids of one size the later one is the coarser.
-    positions = {name: (capture.activation.shape[2:].numel(), -n) for n, (name, capture) in enumerate(trace.at.items())}
+    # Of two layers with grids of one size the later one counts as the coarser.
+    captures = enumerate(trace.at.items())
+    positions = {name: (capture.activation.shape[2:].numel(), -n) for n, (name, capture) in captures}
     coarsest_first = sorted(trace.at, key=positions.__getitem__)
     fine, *sharper = (_by_change_of_score(trace.only(name), precision) for name in coarsest_first)
     for own in sharper:
@@ -250,45 +281,45 @@ def polycam(trace: Trace, *, precision: Precision = None) -> Tensor:
 
 
 def _by_change_of_score(trace: Trace, precision: Precision) -> Tensor:
-    """(N, K, *grid): PCAM+- at one layer, without what is negative."""
+    """Return PCAM+- at one layer, without negative values, (N, K, *grid)."""
     layer = _channels(trace)
     live, count = live_channels(trace.activations), layer.shape[1]
 
-    def seen_or_not(given: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
-        mask = resized(spread(layer[rows, trials % count]), given.shape[2:]).to(given)
+    def shown_or_hidden(inputs: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
+        mask = resized(spread(layer[rows, trials % count]), inputs.shape[2:]).to(inputs)
         # The last trial is the zero input.
-        kind = (trials // count).to(given.device).view(-1, *(1 for _ in given.shape[1:]))
-        return given * torch.where(kind == 0, mask, torch.where(kind == 1, 1 - mask, 0))
+        kind = (trials // count).to(inputs.device).view(-1, *(1 for _ in inputs.shape[1:]))
+        return inputs * torch.where(kind == 0, mask, torch.where(kind == 1, 1 - mask, 0))
 
     tried = torch.cat([live, live, torch.ones_like(live[:, :1])], dim=1)
-    scores = trace.rescore(seen_or_not, 2 * count + 1, live=tried, precision=precision)
-    seen, hidden = _split(scores[:, :-1], 2, count).unbind(1)  # (N, C, K)
-    change = seen - scores[:, -1:] + trace.scores.unsqueeze(1) - hidden
+    scores = trace.rescore(shown_or_hidden, 2 * count + 1, live=tried, precision=precision)
+    shown, hidden = _split(scores[:, :-1], 2, count).unbind(1)  # (N, C, K)
+    change = shown - scores[:, -1:] + trace.scores.unsqueeze(1) - hidden
     change = torch.where(live.unsqueeze(2), change.clamp(min=0), 0)
     return weighted_sum(per_channel(change, layer.ndim - 2).to(trace.activations), trace.activations).clamp(min=0)
 
 
 def _split(scores: Tensor, first: int, second: int) -> Tensor:
-    """(N, first * second, K) -> (N, first, second, K)"""
+    """Reshape (N, first * second, K) to (N, first, second, K)."""
     return scores.reshape(len(scores), first, second, -1)
 
 
 def _channels(trace: Trace) -> Tensor:
-    """(N, C, *grid)"""
+    """Return the activations as (N, C, *grid)."""
     return trace.activations.squeeze(1)
 
 
 def _mask(channels: Tensor, inputs: Tensor) -> Tensor:
-    """(b, *grid) -> (b, 1, *size): upsampled to the inputs' size, then scaled to [0, 1]."""
+    """Upsample channels (b, *grid) to the size of the inputs and scale them to [0, 1], (b, 1, *size)."""
     return spread(resized(channels, inputs.shape[2:])).to(inputs)
 
 
 def _mixed(weights: Tensor, layer: Tensor) -> Tensor:
-    """(b, C) and (b, C, *grid) -> (b, *grid): the channels' mean by the softmax of the weights."""
+    """Return the mean of the channels by the softmax of the weights: (b, C), (b, C, *grid) -> (b, *grid)."""
     return (weights.softmax(1).unsqueeze(1) @ layer.flatten(2)).view(len(layer), *layer.shape[2:])
 
 
 def _weighted_by_share(trace: Trace, scores: Tensor, live: Tensor) -> Tensor:
-    """(N, K, *grid): the channels weighted by the softmax of their scores (N, C, K)."""
+    """Weight the channels by the softmax of their scores (N, C, K), and sum them to (N, K, *grid)."""
     share = share_of_live(scores, live, trace.activations.ndim - 3)
     return weighted_sum(share.to(trace.activations), trace.activations)

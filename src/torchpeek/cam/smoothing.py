@@ -1,4 +1,4 @@
-"""A heatmap averaged over versions of the input that should not change it."""
+"""Smoothing: a heatmap averaged over versions of the input that should not change it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,22 @@ from torchpeek.errors import OptionError, notify
 
 @dataclass(frozen=True)
 class Smoothing:
-    """Mirrored along the last axis or not, times scaled by each of the factors: for each a pass, and their mean.
+    """Average the heatmap over mirrored and scaled inputs. Each version is a pass of its own.
 
-    The factors scale the input as the model is given it, which for a picture is mostly its contrast. The defaults are
-    six versions, one of which is the input itself.
+    The defaults are six versions, one of which is the input itself.
+
+    Args:
+        flip: Whether to mirror the input along its last axis, too.
+        factors: Positive factors of the model's input. For a picture they change mainly the contrast.
+
+    Raises:
+        OptionError: When `factors` is empty, or an entry is not a positive finite number.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> heatmap = tp.explain(model, torch.rand(1, 3, 8, 8), layer="0", smooth=tp.Smoothing(factors=(1.0,)))
+        >>> heatmap.values.shape
+        torch.Size([1, 1, 6, 6])
     """
 
     flip: bool = True
@@ -27,33 +39,34 @@ class Smoothing:
     def __post_init__(self) -> None:
         factors = self.factors
         if isinstance(factors, str) or not isinstance(factors, Sequence) or not factors:
-            raise OptionError(f"Smoothing(factors={factors!r}): give at least one number, such as (0.9, 1.0, 1.1)")
+            raise OptionError(f"factors is {factors!r}; give at least one number, such as (0.9, 1.0, 1.1)")
         if any(isinstance(each, bool) or not isinstance(each, (int, float)) or not 0 < each < inf for each in factors):
-            raise OptionError(f"Smoothing(factors={factors!r}): every factor is a number above 0, and finite")
+            raise OptionError(f"factors is {factors!r}; allowed: finite numbers above 0")
 
     def __str__(self) -> str:
         factors = ", ".join(f"{each:g}" for each in self.factors)
         return f"the mean over {'mirrored and not, ' if self.flip else ''}inputs times {factors}"
 
 
-def suited(how: Smoothing, question: Question) -> Smoothing:
-    """Without mirroring, with a notice, where the question is of a place, which in a mirrored input is elsewhere."""
-    if not how.flip or not getattr(question, "positional", False):
-        return how
+def without_unsuitable_flip(smoothing: Smoothing, question: Question) -> Smoothing:
+    """Turn mirroring off, with a notice, if the question is about a position, which a mirrored input has elsewhere."""
+    if not smoothing.flip or not getattr(question, "positional", False):
+        return smoothing
     notify(
-        f"the inputs are not mirrored: {getattr(question, 'kind', 'the score')} is of a place, and would be elsewhere"
+        f"the inputs are not mirrored: {getattr(question, 'kind', 'the score')} is about a position, which a mirrored "
+        "input has elsewhere"
     )
-    return replace(how, flip=False)
+    return replace(smoothing, flip=False)
 
 
-def smoothed(trace: Trace, compute: Callable[[Trace], Tensor], how: Smoothing) -> Tensor:
-    """The mean of `compute` (N, K, *grid) over the versions of the trace's inputs, each turned back as it was."""
+def smoothed(trace: Trace, compute: Callable[[Trace], Tensor], smoothing: Smoothing) -> Tensor:
+    """Return the mean of `compute` (N, K, *grid) over the versions of the inputs. Mirrored maps are mirrored back."""
     values = []
-    for mirrored in (False, True) if how.flip else (False,):
-        for factor in how.factors:
+    for mirrored in (False, True) if smoothing.flip else (False,):
+        for factor in smoothing.factors:
             inputs = trace.inputs * factor
             same = factor == 1 and not mirrored
             version = trace if same else trace.again_channels_first(inputs.flip(-1) if mirrored else inputs)
-            found = compute(version)
-            values.append(found.flip(-1) if mirrored else found)
+            heatmap = compute(version)
+            values.append(heatmap.flip(-1) if mirrored else heatmap)
     return torch.stack(values).mean(0)

@@ -1,4 +1,4 @@
-"""The front door for trust: evaluate()."""
+"""The public entry point for metrics: evaluate()."""
 
 from torchpeek.evaluation.api import evaluate
 from torchpeek.evaluation.checks import Metrics

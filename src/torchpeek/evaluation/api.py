@@ -1,4 +1,4 @@
-"""The front door for trust: evaluate()."""
+"""evaluate(): scores heatmaps by metrics, beside two baselines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,16 @@ from torchpeek.errors import InputError
 from torchpeek.evaluation.cases import RANDOM, Explain, by_grid, case_of, explainer_of
 from torchpeek.evaluation.checks import Metrics, check_heatmaps, check_needs, check_same, chosen_metrics
 from torchpeek.heatmap import Heatmap
-from torchpeek.metrics import Clean, Measurement, Measurements, Scored, check_applies, find_metric, joined, regions_of
+from torchpeek.metrics import (
+    CleanPass,
+    Measurement,
+    Measurements,
+    MetricResult,
+    check_applies,
+    find_metric,
+    joined,
+    regions_of,
+)
 from torchpeek.models import Inputs, LoadedModel, Model, model_call_for, module_of
 from torchpeek.picture import Picture
 
@@ -62,22 +71,41 @@ def evaluate(
     batch: int | None = None,
     seed: int = 0,
 ) -> Measurements | dict[str, Measurements]:
-    """Can the heatmap be trusted: each metric's number, beside those of a random and of a centred heatmap.
+    """Score heatmaps by metrics, beside a random and a centred heatmap.
 
-    `heatmap` is what `explain` returned for this model and these inputs; a dict of them, such as `compare` returns, is
-    scored together, and a dict comes back. With a list of inputs, of pictures that differ in size, it is the list of
-    their heatmaps, and the measurements are of all of them. `metrics` are names (`torchpeek metrics`), or a dict from a
-    name to that metric's options.
+    The model runs in eval mode and is left exactly as it was found.
 
-    `masks` or `boxes` say where the object is, for the metrics that ask: masks (N, H, W) of bools, or (N, K, H, W) for
-    each score its own; boxes (N, 4), or for each sample a tensor or list (b, 4), as left, top, right, bottom. Of a
-    Picture, a path or a PIL image they are in the pixels of the original, else in those of the input.
+    Args:
+        model: An nn.Module or a LoadedModel.
+        inputs: The inputs of the heatmaps. A list of inputs, which may differ in size, is evaluated one by one.
+        heatmap: What `explain` returned for this model and these inputs. A dict of heatmaps, as from `compare`, is
+            scored together. For a list of inputs, a list with a heatmap for each, or a dict of such lists.
+        metrics: Names of metrics (`torchpeek metrics` lists them), or a dict name -> options.
+        masks: Where the object is, for metrics that need it: (N, H, W), bool, or (N, K, H, W) with a mask for each
+            score. For a Picture, a path or a PIL image in pixels of the original picture, else in those of the input.
+        boxes: In place of masks, (N, 4), or for each sample (b, 4), as left, top, right, bottom, in the same pixels.
+        explain: A function (module, inputs (n, C, *size), question) -> (n, K, *grid), for metrics that explain anew.
+            None repeats the method, layer and options of the heatmap's provenance. It is required for heatmaps from
+            elsewhere, and for fused or smoothed ones.
+        batch: Number of passes that run at once. None is as many as fit into memory.
+        seed: Seed of all random numbers. They depend on the seed and on each sample, not on the batch.
 
-    Metrics that ask the method again do so as the heatmap's provenance says; for heatmaps that come from elsewhere, or
-    were fused or smoothed, `explain(module, inputs (n, ...), question)` has to return them, (n, K, *grid).
+    Returns:
+        Measurements, a mapping from metric name to Measurement; a dict of them if `heatmap` is a dict.
 
-    `batch` is how many passes go at once, as many as fit unless said; `seed` is for all that is drawn, which also
-    hangs on each picture, and on nothing else that is in the batch. The model is left exactly as it was found.
+    Raises:
+        InputError: When heatmaps, inputs, masks or boxes do not fit each other.
+        MetricNotFound: When no metric has that name.
+        MetricNotApplicable: When a metric is not defined for the target, or needs `masks`, `boxes` or `explain`.
+        OptionError: When a metric does not have an option, or not with that value.
+        NotFinite: When a heatmap has NaN or infinity.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> x = torch.rand(2, 3, 8, 8)
+        >>> m = tp.evaluate(model, x, tp.explain(model, x, layer="0"), metrics={"deletion": {"steps": 4}})
+        >>> m["deletion"].values.shape, m["deletion"].curve.shape
+        (torch.Size([2, 1]), torch.Size([2, 1, 5]))
     """
     chosen = chosen_metrics(metrics)
     if isinstance(inputs, (list, tuple)):
@@ -100,57 +128,59 @@ def evaluate(
         check_applies(find_metric(name), trace)
     geometry = None if picture is None else picture.geometry
     regions = regions_of(masks, boxes, trace.inputs.shape, trace.scores.shape[1], geometry)
-    clean = Clean(trace, seed, batch)
-    found: dict[str, dict[str, Measurement]] = {name: {} for name in heatmaps}
+    clean = CleanPass(trace, seed, batch)
+    measured: dict[str, dict[str, Measurement]] = {name: {} for name in heatmaps}
     for names in by_grid(heatmaps):
         explainers = [explainer_of(trace, heatmaps[name], explain) for name in names]
         case = case_of(clean, [heatmaps[name] for name in names], explainers, regions)
         for metric, options in chosen.items():
-            with _own_arithmetic(trace.scores.device.type):
-                scored = find_metric(metric).compute(case, **options)
-            for name, measurement in zip(names, _measurements(metric, options, scored, len(names), clean), strict=True):
-                found[name][metric] = measurement
-    made = {name: Measurements(name, measured) for name, measured in found.items()}
-    return next(iter(made.values())) if single else made
+            with _full_precision(trace.scores.device.type):
+                result = find_metric(metric).compute(case, **options)
+            for name, measurement in zip(names, _measurements(metric, options, result, len(names), clean), strict=True):
+                measured[name][metric] = measurement
+    results = {name: Measurements(name, by_metric) for name, by_metric in measured.items()}
+    return next(iter(results.values())) if single else results
 
 
 @contextmanager
-def _own_arithmetic(device: str) -> Iterator[None]:
-    """In full precision and without a graph, whatever the caller is in; the passes run as the clean one did."""
+def _full_precision(device: str) -> Iterator[None]:
+    """Run metrics in full precision and without a graph. The passes run in the modes of the clean pass."""
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
         yield
 
 
 def _of_each(
-    measured: Callable[..., Any], inputs: Sequence[Any], heatmap: Any, masks: Any, boxes: Any
+    evaluate_one: Callable[..., Any], inputs: Sequence[Any], heatmap: Any, masks: Any, boxes: Any
 ) -> Measurements | dict[str, Measurements]:
-    """One input after the other, and their measurements as of one batch."""
+    """Evaluate one input after the other, and join their measurements."""
     if not inputs:
-        raise InputError("inputs is an empty list; give at least one")
+        raise InputError("inputs is an empty list; give at least one input")
     single = not isinstance(heatmap, Mapping)
     lists: Mapping[str, Any] = {"heatmap": heatmap} if single else heatmap
     for name, each in {**lists, "masks": masks, "boxes": boxes}.items():
         whole = isinstance(each, (list, tuple)) or (name in ("masks", "boxes") and isinstance(each, Tensor))
         if each is not None and (not whole or len(each) != len(inputs)):
-            got = f"of {len(each)}" if whole else f"a {type(each).__name__}"
-            raise InputError(f"{name!r} is {got} for a list of {len(inputs)} inputs; give a list with one for each")
+            got = f"a list of {len(each)}" if whole else f"a {type(each).__name__}"
+            raise InputError(
+                f"{name!r} is {got} for a list of {len(inputs)} inputs; give a list with one entry for each"
+            )
     if single and isinstance(heatmap[0], Heatmap):
         lists = {heatmap[0].provenance.method: heatmap}
     parts = [
-        measured(
-            one,
+        evaluate_one(
+            each_input,
             {name: each[number] for name, each in lists.items()},
             masks=None if masks is None else masks[number],
             boxes=None if boxes is None else boxes[number],
         )
-        for number, one in enumerate(inputs)
+        for number, each_input in enumerate(inputs)
     ]
-    found = {name: joined([part[name] for part in parts]) for name in lists}
-    return next(iter(found.values())) if single else found
+    results = {name: joined([part[name] for part in parts]) for name in lists}
+    return next(iter(results.values())) if single else results
 
 
 def _on(heatmap: Heatmap, device: torch.device) -> Heatmap:
-    """Where the model is; a heatmap that was loaded is not."""
+    """Move a heatmap to the device of the model. A loaded heatmap is on the CPU."""
     if heatmap.values.device == device:
         return heatmap
     return replace(heatmap, values=heatmap.values.to(device), scores=heatmap.scores.to(device))
@@ -163,29 +193,29 @@ def _picture(model: Model, inputs: object) -> Picture | None:
 
 
 def _measurements(
-    metric: str, options: Mapping[str, Any], scored: Scored, methods: int, clean: Clean
+    metric: str, options: Mapping[str, Any], result: MetricResult, methods: int, clean: CleanPass
 ) -> list[Measurement]:
-    """For each of the methods, with the baselines that stand behind them in the case."""
+    """Return a measurement for each method. The baselines come after the methods in the case."""
     scores = clean.trace.scores.shape[1]
 
     def of_methods(values: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """(N, J, ...) -> (N, M, K, ...), and the baselines' (N, K, ...)."""
+        """Split (N, J, ...) into the methods (N, M, K, ...) and the baselines (N, K, ...)."""
         apart = values.reshape(len(values), -1, scores, *values.shape[2:])
         random = apart[:, methods : methods + RANDOM].mean(1)
         return apart[:, :methods], {"random": random, "centre": apart[:, methods + RANDOM]}
 
-    values, baselines = of_methods(scored.values)
-    curves, baseline_curves = (None, {}) if scored.curve is None else of_methods(scored.curve)
-    found = find_metric(metric)
+    values, baselines = of_methods(result.values)
+    curves, baseline_curves = (None, {}) if result.curve is None else of_methods(result.curve)
+    definition = find_metric(metric)
     return [
         Measurement(
             metric,
             values[:, number],
-            found.higher_is_better,
+            definition.higher_is_better,
             baselines,
             None if curves is None else curves[:, number],
             baseline_curves,
-            {**found.options, **options},
+            {**definition.options, **options},
             clean.seed,
         )
         for number in range(methods)

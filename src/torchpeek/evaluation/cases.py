@@ -1,4 +1,4 @@
-"""Heatmaps beside their baselines, and how each of them is made again."""
+"""Cases: the heatmaps of an evaluation with their baselines, and the function that explains other inputs."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from torchpeek.errors import InputError
 from torchpeek.explanation import HeatmapOptions, LayerChoice
 from torchpeek.explanation.heatmaps import compute_heatmaps
 from torchpeek.heatmap import Heatmap, Provenance
-from torchpeek.metrics import Case, Clean, Explainer, always, at_random, centre
+from torchpeek.metrics import Case, CleanPass, Explainer, centre, constant_explainer, random_explainer
 
 Explain: TypeAlias = Callable[[nn.Module, Tensor, Question], Tensor | Heatmap]
 
 
-RANDOM = 10  # random heatmaps, whose mean is the baseline
+RANDOM = 10  # number of random heatmaps; their mean is the baseline
 
 
 def by_grid(heatmaps: Mapping[str, Heatmap]) -> list[list[str]]:
-    """Those on one grid together, as the random baseline is on it, too."""
+    """Group the heatmaps by grid, because the random baseline is on the same grid."""
     groups: dict[torch.Size, list[str]] = {}
     for name, each in heatmaps.items():
         groups.setdefault(each.values.shape[2:], []).append(name)
     return list(groups.values())
 
 
-def case_of(clean: Clean, heatmaps: list[Heatmap], explainers: list[Explainer], regions: Tensor | None) -> Case:
-    """The heatmaps, then as many random ones as make the baseline, then the centred one."""
+def case_of(clean: CleanPass, heatmaps: list[Heatmap], explainers: list[Explainer], regions: Tensor | None) -> Case:
+    """Make a case of the heatmaps, then the random ones, then the centred one."""
     first = heatmaps[0].values
     scores, grid = first.shape[1], first.shape[2:]
     rows = torch.arange(len(first))
-    of_random = [at_random((scores, *grid), clean.seed, number, first) for number in range(RANDOM)]
-    of_centre = always(centre(grid, first).expand(scores, *grid))
+    of_random = [random_explainer((scores, *grid), clean.seed, number, first) for number in range(RANDOM)]
+    of_centre = constant_explainer(centre(grid, first).expand(scores, *grid))
     baselines = [each(clean.trace.inputs, rows) for each in (*of_random, of_centre)]
     values = torch.cat([*(each.values for each in heatmaps), *baselines], dim=1)
     return Case(clean, values, regions, [*explainers, *of_random, of_centre])
 
 
 def explainer_of(trace: Trace, heatmap: Heatmap, explain: Explain | None) -> Explainer:
-    """The heatmap of changed inputs, by `explain`, or else as its provenance says."""
+    """Return the function that explains changed inputs: by `explain`, or as the heatmap's provenance says."""
     network, shape = trace.forward_pass.model, heatmap.values.shape[1:]
 
     def again(
@@ -56,32 +56,37 @@ def explainer_of(trace: Trace, heatmap: Heatmap, explain: Explain | None) -> Exp
         labels: Tensor | None = None,
         draw: int = 0,
     ) -> Tensor:
-        asked = network if model is None else model
+        called = network if model is None else model
         question: Any = heatmap.question.select(rows, slice(None))
         if labels is not None:
-            question = replace(question, labels=labels[rows])  # asked of classes only
+            question = replace(question, labels=labels[rows])  # only metrics on classes pass labels
         with trace.forward_pass.autocast_context():
             if explain is not None:
-                with torch.enable_grad():  # it may follow gradients on its own
-                    found: Any = explain(asked, inputs.clone(), question)
+                with torch.enable_grad():  # it may need gradients
+                    heatmaps: Any = explain(called, inputs.clone(), question)
             else:
-                found = _asked_again(asked, trace.forward_pass.call.select(rows, inputs), question, heatmap.provenance)
-        values = found.values if isinstance(found, Heatmap) else found
+                call = trace.forward_pass.call.select(rows, inputs)
+                heatmaps = _explained_again(called, call, question, heatmap.provenance)
+        values = heatmaps.values if isinstance(heatmaps, Heatmap) else heatmaps
         if not isinstance(values, Tensor) or values.shape != (len(rows), *shape):
             got = tuple(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
-            raise InputError(f"explain returned {got}; allowed: a tensor {(len(rows), *shape)}, as the heatmap is")
+            raise InputError(f"explain returned {got}; allowed: a tensor {(len(rows), *shape)}, like the heatmap")
         return values.detach().to(heatmap.values)
 
     return again
 
 
-def _asked_again(model: nn.Module, call: ModelCall, question: Question, made: Provenance) -> Tensor:
-    """(n, K, *grid): the heatmap of other inputs, by the method, layer and options that its provenance names."""
-    method = find_method(made.method)
-    layer = None if method.layers == "all" else made.layer if method.layers == "one" else made.layer.split(", ")
-    layout = made.layout if layer is not None and made.layout and "," not in made.layout else None
-    choice = LayerChoice(layer, layout)
-    asked: Any = call  # a ModelCall, which is no type that users give
-    heatmaps = compute_heatmaps(model, asked, {made.method: made.options}, choice, Bound(question), HeatmapOptions())
-    heatmap: Heatmap = heatmaps[made.method]
+def _explained_again(model: nn.Module, call: ModelCall, question: Question, provenance: Provenance) -> Tensor:
+    """Explain other inputs with the method, layer and options of the provenance, (n, K, *grid)."""
+    method = find_method(provenance.method)
+    layer = (
+        None if method.layers == "all" else provenance.layer if method.layers == "one" else provenance.layer.split(", ")
+    )
+    layout = provenance.layout if layer is not None and provenance.layout and "," not in provenance.layout else None
+    choice, options = LayerChoice(layer, layout), HeatmapOptions()
+    call_as_input: Any = call  # a ModelCall, which the public types of inputs do not include
+    heatmaps = compute_heatmaps(
+        model, call_as_input, {provenance.method: provenance.options}, choice, Bound(question), options
+    )
+    heatmap: Heatmap = heatmaps[provenance.method]
     return heatmap.values

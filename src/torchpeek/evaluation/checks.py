@@ -1,4 +1,4 @@
-"""What evaluate() refuses, before anything is run or as soon as it is known."""
+"""Checks of the arguments of evaluate(), each as early as possible."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Metrics: TypeAlias = Iterable[str] | Mapping[str, Mapping[str, Any]]
 
 
 def chosen_metrics(metrics: Metrics) -> dict[str, Mapping[str, Any]]:
-    """Name -> options. Raises InputError, MetricNotFound and OptionError."""
+    """Return metric name -> options. Raises InputError, MetricNotFound and OptionError."""
     if isinstance(metrics, str):
         metrics = [metrics]
     if not isinstance(metrics, Iterable):
-        raise InputError(f"metrics is {metrics!r}; give names, or a dict from a name to that metric's options")
+        raise InputError(f"metrics is {metrics!r}; give names, or a dict name -> options")
     chosen = dict(metrics) if isinstance(metrics, Mapping) else {name: {} for name in metrics}
     if not chosen:
-        raise InputError("metrics is empty; name at least one (torchpeek metrics lists them)")
+        raise InputError("metrics is empty; give at least one name (torchpeek metrics lists them)")
     for name, options in chosen.items():
         if not isinstance(options, Mapping):
             raise InputError(f"the options of metric {name!r} are {options!r}; give a dict, such as {{}}")
@@ -34,54 +34,56 @@ def chosen_metrics(metrics: Metrics) -> dict[str, Mapping[str, Any]]:
 
 
 def check_heatmaps(heatmaps: object) -> None:
-    """Raise InputError unless they are heatmaps as explain() returns them, NotFinite where one is not finite."""
+    """Raise InputError unless these are heatmaps as explain() returns them, NotFinite if one has NaN or infinity."""
     if not isinstance(heatmaps, Mapping) or not all(isinstance(each, Heatmap) for each in heatmaps.values()):
         raise InputError(
-            f"heatmap is a {type(heatmaps).__name__}; allowed: a Heatmap, as explain() returns it, a dict of them, as "
-            "compare() does, or, for a list of inputs, a list of them"
+            f"heatmap is a {type(heatmaps).__name__}; allowed: a Heatmap from explain(), a dict of them from "
+            "compare(), or a list of them for a list of inputs"
         )
     if not heatmaps:
         raise InputError("heatmap is an empty dict; give at least one")
     for name, each in heatmaps.items():
-        done = [step for step in each.provenance.steps if step.split()[0] in ("positive", "unit", "resized")]
+        steps = [step for step in each.provenance.steps if step.split()[0] in ("positive", "unit", "resized")]
         if not bool(each.values.isfinite().all()):
-            raise NotFinite(f"the heatmap {name!r} has NaN or infinity, of which no metric can be made")
-        if done:
+            raise NotFinite(f"the heatmap {name!r} has NaN or infinity; metrics need finite values")
+        if steps:
             raise InputError(
-                f"the heatmap {name!r} was changed already ({', '.join(done)}); metrics read it as explain() returned "
-                "it, and make of it what each of them needs"
+                f"the heatmap {name!r} was changed already ({', '.join(steps)}). Next: give it as explain() returned "
+                "it; each metric applies the steps that it needs"
             )
 
 
 def check_needs(
     chosen: Mapping[str, object], heatmaps: Mapping[str, Heatmap], *, regions: bool, explained: bool
 ) -> None:
-    """Raise MetricNotApplicable for what is missing, before anything is run."""
+    """Raise MetricNotApplicable if a metric needs an argument that is missing, before any pass runs."""
     needs = {name: find_metric(name).needs for name in chosen}
-    if not regions and (wanting := [name for name, need in needs.items() if need == "region"]):
-        raise MetricNotApplicable(f"{', '.join(wanting)}: masks= or boxes= is missing, which says where the object is")
-    asking = [name for name, need in needs.items() if need == "explanations"]
-    for name, each in heatmaps.items() if asking and not explained else ():
-        made = each.provenance
-        if made.steps or made.method not in METHODS:
-            how = "; ".join(made.steps) or f"made by {made.method!r}, which is no method here"
+    if not regions and (metrics := [name for name, need in needs.items() if need == "region"]):
+        raise MetricNotApplicable(
+            f"{', '.join(metrics)}: masks= or boxes= is missing; give one of them, which says where the object is"
+        )
+    metrics = [name for name, need in needs.items() if need == "explanations"]
+    for name, each in heatmaps.items() if metrics and not explained else ():
+        provenance = each.provenance
+        if provenance.steps or provenance.method not in METHODS:
+            reason = "; ".join(provenance.steps) or f"made by {provenance.method!r}, which is not in METHODS"
             raise MetricNotApplicable(
-                f"{', '.join(asking)} would have to make the heatmap {name!r} anew, and cannot: {how}. Next: give "
+                f"{', '.join(metrics)} cannot make the heatmap {name!r} again: {reason}. Next: give "
                 "explain=, a function (module, inputs, question) -> (n, K, *grid), or choose other metrics"
             )
 
 
 def check_same(heatmaps: Mapping[str, Heatmap], scores: Tensor) -> None:
-    """Raise InputError unless all are of the same scores, and these those of the clean pass."""
+    """Raise InputError unless all heatmaps explain the same scores, and these are the scores of the clean pass."""
     first = next(iter(heatmaps.values()))
     for name, each in heatmaps.items():
         labels, theirs = each.question.labels.cpu(), first.question.labels.cpu()
         if type(each.question) is not type(first.question) or not torch.equal(labels, theirs):
-            raise InputError(f"the heatmap {name!r} is of another question than the first; those together are of one")
+            raise InputError(f"the heatmap {name!r} has another target than the first one; evaluate them separately")
         if each.scores.shape != scores.shape or not close(scores, each.scores.to(scores), torch.float16):
             raise InputError(
-                f"the heatmap {name!r} is of scores {_few(each.scores)}, and this model gives {_few(scores)} for these "
-                "inputs. Next: give the model and the inputs that it was made with"
+                f"the heatmap {name!r} explains scores {_few(each.scores)}, but this model gives {_few(scores)} for "
+                "these inputs. Next: give the model and the inputs that it was made with"
             )
 
 

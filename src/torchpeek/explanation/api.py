@@ -142,7 +142,7 @@ def explain(
             refinecam) take a list as it is.
         smooth: Average the maps of mirrored and scaled versions of the input; a `tp.Smoothing`.
         seed: The seed of methods that draw random numbers.
-        options: The method's own options; `torchpeek methods --json` lists them.
+        **options: The method's own options; `torchpeek methods --json` lists them.
 
     Returns:
         A Heatmap with values (N, K, *grid), signed and raw, at the layer's own resolution; or a list of them.

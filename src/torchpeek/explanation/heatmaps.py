@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchpeek import _version
-from torchpeek.cam import FUSIONS, CamMethod, Smoothing, fused, smoothed, suited
+from torchpeek.cam import FUSIONS, CamMethod, Smoothing, fused, smoothed, without_unsuitable_flip
 from torchpeek.engine import ModelCall, Question, Trace
 from torchpeek.engine.targets import ClassesPerSample, as_target, innermost, of_samples
 from torchpeek.errors import InputError, NotConnected, NotFinite, OptionError, TargetError, notify
@@ -157,7 +157,7 @@ def _heatmap(trace: Trace, method: CamMethod, own: Mapping[str, Any], options: H
             "pattern of layers, or layer=None for those of the coarsest grids"
         )
     fuse = (options.fuse or "max") if method.layers == "one" and len(trace.at) > 1 else None
-    smooth = options.smooth and suited(options.smooth, trace.question)
+    smooth = options.smooth and without_unsuitable_flip(options.smooth, trace.question)
 
     def compute(version: Trace) -> Tensor:
         if fuse is None:

@@ -1,1 +1,1 @@
-"""Other people's tools, a few lines each."""
+"""Integrations with other tools, a few lines each."""

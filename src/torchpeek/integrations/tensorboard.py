@@ -1,4 +1,4 @@
-"""Into TensorBoard, through a SummaryWriter of yours, or whatever has its methods."""
+"""Writes to TensorBoard through a SummaryWriter, or any object with its methods."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torchpeek.render import feature_grid, kernel_grid
 
 
 class Writer(Protocol):
-    """What is used of torch.utils.tensorboard.SummaryWriter."""
+    """The methods of torch.utils.tensorboard.SummaryWriter that are called."""
 
     def add_scalar(self, tag: str, scalar_value: Any, global_step: int | None = None) -> Any:
-        """One number."""
+        """Write one number."""
 
     def add_image(self, tag: str, img_tensor: Any, global_step: int | None = None, *, dataformats: str = "CHW") -> Any:
-        """One picture."""
+        """Write one picture."""
 
     def add_histogram_raw(
         self,
@@ -36,46 +36,58 @@ class Writer(Protocol):
         bucket_counts: Any,
         global_step: int | None = None,
     ) -> Any:
-        """One distribution."""
+        """Write one distribution."""
 
 
 def add_kernels(
-    writer: Writer, kernels: Mapping[str, Tensor], step: int = 0, *, remark: str = "", **looks: Any
+    writer: Writer, kernels: Mapping[str, Tensor], step: int = 0, *, remark: str = "", **options: Any
 ) -> None:
-    """A picture for each layer, `kernels/LAYER`; `looks` are those of `render.kernel_grid`.
+    """Write a picture of each layer's kernels, tagged `kernels/LAYER`.
 
-    Weights that are no convolution's are left out. Those of transposed convolutions are turned if `kernels` come from
-    `tp.kernels`, which knows them. `remark`, such as "random weights", is added to each title.
+    Weights that do not belong to a convolution are left out. Weights of transposed convolutions are drawn with the
+    output first if `kernels` comes from `tp.kernels`, which knows them.
+
+    Args:
+        writer: The SummaryWriter.
+        kernels: Layer name -> weight, as `tp.kernels` returns them.
+        step: The global step.
+        remark: Added to each title, such as "random weights".
+        **options: Options of `render.kernel_grid`.
     """
     shown = kernels.by_output() if isinstance(kernels, Kernels) else kernels
     for layer, weight in shown.items():
         if 3 <= weight.ndim <= 5 and not weight.is_complex():
-            _add_picture(writer, f"kernels/{layer}", kernel_grid(weight, title=_title(layer, remark), **looks), step)
+            _add_picture(writer, f"kernels/{layer}", kernel_grid(weight, title=_title(layer, remark), **options), step)
 
 
 def add_features(
-    writer: Writer, activations: Mapping[str, Tensor], step: int = 0, *, remark: str = "", **looks: Any
+    writer: Writer, activations: Mapping[str, Tensor], step: int = 0, *, remark: str = "", **options: Any
 ) -> None:
-    """A picture of the first sample for each layer with a grid, `features/LAYER`, as `render.feature_grid` draws it.
+    """Write a picture of the first sample's feature maps for each layer with a grid, tagged `features/LAYER`.
 
-    `remark`, such as "random weights", is added to each title.
+    Args:
+        writer: The SummaryWriter.
+        activations: Layer name -> output (N, C, h, w), as `tp.activations` returns them. Other outputs are left out.
+        step: The global step.
+        remark: Added to each title, such as "random weights".
+        **options: Options of `render.feature_grid`.
     """
     for layer, activation in activations.items():
         if isinstance(activation, Tensor) and activation.ndim == 4 and not activation.is_complex():
-            image = feature_grid(activation[0], title=_title(layer, remark), **looks)
+            image = feature_grid(activation[0], title=_title(layer, remark), **options)
             _add_picture(writer, f"features/{layer}", image, step)
 
 
 def add_statistics(writer: Writer, statistics: Statistics, step: int = 0) -> None:
-    """Mean, standard deviation, share of zeros and dead channels of each layer, and its histogram if one was kept."""
+    """Write each layer's mean, standard deviation, share of zeros, dead channels, and its histogram if there is one."""
     for row in statistics:
-        for what, found in (("activation", row.output), ("gradient", row.gradient)):
-            if found is not None and found.calls:
-                _add_layer(writer, f"{what}/{row.name}", found, step)
+        for what, values in (("activation", row.output), ("gradient", row.gradient)):
+            if values is not None and values.calls:
+                _add_layer(writer, f"{what}/{row.name}", values, step)
 
 
 def add_gradient_flow(writer: Writer, flow: GradientFlow, step: int = 0) -> None:
-    """The norm of each parameter's gradient, and that over all. A parameter without a gradient has none."""
+    """Write the gradient norm of each parameter that has a gradient, that over all parameters, and the loss."""
     for row in flow:
         if row.gradient_norm is not None:
             writer.add_scalar(f"gradient_norm/{row.layer}.{row.parameter}", row.gradient_norm, step)
@@ -83,8 +95,8 @@ def add_gradient_flow(writer: Writer, flow: GradientFlow, step: int = 0) -> None
     writer.add_scalar("loss", flow.loss, step)
 
 
-def _add_layer(writer: Writer, tag: str, found: RunningStatistics, step: int) -> None:
-    whole = found.summary()
+def _add_layer(writer: Writer, tag: str, statistics: RunningStatistics, step: int) -> None:
+    whole = statistics.summary()
     for name, value in (
         ("mean", whole.mean),
         ("std", whole.std),
@@ -93,14 +105,14 @@ def _add_layer(writer: Writer, tag: str, found: RunningStatistics, step: int) ->
         ("not_finite", whole.nan + whole.inf),
     ):
         writer.add_scalar(f"{tag}/{name}", value, step)
-    if found.has_histogram:
-        counts, edges = found.histogram()
+    if statistics.has_histogram:
+        counts, edges = statistics.histogram()
         middles = (edges[1:] + edges[:-1]) / 2
         writer.add_histogram_raw(
             f"{tag}/histogram",
             min=float(edges[0]),
             max=float(edges[-1]),
-            num=round(float(counts.sum())),  # the counts are shares of a sample
+            num=round(float(counts.sum())),  # the counts may be fractions
             sum=float((counts * middles).sum()),
             sum_squares=float((counts * middles.square()).sum()),
             bucket_limits=edges[1:].tolist(),

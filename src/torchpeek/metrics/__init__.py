@@ -1,11 +1,11 @@
-"""From heatmaps to one number each: whether they can be trusted."""
+"""Metrics: one number for each heatmap, which says how far it can be trusted."""
 
 from torchpeek.metrics import complexity, curves, fidelity, localization, masking, road, stability
 from torchpeek.metrics.applicable import check_applies
-from torchpeek.metrics.baselines import always, at_random, centre
-from torchpeek.metrics.case import Case, Clean, Explainer
+from torchpeek.metrics.baselines import centre, constant_explainer, random_explainer
+from torchpeek.metrics.case import Case, CleanPass, Explainer
 from torchpeek.metrics.measurement import FEWEST, HEADER, Interval, Measurement, Measurements, bootstrap, joined, row
-from torchpeek.metrics.metric import METRICS, Metric, Needs, Scored, find_metric, metric
+from torchpeek.metrics.metric import METRICS, Metric, MetricResult, Needs, find_metric, metric
 from torchpeek.metrics.mosaics import Mosaic, mosaic
 from torchpeek.metrics.regions import regions_of
 
@@ -14,21 +14,20 @@ __all__ = [
     "HEADER",
     "METRICS",
     "Case",
-    "Clean",
+    "CleanPass",
     "Explainer",
     "Interval",
     "Measurement",
     "Measurements",
     "Metric",
+    "MetricResult",
     "Mosaic",
     "Needs",
-    "Scored",
-    "always",
-    "at_random",
     "bootstrap",
     "centre",
     "check_applies",
     "complexity",
+    "constant_explainer",
     "curves",
     "fidelity",
     "find_metric",
@@ -37,6 +36,7 @@ __all__ = [
     "masking",
     "metric",
     "mosaic",
+    "random_explainer",
     "regions_of",
     "road",
     "row",

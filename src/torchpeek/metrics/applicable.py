@@ -1,4 +1,4 @@
-"""Which metrics can be had of what is asked: known from the clean pass, before any other."""
+"""Whether a metric is defined for a question, decided after the clean pass and before any other pass."""
 
 from __future__ import annotations
 
@@ -12,21 +12,34 @@ _OTHERS = "or choose another metric (torchpeek metrics)"
 
 
 def check_applies(metric: Metric, trace: Trace) -> None:
-    """Raise MetricNotApplicable where what is asked does not give what the metric reads."""
+    """Check that the question has the scores that a metric reads.
+
+    Args:
+        metric: The metric.
+        trace: The clean pass, whose question is checked.
+
+    Raises:
+        MetricNotApplicable: When the metric reads a probability or other classes, and the question has none.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> trace = tp.trace(model, torch.rand(1, 3, 8, 8), layer="0")
+        >>> tp.metrics.check_applies(tp.METRICS["random-class"], trace)  # the model has four classes
+    """
     question = trace.question
     of_classes = isinstance(question, ClassScores)
     several = of_classes and class_logits(trace.output).shape[1] > 1
     if of_classes and not several and metric.reads in ("p", "probability"):
-        raise MetricNotApplicable(f"{metric.name} is of probabilities, and {ONE_LOGIT}")
+        raise MetricNotApplicable(f"{metric.name} needs a probability, but {ONE_LOGIT}")
     if metric.reads == "classes" and not several:
         raise MetricNotApplicable(
-            f"{metric.name} asks about another class; what is asked here is no class of several. Next: ask for a "
-            f"class, {_OTHERS}"
+            f"{metric.name} compares with another class, but the target is not one of several classes. Next: ask for "
+            f"a class, {_OTHERS}"
         )
     box = isinstance(question, BoxScores) and question.what == "score"
     if metric.reads == "probability" and not (of_classes or box or isinstance(question, ComputedScores)):
         raise MetricNotApplicable(
-            f"{metric.name} is of probabilities, and what is asked here is none: "
+            f"{metric.name} needs a probability, but the target's score is none: "
             f"{getattr(question, 'kind', question)}. Next: ask for a class, a detected box's score, or "
             f"tp.targets.Computed with numbers in [0, 1]; {_OTHERS}"
         )

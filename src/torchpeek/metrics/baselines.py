@@ -1,4 +1,4 @@
-"""The two heatmaps that every method is set beside: one of no meaning, one that has not seen the picture."""
+"""Baseline heatmaps: random numbers, and a centred Gaussian that ignores the picture."""
 
 from __future__ import annotations
 
@@ -13,28 +13,69 @@ from torchpeek.metrics.draws import fingerprint, generator
 
 
 def centre(grid: Sequence[int], like: Tensor) -> Tensor:
-    """(*grid): a Gaussian around the middle, its sigma a quarter of each side."""
-    found = torch.ones(tuple(grid), dtype=like.dtype, device=like.device)
+    """Return a Gaussian around the middle of the grid. Its sigma along each axis is a quarter of the axis.
+
+    Args:
+        grid: Length of each axis.
+        like: A tensor of the dtype and on the device to use.
+
+    Returns:
+        (*grid), 1 in the middle of a grid of odd lengths.
+
+    Example:
+        >>> baseline = tp.metrics.centre((3, 3), torch.zeros(1))
+        >>> baseline.shape, float(baseline[1, 1])
+        (torch.Size([3, 3]), 1.0)
+    """
+    gaussian = torch.ones(tuple(grid), dtype=like.dtype, device=like.device)
     for axis, length in enumerate(grid):
         along = torch.arange(length, dtype=like.dtype, device=like.device) - (length - 1) / 2
         shape = (1,) * axis + (length,) + (1,) * (len(grid) - axis - 1)
-        found = found * torch.exp(-((along / (length / 4)) ** 2) / 2).view(shape)
-    return found
+        gaussian = gaussian * torch.exp(-((along / (length / 4)) ** 2) / 2).view(shape)
+    return gaussian
 
 
-def always(heatmap: Tensor) -> Explainer:
-    """What shows the same (K, *grid) of every input, model and class."""
+def constant_explainer(heatmap: Tensor) -> Explainer:
+    """Return an explainer that gives the same heatmap for every input, model and class.
 
-    def explain(inputs: Tensor, rows: Tensor, *, draw: int = 0, **asked: Any) -> Tensor:
+    Args:
+        heatmap: (K, *grid).
+
+    Returns:
+        The Explainer.
+
+    Example:
+        >>> explain = tp.metrics.constant_explainer(torch.ones(1, 4, 4))
+        >>> explain(torch.rand(2, 3, 8, 8), torch.arange(2)).shape
+        torch.Size([2, 1, 4, 4])
+    """
+
+    def explain(inputs: Tensor, rows: Tensor, *, draw: int = 0, **changes: Any) -> Tensor:
         return heatmap.expand(len(inputs), *heatmap.shape)
 
     return explain
 
 
-def at_random(shape: Sequence[int], seed: int, number: int, like: Tensor) -> Explainer:
-    """Uniform numbers (K, *grid), others for every input, and for every `draw`."""
+def random_explainer(shape: Sequence[int], seed: int, number: int, like: Tensor) -> Explainer:
+    """Return an explainer that gives uniform random numbers, different for every input and every `draw`.
 
-    def explain(inputs: Tensor, rows: Tensor, *, draw: int = 0, **asked: Any) -> Tensor:
+    Args:
+        shape: (K, *grid), the shape of each heatmap.
+        seed: The seed of the evaluation.
+        number: The number of this explainer, which tells several random baselines apart.
+        like: A tensor of the dtype and on the device to use.
+
+    Returns:
+        The Explainer.
+
+    Example:
+        >>> explain = tp.metrics.random_explainer((1, 4, 4), 0, 0, torch.zeros(1))
+        >>> x, rows = torch.rand(2, 3, 8, 8), torch.arange(2)
+        >>> torch.equal(explain(x, rows), explain(x, rows))
+        True
+    """
+
+    def explain(inputs: Tensor, rows: Tensor, *, draw: int = 0, **changes: Any) -> Tensor:
         generators = [generator(fingerprint(each), seed, 1000 + number, draw) for each in inputs]
         return torch.stack([torch.rand(tuple(shape), generator=each) for each in generators]).to(like)
 

@@ -1,4 +1,4 @@
-"""What metrics are given: heatmaps that are scored together, and the clean pass that they are of."""
+"""Case: the argument of every metric, heatmaps that are scored together with the clean pass that they explain."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from torchpeek.metrics.draws import fingerprint, generator
 
 Made = TypeVar("Made")
 
-# What interpolating equal values tells apart is no difference: of the largest value, so small a part.
+# Values that differ by less than this share of the largest are equal: interpolation differs in the last digits.
 _SAME = 2.0**-20
 ONE_LOGIT = (
-    "the model has one logit, whose softmax is 1 whatever it shows. Next: a target that says what the probability is, "
-    "such as tp.targets.Computed, or a metric that reads none (torchpeek metrics)"
+    "the model has one logit, whose softmax is always 1. Next: take a target that computes the probability, such as "
+    "tp.targets.Computed, or a metric that reads no probability (torchpeek metrics)"
 )
 
 
 class Explainer(Protocol):
-    """Makes heatmaps of other inputs, in the way in which those that are scored were made."""
+    """Explains other inputs in the same way as the heatmaps that are scored."""
 
     def __call__(
         self,
@@ -38,36 +38,71 @@ class Explainer(Protocol):
         labels: Tensor | None = None,
         draw: int = 0,
     ) -> Tensor:
-        """(n, ...), versions of the samples `rows` -> (n, K, *grid); of another model, or for other classes (n, K).
+        """Return the heatmaps of changed samples.
 
-        `draw` tells the times apart that the same is asked of a baseline that is drawn at random.
+        Args:
+            inputs: (n, C, *size), changed versions of the samples `rows`.
+            rows: (n,), which sample each input is a version of.
+            model: Another model to explain. None is the model of the clean pass.
+            labels: (N, K), other class indices to explain. None is the question of the heatmaps.
+            draw: Number of the call. A random baseline gives other numbers for another one.
+
+        Returns:
+            (n, K, *grid).
         """
         ...
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Remembering:
-    known: dict[Any, Any] = field(default_factory=dict)
+@dataclass(frozen=True, eq=False)
+class _Memo:
+    """Remembers values that are computed once."""
+
+    values_by_key: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def once(self, key: object, make: Callable[[], Made]) -> Made:
-        """What `make` returns, made the first time."""
-        if key not in self.known:
-            self.known[key] = make()
-        found: Made = self.known[key]
-        return found
+        """Return what `make` returns. It is called only the first time, and its value is kept under `key`.
+
+        Args:
+            key: Names the value.
+            make: Computes the value.
+
+        Returns:
+            The value.
+
+        Example:
+            >>> case = tp.metrics.Case(None, torch.rand(1, 1, 4, 4))
+            >>> case.once("half", lambda: 0.5), case.once("half", lambda: 1.0)
+            (0.5, 0.5)
+        """
+        if key not in self.values_by_key:
+            self.values_by_key[key] = make()
+        value: Made = self.values_by_key[key]
+        return value
 
 
 @dataclass(frozen=True, eq=False)
-class Clean(_Remembering):
-    """The clean pass, and what is known of it: shared by all metrics, and by heatmaps on whatever grid."""
+class CleanPass(_Memo):
+    """The clean pass of an evaluation. All metrics share it, and so do heatmaps on different grids.
 
-    trace: Trace  # at no layer; its scores (N, K) are what the heatmaps explain
+    Args:
+        trace: A trace of the clean pass. Its scores (N, K) are those that the heatmaps explain.
+        seed: Seed of all random numbers.
+        batch: Number of passes that run at once. None is as many as fit into memory.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> clean = tp.metrics.CleanPass(tp.trace(model, torch.rand(1, 3, 8, 8), layer="0", target=2))
+        >>> clean.probable.scores.shape
+        torch.Size([1, 1])
+    """
+
+    trace: Trace
     seed: int = 0
-    batch: int | None = None  # passes at once; None for as many as fit
+    batch: int | None = None
 
     @cached_property
     def probable(self) -> Trace:
-        """The same pass, asked for probabilities where what is asked is scores of classes."""
+        """The same pass with the probability in place of a class's score. Other questions stay as they are."""
         question = self.trace.question
         if isinstance(question, ClassScores):
             if class_logits(self.trace.output).shape[1] < 2:
@@ -77,36 +112,62 @@ class Clean(_Remembering):
 
     @cached_property
     def fingerprints(self) -> list[bytes]:
-        """Of each sample."""
+        """The fingerprint of each sample."""
         return [fingerprint(sample) for sample in self.trace.inputs]
 
     def generators(self, salt: int = 0) -> list[torch.Generator]:
-        """For each sample its own random numbers: from the seed and the sample, whatever else is in the batch."""
+        """Return a random number generator for each sample. It depends on the seed and the sample, not on the batch.
+
+        Args:
+            salt: Tells one use of random numbers from another.
+
+        Returns:
+            N generators, on the CPU.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> clean = tp.metrics.CleanPass(tp.trace(model, torch.rand(2, 3, 8, 8), layer="0", target=2))
+            >>> len(clean.generators())
+            2
+        """
         return [generator(each, self.seed, salt) for each in self.fingerprints]
 
 
 @dataclass(frozen=True, eq=False)
-class Case(_Remembering):
-    """J = M * K heatmaps of each of N samples, on one grid: of M methods, each of K scores."""
+class Case(_Memo):
+    """J = M * K heatmaps of each of N samples, on one grid: M methods with K scores each.
 
-    clean: Clean
-    values: Tensor  # (N, J, *grid), signed and raw; heatmap j is of score j % K
-    regions: Tensor | None = None  # (N, 1 or K, *size), bool
-    explainers: Sequence[Explainer] = ()  # of the M methods
+    Args:
+        clean: The clean pass.
+        values: (N, J, *grid), signed and raw. Heatmap j explains score j % K.
+        regions: (N, 1 or K, *size), bool: where the object is. None if that is not known.
+        explainers: M functions that explain other inputs, one for each method.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> clean = tp.metrics.CleanPass(tp.trace(model, torch.rand(1, 3, 8, 8), layer="0", target=2))
+        >>> tp.metrics.Case(clean, torch.rand(1, 1, 6, 6)).mask.shape
+        torch.Size([1, 1, 8, 8])
+    """
+
+    clean: CleanPass
+    values: Tensor
+    regions: Tensor | None = None
+    explainers: Sequence[Explainer] = ()
 
     @property
     def inputs(self) -> Tensor:
-        """(N, C, *size)"""
+        """The inputs of the clean pass, (N, C, *size)."""
         return self.clean.trace.inputs
 
     @property
     def size(self) -> torch.Size:
-        """Of the input's own axes."""
+        """The size of the input's grid, without samples and channels."""
         return self.inputs.shape[2:]
 
     @property
     def classes(self) -> int:
-        """K"""
+        """The number of scores, K."""
         return self.clean.trace.scores.shape[1]
 
     @cached_property
@@ -116,93 +177,156 @@ class Case(_Remembering):
 
     @cached_property
     def scores(self) -> Tensor:
-        """(N, J): the clean p of each heatmap."""
+        """(N, J): the probability of each heatmap's score in the clean pass."""
         return self.clean.probable.scores[:, self.columns]
 
     @cached_property
     def mask(self) -> Tensor:
-        """(N, J, *size): positive, scaled to [0, 1], then resized, as masking metrics read it."""
+        """(N, J, *size): the heatmaps as masking metrics read them: positive, scaled to [0, 1], then resized."""
         return upsample(unit_range(self.values.clamp(min=0)), self.size)
 
     @cached_property
     def signed(self) -> Tensor:
-        """(N, J, *size): resized, as ranking metrics read it."""
+        """(N, J, *size): the heatmaps as ranking metrics read them: signed, resized."""
         return upsample(self.values, self.size)
 
     @cached_property
     def levels(self) -> Tensor:
-        """(N, J, P), whole numbers: the same, for comparisons; what differs by rounding alone is equal."""
-        return levelled(self.signed.flatten(2))
+        """(N, J, P), whole numbers: `signed` for comparisons. Values that differ by rounding alone are equal."""
+        return round_to_levels(self.signed.flatten(2))
 
     @cached_property
     def ranks(self) -> Tensor:
-        """(N, J, *size), int32: the place of each position, the highest value first, equal ones in random order."""
+        """(N, J, *size), int32: the rank of each position, 0 for the highest value, equal values in random order."""
         return self.ranked(self.signed.flatten(2)).view_as(self.signed)
 
     def ranked(self, values: Tensor) -> Tensor:
-        """(N, J, P) -> (N, J, P), int32: the same of any values."""
-        values = levelled(values)
+        """Return the rank of each value: 0 for the highest. Equal values are ranked in random order.
+
+        Args:
+            values: (N, J, P).
+
+        Returns:
+            (N, J, P), int32.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> clean = tp.metrics.CleanPass(tp.trace(model, torch.rand(1, 3, 8, 8), layer="0", target=2))
+            >>> tp.metrics.Case(clean, torch.rand(1, 1, 6, 6)).ranked(torch.tensor([[[0.1, 0.9, 0.5]]])).tolist()
+            [[[2, 0, 1]]]
+        """
+        values = round_to_levels(values)
         places = torch.arange(values.shape[2], dtype=torch.int32, device=values.device).expand_as(values[0])
         ranks = torch.empty_like(values, dtype=torch.int32)
-        for sample, drawn in enumerate(self.clean.generators()):  # one by one, as sorting takes much memory
+        for sample, drawn in enumerate(self.clean.generators()):  # one by one, because sorting takes much memory
             shuffled = torch.randperm(values.shape[2], generator=drawn).to(values.device).expand_as(values[0])
             by_value = values[sample].gather(1, shuffled).sort(dim=1, descending=True, stable=True).indices
             ranks[sample].scatter_(1, shuffled.gather(1, by_value), places)
         return ranks
 
     def region(self, widened: Callable[[Tensor], Tensor] = lambda regions: regions) -> Tensor:
-        """(N, J, *size), bool; `widened` is applied once to each region. Raises MetricNotApplicable where none is."""
+        """Return the region of the object for each heatmap.
+
+        Args:
+            widened: Applied to the regions (N, 1 or K, *size), once for each of them.
+
+        Returns:
+            (N, J, *size), bool.
+
+        Raises:
+            MetricNotApplicable: When the case has no regions.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> clean = tp.metrics.CleanPass(tp.trace(model, torch.rand(1, 3, 8, 8), layer="0", target=2))
+            >>> regions = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+            >>> tp.metrics.Case(clean, torch.rand(1, 3, 6, 6), regions).region().shape
+            torch.Size([1, 3, 8, 8])
+        """
         if self.regions is None:
-            raise MetricNotApplicable("metrics of where need masks= or boxes=, which say where the object is")
-        found = widened(self.regions.to(self.values.device))
-        return found[:, self.columns] if found.shape[1] > 1 else found.expand(-1, self.values.shape[1], *self.size)
+            raise MetricNotApplicable("this metric needs masks= or boxes=, which say where the object is")
+        regions = widened(self.regions.to(self.values.device))
+        return (
+            regions[:, self.columns] if regions.shape[1] > 1 else regions.expand(-1, self.values.shape[1], *self.size)
+        )
 
     @cached_property
     def masked_scores(self) -> Tensor:
-        """(N, J): p of the input times each heatmap's mask."""
+        """(N, J): the probability for the input times each heatmap's mask."""
 
-        def masked(given: Tensor, rows: Tensor, maps: Tensor, trials: Tensor) -> Tensor:
-            return given * self.mask[rows, maps].unsqueeze(1).to(given)
+        def masked(inputs: Tensor, rows: Tensor, maps: Tensor, trials: Tensor) -> Tensor:
+            return inputs * self.mask[rows, maps].unsqueeze(1).to(inputs)
 
         return self.rescored(masked, 1).squeeze(2)
 
     def rescored(self, change: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], trials: int) -> Tensor:
-        """(N, J, trials): p of inputs that are changed for each heatmap.
+        """Return the probability for inputs that are changed for each heatmap on its own.
 
-        Called as `change(inputs (b, C, *size), rows (b,), maps (b,), trials (b,))`; entry i is sample rows[i], for its
-        heatmap maps[i], in its trial trials[i].
+        Args:
+            change: Called as `change(inputs (b, C, *size), rows (b,), maps (b,), trials (b,))`. Entry i is sample
+                rows[i], to be changed for heatmap maps[i] in trial trials[i]. Returns the changed inputs.
+            trials: Number of changes for each heatmap.
+
+        Returns:
+            (N, J, trials).
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> clean = tp.metrics.CleanPass(tp.trace(model, torch.rand(1, 3, 8, 8), layer="0", target=2))
+            >>> case = tp.metrics.Case(clean, torch.rand(1, 1, 6, 6))
+            >>> case.rescored(lambda inputs, rows, maps, trials: inputs * 0, 2).shape
+            torch.Size([1, 1, 2])
         """
         maps = self.values.shape[1]
 
-        def perturb(given: Tensor, rows: Tensor, numbers: Tensor) -> Tensor:
-            return change(given, rows, numbers // trials, numbers % trials)
+        def perturb(inputs: Tensor, rows: Tensor, numbers: Tensor) -> Tensor:
+            return change(inputs, rows, numbers // trials, numbers % trials)
 
-        found = self.clean.probable.rescore(perturb, maps * trials, batch=self.clean.batch)  # (N, J * trials, K)
-        columns = self.columns.to(found.device).repeat_interleave(trials).view(1, -1, 1).expand(len(found), -1, 1)
-        return found.gather(2, columns).view(len(found), maps, trials)
+        scores = self.clean.probable.rescore(perturb, maps * trials, batch=self.clean.batch)  # (N, J * trials, K)
+        columns = self.columns.to(scores.device).repeat_interleave(trials).view(1, -1, 1).expand(len(scores), -1, 1)
+        return scores.gather(2, columns).view(len(scores), maps, trials)
 
-    def rescored_alike(self, key: object, perturb: Change, trials: int, *, asked: bool = False) -> Tensor:
-        """(N, J, trials): p, or what is asked, of inputs that are changed alike for every heatmap; run once."""
-        trace = self.clean.trace if asked else self.clean.probable
-        found = self.clean.once(
-            (key, asked, trials), lambda: trace.rescore(perturb, trials, batch=self.clean.batch)
+    def rescored_alike(self, key: object, perturb: Change, trials: int, *, raw_score: bool = False) -> Tensor:
+        """Return the probability, or the score, for inputs that are changed in the same way for every heatmap.
+
+        The passes run once, however many heatmaps and metrics read them.
+
+        Args:
+            key: Names the change, so that the result is remembered.
+            perturb: Called as `perturb(inputs (b, C, *size), rows (b,), trials (b,))`. Returns the changed inputs.
+            trials: Number of changes.
+            raw_score: Whether to return the score itself in place of the probability.
+
+        Returns:
+            (N, J, trials).
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> clean = tp.metrics.CleanPass(tp.trace(model, torch.rand(1, 3, 8, 8), layer="0", target=2))
+            >>> case = tp.metrics.Case(clean, torch.rand(1, 1, 6, 6))
+            >>> case.rescored_alike("zero", lambda inputs, rows, trials: inputs * 0, 1).shape
+            torch.Size([1, 1, 1])
+        """
+        trace = self.clean.trace if raw_score else self.clean.probable
+        scores = self.clean.once(
+            (key, raw_score, trials), lambda: trace.rescore(perturb, trials, batch=self.clean.batch)
         )  # (N, trials, K)
-        return found.mT[:, self.columns]
+        return scores.mT[:, self.columns]
 
 
-def levelled(values: Tensor) -> Tensor:
-    """(N, J, P) -> (N, J, P): whole numbers in the same order, equal where rounding alone tells two apart."""
+def round_to_levels(values: Tensor) -> Tensor:
+    """Return whole numbers in the order of the values, (N, J, P). Values that differ by rounding alone are equal."""
     largest = values.abs().amax(2, keepdim=True)
     return (values / torch.where(largest > 0, largest, 1) / _SAME).round()
 
 
 def check_computed(case: Case, name: str) -> None:
-    """Raise MetricNotApplicable unless what a function of the caller's computes can be a probability."""
+    """Raise MetricNotApplicable if a `Computed` target returns numbers that cannot be probabilities."""
     if not isinstance(case.clean.trace.question, ComputedScores):
         return
     numbers = torch.cat([case.scores, case.masked_scores])
     if not bool(((numbers >= 0) & (numbers <= 1)).all()):
         raise MetricNotApplicable(
-            f"{name} is of probabilities, and what is computed here is {float(numbers.min()):.4g} to "
+            f"{name} needs probabilities, but the computed numbers are {float(numbers.min()):.4g} to "
             f"{float(numbers.max()):.4g}. Next: compute numbers in [0, 1], or choose another metric (torchpeek metrics)"
         )

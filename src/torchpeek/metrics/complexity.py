@@ -1,4 +1,4 @@
-"""How few positions a heatmap is made of; nothing is run."""
+"""Complexity metrics: over how few positions a heatmap is spread. They run no pass."""
 
 from __future__ import annotations
 
@@ -6,28 +6,31 @@ import torch
 from torch import Tensor
 
 from torchpeek.metrics.case import Case
-from torchpeek.metrics.metric import Scored, metric
+from torchpeek.metrics.metric import MetricResult, metric
 
 
 @metric("sparseness", needs="heatmap", higher_is_better=True, paper="arXiv:1810.06583")
-def sparseness(case: Case) -> Scored:
-    """Gini index of the absolute values on the heatmap's own grid: 0 where all are alike, near 1 where one is all."""
-    return Scored(gini(case.values.flatten(2).abs()))
+def sparseness(case: Case) -> MetricResult:
+    """Gini index of the absolute values on the heatmap's own grid: 0 if they are equal, near 1 if one is all."""
+    return MetricResult(gini(case.values.flatten(2).abs()))
 
 
 def gini(values: Tensor) -> Tensor:
-    """(..., n), none negative -> (...): 0 where all are zero."""
+    """Return the Gini index of non-negative values, (..., n) -> (...); 0 if all are zero."""
     ordered, count = values.sort(dim=-1).values, values.shape[-1]
     places = torch.arange(1, count + 1, device=values.device, dtype=values.dtype)
     total = ordered.sum(-1)
-    found = ((2 * places - count - 1) * ordered).sum(-1) / (count * total)
-    return torch.where(total > 0, found, 0)
+    index = ((2 * places - count - 1) * ordered).sum(-1) / (count * total)
+    return torch.where(total > 0, index, 0)
 
 
 @metric("entropy", needs="heatmap", higher_is_better=False, paper="arXiv:2005.00631")
-def entropy(case: Case) -> Scored:
-    """Entropy, in nats, of the absolute values' shares on the heatmap's own grid; of zeros that of a uniform one."""
+def entropy(case: Case) -> MetricResult:
+    """Entropy of the absolute values on the heatmap's own grid, in nats, as shares of their sum.
+
+    A heatmap of zeros has the entropy of a uniform one.
+    """
     values = case.values.flatten(2).abs()
     total = values.sum(2, keepdim=True)
     share = torch.where(total > 0, values / total, 1 / values.shape[2])
-    return Scored(torch.special.entr(share).sum(2))
+    return MetricResult(torch.special.entr(share).sum(2))

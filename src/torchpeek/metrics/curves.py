@@ -1,4 +1,4 @@
-"""The score while the input is removed, or put back, a part at a time."""
+"""Curve metrics: the probability while the input is removed, or put back, step by step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torchpeek.errors import OptionError
 from torchpeek.metrics.case import Case
 from torchpeek.metrics.fills import filled
-from torchpeek.metrics.metric import Scored, metric
+from torchpeek.metrics.metric import MetricResult, metric
 from torchpeek.metrics.patches import patch_sums, patches
 from torchpeek.registry import check_whole
 
@@ -21,37 +21,47 @@ def _steps(options: Mapping[str, Any]) -> int:
 
 
 @metric("deletion", needs="passes", higher_is_better=False, paper="arXiv:1806.07421", passes=_steps, reads="p")
-def deletion(case: Case, *, steps: int = 50, baseline: str = "zeros") -> Scored:
-    """Area under the probability as the highest positions are removed first (RISE, section 4)."""
+def deletion(case: Case, *, steps: int = 50, baseline: str = "zeros") -> MetricResult:
+    """Area under the probability as the highest positions are removed first (RISE, section 4).
+
+    Args:
+        steps: Number of steps from the whole input to nothing of it.
+        baseline: What replaces removed positions: "zeros", "mean", "blur" or "noise".
+    """
     return _area(_replaced(case, steps, baseline, removed_first=True))
 
 
 @metric("insertion", needs="passes", higher_is_better=True, paper="arXiv:1806.07421", passes=_steps, reads="p")
-def insertion(case: Case, *, steps: int = 50, baseline: str = "blur") -> Scored:
-    """Area under the probability as the highest positions are put back first (RISE, section 4)."""
+def insertion(case: Case, *, steps: int = 50, baseline: str = "blur") -> MetricResult:
+    """Area under the probability as the highest positions are put back first (RISE, section 4).
+
+    Args:
+        steps: Number of steps from nothing of the input to the whole of it.
+        baseline: What stands at positions that are not put back: "zeros", "mean", "blur" or "noise".
+    """
     return _area(_replaced(case, steps, baseline, removed_first=False))
 
 
-def _area(curve: Tensor) -> Scored:
+def _area(curve: Tensor) -> MetricResult:
     steps = curve.shape[2] - 1
-    return Scored((curve.sum(2) - (curve[..., 0] + curve[..., -1]) / 2) / steps, curve)
+    return MetricResult((curve.sum(2) - (curve[..., 0] + curve[..., -1]) / 2) / steps, curve)
 
 
 def _replaced(case: Case, steps: int, baseline: str, *, removed_first: bool) -> Tensor:
-    """(N, J, steps + 1): p with the first round(t / steps * P) positions replaced, or all but these."""
+    """(N, J, steps + 1): the probability with the first round(t / steps * P) positions replaced, or all others."""
     check_whole("steps", steps)
     fill = filled(case.clean, baseline)
     positions = case.size.numel()
     counts = [round(step * positions / steps) for step in range(steps + 1)]
 
-    def replaced(given: Tensor, rows: Tensor, maps: Tensor, trials: Tensor) -> Tensor:
-        taken = torch.tensor([counts[1 + trial] for trial in trials.tolist()], device=given.device)
+    def replaced(inputs: Tensor, rows: Tensor, maps: Tensor, trials: Tensor) -> Tensor:
+        taken = torch.tensor([counts[1 + trial] for trial in trials.tolist()], device=inputs.device)
         first = case.ranks[rows, maps] < taken.view(-1, *(1 for _ in case.size))  # (b, *size)
         gone = first if removed_first else ~first
-        return torch.where(gone.unsqueeze(1), fill[rows].to(given), given)
+        return torch.where(gone.unsqueeze(1), fill[rows].to(inputs), inputs)
 
-    # Both ends are the same for every heatmap: the input as it is, which was passed already, and nothing of it.
-    empty = case.rescored_alike(("empty", baseline), lambda given, rows, trials: fill[rows].to(given), 1)
+    # Both ends are the same for every heatmap: the whole input, whose pass is the clean one, and nothing of it.
+    empty = case.rescored_alike(("empty", baseline), lambda inputs, rows, trials: fill[rows].to(inputs), 1)
     whole = case.scores.unsqueeze(2)
     ends = (whole, empty) if removed_first else (empty, whole)
     between = [case.rescored(replaced, steps - 1)] if steps > 1 else []
@@ -59,21 +69,27 @@ def _replaced(case: Case, steps: int, baseline: str, *, removed_first: bool) -> 
 
 
 @metric("aopc", needs="passes", higher_is_better=True, paper="arXiv:1509.06321", passes=_steps, reads="p")
-def aopc(case: Case, *, cells: int = 8, steps: int = 32, baseline: str = "noise") -> Scored:
-    """How far the probability falls on average as the highest patches are removed one by one (Samek et al.)."""
+def aopc(case: Case, *, cells: int = 8, steps: int = 32, baseline: str = "noise") -> MetricResult:
+    """Mean fall of the probability as the highest patches are removed one by one (Samek et al.).
+
+    Args:
+        cells: Number of patches along each axis.
+        steps: Number of patches to remove.
+        baseline: What replaces removed patches: "zeros", "mean", "blur" or "noise".
+    """
     check_whole("cells", cells)
     check_whole("steps", steps)
     index = patches(case.size, cells).to(case.values.device)
     number = cells ** len(case.size)
     if steps > number:
-        raise OptionError(f"option steps is {steps}; of {cells} x {cells} patches at most {number} can be removed")
+        raise OptionError(f"option steps is {steps}; allowed: up to {number}, the number of patches with cells={cells}")
     ranks = case.ranked(patch_sums(case.signed, index, number))[..., index]  # (N, J, *size)
     fill = filled(case.clean, baseline)
 
-    def removed(given: Tensor, rows: Tensor, maps: Tensor, trials: Tensor) -> Tensor:
-        gone = ranks[rows, maps] <= trials.to(given.device).view(-1, *(1 for _ in case.size))
-        return torch.where(gone.unsqueeze(1), fill[rows].to(given), given)
+    def removed(inputs: Tensor, rows: Tensor, maps: Tensor, trials: Tensor) -> Tensor:
+        gone = ranks[rows, maps] <= trials.to(inputs.device).view(-1, *(1 for _ in case.size))
+        return torch.where(gone.unsqueeze(1), fill[rows].to(inputs), inputs)
 
     clean = case.scores.unsqueeze(2)
     curve = torch.cat([clean, case.rescored(removed, steps)], dim=2)  # (N, J, steps + 1)
-    return Scored((clean - curve).mean(2), curve)
+    return MetricResult((clean - curve).mean(2), curve)

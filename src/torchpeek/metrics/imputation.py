@@ -1,13 +1,14 @@
-"""Imputation: removed positions become the weighted mean of their neighbours, all at once (arXiv:2202.00449).
+"""Imputation: removed positions are replaced by the weighted mean of their neighbours (arXiv:2202.00449).
 
-At every removed position i, sum_j w_ij (x_j - x_i) = 0 over the neighbours j inside the picture. The weights are 1-2-1
-along each axis, multiplied, the centre left out: 2 for direct and 1 for diagonal neighbours in a picture, which is the
-paper's 1/6 and 1/12; 1 and 1 in a signal; 4, 2 and 1 (face, edge, corner) in a volume. The paper's noise is not added.
+At every removed position i, sum_j w_ij (x_j - x_i) = 0 over the neighbours j inside the picture. The weights are the
+product of 1-2-1 along each axis, without the centre. In a picture they are 2 for direct and 1 for diagonal neighbours,
+which is the paper's 1/6 and 1/12; in a signal 1 and 1; in a volume 4, 2 and 1 for faces, edges and corners. The paper's
+noise is not added.
 
-That is a linear system A x = b, and A is symmetric positive definite as soon as one position is known. Some seven
-rounds of conjugate gradients solve it, each preconditioned by a cycle over ever coarser grids (multigrid), which
-carries values across a large hole at once. All of it is sums of shifted pictures: a batch is solved together, on any
-device.
+This is a linear system A x = b for all removed positions together. A is symmetric positive definite if at least one
+position is known. About seven rounds of conjugate gradients solve it. Each round is preconditioned by a multigrid
+cycle, that is over coarser and coarser grids, which carries values across a large hole in one step. Every operation is
+a sum of shifted pictures, so a batch is solved together, on any device.
 """
 
 from __future__ import annotations
@@ -24,19 +25,30 @@ from torch import Tensor
 from torchpeek.errors import InputError, OptionError
 
 # Two sweeps multiply an error with eigenvalue t of A / total by (1 - 1.1 t) (1 - 2.5 t). 0 < t <= 1, as 1-2-1 has no
-# negative eigenvalue. From t = 0.3 on that is at most 0.18; what is smoother is left to the coarser grid.
+# negative eigenvalue. For t >= 0.3 that is at most 0.18. Smoother errors are left to the coarser grid.
 _SWEEPS = (1.1, 2.5)
 _ROUNDS = 100  # far more than any mask needs
-_CHUNK = 2**19  # numbers that a CPU works on at once: more leave its cache, fewer are all overhead on coarse grids
+_CHUNK = 2**19  # numbers in a chunk on a CPU: more do not fit its cache, fewer are mostly overhead on coarse grids
 
 
 @torch.no_grad()
 def imputed(pictures: Tensor, removed: Tensor, *, tolerance: float = 1e-4) -> Tensor:
-    """`pictures` (b, C, *grid), one to three axes, with what is `removed` (b, *grid) replaced by the solution.
+    """Replace removed positions by the solution of the linear system.
 
-    `tolerance` is the largest norm(A x - b) / norm(b) of each picture and channel, values counted from the constant
-    that makes norm(b) smallest, so that an offset changes nothing (but for its rounding). What lies under `removed` is
-    not read, and the rest of the batch does not matter.
+    Values at removed positions are not read. The result for one picture does not depend on the rest of the batch.
+
+    Args:
+        pictures: (b, C, *grid), float32 or float64, with one to three grid axes.
+        removed: (b, *grid), bool, True where a position is removed.
+        tolerance: The largest norm(A x - b) / norm(b) for each picture and channel. Values are measured from the
+            constant that makes norm(b) smallest, so an offset changes nothing but rounding.
+
+    Returns:
+        (b, C, *grid), the pictures with the removed positions filled.
+
+    Raises:
+        InputError: When shape, dtype or device do not fit, a picture has no known position, or there is no solution.
+        OptionError: When the tolerance is too small for the dtype, or not below 1.
     """
     _check(pictures, removed, tolerance)
     chunk = _CHUNK // max(1, math.prod(pictures.shape[1:])) if pictures.device.type == "cpu" else len(pictures)
@@ -45,38 +57,40 @@ def imputed(pictures: Tensor, removed: Tensor, *, tolerance: float = 1e-4) -> Te
 
 
 def _check(pictures: Tensor, removed: Tensor, tolerance: float) -> None:
-    shape, kind, place = tuple(pictures.shape), pictures.dtype, pictures.device
+    shape, dtype, device = tuple(pictures.shape), pictures.dtype, pictures.device
     if not 3 <= len(shape) <= 5 or 0 in shape[2:]:
-        raise InputError(f"pictures are {shape}; give (b, C, L), (b, C, H, W) or (b, C, D, H, W), no axis of length 0")
-    if kind not in (torch.float32, torch.float64):
-        raise InputError(f"pictures are {kind}; give float32 or float64")
-    if removed.dtype != torch.bool or removed.shape != (shape[0], *shape[2:]) or removed.device != place:
+        raise InputError(
+            f"pictures has shape {shape}; give (b, C, L), (b, C, H, W) or (b, C, D, H, W), no axis of length 0"
+        )
+    if dtype not in (torch.float32, torch.float64):
+        raise InputError(f"pictures is {dtype}; give float32 or float64")
+    if removed.dtype != torch.bool or removed.shape != (shape[0], *shape[2:]) or removed.device != device:
         raise InputError(
             f"removed is {removed.dtype} {tuple(removed.shape)} on {removed.device}; "
-            f"give torch.bool {(shape[0], *shape[2:])} on {place}, True where a position is removed"
+            f"give torch.bool {(shape[0], *shape[2:])} on {device}, True where a position is removed"
         )
-    least = 100 * torch.finfo(kind).eps  # below, rounding decides
+    least = 100 * torch.finfo(dtype).eps  # below it, rounding decides
     if not least <= tolerance < 1:
-        raise OptionError(f"tolerance {tolerance:g} for {kind}; give {least:.1e} or more, and less than 1")
+        raise OptionError(f"tolerance is {tolerance:g} for {dtype}; give {least:.1e} or more, and less than 1")
     if (hidden := removed.flatten(1).all(1)).any():
         raise InputError(f"all of picture {int(hidden.int().argmax())} is removed; leave at least one position known")
 
 
 def _solved(pictures: Tensor, removed: Tensor, tolerance: float) -> Tensor:
-    """Preconditioned conjugate gradients on (b, C, *grid), with `removed` (b, 1, *grid)."""
+    """Solve the system by preconditioned conjugate gradients; pictures (b, C, *grid), removed (b, 1, *grid)."""
     grids = _grids(removed.to(pictures.dtype))
     finest, epsilon = grids[0], torch.finfo(pictures.dtype).eps
-    right = _around(torch.where(removed, 0, pictures)).mul_(finest.removed)  # b: what known neighbours add
-    touch = _around(1 - finest.removed).mul_(finest.removed)  # the same of a picture of ones
+    right = _around(torch.where(removed, 0, pictures)).mul_(finest.removed)  # b: the sum over known neighbours
+    touch = _around(1 - finest.removed).mul_(finest.removed)  # the same for a picture of ones
     constant = _dot(right, touch) / _dot(touch, touch).clamp(min=1)  # the best start; 0 where nothing is removed
     rest = right - constant * touch  # the residual, here and below
     goal = torch.maximum(tolerance**2 * _dot(rest, rest), (4 * epsilon) ** 2 * _dot(right, right))
     solution, direction, before = torch.zeros_like(rest), torch.zeros_like(rest), torch.ones_like(goal)
     for _ in range(_ROUNDS):
-        active = _dot(rest, rest) > goal  # each stops for itself: what it is solved with must not change it
+        active = _dot(rest, rest) > goal  # each stops on its own: the rest of the batch must not change it
         if not active.any():
             return torch.where(removed, solution + constant, pictures)
-        step = _cycle(grids, rest)  # about the error that is left
+        step = _cycle(grids, rest)  # approximately the remaining error
         now = _dot(rest, step)
         direction.mul_(now / before).add_(step)  # so that no later step undoes an earlier one
         change = finest.laplacian(direction).mul_(finest.removed)
@@ -88,12 +102,12 @@ def _solved(pictures: Tensor, removed: Tensor, tolerance: float) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """(b, C, 1, ...): the inner product of each picture and channel."""
+    """Return the inner product of each picture and channel, (b, C, 1, ...)."""
     return (a * b).sum(tuple(range(2, a.ndim)), keepdim=True)
 
 
 def _around(values: Tensor) -> Tensor:
-    """The 1-2-1 sum of each position and its neighbours, 0 outside: along each axis, twice the sum of two."""
+    """Return the 1-2-1 sum over each position and its neighbours, 0 outside: twice the sum of two, along each axis."""
     axes = range(2, values.ndim)
     values = F.pad(values, [1, 1] * len(axes))
     for axis in (*axes, *axes):
@@ -104,21 +118,22 @@ def _around(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Grid:
-    """One resolution. The weights are the same on all; what differs is which cells are removed."""
+    """One resolution. The weights are the same on all of them; which cells are removed differs."""
 
-    removed: Tensor  # (b, 1, *grid), 1 where a value is asked for, 0 where it is known
-    total: Tensor  # (1, 1, *grid), the weights inside the picture, with the centre's
-    inverse: Tensor  # (b, 1, *grid), 1 / total where removed, else 0
+    removed: Tensor  # (b, 1, *grid), 1 where the position is removed, 0 where it is known
+    total: Tensor  # (1, 1, *grid), the sum of the weights inside the picture, with the centre's
+    inverse: Tensor  # (b, 1, *grid), 1 / total where removed, 0 elsewhere
 
     def laplacian(self, values: Tensor) -> Tensor:
-        """sum_j w_ij (x_j - x_i), the centre's own weight cancelling out; -A x where removed."""
+        """Return sum_j w_ij (x_j - x_i), in which the centre's own weight cancels: -A x where removed."""
         return _around(values).addcmul_(self.total, values, value=-1)
 
 
 def _grids(removed: Tensor) -> list[_Grid]:
-    """Finest first, each half as fine, until nothing is removed. A cell is removed where all that it covers is.
+    """Return the grids, the finest first, each with half the resolution, until no cell is removed.
 
-    A coarse value then never reaches a known position, which keeps the cycle right for masks of scattered pixels, too.
+    A coarse cell is removed if all positions in it are. So a coarse value never reaches a known position, and the cycle
+    is also right for masks of scattered pixels.
     """
     ones = torch.ones_like(removed[:1])
     total = _around(ones)
@@ -127,13 +142,13 @@ def _grids(removed: Tensor) -> list[_Grid]:
 
 
 def _cycle(grids: list[_Grid], right: Tensor) -> Tensor:
-    """About A^-1 right: smooth, correct on the coarser grid, smooth. Symmetric, which conjugate gradients need."""
+    """Approximate A^-1 right: smooth, correct on the coarser grid, smooth. Conjugate gradients need it symmetric."""
     grid, *coarser = grids
     values = right * (_SWEEPS[0] * grid.inverse)  # the first sweep, from 0
     for weight in _SWEEPS[1:]:
         values.addcmul_(grid.inverse, grid.laplacian(values).add_(right), value=weight)
     if coarser:
-        # Over cells twice as wide the same bend is four times the difference: hence four times the mean residual.
+        # With cells twice as wide the same curvature is four times the difference: hence four times the mean residual.
         mean = 0.5 ** sum(size > 1 for size in right.shape[2:])
         rest = _pooled(grid.laplacian(values).add_(right)).mul_(4 * mean * coarser[0].removed)
         for part, cell in _pairs(values, _cycle(coarser, rest)):
@@ -144,7 +159,7 @@ def _cycle(grids: list[_Grid], right: Tensor) -> Tensor:
 
 
 def _pooled(fine: Tensor) -> Tensor:
-    """The sum over each cell of the coarser grid: two positions along each axis, or one at an odd end."""
+    """Return the sum over each cell of the coarser grid: two positions along each axis, or one at an odd end."""
     coarse = fine.new_zeros([*fine.shape[:2], *((size + 1) // 2 for size in fine.shape[2:])])
     for part, cell in _pairs(fine, coarse):
         cell += part
@@ -152,7 +167,7 @@ def _pooled(fine: Tensor) -> Tensor:
 
 
 def _pairs(fine: Tensor, coarse: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Views of both that match: of each cell the first position, then the next, up to 2 per axis."""
+    """Yield matching views of both: the first position of each cell, then the next, up to two along each axis."""
     for starts in product((0, 1), repeat=fine.ndim - 2):
         part = fine[:, :, *(slice(start, None, 2) for start in starts)]
         yield part, coarse[:, :, *(slice(size) for size in part.shape[2:])]

@@ -1,4 +1,4 @@
-"""Whether the heatmap is where the object is; nothing is run."""
+"""Localization metrics: whether the heatmap is where the object is. They run no pass."""
 
 from __future__ import annotations
 
@@ -8,25 +8,29 @@ import torch
 from torch import Tensor
 
 from torchpeek.metrics.case import Case
-from torchpeek.metrics.metric import Scored, metric
+from torchpeek.metrics.metric import MetricResult, metric
 from torchpeek.registry import check_number
 
-_AT_ONCE = 2**24  # numbers that are compared at once
+_AT_ONCE = 2**24  # numbers in a chunk of comparisons
 
 
 @metric("pointing-game", needs="region", higher_is_better=True, paper="arXiv:1608.00507")
-def pointing_game(case: Case, *, tolerance: float = 15.0) -> Scored:
-    """Share of the heatmap's maxima in the region, or within `tolerance` positions of it (Zhang et al.)."""
+def pointing_game(case: Case, *, tolerance: float = 15.0) -> MetricResult:
+    """Share of the heatmap's maxima in the region, or within `tolerance` positions of it (Zhang et al.).
+
+    Args:
+        tolerance: The largest distance from the region that counts as a hit, in positions of the input.
+    """
     check_number("tolerance", tolerance)
     values = case.levels
     highest = values == values.amax(2, keepdim=True)
     hit = highest & case.region(partial(widened, distance=tolerance)).flatten(2)
-    return _where_there_is_one(case, hit.sum(2) / highest.sum(2))
+    return _undefined_without_region(case, hit.sum(2) / highest.sum(2))
 
 
 def widened(region: Tensor, distance: float) -> Tensor:
-    """(N, R, *size), bool: with all positions at most so far from it, in a straight line."""
-    squares = torch.where(region, 0.0, torch.inf)  # of the distance to the region, along the axes so far
+    """Add all positions within a Euclidean distance to each region, (N, R, *size), bool."""
+    squares = torch.where(region, 0.0, torch.inf)  # squared distance to the region along the axes so far
     for axis in range(2, region.ndim):
         lines = squares.movedim(axis, -1)
         along = torch.arange(lines.shape[-1], dtype=torch.float32, device=region.device)
@@ -38,16 +42,16 @@ def widened(region: Tensor, distance: float) -> Tensor:
 
 
 @metric("energy-pointing-game", needs="region", higher_is_better=True, paper="arXiv:1910.01279")
-def energy_pointing_game(case: Case) -> Scored:
-    """Share of the heatmap's positive energy that lies in the region (Score-CAM); 0 where there is none."""
+def energy_pointing_game(case: Case) -> MetricResult:
+    """Share of the heatmap's positive energy that lies in the region (Score-CAM); 0 if it has no positive energy."""
     positive = case.signed.clamp(min=0).flatten(2)
     total = positive.sum(2)
     inside = (positive * case.region().flatten(2)).sum(2)
-    return _where_there_is_one(case, torch.where(total > 0, inside / total, 0))
+    return _undefined_without_region(case, torch.where(total > 0, inside / total, 0))
 
 
 @metric("grid-pointing-game", needs="region", higher_is_better=True, paper="arXiv:2104.00032")
-def grid_pointing_game(case: Case) -> Scored:
+def grid_pointing_game(case: Case) -> MetricResult:
     """Share of the positive energy in the class's own cell of a mosaic of pictures (CoDA Nets).
 
     The inputs are those of `tp.metrics.mosaic`, and the region is the cell.
@@ -56,10 +60,10 @@ def grid_pointing_game(case: Case) -> Scored:
 
 
 @metric("relevance-rank-accuracy", needs="region", higher_is_better=True, paper="arXiv:2003.07258")
-def relevance_rank_accuracy(case: Case) -> Scored:
+def relevance_rank_accuracy(case: Case) -> MetricResult:
     """Share of the highest positions, as many as the region has, that lie in it (CLEVR-XAI).
 
-    Of equal values at the edge of these the share is taken that is expected if they are drawn at random.
+    Equal values at the edge of this set count with the share that is expected when they are drawn at random.
     """
     values, region = case.levels, case.region().flatten(2)
     count = region.sum(2, keepdim=True)  # (N, J, 1)
@@ -68,19 +72,23 @@ def relevance_rank_accuracy(case: Case) -> Scored:
     above, equal = values > edge, values == edge
     left = count - above.sum(2, keepdim=True)
     inside = (above & region).sum(2) + (left / equal.sum(2, keepdim=True)).squeeze(2) * (equal & region).sum(2)
-    return _where_there_is_one(case, inside / count.squeeze(2))
+    return _undefined_without_region(case, inside / count.squeeze(2))
 
 
 @metric("iou", needs="region", higher_is_better=True, paper="arXiv:1512.04150")
-def iou(case: Case, *, threshold: float = 0.2) -> Scored:
-    """Overlap of the region with where the heatmap is above `threshold` of its maximum, over their union."""
+def iou(case: Case, *, threshold: float = 0.2) -> MetricResult:
+    """Intersection over union of the region and the positions above `threshold` of the heatmap's maximum.
+
+    Args:
+        threshold: Share of the maximum, 0 to 1.
+    """
     check_number("threshold", threshold, most=1.0)
     shown = case.mask > threshold
     both, either = (shown & case.region()).flatten(2).sum(2), (shown | case.region()).flatten(2).sum(2)
-    return _where_there_is_one(case, both / either)
+    return _undefined_without_region(case, both / either)
 
 
-def _where_there_is_one(case: Case, values: Tensor) -> Scored:
-    """NaN where the region is empty: nothing was there to be found."""
+def _undefined_without_region(case: Case, values: Tensor) -> MetricResult:
+    """Set the value to NaN where the region is empty, because there is nothing to find."""
     there = case.region().flatten(2).any(2)
-    return Scored(torch.where(there, values.to(case.values), torch.nan))
+    return MetricResult(torch.where(there, values.to(case.values), torch.nan))

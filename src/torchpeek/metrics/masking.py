@@ -1,4 +1,4 @@
-"""What is left of the score when only what the heatmap shows is left of the input; all from one pass."""
+"""Masking metrics: the probability when the input is multiplied by the heatmap. They share one pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from torchpeek.metrics.case import Case, check_computed
-from torchpeek.metrics.metric import Scored, metric
+from torchpeek.metrics.metric import MetricResult, metric
 
 
 def _one(options: Mapping[str, Any]) -> int:
@@ -19,32 +19,32 @@ _PAPER = "arXiv:1710.11063"
 
 
 @metric("average-drop", needs="passes", higher_is_better=False, paper=_PAPER, passes=_one, reads="probability")
-def average_drop(case: Case) -> Scored:
+def average_drop(case: Case) -> MetricResult:
     """How much of the probability is lost when the input is multiplied by the heatmap (Grad-CAM++, section 4).
 
-    An all-ones heatmap loses nothing, which is why it stands in every leaderboard.
+    A heatmap of ones loses nothing.
     """
     check_computed(case, "average-drop")
     clean = case.scores
-    # Of a probability that is zero in this precision nothing can be lost.
-    return Scored(torch.where(clean > 0, (clean - case.masked_scores).clamp(min=0) / clean, 0))
+    # A probability that is zero in this precision can lose nothing.
+    return MetricResult(torch.where(clean > 0, (clean - case.masked_scores).clamp(min=0) / clean, 0))
 
 
 @metric("increase", needs="passes", higher_is_better=True, paper=_PAPER, passes=_one, reads="p")
-def increase(case: Case) -> Scored:
+def increase(case: Case) -> MetricResult:
     """Whether the probability rises when the input is multiplied by the heatmap (Grad-CAM++, section 4).
 
-    By more than rounding: passes in chunks of another size do not give the same number to the last digit.
+    The rise has to exceed rounding: passes in chunks of another size differ in the last digit.
     """
     rounding = max(1e-5, 8 * torch.finfo(case.inputs.dtype).eps)
-    return Scored((case.masked_scores > case.scores + rounding * case.scores.abs()).to(case.scores))
+    return MetricResult((case.masked_scores > case.scores + rounding * case.scores.abs()).to(case.scores))
 
 
 @metric(
     "average-gain", needs="passes", higher_is_better=True, paper="arXiv:2301.07002", passes=_one, reads="probability"
 )
-def average_gain(case: Case) -> Scored:
-    """How much of what is missing to 1 the probability gains by the same (Opti-CAM)."""
+def average_gain(case: Case) -> MetricResult:
+    """How much of the rest to 1 the probability gains when the input is multiplied by the heatmap (Opti-CAM)."""
     check_computed(case, "average-gain")
     clean = case.scores
-    return Scored(torch.where(clean < 1, (case.masked_scores - clean).clamp(min=0) / (1 - clean), 0))
+    return MetricResult(torch.where(clean < 1, (case.masked_scores - clean).clamp(min=0) / (1 - clean), 0))

@@ -1,4 +1,4 @@
-"""What a metric said of one method's heatmaps, beside what it says of the baselines."""
+"""Measurement: the values of one metric for one method's heatmaps, with those of the baselines."""
 
 from __future__ import annotations
 
@@ -14,12 +14,24 @@ from torchpeek.errors import InputError, MetricNotFound, closest
 
 
 class Interval(NamedTuple):
-    """A mean over the samples, and between which numbers it lies with the confidence that was asked for."""
+    """The mean over the samples, with its confidence interval.
+
+    Args:
+        mean: The mean of the values that are not NaN.
+        low: Lower end of the interval. NaN if there are fewer than two samples, or one is infinite.
+        high: Upper end of the interval, or NaN as above.
+        samples: Number of samples that have a value.
+
+    Example:
+        >>> interval = tp.metrics.Interval(0.5, 0.41, 0.58, 20)
+        >>> print(interval)
+        0.5 [0.41, 0.58]
+    """
 
     mean: float
-    low: float  # NaN where there are too few samples to tell, or one is infinite
+    low: float
     high: float
-    samples: int  # that have a value
+    samples: int
 
     def __str__(self) -> str:
         return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]" if self.low == self.low else f"{self.mean:.4g}"
@@ -27,46 +39,145 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """One metric of the heatmaps of N samples and K scores."""
+    """The values of one metric for the heatmaps of N samples and K scores.
+
+    Args:
+        metric: Name of the metric, a key of `METRICS`.
+        values: (N, K). NaN where the metric is not defined, for instance where the region is empty.
+        higher_is_better: Whether a higher value is better.
+        baselines: The values (N, K) of the baselines: "random", the mean of ten random heatmaps, and "centre", a
+            centred Gaussian.
+        curve: (N, K, steps + 1), for metrics that have a curve; else None.
+        baseline_curves: The curves (N, K, steps + 1) of the baselines, by name.
+        options: The metric's options, name -> value.
+        seed: Seed of the evaluation, also used for the bootstrap.
+
+    Example:
+        >>> baselines = {"random": torch.full((2, 1), 0.2), "centre": torch.full((2, 1), 0.4)}
+        >>> m = tp.Measurement("iou", torch.tensor([[0.6], [0.8]]), True, baselines)
+        >>> round(m.interval().mean, 2)
+        0.7
+    """
 
     metric: str
-    values: Tensor  # (N, K); NaN where the metric is not defined, as without a region
+    values: Tensor
     higher_is_better: bool
-    baselines: Mapping[str, Tensor]  # "random", the mean of ten, and "centre": (N, K) each
-    curve: Tensor | None = None  # (N, K, steps + 1)
+    baselines: Mapping[str, Tensor]
+    curve: Tensor | None = None
     baseline_curves: Mapping[str, Tensor] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     _intervals: dict[object, Interval] = field(default_factory=dict, init=False, repr=False)
 
     def interval(self, confidence: float = 0.95) -> Interval:
-        """The mean, and its bootstrap interval over the samples."""
+        """Return the mean over the samples with its bootstrap interval.
+
+        The scores of one sample are averaged first, because they are not independent of each other.
+
+        Args:
+            confidence: The confidence level, between 0 and 1.
+
+        Returns:
+            The Interval.
+
+        Raises:
+            InputError: When `confidence` is not between 0 and 1.
+
+        Example:
+            >>> m = tp.Measurement("iou", torch.tensor([[0.25], [0.75]]), True, {})
+            >>> m.interval().mean, m.interval().samples
+            (0.5, 2)
+        """
         return self._once((confidence,), lambda: bootstrap(of_samples(self.values), confidence, self.seed))
 
     def class_average(self, labels: Tensor) -> float:
-        """The mean over the classes of each class's mean, as the pointing game is reported; `labels` are (N, K)."""
+        """Return the mean over the classes of each class's mean, as the pointing game is reported.
+
+        Args:
+            labels: (N, K), the class index of each value.
+
+        Returns:
+            The mean.
+
+        Raises:
+            InputError: When `labels` has another shape than the values.
+
+        Example:
+            >>> m = tp.Measurement("pointing-game", torch.tensor([[1.0], [1.0], [0.0]]), True, {})
+            >>> m.class_average(torch.tensor([[7], [7], [9]]))  # classes 7 and 9 count alike
+            0.5
+        """
         values, classes = self.values.double().flatten(), labels.flatten().to(self.values.device)
         if classes.shape != values.shape:
-            raise InputError(f"labels are {tuple(labels.shape)} for values {tuple(self.values.shape)}; one for each")
+            raise InputError(
+                f"labels has shape {tuple(labels.shape)}; allowed: {tuple(self.values.shape)}, one label for each value"
+            )
         return _mean(torch.stack([values[classes == each].nanmean() for each in torch.unique(classes)]))
 
     def ahead_of(self, baseline: str, confidence: float = 0.95) -> Interval:
-        """By how much it is better than a baseline on the same samples; below zero it is worse."""
+        """Return by how much the method is better than a baseline on the same samples. Below zero it is worse.
+
+        Args:
+            baseline: "random" or "centre".
+            confidence: The confidence level, between 0 and 1.
+
+        Returns:
+            The Interval of the mean difference.
+
+        Raises:
+            InputError: When there is no such baseline, or `confidence` is not between 0 and 1.
+
+        Example:
+            >>> m = tp.Measurement("iou", torch.tensor([[0.5], [0.75]]), True, {"centre": torch.zeros(2, 1)})
+            >>> m.ahead_of("centre").mean
+            0.625
+        """
         sign = 1 if self.higher_is_better else -1
         difference = sign * (of_samples(self.values) - of_samples(self._baseline(baseline)))
         return self._once((baseline, confidence), lambda: bootstrap(difference, confidence, self.seed))
 
     def beats(self, baseline: str, confidence: float = 0.95) -> bool:
-        """Whether it is better than a baseline by more than chance has it; False also where that cannot be told."""
+        """Return whether the method is significantly better than a baseline; False with fewer than six samples.
+
+        Args:
+            baseline: "random" or "centre".
+            confidence: The confidence level, between 0 and 1.
+
+        Returns:
+            True if the interval of the mean difference lies above zero.
+
+        Raises:
+            InputError: When there is no such baseline, or `confidence` is not between 0 and 1.
+
+        Example:
+            >>> m = tp.Measurement("iou", torch.linspace(0.5, 0.6, 8)[:, None], True, {"centre": torch.zeros(8, 1)})
+            >>> m.beats("centre")
+            True
+        """
         return self.verdict(baseline, confidence) is True
 
     def verdict(self, baseline: str, confidence: float = 0.95) -> bool | None:
-        """Whether it is better than a baseline by more than chance has it; None of fewer than six samples.
+        """Return whether the method is significantly better than a baseline; None with fewer than six samples.
 
-        Of a few a lucky pair would do.
+        With so few samples, two lucky ones are enough for an interval above zero.
+
+        Args:
+            baseline: "random" or "centre".
+            confidence: The confidence level, between 0 and 1.
+
+        Returns:
+            True if the interval of the mean difference lies above zero, False if not, None if that cannot be said.
+
+        Raises:
+            InputError: When there is no such baseline, or `confidence` is not between 0 and 1.
+
+        Example:
+            >>> m = tp.Measurement("iou", torch.tensor([[0.5], [0.75]]), True, {"centre": torch.zeros(2, 1)})
+            >>> print(m.verdict("centre"))
+            None
         """
-        found = self.ahead_of(baseline, confidence)
-        return found.low > 0 if found.samples >= FEWEST else None
+        interval = self.ahead_of(baseline, confidence)
+        return interval.low > 0 if interval.samples >= FEWEST else None
 
     def _once(self, key: object, make: Callable[[], Interval]) -> Interval:
         if key not in self._intervals:
@@ -81,7 +192,18 @@ class Measurement:
 
 @dataclass(frozen=True, eq=False)
 class Measurements(Mapping[str, Measurement]):
-    """What several metrics said of the same heatmaps, by name; printed, a table."""
+    """The measurements of several metrics for the same heatmaps: a mapping by metric name, printed as a table.
+
+    Args:
+        method: Name of the method.
+        by_metric: Metric name -> Measurement.
+
+    Example:
+        >>> iou = tp.Measurement("iou", torch.tensor([[0.25], [0.75]]), True, {})
+        >>> results = tp.Measurements("gradcam", {"iou": iou})
+        >>> list(results), results["iou"].values.shape
+        (['iou'], torch.Size([2, 1]))
+    """
 
     method: str
     by_metric: Mapping[str, Measurement]
@@ -104,33 +226,73 @@ class Measurements(Mapping[str, Measurement]):
         return "\n".join("  ".join(cells).rstrip() for cells in _aligned([HEADER, *self.rows()]))
 
     def rows(self) -> list[tuple[str, ...]]:
-        """For each metric a line of the table."""
+        """Return the rows of the table, one for each metric, as text.
+
+        Returns:
+            Tuples with a cell for each entry of `torchpeek.metrics.HEADER`.
+
+        Example:
+            >>> iou = tp.Measurement("iou", torch.tensor([[0.25]]), True, {"random": torch.zeros(1, 1)})
+            >>> tp.Measurements("gradcam", {"iou": iou}).rows()
+            [('gradcam', 'iou', 'higher', '0.25', '0', 'too few to tell')]
+        """
         return [row(self.method, each) for each in self.values()]
 
 
-FEWEST = 6  # samples, of which it is said whether a method is better than a baseline
+FEWEST = 6
+"""The smallest number of samples for which a verdict on significance is given."""
 HEADER = ("method", "metric", "better", "mean", "random", "centre", "better than")
+"""The header of the table of measurements."""
 
 
 def row(method: str, each: Measurement) -> tuple[str, ...]:
-    """One line of a table: the mean with its interval, both baselines' means, and which of them it is better than."""
-    found = each.interval()
+    """Return one row of the table: the mean with its interval, the baselines' means, and the verdict.
+
+    Args:
+        method: Name of the method.
+        each: The measurement.
+
+    Returns:
+        A cell for each entry of `HEADER`.
+
+    Example:
+        >>> iou = tp.Measurement("iou", torch.tensor([[0.25]]), True, {"random": torch.zeros(1, 1)})
+        >>> tp.metrics.row("gradcam", iou)
+        ('gradcam', 'iou', 'higher', '0.25', '0', 'too few to tell')
+    """
+    interval = each.interval()
     verdicts = {name: each.verdict(name) for name in each.baselines}
     beaten = [name for name, better in verdicts.items() if better]
-    said = "both" if len(beaten) == 2 else " and ".join(beaten) or "neither"
+    verdict = "both" if len(beaten) == 2 else " and ".join(beaten) or "neither"
     if None in verdicts.values():
-        said = "too few to tell"
+        verdict = "too few to tell"
     means = [f"{_mean(of_samples(values)):.4g}" for values in each.baselines.values()]
-    return method, each.metric, "higher" if each.higher_is_better else "lower", str(found), *means, said
+    return method, each.metric, "higher" if each.higher_is_better else "lower", str(interval), *means, verdict
 
 
 def joined(parts: Sequence[Measurements]) -> Measurements:
-    """Those of several batches as of one. Raises InputError where they are not of the same metrics and options."""
+    """Join the measurements of several batches into those of one.
+
+    Args:
+        parts: The measurements of each batch.
+
+    Returns:
+        The measurements of all samples, in the order of the batches.
+
+    Raises:
+        InputError: When `parts` is empty, or the parts differ in method, metrics, options or number of scores.
+
+    Example:
+        >>> iou = tp.Measurement("iou", torch.tensor([[0.25]]), True, {})
+        >>> batch = tp.Measurements("gradcam", {"iou": iou})
+        >>> tp.metrics.joined([batch, batch])["iou"].values.shape
+        torch.Size([2, 1])
+    """
     if not parts:
-        raise InputError("nothing to join; give Measurements of at least one batch")
+        raise InputError("parts is empty; give the Measurements of at least one batch")
     first = parts[0]
     if any(set(each) != set(first) or each.method != first.method for each in parts):
-        raise InputError("only measurements of one method, by the same metrics, can be joined")
+        raise InputError("parts differ; allowed: measurements of the same method by the same metrics")
     return Measurements(first.method, {name: _joined([each[name] for each in parts]) for name in first})
 
 
@@ -138,7 +300,8 @@ def _joined(parts: Sequence[Measurement]) -> Measurement:
     first = parts[0]
     if any(each.options != first.options or each.values.shape[1] != first.values.shape[1] for each in parts):
         raise InputError(
-            f"measurements by {first.metric!r} with different options or numbers of scores cannot be joined"
+            f"measurements by {first.metric!r} with different options or numbers of scores cannot be joined; "
+            "measure all batches alike"
         )
     curves = [each.curve for each in parts if each.curve is not None]
     return replace(
@@ -153,14 +316,31 @@ def _joined(parts: Sequence[Measurement]) -> Measurement:
 
 
 def bootstrap(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """Of values (n,), of which NaN are left out: the mean, and its interval; of one value there is none."""
+    """Return the mean of the values with its bootstrap interval. NaN are left out.
+
+    Args:
+        values: (n,), one for each sample.
+        confidence: The confidence level, between 0 and 1.
+        seed: Seed of the resampling.
+
+    Returns:
+        The Interval. Its ends are NaN for fewer than two values.
+
+    Raises:
+        InputError: When `confidence` is not between 0 and 1.
+
+    Example:
+        >>> interval = tp.metrics.bootstrap(torch.tensor([0.25, 0.75, float("nan")]))
+        >>> interval.mean, interval.samples
+        (0.5, 2)
+    """
     known = values[~values.isnan()].double().cpu()
     low, high = bootstrap_interval(known, confidence, seed)
     return Interval(_mean(known), float(low), float(high), len(known))
 
 
 def of_samples(values: Tensor) -> Tensor:
-    """(N, K, ...) -> (N, ...): the mean of each sample's scores, as they are not independent of each other."""
+    """Return the mean over each sample's scores, (N, K, ...) -> (N, ...): they are not independent of each other."""
     return values.detach().double().cpu().nanmean(1)
 
 

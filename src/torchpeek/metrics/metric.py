@@ -1,4 +1,4 @@
-"""What a metric is, and the registry of all of them."""
+"""Metric: the definition of a metric, and the registry METRICS."""
 
 from __future__ import annotations
 
@@ -13,21 +13,35 @@ from torchpeek.errors import MetricNotFound, closest
 from torchpeek.registry import Registered
 
 Needs: TypeAlias = Literal["heatmap", "region", "passes", "explanations"]
-"""What a metric reads besides the input: nothing, where the object is, the model, or the method that is scored."""
+"""What a metric needs: the heatmap alone, the region of the object, passes of the model, or explanations anew."""
 
 
 Reads: TypeAlias = Literal["score", "p", "probability", "classes"]
-"""Of what is asked: its score, or nothing; p, whatever that is; p, if it is a probability; the other classes."""
+"""What a metric reads of the question.
+
+"score": the score, or nothing. "p": the probability of a class, or the score of another target. "probability": the
+same, and it has to be a probability. "classes": the other classes.
+"""
 
 
-class Scored(NamedTuple):
-    """What a metric says of J heatmaps of each of N samples."""
+class MetricResult(NamedTuple):
+    """The values of a metric for J heatmaps of each of N samples.
 
-    values: Tensor  # (N, J)
-    curve: Tensor | None = None  # (N, J, steps + 1)
+    Args:
+        values: (N, J).
+        curve: (N, J, steps + 1), or None if the metric has no curve.
+
+    Example:
+        >>> result = tp.metrics.MetricResult(torch.zeros(2, 12))
+        >>> result.values.shape, result.curve
+        (torch.Size([2, 12]), None)
+    """
+
+    values: Tensor
+    curve: Tensor | None = None
 
 
-Compute: TypeAlias = Callable[..., Scored]
+Compute: TypeAlias = Callable[..., MetricResult]
 """Called as `compute(case, **options)`."""
 
 Count: TypeAlias = Callable[[Mapping[str, Any]], int]
@@ -35,41 +49,92 @@ Count: TypeAlias = Callable[[Mapping[str, Any]], int]
 
 @dataclass(frozen=True)
 class Metric(Registered):
-    """One number for each heatmap, as data: evaluate, command line, documentation and tests read it."""
+    """The definition of a metric. `evaluate`, the command line, the documentation and the tests read it.
+
+    Args:
+        name: Name of the metric.
+        needs: What it needs: "heatmap", "region", "passes" or "explanations".
+        higher_is_better: Whether a higher value is better.
+        paper: Where it was published: "arXiv:..." or "doi:...".
+        compute: Called as `compute(case, **options)`; returns a MetricResult.
+        passes: From the options to the number of forward passes for each heatmap; with `shared`, for all heatmaps of a
+            sample together.
+        explanations: From the options to the number of explanations for each heatmap.
+        shared: Whether the passes are the same for all heatmaps of a sample.
+        reads: What it reads of the question: "score", "p", "probability" or "classes".
+
+    Example:
+        >>> metric = tp.METRICS["deletion"]
+        >>> metric.needs, metric.higher_is_better, metric.options
+        ('passes', False, {'steps': 50, 'baseline': 'zeros'})
+    """
 
     kind: ClassVar[str] = "metric"
 
     name: str
     needs: Needs
     higher_is_better: bool
-    paper: str  # "arXiv:..." or "doi:..."
+    paper: str
     compute: Compute
-    passes: Count = lambda options: 0  # for each heatmap, or for all of a sample together where `shared`
+    passes: Count = lambda options: 0
     explanations: Count = lambda options: 0
     shared: bool = False
     reads: Reads = "score"
 
     def cost(self, options: Mapping[str, Any] | None = None) -> str:
-        """What is run for each heatmap, besides the clean pass that all metrics share."""
-        given = {**self.options, **(options or {})}
-        passes, explanations = self.passes(given), self.explanations(given)
-        said = [f"{passes} forward" + (" for all heatmaps of a picture together" if self.shared else "")] * bool(passes)
-        said += [f"{explanations} explanation" + "s" * (explanations > 1)] * bool(explanations)
-        return ", ".join(said) or "nothing"
+        """Return what runs for each heatmap, besides the clean pass that all metrics share.
+
+        Args:
+            options: The metric's options. None is the defaults.
+
+        Returns:
+            The cost as text.
+
+        Example:
+            >>> metric = tp.METRICS["deletion"]
+            >>> metric.cost({"steps": 10})
+            '10 forward'
+        """
+        chosen = {**self.options, **(options or {})}
+        passes, explanations = self.passes(chosen), self.explanations(chosen)
+        parts = [f"{passes} forward" + (" for all heatmaps of a picture together" if self.shared else "")] * bool(
+            passes
+        )
+        parts += [f"{explanations} explanation" + "s" * (explanations > 1)] * bool(explanations)
+        return ", ".join(parts) or "nothing"
 
 
 METRICS: dict[str, Metric] = {}
-"""Name -> metric."""
+"""The metrics: name -> Metric."""
 
 
 def metric(name: str, *, needs: Needs, higher_is_better: bool, paper: str, **more: Any) -> Callable[[Compute], Compute]:
-    """Register a function from a Case to a Scored as the metric `name`; `more` are fields of Metric."""
+    """Register a function as a metric.
+
+    Args:
+        name: Name of the metric.
+        needs: What it needs: "heatmap", "region", "passes" or "explanations".
+        higher_is_better: Whether a higher value is better.
+        paper: Where it was published: "arXiv:..." or "doi:...".
+        **more: Further fields of Metric.
+
+    Returns:
+        A decorator for a function (case, *, options) -> MetricResult. Its docstring's first line is the summary.
+
+    Raises:
+        ValueError: When the name is taken, or the function has no docstring.
+
+    Example:
+        >>> decorator = tp.metrics.metric("mine", needs="heatmap", higher_is_better=True, paper="")
+        >>> callable(decorator)
+        True
+    """
 
     def register(compute: Compute) -> Compute:
         if name in METRICS:
             raise ValueError(f"metric {name!r} is registered already, by {METRICS[name].compute.__module__}")
         if not inspect.getdoc(compute):
-            raise ValueError(f"metric {name!r} needs a docstring; its first line is what users read of it")
+            raise ValueError(f"metric {name!r} has no docstring; its first line is the summary that users read")
         METRICS[name] = Metric(name, needs, higher_is_better, paper, compute, **more)
         return compute
 
@@ -77,7 +142,22 @@ def metric(name: str, *, needs: Needs, higher_is_better: bool, paper: str, **mor
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of that name. Raises MetricNotFound with the closest ones."""
+    """Return the metric of that name.
+
+    Args:
+        name: Name of the metric.
+
+    Returns:
+        The Metric.
+
+    Raises:
+        MetricNotFound: When no metric has that name.
+
+    Example:
+        >>> metric = tp.metrics.find_metric("entropy")
+        >>> metric.higher_is_better
+        False
+    """
     if not isinstance(name, str) or name not in METRICS:
         raise MetricNotFound(
             f"no metric {name!r}{closest(str(name), METRICS)}; torchpeek metrics lists all {len(METRICS)}"

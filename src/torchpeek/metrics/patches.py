@@ -1,4 +1,4 @@
-"""The input cut into patches, as many along each axis."""
+"""Patches: the input cut into equally many cells along each axis."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torchpeek.errors import InputError
 
 
 def patches(size: Sequence[int], cells: int) -> Tensor:
-    """(*size), int64: the number of the patch that each position is in."""
+    """Return the number of the patch that each position is in, (*size), int64."""
     if cells > min(size):
-        raise InputError(f"option cells is {cells}; an input of {' x '.join(map(str, size))} has no room for as many")
+        raise InputError(f"option cells is {cells}; allowed: up to {min(size)}, the shortest axis of the input")
     number = torch.zeros(tuple(size), dtype=torch.long)
     for axis, length in enumerate(size):
         along = torch.arange(length) * cells // length
@@ -22,6 +22,6 @@ def patches(size: Sequence[int], cells: int) -> Tensor:
 
 
 def patch_sums(values: Tensor, index: Tensor, number: int) -> Tensor:
-    """(N, J, *size) -> (N, J, number): the sum over each patch."""
-    found = values.new_zeros(*values.shape[:2], number)
-    return found.index_add(2, index.flatten(), values.flatten(2))
+    """Return the sum over each patch, (N, J, *size) -> (N, J, number)."""
+    sums = values.new_zeros(*values.shape[:2], number)
+    return sums.index_add(2, index.flatten(), values.flatten(2))

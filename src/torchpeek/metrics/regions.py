@@ -1,4 +1,4 @@
-"""Where the object is, in the positions of the input, from masks or boxes in those of the original picture."""
+"""Regions: where the object is in the input, from masks or boxes in pixels of the original picture."""
 
 from __future__ import annotations
 
@@ -12,68 +12,88 @@ from torchpeek.picture import Geometry
 
 
 def regions_of(masks: Any, boxes: Any, shape: torch.Size, scores: int, geometry: Geometry | None) -> Tensor | None:
-    """(N, 1 or K, *size), bool, in the positions of the input."""
+    """Return the regions of the objects in the positions of the input.
+
+    Args:
+        masks: (N, H, W) or (N, K, H, W), bool, a tensor or a list of one for each sample. None if there are boxes.
+        boxes: (N, 4), or for each sample (b, 4), as left, top, right, bottom. None if there are masks.
+        shape: Shape of the inputs, (N, C, *size).
+        scores: Number of scores, K.
+        geometry: How the original picture lies in the input. Masks and boxes are in pixels of the original then. None
+            if they are in pixels of the input.
+
+    Returns:
+        (N, 1 or K, *size), bool; None if both masks and boxes are None.
+
+    Raises:
+        InputError: When both are given, or their shape, dtype or number does not fit.
+
+    Example:
+        >>> regions = tp.metrics.regions_of(None, [(0, 0, 4, 2)], torch.Size([1, 3, 8, 8]), 1, None)
+        >>> regions.shape, int(regions.sum())
+        (torch.Size([1, 1, 8, 8]), 8)
+    """
     if masks is None and boxes is None:
         return None
     if masks is not None and boxes is not None:
-        raise InputError("masks and boxes both say where the object is; give one of them")
+        raise InputError("masks and boxes are both given; give one of them")
     if masks is not None:
         if isinstance(masks, (list, tuple)) and all(isinstance(each, Tensor) for each in masks):
             masks = torch.stack(list(masks))
         return _of_masks(torch.as_tensor(masks), shape, scores, geometry)
     if len(shape) != 4:
-        raise InputError(f"boxes are of pictures; for inputs of {tuple(shape)} give masks")
+        raise InputError(f"boxes need inputs (N, C, H, W); for inputs {tuple(shape)} give masks")
     return _of_boxes(boxes, shape, geometry)
 
 
 def _of_masks(masks: Tensor, shape: torch.Size, scores: int, geometry: Geometry | None) -> Tensor:
     size = shape[2:]
-    wanted = size if geometry is None else torch.Size(geometry.size[::-1])
-    given = masks if masks.ndim > len(size) else masks.unsqueeze(0)
-    given = given if given.ndim > len(size) + 1 else given.unsqueeze(1)  # (N, 1 or K, *size)
-    fits = given.shape[2:] == wanted and len(given) == shape[0] and given.shape[1] in (1, scores)
+    expected = size if geometry is None else torch.Size(geometry.size[::-1])
+    of_scores = masks if masks.ndim > len(size) else masks.unsqueeze(0)
+    of_scores = of_scores if of_scores.ndim > len(size) + 1 else of_scores.unsqueeze(1)  # (N, 1 or K, *size)
+    fits = of_scores.shape[2:] == expected and len(of_scores) == shape[0] and of_scores.shape[1] in (1, scores)
     if masks.dtype != torch.bool or not fits:
         whose = "the input" if geometry is None else "the original picture"
         raise InputError(
-            f"masks is {masks.dtype} of shape {tuple(masks.shape)}; allowed: bools (N, H, W), or (N, K, H, W), of "
-            f"{whose}, which is {' x '.join(map(str, wanted))}, with N = {shape[0]} and K = {scores}"
+            f"masks is {masks.dtype} of shape {tuple(masks.shape)}; allowed: torch.bool (N, H, W) or (N, K, H, W), "
+            f"with N = {shape[0]}, K = {scores} and the size of {whose}, {' x '.join(map(str, expected))}"
         )
     if geometry is None:
-        return given
+        return of_scores
     rows, columns = _in_original(geometry, size)
-    height, width = wanted
+    height, width = expected
     inside = ((rows >= 0) & (rows < height)).unsqueeze(1) & ((columns >= 0) & (columns < width))
     at = rows.clamp(0, height - 1).long(), columns.clamp(0, width - 1).long()
-    return given[..., at[0], :][..., at[1]] & inside.to(given.device)
+    return of_scores[..., at[0], :][..., at[1]] & inside.to(of_scores.device)
 
 
 def _of_boxes(boxes: Any, shape: torch.Size, geometry: Geometry | None) -> Tensor:
     each = list(boxes) if len(boxes) == shape[0] and not _is_box(boxes) else [boxes]
     if len(each) != shape[0]:
-        raise InputError(f"boxes are of {len(each)} samples for a batch of {shape[0]}; give boxes for each")
+        raise InputError(f"boxes has {len(each)} entries for a batch of {shape[0]}; give one entry for each sample")
     rows, columns = _in_original(geometry or Geometry.whole((shape[3], shape[2])), shape[2:])
-    found = torch.zeros(shape[0], 1, *shape[2:], dtype=torch.bool)
+    regions = torch.zeros(shape[0], 1, *shape[2:], dtype=torch.bool)
     for number, of_sample in enumerate(each):
         table = torch.as_tensor(of_sample, dtype=torch.float64)
         table = table.reshape(-1, 4) if table.numel() % 4 == 0 and table.ndim <= 2 else table
         if table.ndim != 2 or bool((table[:, 2:] <= table[:, :2]).any()) or not bool(table.isfinite().all()):
             raise InputError(
-                f"the boxes of sample {number} are {of_sample!r}; allowed: (left, top, right, bottom) with right above "
-                "left and bottom above top, or several of these"
+                f"the boxes of sample {number} are {of_sample!r}; allowed: (left, top, right, bottom) with left < "
+                "right and top < bottom, or several of these"
             )
         for left, top, right, bottom in table.tolist():
             inside = ((rows >= top) & (rows < bottom)).unsqueeze(1) & ((columns >= left) & (columns < right))
-            found[number, 0] |= inside
-    return found
+            regions[number, 0] |= inside
+    return regions
 
 
 def _is_box(boxes: Any) -> bool:
-    """Whether it is one box, and not for each sample one."""
+    """Whether this is a single box, not one for each of four samples."""
     return len(boxes) == 4 and all(isinstance(each, (int, float)) or getattr(each, "ndim", 1) == 0 for each in boxes)
 
 
 def _in_original(geometry: Geometry, size: torch.Size) -> tuple[Tensor, Tensor]:
-    """The rows (H,) and columns (W,) of the original on which the middles of the input's pixels lie."""
+    """Return the rows (H,) and columns (W,) of the original at the centres of the input's pixels."""
     left, top, right, bottom = geometry.box
     height, width = size
     rows = top + (torch.arange(height, dtype=torch.float64) + 0.5) * (bottom - top) / height

@@ -1,4 +1,4 @@
-"""What becomes of a heatmap when the input, the model or the class is another: the method is asked again."""
+"""Stability metrics: how the heatmap changes with the input, the model or the class. They explain anew."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torchpeek.engine.targets import class_logits
 from torchpeek.errors import MetricNotApplicable
 from torchpeek.heatmap import unit_range, upsample
-from torchpeek.metrics.case import Case, check_computed, levelled
+from torchpeek.metrics.case import Case, check_computed, round_to_levels
 from torchpeek.metrics.fidelity import correlation
-from torchpeek.metrics.metric import Scored, metric
+from torchpeek.metrics.metric import MetricResult, metric
 from torchpeek.registry import check_number, check_whole
 
 
@@ -29,10 +29,14 @@ def _one(options: Mapping[str, Any]) -> int:
     paper="arXiv:1901.09392",
     explanations=lambda options: int(options["samples"]),
 )
-def max_sensitivity(case: Case, *, samples: int = 10, radius: float = 0.02) -> Scored:
+def max_sensitivity(case: Case, *, samples: int = 10, radius: float = 0.02) -> MetricResult:
     """The largest relative change of the heatmap when the input changes by at most `radius` in every number.
 
-    A heatmap that is always the same has none, whatever it shows.
+    A method that always returns the same heatmap reaches the best value, 0.
+
+    Args:
+        samples: Number of random changes.
+        radius: The largest change of a number of the input.
     """
     check_whole("samples", samples)
     check_number("radius", radius)
@@ -43,8 +47,8 @@ def max_sensitivity(case: Case, *, samples: int = 10, radius: float = 0.02) -> S
         drawn = [torch.rand(case.inputs.shape[1:], generator=each, dtype=torch.float64) for each in generators]
         changed = case.inputs + (2 * torch.stack(drawn).to(case.inputs) - 1) * radius
         largest = torch.maximum(largest, (_again(case, changed).flatten(2) - before).norm(dim=2))
-    # A heatmap of zeros that stays one has not changed; one that does not has changed beyond all bounds.
-    return Scored(torch.where(size > 0, largest / size, torch.where(largest > 0, torch.inf, 0)))
+    # A heatmap of zeros that stays zero has not changed; one that does not has an infinite relative change.
+    return MetricResult(torch.where(size > 0, largest / size, torch.where(largest > 0, torch.inf, 0)))
 
 
 @metric(
@@ -54,46 +58,52 @@ def max_sensitivity(case: Case, *, samples: int = 10, radius: float = 0.02) -> S
     paper="arXiv:1810.03292",
     explanations=lambda options: int(options["stages"]),
 )
-def randomisation(case: Case, *, stages: int = 8) -> Scored:
-    """Rank correlation with the heatmap after more and more of the model, last parts first, is drawn anew (MPRT).
+def randomisation(case: Case, *, stages: int = 8) -> MetricResult:
+    """Absolute rank correlation with the heatmap of the model whose parameters are drawn anew, last ones first (MPRT).
 
-    Its size, whatever its sign: a heatmap turned round still knows the old one. The modules that have parameters are
-    taken in so many stages, as many in each, or one by one if there are fewer. `values` are the mean over the stages,
-    and `curve` begins with 1, before the first. A method that does not depend on what the model has learned stays near
-    1, and one that is always the same at 1.
+    The absolute value is taken because an inverted heatmap still depends on the old one. The modules that have
+    parameters are drawn anew in stages of equal size, or one by one if there are fewer modules than stages. `values`
+    are the mean over the stages, and `curve` begins with 1, before the first stage. A method that does not depend on
+    what the model has learned stays near 1, and one that always returns the same heatmap is 1.
+
+    Args:
+        stages: Number of stages.
     """
     check_whole("stages", stages)
-    found = [torch.ones_like(case.values.flatten(2)[..., 0])]
+    correlations = [torch.ones_like(case.values.flatten(2)[..., 0])]
     for number, model in enumerate(randomised(case.clean.trace.forward_pass.model, stages, case.clean.seed)):
-        torch.clear_autocast_cache()  # of the caller's autocast, which would go on with the parameters before
+        torch.clear_autocast_cache()  # the caller's autocast would go on with the old parameters
         again = _again(case, case.inputs, model=model, draw=1 + number)
-        found.append(rank_correlation(case.values.flatten(2), again.flatten(2)).abs())
-    curve = torch.stack(found, dim=2)  # (N, J, stages + 1)
-    return Scored(curve[..., 1:].mean(2), curve)
+        correlations.append(rank_correlation(case.values.flatten(2), again.flatten(2)).abs())
+    curve = torch.stack(correlations, dim=2)  # (N, J, stages + 1)
+    return MetricResult(curve[..., 1:].mean(2), curve)
 
 
 def randomised(model: nn.Module, stages: int, seed: int) -> Iterator[nn.Module]:
-    """A copy of the model, each time with the parameters of more modules drawn anew; the model itself stays as it is.
+    """Yield a copy of the model whose parameters are drawn anew, those of more modules each time, the last ones first.
 
-    Every parameter is drawn, also one that belongs to no layer of its own, from a normal distribution with its own mean
-    and standard deviation (where all its numbers are the same, a tenth of that), each with random numbers of its own.
+    The model itself is not changed. Every parameter is drawn, also one that belongs to no leaf module. It is drawn from
+    a normal distribution with the parameter's own mean and standard deviation. For a constant parameter the standard
+    deviation is a tenth of the constant. Each parameter has its own random numbers.
     """
     try:
         with torch.inference_mode(False):
             copied = copy.deepcopy(model)
     except Exception as error:
         raise MetricNotApplicable(
-            f"randomisation works on a copy of the model, and {type(model).__name__} cannot be copied: {error}"
+            f"randomisation needs a copy of the model, but {type(model).__name__} cannot be copied: {error}"
         ) from error
     generator, drawn = torch.Generator().manual_seed(seed), set[nn.Parameter]()
     owned: list[list[nn.Parameter]] = []
     for module in copied.modules():
         parameters = [each for each in module.parameters(recurse=False) if each.is_floating_point()]
-        own = [each for each in dict.fromkeys(parameters) if each not in drawn]  # shared ones with the first
+        own = [
+            each for each in dict.fromkeys(parameters) if each not in drawn
+        ]  # a shared parameter is drawn with its first module
         drawn.update(own)
         owned += [own] if own else []
     if not owned:
-        raise MetricNotApplicable(f"randomisation is of a model's parameters; {type(model).__name__} has none")
+        raise MetricNotApplicable(f"randomisation needs a model with parameters, but {type(model).__name__} has none")
     owned, stages = owned[::-1], min(stages, len(owned))
     for stage in range(stages):
         first, last = (round(len(owned) * each / stages) for each in (stage, stage + 1))
@@ -108,7 +118,7 @@ def _draw(parameter: nn.Parameter, generator: torch.Generator) -> None:
         values = parameter.detach().double()
         mean, spread = values.mean(), values.std(correction=0)
         normal = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(values.device)
-        # Where all are the same number: a tenth of it.
+        # A constant parameter: a tenth of the constant, or 0.1 if it is zero.
         apart = spread if spread > 0 else 0.1 * (mean.abs() if mean != 0 else 1)
         parameter.copy_(mean + normal * apart)
 
@@ -121,10 +131,10 @@ def _draw(parameter: nn.Parameter, generator: torch.Generator) -> None:
     explanations=_one,
     reads="classes",
 )
-def random_class(case: Case) -> Scored:
-    """Rank correlation, whatever its sign, with the heatmap for another class, drawn at random (Sixt et al.).
+def random_class(case: Case) -> MetricResult:
+    """Absolute rank correlation with the heatmap for another class, drawn at random (Sixt et al.).
 
-    A method that shows the same whatever class it is asked about stays at 1.
+    A method that shows the same for every class is 1.
     """
     question, number = case.clean.trace.question, class_logits(case.clean.trace.output).shape[1]
     shifts = [
@@ -132,7 +142,7 @@ def random_class(case: Case) -> Scored:
     ]
     others = (question.labels + torch.stack(shifts).to(question.labels)) % number  # never the class itself
     again = _again(case, case.inputs, labels=others, draw=1)
-    return Scored(rank_correlation(case.values.flatten(2), again.flatten(2)).abs())
+    return MetricResult(rank_correlation(case.values.flatten(2), again.flatten(2)).abs())
 
 
 @metric(
@@ -144,7 +154,7 @@ def random_class(case: Case) -> Scored:
     explanations=_one,
     reads="probability",
 )
-def adcc(case: Case) -> Scored:
+def adcc(case: Case) -> MetricResult:
     """Harmonic mean of coherency, 1 - complexity and 1 - average drop (Poppi et al.)."""
     check_computed(case, "adcc")
     coherency = torch.zeros_like(case.scores)
@@ -158,22 +168,22 @@ def adcc(case: Case) -> Scored:
     complexity = case.mask.flatten(2).mean(2)
     drop = torch.where(case.scores > 0, (case.scores - case.masked_scores).clamp(min=0) / case.scores, 0)
     parts = torch.stack([coherency, 1 - complexity, 1 - drop])
-    # One part that is zero makes the mean zero, as its limit is.
-    return Scored(torch.where((parts > 0).all(0), 3 / (1 / parts.clamp(min=1e-30)).sum(0), 0))
+    # If one part is zero, so is the mean: its limit.
+    return MetricResult(torch.where((parts > 0).all(0), 3 / (1 / parts.clamp(min=1e-30)).sum(0), 0))
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
-    """(N, J, n) and the same -> (N, J): Spearman's, equal values at their mean rank.
+    """Return Spearman's correlation over the last axis, (N, J, n) twice -> (N, J). Equal values have their mean rank.
 
-    0 where one of them does not vary, and 1 where neither does.
+    It is 0 if one of them is constant, and 1 if both are.
     """
-    first, second = levelled(one), levelled(other)
+    first, second = round_to_levels(one), round_to_levels(other)
     neither = ((first == first[..., :1]) & (second == second[..., :1])).all(2)
     return torch.where(neither, 1, correlation(_ranks(first), _ranks(second)).to(one))
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """(N, J, n): the mean rank of each value among its like."""
+    """Return the rank of each value, (N, J, n). Equal values have their mean rank."""
     ordered = values.contiguous().sort(dim=2).values
     low = torch.searchsorted(ordered, values.contiguous())
     high = torch.searchsorted(ordered, values.contiguous(), right=True)
@@ -181,6 +191,6 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def _again(case: Case, inputs: Tensor, **changed: Any) -> Tensor:
-    """(N, J, *grid): the heatmaps of the same samples, changed."""
+    """Explain changed versions of the samples by every method, (N, J, *grid)."""
     rows = torch.arange(len(inputs))
     return torch.cat([explain(inputs, rows, **changed) for explain in case.explainers], dim=1)

@@ -1,4 +1,4 @@
-"""Which model: where it comes from, how a picture becomes its input, and what its classes are called."""
+"""Models: where they come from, how a picture becomes their input, and the names of their classes."""
 
 from torchpeek.models.inputs import Inputs, Model, model_call_for, module_of
 from torchpeek.models.loaded import LoadedModel

@@ -1,4 +1,4 @@
-"""Checkpoint: a name on the hub or a folder, and what goes wrong when transformers reads one."""
+"""Checkpoint: a name on the hub or a folder, read by transformers, with named errors."""
 
 from __future__ import annotations
 
@@ -14,40 +14,44 @@ from torchpeek.models.fetching import fetched
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What transformers is asked to read. A folder is one that exists; nothing is fetched for it."""
+    """A checkpoint that transformers reads. An existing folder is read without a network."""
 
     name: str
-    trusted: bool = False  # whether its own code may run
+    trusted: bool = False  # whether the checkpoint's code may run
 
     @property
     def spec(self) -> str:
+        """The checkpoint as `load_model` names it."""
         return f"hf:{self.name}"
 
     @property
     def local(self) -> bool:
+        """Whether it is a folder."""
         return Path(self.name).is_dir()
 
     def has(self, *files: str) -> bool:
-        """Whether it is a folder with one of these in it."""
+        """Return whether it is a folder with at least one of these files."""
         return self.local and any((Path(self.name) / file).is_file() for file in files)
 
     @property
     def options(self) -> dict[str, Any]:
-        """For every `from_pretrained` of an Auto class."""
-        # Never None, at which transformers would ask at the terminal.
+        """Arguments for every `from_pretrained` of an Auto class."""
+        # trust_remote_code is never None: transformers would ask in the terminal.
         return {"local_files_only": self.local, "trust_remote_code": self.trusted}
 
     def config(self) -> Any:
-        """Its configuration. Raises ModelNotFound, WeightsError for one that cannot be fetched, ModelError."""
+        """Return the configuration. Raises ModelNotFound, ModelError, and WeightsError if it cannot be fetched."""
         import transformers
 
         if self.local and not self.has("config.json"):
             raise ModelNotFound(
-                f"the folder {self.name!r} has no config.json; allowed: what save_pretrained writes. Next: "
-                "model.save_pretrained(FOLDER), and of the model's image processor, too"
+                f"the folder {self.name!r} has no config.json; allowed: a folder that save_pretrained wrote. Next: "
+                "call save_pretrained(FOLDER) on the model and on its image processor"
             )
         if not self.local and (self.name.startswith(("/", ".", "~")) or self.name.count("/") > 1):
-            raise ModelNotFound(f"no folder {self.name!r}; a name on the hub is NAME or OWNER/NAME")
+            raise ModelNotFound(
+                f"no folder {self.name!r}; allowed: an existing folder, or a name on the hub, NAME or OWNER/NAME"
+            )
         try:
             with self.quietly():
                 return transformers.AutoConfig.from_pretrained(self.name, **self.options)
@@ -63,11 +67,12 @@ class Checkpoint:
                 raise self.untrusted() from error
             raise ModelError(
                 f"transformers {transformers.__version__} cannot make a model of the config of {self.spec}: "
-                f"{first_line(error)}. Next: a newer transformers, or a package.module:callable that makes the model"
+                f"{first_line(error)}. Next: install a newer transformers, or give a package.module:callable that "
+                "makes the model"
             ) from error
 
     def weights(self, read: Callable[[], Any]) -> Any:
-        """What `read` reads of the checkpoint's weights. Raises WeightsError."""
+        """Return what `read` reads of the checkpoint's weights. Raises WeightsError."""
         try:
             return read() if self.local else fetched(self.spec, read)
         except OSError as error:
@@ -77,7 +82,9 @@ class Checkpoint:
             ) from error
         except WeightsError:
             raise
-        except Exception as error:  # of a damaged or misfit file: safetensors', pickle's, torch's or transformers' own
+        except (
+            Exception
+        ) as error:  # for a damaged or unfitting file: an error of safetensors, pickle, torch or transformers
             if isinstance(error, ValueError) and self.refused(error):
                 raise self.untrusted() from error
             raise WeightsError(
@@ -85,26 +92,26 @@ class Checkpoint:
             ) from error
 
     def refused(self, error: Exception) -> bool:
-        """Whether `error` is of transformers that was not allowed to run the checkpoint's code."""
+        """Return whether transformers raised `error` because it may not run the checkpoint's code."""
         return not self.trusted and "trust_remote_code" in str(error)
 
     def untrusted(self) -> ModelError:
-        """The error about code that may not run."""
+        """Return the error about code that may not run."""
         return ModelError(
-            f"{self.spec} is made by code of its own, which may do anything. Next: read it; then, only if you trust "
-            "whoever wrote it, --trust-remote-code, or load_model(..., trust_remote_code=True)"
+            f"{self.spec} needs code of its own, which may do anything. Next: read it. Then, only if you trust its "
+            "author, use --trust-remote-code, or load_model(..., trust_remote_code=True)"
         )
 
     @contextmanager
     def quietly(self) -> Iterator[None]:
-        """Without what transformers prints as it reads; what matters of it is said by a notice or an error.
+        """Silence what transformers prints while it reads. Notices and errors say what matters of it.
 
-        The bar of a download stays.
+        The progress bar of a download stays.
         """
         from transformers.utils import logging
 
         level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity(50)  # CRITICAL: its errors are raised, too
+        logging.set_verbosity(50)  # CRITICAL: what it logs as an error is also raised
         if bars and self.local:
             logging.disable_progress_bar()
         try:
@@ -116,5 +123,5 @@ class Checkpoint:
 
 
 def first_line(error: Exception) -> str:
-    """The part of another tool's message that fits into one of torchpeek's."""
+    """Return the first line of another library's error message, to be quoted in one of torchpeek's."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

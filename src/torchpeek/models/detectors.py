@@ -1,4 +1,4 @@
-"""How a picture becomes the input of a detector that resizes and pads it itself, as torchvision's do."""
+"""The preprocessing of detectors that resize and pad pictures themselves, like torchvision's."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _UNSCALED = Preprocess(resize=None, crop=None, mean=(0.0, 0.0, 0.0), std=(1.0, 1
 
 @dataclass(frozen=True, eq=False)
 class DetectorPreprocess:
-    """The whole picture in [0, 1], as it is; the Geometry is that of what the detector makes of it inside.
+    """The whole picture in [0, 1], with the Geometry of the resized and padded picture inside the detector.
 
-    Its layers see the picture resized, and padded on the right and at the bottom: so the box reaches beyond the picture
-    where there is padding, and what a layer returned lies right on the picture.
+    The detector's layers see the picture resized, and padded on the right and at the bottom. So the box reaches beyond
+    the picture by the padding, and a layer's output is placed correctly on the picture.
     """
 
-    transform: Any  # torchvision's GeneralizedRCNNTransform; asked at each picture, as its sizes may be set later
+    transform: Any  # torchvision's GeneralizedRCNNTransform, read at each picture, because its sizes may be set later
 
     def __call__(self, image: Image.Image) -> tuple[Tensor, Geometry]:
-        """The input (1, 3, H, W), and where in the image that of the layers inside lies."""
+        """Return the input (1, 3, H, W), and which part of the image the inner layers see."""
         tensor, _ = _UNSCALED(image)
         resized = self._resized_size(image.size)
         multiple = self.transform.size_divisible
@@ -39,7 +39,7 @@ class DetectorPreprocess:
         if self.transform.fixed_size is not None:
             width, height = self.transform.fixed_size
             return width, height
-        # Of several sizes one is drawn in training, and the last is taken else.
+        # Of several sizes, training draws one, and evaluation takes the last.
         scale = min(self.transform.min_size[-1] / min(size), self.transform.max_size / max(size))
         return math.floor(size[0] * scale), math.floor(size[1] * scale)
 
@@ -53,5 +53,5 @@ class DetectorPreprocess:
 
 
 def detector_preprocess(module: nn.Module) -> DetectorPreprocess | None:
-    """That of a module which resizes and pads its pictures itself; None of another."""
+    """Return the preprocessing of a module that resizes and pads pictures itself; None for any other."""
     return DetectorPreprocess(module.transform) if takes_a_list(module) else None

@@ -1,4 +1,4 @@
-"""What every source of models does alike: it finds its package, fetches weights, and says what it had to assume."""
+"""What all sources of models share: optional packages, fetched weights, and an assumed preprocessing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @contextmanager
 def extra(package: str, name: str) -> Iterator[None]:
-    """Imports of `package`, which torchpeek[name] brings. Raises ModelNotFound where it is not installed."""
+    """Import `package`, which the extra torchpeek[name] installs. Raises ModelNotFound if it is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -26,20 +26,20 @@ def extra(package: str, name: str) -> Iterator[None]:
 
 
 def fetched(spec: str, build: Callable[[], T]) -> T:
-    """What `build` fetches. Raises WeightsError where that fails."""
+    """Return what `build` fetches. Raises WeightsError if that fails."""
     try:
         return build()
     except (URLError, OSError) as error:
         raise WeightsError(
             f"the pretrained weights of {spec} could not be fetched ({error}). Next: try again online, give a file "
-            "with --weights FILE, or take --weights random to look at the untrained network"
+            "with --weights FILE, or take --weights random for the untrained network"
         ) from error
 
 
 def assumed(
     spec: str, preprocess: Preprocess | None = None, why: str = "does not say how pictures become its input"
 ) -> Preprocess:
-    """ImageNet's way, of the model's own size where that is known, with a notice."""
+    """Return ImageNet's preprocessing, in the model's own size if that is known, with a notice."""
     preprocess = preprocess or Preprocess()
     notify(f"{spec} {why}; ImageNet's way is used: {preprocess}")
     return preprocess

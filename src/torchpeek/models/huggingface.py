@@ -1,4 +1,4 @@
-"""Models of transformers, from a hub or a folder: which class they are, and what else their checkpoint says."""
+"""Models of transformers, from a hub or a folder: their class, preprocessing, class names and text half."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torchpeek.errors import ModelError, WeightsError, notify
 from torchpeek.models.checkpoint import Checkpoint
 from torchpeek.models.fetching import RANDOM, extra
 from torchpeek.models.huggingface_pictures import checkpoint_preprocess
-from torchpeek.models.huggingface_texts import TextPart
+from torchpeek.models.huggingface_texts import TextEncoder
 from torchpeek.models.loaded import LoadedModel, PreprocessFunction
 from torchpeek.models.preprocess import TensorsOnly
 
-# The Auto classes that are looked through, in this order, where a config does not say which of them it is of.
+# The tasks whose Auto classes are searched, in this order, for the class that a config names.
 _TASKS = (
     "ImageClassification",
     "SemanticSegmentation",
@@ -31,8 +31,8 @@ _TASKS = (
     "VideoClassification",
 )
 _WITHOUT_CLASSES = ("DepthEstimation",)
-# Of models that compare pictures with texts: the class of the whole, of its vision half, of its text half, and where in
-# the output of the latter the embedding is.
+# Models that compare pictures with texts: the class of the whole model, of its vision half and of its text half, and
+# the part of the text half's output that is the embedding.
 _HALVES = {
     "clip": ("CLIPModel", "CLIPVisionModelWithProjection", "CLIPTextModelWithProjection", "text_embeds"),
     "metaclip_2": (
@@ -46,15 +46,17 @@ _HALVES = {
 
 
 def huggingface_model(name: str, weights: str | None, *, trust_remote_code: bool = False) -> LoadedModel:
-    """`hf:name`, a name on the hub or a folder that `save_pretrained` wrote, which is read without a network.
+    """Load `hf:name`: a name on the hub, or a folder that `save_pretrained` wrote, which is read without a network.
 
-    The module is of the class that the config's `architectures` names, if that is for pictures, spectrograms or videos;
-    AutoModel's of another; and of CLIP and SigLIP the vision half, which is called with pixel values alone. In float32,
-    whatever it was saved in. `weights` is None (the checkpoint's) or "random", which reads none. Raises ModelNotFound,
-    WeightsError, and ModelError for what transformers cannot load, or not without code of the checkpoint's own.
+    The module has the class that the config's `architectures` names, if that is for pictures, spectrograms or videos;
+    else the class of AutoModel. For CLIP and SigLIP it is the vision half, which takes pixel values alone. It is in
+    float32, whatever dtype was saved. `weights` is None (the checkpoint's) or "random", which reads none.
+
+    Raises ModelNotFound, WeightsError, and ModelError if transformers cannot load it, or not without running code of
+    the checkpoint.
     """
     with extra("transformers", "hf"):
-        import transformers  # noqa: F401  # before anything else of it is imported
+        import transformers  # noqa: F401  # fails here if it is not installed
     if weights not in (None, RANDOM):
         raise WeightsError(
             f"no weights {weights!r} for hf:{name}; allowed: random, a file, or none for those of the checkpoint"
@@ -65,7 +67,7 @@ def huggingface_model(name: str, weights: str | None, *, trust_remote_code: bool
     cls, task = _class_of(checkpoint, config)
     with checkpoint.quietly():
         module = _untrained(checkpoint, cls, config) if weights == RANDOM else _trained(checkpoint, cls, config)
-    text = None if halves is None else TextPart(checkpoint, halves[2], halves[3], untrained=weights == RANDOM)
+    text = None if halves is None else TextEncoder(checkpoint, halves[2], halves[3], untrained=weights == RANDOM)
     return LoadedModel(
         module.float(),
         _preprocess(checkpoint, config, module),
@@ -85,36 +87,36 @@ def _architecture(config: Any) -> str:
 
 
 def _class_of(checkpoint: Checkpoint, config: Any) -> tuple[Any, str]:
-    """The class to load, an Auto class or a model's, and the task that it is for, if that is one of `_TASKS`."""
+    """Return the class to load, an Auto class or a model's own, and its task, or "" if it is not one of `_TASKS`."""
     import transformers
     from transformers.models.auto import modeling_auto
 
-    asked = _architecture(config)
+    architecture = _architecture(config)
     own = getattr(config, "auto_map", None) or {}
-    of_its_own = {task: f"AutoModelFor{task}" for task in _TASKS if f"AutoModelFor{task}" in own}
-    if of_its_own or "AutoModel" in own:
+    own_tasks = {task: f"AutoModelFor{task}" for task in _TASKS if f"AutoModelFor{task}" in own}
+    if own_tasks or "AutoModel" in own:
         if checkpoint.trusted:
-            task, auto = next(iter(of_its_own.items()), ("", "AutoModel"))
+            task, auto = next(iter(own_tasks.items()), ("", "AutoModel"))
             return getattr(transformers, auto), task
-        if not hasattr(transformers, asked):
+        if not hasattr(transformers, architecture):
             raise checkpoint.untrusted()
     if halves := _halves(config):
         return getattr(transformers, halves[1]), ""
     for task in _TASKS:
         names = getattr(modeling_auto, f"MODEL_FOR_{_snake(task)}_MAPPING_NAMES", {})
-        if asked in _flat(names.values()):
-            return getattr(transformers, asked), task
-        if not asked and config.model_type in names:
+        if architecture in _flat(names.values()):
+            return getattr(transformers, architecture), task
+        if not architecture and config.model_type in names:
             return getattr(transformers, _flat([names[config.model_type]])[0]), task
     in_general = config.model_type in modeling_auto.MODEL_MAPPING_NAMES
-    if in_general and not asked.endswith("WithProjection"):
+    if in_general and not architecture.endswith("WithProjection"):
         return transformers.AutoModel, ""
-    if not hasattr(transformers, asked):
+    if not hasattr(transformers, architecture):
         raise ModelError(
-            f"transformers {transformers.__version__} has no class {asked!r}, which {checkpoint.spec} names. "
-            "Next: a newer transformers; or a package.module:callable that makes the model"
+            f"transformers {transformers.__version__} has no class {architecture!r}, which {checkpoint.spec} names. "
+            "Next: install a newer transformers, or give a package.module:callable that makes the model"
         )
-    return getattr(transformers, asked), ""
+    return getattr(transformers, architecture), ""
 
 
 def _snake(name: str) -> str:
@@ -127,24 +129,24 @@ def _flat(values: Any) -> list[str]:
 
 def _untrained(checkpoint: Checkpoint, cls: Any, config: Any) -> nn.Module:
     if getattr(config, "use_pretrained_backbone", False):
-        config.use_pretrained_backbone = False  # else the backbone's weights would be fetched
+        config.use_pretrained_backbone = False  # the backbone's weights are not to be fetched
     if cls.__name__.startswith("AutoModel"):
-        made: nn.Module = cls.from_config(config, trust_remote_code=checkpoint.trusted)
+        module: nn.Module = cls.from_config(config, trust_remote_code=checkpoint.trusted)
     else:
-        made = cls(config.vision_config if _halves(config) else config)
-    return made
+        module = cls(config.vision_config if _halves(config) else config)
+    return module
 
 
 def _trained(checkpoint: Checkpoint, cls: Any, config: Any) -> nn.Module:
     if getattr(config, "use_pretrained_backbone", False):
-        config.use_pretrained_backbone = False  # they are in the checkpoint
+        config.use_pretrained_backbone = False  # its weights are in the checkpoint
     auto = cls.__name__.startswith("AutoModel")
-    given = {"trust_remote_code": checkpoint.trusted} if auto else {}
-    if not _halves(config):  # a half finds its part of the config by itself
-        given["config"] = config
+    options = {"trust_remote_code": checkpoint.trusted} if auto else {}
+    if not _halves(config):  # a half selects its part of the config itself
+        options["config"] = config
     module, info = checkpoint.weights(
         lambda: cls.from_pretrained(
-            checkpoint.name, local_files_only=checkpoint.local, output_loading_info=True, **given
+            checkpoint.name, local_files_only=checkpoint.local, output_loading_info=True, **options
         )
     )
     if missing := sorted(info["missing_keys"]):
@@ -155,7 +157,7 @@ def _trained(checkpoint: Checkpoint, cls: Any, config: Any) -> nn.Module:
 
 
 def _class_names(config: Any) -> list[str] | None:
-    """In the order of the logits; None where the checkpoint only numbers them."""
+    """Return the class names in the order of the logits; None if the checkpoint only numbers the classes."""
     names: Mapping[int, str] = config.id2label or {}
     if not names or all(name == f"LABEL_{index}" for index, name in names.items()):
         return None
@@ -173,6 +175,8 @@ def _preprocess(checkpoint: Checkpoint, config: Any, module: nn.Module) -> Prepr
         return TensorsOnly(f"{checkpoint.spec} takes videos; give a tensor (N, {frames}, 3, {size}, {size})")
     if first.name == "input_values" and hasattr(config, "num_mel_bins"):
         shape = f"(N, {getattr(config, 'max_length', 'frames')}, {config.num_mel_bins})"
-        return TensorsOnly(f"{checkpoint.spec} takes spectrograms; give a tensor {shape}, as its extractor does")
-    taken = ", ".join([first.name, *needed])
-    return TensorsOnly(f"{checkpoint.spec} takes no picture alone, but {taken}; give tensors for these")
+        return TensorsOnly(
+            f"{checkpoint.spec} takes spectrograms; give a tensor {shape}, as its feature extractor makes it"
+        )
+    required = ", ".join([first.name, *needed])
+    return TensorsOnly(f"{checkpoint.spec} takes no picture alone, but {required}; give tensors for these")

@@ -1,7 +1,7 @@
-"""How a picture becomes the input of a model of transformers: its image processor, said in torchpeek's own terms.
+"""The preprocessing of a model of transformers: its image processor, translated into a Preprocess.
 
-An image processor returns the input, and not which part of the picture it shows. So its settings are translated to a
-Preprocess, and that is tried beside it: it has to give the same, or else the processor itself is called.
+An image processor returns the input, but not which part of the picture it shows. So its settings are translated into a
+Preprocess, and both are applied to test pictures. If the results differ, the processor itself is called.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from torchpeek.models.loaded import PreprocessFunction
 from torchpeek.models.preprocess import Preprocess, TensorsOnly
 from torchpeek.models.timm_models import timm_preprocess
 
-# Of 255 levels. A processor of torchvision's backend resizes in other fixed-point numbers than Pillow: by up to 2.
+# In levels of 255. torchvision's backend resizes with other fixed-point numbers than Pillow: they differ by up to 2.
 _MOST_APART, _MEAN_APART = 3.0, 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class ProcessorCall:
-    """An image processor of transformers, called; it does not say which part of a picture its output shows."""
+    """Calls an image processor of transformers. It does not return which part of the picture its output shows."""
 
     processor: Any
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """The input (1, C, H, W)."""
-        found = self.processor(image, return_tensors="pt")["pixel_values"]
-        if not isinstance(found, Tensor) or found.ndim != 4 or len(found) != 1:
-            got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-            raise InputError(f"{self} made {got} of a picture; a model that is given one takes (1, C, H, W)")
-        return found
+        """Return the input (1, C, H, W)."""
+        pixels = self.processor(image, return_tensors="pt")["pixel_values"]
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4 or len(pixels) != 1:
+            got = f"shape {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else f"a {type(pixels).__name__}"
+            raise InputError(f"{self} made {got} of a picture; allowed: a tensor (1, C, H, W)")
+        return pixels
 
     def masks(self) -> bool:
-        """Whether it pads some pictures, and says where in a mask for the model."""
-        masks = (self.processor(image, return_tensors="pt").get("pixel_mask") for image in _tried())
+        """Return whether it pads some pictures and returns a mask of the padding."""
+        masks = (self.processor(image, return_tensors="pt").get("pixel_mask") for image in _test_pictures())
         return any(isinstance(mask, Tensor) and not bool(mask.all()) for mask in masks)
 
     def __str__(self) -> str:
@@ -49,17 +49,16 @@ class ProcessorCall:
 
 
 def checkpoint_preprocess(checkpoint: Checkpoint, config: Any, *, masked: bool) -> PreprocessFunction:
-    """That of the checkpoint's image processor; ImageNet's way, with a notice, where it has none.
+    """Return the preprocessing of the checkpoint's image processor, or ImageNet's, with a notice, if it has none.
 
-    `masked` says whether the model takes a mask of what is padding, which a Picture has no place for.
-    Where there is one that cannot be made, reading a picture raises InputError. Raises ModelError where it is made by
-    code of its own.
+    `masked` says whether the model takes a mask of the padding, which a Picture cannot hold. If the processor cannot be
+    made, reading a picture raises InputError. Raises ModelError if the processor needs code of the checkpoint.
     """
     import transformers
 
-    # The one that uses Pillow, as Preprocess does, and as most models were trained; the other where there is but that.
-    old = int(transformers.__version__.split(".")[0]) < 5
-    backend: dict[str, Any] = {"use_fast": False} if old else {"backend": "pil"}
+    # Prefer the backend that uses Pillow, like Preprocess and the training of most models.
+    before_version_5 = int(transformers.__version__.split(".")[0]) < 5
+    backend: dict[str, Any] = {"use_fast": False} if before_version_5 else {"backend": "pil"}
     with checkpoint.quietly():
         try:
             processor = transformers.AutoImageProcessor.from_pretrained(
@@ -69,7 +68,7 @@ def checkpoint_preprocess(checkpoint: Checkpoint, config: Any, *, masked: bool) 
             if checkpoint.refused(error):
                 raise checkpoint.untrusted() from error
             if isinstance(error, OSError) and not checkpoint.has("preprocessor_config.json", "processor_config.json"):
-                # Of a name on the hub, transformers does not tell a file that is not there from a network that is not.
+                # For a name on the hub, transformers does not tell a missing file from a missing network.
                 why = {} if checkpoint.local else {"why": "has no image processor, or none that could be fetched"}
                 return assumed(checkpoint.spec, _of_size(config), **why)
             return TensorsOnly(
@@ -78,28 +77,28 @@ def checkpoint_preprocess(checkpoint: Checkpoint, config: Any, *, masked: bool) 
             )
         own = ProcessorCall(processor)
         try:
-            made = [own(image) for image in _tried()]
-        except Exception as error:  # it wants more than a picture, and fails in ways of its own
+            outputs = [own(image) for image in _test_pictures()]
+        except Exception as error:  # it needs more than a picture, and may raise anything
             why_not = first_line(error)
             return TensorsOnly(f"{own}, of {checkpoint.spec}, makes no input of a picture ({why_not}); give a tensor")
         if masked and own.masks():
             return TensorsOnly(
-                f"{own}, of {checkpoint.spec}, pads pictures, and the model is to be given where, too: give both that "
-                "it makes, {'pixel_values': ..., 'pixel_mask': ...}"
+                f"{own}, of {checkpoint.spec}, pads pictures, and the model needs the mask of the padding: give both "
+                "that it makes, {'pixel_values': ..., 'pixel_mask': ...}"
             )
         try:
-            same = translated(processor)
-            return same if same is not None and agrees(same, made) else own
-        except (KeyError, TypeError, ValueError, TorchpeekError):  # its settings mean something else
+            preprocess = translated(processor)
+            return preprocess if preprocess is not None and agrees(preprocess, outputs) else own
+        except (KeyError, TypeError, ValueError, TorchpeekError):  # its settings have another meaning
             return own
 
 
 def translated(processor: Any) -> Preprocess | None:
-    """What the settings of an image processor say, as far as they are said in the usual words; None where they are not.
+    """Translate the settings of an image processor into a Preprocess; None if they are not the usual ones.
 
-    Whether it does what its settings say is for `agrees` to find out.
+    `agrees` then checks whether the processor does what its settings say.
     """
-    if hasattr(processor, "data_config"):  # of a model of timm's
+    if hasattr(processor, "data_config"):  # the processor of a timm model
         return timm_preprocess(type(processor).__name__, processor.data_config)
     settings = processor.to_dict()
     size = _size(settings.get("size")) if settings.get("do_resize") else {}
@@ -110,9 +109,9 @@ def translated(processor: Any) -> Preprocess | None:
     cropped = (crop["height"], crop["width"]) if crop.keys() >= {"height", "width"} else None
     if size.keys() >= {"height", "width"}:
         resize = (size["height"], size["width"])
-        # Nothing is cut off there; but so the Preprocess says how large the model's input is.
+        # It cuts nothing off, and makes the Preprocess say how large the model's input is.
         cropped = cropped or resize
-    elif shorter is not None and settings.get("crop_pct"):  # ConvNeXt's: small ones are cropped, large ones squashed
+    elif shorter is not None and settings.get("crop_pct"):  # ConvNeXt: small pictures are cropped, large ones squashed
         cropped = (shorter, shorter)
         resize = int(shorter / settings["crop_pct"]) if shorter < 384 else cropped
     elif settings.get("do_resize") and shorter is None:
@@ -131,26 +130,26 @@ def translated(processor: Any) -> Preprocess | None:
     )
 
 
-def agrees(preprocess: Preprocess, made: Sequence[Tensor]) -> bool:
-    """Whether it makes the same of the pictures to try as a processor `made`, as near as two ways of resizing are."""
-    for image, theirs in zip(_tried(), made, strict=True):
+def agrees(preprocess: Preprocess, outputs: Sequence[Tensor]) -> bool:
+    """Return whether the preprocessing gives a processor's outputs for the test pictures, up to the way of resizing."""
+    for image, theirs in zip(_test_pictures(), outputs, strict=True):
         ours, _ = preprocess(image)
         if ours.shape != theirs.shape:
             return False
-        # Padding is 0 in both; what else differs is counted in levels of the picture.
+        # Padding is 0 in both. Other differences are measured in levels of the picture.
         apart = (ours - theirs).abs() * torch.tensor(preprocess.std).view(-1, 1, 1) * 255
         if apart.max() > _MOST_APART or apart.mean() > _MEAN_APART:
             return False
     return True
 
 
-def _tried() -> list[Image.Image]:
-    """Of odd sizes, wide and high, so that every rule of rounding and every longest side shows."""
+def _test_pictures() -> list[Image.Image]:
+    """Return pictures of odd sizes, a wide and a high one, so that every rounding rule and longest side shows."""
     return [_chequered(131, 87), _chequered(61, 150)]
 
 
 def _chequered(width: int, height: int) -> Image.Image:
-    """Blocks of different sizes and colours on a ramp: nowhere the same, and sharp."""
+    """Return a picture with sharp edges that repeats nowhere: blocks of several sizes and colours on a ramp."""
     x, y = torch.arange(width).repeat(height, 1), torch.arange(height)[:, None].repeat(1, width)
     blocks = [((x // size + y // size) % 2) * 90 for size in (3, 7, 16)]
     ramps = [x * 165 // width, y * 165 // height, (x + y) * 165 // (width + height)]
@@ -158,12 +157,12 @@ def _chequered(width: int, height: int) -> Image.Image:
     return Image.fromarray(pixels.byte().numpy())
 
 
-def _size(given: Any) -> dict[str, int]:
-    return {key: int(value) for key, value in dict(given or {}).items() if value is not None}
+def _size(setting: Any) -> dict[str, int]:
+    return {key: int(value) for key, value in dict(setting or {}).items() if value is not None}
 
 
 def _per_channel(settings: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of pictures in [0, 1], into which a factor other than 1 / 255 goes, too."""
+    """Return mean and standard deviation for pictures in [0, 1]. They include a scale other than 1 / 255."""
     scale = 255 * (settings["rescale_factor"] if settings.get("do_rescale") else 1)
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
@@ -178,7 +177,7 @@ def _per_channel(settings: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[
 
 
 def _of_size(config: Any) -> Preprocess:
-    """ImageNet's way, for pictures of the size that the config says, if it says one."""
+    """Return ImageNet's preprocessing, in the size of the config if it has one."""
     size = getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", None)
     if isinstance(size, int):
         return Preprocess(resize=round(size / 0.875), crop=(size, size))

@@ -1,4 +1,4 @@
-"""The text half of a checkpoint that compares pictures with texts."""
+"""TextEncoder: the text half of a checkpoint that compares pictures with texts."""
 
 from __future__ import annotations
 
@@ -15,36 +15,39 @@ from torchpeek.models.checkpoint import Checkpoint, first_line
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 
 
-class TextPart:
-    """Embeds texts with the text half and the tokenizer of a checkpoint, which are loaded at the first call."""
+class TextEncoder:
+    """Embeds texts with the text half and the tokenizer of a checkpoint, which are loaded on the first call."""
 
     def __init__(self, checkpoint: Checkpoint, class_name: str, part: str, *, untrained: bool) -> None:
         self._checkpoint = checkpoint
         self._class_name = class_name
-        self._part = part  # of the output: where the embedding is
+        self._part = part  # the part of the output that is the embedding
         self._untrained = untrained
         self._loaded: tuple[nn.Module, Any] | None = None
 
     def __call__(self, texts: Sequence[str], device: torch.device) -> Tensor:
-        """(K, D), not normalised. Raises InputError for a text that is too long, ModelError without a tokenizer."""
+        """Return the embeddings (K, D), not normalised.
+
+        Raises InputError for a text that is too long, and ModelError if there is no tokenizer.
+        """
         if self._loaded is None:
             self._loaded = self._module(), self._tokenizer()
         half, tokenizer = self._loaded
         config: Any = half.config
         most = config.max_position_embeddings
-        # SigLIP has learnt texts that are filled up to their full length, and looks at the filling, too.
+        # SigLIP was trained on texts padded to their full length, and attends to the padding.
         fill: bool | str = "max_length" if config.model_type.startswith("siglip") else True
         tokens = tokenizer(list(texts), padding=fill, max_length=most if fill == "max_length" else None)["input_ids"]
         for text, own in zip(texts, tokens, strict=True):
             if len(own) > most:
                 count = len(tokenizer(text)["input_ids"])
                 if count > most:
-                    raise InputError(f"{text[:40]!r} has {count} tokens; allowed: {most}. Next: a shorter text")
+                    raise InputError(f"{text[:40]!r} has {count} tokens; allowed: {most}. Next: give a shorter text")
         ids = torch.tensor(tokens, device=device)  # (K, tokens)
         half.to(device)
         with torch.no_grad():
-            found: Tensor = run(half, as_model_call(half, ids))[self._part]
-        return found.detach()
+            embeddings: Tensor = run(half, as_model_call(half, ids))[self._part]
+        return embeddings.detach()
 
     def _module(self) -> nn.Module:
         import transformers
@@ -66,17 +69,19 @@ class TextPart:
             raise self._without(f"there is none of {', '.join(_TOKENIZER_FILES)}")
         try:
             with checkpoint.quietly():
-                found: Any = transformers.AutoTokenizer.from_pretrained(checkpoint.name, **checkpoint.options)
-        except Exception as error:  # of files that are damaged, or not there, or need a package: each in its own way
+                tokenizer: Any = transformers.AutoTokenizer.from_pretrained(checkpoint.name, **checkpoint.options)
+        except Exception as error:  # for damaged or missing files, or a missing package, it may raise anything
             if checkpoint.refused(error):
                 raise checkpoint.untrusted() from error
             raise self._without(first_line(error)) from error
-        if len(found) <= len(set(found.all_special_ids)):  # what transformers makes where it finds no files
+        if len(tokenizer) <= len(
+            set(tokenizer.all_special_ids)
+        ):  # transformers makes such a tokenizer if it finds no files
             raise self._without("it knows no words")
-        return found
+        return tokenizer
 
     def _without(self, reason: str) -> ModelError:
         return ModelError(
             f"{self._checkpoint.spec} has no tokenizer that can be used ({reason}), so texts cannot be embedded. Next: "
-            "tokenizer.save_pretrained(FOLDER), with that of the model"
+            "tokenizer.save_pretrained(FOLDER), with the tokenizer of the model"
         )

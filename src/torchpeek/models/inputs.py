@@ -1,4 +1,4 @@
-"""What a model is given, as the call that the engine makes."""
+"""The public types of inputs, and how they become a ModelCall."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from torchpeek.picture import Picture
 
 Model: TypeAlias = nn.Module | LoadedModel
 Inputs: TypeAlias = Tensor | Picture | str | PathLike[str] | Image.Image | Mapping[str, Any] | Arguments
-"""A batch (N, C, *grid); a Picture; with a LoadedModel also a path or a PIL image; keyword arguments; tp.Arguments."""
+"""A batch (N, C, *grid), a Picture, with a LoadedModel a path or PIL image, keyword arguments, or tp.Arguments."""
 
 
 def model_call_for(model: Model, inputs: object) -> ModelCall:
-    """The call of the model that is meant, with copies of all tensors: the model may write into what it is given.
+    """Return the inputs as a ModelCall with copies of all tensors, because the model may write into its arguments.
 
-    Pictures go to the model's device; a tensor stays where it is.
+    A picture is moved to the model's device. A tensor stays on its device.
     """
     module = module_of(model)
     if isinstance(inputs, (str, PathLike, Image.Image)):
         if not isinstance(model, LoadedModel):
             raise InputError(
                 f"inputs is a {type(inputs).__name__}, and a bare {type(model).__name__} does not say how it becomes "
-                "a tensor. Next: give a tensor, or tp.LoadedModel(model, preprocess)"
+                "a tensor. Next: give a tensor, or tp.LoadedModel(model, preprocess) as the model"
             )
         inputs = model.read(inputs)
     if isinstance(inputs, Picture):
@@ -39,5 +39,5 @@ def model_call_for(model: Model, inputs: object) -> ModelCall:
 
 
 def module_of(model: Model) -> nn.Module:
-    """The network itself."""
+    """Return the network: that of a LoadedModel, or the module itself."""
     return model.module if isinstance(model, LoadedModel) else model

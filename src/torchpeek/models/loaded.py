@@ -1,4 +1,4 @@
-"""LoadedModel: a network, how pictures become its input, and what its classes are called."""
+"""LoadedModel: a network with its preprocessing and its class names."""
 
 from __future__ import annotations
 
@@ -19,41 +19,75 @@ from torchpeek.picture import Geometry, Picture
 from torchpeek.store import read_image, upright_rgb
 
 PreprocessFunction: TypeAlias = Callable[[Image.Image], Any]
-"""From a PIL image to (tensor (1, C, H, W), Geometry), as Preprocess does, or to a tensor (C, H, W) or (1, C, H, W)."""
+"""From a PIL image to (tensor (1, C, H, W), Geometry), like Preprocess, or to a tensor (C, H, W) or (1, C, H, W)."""
 
 TextFunction: TypeAlias = Callable[[Sequence[str], torch.device], Tensor]
-"""From K texts to their embeddings (K, D), on that device."""
+"""From K texts and a device to the embeddings (K, D) on that device."""
 
 
-TAKEN_AS_WHOLE = "the input is taken to show the whole picture: its preprocessing does not say"
+TAKEN_AS_WHOLE = "the input is taken to show the whole picture, because the preprocessing returns no Geometry"
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A network with what is needed to feed it pictures and to name its classes.
+    """A network with its preprocessing and its class names.
 
-    `preprocess`, where it is left out, is that of a detector which resizes and pads pictures itself; else ImageNet's.
+    Args:
+        module: The network.
+        preprocess: From a PIL image to (tensor (1, C, H, W), Geometry), like `Preprocess`, or to a tensor (C, H, W) or
+            (1, C, H, W). If it is omitted, a detector that resizes and pads pictures itself gets its own, and any other
+            model gets ImageNet's.
+        class_names: The name of each class, in the order of the logits, or None.
+        spec: Where the model comes from, as in `load_model`.
+        weights: Name of the weights: "random", a name or a file's name. Printed with every picture.
+        texts: From K texts and a device to their embeddings (K, D), for a model that compares pictures with texts.
+
+    Raises:
+        InputError: When `class_names` is not a sequence of strings.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> tp.LoadedModel(network, tp.Preprocess(resize=32, crop=(32, 32)), ["cat", "dog"])
+        LoadedModel(Sequential, weights its own, 2 classes)
     """
 
     module: nn.Module
     preprocess: PreprocessFunction = None  # type: ignore[assignment]  # only until __post_init__
     class_names: Sequence[str] | None = None
     spec: str = ""
-    weights: str = ""  # "random", a name, or a file's; printed with every picture
-    texts: TextFunction | None = None  # the text half of a model that compares pictures with texts
+    weights: str = ""
+    texts: TextFunction | None = None
 
     def __post_init__(self) -> None:
         if self.preprocess is None:
             object.__setattr__(self, "preprocess", detector_preprocess(self.module) or Preprocess())
         names = self.class_names
         if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
-            raise InputError(f"class_names is a {type(names).__name__} of more than names; give a list of strings")
+            raise InputError(
+                f"class_names is a {type(names).__name__} with other entries than names; give a list of strings"
+            )
 
     def read(self, picture: str | PathLike[str] | Image.Image) -> Picture:
-        """A file, or a PIL image, as a Picture: upright, in RGB, with its tensor on the model's device.
+        """Read a picture: upright, in RGB, with its tensor on the device and in the dtype of the model.
 
-        A preprocessing that does not return its Geometry is taken to show the whole image, which the Picture's notes
-        say. Raises PictureError, which names the file, for one that cannot be read.
+        If the preprocessing returns no Geometry, the input is taken to show the whole image, and the Picture's notes
+        say so.
+
+        Args:
+            picture: Path of a file, or a PIL image.
+
+        Returns:
+            The Picture. Its tensor is (1, C, H, W).
+
+        Raises:
+            InputError: When `picture` is something else, or the preprocessing returns something else than allowed.
+            PictureError: When the file cannot be read. The message names it.
+
+        Example:
+            >>> from PIL import Image
+            >>> loaded = tp.LoadedModel(nn.Conv2d(3, 2, 3), tp.Preprocess(resize=24, crop=(24, 24)))
+            >>> loaded.read(Image.new("RGB", (64, 48))).tensor.shape
+            torch.Size([1, 3, 24, 24])
         """
         if not isinstance(picture, (str, PathLike, Image.Image)):
             raise InputError(f"picture is a {type(picture).__name__}; allowed: a path or a PIL image")
@@ -63,42 +97,57 @@ class LoadedModel:
         else:
             image, notes = read_image(picture)
             name = str(picture)
-        made = self.preprocess(image)
-        if isinstance(made, Tensor):
-            tensor, geometry = (made if made.ndim == 4 else made.unsqueeze(0)), Geometry.whole(image.size)
+        result = self.preprocess(image)
+        if isinstance(result, Tensor):
+            tensor, geometry = (result if result.ndim == 4 else result.unsqueeze(0)), Geometry.whole(image.size)
             notes = (*notes, TAKEN_AS_WHOLE)
-        elif isinstance(made, tuple) and [type(each) for each in made] == [Tensor, Geometry]:
-            tensor, geometry = made
+        elif isinstance(result, tuple) and [type(each) for each in result] == [Tensor, Geometry]:
+            tensor, geometry = result
         else:
-            raise InputError(f"preprocess gave a {type(made).__name__}; allowed: a tensor, or (tensor, Geometry)")
+            raise InputError(f"preprocess gave a {type(result).__name__}; allowed: a tensor, or (tensor, Geometry)")
         return Picture(image, tensor.to(self.device, self.dtype), geometry, Path(name).name, notes)
 
     def embed(self, texts: str | Sequence[str]) -> Tensor:
-        """(K, D): the embeddings of texts, to compare those of pictures with: `tp.targets.Similarity(to=...)`.
+        """Return the embeddings of texts, to compare pictures with: `tp.targets.Similarity(to=...)`.
 
-        Of the text half of CLIP and SigLIP checkpoints that were loaded as `hf:NAME_OR_FOLDER`, as it gives them,
-        without a graph. Raises ModelError where there is none, or no tokenizer, and InputError for what is no text.
+        They come from the text half of a CLIP or SigLIP checkpoint that was loaded as `hf:NAME_OR_FOLDER`. They are not
+        normalised and have no graph.
+
+        Args:
+            texts: One text, or K texts.
+
+        Returns:
+            (K, D), on the model's device.
+
+        Raises:
+            ModelError: When the model has no text half, or no tokenizer.
+            InputError: When `texts` is empty, or an entry is not a text or is too long.
+
+        Example:
+            >>> loaded = tp.LoadedModel(nn.Identity(), texts=lambda texts, device: torch.ones(len(texts), 4))
+            >>> loaded.embed(["a cat", "a dog"]).shape
+            torch.Size([2, 4])
         """
         if self.texts is None:
             raise ModelError(
-                f"{self.spec or type(self.module).__name__} has no text half; CLIP and SigLIP checkpoints have one, "
-                "loaded whole as hf:NAME_OR_FOLDER and with their own weights. Next: load one, or give "
-                "tp.targets.Similarity an embedding that you have"
+                f"{self.spec or type(self.module).__name__} has no text half; CLIP and SigLIP checkpoints have one if "
+                "they are loaded as hf:NAME_OR_FOLDER with their own weights. Next: load one, or give "
+                "tp.targets.Similarity an embedding of your own"
             )
-        given = [texts] if isinstance(texts, str) else list(texts)
-        if not given or not all(isinstance(text, str) and text.strip() for text in given):
-            raise InputError(f"texts is {texts!r}; allowed: a text, or a list of at least one, none of them empty")
-        return self.texts(given, self.device)
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        if not listed or not all(isinstance(text, str) and text.strip() for text in listed):
+            raise InputError(f"texts is {texts!r}; allowed: a text, or a list of at least one text, none of them empty")
+        return self.texts(listed, self.device)
 
     @property
     def device(self) -> torch.device:
-        """Where the model's first parameter is."""
+        """The device of the model's first parameter; the CPU if it has none."""
         first = next(self.module.parameters(), None)
         return torch.device("cpu") if first is None else first.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the model's first floating-point parameter."""
+        """The dtype of the model's first floating-point parameter; float32 if it has none."""
         return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
 
     def __repr__(self) -> str:

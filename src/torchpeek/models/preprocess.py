@@ -1,4 +1,4 @@
-"""How a picture becomes a model's input: resize, crop, scale, pad; as data, so that it can be printed and undone."""
+"""Preprocess: resize, crop, scale and pad a picture, as data that can be printed and undone."""
 
 from __future__ import annotations
 
@@ -24,12 +24,28 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize, crop the centre, scale to [0, 1], subtract `mean`, divide by `std`, pad.
+    """Resize, crop the centre, scale to [0, 1], subtract the mean, divide by the standard deviation, pad.
 
-    `resize` is the length that the shorter side gets, or (height, width) to squash to, or None; with `longest`, less
-    where the longer side would get longer than that. `crop` is (height, width), padded with black where the resized
-    picture is smaller, or None. One colour channel for each entry of `mean`: three, or one for grey. `pad` is (height,
-    width) to fill up with zeros on the right and at the bottom, or None.
+    Args:
+        resize: Length of the shorter side in pixels; or (height, width), which may change the aspect ratio; or None.
+        crop: (height, width) of the central crop, filled with black where the resized picture is smaller; or None.
+        mean: The mean of each channel in [0, 1]: three entries for RGB, one for grey.
+        std: The standard deviation of each channel, as many entries.
+        interpolation: "nearest", "bilinear", "bicubic", "lanczos", "box" or "hamming".
+        longest: Largest length of the longer side. If it would be exceeded, the picture is resized to less.
+        pad: (height, width) to fill up to with zeros, on the right and at the bottom; or None.
+        bgr: Whether the channels are in the order blue, green, red, also in `mean` and `std`.
+        rounding: How a crop's half pixels are rounded: "even" as in torchvision, or "down", to the top left, as in
+            transformers.
+
+    Raises:
+        InputError: When an argument has a value that is not allowed.
+
+    Example:
+        >>> print(tp.Preprocess(resize=32, crop=(28, 28)))
+        resize to 32, shorter side (bilinear, antialiased); crop the centre 28 x 28; mean 0.485, 0.456, 0.406; ...
+        >>> print(tp.Preprocess(resize=None, crop=None, mean=(0.5,), std=(0.5,)))
+        mean 0.5; std 0.5
     """
 
     resize: int | tuple[int, int] | None = 256
@@ -39,15 +55,15 @@ class Preprocess:
     interpolation: Interpolation = "bilinear"
     longest: int | None = None
     pad: tuple[int, int] | None = None
-    bgr: bool = False  # blue first, in `mean` and `std`, too
-    rounding: Rounding = "even"  # of a crop's half pixels: torchvision's way, or "down" to the top left, transformers'
+    bgr: bool = False
+    rounding: Rounding = "even"
 
     def __post_init__(self) -> None:
         if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std):
             got = f"mean has {len(self.mean)} entries and std {len(self.std)}"
             raise InputError(f"{got}; allowed: 1 (grey) or 3 (RGB) each")
         if 0 in self.std:
-            raise InputError(f"std is {self.std}; the picture is divided by it, so no entry is 0")
+            raise InputError(f"std is {self.std}; allowed: no entry is 0, because the picture is divided by it")
         if self.interpolation not in get_args(Interpolation):
             raise InputError(f"interpolation {self.interpolation!r}; allowed: {', '.join(get_args(Interpolation))}")
         if not (self.resize is None or _is_size(self.resize) or _are_sizes(self.resize)):
@@ -63,13 +79,29 @@ class Preprocess:
             raise InputError(f"rounding {self.rounding!r}; allowed: {', '.join(get_args(Rounding))}")
 
     def __call__(self, image: Image.Image) -> tuple[Tensor, Geometry]:
-        """The input (1, C, H, W), and where in the image it lies."""
+        """Make a model's input of an image.
+
+        Args:
+            image: PIL image, upright.
+
+        Returns:
+            The tensor (1, C, H, W), float32 on the CPU, and the Geometry: which part of the image it shows.
+
+        Raises:
+            PictureError: When the resized picture would be too large, or does not fit into `pad`.
+
+        Example:
+            >>> from PIL import Image
+            >>> tensor, geometry = tp.Preprocess(resize=24, crop=(24, 24))(Image.new("RGB", (64, 48)))
+            >>> tensor.shape, geometry.box
+            (torch.Size([1, 3, 24, 24]), (8.0, 0.0, 56.0, 48.0))
+        """
         image = image.convert("L" if len(self.mean) == 1 else "RGB")
         width, height = self._resized_size(image.size)
         if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
             raise PictureError(
-                f"{image.width} x {image.height} is too long for its width: as the model wants it, it would be "
-                f"resized to {width} x {height}. Next: cut it to the part that matters"
+                f"{image.width} x {image.height} is too long for its width: the preprocessing would resize it to "
+                f"{width} x {height}. Next: cut it to the part that matters"
             )
         resized = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         left, top = 0, 0
@@ -126,15 +158,15 @@ class Preprocess:
         height, width = tensor.shape[2:]
         if height > self.pad[0] or width > self.pad[1]:
             raise PictureError(
-                f"resized to {width} x {height}, the picture does not fit into {self.pad[1]} x {self.pad[0]}, which it "
-                "is padded to. Next: cut it to the part that matters"
+                f"resized to {width} x {height}, the picture does not fit into {self.pad[1]} x {self.pad[0]}, the size "
+                "that it is padded to. Next: cut it to the part that matters"
             )
         return functional.pad(tensor, (0, self.pad[1] - width, 0, self.pad[0] - height))
 
 
 @dataclass(frozen=True)
 class TensorsOnly:
-    """In place of a preprocessing, for a model that takes no pictures: raises InputError that says what it takes."""
+    """The preprocessing of a model that takes no pictures: raises an InputError that says what it takes."""
 
     instead: str
 
@@ -143,7 +175,7 @@ class TensorsOnly:
 
 
 def _crop_start_even(have: int, want: int) -> int:
-    """Half pixels go to the even side; where there is too little, to the top left."""
+    """Round half pixels to the even number; if the picture is smaller than the crop, to the top left."""
     return round((have - want) / 2.0) if have >= want else -((want - have) // 2)
 
 

@@ -1,4 +1,4 @@
-"""Which parts of a model compute with quantised numbers, and what that rules out."""
+"""Quantised layers: which layers of a model are quantised, and named errors for what they rule out."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from torch import Tensor, nn
 
 from torchpeek.errors import GradUnavailable, NoSpatialLayer, NotConnected, notify
 
-# Where they are from, as to import them costs time.
+# Matched by the name of the module, because importing these modules takes time.
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 
 def quantised_layers(model: object) -> list[str]:
-    """The names of the layers that torch.ao.quantization has quantised, dynamically or with scales of their own.
+    """Return the names of the layers that torch.ao.quantization has quantised, dynamically or statically.
 
-    They have no way back: no gradient flows through them. Fake quantisation is not among them, as that has one.
+    No gradient flows through them. Fake quantisation is not among them, because it has gradients.
     """
-    if not isinstance(model, nn.Module):  # which is said elsewhere
+    if not isinstance(model, nn.Module):  # another check refuses it
         return []
     named = [name for name, module in model.named_modules() if type(module).__module__.startswith(_QUANTISED)]
     return [name for name in named if not name.endswith("_packed_params")]
 
 
 def observing_layers(model: object) -> list[str]:
-    """The names of the fake quantisations of activations that still learn their range, also in eval mode."""
+    """Return the names of the fake quantisations of activations that still learn their range in eval mode."""
     if not isinstance(model, nn.Module):
         return []
-    found = []
+    observing = []
     for name, module in model.named_modules():
-        on = getattr(module, "observer_enabled", None)
-        if hasattr(module, "fake_quant_enabled") and isinstance(on, Tensor) and bool(on.any()):
-            found.append(name)
-    return [name for name in found if not name.endswith("weight_fake_quant")]  # weights do not change from pass to pass
+        enabled = getattr(module, "observer_enabled", None)
+        if hasattr(module, "fake_quant_enabled") and isinstance(enabled, Tensor) and bool(enabled.any()):
+            observing.append(name)
+    return [name for name in observing if not name.endswith("weight_fake_quant")]  # weights are the same in every pass
 
 
 @contextmanager
 def quantisation_named(model: nn.Module) -> Iterator[None]:
-    """Where something fails inside that quantised layers rule out, the error says so.
+    """Turn errors that quantised layers cause into errors that say so.
 
-    Raises GradUnavailable for gradients through them, and NoSpatialLayer for a heatmap of their own outputs.
+    Raises GradUnavailable for gradients through quantised layers, and NoSpatialLayer for a heatmap of their outputs.
     """
     if observing := observing_layers(model):
         notify(
-            f"the fake quantisation of {observing[0]!r} still learns its range from each pass, also in eval mode, and "
-            "so changes the next one. Next: model.apply(torch.ao.quantization.disable_observer)"
+            f"the fake quantisation of {observing[0]!r} still learns its range from each pass, also in eval mode, "
+            "which changes the next pass. Next: model.apply(torch.ao.quantization.disable_observer)"
         )
     try:
         yield
@@ -54,13 +54,13 @@ def quantisation_named(model: nn.Module) -> Iterator[None]:
         if not names:
             raise
         these = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
-        own = "give the model in floating point, as it was before it was quantised"
+        advice = "give the model in floating point, as it was before it was quantised"
         if isinstance(error, NotConnected):
             raise GradUnavailable(
                 f"the model is quantised ({these}), and torch has no gradients through that. Next: a method without "
-                f"gradients (torchpeek methods lists them), a layer after the quantised ones, or {own}"
+                f"gradients (torchpeek methods lists them), a layer after the quantised ones, or {advice}"
             ) from error
         raise NoSpatialLayer(
             f"the model is quantised ({these}): such a layer returns no floating-point activations to read a heatmap "
-            f"from. Next: a layer in floating point that has a grid, or {own}"
+            f"from. Next: a layer in floating point that has a grid, or {advice}"
         ) from error

@@ -1,4 +1,4 @@
-"""Where a model comes from: torchvision, timm, transformers, a callable of the user's; or weights files."""
+"""load_model(): models of torchvision, timm and transformers, of the user's callables, and weights files."""
 
 from __future__ import annotations
 
@@ -27,18 +27,33 @@ def load_model(
     trust_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """The model that `spec` names, in eval mode, with its preprocessing and class names.
+    """Load a model in eval mode, with its preprocessing and class names.
 
-    `spec` is `torchvision:NAME`, `timm:NAME`, `hf:NAME` of transformers, or `hf:FOLDER` that its `save_pretrained`
-    wrote, or `package.module:callable`, which is imported (also from the working directory) and called without
-    arguments, and returns an nn.Module or a LoadedModel. `weights` is None (pretrained, but for a callable), "random",
-    a file (.safetensors, or what torch.save wrote), or the name of a set of weights that torchvision has. torchvision's
-    pretrained weights are the first of those it lists, which are those of its papers and do not change with its
-    version, not DEFAULT, which does.
+    torchvision's pretrained weights are the first that it lists for the model. These are the weights of its papers and
+    do not change with its version, unlike `DEFAULT`.
 
-    A file is read with `weights_only=True`; one that needs a full pickle, which can run any code, only with
-    `trust_pickle`; and a checkpoint's own code runs only with `trust_remote_code`. Raises ModelNotFound, WeightsError,
-    and ModelError.
+    Args:
+        spec: Where the model comes from. `torchvision:NAME`; `timm:NAME`; `hf:NAME` for a model of transformers, or
+            `hf:FOLDER` for a folder that `save_pretrained` wrote; or `package.module:callable`, which is imported, also
+            from the working directory, and called without arguments. It returns an nn.Module or a LoadedModel.
+        weights: None for pretrained weights, or for what a callable returns; "random"; a file, .safetensors or written
+            by `torch.save`; or the name of a set of torchvision's weights.
+        trust_pickle: Whether a file may be read that needs a full pickle, which can run any code. Without it, files are
+            read with `weights_only=True`.
+        trust_remote_code: Whether code of a checkpoint may run.
+
+    Returns:
+        The LoadedModel, on the CPU.
+
+    Raises:
+        ModelNotFound: When there is no such model, or the package of the source is not installed.
+        WeightsError: When the weights cannot be fetched or read, or do not fit the model.
+        ModelError: When the callable or the checkpoint does not give a model.
+
+    Example:
+        >>> loaded = tp.load_model("torchvision:squeezenet1_1", weights="random")
+        >>> loaded
+        LoadedModel(torchvision:squeezenet1_1, weights random, 1000 classes)
     """
     source, colon, name = str(spec).partition(":")
     if not colon or not name or not source:
@@ -58,18 +73,18 @@ def load_model(
         case _:
             if weights is not None and file is None:
                 raise WeightsError(
-                    f"weights {weights!r} for {spec}: a callable decides itself; give a file, or leave the weights away"
+                    f"weights {weights!r} for {spec}: a callable decides itself; give a file, or omit the weights"
                 )
             built = _callable(source, name)
     if file is not None:
         load_weights_file(built.module, file, trust_pickle=trust_pickle)
-        built = replace(built, weights=file.name, texts=None)  # of other weights than these
+        built = replace(built, weights=file.name, texts=None)  # the text half belongs to the checkpoint's weights
     built.module.eval()
     return replace(built, spec=spec)
 
 
 def _weights_file(weights: str | Path | None) -> Path | None:
-    """The file that is meant, if one is: one that exists, or what looks like a path, which then is missed by name."""
+    """Return the weights file: an existing file, or anything that looks like a path. None for the name of weights."""
     if weights is None or weights == RANDOM:
         return None
     path = Path(weights)
@@ -80,25 +95,23 @@ def _callable(module_name: str, name: str) -> LoadedModel:
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(module_name)
+        attribute: Any = importlib.import_module(module_name)
         for part in name.split("."):
-            found = getattr(found, part)
+            attribute = getattr(attribute, part)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the user's module was found, and lacks something
+            raise  # the user's module exists, and one of its imports does not
         raise ModelNotFound(
             f"no module {error.name!r} for the model {module_name}:{name}, neither installed nor in the working "
-            "directory. Sources with names of their own: torchvision, timm, hf"
+            "directory. Other sources: torchvision, timm, hf"
         ) from error
     except AttributeError as error:
-        raise ModelNotFound(f"module {module_name!r} has no {name!r}{closest(name, dir(found))}") from error
+        raise ModelNotFound(f"module {module_name!r} has no {name!r}{closest(name, dir(attribute))}") from error
     finally:
         sys.path.remove(here)
-    made = found if isinstance(found, (nn.Module, LoadedModel)) else found() if callable(found) else found
-    if isinstance(made, LoadedModel):
-        return made
-    if not isinstance(made, nn.Module):
-        raise ModelError(
-            f"{module_name}:{name} gave a {type(made).__name__}; it has to give an nn.Module or a LoadedModel"
-        )
-    return LoadedModel(made, detector_preprocess(made) or assumed(f"{module_name}:{name}"))
+    result = attribute() if callable(attribute) and not isinstance(attribute, (nn.Module, LoadedModel)) else attribute
+    if isinstance(result, LoadedModel):
+        return result
+    if not isinstance(result, nn.Module):
+        raise ModelError(f"{module_name}:{name} gave a {type(result).__name__}; allowed: an nn.Module or a LoadedModel")
+    return LoadedModel(result, detector_preprocess(result) or assumed(f"{module_name}:{name}"))

@@ -1,4 +1,4 @@
-"""Models of timm: the network, its preprocessing, its class names."""
+"""Models of timm: the network, its preprocessing and its class names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchpeek.models.preprocess import Preprocess
 
 
 def timm_model(name: str, weights: str | None) -> LoadedModel:
-    """`timm:name`. `weights` is None (pretrained) or "random". Raises ModelNotFound and WeightsError."""
+    """Load `timm:name`. `weights` is None (pretrained) or "random". Raises ModelNotFound and WeightsError."""
     with extra("timm", "timm"):
         import timm
         from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
@@ -26,7 +26,7 @@ def timm_model(name: str, weights: str | None) -> LoadedModel:
         )
     try:
         module = fetched(f"timm:{name}", lambda: timm.create_model(name, pretrained=weights != RANDOM))
-    except RuntimeError as error:  # of a tag that the architecture does not have
+    except RuntimeError as error:  # the architecture has no such tag
         raise ModelNotFound(f"timm has no model {name!r}: {error}") from error
     subset = infer_imagenet_subset(module)
     names = (
@@ -45,15 +45,15 @@ def timm_model(name: str, weights: str | None) -> LoadedModel:
 
 
 def timm_preprocess(spec: str, config: Mapping[str, Any]) -> Preprocess:
-    """What timm's `create_transform` does for evaluation, by the data config of a model."""
+    """Return the preprocessing of timm's `create_transform` for evaluation, from a model's data config."""
     _, height, width = config["input_size"]
     mode = config["crop_mode"]
     scaled = (math.floor(height / config["crop_pct"]), math.floor(width / config["crop_pct"]))
-    kept = mode == "center" and height == width  # else every side is scaled on its own
-    if not kept and mode != "squash":
+    keeps_aspect = mode == "center" and height == width  # else each side is scaled on its own
+    if not keeps_aspect and mode != "squash":
         notify(f"{spec} asks for crop mode {mode!r} to {height} x {width}; pictures are squashed instead")
     return Preprocess(
-        resize=scaled[0] if kept else scaled,
+        resize=scaled[0] if keeps_aspect else scaled,
         crop=(height, width),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),

@@ -1,8 +1,9 @@
-"""Models of torchvision, of all its kinds: the network, its preprocessing, its class names."""
+"""Models of torchvision: the network, its preprocessing and its class names."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any
 
@@ -16,9 +17,10 @@ from torchpeek.models.preprocess import Preprocess, TensorsOnly
 
 
 def torchvision_model(name: str, weights: str | None) -> LoadedModel:
-    """`torchvision:name`. `weights` is None (pretrained), "random", or the name of an entry of its weights.
+    """Load `torchvision:name`.
 
-    Raises ModelNotFound and WeightsError.
+    `weights` is None (pretrained), "random", or the name of an entry of its weights. Raises ModelNotFound and
+    WeightsError.
     """
     with extra("torchvision", "vision"):
         from torchvision.models import get_model_weights, list_models
@@ -26,7 +28,7 @@ def torchvision_model(name: str, weights: str | None) -> LoadedModel:
     if name not in known:
         raise ModelNotFound(f"torchvision has no model {name!r}{closest(name, known)}; it has {len(known)}")
     entries = list(get_model_weights(name))
-    chosen = entries[0] if entries else None  # also of random weights: for the preprocessing and the class names
+    chosen = entries[0] if entries else None  # random weights take the preprocessing and the class names from it
     if weights not in (None, RANDOM):
         named = {entry.name: entry for entry in entries} | {"DEFAULT": get_model_weights(name).DEFAULT}
         if weights not in named:
@@ -47,38 +49,55 @@ def torchvision_model(name: str, weights: str | None) -> LoadedModel:
 def _module(name: str, weights: Any) -> nn.Module:
     from torchvision.models import get_model, get_model_builder
 
-    # Networks for segmentation and detection fetch a backbone's weights of their own accord.
+    # Networks for segmentation and detection fetch a backbone's weights by default.
     has_backbone = "weights_backbone" in signature(get_model_builder(name)).parameters
     backbone = {"weights_backbone": None} if weights is None and has_backbone else {}
     with warnings.catch_warnings():
-        # GoogLeNet and Inception announce a change of their random initialisation at every call.
+        # GoogLeNet and Inception warn of a change of their random initialisation at every call.
         warnings.filterwarnings("ignore", message="The default weight initialization", category=FutureWarning)
         return get_model(name, weights=weights, **backbone)  # type: ignore[no-any-return]  # torchvision has no types
 
 
 def torchvision_preprocess(spec: str, weights: Any, module: nn.Module | None = None) -> PreprocessFunction:
-    """What the transforms of an entry of torchvision's weights do to a picture; a detector's are its own."""
+    """Return the preprocessing of an entry of torchvision's weights. A detector has its own."""
     if module is not None and (own := detector_preprocess(module)) is not None:
         return own
     transform: Any = None if weights is None else weights.transforms()
-    match type(transform).__name__:
-        case "ImageClassification":
-            (resize,), crop = transform.resize_size, transform.crop_size
-            return _preprocess(transform, resize, (crop[0], crop[-1]))
-        case "SemanticSegmentation":
-            (resize,) = transform.resize_size or (None,)
-            return _preprocess(transform, resize, None)
-        case "VideoClassification":
-            height, width = transform.crop_size
-            least = weights.meta.get("min_temporal_size")
-            frames = f", of at least {least} frames" if least else ""
-            return TensorsOnly(f"{spec} takes videos; give a tensor (N, 3, frames, {height}, {width}){frames}")
-        case "OpticalFlow":
-            return TensorsOnly(
-                f"{spec} takes two pictures, each a tensor (N, 3, H, W) in -1..1 with H and W multiples of 8. "
-                "Next: give both, as tp.Arguments((first, second))"
-            )
-    return assumed(spec)
+    translate = _BY_TRANSFORM.get(type(transform).__name__)
+    return assumed(spec) if translate is None else translate(spec, weights, transform)
+
+
+def _of_classification(spec: str, weights: Any, transform: Any) -> Preprocess:
+    (resize,), crop = transform.resize_size, transform.crop_size
+    return _preprocess(transform, resize, (crop[0], crop[-1]))
+
+
+def _of_segmentation(spec: str, weights: Any, transform: Any) -> Preprocess:
+    (resize,) = transform.resize_size or (None,)
+    return _preprocess(transform, resize, None)
+
+
+def _of_video(spec: str, weights: Any, transform: Any) -> TensorsOnly:
+    height, width = transform.crop_size
+    least = weights.meta.get("min_temporal_size")
+    frames = f", of at least {least} frames" if least else ""
+    return TensorsOnly(f"{spec} takes videos; give a tensor (N, 3, frames, {height}, {width}){frames}")
+
+
+def _of_optical_flow(spec: str, weights: Any, transform: Any) -> TensorsOnly:
+    return TensorsOnly(
+        f"{spec} takes two pictures, each a tensor (N, 3, H, W) in -1..1 with H and W multiples of 8. "
+        "Next: give both, as tp.Arguments((first, second))"
+    )
+
+
+_BY_TRANSFORM: Mapping[str, Callable[[str, Any, Any], PreprocessFunction]] = {
+    "ImageClassification": _of_classification,
+    "SemanticSegmentation": _of_segmentation,
+    "VideoClassification": _of_video,
+    "OpticalFlow": _of_optical_flow,
+}
+"""Class of torchvision's transforms -> function (spec, weights, transform) that returns the preprocessing."""
 
 
 def _preprocess(transform: Any, resize: int | None, crop: tuple[int, int] | None) -> Preprocess:

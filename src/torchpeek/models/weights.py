@@ -1,4 +1,4 @@
-"""Weights files: safetensors first, pickles only as far as they are safe."""
+"""Weights files: safetensors, and pickles without code unless the caller trusts them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchpeek.errors import WeightsError
 
 
 def load_weights_file(module: nn.Module, path: Path, *, trust_pickle: bool = False) -> None:
-    """Load `path` into `module`, all keys or none. Raises WeightsError that names the keys that do not fit."""
+    """Load `path` into `module`, all keys or none. The WeightsError for keys that do not fit names them."""
     state = _state_dict(_read(path, trust_pickle), path)
     expected = module.state_dict()
     missing = [key for key in expected if key not in state]
@@ -30,8 +30,8 @@ def load_weights_file(module: nn.Module, path: Path, *, trust_pickle: bool = Fal
         parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
         listed = "; ".join(f"{len(keys)} {what}: {_first(keys)}" for what, keys in parts if keys)
         raise WeightsError(
-            f"{path.name} does not fit {type(module).__name__}, which has {len(expected)} keys: {listed}. Is it of "
-            "another architecture, or of another number of classes?"
+            f"{path.name} does not fit {type(module).__name__}, which has {len(expected)} keys: {listed}. Next: check "
+            "the architecture and the number of classes"
         )
     module.load_state_dict(state)
 
@@ -48,14 +48,14 @@ def _read(path: Path, trust_pickle: bool) -> Any:
             raise WeightsError(f"{path.name} cannot be read: {error}") from error
         raise WeightsError(
             f"{path.name} holds more than tensors, so loading it may run any code in it. Next: save a state_dict, "
-            "best as .safetensors; or, only if you trust whoever made it, --trust-pickle"
+            "best as .safetensors; or, only if you trust its author, use --trust-pickle"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise WeightsError(f"{path.name} cannot be read as weights: {error}") from error
 
 
 def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in what was saved: itself, in a checkpoint under a usual key, or of a whole module."""
+    """Return the state dict: the saved object itself, the usual key of a checkpoint, or that of a whole module."""
     if isinstance(loaded, nn.Module):
         loaded = loaded.state_dict()
     for key in ("state_dict", "model_state_dict", "model"):

@@ -1,4 +1,4 @@
-"""From tensors to pictures: uint8 RGB, as PIL images, pages of them, and plots."""
+"""Pictures of tensors: PIL images in uint8 RGB, HTML pages, and plots."""
 
 from torchpeek.render.colormaps import COLORMAPS
 from torchpeek.render.curves import curves

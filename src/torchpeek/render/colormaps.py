@@ -1,8 +1,8 @@
 """Colormaps: tables of 256 RGB colours.
 
-viridis is the default: its lightness rises evenly, so that more heat looks like more, also in grey and to the
-colour-blind. jet and turbo are here for comparison with other tools; their lightness turns round on the way up (jet
-three times), which draws edges where the values have none.
+viridis is the default. Its lightness rises evenly, so a higher value looks higher, also in greyscale and to
+colour-blind readers. jet and turbo are here for comparison with other tools. Their lightness does not rise steadily
+(jet's turns three times), which shows edges where the values have none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torchpeek.errors import OptionError, closest
 Table: TypeAlias = npt.NDArray[np.uint8]  # (256, 3)
 
 DIVERGING = "diverging"
-"""Blue below zero, red above, light grey at zero: for signed values."""
+"""The colormap for signed values: blue below zero, light grey at zero, red above."""
 
 _VIRIDIS = (
     "RAFURAJWRQRXRQVZRgdaRghcRgpdRgteRw1gRw5hRxBjRxFkRxNlSBRnSBZoSBdpSBhqSBpsSBttSBxuSB1vSB9wSCBxSCFzSCN0SCR1SCV2SCZ3"
@@ -65,13 +65,13 @@ def _decoded(table: str) -> Table:
 
 
 def _jet() -> Table:
-    """Red, green and blue as trapezoids a quarter of the range apart."""
+    """Return jet: red, green and blue as trapezoids a quarter of the range apart."""
     x = np.linspace(0, 1, 256)[:, None]
     return _bytes(np.clip(1.5 - np.abs(4 * x - np.array([3.0, 2.0, 1.0])), 0, 1))
 
 
 def _diverging() -> Table:
-    """From blue over light grey to red, linear in Oklab on either side, so that both arms darken alike."""
+    """Return blue over light grey to red, linear in Oklab on either side, so that both sides darken alike."""
     blue, grey, red = np.array([0.45, -0.03, -0.18]), np.array([0.95, 0.0, 0.0]), np.array([0.45, 0.17, 0.09])
     x = (np.arange(256)[:, None] - 127.5) / 127.5
     lab = grey + np.abs(x) * (np.where(x < 0, blue, red) - grey)
@@ -109,7 +109,7 @@ COLORMAPS: Mapping[str, Table] = MappingProxyType(
 
 
 def coloured(unit: npt.NDArray[np.float32], colormap: str) -> Table:
-    """Values in [0, 1], of any shape, as RGB: (...) -> (..., 3), uint8. NaN takes the lowest colour."""
+    """Map values in [0, 1] to RGB, (...) -> (..., 3), uint8. NaN takes the lowest colour."""
     if colormap not in COLORMAPS:
         raise OptionError(f"no colormap {colormap!r}{closest(colormap, COLORMAPS)}; allowed: {', '.join(COLORMAPS)}")
     index = np.rint(np.nan_to_num(unit, nan=0.0) * 255).astype(np.uint8)

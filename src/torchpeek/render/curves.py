@@ -1,4 +1,4 @@
-"""What becomes of the score while a picture is removed, or put back, a part at a time: one panel for each metric."""
+"""Plots of deletion and insertion curves, a panel for each metric."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curves: TypeAlias = Mapping[str, Tensor]
-"""Name -> (N, steps + 1): of each of N pictures, from the share 0 to 1."""
+"""Name -> (N, steps + 1): the curve of each of N pictures, at shares from 0 to 1."""
 
 _COLOURS = ("#3366aa", "#dd7711", "#2a9d5c", "#cc2233", "#8855bb", "#8c5a3c", "#d657a5", "#11a3b5", "#9a9a11")
 _STYLES = ("-", "-.", ":", (0, (8, 1, 1, 1, 1, 1)))
-# Of baselines: three greys and four dashes, each in turn, are twelve looks, of which the first three share nothing.
+# Baselines: three greys and four dashes, each in turn, make twelve styles. The first three share neither.
 _GREYS, _DASHES = ("#222222", "#8a8a8a", "#555555"), ((6, 2), (3, 1.5), (1.5, 1), (6, 1, 1, 1))
 _SHARES = {
     "deletion": "share of the picture removed, what matters most first",
     "insertion": "share of the picture put back, what matters most first",
 }
 _BETTER = {"deletion": "lower is better", "insertion": "higher is better"}
-_SHORT, _LONG = 25, 60  # letters of a name, of which two fit beside each other, and one
+_SHORT, _LONG = 25, 60  # longest name, in letters, of two in a row of the legend, and of one
 
 
 def curves(
@@ -40,22 +40,41 @@ def curves(
     title: str = "",
     seed: int = 0,
 ) -> Figure:
-    """The mean curve of each method over N pictures, a panel for each metric: a matplotlib Figure.
+    """Plot the mean curve of each method over N pictures, a panel for each metric.
 
-    `panels` is metric -> method -> (N, steps + 1), such as `{"deletion": {"gradcam": m["deletion"].curve[:, 0]}}`, and
-    `baselines` the like, drawn dashed. The legend has the area under each, in the order given; a method has the same
-    colour in every panel. Of several pictures the band is where the mean lies with 95 % confidence, step by step
-    (by bootstrap, drawn by `seed`); a picture with a NaN is left out of its curve. Needs the extra
-    `plot`. Raises InputError.
+    A method has the same colour in every panel. The legend gives the area under each curve. With several pictures, a
+    band shows the 95 % confidence interval of the mean at each step, by bootstrap. A picture whose curve has NaN is
+    left out of that curve. Needs the extra `plot`.
+
+    Args:
+        panels: Metric -> method -> curves (N, steps + 1), such as
+            `{"deletion": {"gradcam": m["deletion"].curve[:, 0]}}`.
+        baselines: Metric -> baseline -> curves, drawn dashed.
+        score: Name of the score, for the label of the axis.
+        title: Title of the figure.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        A matplotlib Figure.
+
+    Raises:
+        InputError: When there is nothing to draw, or a curve has another shape.
+        TorchpeekError: When matplotlib is not installed.
+
+    Example:
+        >>> curves = {"deletion": {"gradcam": torch.rand(3, 11), "layercam": torch.rand(3, 11)}}
+        >>> figure = tp.render.curves(curves, title="three pictures")
+        >>> len(figure.axes)
+        1
     """
     figure_of = figure_class()
     dashed = baselines or {}
     _check(panels, dashed)
     names = list(dict.fromkeys(name for methods in panels.values() for name in methods))
-    looks: list[dict[str, Any]] = [
-        {"color": colour, "linestyle": style} for style, colour in product(_STYLES, _COLOURS)
+    styles: list[dict[str, Any]] = [
+        {"color": colour, "linestyle": dashes} for dashes, colour in product(_STYLES, _COLOURS)
     ]
-    of_baselines: list[dict[str, Any]] = [
+    baseline_styles: list[dict[str, Any]] = [
         {"color": _GREYS[number % 3], "linestyle": (0, _DASHES[number % 4])} for number in range(12)
     ]
     pictures = max(len(values) for methods in panels.values() for values in methods.values())
@@ -66,11 +85,11 @@ def curves(
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (panel, methods) in zip(grid, panels.items(), strict=True):
         for number, (name, values) in enumerate(dashed.get(panel, {}).items()):
-            _draw(axes, f"{name}, baseline", values, **of_baselines[number % len(of_baselines)], zorder=3)
+            _draw(axes, f"{name}, baseline", values, **baseline_styles[number % len(baseline_styles)], zorder=3)
         for name, values in methods.items():
-            look = looks[names.index(name) % len(looks)]
-            _draw(axes, name, values, **look, zorder=2)
-            _draw_band(axes, values, seed, color=look["color"], alpha=min(0.14, 0.3 / len(methods)))
+            style = styles[names.index(name) % len(styles)]
+            _draw(axes, name, values, **style, zorder=2)
+            _draw_band(axes, values, seed, color=style["color"], alpha=min(0.14, 0.3 / len(methods)))
         axes.set_title(f"{panel}: {_BETTER[panel]}" if panel in _BETTER else panel, fontsize=10, loc="left")
         axes.set_xlabel(_SHARES.get(panel, "share of the picture"), fontsize=9)
         axes.set_xlim(0, 1)
@@ -85,8 +104,8 @@ def curves(
 def _check(panels: Mapping[str, Curves], baselines: Mapping[str, Curves]) -> None:
     if not panels or not all(panels.values()):
         raise InputError("panels has nothing to draw; give metric -> method -> curves (N, steps + 1)")
-    if strange := [panel for panel in baselines if panel not in panels]:
-        raise InputError(f"baselines are of {strange[0]!r}, and panels of {', '.join(map(repr, panels))}")
+    if unknown := [panel for panel in baselines if panel not in panels]:
+        raise InputError(f"baselines has {unknown[0]!r}, which is not a panel; allowed: {', '.join(map(repr, panels))}")
     for panel, methods in [*panels.items(), *baselines.items()]:
         for name, values in methods.items():
             if not isinstance(values, Tensor) or values.ndim != 2 or not len(values) or values.shape[1] < 2:
@@ -95,34 +114,34 @@ def _check(panels: Mapping[str, Curves], baselines: Mapping[str, Curves]) -> Non
 
 
 def _known(values: Tensor) -> Tensor:
-    """Those without NaN, (n, steps + 1), of which there may be none."""
+    """Return the curves without NaN, (n, steps + 1), also if n is 0."""
     wide = values.detach().double().cpu()
     return wide[~wide.isnan().any(1)]
 
 
 def _shares(values: Tensor) -> list[float]:
-    found: list[float] = torch.linspace(0, 1, values.shape[1], dtype=torch.float64).tolist()
-    return found
+    shares: list[float] = torch.linspace(0, 1, values.shape[1], dtype=torch.float64).tolist()
+    return shares
 
 
 def _draw(axes: Axes, name: str, values: Tensor, *, color: str, linestyle: Any, zorder: int) -> None:
     mean = _known(values).mean(0)
     area = float(torch.trapezoid(mean, dx=1 / (len(mean) - 1)))
     label = f"{area:.3f}  {name if len(name) <= _LONG else f'{name[: _LONG - 1]}…'}"
-    look: dict[str, Any] = {"color": color, "linestyle": linestyle, "linewidth": 1.4, "zorder": zorder}
-    axes.plot(_shares(values), mean.tolist(), label=label, **look)
+    style: dict[str, Any] = {"color": color, "linestyle": linestyle, "linewidth": 1.4, "zorder": zorder}
+    axes.plot(_shares(values), mean.tolist(), label=label, **style)
 
 
 def _draw_band(axes: Axes, values: Tensor, seed: int, *, color: str, alpha: float) -> None:
     known = _known(values)
-    if len(known) < 2:  # of one picture nothing can be said
+    if len(known) < 2:  # one picture has no interval
         return
     low, high = bootstrap_interval(known, seed=seed)
     axes.fill_between(_shares(values), low.tolist(), high.tolist(), color=color, alpha=alpha, linewidth=0, zorder=1)
 
 
 def _name_lines(axes: Axes, methods: int, columns: int, *, banded: bool) -> None:
-    """The methods, and then the baselines, which are drawn first."""
+    """Add the legend: the methods first, then the baselines, which are drawn first."""
     lines = axes.lines[-methods:] + axes.lines[:-methods]
     axes.legend(
         handles=lines,

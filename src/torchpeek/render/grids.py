@@ -1,4 +1,4 @@
-"""Kernels and feature maps as grids of tiles, each value a square of whole pixels."""
+"""Grids of kernels and feature maps. Each value is a square of whole pixels."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torchpeek.errors import InputError, OptionError
 from torchpeek.render.colormaps import DIVERGING
 from torchpeek.render.tiles import Block, sheet
 
-_ACROSS = 64  # tiles in a row; more would be too small
-_ACROSS_LAYERS = 16  # at least, where several layers are below each other
+_ACROSS = 64  # most tiles in a row; more would be too small
+_ACROSS_LAYERS = 16  # fewest tiles in a row of several layers below each other
 
 
 def kernel_grid(
@@ -30,18 +30,36 @@ def kernel_grid(
     columns: int | None = None,
     tile: int | None = None,
 ) -> Image.Image:
-    """A convolution's kernels as tiles, with a caption that says what is shown and on which scale.
+    """Draw the kernels of a convolution as tiles, with a caption that says what is shown and on which scale.
 
-    `kernels` is one layer's weight (out, in, *kernel) with 1 to 3 kernel axes, or single kernels of several layers, a
-    mapping or sequence of (in, h, w) or (in, 1, *kernel), which makes a block for each. A kernel with three input
-    channels is one tile in RGB, where 0 is mid grey (`rgb` "auto" or True); of any other, each input channel is a tile
-    in the diverging colormap: blue below zero, light grey at zero, red above. The slices of a 3-D kernel stand side by
-    side. A transposed convolution's weight is (in, out, *kernel): hand in its `.transpose(0, 1)`.
+    A kernel with three input channels is one tile in RGB, in which 0 is mid grey. For any other kernel, each input
+    channel is a tile in the diverging colormap: blue below zero, light grey at zero, red above. The slices of a 3-D
+    kernel stand side by side.
 
-    `scale`: "shared", the largest magnitude of all that is shown, or "each", every tile's own. At most the first `most`
-    kernels and `most_channels` input channels of each are shown. `labels` name the kernels shown, or the layers.
-    `columns` is the number of tiles in a row. `tile` is the most pixels along a tile's side; by default a sheet is 480
-    to 1300 pixels wide. Raises InputError, for an option OptionError.
+    Args:
+        kernels: One layer's weight (out, in, *kernel) with one to three kernel axes; or single kernels of several
+            layers, a mapping or sequence of (in, h, w) or (in, 1, *kernel), with a block for each. The weight of a
+            transposed convolution is (in, out, *kernel): give its `.transpose(0, 1)`.
+        scale: "shared", from the largest magnitude of all tiles, or "each", from that of each tile.
+        rgb: Whether kernels with three input channels are drawn in RGB: "auto", True or False.
+        most: Largest number of kernels to show.
+        most_channels: Largest number of input channels to show of each kernel.
+        title: Text before the caption.
+        labels: A label for each kernel that is shown, or for each layer.
+        columns: Number of tiles in a row. None chooses it.
+        tile: Largest length of a tile's side, in pixels. None makes a sheet of 480 to 1300 pixels in width.
+
+    Returns:
+        A PIL image in RGB.
+
+    Raises:
+        InputError: When `kernels` is something else, complex or empty.
+        OptionError: When an option has a value that is not allowed.
+
+    Example:
+        >>> sheet = tp.render.kernel_grid(torch.randn(8, 3, 3, 3))
+        >>> sheet.mode, sheet.width >= 480
+        ('RGB', True)
     """
     _check_options(scale, most=most, most_channels=most_channels, columns=columns, tile=tile)
     if rgb not in ("auto", True, False):
@@ -65,14 +83,34 @@ def feature_grid(
     columns: int | None = None,
     tile: int | None = None,
 ) -> Image.Image:
-    """The feature maps of one sample, (C, h, w) or (1, C, h, w), as tiles in a near-square grid, with a caption.
+    """Draw the feature maps of one sample as tiles in a near-square grid, with a caption.
 
-    `scale`: "each" tile from its own lowest to its own highest value, or "shared", from the lowest to the highest of
-    all that is shown; with colormap "diverging", the same in magnitude on either side of zero. `channels` are the
-    indices to show, in that order; None is the first `most`. NaN and infinity are magenta, and counted. `title` is the
-    layer's name. `labels` name the maps shown; by default they are the channels' indices. `columns` and `tile` are as
-    in `kernel_grid`; where a map has more values than its tile has pixels, a pixel is the mean of a square of values,
-    and the caption says so. Raises InputError, for an option OptionError.
+    NaN and infinity are magenta, and the caption counts them. If a map has more values than its tile has pixels, a
+    pixel is the mean of a square of values, and the caption says so.
+
+    Args:
+        activation: (C, h, w) or (1, C, h, w).
+        scale: "each", every tile from its own lowest to its own highest value, or "shared", from the lowest to the
+            highest value of all tiles. With the colormap "diverging" both ends have the same magnitude.
+        channels: Indices of the channels to show, in that order. None is the first `most`.
+        most: Largest number of channels to show.
+        colormap: A key of `render.COLORMAPS`.
+        title: Text before the caption, such as the layer's name.
+        labels: A label for each map that is shown. None is the channels' indices.
+        columns: Number of tiles in a row. None chooses it.
+        tile: Largest length of a tile's side, in pixels. None makes a sheet of 480 to 1300 pixels in width.
+
+    Returns:
+        A PIL image in RGB.
+
+    Raises:
+        InputError: When `activation` is something else, complex or empty.
+        OptionError: When an option has a value that is not allowed.
+
+    Example:
+        >>> sheet = tp.render.feature_grid(torch.rand(16, 7, 7), title="layer4")
+        >>> sheet.mode, sheet.width >= 480
+        ('RGB', True)
     """
     _check_options(scale, most=most, columns=columns, tile=tile)
     maps = _checked(activation, "activation")
@@ -80,8 +118,8 @@ def feature_grid(
         maps = maps[0]
     if maps.ndim != 3:
         raise InputError(
-            f"activation has shape {tuple(activation.shape)}; allowed: (C, h, w) or (1, C, h, w), channels first; of "
-            "several samples take one, activation[n]"
+            f"activation has shape {tuple(activation.shape)}; allowed: (C, h, w) or (1, C, h, w), channels first. "
+            "Next: take one of several samples, activation[n]"
         )
     total, height, width = maps.shape
     chosen = list(range(min(total, most))) if channels is None else _indices(channels, total)
@@ -101,12 +139,12 @@ def _of_layer(
     labels: Sequence[str] | None,
     columns: int | None,
 ) -> tuple[str, list[Block]]:
-    """What is shown of one layer's weight (out, in, *kernel), in words and as blocks."""
+    """Return the caption and the blocks of one layer's weight (out, in, *kernel)."""
     _checked(weight, "kernels")
     if not 3 <= weight.ndim <= 5:
         raise InputError(
             f"kernels has shape {tuple(weight.shape)}; allowed: a convolution's weight (out, in, *kernel) with 1 to 3 "
-            "kernel axes, or a mapping of single kernels; of one kernel (in, h, w), hand in kernel[None]"
+            "kernel axes, or a mapping of single kernels. For one kernel (in, h, w) give kernel[None]"
         )
     out, channels = weight.shape[:2]
     in_rgb = _in_rgb(channels, rgb, "kernels")
@@ -131,21 +169,21 @@ def _of_layers(
     labels: Sequence[str] | None,
     columns: int | None,
 ) -> tuple[str, list[Block]]:
-    """A block for each of some single kernels."""
+    """Return the caption and a block for each of several single kernels."""
     if not isinstance(kernels, Mapping | Sequence) or not kernels:
         what = "empty" if isinstance(kernels, Mapping | Sequence) else f"a {type(kernels).__name__}"
         raise InputError(f"kernels is {what}; allowed: a weight tensor, or a mapping or sequence of single kernels")
-    given = list(kernels) if isinstance(kernels, Mapping) else [str(n) for n in range(len(kernels))]
+    keys = list(kernels) if isinstance(kernels, Mapping) else [str(n) for n in range(len(kernels))]
     values = list(kernels.values()) if isinstance(kernels, Mapping) else list(kernels)
-    names = _labels(labels, len(values), "kernels") or given
+    names = _labels(labels, len(values), "kernels") or keys
     shown: list[tuple[str, Tensor]] = []
     for name, kernel in zip(names, values, strict=True):
         _checked(kernel, f"kernel {name!r}")
         if not 2 <= kernel.ndim <= 5 or (kernel.ndim > 3 and kernel.shape[1] != 1):
             raise InputError(
-                f"kernel {name!r} has shape {tuple(kernel.shape)}; of several layers one kernel each is shown: allowed "
-                "are (in, h, w) and (in, 1, *kernel). Of a layer's weight take one, weight[0], or show that layer "
-                "alone: kernel_grid(weight)"
+                f"kernel {name!r} has shape {tuple(kernel.shape)}; allowed: one kernel of each layer, (in, h, w) or "
+                "(in, 1, *kernel). Next: take one of the layer's kernels, weight[0], or draw that layer alone, "
+                "kernel_grid(weight)"
             )
         single = kernel.squeeze(1) if kernel.ndim > 3 else kernel  # (in, *kernel)
         in_rgb = _in_rgb(len(single), rgb, f"kernel {name!r}")
@@ -159,20 +197,22 @@ def _of_layers(
 
 
 def _volumes(kernels: Tensor) -> Tensor:
-    """(a, b, *kernel) with 1 to 3 kernel axes as (a, b, d, h, w)."""
+    """Reshape (a, b, *kernel) with one to three kernel axes to (a, b, d, h, w)."""
     missing = (1,) * (5 - kernels.ndim)
     return kernels.reshape(*kernels.shape[:2], *missing, *kernels.shape[2:])
 
 
 def _near_square(tiles: Tensor, group: int = 1) -> int:
-    """As many columns as make the grid about as wide as high; of each tile, `group` side by side."""
+    """Return the number of columns that makes the grid about square, with `group` tiles side by side."""
     n, _, d, h, w = tiles.shape
     return max(1, min(n, math.ceil(math.sqrt(n * h / (group * d * w)))))
 
 
 def _in_rgb(channels: int, rgb: bool | Literal["auto"], name: str) -> bool:
     if rgb is True and channels != 3:
-        raise OptionError(f"rgb is True, but {name} has {channels} input channels; allowed with 3: take rgb='auto'")
+        raise OptionError(
+            f"rgb is True, but {name} has {channels} input channels; allowed with 3. Next: take rgb='auto'"
+        )
     return channels == 3 and rgb is not False
 
 
@@ -188,7 +228,7 @@ def _indices(channels: Iterable[int], total: int) -> list[int]:
 
 def _labels(labels: Sequence[str] | None, shown: int, what: str) -> list[str]:
     if labels is not None and len(labels) != shown:
-        raise OptionError(f"{len(labels)} labels for {shown} {what} shown; give as many")
+        raise OptionError(f"{len(labels)} labels for {shown} {what} shown; give one for each")
     return [str(label) for label in labels or ()]
 
 

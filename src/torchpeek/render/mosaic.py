@@ -1,4 +1,4 @@
-"""Pictures side by side, each with its caption."""
+"""Mosaic: pictures side by side, each with its caption."""
 
 from __future__ import annotations
 
@@ -19,14 +19,32 @@ def mosaic(
     width: int = 320,
     gap: int = 8,
 ) -> Image.Image:
-    """A white sheet of the pictures, each `width` pixels wide with its caption above, `columns` in a row.
+    """Put pictures on a white sheet, each with its caption above.
 
-    Heights follow from the pictures' shapes, up to three times the width; a row is as high as its highest. `columns` is
-    about the square root of the number of pictures unless given.
+    The height of a picture follows from its shape, up to three times the width. A row is as high as its highest one.
+
+    Args:
+        pictures: PIL images.
+        captions: A caption for each picture.
+        columns: Number of pictures in a row. None is about the square root of their number.
+        width: Width of each picture, in pixels.
+        gap: Distance between pictures, in pixels.
+
+    Returns:
+        A PIL image in RGB.
+
+    Raises:
+        InputError: When there are no pictures, or not as many captions.
+
+    Example:
+        >>> from PIL import Image
+        >>> sheet = tp.render.mosaic([Image.new("RGB", (64, 64))] * 4, ["a", "b", "c", "d"], width=100)
+        >>> sheet.width
+        224
     """
     if not pictures or len(pictures) != len(captions):
         raise InputError(
-            f"{len(pictures)} pictures and {len(captions)} captions; give at least one, and as many of both"
+            f"got {len(pictures)} pictures and {len(captions)} captions; give at least one, and as many of both"
         )
     per_row = columns or math.ceil(math.sqrt(len(pictures)))
     tiles = [_tile(picture, words, width) for picture, words in zip(pictures, captions, strict=True)]

@@ -1,4 +1,4 @@
-"""Numbers about a network as plots. Drawn with matplotlib, and never through pyplot."""
+"""Plots of numbers about a network, drawn with matplotlib without pyplot."""
 
 from __future__ import annotations
 
@@ -20,23 +20,27 @@ if TYPE_CHECKING:
 Numbers: TypeAlias = npt.NDArray[np.float64]
 
 _BLUE, _ORANGE, _GREY, _RED = "#3366aa", "#dd7711", "#777777", "#cc2233"
-_KINDS = {"weight": ("o", _BLUE, -0.2), "bias": ("^", _ORANGE, 0.2), "other": ("s", _GREY, 0.0)}  # and where in a strip
+_MARKERS = {
+    "weight": ("o", _BLUE, -0.2),
+    "bias": ("^", _ORANGE, 0.2),
+    "other": ("s", _GREY, 0.0),
+}  # marker, colour, and offset in the strip
 _MARKS = ("zero", "NaN or infinite", "no gradient")
-_LABEL_INCHES = 0.13  # a label of 7 points needs as much
+_LABEL_INCHES = 0.13  # room for a label of 7 points
 _BROADEST = 24.0  # inches
-_FINEST = 200  # bins across a plot; finer ones could not be told apart
-_TOWER = 3.0  # times as dense as the densest other bin
+_FINEST = 200  # bins across a plot; finer ones cannot be distinguished
+_TOWER = 3.0  # a bin is cut off if it is this many times as dense as the densest other one
 
 
 class GradientRow(Protocol):
-    """What one parameter got from a backward pass."""
+    """The gradient of one parameter, as `gradient_flow` draws it."""
 
     @property
     def layer(self) -> str: ...
     @property
     def parameter(self) -> str: ...
     @property
-    def gradient_norm(self) -> float | None: ...  # None: no gradient, the parameter is frozen or was not used
+    def gradient_norm(self) -> float | None: ...  # None if the parameter is frozen or unused
     @property
     def weight_norm(self) -> float: ...
     @property
@@ -48,12 +52,30 @@ class GradientRow(Protocol):
 
 
 def gradient_flow(rows: Sequence[GradientRow], *, log: bool = True, title: str = "") -> Figure:
-    """The gradient norm of each layer's parameters, in the order of `rows`: a matplotlib Figure.
+    """Plot the gradient norm of each layer's parameters, in the order of the rows.
 
-    Weights, biases and other parameters have markers of their own. What an axis cannot show, a norm that is zero, NaN
-    or infinite, or None (no gradient), is marked in a strip below; there the line is broken, and the layer's name is
-    red. With many layers the figure grows, up to 24 inches; then some names are left out, of marked layers last. A
-    `title` comes above what is counted. Needs the extra `plot`. Raises InputError if there are no rows.
+    Weights, biases and other parameters have different markers. A norm that the axis cannot show is marked in a strip
+    below: zero, NaN, infinity, or no gradient. The line is broken there, and the layer's name is red. The figure grows
+    with the number of layers, up to 24 inches; beyond that some names are left out, those of marked layers last. Needs
+    the extra `plot`.
+
+    Args:
+        rows: The parameters, such as the rows of `tp.gradient_flow(...)`.
+        log: Whether the axis of the norm is logarithmic.
+        title: Title of the figure, above the counts.
+
+    Returns:
+        A matplotlib Figure.
+
+    Raises:
+        InputError: When there are no rows.
+        TorchpeekError: When matplotlib is not installed.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> figure = tp.render.gradient_flow(tp.gradient_flow(model, torch.rand(2, 3, 8, 8)))
+        >>> figure.axes[0].get_ylabel()
+        'gradient norm'
     """
     figure_of = figure_class()
     if not rows:
@@ -68,7 +90,7 @@ def gradient_flow(rows: Sequence[GradientRow], *, log: bool = True, title: str =
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     axes = panels[0]
     axes.set_yscale("log" if log else "linear")
-    for kind, (marker, colour, _) in _KINDS.items():
+    for kind, (marker, colour, _) in _MARKERS.items():
         drawn = [(point.x, point.on_axis(log)) for point in points if point.kind == kind]
         if any(math.isfinite(y) for _, y in drawn):
             x, y = zip(*drawn, strict=True)
@@ -81,21 +103,36 @@ def gradient_flow(rows: Sequence[GradientRow], *, log: bool = True, title: str =
         _draw_marks(panels[1], marked)
     lines = {
         line.get_label(): line for panel in reversed(panels) for line in panel.lines
-    }  # a kind may be in the strip only
-    handles = [lines[kind] for kind in _KINDS if kind in lines]
+    }  # a group of parameters may be in the strip only
+    handles = [lines[kind] for kind in _MARKERS if kind in lines]
     axes.legend(handles=handles, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     _name_layers(panels[-1], layers, {point.x for point in marked}, width)
     return figure
 
 
 def histograms(distributions: Mapping[str, tuple[Any, Any]]) -> Figure:
-    """The distribution of values in each layer, one small plot each, in order: a matplotlib Figure.
+    """Plot the distribution of the values of each layer, in a small plot each.
 
-    `distributions` is layer name -> (counts, edges), arrays or tensors, with one edge more than counts. Bins may differ
-    in width: what is drawn is the density, the fraction of all values per unit, so that areas are fractions. Empty bins
-    at either end are left out, and bins narrower than a 200th of the plot are drawn together. A line marks zero, an
-    arrow where zero lies outside. A single bin that towers over all others, as zeros do behind a ReLU, is cut off, and
-    its fraction written beside it. Needs the extra `plot`. Raises InputError.
+    Bins may differ in width, so the density is drawn: the fraction of all values per unit. Empty bins at both ends are
+    left out, and bins narrower than a 200th of the plot are merged. A line marks zero, or an arrow if zero is outside
+    of the plot. A single bin that is far higher than all others, such as the zeros after a ReLU, is cut off, and its
+    fraction is written beside it. Needs the extra `plot`.
+
+    Args:
+        distributions: Layer name -> (counts (n,), edges (n + 1,)), arrays or tensors.
+
+    Returns:
+        A matplotlib Figure.
+
+    Raises:
+        InputError: When there is nothing to draw, or counts and edges do not fit.
+        TorchpeekError: When matplotlib is not installed.
+
+    Example:
+        >>> counts, edges = torch.tensor([1.0, 4.0, 2.0]), torch.tensor([-1.0, 0.0, 1.0, 2.0])
+        >>> figure = tp.render.histograms({"relu": (counts, edges)})
+        >>> figure.axes[0].get_title()
+        'relu'
     """
     figure_of = figure_class()
     if not distributions:
@@ -118,7 +155,7 @@ def histograms(distributions: Mapping[str, tuple[Any, Any]]) -> Figure:
 
 
 def figure_class() -> type[Figure]:
-    """Imported when it is needed. Raises TorchpeekError where matplotlib is not installed."""
+    """Import matplotlib's Figure. Raises TorchpeekError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
@@ -138,7 +175,7 @@ class _Point:
 
     @property
     def mark(self) -> str:
-        """What the axis cannot show; "" where it can."""
+        """Why the axis cannot show the norm, or "" if it can."""
         if self.norm is None:
             return "no gradient"
         if not math.isfinite(self.norm):
@@ -146,7 +183,7 @@ class _Point:
         return "zero" if self.norm == 0 else ""
 
     def on_axis(self, log: bool) -> float:
-        """NaN breaks the line."""
+        """Return the norm, or NaN, which breaks the line, if the axis cannot show it."""
         return math.nan if self.norm is None or (self.mark and (log or self.norm != 0)) else float(self.norm)
 
 
@@ -161,9 +198,9 @@ def _summary(rows: int, layers: int, marks: Sequence[str]) -> str:
 
 
 def _draw_marks(axes: Axes, marked: Sequence[_Point]) -> None:
-    """A line for each reason that there is, with a mark at each parameter that it holds for."""
+    """Draw a line for each reason that occurs, with a mark at each of its parameters."""
     reasons = [mark for mark in _MARKS if any(mark == point.mark for point in marked)]
-    for kind, (marker, colour, shift) in _KINDS.items():
+    for kind, (marker, colour, shift) in _MARKERS.items():
         of_kind = [(point.x, reasons.index(point.mark) + shift) for point in marked if point.kind == kind]
         if of_kind:
             x, y = zip(*of_kind, strict=True)
@@ -174,7 +211,7 @@ def _draw_marks(axes: Axes, marked: Sequence[_Point]) -> None:
 
 
 def _name_layers(axes: Axes, layers: Sequence[str], marked: set[int], width: float) -> None:
-    """The layers' names along the axis, as many as there is room for, those of marked layers first and in red."""
+    """Write the names of the layers along the axis, as many as fit, those of marked layers first and in red."""
     step = math.ceil(len(layers) * _LABEL_INCHES / (width - 1.5))
     named: list[int] = []
     for x in [*sorted(marked), *range(0, len(layers), step)]:
@@ -205,9 +242,9 @@ def _checked(name: str, pair: tuple[Any, Any]) -> tuple[Numbers, Numbers]:
 
 
 def _density(counts: Numbers, edges: Numbers) -> tuple[Numbers, Numbers]:
-    """The fraction of values per unit and its edges, without empty ends, no bin much narrower than can be seen."""
-    held = np.flatnonzero(counts)
-    counts, edges = counts[held[0] : held[-1] + 1], edges[held[0] : held[-1] + 2]
+    """Return the density and its edges, without empty bins at the ends and without bins too narrow to be seen."""
+    nonzero = np.flatnonzero(counts)
+    counts, edges = counts[nonzero[0] : nonzero[-1] + 1], edges[nonzero[0] : nonzero[-1] + 2]
     finest = (edges[-1] - edges[0]) / _FINEST * (1 - 1e-9)
     starts = [0]
     for k in range(1, len(counts)):
@@ -234,7 +271,7 @@ def _draw_density(axes: Axes, counts: Numbers, edges: Numbers) -> None:
     axes.set_ylim(0, 1.3 * (others if tower else height))
     if tower:
         share = density[top] * (edges[top + 1] - edges[top])
-        left = edges[top] + edges[top + 1] > low + high  # where the tower is not
+        left = edges[top] + edges[top + 1] > low + high  # on the side without the tower
         words = f"{share:.0%} in {edges[top]:.2g} to {edges[top + 1]:.2g}"
         _corner(axes, words, left=left, below=0, color="black")
     if low <= 0 <= high:
@@ -244,6 +281,6 @@ def _draw_density(axes: Axes, counts: Numbers, edges: Numbers) -> None:
 
 
 def _corner(axes: Axes, words: str, *, left: bool, below: int, color: str) -> None:
-    """Small words in an upper corner, so many lines below the first."""
+    """Write small words in an upper corner, `below` lines below the first."""
     place, side = (0.02, "left") if left else (0.98, "right")
     axes.text(place, 0.96 - 0.12 * below, words, transform=axes.transAxes, ha=side, va="top", color=color, fontsize=7)

@@ -1,4 +1,4 @@
-"""A page about some pictures, with everything embedded: it needs no network and no other file."""
+"""Report: an HTML page about pictures with everything embedded, so that it needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ class ReportMap:
     """One heatmap on its picture."""
 
     name: str
-    said: str  # how sure the model is of it: "12.3 %", "cosine 0.211"
+    confidence: str  # the model's confidence: "12.3 %", "cosine 0.211"
     score: float
     lowest: float  # of the raw, signed values
-    highest: float
-    image: str  # from `embedded`, as everywhere here: pictures are not kept until the page is written
+    highest: float  # likewise
+    image: str  # a data URI from `embedded`, so that no picture stays in memory until the page is written
 
 
 @dataclass(frozen=True)
 class ReportClass:
-    """A class, and its share of a whole: the probability, or the share of the pixels."""
+    """A class with its probability, or its share of the pixels."""
 
     name: str
     share: float
-    said: str
+    text: str
 
 
 @dataclass(frozen=True)
 class ReportPicture:
-    """One picture: what the model says of it, and its heatmaps, for each method one of every class asked for."""
+    """One picture: the model's predictions, and for each method a heatmap of each score."""
 
     name: str
     size: tuple[int, int]
@@ -49,18 +49,18 @@ class ReportPicture:
 
 @dataclass(frozen=True)
 class Report:
-    """What the page says: facts that hold for every picture, a line on each method, the pictures, what was left out."""
+    """The contents of the page: facts about the run, a line on each method, the pictures, and those left out."""
 
     facts: Mapping[str, str]
     methods: Mapping[str, str]
     pictures: Sequence[ReportPicture]
     colormap: str
-    skipped: Mapping[str, str]  # file -> why
-    left_out: int = 0  # pictures that were explained, but are too many for one page
+    skipped: Mapping[str, str]  # file -> reason
+    left_out: int = 0  # number of explained pictures that do not fit on the page
 
 
 def report_html(report: Report) -> str:
-    """The page, as one HTML file."""
+    """Return the page as one HTML file."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": _number}
     template = environment.from_string(files("torchpeek.render").joinpath("report.html.j2").read_text("utf-8"))
@@ -68,7 +68,7 @@ def report_html(report: Report) -> str:
 
 
 def embedded(image: Image.Image, longest: int = 800) -> str:
-    """As a data URI, at most `longest` pixels wide or high. JPEG, for a small page: the PNG files have every pixel."""
+    """Return an image as a data URI of a JPEG, at most `longest` pixels wide or high, to keep the page small."""
     small = image.copy()
     small.thumbnail((longest, longest))
     packed = io.BytesIO()
@@ -81,7 +81,7 @@ def _number(value: float) -> str:
 
 
 def _legend(colormap: str) -> str:
-    """The colormap as a CSS gradient."""
+    """Return the colormap as a CSS gradient."""
     return (
         "linear-gradient(to right, "
         + ", ".join(f"#{bytes(colour).hex()}" for colour in COLORMAPS[colormap][::17])

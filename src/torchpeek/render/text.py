@@ -1,4 +1,4 @@
-"""Words on pictures."""
+"""Text on pictures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 
 def stamped(image: Image.Image, words: str) -> Image.Image:
-    """A copy with the words on a strip at its foot, legible on anything."""
+    """Return a copy with the words on a black strip at the bottom, legible on any picture."""
     copy = image.copy()
     draw = ImageDraw.Draw(copy)
     font = ImageFont.load_default(max(10, image.height // 24))
@@ -18,7 +18,7 @@ def stamped(image: Image.Image, words: str) -> Image.Image:
 
 
 def caption(words: str, width: int, size: int = 14) -> Image.Image:
-    """Words in black on a white strip of that width, in as many lines as it takes."""
+    """Return a white strip of that width with the words in black, in as many lines as needed."""
     font = ImageFont.load_default(size)
     lines: list[str] = []
     for word in words.split(" "):

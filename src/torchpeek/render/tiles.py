@@ -1,4 +1,4 @@
-"""Tensors as rows of small tiles, on a sheet that states its scale in numbers."""
+"""Sheets of tiles: tensors as small squares in rows, with the scale in numbers."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from torchpeek.render.text import caption
 Values: TypeAlias = npt.NDArray[np.float64]
 
 NOT_FINITE = (255, 0, 255)
-"""Magenta, which no colormap here has: NaN and infinity."""
+"""The colour of NaN and infinity: magenta, which no colormap here has."""
 FRAME = (150, 150, 150)
-"""Around every tile: some colours are as light as the paper."""
+"""The colour of the frame around every tile, because some colours are as light as the background."""
 
 _GAP = 3
-_WIDTH = 960  # pixels for the tiles in a row, so that a sheet is about 1000 wide
-_WIDEST = 1300  # where labels need more room than tiles
-_NARROWEST = 480  # room for the words
-_PER_VALUE = 20  # pixels at most: a 3 x 3 kernel needs no more
-_SIDE = 256  # pixels of a tile at most
-_LEAST = 15  # and at least, however many are in a row
+_WIDTH = 960  # pixels of the tiles in a row, which makes a sheet about 1000 wide
+_WIDEST = 1300  # if labels need more room than tiles
+_NARROWEST = 480  # room for the caption
+_PER_VALUE = 20  # most pixels of a value: a 3 x 3 kernel needs no more
+_SIDE = 256  # most pixels of a tile's side
+_LEAST = 15  # fewest pixels of a tile's side, however many are in a row
 _LABEL = 11  # size of the font
 
 
@@ -40,23 +40,23 @@ class Block:
     tiles: Tensor  # (n, c, d, h, w): d slices side by side; c is 3 for RGB, else 1
     columns: int  # tiles in a row
     heading: str = ""
-    group: int = 1  # so many tiles belong together
+    group: int = 1  # number of tiles that belong together
     labels: Sequence[str] = ()  # one for each group, above it
-    loose: bool = False  # fewer columns where labels are wide
+    loose: bool = False  # take fewer columns if labels are wide
 
 
 def sheet(words: str, blocks: Sequence[Block], *, shared: bool, colormap: str, tile: int | None) -> Image.Image:
-    """The blocks below each other, under `words` and a line on the scale.
+    """Draw blocks below each other, under `words` and a line on the scale.
 
-    RGB tiles and the diverging colormap are symmetric around zero; other colormaps go from the lowest to the highest
-    value, of all (`shared`) or of each tile. A tile has at most `tile` pixels along a side.
+    RGB tiles and the diverging colormap are symmetric around zero. Other colormaps go from the lowest to the highest
+    value, of all tiles (`shared`) or of each. A tile's side has at most `tile` pixels.
     """
     signed = colormap == DIVERGING
     tiles = [block.tiles.detach().cpu().double() for block in blocks]
     ranges = np.concatenate([_ranges(each.numpy()) for each in tiles])  # (all tiles, 2)
     limits = _limits(ranges, signed=signed, shared=shared)  # (all tiles, 2)
     zooms = [_zoom(each, block.columns, tile) for each, block in zip(tiles, blocks, strict=True)]
-    parts: list[tuple[Image.Image, int]] = []  # and the gap above it
+    parts: list[tuple[Image.Image, int]] = []  # image, and the gap above it
     start = 0
     for block, each, (up, down) in zip(blocks, tiles, zooms, strict=True):
         colours = _painted(_reduced(each, down).numpy(), limits[start : start + len(each)], colormap)
@@ -73,18 +73,18 @@ def sheet(words: str, blocks: Sequence[Block], *, shared: bool, colormap: str, t
 
 
 def _ranges(tiles: Values) -> Values:
-    """Each tile's lowest and highest finite value, (n, 2); (inf, -inf) where it has none."""
+    """Return each tile's lowest and highest finite value, (n, 2); (inf, -inf) if it has none."""
     finite, rest = np.isfinite(tiles), tuple(range(1, tiles.ndim))
     low = np.where(finite, tiles, np.inf).min(rest)
     return np.stack([low, np.where(finite, tiles, -np.inf).max(rest)], axis=1)
 
 
 def _limits(ranges: Values, *, signed: bool, shared: bool) -> Values:
-    """The values that take the colormap's ends, for each tile: (n, 2)."""
-    some = np.where(ranges[:, :1] <= ranges[:, 1:], ranges, 0)  # 0 to 0 where nothing is finite
+    """Return the values at the ends of the colormap, for each tile, (n, 2)."""
+    some = np.where(ranges[:, :1] <= ranges[:, 1:], ranges, 0)  # 0 to 0 if no value is finite
     if shared:
-        seen = ranges[ranges[:, 0] <= ranges[:, 1]]
-        whole = (seen[:, 0].min(), seen[:, 1].max()) if len(seen) else (0.0, 0.0)
+        finite = ranges[ranges[:, 0] <= ranges[:, 1]]
+        whole = (finite[:, 0].min(), finite[:, 1].max()) if len(finite) else (0.0, 0.0)
         some = np.broadcast_to(np.array(whole), ranges.shape)
     if signed:
         largest = np.abs(some).max(1)
@@ -93,10 +93,10 @@ def _limits(ranges: Values, *, signed: bool, shared: bool) -> Values:
 
 
 def _painted(tiles: Values, limits: Values, colormap: str) -> Table:
-    """(n, c, d, h, w) -> (n, d, h, w, 3)."""
+    """Return the colours of tiles, (n, c, d, h, w) -> (n, d, h, w, 3)."""
     low, high = limits.T.reshape(2, -1, 1, 1, 1, 1)
     finite = np.isfinite(tiles)
-    flat = np.full(tiles.shape, 0.5 if colormap == DIVERGING else 0.0)  # where all values are equal
+    flat = np.full(tiles.shape, 0.5 if colormap == DIVERGING else 0.0)  # the colour if all values are equal
     unit = np.divide(np.where(finite, tiles, low) - low, high - low, out=flat, where=high > low)
     if tiles.shape[1] == 3:
         colours: Table = np.rint(np.moveaxis(unit, 1, -1) * 255).astype(np.uint8)
@@ -107,7 +107,7 @@ def _painted(tiles: Values, limits: Values, colormap: str) -> Table:
 
 
 def _zoom(tiles: Tensor, columns: int, tile: int | None) -> tuple[int, int]:
-    """Pixels along a side of a value, and values along a side of a pixel: one of them is 1."""
+    """Return the pixels for a value, and the values for a pixel, along a side: one of the two is 1."""
     depth, height, width = tiles.shape[2:]
     width *= depth
     across = max(min(columns, len(tiles)), columns // 2)  # a short row's tiles are at most twice as large
@@ -118,7 +118,7 @@ def _zoom(tiles: Tensor, columns: int, tile: int | None) -> tuple[int, int]:
 
 
 def _reduced(tiles: Tensor, down: int) -> Tensor:
-    """The mean of each square of values; not of the colours, which would be another colour than that of the mean."""
+    """Return the mean of each square of values. The mean of the colours would be another colour."""
     if down == 1:
         return tiles
     pooled = F.avg_pool2d(tiles.flatten(1, 2), down, ceil_mode=True, count_include_pad=False)
@@ -126,7 +126,7 @@ def _reduced(tiles: Tensor, down: int) -> Tensor:
 
 
 def _framed(colours: Table, up: int) -> Table:
-    """(n, d, h, w, 3) -> (n, H, W, 3): each value a square, slices side by side, a line around each."""
+    """Draw each value as a square, slices side by side, framed: (n, d, h, w, 3) -> (n, H, W, 3)."""
     large = colours.repeat(up, axis=2).repeat(up, axis=3)
     n, depth, height, width, _ = large.shape
     framed = np.full((n, height + 2, depth * (width + 1) + 1, 3), FRAME, np.uint8)
@@ -136,11 +136,11 @@ def _framed(colours: Table, up: int) -> Table:
 
 
 def _rows(tiles: Table, block: Block) -> Image.Image:
-    """Tiles (n, H, W, 3) in rows, each under its label."""
+    """Draw tiles (n, H, W, 3) in rows, each group under its label."""
     n, height, width, _ = tiles.shape
     inner = min(block.group, block.columns)
     down = math.ceil(block.group / inner)
-    broad, high = inner * (width + _GAP) - _GAP, down * (height + _GAP) - _GAP  # of a group
+    broad, high = inner * (width + _GAP) - _GAP, down * (height + _GAP) - _GAP  # size of a group
     font = ImageFont.load_default(_LABEL)
     words = (word for label in block.labels for word in label.split(" "))
     cell = max([broad, *(math.ceil(font.getlength(word)) + 8 for word in words)])
@@ -165,13 +165,13 @@ def _rows(tiles: Table, block: Block) -> Image.Image:
 
 
 def _scale(ranges: Values, limits: Values, tiles: Sequence[Tensor], *, signed: bool, shared: bool) -> str:
-    """The choice of scale, with its numbers."""
+    """Return the line on the scale, with its numbers."""
     whole = _limits(ranges, signed=False, shared=True)[0]
     within = f"the values are {_number(whole[0])} to {_number(whole[1])}"
     if shared:
         words = f"scale: shared, {_number(limits[0, 0])} to {_number(limits[0, 1])}" + (f"; {within}" if signed else "")
     elif signed:
-        own = limits[ranges[:, 0] <= ranges[:, 1], 1]  # of tiles that have any
+        own = limits[ranges[:, 0] <= ranges[:, 1], 1]  # of tiles with finite values
         least, most = own.min(initial=limits.max()), limits.max()
         words = f"scale: each tile to its own largest magnitude, {_number(least)} to {_number(most)}; {within}"
     else:
@@ -180,7 +180,7 @@ def _scale(ranges: Values, limits: Values, tiles: Sequence[Tensor], *, signed: b
 
 
 def _remarks(tiles: Sequence[Tensor], ranges: Values, zooms: Sequence[tuple[int, int]]) -> list[str]:
-    """What a reader of the picture would otherwise get wrong."""
+    """Return lines that keep the picture from being misread: constant tiles, NaN, averaged values."""
     constant = int((ranges[:, 0] == ranges[:, 1]).sum())
     nan = sum(int(each.isnan().sum()) for each in tiles)
     infinite = sum(int(each.isinf().sum()) for each in tiles)
@@ -194,7 +194,7 @@ def _remarks(tiles: Sequence[Tensor], ranges: Values, zooms: Sequence[tuple[int,
 
 
 def _key(colormap: str, limits: Values, *, shared: bool) -> Image.Image:
-    """The colormap between its ends."""
+    """Draw the colormap between the values at its ends."""
     signed = colormap == DIVERGING
     own = ("-largest", "+largest") if signed else ("lowest", "highest")
     ends = [_number(end) for end in limits[0]] if shared else own
@@ -210,7 +210,7 @@ def _key(colormap: str, limits: Values, *, shared: bool) -> Image.Image:
 
 
 def _stacked(parts: Sequence[tuple[Image.Image, int]], width: int) -> Image.Image:
-    """Below each other on white, each after its gap."""
+    """Draw images below each other on white, each after its gap."""
     stack = Image.new("RGB", (width, _GAP + sum(gap + part.height for part, gap in parts)), "white")
     top = 0
     for part, gap in parts:

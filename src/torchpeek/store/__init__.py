@@ -1,4 +1,4 @@
-"""Every file and format: pictures and regions in; heatmaps, tensors, records and folders of results out."""
+"""Files and formats: reads pictures and regions; writes heatmaps, tensors, records and folders of results."""
 
 from torchpeek.store.folder import OutputFolder, file_stem
 from torchpeek.store.heatmaps import load, save, save_bytes

@@ -1,4 +1,4 @@
-"""Output folders: checked before the work starts, and no file in them ever half written."""
+"""Output folders: checked before the work starts, and their files written whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class OutputFolder:
     """A folder for results."""
 
     path: Path
-    made: tuple[Path, ...] = ()  # what was not there before: the folder, and those around it
+    created: tuple[Path, ...] = ()  # the folder and its parents, as far as they did not exist before
 
     @classmethod
     def prepared(
@@ -29,20 +29,20 @@ class OutputFolder:
         overwrite: bool = False,
         advice: str = "--overwrite to replace what has the same name, or another --out",
     ) -> OutputFolder:
-        """The folder, made if need be. Raises FolderError where it cannot be written, or is not empty.
+        """Make the folder if it does not exist. Raises FolderError if it cannot be written or is not empty.
 
-        `advice` is what to do about one that is not empty.
+        `advice` is the next step in the error for a folder that is not empty.
         """
         folder = Path(path)
         if os.path.exists(folder) and not folder.is_dir():
             raise FolderError(f"output folder {str(folder)!r} is a file; choose another")
-        made = _missing(folder)
+        created = _missing(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            _remove_empty(made)
+            _remove_empty(created)
             raise FolderError(
                 f"output folder {str(folder)!r} cannot be written ({error.strerror}); choose another"
             ) from error
@@ -51,34 +51,34 @@ class OutputFolder:
                 f"output folder {str(folder)!r} is not empty ({count} entries); allowed: a new or empty one. Next: "
                 f"{advice}"
             )
-        return cls(folder, made)
+        return cls(folder, created)
 
     def write(self, name: str, data: bytes) -> Path:
-        """Write a file of this folder, whole or not at all, and say where it is."""
+        """Write a file of this folder, whole or not at all, and return its path."""
         path = self.path / name
-        made = _missing(path.parent)
+        created = _missing(path.parent)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, data)
         except BaseException:
-            _remove_empty(made)
+            _remove_empty(created)
             raise
         return path
 
     def abandon(self) -> None:
-        """Take away again what was made for this, the folder and those around it, as far as it is empty."""
-        _remove_empty(self.made)
+        """Remove the folder and the parents that were made for it, as far as they are empty."""
+        _remove_empty(self.created)
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write next to `path` and rename: nobody ever reads half a file, and an interrupt leaves none behind."""
+    """Write next to `path` and rename: no reader sees half a file, and an interrupt leaves none behind."""
     if not path.parent.is_dir():
         raise FolderError(f"no folder {str(path.parent)!r} to write {path.name} in; make it first")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".torchpeek-")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes the file private
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -86,13 +86,13 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def file_stem(text: str) -> str:
-    """Text as a part of a file name: `Egyptian cat` -> `egyptian-cat`. Letters of every script stay."""
-    # A name has 255 bytes at most, and a letter up to four.
+    """Turn text into a part of a file name: `Egyptian cat` -> `egyptian-cat`. Letters of every script stay."""
+    # A name has at most 255 bytes, and a letter up to four.
     return re.sub(r"[^\w+.]+", "-", text.lower())[:50].strip("-.") or "unnamed"
 
 
 def _missing(folder: Path) -> tuple[Path, ...]:
-    """Of the folder and those around it, innermost first, the ones that are not there."""
+    """Return the folder and its parents that do not exist, innermost first."""
     return tuple(takewhile(lambda each: not os.path.exists(each), (folder, *folder.parents)))
 
 

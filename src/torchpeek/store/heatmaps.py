@@ -1,4 +1,4 @@
-"""Heatmaps as safetensors, their provenance in the header."""
+"""Heatmaps as safetensors files, with their provenance in the header."""
 
 from __future__ import annotations
 
@@ -20,57 +20,87 @@ _VERSION = 1
 
 
 def save(heatmap: Heatmap, path: str | PathLike[str]) -> None:
-    """Write a heatmap: values, scores and labels as tensors, everything else as JSON in the header.
+    """Write a heatmap as a safetensors file.
 
-    An existing file is replaced, in one step: a reader sees the old one or the new one.
+    Values, scores and labels are tensors; everything else is JSON in the header. An existing file is replaced in one
+    step: a reader sees the old file or the new one.
+
+    Args:
+        heatmap: The heatmap.
+        path: Path of the file.
+
+    Raises:
+        FolderError: When the folder of the file does not exist.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> heatmap = tp.explain(model, torch.rand(1, 3, 8, 8), layer="0")
+        >>> tp.save(heatmap, folder / "heatmap.safetensors")
     """
     write_whole(Path(path), save_bytes(heatmap))
 
 
 def save_bytes(heatmap: Heatmap) -> bytes:
-    """What `save` writes."""
+    """Return the bytes that `save` writes."""
     question, tensors = heatmap.question, {"values": heatmap.values, "scores": heatmap.scores}
-    asked: dict[str, str | float]
+    stored: dict[str, str | float]
     match question:
         case ClassScores():
-            tensors["labels"], asked = question.labels, {"kind": question.kind}
+            tensors["labels"], stored = question.labels, {"kind": question.kind}
         case ContrastScores():
             tensors |= {"labels": question.labels, "others": question.others}
-            asked = {"kind": question.kind, "strength": question.strength}
-        case _:  # what was asked can be said, but not asked again
+            stored = {"kind": question.kind, "strength": question.strength}
+        case _:  # the question can be named, but not evaluated again
             tensors["labels"] = question.labels
-            asked = {"kind": str(getattr(question, "kind", type(question).__name__)), "answered": "yes"}
-    about = {"format": _VERSION, "question": asked, "provenance": asdict(heatmap.provenance)}
+            stored = {"kind": str(getattr(question, "kind", type(question).__name__)), "answered": "yes"}
+    about = {"format": _VERSION, "question": stored, "provenance": asdict(heatmap.provenance)}
     header = {_KEY: json.dumps(about, ensure_ascii=False)}
     return to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, header)
 
 
 def load(path: str | PathLike[str]) -> Heatmap:
-    """Read what `save` wrote, on the CPU. Raises FormatError for any other file."""
+    """Read a heatmap that `save` wrote.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        The Heatmap, on the CPU.
+
+    Raises:
+        FormatError: When there is no such file, it is not a heatmap, or it is damaged.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> heatmap = tp.explain(model, torch.rand(1, 3, 8, 8), layer="0")
+        >>> tp.save(heatmap, folder / "heatmap.safetensors")
+        >>> torch.equal(tp.load(folder / "heatmap.safetensors").values, heatmap.values)
+        True
+    """
     try:
         with safe_open(path, framework="pt") as opened:
             header = (opened.metadata() or {}).get(_KEY)
             if header is None:
                 raise FormatError(
-                    f"{path}: a safetensors file, but not a heatmap of torchpeek's; it holds {list(opened.keys())[:4]}"
+                    f"{path}: a safetensors file, but not a heatmap of torchpeek; it holds {list(opened.keys())[:4]}"
                 )
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no dict
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is not a dict
         about = json.loads(header)
         if about["format"] != _VERSION:
             raise FormatError(
-                f"{path}: format {about['format']}; this torchpeek reads {_VERSION}. Next: a newer torchpeek"
+                f"{path}: format {about['format']}; this torchpeek reads {_VERSION}. Next: install a newer torchpeek"
             )
         provenance = about["provenance"]
         provenance["class_names"] = {int(label): name for label, name in provenance["class_names"].items()}
         provenance["steps"] = tuple(provenance["steps"])
-        asked = about["question"]
+        stored = about["question"]
         question: Question
-        if "strength" in asked:
-            question = ContrastScores(tensors["labels"], tensors["others"], asked["strength"])
-        elif "answered" in asked:
-            question = Answered(tensors["labels"], asked["kind"])
+        if "strength" in stored:
+            question = ContrastScores(tensors["labels"], tensors["others"], stored["strength"])
+        elif "answered" in stored:
+            question = Answered(tensors["labels"], stored["kind"])
         else:
-            question = ClassScores(tensors["labels"], asked["kind"])
+            question = ClassScores(tensors["labels"], stored["kind"])
         return Heatmap(tensors["values"], tensors["scores"], question, Provenance(**provenance))
     except FileNotFoundError as error:
         raise FormatError(f"{path}: no such file") from error

@@ -1,4 +1,4 @@
-"""Pictures in: found, opened, turned upright, made RGB, or read as a mask. Pictures out: as PNG."""
+"""Picture files: found, read upright as RGB or as a mask, and written as PNG."""
 
 from __future__ import annotations
 
@@ -23,44 +23,44 @@ _ORIENTATION = 0x0112  # EXIF tag
 
 
 def read_image(path: str | PathLike[str]) -> tuple[Image.Image, tuple[str, ...]]:
-    """A file as an upright RGB image, with notes of what that took. Raises PictureError, which names the file."""
+    """Read a file as an upright RGB image, with notes on the conversion. The PictureError names the file."""
     return _read(path, upright_rgb)
 
 
 def read_mask(path: str | PathLike[str]) -> Numbers:
-    """A file as bools (H, W), upright: where it is not black. Raises PictureError, which names the file.
+    """Read a file as a mask (H, W), bool, upright: where the picture is not black. The PictureError names the file.
 
-    Of a palette its colours count; of numbers of any depth, whether they are zero.
+    With a palette its colours count; with numbers of any depth, whether they are zero.
     """
     return _read(path, _not_black)
 
 
-def _read(path: str | PathLike[str], made: Callable[[Image.Image], Read]) -> Read:
+def _read(path: str | PathLike[str], convert: Callable[[Image.Image], Read]) -> Read:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
-                opened.load()  # a truncated file fails here, not somewhere later
-                return made(opened)
+                opened.load()  # a truncated file fails here, not later
+                return convert(opened)
     except PictureError as error:
         raise PictureError(f"{path}: {error}") from error
     except UnidentifiedImageError as error:
-        raise PictureError(f"{path}: not a picture, or of a format that Pillow cannot read") from error
+        raise PictureError(f"{path}: not a picture, or in a format that Pillow cannot read") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError(
             f"{path}: unpacks to more than {Image.MAX_IMAGE_PIXELS} pixels, which is refused as a decompression bomb. "
             "Next: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from error
-    except Exception as error:  # decoders raise all sorts of things for broken files
+    except Exception as error:  # decoders may raise anything for a damaged file
         if isinstance(error, OSError) and error.errno is not None:
             raise PictureError(f"{path}: cannot be opened ({(error.strerror or str(error)).lower()})") from error
         raise PictureError(f"{path}: damaged or truncated ({error})") from error
 
 
 def upright_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    """An image turned as its EXIF orientation says, in RGB, with notes of what that took.
+    """Return an image in RGB, turned as its EXIF orientation says, with notes on the conversion.
 
-    The first frame of an animation; transparency laid on white; 16 bits and floating point brought to 8 bits.
+    Of an animation it is the first frame. Transparent parts become white. 16 bits and floating point become 8 bits.
     """
     notes: list[str] = []
     if getattr(image, "n_frames", 1) > 1:
@@ -82,15 +82,15 @@ def upright_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     return image.convert("RGB"), tuple(notes)
 
 
-def find_pictures(given: Iterable[str]) -> list[Path]:
-    """The files that are meant by files, folders (their pictures, not those of folders in them) and globs, each once.
+def find_pictures(paths: Iterable[str]) -> list[Path]:
+    """Return the files that paths name: files, folders (their pictures, not those of subfolders) and globs, each once.
 
-    A file that is named stays in the list, whatever it is, so that it can be reported. Raises PictureError for a folder
-    without pictures and a glob that matches nothing.
+    A file that is named directly stays in the list, whatever it is, so that an error can name it. Raises PictureError
+    for a folder without pictures and for a glob that matches nothing.
     """
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    found: dict[Path, None] = {}
-    for each in given:
+    files: dict[Path, None] = {}
+    for each in paths:
         path = Path(each)
         if path.is_dir():
             members = sorted(child for child in path.iterdir() if child.suffix.lower() in known and child.is_file())
@@ -104,33 +104,40 @@ def find_pictures(given: Iterable[str]) -> list[Path]:
                 raise PictureError(f"{each}: matches no file")
         else:
             members = [path]
-        found |= dict.fromkeys(members)
-    return list(found)
+        files |= dict.fromkeys(members)
+    return list(files)
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """As a PNG file."""
-    packed = io.BytesIO()
-    image.save(packed, "PNG", compress_level=1)  # three times faster than the usual 6, and 15 % larger
-    return packed.getvalue()
+    """Return an image as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)  # three times faster than the default 6, and 15 % larger
+    return buffer.getvalue()
 
 
 def figure_bytes(figure: Any) -> bytes:
-    """A matplotlib figure as a PNG file."""
-    packed = io.BytesIO()
-    figure.savefig(packed, format="png", dpi=150, bbox_inches="tight")
-    return packed.getvalue()
+    """Return a matplotlib figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
+    return buffer.getvalue()
 
 
 def _not_black(image: Image.Image) -> Numbers:
     if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min(initial=255) < 255:
-        raise PictureError("as a mask it must not be transparent, which is no colour; save it without alpha")
+        raise PictureError("as a mask it must not be transparent; save it without an alpha channel")
     image = ImageOps.exif_transpose(image)
-    if image.mode in ("P", "PA", "LA", "RGBA", "CMYK", "YCbCr"):  # in which black is not zero, or alpha no colour
+    if image.mode in (
+        "P",
+        "PA",
+        "LA",
+        "RGBA",
+        "CMYK",
+        "YCbCr",
+    ):  # black is not zero in these modes, or alpha would count
         image = image.convert("RGB")
     values = np.asarray(image)
-    found: Numbers = values != 0 if values.ndim == 2 else (values != 0).any(2)
-    return found
+    mask: Numbers = values != 0 if values.ndim == 2 else (values != 0).any(2)
+    return mask
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -140,5 +147,5 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     ):
         values = values / 257  # 65535 -> 255
     elif values.size and values.max() > values.min():
-        values = (values - values.min()) / (values.max() - values.min()) * 255  # no range is agreed on
+        values = (values - values.min()) / (values.max() - values.min()) * 255  # there is no standard range
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8), "L")

@@ -1,4 +1,4 @@
-"""Results for machines: JSON, and a table as parquet."""
+"""Results as data: JSON, and tables as parquet."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any, TypeAlias
 from torchpeek.errors import TorchpeekError
 
 Columns: TypeAlias = Mapping[str, type]
-"""Name -> str, bool, int, float, or list for a list of floats."""
+"""Column name -> str, bool, int, float, or list for a list of floats."""
 
 
 def json_text(value: Any, *, ascii_only: bool = False) -> str:
-    """Readable JSON. It has no NaN and no infinity: they are "nan", "inf" and "-inf"."""
+    """Return indented JSON. NaN and infinity, which JSON does not have, become "nan", "inf" and "-inf"."""
     return _json(value, indent=2, ascii_only=ascii_only) + "\n"
 
 
 def encodable(text: str) -> str:
-    """Without what UTF-8 does not have: file names may be any bytes. In JSON the escapes are read as the same name."""
+    """Escape what UTF-8 cannot encode, because file names may be any bytes. JSON reads the escapes as the same name."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def parquet_bytes(columns: Columns, rows: Iterable[Mapping[str, Any]], about: Mapping[str, Any]) -> bytes:
-    """The rows as a parquet file, with `about` as JSON under the key `torchpeek` of the schema's metadata.
+    """Return rows as the bytes of a parquet file, with `about` as JSON under the schema's metadata key `torchpeek`.
 
-    What a row does not have is null, and so is NaN, which would spoil every mean. Raises TorchpeekError where pyarrow
-    is not installed.
+    A missing value is null. NaN is null, too, because it would make every mean NaN. Raises TorchpeekError if pyarrow is
+    not installed.
     """
     try:
         import pyarrow as pa
@@ -37,13 +37,19 @@ def parquet_bytes(columns: Columns, rows: Iterable[Mapping[str, Any]], about: Ma
         if error.name != "pyarrow":
             raise
         raise TorchpeekError("pyarrow is not installed; next: pip install 'torchpeek[data]'") from error
-    kinds = {str: pa.string(), bool: pa.bool_(), int: pa.int64(), float: pa.float64(), list: pa.list_(pa.float64())}
-    fields = [pa.field(name, kinds[kind]) for name, kind in columns.items()]
+    arrow_types = {
+        str: pa.string(),
+        bool: pa.bool_(),
+        int: pa.int64(),
+        float: pa.float64(),
+        list: pa.list_(pa.float64()),
+    }
+    fields = [pa.field(name, arrow_types[type_]) for name, type_ in columns.items()]
     schema = pa.schema(fields, {"torchpeek": _json(about)})
     listed = [{name: _known(row.get(name)) for name in columns} for row in rows]
-    packed = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist(listed, schema), packed, compression="zstd")
-    return packed.getvalue()
+    buffer = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(listed, schema), buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 def _json(value: Any, indent: int | None = None, ascii_only: bool = False) -> str:

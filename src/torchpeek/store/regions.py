@@ -1,4 +1,4 @@
-"""Where objects are in pictures: a JSON file of boxes, or a folder of masks."""
+"""Regions of objects in pictures: a JSON file of boxes, or a folder of masks."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from torchpeek.errors import FormatError
 from torchpeek.store.pictures import find_pictures
 
 Box: TypeAlias = tuple[float, float, float, float]
-"""Left, top, right, bottom."""
+"""Left, top, right and bottom, in pixels."""
 
 _ALLOWED = '{"cat.jpg": [[left, top, right, bottom], ...], ...}'
 
 
 def read_boxes(path: str | PathLike[str]) -> dict[str, list[Box]]:
-    """A JSON file of boxes, by the name or path of their picture. Raises FormatError for what is none."""
+    """Read a JSON file of boxes: name or path of the picture -> boxes. Raises FormatError if it is not one."""
     try:
-        given = json.loads(Path(path).read_text(encoding="utf-8"))
+        boxes_by_name = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise FormatError(f"{path}: cannot be opened ({(error.strerror or str(error)).lower()})") from error
-    except ValueError as error:  # no JSON, or no text
+    except ValueError as error:  # not JSON, or not text
         raise FormatError(f"{path}: not JSON ({error}); allowed: {_ALLOWED}") from error
-    if not isinstance(given, dict):
-        raise FormatError(f"{path}: a JSON {type(given).__name__}; allowed: {_ALLOWED}")
-    for name, boxes in given.items():
+    if not isinstance(boxes_by_name, dict):
+        raise FormatError(f"{path}: a JSON {type(boxes_by_name).__name__}; allowed: {_ALLOWED}")
+    for name, boxes in boxes_by_name.items():
         if not isinstance(boxes, list) or not all(map(_is_box, boxes)):
             raise FormatError(
                 f"{path}: the boxes of {name!r} are {json.dumps(boxes)[:200]}; allowed: a list of [left, top, right, "
-                "bottom] in pixels, with right above left and bottom above top"
+                "bottom] in pixels, with left < right and top < bottom"
             )
-    return {name: [tuple(map(float, box)) for box in boxes] for name, boxes in given.items()}  # type: ignore[misc]  # 4
+    return {name: [tuple(map(float, box)) for box in boxes] for name, boxes in boxes_by_name.items()}  # type: ignore[misc]  # 4
 
 
 def find_masks(folder: str | PathLike[str]) -> dict[str, list[Path]]:
-    """The pictures right in a folder, by their stem.
+    """Return the pictures in a folder, without subfolders, by their stem.
 
-    Raises FormatError where there is no such folder, and PictureError where there are none in it.
+    Raises FormatError if there is no such folder, and PictureError if it has no pictures.
     """
     if not Path(folder).is_dir():
-        raise FormatError(f"{folder}: no folder; give the one that the masks are in")
-    found: dict[str, list[Path]] = {}
+        raise FormatError(f"{folder}: no such folder; give the folder of the masks")
+    masks: dict[str, list[Path]] = {}
     for file in find_pictures([str(folder)]):
-        found.setdefault(file.stem, []).append(file)
-    return found
+        masks.setdefault(file.stem, []).append(file)
+    return masks
 
 
 def _is_box(box: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Tensors as safetensors: by name in one file, or one after the other into a folder, as they come."""
+"""Tensors as safetensors files: several in one file by name, or a stream with a file for each."""
 
 from __future__ import annotations
 
@@ -25,18 +25,31 @@ _FILE = re.compile(r"(\d{8,})-.+\.safetensors")
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
-    """What a safetensors file of these holds, with `about` in its header.
+    """Return tensors as the bytes of a safetensors file, with `about` in its header.
 
-    Raises InputError for a tensor that the format has no place for.
+    Raises InputError for a tensor that the format cannot hold.
     """
     return to_bytes({name: _plain(name, tensor) for name, tensor in tensors.items()}, dict(about))
 
 
 class TensorStream:
-    """Writes all that a recording sees to a folder, a file for each tensor, and reads it back.
+    """Writes every tensor of a recording to a file in a folder, and reads the files back.
 
-    `record(model, layers, keep=tp.keep.Callback(tp.TensorStream("folder")))` keeps nothing in memory. The folder has to
-    be new or empty; `TensorStream.opened` reads one that was written before. May be called from several threads.
+    With `record(model, layers, keep=tp.keep.Callback(stream))` nothing is kept in memory. A stream may be called from
+    several threads.
+
+    Args:
+        path: A new or empty folder. `TensorStream.opened` opens a stream that was written before.
+
+    Raises:
+        FolderError: When the folder is not empty or cannot be written.
+
+    Example:
+        >>> model, stream = nn.Sequential(nn.Linear(2, 3)), tp.TensorStream(folder / "stream")
+        >>> with tp.record(model, "0", keep=tp.keep.Callback(stream)):
+        ...     output = model(torch.rand(4, 2))
+        >>> [tuple(tensor.shape) for tensor in stream.read("0")]
+        [(4, 3)]
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -46,7 +59,22 @@ class TensorStream:
 
     @classmethod
     def opened(cls, path: str | PathLike[str]) -> TensorStream:
-        """The stream that was written to this folder; what is recorded into it comes after what is there."""
+        """Open a stream that was written to a folder. New tensors are added after those in it.
+
+        Args:
+            path: The folder.
+
+        Returns:
+            The stream.
+
+        Raises:
+            FormatError: When there is no such folder.
+
+        Example:
+            >>> stream = tp.TensorStream(folder / "stream")
+            >>> len(tp.TensorStream.opened(folder / "stream"))
+            0
+        """
         folder = Path(path)
         if not folder.is_dir():
             raise FormatError(f"{path}: no such folder")
@@ -56,17 +84,48 @@ class TensorStream:
         return stream
 
     def __call__(self, captured: Captured) -> None:
-        """Write one tensor, whole or not at all."""
+        """Write one tensor, whole or not at all.
+
+        Args:
+            captured: The tensor, with the layer, part and order that `tp.keep.Callback` gives it.
+
+        Raises:
+            InputError: When the format cannot hold the tensor.
+
+        Example:
+            >>> stream = tp.TensorStream(folder / "stream")
+            >>> stream(tp.keep.Captured("layer", "output", 0, torch.rand(2, 3)))
+            >>> len(stream)
+            1
+        """
         number = next(self._numbers)  # atomic: no two threads get the same
         about = {"layer": captured.layer, "part": captured.part, "order": captured.order}
         name = f"{number:08d}-{file_stem(captured.layer)}-{file_stem(captured.part)}.safetensors"
         self._folder.write(name, tensor_bytes({"tensor": captured.tensor}, {_KEY: json.dumps(about)}))
 
     def read(self, layer: str, part: str = "output") -> Iterator[Tensor]:
-        """The tensors of one layer in the order in which they came, one in memory at a time.
+        """Return an iterator over the tensors of one layer, in the order in which they were written.
 
-        `part` is output, input, grad_output or grad_input, with the path of a container: `input.0`, for which `input`
-        does where there is no other. Raises LayerNotFound, for a part that is not there InputError.
+        One tensor is in memory at a time.
+
+        Args:
+            layer: Name of the layer.
+            part: "output", "input", "grad_output" or "grad_input", with the path in a container, such as `input.0`.
+                `input` is enough if there is only one.
+
+        Returns:
+            An iterator over tensors, on the CPU.
+
+        Raises:
+            LayerNotFound: When the stream has no such layer.
+            InputError: When the layer has no such part.
+            FormatError: When a file is damaged.
+
+        Example:
+            >>> stream = tp.TensorStream(folder / "stream")
+            >>> stream(tp.keep.Captured("layer", "output", 0, torch.rand(2, 3)))
+            >>> [tensor.shape for tensor in stream.read("layer")]
+            [torch.Size([2, 3])]
         """
         files = {file: _about(file) for file in self._files().values()}
         parts = dict.fromkeys(about["part"] for about in files.values() if about["layer"] == layer)
@@ -79,8 +138,8 @@ class TensorStream:
                 known = ", ".join(map(repr, parts))
                 raise InputError(f"no {part!r} of layer {layer!r} in this stream; there are {known}")
             (part,) = within
-        wanted = [file for file, about in files.items() if (about["layer"], about["part"]) == (layer, part)]
-        return map(_tensor, wanted)
+        matching = [file for file, about in files.items() if (about["layer"], about["part"]) == (layer, part)]
+        return map(_tensor, matching)
 
     def __iter__(self) -> Iterator[Captured]:
         for file in self._files().values():
@@ -90,7 +149,7 @@ class TensorStream:
         return len(self._files())
 
     def _files(self) -> dict[int, Path]:
-        """Number -> file, in order. What is named otherwise is somebody else's."""
+        """Return number -> file, in order. Files with other names do not belong to the stream."""
         named = ((_FILE.fullmatch(file.name), file) for file in self._folder.path.iterdir())
         return dict(sorted((int(match[1]), file) for match, file in named if match))
 
@@ -105,7 +164,7 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def _about(file: Path) -> dict[str, Any]:
-    """Layer, part and order."""
+    """Read the layer, part and order of a file."""
     with _opened(file) as opened:
         about = json.loads((opened.metadata() or {})[_KEY])
         return {"layer": str(about["layer"]), "part": str(about["part"]), "order": int(about["order"])}
@@ -118,17 +177,17 @@ def _tensor(file: Path) -> Tensor:
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:
-    """The tensor as safetensors takes it."""
-    what = ""
+    """Return the tensor in a form that safetensors can write."""
+    problem = ""
     if tensor.is_nested or tensor.layout != torch.strided:
-        what = "nested; save its parts" if tensor.is_nested else f"laid out as {tensor.layout}; take its .to_dense()"
+        problem = "nested; save its parts" if tensor.is_nested else f"laid out as {tensor.layout}; take its .to_dense()"
     elif tensor.is_meta:
-        what = "on the meta device, and has no values"
+        problem = "on the meta device, and has no values"
     elif tensor.is_quantized:
-        what = f"of {tensor.dtype}; take its .dequantize()"
+        problem = f"of {tensor.dtype}; take its .dequantize()"
     elif tensor.dtype in (torch.complex128, torch.complex32):
-        what = f"of {tensor.dtype}; take its .to(torch.complex64), or torch.view_as_real(...) of it"
-    if what:
-        raise InputError(f"tensor {name!r} cannot be written as safetensors: it is {what}")
-    # The bytes of a lazy conjugate or negative are those of what it was taken of.
+        problem = f"of {tensor.dtype}; take its .to(torch.complex64), or torch.view_as_real(...) of it"
+    if problem:
+        raise InputError(f"tensor {name!r} cannot be written as safetensors: it is {problem}")
+    # The bytes of a lazy conjugate or negative are those of the original tensor.
     return tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()

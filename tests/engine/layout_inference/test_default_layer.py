@@ -8,9 +8,7 @@ from torch import nn
 
 from networks import PooledNet
 from torchpeek.engine.targets import Predicted
-from torchpeek.errors import (
-    NoSpatialLayer,
-)
+from torchpeek.errors import NoSpatialLayer
 from tracing import suggested_layer, traced
 
 

@@ -8,9 +8,7 @@ import torch
 import torchpeek as tp
 from networks import PooledNet, SplitNet
 from networks.split import X
-from torchpeek.errors import (
-    TargetError,
-)
+from torchpeek.errors import TargetError
 
 
 class TestContrast:

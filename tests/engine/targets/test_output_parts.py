@@ -163,7 +163,7 @@ class TestPositionsAndSamples:
         mask = torch.zeros(8, 8, dtype=torch.bool)
         mask[:, :2] = True
         x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
-        with pytest.warns(Notice, match="not mirrored: mean logit of the masked pixels is of a place"):
+        with pytest.warns(Notice, match="not mirrored: mean logit of the masked pixels is about a position"):
             found = tp.explain(model, x, layer="1", target=tp.targets.Pixels(0, mask), smooth=tp.Smoothing())
         assert found.provenance.steps == ("the mean over inputs times 0.9, 1, 1.1",)
         gradients = tp.trace(model, x, layer="1", target=tp.targets.Pixels(0, mask)).gradients

@@ -8,11 +8,7 @@ from torch import nn
 
 import torchpeek as tp
 from networks import PooledNet, TwoKernels, messy, state_of
-from torchpeek.errors import (
-    GradUnavailable,
-    InputError,
-    LayerNotFound,
-)
+from torchpeek.errors import GradUnavailable, InputError, LayerNotFound
 
 
 class TestEdit:

@@ -8,9 +8,7 @@ from torch import nn
 
 import torchpeek as tp
 from networks import PooledNet
-from torchpeek.errors import (
-    InputError,
-)
+from torchpeek.errors import InputError
 
 
 class TestEdits:

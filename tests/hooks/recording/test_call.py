@@ -9,14 +9,7 @@ from torch import nn
 
 import torchpeek as tp
 from networks import MessyNet, PooledNet, TwoKernels
-from torchpeek.errors import (
-    AmbiguousCall,
-    GradUnavailable,
-    InputError,
-    LayerNotFound,
-    NotFired,
-    StaleCapture,
-)
+from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NotFired, StaleCapture
 
 
 class TestParameters:

@@ -11,13 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import torchpeek as tp
 from networks import PooledNet, Scale
-from torchpeek.errors import (
-    AmbiguousCall,
-    GradUnavailable,
-    InputError,
-    NotConnected,
-    NotFired,
-)
+from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, NotConnected, NotFired
 
 
 class TestGrad:

@@ -13,11 +13,7 @@ from torch import Tensor, nn
 
 import torchpeek as tp
 from networks import PooledNet, Scale
-from torchpeek.errors import (
-    AmbiguousCall,
-    InputError,
-    NotFired,
-)
+from torchpeek.errors import AmbiguousCall, InputError, NotFired
 
 
 class TestPasses:

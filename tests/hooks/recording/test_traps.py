@@ -15,10 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import torchpeek as tp
 from networks import PooledNet, Scale, state_of
-from torchpeek.errors import (
-    AmbiguousCall,
-    StaleCapture,
-)
+from torchpeek.errors import AmbiguousCall, StaleCapture
 
 
 class TestTraps:

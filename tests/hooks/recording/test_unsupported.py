@@ -11,9 +11,7 @@ from torch._dynamo.utils import counters
 
 import torchpeek as tp
 from networks import PooledNet
-from torchpeek.errors import (
-    InputError,
-)
+from torchpeek.errors import InputError
 
 
 class TestUnsupported:

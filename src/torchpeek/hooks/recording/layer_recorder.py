@@ -15,13 +15,7 @@ from torchpeek.hooks import containers
 from torchpeek.hooks.gradient_tap import GradientTap, hooked, tap_gradient
 from torchpeek.hooks.recording.call import Call
 from torchpeek.hooks.recording.keep import Keeper, StatisticsKeeper
-from torchpeek.hooks.recording.pass_tracker import (
-    CallCounter,
-    OutputEdge,
-    PassTracker,
-    PendingCalls,
-    in_backward_pass,
-)
+from torchpeek.hooks.recording.pass_tracker import CallCounter, OutputEdge, PassTracker, PendingCalls, in_backward_pass
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf, StoredTensor, slot_hook
 from torchpeek.hooks.temporary_hooks import UncopiedHook
 
