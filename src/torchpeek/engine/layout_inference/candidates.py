@@ -39,6 +39,15 @@ class LayoutEvidence:
     returned: Mapping[str, Any] = field(default_factory=dict)  # by each layer for one sample, on the meta device
 
 
+@dataclass(frozen=True)
+class CandidateLayer:
+    """The best of the layers that returned one and the same tensor with a grid."""
+
+    layer: str
+    layout: Layout
+    projection: bool  # whether it is a linear layer, inside of something: queries, keys, hidden units
+
+
 def candidate_layouts(module: nn.Module, output: Any, seen: LayoutEvidence) -> list[Layout]:
     """Every way in which what a module returned can be (N, C, *grid); most plausible ones only, so mostly one or none.
 

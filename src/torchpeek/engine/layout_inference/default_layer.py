@@ -15,7 +15,8 @@ from torch.autograd.graph import get_gradient_edge
 
 from torchpeek.engine.forward import run
 from torchpeek.engine.layout import Layout
-from torchpeek.engine.layout_inference.dry_run import Candidate, dry_run, first_sample
+from torchpeek.engine.layout_inference.candidates import CandidateLayer
+from torchpeek.engine.layout_inference.dry_run import dry_run, first_sample
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall, compares_texts
 from torchpeek.engine.preserve import preserved
@@ -81,7 +82,7 @@ def _kind(target: Target | None) -> tuple[object, ...]:
     return type(target), *reads
 
 
-def _before_the_head(model: nn.Module, candidates: list[Candidate]) -> list[Candidate]:
+def _before_the_head(model: nn.Module, candidates: list[CandidateLayer]) -> list[CandidateLayer]:
     """The layers that are looked at where a head answers at each position, which shows where, but not why.
 
     They are those of the feature extractor, where the model has one of its own (`backbone`, as torchvision's models
@@ -115,8 +116,8 @@ def suggest_stages(model: nn.Module, call: ModelCall, most: int, target: Target 
 
 
 def _last_that_counts(
-    model: nn.Module, call: ModelCall, candidates: list[Candidate], target: Target | None
-) -> Candidate:
+    model: nn.Module, call: ModelCall, candidates: list[CandidateLayer], target: Target | None
+) -> CandidateLayer:
     """The last candidate with a gradient at some position of its grid; the last of all where there is none anywhere."""
     end = len(candidates)
     for most in chain(_TRIED, repeat(_TRIED[-1])):
@@ -131,13 +132,13 @@ def _last_that_counts(
 
 
 def _which_count(
-    model: nn.Module, call: ModelCall, candidates: list[Candidate], target: Target | None
+    model: nn.Module, call: ModelCall, candidates: list[CandidateLayer], target: Target | None
 ) -> list[bool] | None:
     """For each candidate, whether the scores of the first sample depend on its grid. None where one cannot tell."""
     modules = dict(model.named_modules())
     handles: dict[str, Any] = {}
 
-    def keep(each: Candidate, module: nn.Module, args: Any, output: Any) -> Any:
+    def keep(each: CandidateLayer, module: nn.Module, args: Any, output: Any) -> Any:
         tensor = dict(containers.leaves(output)).get(each.layout.part)
         if tensor is None or each.layer in handles:
             return None

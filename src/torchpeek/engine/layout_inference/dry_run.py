@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.engine.forward import run
-from torchpeek.engine.layout import Grid, Layout, described
+from torchpeek.engine.layout import Layout, described
 from torchpeek.engine.layout_inference.candidates import (
+    CandidateLayer,
     LayoutEvidence,
     candidate_layouts,
     linear_widths,
@@ -24,6 +25,7 @@ from torchpeek.engine.layout_inference.candidates import (
 )
 from torchpeek.engine.layout_inference.model_config import configured_grids, configured_queries, declared
 from torchpeek.engine.layout_inference.module_axes import channels_of, grid_of
+from torchpeek.engine.layout_inference.token_probe import probe_tokens, tokens_beside_grid
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.preserve import preserved
@@ -39,15 +41,6 @@ class LayerCall:
     parameters: int  # with those of the layers in it
     calls: int = 0
     output: str | None = None  # shape, or what else it was; None where it was not called
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """The best of the layers that returned one and the same tensor with a grid."""
-
-    layer: str
-    layout: Layout
-    projection: bool  # whether it is a linear layer, inside of something: queries, keys, hidden units
 
 
 # A model is surveyed once for each size of input; forgotten with the model.
@@ -97,7 +90,7 @@ class DryRun:
     calls: Mapping[str, int]
     outputs: Mapping[str, str]
     seen: LayoutEvidence
-    candidates: list[Candidate]  # in the order in which they returned
+    candidates: list[CandidateLayer]  # in the order in which they returned
     dense: bool  # whether the model answers at each position of a grid, or for boxes
 
 
@@ -173,7 +166,7 @@ class DryRunObserver:
             returned=self._returned,
         )
         modules = dict(self._model.named_modules())
-        candidates: list[Candidate] = []
+        candidates: list[CandidateLayer] = []
         # In the order of the last return: a block may write into, and return, what a part of it made.
         in_order = sorted(range(len(self._returned_by)), key=self._returned_last.__getitem__)
         for names in (self._returned_by[number] for number in in_order):
@@ -182,7 +175,7 @@ class DryRunObserver:
             layer = self._best([name for name in names if len(found[name]) == 1])
             if layer and not _enlarges(modules[layer], found[layer][0], candidates):
                 projection = type(modules[layer]) is nn.Linear and names == [layer]
-                candidates.append(Candidate(layer, found[layer][0], projection))
+                candidates.append(CandidateLayer(layer, found[layer][0], projection))
         if not all(each.projection for each in candidates):
             candidates = [each for each in candidates if not each.projection]
         if candidates and any(type(module).__name__ == "Unroll" for module in modules.values()):
@@ -210,7 +203,7 @@ class DryRunObserver:
         return min(reversed(inner), key=lambda name: name.count(".")) if inner else None
 
 
-def _enlarges(module: nn.Module, layout: Layout, before: list[Candidate]) -> bool:
+def _enlarges(module: nn.Module, layout: Layout, before: list[CandidateLayer]) -> bool:
     """Whether it only spreads a coarser grid that came before to one of a fixed size, as VGG does small pictures."""
     adaptive = isinstance(module, (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd))
     return adaptive and bool(before) and math.prod(layout.grid) > math.prod(before[-1].layout.grid)
@@ -242,67 +235,7 @@ def dry_run(model: nn.Module, call: ModelCall, *, anew: bool = False) -> DryRun:
         output = run(model, first)
     result = observer.result(output, declared(model))
     undeclared = [each for each in result.candidates if each.layout.others and result.seen.prefix is None]
-    if undeclared and (corners := _corners(model, first, result.seen.size, undeclared[0])):
-        beside = _beside_the_grid(*corners, undeclared[0].layout)
+    if undeclared and (corners := probe_tokens(model, first, result.seen.size, undeclared[0])):
+        beside = tokens_beside_grid(*corners, undeclared[0].layout)
         result = observer.result(output, beside or (None, 0), unsure=beside is None)
     return _DRY_RUNS.put(model, key, result)
-
-
-def _corners(model: nn.Module, first: ModelCall, size: Grid, layer: Candidate) -> tuple[Tensor, Tensor] | None:
-    """(T,) and (T,): how far each token of a layer moves when the first corner of the picture changes, and the last.
-
-    None where the model takes no such picture, or nothing moves. One sample at a time, as some models take no more.
-    """
-    layout, module = layer.layout, dict(model.named_modules())[layer.layer]
-    sides = [-(-length // cells) for length, cells in zip(size, layout.grid, strict=True)]
-
-    def tokens(*corner: slice) -> Tensor:
-        picture = first.picture.clone()
-        where: Any = (..., *corner)
-        part = picture[where]
-        if corner and part.is_floating_point():
-            low, high = part.amin(), part.amax()
-            picture[where] = low + high - part + (high - low + 1) / 4  # never what it was
-        elif corner:  # numbers that the picture has already: others may stand for nothing
-            picture[where] = part.flip(-1).roll(1, -1)
-        taken: list[Tensor] = []
-
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            if layout.fits(output, 1):
-                made = containers.at(output, layout.part)
-                # What it was call, if that are the same tokens: they may have seen each other in it.
-                before = next((each for each in args if isinstance(each, Tensor) and each.shape == made.shape), made)
-                taken.append(before.movedim(layout.batch_axis, 0).detach().double().clone())
-
-        with preserved(model), attached([(module, keep)]):
-            run(model, first.with_picture(picture).for_one_pass())
-        [of_sample] = taken
-        return of_sample[0] if layout.kind == "channel-tokens" else of_sample[0].mT  # (C, T)
-
-    try:
-        clean = tokens()
-        corners = [slice(side) for side in sides], [slice(-side, None) for side in sides]
-        moved = [tokens(*corner) - clean for corner in corners]
-        # Less what moves all tokens alike, as attention does in a network that has learned nothing.
-        found = [(each - each.median(1, keepdim=True).values).abs().sum(0) for each in moved]
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # it is the model's own; the pass that is asked for will say so
-        return None
-    return (found[0], found[1]) if all(bool(each.any()) for each in found) else None
-
-
-def _beside_the_grid(first: Tensor, last: Tensor, layout: Layout) -> tuple[int, int] | None:
-    """How many tokens come before and after the grid; None where they lie as no layout has them.
-
-    As long as tokens have not seen each other only those move that lie at the corner. Later on all do, and these most.
-    """
-    count, others = math.prod(layout.grid), layout.others
-    start, stop = int(first.nonzero().min()), int(last.nonzero().max())
-    if stop == start + count - 1:
-        return start, others - start
-    if bool((2 * (first > 0).sum() <= len(first)) & (2 * (last > 0).sum() <= len(last))):
-        return None
-    moved = [float(first[prefix] / first.max() + last[prefix + count - 1] / last.max()) for prefix in range(others + 1)]
-    prefix = max(range(others + 1), key=moved.__getitem__)
-    return prefix, others - prefix
