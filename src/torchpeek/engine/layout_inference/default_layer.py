@@ -34,12 +34,12 @@ class Suggestion:
     reason: str
 
 
-_SUGGESTED: ModelCache[tuple[object, ...], Suggestion] = ModelCache()
+_SUGGESTIONS: ModelCache[tuple[object, ...], Suggestion] = ModelCache()
 
 
 # So many candidates are tried in one pass, from the last one on: mostly that is it, and a graph over the whole model is
 # seldom needed.
-_TRIED = (1, 3, 12)
+_CANDIDATES_PER_PASS = (1, 3, 12)
 
 
 def suggest_layer(model: nn.Module, call: ModelCall, target: Target | None = None, *, anew: bool = False) -> Suggestion:
@@ -54,35 +54,35 @@ def suggest_layer(model: nn.Module, call: ModelCall, target: Target | None = Non
     is the activation rather than the normalisation that it overwrites, but never one that only passes on. Raises
     NoSpatialLayer where no layer has a grid.
     """
-    kind = _kind(target)
-    suggestion = _SUGGESTED.get(model, kind)
+    kind = _target_key(target)
+    suggestion = _SUGGESTIONS.get(model, kind)
     anew = anew or has_separate_branches(target)
     if suggestion is not None and not anew and suggestion.layer in dict(model.named_modules()):
         return suggestion
     found = dry_run(model, call, anew=anew)
     candidates = found.candidates
     if found.dense or compares_texts(model):
-        candidates = _before_the_head(model, candidates)
+        candidates = _layers_before_head(model, candidates)
     if not candidates:
         raise NoSpatialLayer(
             f"no layer of {type(model).__name__} returns a grid of positions for an input of "
             f"{tuple(call.model_picture.shape)}, be it (N, C, *grid), (N, *grid, C) or tokens (N, T, C), so there is "
             "nothing to lay over the picture; torchpeek layers shows what they return"
         )
-    chosen = _last_that_counts(model, call, candidates, target)
+    chosen = _last_dependent_layer(model, call, candidates, target)
     reason = "the last layer with a grid before the head"
     if chosen is not candidates[-1]:
         reason = "the last layer at which the score depends on the positions of the grid"
-    return _SUGGESTED.put(model, kind, Suggestion(chosen.layer, reason))
+    return _SUGGESTIONS.put(model, kind, Suggestion(chosen.layer, reason))
 
 
-def _kind(target: Target | None) -> tuple[object, ...]:
+def _target_key(target: Target | None) -> tuple[object, ...]:
     """What targets of one kind have in common: that the same layers count for them, most likely."""
     reads = (getattr(target, name, None) for name in ("layers", "part", "what", "function"))
     return type(target), *reads
 
 
-def _before_the_head(model: nn.Module, candidates: list[CandidateLayer]) -> list[CandidateLayer]:
+def _layers_before_head(model: nn.Module, candidates: list[CandidateLayer]) -> list[CandidateLayer]:
     """The layers that are looked at where a head answers at each position, which shows where, but not why.
 
     They are those of the feature extractor, where the model has one of its own (`backbone`, as torchvision's models
@@ -115,14 +115,14 @@ def suggest_stages(model: nn.Module, call: ModelCall, most: int, target: Target 
     return [Suggestion(layer, f"the last layers of the {len(layers)} coarsest sizes of grid") for layer in layers]
 
 
-def _last_that_counts(
+def _last_dependent_layer(
     model: nn.Module, call: ModelCall, candidates: list[CandidateLayer], target: Target | None
 ) -> CandidateLayer:
     """The last candidate with a gradient at some position of its grid; the last of all where there is none anywhere."""
     end = len(candidates)
-    for most in chain(_TRIED, repeat(_TRIED[-1])):
+    for most in chain(_CANDIDATES_PER_PASS, repeat(_CANDIDATES_PER_PASS[-1])):
         tried = candidates[max(0, end - most) : end]
-        counts = _which_count(model, call, tried, target) if tried else None
+        counts = _score_depends_on(model, call, tried, target) if tried else None
         if counts is None:
             break
         if any(counts):
@@ -131,7 +131,7 @@ def _last_that_counts(
     return candidates[-1]
 
 
-def _which_count(
+def _score_depends_on(
     model: nn.Module, call: ModelCall, candidates: list[CandidateLayer], target: Target | None
 ) -> list[bool] | None:
     """For each candidate, whether the scores of the first sample depend on its grid. None where one cannot tell."""
@@ -156,7 +156,7 @@ def _which_count(
             output = run(model, first_sample(call).for_one_pass())
         try:
             with torch.enable_grad():
-                scores = _scores(output, target)
+                scores = _scores_to_follow(output, target)
             if not handles:
                 return None
             if not scores.requires_grad:  # nothing after these layers leads to it, or the model keeps no graph there
@@ -168,16 +168,16 @@ def _which_count(
         except RuntimeError:  # a model that has no way back; the trace will say so, if gradients are asked for
             return None
     by_layer = [dict(zip(handles, gradients, strict=True)) for gradients in found]
-    return [all(_counts(one.get(each.layer), each.layout) for one in by_layer) for each in candidates]
+    return [all(_has_grid_gradient(one.get(each.layer), each.layout) for one in by_layer) for each in candidates]
 
 
-def _counts(gradient: Tensor | None, layout: Layout) -> bool:
+def _has_grid_gradient(gradient: Tensor | None, layout: Layout) -> bool:
     if gradient is None:
         return False
     return bool(layout.to_grid(gradient.movedim(layout.batch_axis, 0)).any())
 
 
-def _scores(output: Any, target: Target | None) -> Tensor:
+def _scores_to_follow(output: Any, target: Target | None) -> Tensor:
     """(n,): what is asked for, each box on its own, else in one; all that the model returns where that is not known."""
     if target is not None:
         try:

@@ -21,11 +21,11 @@ from torchpeek.engine.layout_inference.candidates import (
     candidate_layouts,
     linear_widths,
     may_have_channels_last,
-    without_attention,
+    without_attention_maps,
 )
-from torchpeek.engine.layout_inference.model_config import configured_grids, configured_queries, declared
-from torchpeek.engine.layout_inference.module_axes import channels_of, grid_of
-from torchpeek.engine.layout_inference.token_probe import probe_tokens, tokens_beside_grid
+from torchpeek.engine.layout_inference.model_config import configured_grids, configured_queries, configured_token_counts
+from torchpeek.engine.layout_inference.module_axes import channel_axis, grid_of
+from torchpeek.engine.layout_inference.token_probe import locate_grid, token_movement
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.preserve import preserved
@@ -65,21 +65,21 @@ def layer_calls(model: nn.Module, call: ModelCall | None) -> list[LayerCall]:
 
 def layout_evidence(model: nn.Module, call: ModelCall) -> LayoutEvidence:
     """What a dry pass over the first sample shows of the model's grids, for as many samples as are call."""
-    return replace(dry_run(model, call).seen, count=len(call))
+    return replace(dry_run(model, call).evidence, batch_size=len(call))
 
 
 def known_evidence(model: nn.Module, call: ModelCall) -> LayoutEvidence | None:
     """The same, without a pass: None where there was none yet."""
-    known = _DRY_RUNS.get(model, _key(call))
-    return None if known is None else replace(known.seen, count=len(call))
+    known = _DRY_RUNS.get(model, _input_key(call))
+    return None if known is None else replace(known.evidence, batch_size=len(call))
 
 
 def layout_of(model: nn.Module, call: ModelCall, layer: str) -> Layout | None:
     """How what a layer returns is to be read, by a dry pass; None where it has no grid, or not one for certain."""
     found = dry_run(model, call)
-    if layer not in found.seen.returned:
+    if layer not in found.evidence.meta_outputs:
         return None
-    layouts = candidate_layouts(dict(model.named_modules())[layer], found.seen.returned[layer], found.seen)
+    layouts = candidate_layouts(dict(model.named_modules())[layer], found.evidence.meta_outputs[layer], found.evidence)
     return layouts[0] if len(layouts) == 1 else None
 
 
@@ -89,7 +89,7 @@ class DryRun:
 
     calls: Mapping[str, int]
     outputs: Mapping[str, str]
-    seen: LayoutEvidence
+    evidence: LayoutEvidence
     candidates: list[CandidateLayer]  # in the order in which they returned
     dense: bool  # whether the model answers at each position of a grid, or for boxes
 
@@ -102,78 +102,79 @@ class DryRunObserver:
         self._model = model
         self._calls: dict[str, int] = {}
         self._outputs: dict[str, str] = {}
-        self._returned: dict[str, Any] = {}
-        self._returned_by: list[list[str]] = []  # for each tensor: all that returned it, innermost first
-        self._returned_last: list[int] = []  # and when the last of them did
+        self._meta_outputs: dict[str, Any] = {}
+        self._layers_of_tensor: list[list[str]] = []  # for each tensor: all that returned it, innermost first
+        self._return_times: list[int] = []  # and when the last of them did
         self._clock = count()
-        self._take_input: set[str] = set()
+        self._reads_picture: set[str] = set()
         self._grids: dict[tuple[int, ...], None] = {}
-        self._first: set[tuple[int, ...]] = set()
-        self._last: set[tuple[int, ...]] = set()
+        self._channels_first: set[tuple[int, ...]] = set()
+        self._channels_last: set[tuple[int, ...]] = set()
         # The latest tensors, how often each had been written into, and its number in the list above.
-        self._latest: deque[tuple[Tensor, int, int]] = deque(maxlen=8)
+        self._recent_tensors: deque[tuple[Tensor, int, int]] = deque(maxlen=8)
 
-    def returned(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+    def record_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         self._calls[name] = self._calls.get(name, 0) + 1
         self._outputs[name] = described(output)
-        self._returned[name] = _shape_only(output)  # the readings are made when all grids are known
+        self._meta_outputs[name] = _on_meta_device(output)  # the readings are made when all grids are known
         if any(argument is self._call.model_picture for argument in args):
-            self._take_input.add(name)
+            self._reads_picture.add(name)
         if grid := grid_of(module, output):
             self._grids[grid] = None
         if isinstance(output, Tensor) and output.ndim >= 3 and len(output) == 1:
-            ends = channels_of(module, output)
-            if ends is not None:
-                (self._last if ends == "last" else self._first).add(tuple(output.shape[1:]))
+            axis = channel_axis(module, output)
+            if axis is not None:
+                (self._channels_last if axis == "last" else self._channels_first).add(tuple(output.shape[1:]))
         floating = [each for _, each in containers.leaves(output) if each.is_floating_point() and each.ndim >= 3]
         if len(floating) != 1 or isinstance(module, (nn.Softmax, nn.Dropout)):
             return  # of attention: rows and columns are no picture
         (tensor,) = floating
-        for place, (earlier, version, number) in enumerate(self._latest):
+        for place, (earlier, version, number) in enumerate(self._recent_tensors):
             if tensor is earlier:
                 passes_on = any(argument is tensor for argument in args) and tensor._version == version
                 if not passes_on:
-                    self._returned_by[number].append(name)
-                    self._returned_last[number] = next(self._clock)
-                self._latest[place] = (tensor, tensor._version, number)
+                    self._layers_of_tensor[number].append(name)
+                    self._return_times[number] = next(self._clock)
+                self._recent_tensors[place] = (tensor, tensor._version, number)
                 return
-        self._latest.append((tensor, tensor._version, len(self._returned_by)))
-        self._returned_by.append([name])
-        self._returned_last.append(next(self._clock))
+        self._recent_tensors.append((tensor, tensor._version, len(self._layers_of_tensor)))
+        self._layers_of_tensor.append([name])
+        self._return_times.append(next(self._clock))
 
-    def result(self, output: Any, beside: tuple[int | None, int], *, unsure: bool = False) -> DryRun:
+    def result(self, output: Any, beside: tuple[int | None, int], *, probe_undecided: bool = False) -> DryRun:
         """What the pass showed, in which the model returned `output`; `beside` the grid are so many tokens."""
         prefix, suffix = beside
         size, scales = self._size(), self._call.takes_list
         of_picture = (grid for grid in (*self._grids, *configured_grids(self._model)) if len(grid) == len(size))
         fitting = [grid for grid in of_picture if scales or all(a <= b for a, b in zip(grid, size, strict=True))]
-        grids = tuple(without_attention(fitting, size))
-        seen = LayoutEvidence(
+        grids = tuple(without_attention_maps(fitting, size))
+        evidence = LayoutEvidence(
             size,
             1,
             grids,
             prefix,
             suffix,
-            queries=configured_queries(self._model),
-            first=frozenset(self._first),
-            last=frozenset(self._last),
-            mixed=may_have_channels_last(self._model) or any(len(shape) > 2 for shape in self._last),
-            widths=linear_widths(self._model),
-            scales=scales,
-            unsure=unsure,
+            query_counts=configured_queries(self._model),
+            channels_first_shapes=frozenset(self._channels_first),
+            channels_last_shapes=frozenset(self._channels_last),
+            may_have_channels_last=may_have_channels_last(self._model)
+            or any(len(shape) > 2 for shape in self._channels_last),
+            linear_widths=linear_widths(self._model),
+            rescales_input=scales,
+            probe_undecided=probe_undecided,
             # Where frames, or other parts of a picture, are convolved one by one, tokens may be in any order.
-            guesses=not self._grids or bool(grids),
-            returned=self._returned,
+            grids_from_strides=not self._grids or bool(grids),
+            meta_outputs=self._meta_outputs,
         )
         modules = dict(self._model.named_modules())
         candidates: list[CandidateLayer] = []
         # In the order of the last return: a block may write into, and return, what a part of it made.
-        in_order = sorted(range(len(self._returned_by)), key=self._returned_last.__getitem__)
-        for names in (self._returned_by[number] for number in in_order):
+        in_order = sorted(range(len(self._layers_of_tensor)), key=self._return_times.__getitem__)
+        for names in (self._layers_of_tensor[number] for number in in_order):
             # By what each itself returned: one has the tensor in a container, another's kind says what its axes are.
-            found = {name: candidate_layouts(modules[name], self._returned[name], seen) for name in names}
-            layer = self._best([name for name in names if len(found[name]) == 1])
-            if layer and not _enlarges(modules[layer], found[layer][0], candidates):
+            found = {name: candidate_layouts(modules[name], self._meta_outputs[name], evidence) for name in names}
+            layer = self._representative([name for name in names if len(found[name]) == 1])
+            if layer and not _only_enlarges(modules[layer], found[layer][0], candidates):
                 projection = type(modules[layer]) is nn.Linear and names == [layer]
                 candidates.append(CandidateLayer(layer, found[layer][0], projection))
         if not all(each.projection for each in candidates):
@@ -181,10 +182,10 @@ class DryRunObserver:
         if candidates and any(type(module).__name__ == "Unroll" for module in modules.values()):
             # Hiera: until its last stage the tokens are in the order in which they are merged, and not in the grid's.
             last = candidates[-1].layout
-            seen = replace(seen, ordered=last.grid)
+            evidence = replace(evidence, row_major_grid=last.grid)
             candidates = [each for each in candidates if not each.layout.flat or each.layout.grid == last.grid]
         dense = scales or any(self._is_dense(path, tensor) for path, tensor in containers.leaves(output))
-        return DryRun(self._calls, self._outputs, seen, candidates, dense)
+        return DryRun(self._calls, self._outputs, evidence, candidates, dense)
 
     def _is_dense(self, path: str, tensor: Tensor) -> bool:
         of_positions = tensor.ndim == self._call.picture.ndim and tensor.shape[2:].numel() > 1
@@ -197,19 +198,19 @@ class DryRunObserver:
         without_channels = picture.ndim - 2 not in axes and picture.ndim - 1 in axes
         return tuple(picture.shape[1:] if without_channels else picture.shape[2:])
 
-    def _best(self, names: list[str]) -> str | None:
+    def _representative(self, names: list[str]) -> str | None:
         once = [name for name in names if self._calls[name] == 1]
-        inner = [name for name in once if name not in self._take_input] or once
+        inner = [name for name in once if name not in self._reads_picture] or once
         return min(reversed(inner), key=lambda name: name.count(".")) if inner else None
 
 
-def _enlarges(module: nn.Module, layout: Layout, before: list[CandidateLayer]) -> bool:
+def _only_enlarges(module: nn.Module, layout: Layout, before: list[CandidateLayer]) -> bool:
     """Whether it only spreads a coarser grid that came before to one of a fixed size, as VGG does small pictures."""
     adaptive = isinstance(module, (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd))
     return adaptive and bool(before) and math.prod(layout.grid) > math.prod(before[-1].layout.grid)
 
 
-def _shape_only(output: Any) -> Any:
+def _on_meta_device(output: Any) -> Any:
     """The same container with tensors that have a shape and no numbers."""
     return containers.mapped(output, lambda _, each: torch.empty(each.shape, dtype=each.dtype, device="meta"))
 
@@ -219,23 +220,23 @@ def first_sample(call: ModelCall) -> ModelCall:
     return call.select(torch.tensor([0]), call.picture[:1].detach().clone())
 
 
-def _key(call: ModelCall) -> tuple[object, ...]:
+def _input_key(call: ModelCall) -> tuple[object, ...]:
     return tuple(call.picture.shape[1:]), call.picture_path
 
 
 def dry_run(model: nn.Module, call: ModelCall, *, anew: bool = False) -> DryRun:
-    key = _key(call)
+    key = _input_key(call)
     known = None if anew else _DRY_RUNS.get(model, key)
     if known is not None:
         return known
     first = first_sample(call).for_one_pass()
     observer = DryRunObserver(first, model)
-    hooks = ((module, partial(observer.returned, name)) for name, module in model.named_modules() if name)
+    hooks = ((module, partial(observer.record_call, name)) for name, module in model.named_modules() if name)
     with preserved(model), attached(hooks):
         output = run(model, first)
-    result = observer.result(output, declared(model))
-    undeclared = [each for each in result.candidates if each.layout.others and result.seen.prefix is None]
-    if undeclared and (corners := probe_tokens(model, first, result.seen.size, undeclared[0])):
-        beside = tokens_beside_grid(*corners, undeclared[0].layout)
-        result = observer.result(output, beside or (None, 0), unsure=beside is None)
+    result = observer.result(output, configured_token_counts(model))
+    unknown = [each for each in result.candidates if each.layout.others and result.evidence.prefix is None]
+    if unknown and (corners := token_movement(model, first, result.evidence.input_size, unknown[0])):
+        beside = locate_grid(*corners, unknown[0].layout)
+        result = observer.result(output, beside or (None, 0), probe_undecided=beside is None)
     return _DRY_RUNS.put(model, key, result)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchpeek.engine.layout import Grid
 
 
-def declared(model: nn.Module) -> tuple[int | None, int]:
+def configured_token_counts(model: nn.Module) -> tuple[int | None, int]:
     """How many tokens before and after the grid the model's own configuration says that there are, if it does.
 
     timm's `num_prefix_tokens`, torchvision's `class_token`, and what transformers' configurations count.

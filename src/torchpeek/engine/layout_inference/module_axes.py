@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from torchpeek.engine.layout import Grid
 
-Ends: TypeAlias = Literal["first", "last"]
+ChannelAxis: TypeAlias = Literal["first", "last"]
 
 
-def channels_of(module: nn.Module, output: Tensor) -> Ends | None:
+def channel_axis(module: nn.Module, output: Tensor) -> ChannelAxis | None:
     """Whether what it returns has its channels first or last, by the kind of module; None where that says nothing.
 
     What a module does with its parts is not to be seen, so of those with parts only a Sequential says anything.
     """
-    if isinstance(module, _CHANNELS_FIRST):
+    if isinstance(module, CHANNELS_FIRST):
         return "first"
     if type(module) is nn.Linear:
         return "last" if output.ndim > 3 else None  # tokens may be what it mixes
@@ -25,7 +25,7 @@ def channels_of(module: nn.Module, output: Tensor) -> Ends | None:
         return "last"
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         parts = [part for part in module if not isinstance(part, _ELEMENTWISE)]
-        return channels_of(parts[-1], output) if parts else None
+        return channel_axis(parts[-1], output) if parts else None
     weight = getattr(module, "weight", None)
     if "Norm" not in type(module).__name__ or not isinstance(weight, Tensor) or weight.ndim != 1:
         return None
@@ -43,7 +43,7 @@ _ELEMENTWISE = (
 )
 
 
-_CHANNELS_FIRST = (
+CHANNELS_FIRST = (
     nn.modules.conv._ConvNd,
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
@@ -56,7 +56,7 @@ _CHANNELS_FIRST = (
 
 def grid_of(module: nn.Module, output: Any) -> Grid | None:
     """The grid of what a convolution, or the like, returns, whatever it has in the place of the samples."""
-    if not isinstance(module, _CHANNELS_FIRST) or not isinstance(output, Tensor) or output.ndim < 3:
+    if not isinstance(module, CHANNELS_FIRST) or not isinstance(output, Tensor) or output.ndim < 3:
         return None
     grid = tuple(output.shape[2:])
     return grid if math.prod(grid) > 1 and (len(grid) == 1 or min(grid) > 1) else None

@@ -16,7 +16,9 @@ from torchpeek.engine.preserve import preserved
 from torchpeek.hooks import attached, containers
 
 
-def probe_tokens(model: nn.Module, first: ModelCall, size: Grid, layer: CandidateLayer) -> tuple[Tensor, Tensor] | None:
+def token_movement(
+    model: nn.Module, first: ModelCall, size: Grid, layer: CandidateLayer
+) -> tuple[Tensor, Tensor] | None:
     """(T,) and (T,): how far each token of a layer moves when the first corner of the picture changes, and the last.
 
     None where the model takes no such picture, or nothing moves. One sample at a time, as some models take no more.
@@ -60,7 +62,7 @@ def probe_tokens(model: nn.Module, first: ModelCall, size: Grid, layer: Candidat
     return (found[0], found[1]) if all(bool(each.any()) for each in found) else None
 
 
-def tokens_beside_grid(first: Tensor, last: Tensor, layout: Layout) -> tuple[int, int] | None:
+def locate_grid(first: Tensor, last: Tensor, layout: Layout) -> tuple[int, int] | None:
     """How many tokens come before and after the grid; None where they lie as no layout has them.
 
     As long as tokens have not seen each other only those move that lie at the corner. Later on all do, and these most.
