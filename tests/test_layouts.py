@@ -424,7 +424,9 @@ class TestCoincidences:
         model, x = Turned(8).eval(), torch.randn(1, 3, 64, 64)
         assert str(tp.trace(model, x, layer="norm").at["norm"].layout) == "channels-last 8x8"
         assert str(tp.trace(model, x, layer="lin").at["lin"].layout) == "channels-last 8x8"
-        with pytest.raises(NoSpatialLayer, match=r"2 ways: 'channels-first 8x8', 'channels-last 8x8'\. Say which with"):
+        with pytest.raises(
+            NoSpatialLayer, match=r"fits 2 layouts: 'channels-first 8x8', 'channels-last 8x8'\. Choose one with"
+        ):
             tp.trace(model, x, layer="embed")
         trace = tp.trace(model, x, layer="embed", layout="channels-last")
         assert torch.equal(trace.activations.squeeze(1), kept(model, "embed", x).permute(0, 3, 1, 2))
@@ -469,7 +471,7 @@ class TestCoincidences:
             trace = tp.trace(model, x, layer="block")
             assert str(trace.at["block"].layout) == f"tokens {expected}"
             torch.testing.assert_close(trace.activations.squeeze(1), kept(model, "block", x)[:, prefix:].mT)
-        with pytest.raises(NoSpatialLayer, match="2 ways: 'tokens 16', 'channels-first 16'"):
+        with pytest.raises(NoSpatialLayer, match="2 layouts: 'tokens 16', 'channels-first 16'"):
             tp.trace(Signal(16, 0).eval(), x, layer="block")
         assert str(tp.trace(Signal(16, 0).eval(), x, layer="block.norm2").at["block.norm2"].layout) == "tokens 16"
 
@@ -650,7 +652,7 @@ class TestContainers:
         with pytest.raises(NoSpatialLayer, match=r"tuple of \(N\), str"):
             tp.trace(model, x, layer="both")
         indices = Two(lambda a, b: (a, a.argmax(1, keepdim=True))[1], lambda both: both.float().expand(-1, 6, -1, -1))
-        with pytest.raises(NoSpatialLayer, match=r"of torch.int64; a heatmap is read from floating-point"):
+        with pytest.raises(NoSpatialLayer, match=r"of torch.int64; a heatmap needs floating-point"):
             tp.trace(indices.eval(), x, layer="both")
 
 

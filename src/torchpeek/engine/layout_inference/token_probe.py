@@ -1,4 +1,4 @@
-"""How many tokens come before and after the grid, by changing one corner of the picture and then the other."""
+"""The token probe: find which tokens lie on the grid, by changing the first corner of the picture and then the last."""
 
 from __future__ import annotations
 
@@ -17,61 +17,84 @@ from torchpeek.hooks import attached, containers
 
 
 def token_movement(
-    model: nn.Module, first: ModelCall, size: Grid, layer: CandidateLayer
+    model: nn.Module, sample: ModelCall, size: Grid, candidate: CandidateLayer
 ) -> tuple[Tensor, Tensor] | None:
-    """(T,) and (T,): how far each token of a layer moves when the first corner of the picture changes, and the last.
+    """How far each token moves when a corner of the picture changes. Three passes of one sample each.
 
-    None where the model takes no such picture, or nothing moves. One sample at a time, as some models take no more.
+    A corner is as large as one cell of the grid, rounded up.
+
+    Args:
+        model: The model.
+        sample: The call of one sample. Some models take no more.
+        size: The sizes of the picture's own axes.
+        candidate: The layer whose tokens are observed.
+
+    Returns:
+        (T,) and (T,): the movement for the first corner and for the last. None where the model fails on the changed
+        pictures, or where no token moves.
     """
-    layout, module = layer.layout, dict(model.named_modules())[layer.layer]
+    layout, module = candidate.layout, dict(model.named_modules())[candidate.layer]
     sides = [-(-length // cells) for length, cells in zip(size, layout.grid, strict=True)]
 
     def tokens(*corner: slice) -> Tensor:
-        picture = first.picture.clone()
-        where: Any = (..., *corner)
-        part = picture[where]
-        if corner and part.is_floating_point():
-            low, high = part.amin(), part.amax()
-            picture[where] = low + high - part + (high - low + 1) / 4  # never what it was
-        elif corner:  # numbers that the picture has already: others may stand for nothing
-            picture[where] = part.flip(-1).roll(1, -1)
-        taken: list[Tensor] = []
+        """(C, T): the tokens for the picture with this corner changed, or for the picture itself."""
+        picture = sample.picture.clone()
+        region: Any = (..., *corner)
+        patch = picture[region]
+        if corner and patch.is_floating_point():
+            low, high = patch.amin(), patch.amax()
+            picture[region] = low + high - patch + (high - low + 1) / 4  # differs from the patch everywhere
+        elif corner:  # integers, of which only those in the picture are known to be valid
+            picture[region] = patch.flip(-1).roll(1, -1)
+        observed: list[Tensor] = []
 
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
+        def observe(module: nn.Module, args: Any, output: Any) -> None:
             if layout.fits(output, 1):
-                made = containers.at(output, layout.part)
-                # What it was call, if that are the same tokens: they may have seen each other in it.
-                before = next((each for each in args if isinstance(each, Tensor) and each.shape == made.shape), made)
-                taken.append(before.movedim(layout.batch_axis, 0).detach().double().clone())
+                returned = containers.at(output, layout.part)
+                # The layer's input, if it is the same tokens: the layer itself may let each token depend on all others.
+                before = next(
+                    (each for each in args if isinstance(each, Tensor) and each.shape == returned.shape), returned
+                )
+                observed.append(before.movedim(layout.batch_axis, 0).detach().double().clone())
 
-        with preserved(model), attached([(module, keep)]):
-            run(model, first.with_picture(picture).for_one_pass())
-        [of_sample] = taken
-        return of_sample[0] if layout.kind == "channel-tokens" else of_sample[0].mT  # (C, T)
+        with preserved(model), attached([(module, observe)]):
+            run(model, sample.with_picture(picture).for_one_pass())
+        [of_sample] = observed
+        return of_sample[0] if layout.kind == "channel-tokens" else of_sample[0].mT
 
     try:
         clean = tokens()
         corners = [slice(side) for side in sides], [slice(-side, None) for side in sides]
-        moved = [tokens(*corner) - clean for corner in corners]
-        # Less what moves all tokens alike, as attention does in a network that has learned nothing.
-        found = [(each - each.median(1, keepdim=True).values).abs().sum(0) for each in moved]
+        differences = [tokens(*corner) - clean for corner in corners]
+        # Attention with untrained weights moves all tokens alike. The median removes that.
+        movement = [(each - each.median(1, keepdim=True).values).abs().sum(0) for each in differences]
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # it is the model's own; the pass that is asked for will say so
+    except Exception:  # the model's own error; the pass that was asked for raises it again if it matters
         return None
-    return (found[0], found[1]) if all(bool(each.any()) for each in found) else None
+    return (movement[0], movement[1]) if all(bool(each.any()) for each in movement) else None
 
 
 def locate_grid(first: Tensor, last: Tensor, layout: Layout) -> tuple[int, int] | None:
-    """How many tokens come before and after the grid; None where they lie as no layout has them.
+    """How many tokens come before and after the grid, by how far each token moves for the first and the last corner.
 
-    As long as tokens have not seen each other only those move that lie at the corner. Later on all do, and these most.
+    Before any attention, only the tokens at the changed corner move, so the first and the last token that move are the
+    ends of the grid. After attention all tokens move, and those at the corner move farthest.
+
+    Args:
+        first: (T,), the movement when the first corner changes.
+        last: (T,), the movement when the last corner changes.
+        layout: A layout with the grid and the total number of tokens outside it.
+
+    Returns:
+        The numbers of tokens before and after the grid. None where the grid's tokens are not next to each other.
     """
     count, others = math.prod(layout.grid), layout.others
     start, stop = int(first.nonzero().min()), int(last.nonzero().max())
     if stop == start + count - 1:
         return start, others - start
-    if bool((2 * (first > 0).sum() <= len(first)) & (2 * (last > 0).sum() <= len(last))):
+    few_moved = (2 * (first > 0).sum() <= len(first)) & (2 * (last > 0).sum() <= len(last))
+    if bool(few_moved):  # no attention yet, so the ends are right, and no layout has them there
         return None
     moved = [float(first[prefix] / first.max() + last[prefix + count - 1] / last.max()) for prefix in range(others + 1)]
     prefix = max(range(others + 1), key=moved.__getitem__)
