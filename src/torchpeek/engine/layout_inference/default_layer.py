@@ -85,11 +85,11 @@ def suggest_layer(model: nn.Module, call: ModelCall, target: Target | None = Non
             f"{tuple(call.model_picture.shape)}. A heatmap needs a layer that returns (N, C, *grid), (N, *grid, C) or "
             "tokens, such as (N, T, C); torchpeek layers lists what each layer returns"
         )
-    chosen = _last_dependent_layer(model, call, candidates, target)
+    candidate = _last_dependent_layer(model, call, candidates, target)
     reason = "the last layer with a grid before the head"
-    if chosen is not candidates[-1]:
+    if candidate is not candidates[-1]:
         reason = "the last layer at which the score depends on the positions of the grid"
-    return _SUGGESTIONS.put(model, key, Suggestion(chosen.layer, reason))
+    return _SUGGESTIONS.put(model, key, Suggestion(candidate.layer, reason))
 
 
 def suggest_stages(model: nn.Module, call: ModelCall, most: int, target: Target | None = None) -> Sequence[Suggestion]:

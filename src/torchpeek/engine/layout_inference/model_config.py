@@ -1,4 +1,4 @@
-"""What models of known libraries say of themselves: the one table of attributes, configuration keys and class names."""
+"""What models of known libraries say about themselves, in one table: attributes, configuration keys, class names."""
 
 from __future__ import annotations
 
