@@ -35,7 +35,7 @@ from torch import nn
 import torchpeek as tp
 
 # Names whose docstrings are not complete yet. To be emptied.
-PENDING = {"Layout", "Target", "targets"}
+PENDING = {"Target", "targets"}
 
 _SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Source", "Example")
 _FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

@@ -51,7 +51,7 @@ class TestErrors:
             traced(Twice(), torch.randn(1, 3, 4, 4), ["act"], Predicted())
 
     def test_a_layer_without_a_grid(self) -> None:
-        with pytest.raises(NoSpatialLayer, match=r"'head' returned \(N, 5\) for 1 pictures of 4 x 4, in which no grid"):
+        with pytest.raises(NoSpatialLayer, match=r"'head' returned \(N, 5\) for 1 picture of 4 x 4: no grid"):
             traced(PooledNet(), torch.randn(1, 3, 4, 4), ["head"], Predicted())
 
     def test_a_layer_that_returns_a_tuple(self) -> None:
@@ -67,7 +67,7 @@ class TestErrors:
             def forward(self, x):
                 return x * 2, x
 
-        with pytest.raises(NoSpatialLayer, match=r"returned tuple of .* can be read in 2 ways: .*\(of its part '0'\)"):
+        with pytest.raises(NoSpatialLayer, match=r"returned tuple of .* fits 2 layouts: .*\(of its part '0'\)"):
             traced(Tupled(), torch.randn(1, 3, 4, 4), ["two"], Predicted())
 
     def test_nan(self) -> None:

@@ -21,6 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass
 from torchpeek.engine.layout_inference.candidates import is_channels_last
+from torchpeek.engine.layout_inference.module_axes import CHANNELS_FIRST_WITH_WEIGHTS
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.preserve import preserved
 from torchpeek.errors import GradUnavailable, NotConnected
@@ -61,8 +62,6 @@ _WHOLE = (
     nn.GroupNorm,
     nn.LayerNorm,
 )
-
-_CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
 # What one backward pass may keep of all the gradients; the classes go through in as many chunks.
 _BYTES = 256 * 2**20
@@ -196,7 +195,7 @@ class BiasGradientObserver:
     def _lies_channels_last(self, module: nn.Module, output: Tensor) -> bool:
         if isinstance(module, (nn.Linear, nn.LayerNorm)):
             return output.ndim > 2
-        if isinstance(module, _CHANNELS_FIRST):
+        if isinstance(module, CHANNELS_FIRST_WITH_WEIGHTS):
             return False
         shape, channels_last = self._last
         return channels_last if output.shape == shape else is_channels_last(module, output, self._inputs)

@@ -89,9 +89,9 @@ class CaptureRecorder:
         self._static_evidence = LayoutEvidence(
             tuple(call.size),
             len(call),
-            mixed=may_have_channels_last(model),
-            widths=linear_widths(model),
-            scales=call.takes_list,
+            may_have_channels_last=may_have_channels_last(model),
+            linear_widths=linear_widths(model),
+            rescales_input=call.takes_list,
         )
         self._evidence = known_evidence(model, call)
         self._captures: dict[str, Capture] = {}

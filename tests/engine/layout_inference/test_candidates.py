@@ -71,7 +71,9 @@ class TestAmbiguousShapes:
         model, x = Turned(8).eval(), torch.randn(1, 3, 64, 64)
         assert str(tp.trace(model, x, layer="norm").at["norm"].layout) == "channels-last 8x8"
         assert str(tp.trace(model, x, layer="lin").at["lin"].layout) == "channels-last 8x8"
-        with pytest.raises(NoSpatialLayer, match=r"2 ways: 'channels-first 8x8', 'channels-last 8x8'\. Say which with"):
+        with pytest.raises(
+            NoSpatialLayer, match=r"fits 2 layouts: 'channels-first 8x8', 'channels-last 8x8'\. Choose one with"
+        ):
             tp.trace(model, x, layer="embed")
         trace = tp.trace(model, x, layer="embed", layout="channels-last")
         assert torch.equal(trace.activations.squeeze(1), layer_output(model, "embed", x).permute(0, 3, 1, 2))
@@ -116,7 +118,7 @@ class TestAmbiguousShapes:
             trace = tp.trace(model, x, layer="block")
             assert str(trace.at["block"].layout) == f"tokens {expected}"
             torch.testing.assert_close(trace.activations.squeeze(1), layer_output(model, "block", x)[:, prefix:].mT)
-        with pytest.raises(NoSpatialLayer, match="2 ways: 'tokens 16', 'channels-first 16'"):
+        with pytest.raises(NoSpatialLayer, match="2 layouts: 'tokens 16', 'channels-first 16'"):
             tp.trace(Signal(16, 0).eval(), x, layer="block")
         assert str(tp.trace(Signal(16, 0).eval(), x, layer="block.norm2").at["block.norm2"].layout) == "tokens 16"
 

@@ -59,5 +59,5 @@ class TestContainers:
         with pytest.raises(NoSpatialLayer, match=r"tuple of \(N\), str"):
             tp.trace(model, x, layer="both")
         indices = Two(lambda a, b: (a, a.argmax(1, keepdim=True))[1], lambda both: both.float().expand(-1, 6, -1, -1))
-        with pytest.raises(NoSpatialLayer, match=r"of torch.int64; a heatmap is read from floating-point"):
+        with pytest.raises(NoSpatialLayer, match=r"of torch.int64; a heatmap needs floating-point"):
             tp.trace(indices.eval(), x, layer="both")

@@ -159,7 +159,7 @@ class TestSuggestions:
             ("swin", "layers.0.blocks.0.attn", "it folds 64 parts of each picture, such as windows"),
             ("mobilevit", "stages.4.1.transformer.0", "it folds 4 parts"),
             ("cait", "blocks_token_only.0", "no grid of more than one position"),
-            ("crossvit", "blocks.2", r"2 ways: 'tokens 1\+20x20' \(of its part '0'\), 'tokens 1\+14x14' \(of its part"),
+            ("crossvit", "blocks.2", r"2 layouts: 'tokens 1\+20x20' \(of its part '0'\), 'tokens 1\+14x14' \(of its"),
         ],
     )
     def test_what_has_no_one_grid(self, name: str, layer: str, why: str) -> None:

@@ -1,4 +1,4 @@
-"""How what a layer returned can be read as (N, C, *grid), by its shape and by what else is known of the model."""
+"""Candidate layouts: which layouts an output can have, by its shape and by the evidence of the model's grids."""
 
 from __future__ import annotations
 
@@ -10,317 +10,401 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchpeek.engine.layout import Grid, Kind, Layout, LayoutSpec, described
-from torchpeek.engine.layout_inference.module_axes import Ends, channels_of
+from torchpeek.engine.layout_inference.module_axes import CHANNELS_LAST_NORMS, ChannelAxis, channel_axis
 from torchpeek.errors import NoSpatialLayer
 from torchpeek.hooks import containers
 
 # Class, distillation and register tokens: no model is known to have more.
-_MOST_PREFIX = 16
+_MAX_PREFIX = 16
 
 
 @dataclass(frozen=True)
 class LayoutEvidence:
-    """What is known of a model's grids, from its own configuration and from a pass: what to read an output by."""
+    """What is known of a model's grids and tokens. The layout of an output is inferred from it.
 
-    size: Grid  # of the input's own axes
-    count: int
-    grids: tuple[Grid, ...] = ()  # of layers for which there is no doubt, such as convolutions
-    prefix: int | None = None  # as the model's configuration says, or a pass has shown
-    suffix: int = 0
-    queries: frozenset[int] = frozenset()  # numbers of tokens that are of no grid, by the same
-    first: frozenset[tuple[int, ...]] = frozenset()  # shapes (without N) that were seen channels first, for certain
-    last: frozenset[tuple[int, ...]] = frozenset()  # and channels last
-    mixed: bool = True  # whether some layers may have their channels last
-    widths: frozenset[int] = frozenset()  # of linear layers: with as many channels, one may
-    scales: bool = False  # whether the model scales its input itself, so that a grid may be larger than that
-    unsure: bool = False  # whether a pass has shown that others than the grid's tokens lie where they were not expected
-    guesses: bool = True  # whether strides may tell the grids, where none was seen
-    ordered: Grid | None = None  # the one grid whose tokens are in its order, where others' are not
-    returned: Mapping[str, Any] = field(default_factory=dict)  # by each layer for one sample, on the meta device
-
-
-def candidate_layouts(module: nn.Module, output: Any, seen: LayoutEvidence) -> list[Layout]:
-    """Every way in which what a module returned can be (N, C, *grid); most plausible ones only, so mostly one or none.
-
-    Of a container the tensors are tried one by one.
+    Args:
+        input_size: The sizes of the picture's own axes, such as (H, W).
+        batch_size: How many samples an output has.
+        grids: The grids of layers whose layout is certain, such as convolutions.
+        prefix: How many tokens come before the grid, by the model's configuration or by the token probe. None where
+            neither says so.
+        suffix: How many tokens come after the grid, from the same source.
+        query_counts: Numbers of tokens that are object queries and not a grid.
+        channels_first_shapes: Shapes, without N, of outputs that are channels-first for certain.
+        channels_last_shapes: Shapes, without N, of outputs that are channels-last for certain.
+        may_have_channels_last: Whether some layers of the model may be channels-last.
+        linear_widths: The output channels of the linear layers. A last axis of such a size may be of channels.
+        rescales_input: Whether the model resizes its input itself, so that a grid may be larger than the input.
+        probe_undecided: Whether the token probe ran and did not find how many tokens come before the grid.
+        grids_from_strides: Whether a grid may be assumed because one stride gives it, where no grid is known.
+        row_major_grid: The only grid whose tokens are in row-major order. None where those of all grids are.
+        meta_outputs: Layer -> its output for one sample, on the meta device.
     """
-    found = []
+
+    input_size: Grid
+    batch_size: int
+    grids: tuple[Grid, ...] = ()
+    prefix: int | None = None
+    suffix: int = 0
+    query_counts: frozenset[int] = frozenset()
+    channels_first_shapes: frozenset[tuple[int, ...]] = frozenset()
+    channels_last_shapes: frozenset[tuple[int, ...]] = frozenset()
+    may_have_channels_last: bool = True
+    linear_widths: frozenset[int] = frozenset()
+    rescales_input: bool = False
+    probe_undecided: bool = False
+    grids_from_strides: bool = True
+    row_major_grid: Grid | None = None
+    meta_outputs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CandidateLayer:
+    """A layer whose output has a grid. Of several layers that return the same tensor, the one that stands for them.
+
+    Args:
+        layer: The layer's name.
+        layout: The layout of its output.
+        projection: Whether it is a linear layer inside another module, such as queries, keys or hidden units.
+    """
+
+    layer: str
+    layout: Layout
+    projection: bool
+
+
+def candidate_layouts(module: nn.Module, output: Any, evidence: LayoutEvidence) -> list[Layout]:
+    """The plausible layouts of a module's output, most often one or none. Each tensor of a container is tried."""
+    layouts = []
     for path, tensor in containers.leaves(output):
         if tensor.is_floating_point() and tensor.ndim >= 3:
-            ends = None if path else channels_of(module, tensor)  # of one part the module's kind says nothing
-            found += [
+            axis = None if path else channel_axis(module, tensor)  # the type does not say what is in a container
+            layouts += [
                 Layout(each.kind, each.grid, each.prefix, each.suffix, path)
-                for each in _readings(module, tensor, seen, ends)
+                for each in _tensor_layouts(module, tensor, evidence, axis)
             ]
-    return found
+    return layouts
 
 
-def unambiguous_layout(module: nn.Module, output: Any, seen: LayoutEvidence) -> Layout | None:
-    """The layout where the module or the shape leaves no doubt, whatever else the model does."""
+def unambiguous_layout(module: nn.Module, output: Any, evidence: LayoutEvidence) -> Layout | None:
+    """The layout that follows from the module's type or the output's shape, without a dry run; None if none does."""
     if not isinstance(output, Tensor) or not output.is_floating_point():
         return None
-    if output.ndim != len(seen.size) + 2 or len(output) != seen.count:
+    if output.ndim != len(evidence.input_size) + 2 or len(output) != evidence.batch_size:
         return None
     grid = tuple(output.shape[2:])
-    if math.prod(grid) < 2 or not _within(grid, seen):
+    if math.prod(grid) < 2 or not _fits_input(grid, evidence):
         return None
-    ends = channels_of(module, output)
-    if ends == "first":
+    axis = channel_axis(module, output)
+    if axis == "first":
         return Layout("channels-first", grid)
-    if output.ndim == 3 or ends == "last" or grid not in _arithmetic(seen.size):
+    if output.ndim == 3 or axis == "last" or grid not in _strided_grids(evidence.input_size):
         return None
-    # Small grids shrink alike by chance; where that is likely, the grids that a dry pass shows are to decide.
-    likely = seen.mixed or len(seen.size) > 2 or output.shape[-1] in seen.widths
-    either = likely and _within(output.shape[1:-1], seen)
-    return None if either else Layout("channels-first", grid)
+    # The sizes of a small grid may agree with a stride by chance. Where that is likely, a dry run decides.
+    may_be_last = (
+        evidence.may_have_channels_last or len(evidence.input_size) > 2 or output.shape[-1] in evidence.linear_widths
+    )
+    ambiguous = may_be_last and _fits_input(output.shape[1:-1], evidence)
+    return None if ambiguous else Layout("channels-first", grid)
 
 
 def may_have_channels_last(model: nn.Module) -> bool:
-    """Whether some layers may have their channels last: without a normalisation over the last axis hardly any has."""
-    return any(isinstance(module, (nn.LayerNorm, nn.RMSNorm)) for module in model.modules())
+    """Whether some layers may be channels-last. Hardly any model without a norm over the last axis has such layers."""
+    return any(isinstance(module, CHANNELS_LAST_NORMS) for module in model.modules())
 
 
 def linear_widths(model: nn.Module) -> frozenset[int]:
-    """How many channels the linear layers return: as many as the last axis of what has its channels last."""
+    """The output channels of the linear layers: what the last axis of a channels-last output may be."""
     return frozenset(module.out_features for module in model.modules() if isinstance(module, nn.Linear))
 
 
-def _readings(module: nn.Module, tensor: Tensor, seen: LayoutEvidence, ends: Ends | None) -> list[Layout]:
-    shape, axes = tensor.shape, len(seen.size)
-    if len(shape) == axes + 2 and shape[0] == seen.count and len(shape) > 3:
+def _tensor_layouts(
+    module: nn.Module, tensor: Tensor, evidence: LayoutEvidence, axis: ChannelAxis | None
+) -> list[Layout]:
+    shape = tensor.shape
+    if len(shape) == len(evidence.input_size) + 2 and shape[0] == evidence.batch_size and len(shape) > 3:
         first, last = tuple(shape[2:]), tuple(shape[1:-1])
-        as_first = ends != "last" and (_within(first, seen) if ends == "first" else _plausible(first, seen))
-        # Of heads and tokens, (N, heads, T, C), a normalisation is over the last axis, too.
-        alike = ends == "last" and _within(last, seen) and _shrank_alike(last, seen.size)
-        as_last = ends != "first" and (alike or _plausible(last, seen))
-        if as_first and as_last:
-            was_first, was_last = tuple(shape[1:]) in seen.first, tuple(shape[1:]) in seen.last
-            as_first = was_first or not was_last
-            as_last = was_last or (seen.mixed and not was_first)
-        return [Layout("channels-first", first)] * as_first + [Layout("channels-last", last)] * as_last
+        may_be_first = axis != "last" and (
+            _fits_input(first, evidence) if axis == "first" else _is_plausible_grid(first, evidence)
+        )
+        # In attention, a norm over the last axis may act on (N, heads, T, C), so its type alone does not make a grid.
+        one_stride = axis == "last" and _fits_input(last, evidence) and _has_one_stride(last, evidence.input_size)
+        may_be_last = axis != "first" and (one_stride or _is_plausible_grid(last, evidence))
+        if may_be_first and may_be_last:
+            is_first = tuple(shape[1:]) in evidence.channels_first_shapes
+            is_last = tuple(shape[1:]) in evidence.channels_last_shapes
+            may_be_first = is_first or not is_last
+            may_be_last = is_last or (evidence.may_have_channels_last and not is_first)
+        return [Layout("channels-first", first)] * may_be_first + [Layout("channels-last", last)] * may_be_last
     if len(shape) != 3:
         return []
-    if shape[0] == seen.count:
-        return _flat_readings(module, tensor, seen, ends)
-    if shape[1] != seen.count or shape[0] in seen.queries:
+    if shape[0] == evidence.batch_size:
+        return _three_axis_layouts(module, tensor, evidence, axis)
+    if shape[1] != evidence.batch_size or shape[0] in evidence.query_counts:
         return []
-    return _of_tokens({"sequence-first": shape[0]}, seen)
+    return _token_layouts({"sequence-first": shape[0]}, evidence)
 
 
-def _flat_readings(module: nn.Module, tensor: Tensor, seen: LayoutEvidence, ends: Ends | None) -> list[Layout]:
-    """Of a tensor (N, ., .): tokens, or a signal."""
+def _three_axis_layouts(
+    module: nn.Module, tensor: Tensor, evidence: LayoutEvidence, axis: ChannelAxis | None
+) -> list[Layout]:
+    """The layouts of a tensor (N, ., .): tokens, channels and tokens, or a signal (N, C, T)."""
     _, rows, columns = tensor.shape
-    signal = len(seen.size) == 1
-    if rows in seen.queries:
+    is_signal = len(evidence.input_size) == 1
+    if rows in evidence.query_counts:
         return []
-    if seen.ordered is not None and math.prod(seen.ordered) != rows - (seen.prefix or 0):
+    if evidence.row_major_grid is not None and math.prod(evidence.row_major_grid) != rows - (evidence.prefix or 0):
         return []
-    ways: dict[Kind, int] = {} if ends == "first" else {"tokens": rows}
-    if ends != "last" and not signal and rows > 1:
-        ways["channel-tokens"] = columns
-    found = _of_tokens(ways, seen)
-    if signal and ends != "last" and (_within((columns,), seen) if ends == "first" else _plausible((columns,), seen)):
-        found.append(Layout("channels-first", (columns,)))
-    if ends is not None or not found:
-        return found
-    # What was seen the other way round tells as much.
-    flat_first = {(shape[0], math.prod(shape[1:])) for shape in seen.first}
-    was_last = (rows, columns) in seen.last or (columns, rows) in flat_first
-    was_first = (rows, columns) in flat_first or (columns, rows) in seen.last
-    if was_last and not signal and _normalises_inside(module):
-        was_first = False  # a transformer's block
-    if not was_first and not was_last and len({each.kind for each in found}) > 1:
-        channels = {shape[0] for shape in seen.first} | {shape[-1] for shape in seen.last}
-        was_first, was_last = rows in channels, columns in channels
-    if was_first == was_last:
-        return found
-    return [each for each in found if (each.kind == "tokens") == was_last]
+    token_counts: dict[Kind, int] = {} if axis == "first" else {"tokens": rows}
+    if axis != "last" and not is_signal and rows > 1:
+        token_counts["channel-tokens"] = columns
+    layouts = _token_layouts(token_counts, evidence)
+    if (
+        is_signal
+        and axis != "last"
+        and (_fits_input((columns,), evidence) if axis == "first" else _is_plausible_grid((columns,), evidence))
+    ):
+        layouts.append(Layout("channels-first", (columns,)))
+    if axis is not None or not layouts:
+        return layouts
+    # A shape that is certain elsewhere in the model, flattened or transposed, decides between the two orders.
+    flat_first = {(shape[0], math.prod(shape[1:])) for shape in evidence.channels_first_shapes}
+    is_last = (rows, columns) in evidence.channels_last_shapes or (columns, rows) in flat_first
+    is_first = (rows, columns) in flat_first or (columns, rows) in evidence.channels_last_shapes
+    if is_last and not is_signal and _contains_last_axis_norm(module):
+        is_first = False  # a transformer block
+    if not is_first and not is_last and len({layout.kind for layout in layouts}) > 1:
+        channels = {shape[0] for shape in evidence.channels_first_shapes}
+        channels |= {shape[-1] for shape in evidence.channels_last_shapes}
+        is_first, is_last = rows in channels, columns in channels
+    if is_first == is_last:
+        return layouts
+    return [layout for layout in layouts if (layout.kind == "tokens") == is_last]
 
 
-def _of_tokens(ways: Mapping[Kind, int], seen: LayoutEvidence) -> list[Layout]:
-    """By the grids for which there is least doubt: `ways` is how many tokens there are if it is of that kind."""
-    for grids in (seen.grids, _derived(seen), _arithmetic(seen.size) if seen.guesses and not seen.grids else ()):
-        found = [each for kind, tokens in ways.items() for each in _token_readings(kind, tokens, grids, seen)]
-        # (N, C, T) is what a convolution's output is before a class token comes in, and merged tokens that nobody has
-        # seen as a grid are little to go by: others only where they are known.
-        known, seldom = {(0, 0), (seen.prefix, seen.suffix)}, grids is not seen.grids and bool(seen.grids)
-        found = [
-            each
-            for each in found
-            if (each.prefix, each.suffix) in known or not (seldom or each.kind == "channel-tokens")
+def _token_layouts(token_counts: Mapping[Kind, int], evidence: LayoutEvidence) -> list[Layout]:
+    """The layouts on the most certain grids that fit: known grids, then merged ones, then those that a stride gives.
+
+    `token_counts` is the number of tokens by the kind of layout.
+    """
+    strided = _strided_grids(evidence.input_size) if evidence.grids_from_strides and not evidence.grids else ()
+    for grids in (evidence.grids, _merged_grids(evidence), strided):
+        layouts = [
+            layout for kind, count in token_counts.items() for layout in _layouts_on_grids(kind, count, grids, evidence)
         ]
-        if found:
-            return found
+        # Most (N, C, T) are the output of a convolution, flattened, before a class token is added. And a merged grid
+        # that no layer has shown is weak evidence. In both cases only a known number of tokens outside the grid counts.
+        weak = grids is not evidence.grids and bool(evidence.grids)
+        known = {(0, 0), (evidence.prefix, evidence.suffix)}
+        layouts = [
+            layout
+            for layout in layouts
+            if (layout.prefix, layout.suffix) in known or not (weak or layout.kind == "channel-tokens")
+        ]
+        if layouts:
+            return layouts
     return []
 
 
-def _normalises_inside(module: nn.Module) -> bool:
-    """Whether it is made of parts, and one of them is a normalisation over the last axis."""
-    return any(isinstance(part, (nn.LayerNorm, nn.RMSNorm)) for part in module.modules() if part is not module)
+def _contains_last_axis_norm(module: nn.Module) -> bool:
+    """Whether a submodule is a normalisation over the last axis."""
+    return any(isinstance(part, CHANNELS_LAST_NORMS) for part in module.modules() if part is not module)
 
 
-def _token_readings(kind: Kind, tokens: int, grids: Iterable[Grid], seen: LayoutEvidence) -> list[Layout]:
-    """A grid for that many tokens, with as few others as can be, or as the model says."""
-    found = []
+def _layouts_on_grids(kind: Kind, tokens: int, grids: Iterable[Grid], evidence: LayoutEvidence) -> list[Layout]:
+    """The layouts of so many tokens: on a grid of all of them, else with the known prefix and suffix, else with any."""
+    layouts = []
     for grid in dict.fromkeys(grids):
-        for suffix in {0, seen.suffix}:
+        for suffix in {0, evidence.suffix}:
             prefix = tokens - math.prod(grid) - suffix
-            if 0 <= prefix <= _MOST_PREFIX and math.prod(grid) > 1:
-                found.append(Layout(kind, grid, prefix, suffix))
-    declared = [each for each in found if each.prefix == seen.prefix and each.suffix == seen.suffix]
-    none = [each for each in found if not each.others]
-    if seen.unsure and not none and not declared:
-        return found + [Layout(kind, each.grid, 0, each.others) for each in found]
-    return none or declared or found
+            if 0 <= prefix <= _MAX_PREFIX and math.prod(grid) > 1:
+                layouts.append(Layout(kind, grid, prefix, suffix))
+    known = [layout for layout in layouts if (layout.prefix, layout.suffix) == (evidence.prefix, evidence.suffix)]
+    exact = [layout for layout in layouts if not layout.others]
+    if evidence.probe_undecided and not exact and not known:
+        return layouts + [Layout(kind, layout.grid, 0, layout.others) for layout in layouts]
+    return exact or known or layouts
 
 
-def resolve_layout(name: str, module: nn.Module, output: Any, seen: LayoutEvidence, asked: LayoutSpec | None) -> Layout:
-    """The one layout of what a layer returned. Raises NoSpatialLayer, which lists the readings if there are several."""
-    found = list(_as_asked(output, seen, asked)) if asked is not None else _as_of_one(name, module, output, seen)
-    if len(found) == 1:
-        return found[0]
+def resolve_layout(
+    name: str, module: nn.Module, output: Any, evidence: LayoutEvidence, spec: LayoutSpec | None
+) -> Layout:
+    """The one layout of a layer's output.
+
+    Args:
+        name: The layer's name.
+        module: The layer.
+        output: What it returned.
+        evidence: What is known of the model's grids.
+        spec: The layout that the user named; None to infer it.
+
+    Raises:
+        NoSpatialLayer: When no layout fits, or several do. The error lists them.
+    """
+    layouts = (
+        list(_requested_layouts(output, evidence, spec))
+        if spec is not None
+        else _inferred_layouts(name, module, output, evidence)
+    )
+    if len(layouts) == 1:
+        return layouts[0]
     shape = described(output)
-    if not found and asked is not None:
-        raise NoSpatialLayer(f"layer {name!r} returned {shape}, which is not {_say(asked)}: its sizes do not fit")
-    if not found:
-        raise NoSpatialLayer(f"layer {name!r} returned {shape}{_why_not(output, seen)}")
-    listed = ", ".join(f"{str(each)!r}" + (f" (of its part {each.part!r})" if each.part else "") for each in found)
+    if not layouts and spec is not None:
+        raise NoSpatialLayer(
+            f"layer {name!r} returned {shape}, which is not {_spec_text(spec)}: its sizes do not fit. Leave "
+            "layout= (--layout) out to have the layout inferred"
+        )
+    if not layouts:
+        raise NoSpatialLayer(f"layer {name!r} returned {shape}{_why_no_layout(output, evidence)}")
+    listed = ", ".join(f"{str(each)!r}" + (f" (of its part {each.part!r})" if each.part else "") for each in layouts)
     raise NoSpatialLayer(
-        f"layer {name!r} returned {shape}, which can be read in {len(found)} ways: {listed}. Say which with layout= "
-        "(--layout)" + (", or choose a layer that returns one tensor" if any(each.part for each in found) else "")
+        f"layer {name!r} returned {shape}, which fits {len(layouts)} layouts: {listed}. Choose one with layout= "
+        "(--layout)" + (", or choose a layer that returns one tensor" if any(each.part for each in layouts) else "")
     )
 
 
-def _as_of_one(name: str, module: nn.Module, output: Any, seen: LayoutEvidence) -> list[Layout]:
-    """The readings of what the layer returned for one sample, as there no other axis can be taken for the samples'."""
-    if name not in seen.returned:
-        return candidate_layouts(module, output, seen)
-    of_one = candidate_layouts(module, seen.returned[name], replace(seen, count=1))
-    fitting = [each for each in of_one if each.fits(output, seen.count)]
-    return fitting if fitting or not of_one else candidate_layouts(module, output, seen)
+def _inferred_layouts(name: str, module: nn.Module, output: Any, evidence: LayoutEvidence) -> list[Layout]:
+    """The candidate layouts, inferred from the output for one sample if a dry run recorded it.
+
+    With a batch size of 1, an axis of tokens or channels cannot be mistaken for the batch axis.
+    """
+    if name not in evidence.meta_outputs:
+        return candidate_layouts(module, output, evidence)
+    of_one_sample = candidate_layouts(module, evidence.meta_outputs[name], replace(evidence, batch_size=1))
+    fitting = [layout for layout in of_one_sample if layout.fits(output, evidence.batch_size)]
+    return fitting if fitting or not of_one_sample else candidate_layouts(module, output, evidence)
 
 
-def _as_asked(output: Any, seen: LayoutEvidence, asked: LayoutSpec) -> Iterable[Layout]:
+def _requested_layouts(output: Any, evidence: LayoutEvidence, spec: LayoutSpec) -> Iterable[Layout]:
+    """The layouts that the user's `spec` allows; what it leaves open follows from the shapes."""
     for path, tensor in containers.leaves(output):
         shape = tuple(tensor.shape)
         if not tensor.is_floating_point() or len(shape) < 3:
             continue
-        if asked.kind in ("channels-first", "channels-last"):
-            grid = shape[2:] if asked.kind == "channels-first" else shape[1:-1]
-            fits = len(grid) == len(seen.size) if asked.grid is None else grid == asked.grid
-            if shape[0] == seen.count and fits and math.prod(grid) > 1:
-                yield Layout(asked.kind, grid, part=path)
-        elif asked.grid is not None:
-            layout = Layout(asked.kind, asked.grid, asked.prefix or 0, asked.suffix, path)
-            if layout.fits(output, seen.count):
+        if spec.kind in ("channels-first", "channels-last"):
+            grid = shape[2:] if spec.kind == "channels-first" else shape[1:-1]
+            fits = len(grid) == len(evidence.input_size) if spec.grid is None else grid == spec.grid
+            if shape[0] == evidence.batch_size and fits and math.prod(grid) > 1:
+                yield Layout(spec.kind, grid, part=path)
+        elif spec.grid is not None:
+            layout = Layout(spec.kind, spec.grid, spec.prefix or 0, spec.suffix, path)
+            if layout.fits(output, evidence.batch_size):
                 yield layout
         elif len(shape) == 3:
-            tokens = {"tokens": shape[1], "channel-tokens": shape[2], "sequence-first": shape[0]}[asked.kind]
-            for grids in (seen.grids, _derived(seen), _arithmetic(seen.size)):
-                found = _token_readings(asked.kind, tokens, grids, seen)
-                if found:
-                    yield from (Layout(each.kind, each.grid, each.prefix, each.suffix, path) for each in found)
+            tokens = {"tokens": shape[1], "channel-tokens": shape[2], "sequence-first": shape[0]}[spec.kind]
+            for grids in (evidence.grids, _merged_grids(evidence), _strided_grids(evidence.input_size)):
+                layouts = _layouts_on_grids(spec.kind, tokens, grids, evidence)
+                if layouts:
+                    yield from (Layout(each.kind, each.grid, each.prefix, each.suffix, path) for each in layouts)
                     break
 
 
-def _say(asked: LayoutSpec) -> str:
-    return str(asked.kind if asked.grid is None else Layout(asked.kind, asked.grid, asked.prefix or 0, asked.suffix))
+def _spec_text(spec: LayoutSpec) -> str:
+    return str(spec.kind if spec.grid is None else Layout(spec.kind, spec.grid, spec.prefix or 0, spec.suffix))
 
 
-def _why_not(output: Any, seen: LayoutEvidence) -> str:
+def _why_no_layout(output: Any, evidence: LayoutEvidence) -> str:
+    """The rest of an error text that starts with the layer and the shape of its output."""
     tensors = [tensor for _, tensor in containers.leaves(output)]
-    size = " x ".join(map(str, seen.size))
-    given = f" for {seen.count} pictures" + (f" of {size}" if size else "")
-    next_step = "Choose a layer before or around it; torchpeek layers shows the shapes, layer=None suggests one"
+    size = " x ".join(map(str, evidence.input_size))
+    pictures = "1 picture" if evidence.batch_size == 1 else f"{evidence.batch_size} pictures"
+    inputs = f" for {pictures}" + (f" of {size}" if size else "")
+    next_step = (
+        "Choose a layer before it, or one that contains it; torchpeek layers lists the shapes, layer=None suggests a "
+        "layer"
+    )
     if not tensors:
-        return f"; a heatmap is read from a tensor. {next_step}"
+        return f"; a heatmap needs a tensor. {next_step}"
     floating = [tensor for tensor in tensors if tensor.is_floating_point()]
     if not floating:
         dtype = str(tensors[0].dtype)
-        quantised = " A quantised layer has no floating-point output: choose one after it is turned back."
-        return f" of {dtype}; a heatmap is read from floating-point activations.{quantised if 'q' in dtype else ''}"
+        quantised = " The layer is quantised: choose one after the dequantisation." if "q" in dtype else ""
+        return f" of {dtype}; a heatmap needs floating-point activations.{quantised}"
     first = floating[0]
-    if seen.ordered is not None:
-        grid = " x ".join(map(str, seen.ordered))
+    if evidence.row_major_grid is not None:
+        grid = " x ".join(map(str, evidence.row_major_grid))
         return (
-            f"{given}: until its last stage, of {grid}, the model has its tokens in the order in which they are "
-            f"merged, which is not that of the picture. {next_step}"
+            f"{inputs}: before the last stage, whose grid is {grid}, the tokens of this model are in the order in "
+            f"which they are merged, and not in that of the picture. {next_step}"
         )
-    if first.ndim >= 3 and len(first) != seen.count and len(first) % seen.count == 0:
+    if first.ndim >= 3 and len(first) != evidence.batch_size and len(first) % evidence.batch_size == 0:
         return (
-            f"{given}: it folds {len(first) // seen.count} parts of each picture, such as windows or heads, "
-            f"into the axis of the samples, so its positions lie on no grid of the picture. {next_step}"
+            f"{inputs}: it folds {len(first) // evidence.batch_size} parts of each picture, such as windows or heads, "
+            f"into the batch axis, so its positions are not on a grid of the picture. {next_step}"
         )
     return (
-        f"{given}, in which no grid of more than one position of the picture is to be found, be it (N, C, *grid), "
-        f"(N, *grid, C) or tokens (N, T, C). {next_step}"
+        f"{inputs}: no grid of more than one position fits it. Allowed are (N, C, *grid), (N, *grid, C) and tokens, "
+        f"such as (N, T, C). {next_step}"
     )
 
 
 def is_channels_last(module: nn.Module, output: Tensor, inputs: Tensor) -> bool:
-    """Whether only (N, *grid, C) makes sense: read so all axes shrank alike, and read as (N, C, *grid) they did not.
+    """Whether an output is (N, *grid, C): one stride gives that grid, and none gives the grid of (N, C, *grid).
 
-    Not where the last part of the module is one that works on (N, C, *grid), such as a convolution: a stride may differ
-    from axis to axis.
+    False where the module's type says channels-first. A convolution may have a stride of its own for each axis.
     """
     return (
         output.ndim == inputs.ndim >= 4
-        and _shrank_alike(output.shape[1:-1], inputs.shape[2:])
-        and not _shrank_alike(output.shape[2:], inputs.shape[2:])
-        and channels_of(module, output) != "first"
+        and _has_one_stride(output.shape[1:-1], inputs.shape[2:])
+        and not _has_one_stride(output.shape[2:], inputs.shape[2:])
+        and channel_axis(module, output) != "first"
     )
 
 
-def _within(grid: Sequence[int], seen: LayoutEvidence) -> bool:
+def _fits_input(grid: Sequence[int], evidence: LayoutEvidence) -> bool:
+    """Whether a grid has more than one position and is not larger than the input."""
     return math.prod(grid) > 1 and (
-        seen.scales or all(size <= given for size, given in zip(grid, seen.size, strict=True))
+        evidence.rescales_input or all(size <= limit for size, limit in zip(grid, evidence.input_size, strict=True))
     )
 
 
-def _plausible(grid: Grid, seen: LayoutEvidence) -> bool:
-    """Whether it is a grid of the picture: one that was seen, coarser by halves than one, or shrunk alike."""
-    if not _within(grid, seen):
+def _is_plausible_grid(grid: Grid, evidence: LayoutEvidence) -> bool:
+    """Whether it is a known grid or a merged one; where no grid is known, whether one stride gives it."""
+    if not _fits_input(grid, evidence):
         return False
-    if seen.grids:
-        return grid in seen.grids or grid in _derived(seen)
-    return _shrank_alike(grid, seen.size)
+    if evidence.grids:
+        return grid in evidence.grids or grid in _merged_grids(evidence)
+    return _has_one_stride(grid, evidence.input_size)
 
 
-def _derived(seen: LayoutEvidence) -> set[Grid]:
-    """What becomes of the grids that were seen when they are merged two by two, once or several times."""
-    found: set[Grid] = set()
-    for grid in seen.grids:
+def _merged_grids(evidence: LayoutEvidence) -> set[Grid]:
+    """The grids that the known ones become when positions are merged two by two, once or several times."""
+    merged: set[Grid] = set()
+    for grid in evidence.grids:
         for factor in (2, 4, 8, 16):
-            for axes in ((0, len(grid)), (1, len(grid))) if len(grid) > 2 else ((0, len(grid)),):
-                for more in (0, factor - 1):  # rounded down, and up
-                    found.add(
+            # A grid of three axes may be merged along the last two only, as in a video.
+            for first_axis in (0, 1) if len(grid) > 2 else (0,):
+                for added in (0, factor - 1):  # rounded down, and up
+                    merged.add(
                         tuple(
-                            (size + more) // factor if axes[0] <= axis < axes[1] else size
-                            for axis, size in enumerate(grid)
+                            (size + added) // factor if axis >= first_axis else size for axis, size in enumerate(grid)
                         )
                     )
-    return {grid for grid in found if math.prod(grid) > 1} - set(seen.grids)
+    return {grid for grid in merged if math.prod(grid) > 1} - set(evidence.grids)
 
 
-def _arithmetic(size: Grid) -> list[Grid]:
-    """The grids that one whole stride along all axes gives, rounded down or up."""
+def _strided_grids(size: Grid) -> list[Grid]:
+    """The grids that one integer stride along all axes gives, rounded down or up."""
     strides = range(1, max(size, default=1))
-    down = [tuple(each // stride for each in size) for stride in strides]
-    up = [tuple(-(-each // stride) for each in size) for stride in strides]
+    down = [tuple(length // stride for length in size) for stride in strides]
+    up = [tuple(-(-length // stride) for length in size) for stride in strides]
     return [grid for grid in dict.fromkeys([*down, *up]) if math.prod(grid) > 1]
 
 
-def _shrank_alike(grid: Sequence[int], given: Sequence[int]) -> bool:
-    """Whether one stride gives all sizes of the grid, each up to one position, as padding and rounding may add."""
+def _has_one_stride(grid: Sequence[int], input_size: Sequence[int]) -> bool:
+    """Whether one stride gives all sizes of the grid, each up to one position, which padding or rounding may add."""
     if math.prod(grid) == 0:
         return False
-    least = max(have / (size + 1) for size, have in zip(grid, given, strict=True))
-    most = min(have / (size - 1) if size > 1 else math.inf for size, have in zip(grid, given, strict=True))
-    return least <= most
+    lowest = max(length / (size + 1) for size, length in zip(grid, input_size, strict=True))
+    highest = min(length / (size - 1) if size > 1 else math.inf for size, length in zip(grid, input_size, strict=True))
+    return lowest <= highest
 
 
-def without_attention(grids: Sequence[Grid], size: Grid) -> list[Grid]:
-    """Without those that are queries by keys: as many of both as another grid has positions, which no stride gives."""
-    positions, strided = {math.prod(grid) for grid in grids}, set(_arithmetic(size))
+def without_attention_maps(grids: Sequence[Grid], size: Grid) -> list[Grid]:
+    """The grids without those that are attention maps, queries by keys.
+
+    Such a grid is square, its side is the number of positions of another grid, and no stride gives it.
+    """
+    positions, strided = {math.prod(grid) for grid in grids}, set(_strided_grids(size))
     attention = {grid for grid in grids if len(grid) == 2 and grid[0] == grid[1] and grid[0] in positions}
     return [grid for grid in grids if grid not in attention or grid in strided]

@@ -1,4 +1,4 @@
-"""Which layer to look at when none is asked for."""
+"""Choose the layer to explain when none is named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from torch.autograd.graph import get_gradient_edge
 
 from torchpeek.engine.forward import run
 from torchpeek.engine.layout import Layout
-from torchpeek.engine.layout_inference.dry_run import Candidate, dry_run, first_sample
+from torchpeek.engine.layout_inference.candidates import CandidateLayer
+from torchpeek.engine.layout_inference.dry_run import dry_run, first_sample
+from torchpeek.engine.layout_inference.model_config import feature_extractors
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall, compares_texts
 from torchpeek.engine.preserve import preserved
@@ -27,168 +29,194 @@ from torchpeek.hooks import attached, containers
 
 @dataclass(frozen=True)
 class Suggestion:
-    """The layer to look at when none is asked for, and why."""
+    """The layer to explain when none is named, and the reason for it.
+
+    Args:
+        layer: The layer's name.
+        reason: Why it was chosen, for the provenance.
+    """
 
     layer: str
     reason: str
 
 
-_SUGGESTED: ModelCache[tuple[object, ...], Suggestion] = ModelCache()
+# By the kind of target. A model keeps its layer for inputs of another size.
+_SUGGESTIONS: ModelCache[tuple[object, ...], Suggestion] = ModelCache()
 
+# How many candidates each pass checks, from the last one back. The last candidate is most often the right one, and a
+# graph over the whole model is seldom needed.
+_CANDIDATES_PER_PASS = (1, 3, 12)
 
-# So many candidates are tried in one pass, from the last one on: mostly that is it, and a graph over the whole model is
-# seldom needed.
-_TRIED = (1, 3, 12)
+# The fields of a target on which the layer may depend. Its class indices are not among them.
+_TARGET_FIELDS = ("layers", "part", "what", "function")
 
 
 def suggest_layer(model: nn.Module, call: ModelCall, target: Target | None = None, *, anew: bool = False) -> Suggestion:
-    """The last layer with a grid at which the score depends on the positions of the grid.
+    """The last layer with a grid such that the score depends on the positions of that grid.
 
-    Found by a dry pass and one that follows the score back, and remembered unless `anew`. After the last block of a
-    transformer that is read by its class token, the score depends on that token alone, so that the layer is an earlier
-    one. The score is that of `target`; None is all that the model returns.
+    A dry run finds the layers with a grid, and a backward pass checks the dependence. In a transformer that is read by
+    its class token, the score depends on no grid position after the last block, so the layer is an earlier one.
 
-    Where several modules return that very tensor, as a block and its last part do, it is the outermost that is not the
-    feature extractor as a whole (a module that takes the model's own input); of several outermost the last, so that it
-    is the activation rather than the normalisation that it overwrites, but never one that only passes on. Raises
-    NoSpatialLayer where no layer has a grid.
+    Of several layers that return the same tensor, such as a block and its last layer, it is the outermost, but not the
+    whole feature extractor, which takes the model's own input. Of several outermost ones it is the last: an activation
+    that works in place, not the norm before it. A layer that only passes its input through is never chosen.
+
+    Args:
+        model: The model.
+        call: What it is called with. Only the first sample is used.
+        target: The score. None stands for everything that the model returns.
+        anew: Whether to ignore what is remembered from earlier calls.
+
+    Raises:
+        NoSpatialLayer: When no layer has a grid.
     """
-    kind = _kind(target)
-    suggestion = _SUGGESTED.get(model, kind)
+    key = _target_key(target)
+    remembered = _SUGGESTIONS.get(model, key)
     anew = anew or has_separate_branches(target)
-    if suggestion is not None and not anew and suggestion.layer in dict(model.named_modules()):
-        return suggestion
-    found = dry_run(model, call, anew=anew)
-    candidates = found.candidates
-    if found.dense or compares_texts(model):
-        candidates = _before_the_head(model, candidates)
+    if remembered is not None and not anew and remembered.layer in dict(model.named_modules()):
+        return remembered
+    dry = dry_run(model, call, anew=anew)
+    candidates = dry.candidates
+    if dry.dense or compares_texts(model):
+        candidates = _layers_before_head(model, candidates)
     if not candidates:
         raise NoSpatialLayer(
             f"no layer of {type(model).__name__} returns a grid of positions for an input of "
-            f"{tuple(call.model_picture.shape)}, be it (N, C, *grid), (N, *grid, C) or tokens (N, T, C), so there is "
-            "nothing to lay over the picture; torchpeek layers shows what they return"
+            f"{tuple(call.model_picture.shape)}. A heatmap needs a layer that returns (N, C, *grid), (N, *grid, C) or "
+            "tokens, such as (N, T, C); torchpeek layers lists what each layer returns"
         )
-    chosen = _last_that_counts(model, call, candidates, target)
+    candidate = _last_dependent_layer(model, call, candidates, target)
     reason = "the last layer with a grid before the head"
-    if chosen is not candidates[-1]:
+    if candidate is not candidates[-1]:
         reason = "the last layer at which the score depends on the positions of the grid"
-    return _SUGGESTED.put(model, kind, Suggestion(chosen.layer, reason))
+    return _SUGGESTIONS.put(model, key, Suggestion(candidate.layer, reason))
 
 
-def _kind(target: Target | None) -> tuple[object, ...]:
-    """What targets of one kind have in common: that the same layers count for them, most likely."""
-    reads = (getattr(target, name, None) for name in ("layers", "part", "what", "function"))
-    return type(target), *reads
+def suggest_stages(model: nn.Module, call: ModelCall, most: int, target: Target | None = None) -> Sequence[Suggestion]:
+    """The layers to fuse: for each of the `most` coarsest sizes of grid, the last of the outermost layers.
 
+    No layer comes after the one that `suggest_layer` returns, which is the last of them.
 
-def _before_the_head(model: nn.Module, candidates: list[Candidate]) -> list[Candidate]:
-    """The layers that are looked at where a head answers at each position, which shows where, but not why.
-
-    They are those of the feature extractor, where the model has one of its own (`backbone`, as torchvision's models
-    have, CLIP's `vision_model`, or transformers' base model), else those up to the last one with the coarsest grid.
+    Raises:
+        NoSpatialLayer: When no layer has a grid.
     """
-    for name in ("backbone", "vision_model", str(getattr(model, "base_model_prefix", ""))):
-        if name and isinstance(getattr(model, name, None), nn.Module):
-            inside = [each for each in candidates if each.layer == name or each.layer.startswith(f"{name}.")]
-            if inside:
-                return inside
+    last = suggest_layer(model, call, target)
+    candidates = dry_run(model, call).candidates
+    end = next((index for index, each in enumerate(candidates) if each.layer == last.layer), len(candidates) - 1)
+    layer_by_size: dict[int, str] = {}
+    for each in candidates[:end]:
+        positions = torch.Size(each.layout.grid).numel()
+        if each.layer.count(".") <= layer_by_size.get(positions, each.layer).count("."):
+            layer_by_size[positions] = each.layer
+    layer_by_size[torch.Size(candidates[end].layout.grid).numel()] = last.layer
+    layers = [layer_by_size[positions] for positions in sorted(layer_by_size, reverse=True)][-most:]
+    return [Suggestion(layer, f"the last layers of the {len(layers)} coarsest sizes of grid") for layer in layers]
+
+
+def _target_key(target: Target | None) -> tuple[object, ...]:
+    """The same for all targets whose scores are likely to depend on the same layers."""
+    return type(target), *(getattr(target, name, None) for name in _TARGET_FIELDS)
+
+
+def _layers_before_head(model: nn.Module, candidates: list[CandidateLayer]) -> list[CandidateLayer]:
+    """The candidates of the feature extractor, or up to the last one with the coarsest grid if the model names none.
+
+    A head that predicts something for each position shows where the class is, but not what decided.
+    """
+    for name in feature_extractors(model):
+        inside = [each for each in candidates if each.layer == name or each.layer.startswith(f"{name}.")]
+        if inside:
+            return inside
     sizes = [math.prod(each.layout.grid) for each in candidates]
     return candidates[: len(sizes) - sizes[::-1].index(min(sizes))] if sizes else []
 
 
-def suggest_stages(model: nn.Module, call: ModelCall, most: int, target: Target | None = None) -> Sequence[Suggestion]:
-    """The layers to look at together: the last outermost one of each of the `most` coarsest sizes of grid.
-
-    None of them comes after the one that `suggest_layer` suggests, and raises as that does.
-    """
-    last = suggest_layer(model, call, target)
-    candidates = dry_run(model, call).candidates
-    end = next((number for number, each in enumerate(candidates) if each.layer == last.layer), len(candidates) - 1)
-    found: dict[int, str] = {}
-    for each in candidates[:end]:
-        positions = torch.Size(each.layout.grid).numel()
-        if each.layer.count(".") <= found.get(positions, each.layer).count("."):
-            found[positions] = each.layer
-    found[torch.Size(candidates[end].layout.grid).numel()] = last.layer
-    layers = [found[positions] for positions in sorted(found, reverse=True)][-most:]
-    return [Suggestion(layer, f"the last layers of the {len(layers)} coarsest sizes of grid") for layer in layers]
-
-
-def _last_that_counts(
-    model: nn.Module, call: ModelCall, candidates: list[Candidate], target: Target | None
-) -> Candidate:
-    """The last candidate with a gradient at some position of its grid; the last of all where there is none anywhere."""
+def _last_dependent_layer(
+    model: nn.Module, call: ModelCall, candidates: list[CandidateLayer], target: Target | None
+) -> CandidateLayer:
+    """The last candidate on whose grid the scores depend; the last of all where there is none or no backward pass."""
     end = len(candidates)
-    for most in chain(_TRIED, repeat(_TRIED[-1])):
-        tried = candidates[max(0, end - most) : end]
-        counts = _which_count(model, call, tried, target) if tried else None
-        if counts is None:
+    for most in chain(_CANDIDATES_PER_PASS, repeat(_CANDIDATES_PER_PASS[-1])):
+        checked = candidates[max(0, end - most) : end]
+        dependent = _score_depends_on(model, call, checked, target) if checked else None
+        if dependent is None:
             break
-        if any(counts):
-            return tried[max(number for number, each in enumerate(counts) if each)]
-        end -= len(tried)
+        if any(dependent):
+            return checked[max(index for index, each in enumerate(dependent) if each)]
+        end -= len(checked)
     return candidates[-1]
 
 
-def _which_count(
-    model: nn.Module, call: ModelCall, candidates: list[Candidate], target: Target | None
+def _score_depends_on(
+    model: nn.Module, call: ModelCall, candidates: list[CandidateLayer], target: Target | None
 ) -> list[bool] | None:
-    """For each candidate, whether the scores of the first sample depend on its grid. None where one cannot tell."""
-    modules = dict(model.named_modules())
-    handles: dict[str, Any] = {}
+    """For each candidate, whether the scores of the first sample depend on its grid; None where no gradient exists.
 
-    def keep(each: Candidate, module: nn.Module, args: Any, output: Any) -> Any:
-        tensor = dict(containers.leaves(output)).get(each.layout.part)
-        if tensor is None or each.layer in handles:
+    One forward pass, whose graph starts at the first of the candidates, and a backward pass for each score.
+    """
+    modules = dict(model.named_modules())
+    handles: dict[str, Any] = {}  # layer -> a leaf, or a gradient edge
+
+    def start_graph(candidate: CandidateLayer, module: nn.Module, args: Any, output: Any) -> Any:
+        tensor = dict(containers.leaves(output)).get(candidate.layout.part)
+        if tensor is None or candidate.layer in handles:
             return None
         if tensor.requires_grad:
-            handles[each.layer] = get_gradient_edge(tensor)
+            handles[candidate.layer] = get_gradient_edge(tensor)
             return None
         torch.set_grad_enabled(True)  # for what comes after; `preserved` ends it
         leaf = tensor.detach().clone().requires_grad_()
-        handles[each.layer] = leaf
-        return containers.with_part(output, each.layout.part, leaf.clone())
+        handles[candidate.layer] = leaf
+        return containers.with_part(output, candidate.layout.part, leaf.clone())
 
-    hooks = [(modules[each.layer], partial(keep, each)) for each in candidates]
+    hooks = [(modules[each.layer], partial(start_graph, each)) for each in candidates]
     with preserved(model):
         with attached(hooks):
             output = run(model, first_sample(call).for_one_pass())
         try:
             with torch.enable_grad():
-                scores = _scores(output, target)
+                scores = _scores_to_follow(output, target)
             if not handles:
                 return None
-            if not scores.requires_grad:  # nothing after these layers leads to it, or the model keeps no graph there
+            if not scores.requires_grad:  # no path leads from these layers to the scores, or one without a graph
                 return [False] * len(candidates)
-            ways: Any = list(handles.values())  # tensors and edges, which torch takes, but not its types
-            found = [torch.autograd.grad(each, ways, retain_graph=True, allow_unused=True) for each in scores.unbind()]
+            inputs: Any = list(handles.values())  # torch accepts gradient edges, but its type hints do not
+            gradients = [
+                torch.autograd.grad(one, inputs, retain_graph=True, allow_unused=True) for one in scores.unbind()
+            ]
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:  # a model that has no way back; the trace will say so, if gradients are asked for
+        except RuntimeError:  # the model has no backward pass; the trace says so if it needs gradients
             return None
-    by_layer = [dict(zip(handles, gradients, strict=True)) for gradients in found]
-    return [all(_counts(one.get(each.layer), each.layout) for one in by_layer) for each in candidates]
+    by_score = [dict(zip(handles, of_score, strict=True)) for of_score in gradients]
+    return [
+        all(_has_grid_gradient(of_score.get(each.layer), each.layout) for of_score in by_score) for each in candidates
+    ]
 
 
-def _counts(gradient: Tensor | None, layout: Layout) -> bool:
+def _has_grid_gradient(gradient: Tensor | None, layout: Layout) -> bool:
+    """Whether a gradient is not zero at some position of the grid."""
     if gradient is None:
         return False
     return bool(layout.to_grid(gradient.movedim(layout.batch_axis, 0)).any())
 
 
-def _scores(output: Any, target: Target | None) -> Tensor:
-    """(n,): what is asked for, each box on its own, else in one; all that the model returns where that is not known."""
+def _scores_to_follow(output: Any, target: Target | None) -> Tensor:
+    """(n,): the scores of the first sample; one for each box of a detector, otherwise one in all.
+
+    Without a target, or where the target does not fit one sample, a weighted sum of everything that the model returned.
+    """
     if target is not None:
         try:
             question = of_samples(target, 0, 1).bind(output)
             scores = question(output, torch.tensor([0])).flatten()
             return scores if has_separate_branches(target) else scores.sum().unsqueeze(0)
-        except TargetError:  # of a target for all the samples, perhaps; the trace says it if it is wrong
+        except TargetError:  # the target may be for all samples together; the trace raises if it is wrong
             pass
     total = torch.zeros(())
     for _, tensor in containers.leaves(output):
         if tensor.is_floating_point() and tensor.numel():
-            # Weights that no normalisation cancels, and that no symmetry of the output does.
+            # Weights that do not cancel by a normalisation or a symmetry of the output.
             weights = torch.cos(torch.arange(tensor.numel(), device=tensor.device)).view(tensor.shape)
             total = total + (tensor.float() * weights).sum().cpu()
     return total.unsqueeze(0)

@@ -1,4 +1,4 @@
-"""What every layer returns, by one dry pass, and how it is to be read."""
+"""The dry run: one pass over one sample that shows what every layer returns, and the evidence that follows from it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.engine.forward import run
-from torchpeek.engine.layout import Grid, Layout, described
+from torchpeek.engine.layout import Layout, described
 from torchpeek.engine.layout_inference.candidates import (
+    CandidateLayer,
     LayoutEvidence,
     candidate_layouts,
     linear_widths,
     may_have_channels_last,
-    without_attention,
+    without_attention_maps,
 )
-from torchpeek.engine.layout_inference.model_config import configured_grids, configured_queries, declared
-from torchpeek.engine.layout_inference.module_axes import channels_of, grid_of
+from torchpeek.engine.layout_inference.model_config import (
+    configured_grids,
+    configured_query_counts,
+    configured_token_counts,
+    is_boxes,
+    reorders_tokens,
+)
+from torchpeek.engine.layout_inference.module_axes import channel_axis, grid_of
+from torchpeek.engine.layout_inference.token_probe import locate_grid, token_movement
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.preserve import preserved
@@ -32,38 +40,56 @@ from torchpeek.hooks import attached, containers
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One layer in a dry pass: what it is, and what it returned in its last call."""
+    """One layer, and its last call in a dry run.
+
+    Args:
+        name: The layer's name.
+        type: The name of its class.
+        parameters: How many numbers its parameters have, with those of the layers in it.
+        calls: How often the pass called it.
+        output: The shape of its output, or a description of another output. None where it was not called.
+    """
 
     name: str
     type: str
-    parameters: int  # with those of the layers in it
+    parameters: int
     calls: int = 0
-    output: str | None = None  # shape, or what else it was; None where it was not called
+    output: str | None = None
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """The best of the layers that returned one and the same tensor with a grid."""
+@dataclass(frozen=True, eq=False)
+class DryRun:
+    """What one dry run showed. It holds no tensors with values.
 
-    layer: str
-    layout: Layout
-    projection: bool  # whether it is a linear layer, inside of something: queries, keys, hidden units
+    Args:
+        calls: Layer -> how often it was called.
+        outputs: Layer -> the shape of its last output.
+        evidence: What is known of the grids and the tokens.
+        candidates: The layers with a grid, in the order in which they returned.
+        dense: Whether the model predicts boxes, or something for each position of a grid.
+    """
+
+    calls: Mapping[str, int]
+    outputs: Mapping[str, str]
+    evidence: LayoutEvidence
+    candidates: list[CandidateLayer]
+    dense: bool
 
 
-# A model is surveyed once for each size of input; forgotten with the model.
+# One dry run for each model and kind of input.
 _DRY_RUNS: ModelCache[Any, DryRun] = ModelCache(capacity=16)
 
 
 def layer_calls(model: nn.Module, call: ModelCall | None) -> list[LayerCall]:
-    """Every layer, in the order of `named_modules`; of inputs, with what a pass over the first sample returns."""
-    found = None if call is None else dry_run(model, call)
+    """Every layer, in the order of `named_modules`; with a call, also what a dry run over its first sample showed."""
+    dry = None if call is None else dry_run(model, call)
     return [
         LayerCall(
             name,
             type(module).__name__,
             sum(parameter.numel() for parameter in module.parameters()),
-            found.calls.get(name, 0) if found else 0,
-            found.outputs.get(name) if found else None,
+            dry.calls.get(name, 0) if dry else 0,
+            dry.outputs.get(name) if dry else None,
         )
         for name, module in model.named_modules()
         if name
@@ -71,238 +97,202 @@ def layer_calls(model: nn.Module, call: ModelCall | None) -> list[LayerCall]:
 
 
 def layout_evidence(model: nn.Module, call: ModelCall) -> LayoutEvidence:
-    """What a dry pass over the first sample shows of the model's grids, for as many samples as are call."""
-    return replace(dry_run(model, call).seen, count=len(call))
+    """What a dry run over the first sample shows of the model's grids, with the batch size of the call."""
+    return replace(dry_run(model, call).evidence, batch_size=len(call))
 
 
 def known_evidence(model: nn.Module, call: ModelCall) -> LayoutEvidence | None:
-    """The same, without a pass: None where there was none yet."""
-    known = _DRY_RUNS.get(model, _key(call))
-    return None if known is None else replace(known.seen, count=len(call))
+    """As `layout_evidence`, from a remembered dry run; None where there is none."""
+    dry = _DRY_RUNS.get(model, _input_key(call))
+    return None if dry is None else replace(dry.evidence, batch_size=len(call))
 
 
 def layout_of(model: nn.Module, call: ModelCall, layer: str) -> Layout | None:
-    """How what a layer returns is to be read, by a dry pass; None where it has no grid, or not one for certain."""
-    found = dry_run(model, call)
-    if layer not in found.seen.returned:
+    """The layout of a layer's output, by a dry run; None where no layout fits, or several do."""
+    evidence = dry_run(model, call).evidence
+    if layer not in evidence.meta_outputs:
         return None
-    layouts = candidate_layouts(dict(model.named_modules())[layer], found.seen.returned[layer], found.seen)
+    layouts = candidate_layouts(dict(model.named_modules())[layer], evidence.meta_outputs[layer], evidence)
     return layouts[0] if len(layouts) == 1 else None
 
 
-@dataclass(frozen=True, eq=False)
-class DryRun:
-    """What one dry pass showed; no tensors."""
+def dry_run(model: nn.Module, call: ModelCall, *, anew: bool = False) -> DryRun:
+    """Run the first sample once and return what it showed, or return the remembered dry run unless `anew`.
 
-    calls: Mapping[str, int]
-    outputs: Mapping[str, str]
-    seen: LayoutEvidence
-    candidates: list[Candidate]  # in the order in which they returned
-    dense: bool  # whether the model answers at each position of a grid, or for boxes
+    Where the model has tokens outside the grid and its configuration does not say where, the token probe makes three
+    more passes.
+    """
+    key = _input_key(call)
+    remembered = None if anew else _DRY_RUNS.get(model, key)
+    if remembered is not None:
+        return remembered
+    sample = first_sample(call).for_one_pass()
+    observer = DryRunObserver(sample, model)
+    hooks = ((module, partial(observer.record_call, name)) for name, module in model.named_modules() if name)
+    with preserved(model), attached(hooks):
+        output = run(model, sample)
+    result = observer.result(output, configured_token_counts(model))
+    not_configured = [each for each in result.candidates if each.layout.others and result.evidence.prefix is None]
+    if not_configured and (movement := token_movement(model, sample, result.evidence.input_size, not_configured[0])):
+        token_counts = locate_grid(*movement, not_configured[0].layout)
+        result = observer.result(output, token_counts or (None, 0), probe_undecided=token_counts is None)
+    return _DRY_RUNS.put(model, key, result)
+
+
+def first_sample(call: ModelCall) -> ModelCall:
+    """The call with its first sample only."""
+    # A copy of the picture: the observer recognises the model's input by identity, and must not find a view of it.
+    return call.select(torch.tensor([0]), call.picture[:1].detach().clone())
+
+
+def _input_key(call: ModelCall) -> tuple[object, ...]:
+    return tuple(call.picture.shape[1:]), call.picture_path
 
 
 class DryRunObserver:
-    """What the hooks of a dry pass note."""
+    """Records what each layer returns in a dry run, and makes a DryRun of it."""
 
     def __init__(self, call: ModelCall, model: nn.Module) -> None:
         self._call = call
         self._model = model
         self._calls: dict[str, int] = {}
         self._outputs: dict[str, str] = {}
-        self._returned: dict[str, Any] = {}
-        self._returned_by: list[list[str]] = []  # for each tensor: all that returned it, innermost first
-        self._returned_last: list[int] = []  # and when the last of them did
+        self._meta_outputs: dict[str, Any] = {}
+        self._layers_of_tensor: list[list[str]] = []  # for each tensor, the layers that returned it, innermost first
+        self._return_times: list[int] = []  # for each tensor, when the last of these layers returned
         self._clock = count()
-        self._take_input: set[str] = set()
+        self._reads_picture: set[str] = set()
         self._grids: dict[tuple[int, ...], None] = {}
-        self._first: set[tuple[int, ...]] = set()
-        self._last: set[tuple[int, ...]] = set()
-        # The latest tensors, how often each had been written into, and its number in the list above.
-        self._latest: deque[tuple[Tensor, int, int]] = deque(maxlen=8)
+        self._channels_first_shapes: set[tuple[int, ...]] = set()
+        self._channels_last_shapes: set[tuple[int, ...]] = set()
+        # (tensor, its version, its index in the lists above) of the latest outputs.
+        self._recent_tensors: deque[tuple[Tensor, int, int]] = deque(maxlen=8)
 
-    def returned(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+    def record_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        """The forward hook of one layer."""
         self._calls[name] = self._calls.get(name, 0) + 1
         self._outputs[name] = described(output)
-        self._returned[name] = _shape_only(output)  # the readings are made when all grids are known
+        self._meta_outputs[name] = _on_meta_device(output)  # its layouts are inferred once all grids are known
         if any(argument is self._call.model_picture for argument in args):
-            self._take_input.add(name)
+            self._reads_picture.add(name)
         if grid := grid_of(module, output):
             self._grids[grid] = None
         if isinstance(output, Tensor) and output.ndim >= 3 and len(output) == 1:
-            ends = channels_of(module, output)
-            if ends is not None:
-                (self._last if ends == "last" else self._first).add(tuple(output.shape[1:]))
-        floating = [each for _, each in containers.leaves(output) if each.is_floating_point() and each.ndim >= 3]
-        if len(floating) != 1 or isinstance(module, (nn.Softmax, nn.Dropout)):
-            return  # of attention: rows and columns are no picture
-        (tensor,) = floating
-        for place, (earlier, version, number) in enumerate(self._latest):
-            if tensor is earlier:
-                passes_on = any(argument is tensor for argument in args) and tensor._version == version
-                if not passes_on:
-                    self._returned_by[number].append(name)
-                    self._returned_last[number] = next(self._clock)
-                self._latest[place] = (tensor, tensor._version, number)
+            axis = channel_axis(module, output)
+            if axis is not None:
+                shapes = self._channels_last_shapes if axis == "last" else self._channels_first_shapes
+                shapes.add(tuple(output.shape[1:]))
+        tensors = [each for _, each in containers.leaves(output) if each.is_floating_point() and each.ndim >= 3]
+        if len(tensors) != 1 or isinstance(module, (nn.Softmax, nn.Dropout)):
+            return  # Softmax and Dropout may return attention weights, whose axes are not a grid
+        (tensor,) = tensors
+        for index, (recent, version, number) in enumerate(self._recent_tensors):
+            if tensor is recent:
+                passes_through = any(argument is tensor for argument in args) and tensor._version == version
+                if not passes_through:
+                    self._layers_of_tensor[number].append(name)
+                    self._return_times[number] = next(self._clock)
+                self._recent_tensors[index] = (tensor, tensor._version, number)
                 return
-        self._latest.append((tensor, tensor._version, len(self._returned_by)))
-        self._returned_by.append([name])
-        self._returned_last.append(next(self._clock))
+        self._recent_tensors.append((tensor, tensor._version, len(self._layers_of_tensor)))
+        self._layers_of_tensor.append([name])
+        self._return_times.append(next(self._clock))
 
-    def result(self, output: Any, beside: tuple[int | None, int], *, unsure: bool = False) -> DryRun:
-        """What the pass showed, in which the model returned `output`; `beside` the grid are so many tokens."""
-        prefix, suffix = beside
-        size, scales = self._size(), self._call.takes_list
+    def result(self, output: Any, token_counts: tuple[int | None, int], *, probe_undecided: bool = False) -> DryRun:
+        """What the pass showed.
+
+        Args:
+            output: What the model returned.
+            token_counts: How many tokens come before and after the grid; the first is None where that is not known.
+            probe_undecided: Whether the token probe ran and did not find these numbers.
+        """
+        evidence = self._evidence(token_counts, probe_undecided)
+        candidates = self._candidate_layers(evidence)
+        if candidates and reorders_tokens(self._model):
+            last_grid = candidates[-1].layout.grid
+            evidence = replace(evidence, row_major_grid=last_grid)
+            candidates = [each for each in candidates if not each.layout.flat or each.layout.grid == last_grid]
+        dense = self._call.takes_list or any(self._is_dense(path, tensor) for path, tensor in containers.leaves(output))
+        return DryRun(self._calls, self._outputs, evidence, candidates, dense)
+
+    def _evidence(self, token_counts: tuple[int | None, int], probe_undecided: bool) -> LayoutEvidence:
+        prefix, suffix = token_counts
+        size, rescales_input = self._input_size(), self._call.takes_list
         of_picture = (grid for grid in (*self._grids, *configured_grids(self._model)) if len(grid) == len(size))
-        fitting = [grid for grid in of_picture if scales or all(a <= b for a, b in zip(grid, size, strict=True))]
-        grids = tuple(without_attention(fitting, size))
-        seen = LayoutEvidence(
+        fitting = [
+            grid for grid in of_picture if rescales_input or all(a <= b for a, b in zip(grid, size, strict=True))
+        ]
+        grids = tuple(without_attention_maps(fitting, size))
+        has_channels_last = any(len(shape) > 2 for shape in self._channels_last_shapes)
+        return LayoutEvidence(
             size,
             1,
             grids,
             prefix,
             suffix,
-            queries=configured_queries(self._model),
-            first=frozenset(self._first),
-            last=frozenset(self._last),
-            mixed=may_have_channels_last(self._model) or any(len(shape) > 2 for shape in self._last),
-            widths=linear_widths(self._model),
-            scales=scales,
-            unsure=unsure,
-            # Where frames, or other parts of a picture, are convolved one by one, tokens may be in any order.
-            guesses=not self._grids or bool(grids),
-            returned=self._returned,
+            query_counts=configured_query_counts(self._model),
+            channels_first_shapes=frozenset(self._channels_first_shapes),
+            channels_last_shapes=frozenset(self._channels_last_shapes),
+            may_have_channels_last=may_have_channels_last(self._model) or has_channels_last,
+            linear_widths=linear_widths(self._model),
+            rescales_input=rescales_input,
+            probe_undecided=probe_undecided,
+            # Convolutions that run on single frames or other parts of the picture have grids, but none of the whole
+            # picture. The tokens of such a model may be in any order.
+            grids_from_strides=not self._grids or bool(grids),
+            meta_outputs=self._meta_outputs,
         )
+
+    def _candidate_layers(self, evidence: LayoutEvidence) -> list[CandidateLayer]:
+        """One layer for each tensor with exactly one layout, in the order in which the last layer returned it."""
         modules = dict(self._model.named_modules())
-        candidates: list[Candidate] = []
-        # In the order of the last return: a block may write into, and return, what a part of it made.
-        in_order = sorted(range(len(self._returned_by)), key=self._returned_last.__getitem__)
-        for names in (self._returned_by[number] for number in in_order):
-            # By what each itself returned: one has the tensor in a container, another's kind says what its axes are.
-            found = {name: candidate_layouts(modules[name], self._returned[name], seen) for name in names}
-            layer = self._best([name for name in names if len(found[name]) == 1])
-            if layer and not _enlarges(modules[layer], found[layer][0], candidates):
+        candidates: list[CandidateLayer] = []
+        # A block may write into the output of one of its layers, and return it.
+        by_return_time = sorted(range(len(self._layers_of_tensor)), key=self._return_times.__getitem__)
+        for names in (self._layers_of_tensor[number] for number in by_return_time):
+            # Each layer by its own output and type: one may return the tensor in a container, and the type of another
+            # may decide the channel axis.
+            layouts = {name: candidate_layouts(modules[name], self._meta_outputs[name], evidence) for name in names}
+            layer = self._representative([name for name in names if len(layouts[name]) == 1])
+            if layer and not _only_enlarges(modules[layer], layouts[layer][0], candidates):
                 projection = type(modules[layer]) is nn.Linear and names == [layer]
-                candidates.append(Candidate(layer, found[layer][0], projection))
-        if not all(each.projection for each in candidates):
-            candidates = [each for each in candidates if not each.projection]
-        if candidates and any(type(module).__name__ == "Unroll" for module in modules.values()):
-            # Hiera: until its last stage the tokens are in the order in which they are merged, and not in the grid's.
-            last = candidates[-1].layout
-            seen = replace(seen, ordered=last.grid)
-            candidates = [each for each in candidates if not each.layout.flat or each.layout.grid == last.grid]
-        dense = scales or any(self._is_dense(path, tensor) for path, tensor in containers.leaves(output))
-        return DryRun(self._calls, self._outputs, seen, candidates, dense)
+                candidates.append(CandidateLayer(layer, layouts[layer][0], projection))
+        if all(each.projection for each in candidates):
+            return candidates
+        return [each for each in candidates if not each.projection]
 
     def _is_dense(self, path: str, tensor: Tensor) -> bool:
-        of_positions = tensor.ndim == self._call.picture.ndim and tensor.shape[2:].numel() > 1
-        return "boxes" in path or (of_positions and tensor.is_floating_point())
+        has_grid = tensor.ndim == self._call.picture.ndim and tensor.shape[2:].numel() > 1
+        return is_boxes(path) or (has_grid and tensor.is_floating_point())
 
-    def _size(self) -> tuple[int, ...]:
-        """The picture's own axes. All but the first, where that is how convolutions see it: no axis is of channels."""
+    def _input_size(self) -> tuple[int, ...]:
+        """The sizes of the picture's own axes, such as (H, W).
+
+        A picture (N, H, W) has no channel axis. It is recognised by the grids of the convolutions, which have as many
+        axes as the picture has after N.
+        """
         picture = self._call.picture
-        axes = {len(grid) for grid in self._grids}
-        without_channels = picture.ndim - 2 not in axes and picture.ndim - 1 in axes
-        return tuple(picture.shape[1:] if without_channels else picture.shape[2:])
+        axis_counts = {len(grid) for grid in self._grids}
+        has_no_channels = picture.ndim - 2 not in axis_counts and picture.ndim - 1 in axis_counts
+        return tuple(picture.shape[1:] if has_no_channels else picture.shape[2:])
 
-    def _best(self, names: list[str]) -> str | None:
-        once = [name for name in names if self._calls[name] == 1]
-        inner = [name for name in once if name not in self._take_input] or once
+    def _representative(self, names: list[str]) -> str | None:
+        """Of layers that return one tensor, the outermost that was called once; of several outermost, the last.
+
+        A layer that takes the model's own input is the whole feature extractor, and is taken only where there is no
+        other.
+        """
+        called_once = [name for name in names if self._calls[name] == 1]
+        inner = [name for name in called_once if name not in self._reads_picture] or called_once
         return min(reversed(inner), key=lambda name: name.count(".")) if inner else None
 
 
-def _enlarges(module: nn.Module, layout: Layout, before: list[Candidate]) -> bool:
-    """Whether it only spreads a coarser grid that came before to one of a fixed size, as VGG does small pictures."""
+def _only_enlarges(module: nn.Module, layout: Layout, before: list[CandidateLayer]) -> bool:
+    """Whether it is an adaptive pooling that spreads a coarser grid to a fixed size, as in VGG for small pictures."""
     adaptive = isinstance(module, (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd))
     return adaptive and bool(before) and math.prod(layout.grid) > math.prod(before[-1].layout.grid)
 
 
-def _shape_only(output: Any) -> Any:
-    """The same container with tensors that have a shape and no numbers."""
+def _on_meta_device(output: Any) -> Any:
+    """The same container, with tensors that have a shape and a dtype but no values."""
     return containers.mapped(output, lambda _, each: torch.empty(each.shape, dtype=each.dtype, device="meta"))
-
-
-def first_sample(call: ModelCall) -> ModelCall:
-    # A copy, so that being call the model's input is told from being call a view.
-    return call.select(torch.tensor([0]), call.picture[:1].detach().clone())
-
-
-def _key(call: ModelCall) -> tuple[object, ...]:
-    return tuple(call.picture.shape[1:]), call.picture_path
-
-
-def dry_run(model: nn.Module, call: ModelCall, *, anew: bool = False) -> DryRun:
-    key = _key(call)
-    known = None if anew else _DRY_RUNS.get(model, key)
-    if known is not None:
-        return known
-    first = first_sample(call).for_one_pass()
-    observer = DryRunObserver(first, model)
-    hooks = ((module, partial(observer.returned, name)) for name, module in model.named_modules() if name)
-    with preserved(model), attached(hooks):
-        output = run(model, first)
-    result = observer.result(output, declared(model))
-    undeclared = [each for each in result.candidates if each.layout.others and result.seen.prefix is None]
-    if undeclared and (corners := _corners(model, first, result.seen.size, undeclared[0])):
-        beside = _beside_the_grid(*corners, undeclared[0].layout)
-        result = observer.result(output, beside or (None, 0), unsure=beside is None)
-    return _DRY_RUNS.put(model, key, result)
-
-
-def _corners(model: nn.Module, first: ModelCall, size: Grid, layer: Candidate) -> tuple[Tensor, Tensor] | None:
-    """(T,) and (T,): how far each token of a layer moves when the first corner of the picture changes, and the last.
-
-    None where the model takes no such picture, or nothing moves. One sample at a time, as some models take no more.
-    """
-    layout, module = layer.layout, dict(model.named_modules())[layer.layer]
-    sides = [-(-length // cells) for length, cells in zip(size, layout.grid, strict=True)]
-
-    def tokens(*corner: slice) -> Tensor:
-        picture = first.picture.clone()
-        where: Any = (..., *corner)
-        part = picture[where]
-        if corner and part.is_floating_point():
-            low, high = part.amin(), part.amax()
-            picture[where] = low + high - part + (high - low + 1) / 4  # never what it was
-        elif corner:  # numbers that the picture has already: others may stand for nothing
-            picture[where] = part.flip(-1).roll(1, -1)
-        taken: list[Tensor] = []
-
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            if layout.fits(output, 1):
-                made = containers.at(output, layout.part)
-                # What it was call, if that are the same tokens: they may have seen each other in it.
-                before = next((each for each in args if isinstance(each, Tensor) and each.shape == made.shape), made)
-                taken.append(before.movedim(layout.batch_axis, 0).detach().double().clone())
-
-        with preserved(model), attached([(module, keep)]):
-            run(model, first.with_picture(picture).for_one_pass())
-        [of_sample] = taken
-        return of_sample[0] if layout.kind == "channel-tokens" else of_sample[0].mT  # (C, T)
-
-    try:
-        clean = tokens()
-        corners = [slice(side) for side in sides], [slice(-side, None) for side in sides]
-        moved = [tokens(*corner) - clean for corner in corners]
-        # Less what moves all tokens alike, as attention does in a network that has learned nothing.
-        found = [(each - each.median(1, keepdim=True).values).abs().sum(0) for each in moved]
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # it is the model's own; the pass that is asked for will say so
-        return None
-    return (found[0], found[1]) if all(bool(each.any()) for each in found) else None
-
-
-def _beside_the_grid(first: Tensor, last: Tensor, layout: Layout) -> tuple[int, int] | None:
-    """How many tokens come before and after the grid; None where they lie as no layout has them.
-
-    As long as tokens have not seen each other only those move that lie at the corner. Later on all do, and these most.
-    """
-    count, others = math.prod(layout.grid), layout.others
-    start, stop = int(first.nonzero().min()), int(last.nonzero().max())
-    if stop == start + count - 1:
-        return start, others - start
-    if bool((2 * (first > 0).sum() <= len(first)) & (2 * (last > 0).sum() <= len(last))):
-        return None
-    moved = [float(first[prefix] / first.max() + last[prefix + count - 1] / last.max()) for prefix in range(others + 1)]
-    prefix = max(range(others + 1), key=moved.__getitem__)
-    return prefix, others - prefix

@@ -1,4 +1,4 @@
-"""What the kind of a module says of the axes of what it returns."""
+"""Infer a module's channel axis from its type."""
 
 from __future__ import annotations
 
@@ -9,33 +9,25 @@ from torch import Tensor, nn
 
 from torchpeek.engine.layout import Grid
 
-Ends: TypeAlias = Literal["first", "last"]
+ChannelAxis: TypeAlias = Literal["first", "last"]
+"""`first`: axis 1, as in (N, C, *grid). `last`: the last axis, as in (N, *grid, C)."""
 
+CHANNELS_FIRST_WITH_WEIGHTS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+"""Module types whose output is (N, C, *grid), and which may have a weight and a bias for each channel."""
 
-def channels_of(module: nn.Module, output: Tensor) -> Ends | None:
-    """Whether what it returns has its channels first or last, by the kind of module; None where that says nothing.
+CHANNELS_FIRST = (
+    *CHANNELS_FIRST_WITH_WEIGHTS,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+)
+"""Module types whose output is (N, C, *grid): convolutions, batch and group norms, poolings."""
 
-    What a module does with its parts is not to be seen, so of those with parts only a Sequential says anything.
-    """
-    if isinstance(module, _CHANNELS_FIRST):
-        return "first"
-    if type(module) is nn.Linear:
-        return "last" if output.ndim > 3 else None  # tokens may be what it mixes
-    if type(module) in (nn.LayerNorm, nn.RMSNorm):
-        return "last"
-    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-        parts = [part for part in module if not isinstance(part, _ELEMENTWISE)]
-        return channels_of(parts[-1], output) if parts else None
-    weight = getattr(module, "weight", None)
-    if "Norm" not in type(module).__name__ or not isinstance(weight, Tensor) or weight.ndim != 1:
-        return None
-    # Other libraries' own, of which some work on (N, C, *grid): the axis that is as long as the weight.
-    first, last = output.shape[1] == len(weight), output.shape[-1] == len(weight)
-    if first and type(module).__name__.endswith(("1d", "2d", "3d")):
-        return "first"
-    return None if first == last else "first" if first else "last"
+CHANNELS_LAST_NORMS = (nn.LayerNorm, nn.RMSNorm)
+"""Normalisations over the last axis. A subclass may move its channels, as LayerNorm2d of torchvision does."""
 
-
+# Their output has the layout of their input.
 _ELEMENTWISE = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus),
     *(nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish),
@@ -43,20 +35,34 @@ _ELEMENTWISE = (
 )
 
 
-_CHANNELS_FIRST = (
-    nn.modules.conv._ConvNd,
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd,
-)
+def channel_axis(module: nn.Module, output: Tensor) -> ChannelAxis | None:
+    """Infer the channel axis of a module's output from the module's type; None where the type does not decide it.
+
+    What a module with children does with their outputs cannot be read from its type. Sequential is the exception: its
+    output is that of its last child.
+    """
+    if isinstance(module, CHANNELS_FIRST):
+        return "first"
+    if type(module) is nn.Linear:
+        return "last" if output.ndim > 3 else None  # three axes may be (N, C, T), whose tokens it mixes
+    if type(module) in CHANNELS_LAST_NORMS:
+        return "last"
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        children = [child for child in module if not isinstance(child, _ELEMENTWISE)]
+        return channel_axis(children[-1], output) if children else None
+    weight = getattr(module, "weight", None)
+    if "Norm" not in type(module).__name__ or not isinstance(weight, Tensor) or weight.ndim != 1:
+        return None
+    # A normalisation of another library, which may be over axis 1 or the last: the axis as long as the weight.
+    first, last = output.shape[1] == len(weight), output.shape[-1] == len(weight)
+    if first and type(module).__name__.endswith(("1d", "2d", "3d")):
+        return "first"
+    return None if first == last else "first" if first else "last"
 
 
 def grid_of(module: nn.Module, output: Any) -> Grid | None:
-    """The grid of what a convolution, or the like, returns, whatever it has in the place of the samples."""
-    if not isinstance(module, _CHANNELS_FIRST) or not isinstance(output, Tensor) or output.ndim < 3:
+    """The grid of the output of a convolution or another channels-first module, whatever axis 0 holds."""
+    if not isinstance(module, CHANNELS_FIRST) or not isinstance(output, Tensor) or output.ndim < 3:
         return None
     grid = tuple(output.shape[2:])
     return grid if math.prod(grid) > 1 and (len(grid) == 1 or min(grid) > 1) else None
