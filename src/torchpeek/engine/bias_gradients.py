@@ -1,7 +1,7 @@
 """A score taken apart: what the input adds to it, and what the biases of every layer do.
 
 Near a point a network is linear in its input, up to shifts: score = x . d score / d x + the sum over the modules of
-(d score / d output) . shift, a module's shift being what its output has beyond its Jacobian times its input. For a
+(d score / d output) . bias, a module's bias being what its output has beyond its Jacobian times its input. For a
 convolution or a linear layer that is the bias, for batch normalisation in eval mode its implicit bias, for a ReLU or a
 pooling nothing, and for any other module output - J input. (arXiv:1905.00780, section 3; proposition 1 there.)
 """
@@ -30,8 +30,8 @@ from torchpeek.interrupts import let_interrupts_through
 Made = TypeVar("Made")
 Gradients: TypeAlias = tuple[Tensor | None, ...]
 
-# A module whose output is a multiple of its input, or goes with it where it is not zero, has no shift.
-_WITHOUT_SHIFT = (
+# A module whose output is a multiple of its input, or goes with it where it is not zero, has no bias.
+_WITHOUT_BIAS = (
     nn.ReLU,
     nn.LeakyReLU,
     nn.PReLU,
@@ -54,7 +54,7 @@ _WITHOUT_SHIFT = (
 )
 
 # These are one thing, also where they have parts: an activation of their own, weights that are made by others.
-_WHOLE = (
+_UNITS_WITH_CHILDREN = (
     nn.modules.conv._ConvNd,
     nn.Linear,
     nn.modules.batchnorm._NormBase,
@@ -73,14 +73,14 @@ class FullGradients:
     """What adds up to k of the K scores: each term is (N, k, C, ...), wherever the layer has its channels."""
 
     inputs: Tensor  # (N, k, C, *size): input times gradient
-    biases: list[Tensor]  # (N, k, *output) for each call of a module that has a shift
+    biases: list[Tensor]  # (N, k, *output) for each call of a module that has a bias
     remainder: Tensor  # (N, k), on the CPU: what of the scores they do not make up
 
 
 @dataclass(frozen=True, eq=False)
-class _Shifted:
+class _BiasTerm:
     edge: GradientEdge
-    shift: Tensor  # broadcasts to the output
+    bias: Tensor  # broadcasts to the output
     shape: torch.Size
     channels_last: bool
 
@@ -116,7 +116,7 @@ def bias_gradients(forward_pass: ForwardPass, use: Callable[[FullGradients], Mad
                 with torch.enable_grad():
                     score = scores[:, k].sum()
                 gradients.append(_backward(score, handles))
-            made.append(use(_terms(gradients, leaf.detach(), observer.found, scores[:, columns].detach())))
+            made.append(use(_full_gradients(gradients, leaf.detach(), observer.found, scores[:, columns].detach())))
     return made
 
 
@@ -132,7 +132,9 @@ def _backward(score: Tensor, handles: list[Any]) -> Gradients:
         ) from error
 
 
-def _terms(gradients: list[Gradients], inputs: Tensor, found: list[_Shifted], scores: Tensor) -> FullGradients:
+def _full_gradients(
+    gradients: list[Gradients], inputs: Tensor, found: list[_BiasTerm], scores: Tensor
+) -> FullGradients:
     def product(number: int, factor: Tensor) -> Tensor | None:
         each = [one[number] for one in gradients]
         if all(gradient is None for gradient in each):
@@ -147,7 +149,7 @@ def _terms(gradients: list[Gradients], inputs: Tensor, found: list[_Shifted], sc
     biases = [
         term.movedim(-1, 2) if each.channels_last else term
         for number, each in enumerate(found, start=1)
-        if (term := product(number, each.shift.expand(each.shape))) is not None
+        if (term := product(number, each.bias.expand(each.shape))) is not None
     ]
     remainder = scores.cpu().double()  # not every device has float64
     for term in (of_inputs, *biases):
@@ -160,40 +162,40 @@ def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
 
 
 class BiasGradientObserver:
-    """The hooks: for each call that has a shift, where its gradient will be, and the shift."""
+    """The hooks: for each call that has a bias, where its gradient will be, and the bias."""
 
     def __init__(self, inputs: Tensor) -> None:
-        self.found: list[_Shifted] = []
+        self.found: list[_BiasTerm] = []
         self._inputs = inputs
         self._last: tuple[torch.Size, bool] = (torch.Size(), False)  # what a module last returned, and how it lies
-        self._given: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self._arguments: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def attached_to(self, model: nn.Module) -> AbstractContextManager[None]:
-        atoms = list(_atoms(model))
-        odd = [(module, self.called) for module in atoms if _kind(module) is None]
-        return attached([(module, self.returned) for module in atoms], called=odd)
+        units = list(_units(model))
+        odd = [(module, self.called) for module in units if _torch_class(module) is None]
+        return attached([(module, self.returned) for module in units], called=odd)
 
     def called(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # Before a module that works in place writes into it.
-        self._given[module] = containers.mapped((args, kwargs), lambda path, tensor: tensor.detach().clone())
+        self._arguments[module] = containers.mapped((args, kwargs), lambda path, tensor: tensor.detach().clone())
 
     def returned(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        given = self._given.pop(module, ((), {}))
+        given = self._arguments.pop(module, ((), {}))
         # What is not by sample, such as a table, has one gradient for all of them, which cannot be told apart.
         count = len(self._inputs)
         if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != count or not output.requires_grad:
             return None
-        channels_last = self._lies_channels_last(module, output)
+        channels_last = self._has_channels_last(module, output)
         self._last = output.shape, channels_last
-        shift = _implicit_bias(module, output.detach(), given)
-        if shift is None:
+        bias = _implicit_bias(module, output.detach(), given)
+        if bias is None:
             return None
         # Writing into a view gives it another history, and the edge would no longer be a part of it.
         passed_on = output.clone() if output._is_view() else output
-        self.found.append(_Shifted(get_gradient_edge(passed_on), shift, output.shape, channels_last))
+        self.found.append(_BiasTerm(get_gradient_edge(passed_on), bias, output.shape, channels_last))
         return passed_on if passed_on is not output else None
 
-    def _lies_channels_last(self, module: nn.Module, output: Tensor) -> bool:
+    def _has_channels_last(self, module: nn.Module, output: Tensor) -> bool:
         if isinstance(module, (nn.Linear, nn.LayerNorm)):
             return output.ndim > 2
         if isinstance(module, _CHANNELS_FIRST):
@@ -202,23 +204,23 @@ class BiasGradientObserver:
         return channels_last if output.shape == shape else is_channels_last(module, output, self._inputs)
 
 
-def _atoms(module: nn.Module) -> Iterator[nn.Module]:
+def _units(module: nn.Module) -> Iterator[nn.Module]:
     """The modules that are taken as they are: those without parts, and those whose class says what they do."""
     if isinstance(module, torch.jit.ScriptModule):
         return  # takes no hooks
-    if isinstance(module, _WHOLE) or not any(True for _ in module.children()):
+    if isinstance(module, _UNITS_WITH_CHILDREN) or not any(True for _ in module.children()):
         yield module
         return
     for name, child in module.named_children():
         if name != "parametrizations":  # these make weights
-            yield from _atoms(child)
+            yield from _units(child)
 
 
-def _kind(module: nn.Module) -> type[nn.Module] | None:
+def _torch_class(module: nn.Module) -> type[nn.Module] | None:
     """The class of torch's that says what the module does, if its `forward` is that class's own."""
     for kind in type(module).__mro__:
         if kind.__module__.startswith("torch.nn.modules") and "forward" in kind.__dict__:
-            known = issubclass(kind, (*_WITHOUT_SHIFT, nn.modules.conv._ConvNd, nn.Linear)) or (
+            known = issubclass(kind, (*_WITHOUT_BIAS, nn.modules.conv._ConvNd, nn.Linear)) or (
                 issubclass(kind, nn.modules.batchnorm._BatchNorm) and getattr(module, "running_mean", None) is not None
             )
             own = "forward" in module.__dict__ or type(module).forward is not kind.__dict__["forward"]
@@ -227,9 +229,9 @@ def _kind(module: nn.Module) -> type[nn.Module] | None:
 
 
 def _implicit_bias(module: nn.Module, output: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor | None:
-    kind = _kind(module)
+    kind = _torch_class(module)
     if kind is None:
-        return _beyond_linear(module, output, given)
+        return _nonlinear_remainder(module, output, given)
     if issubclass(kind, (nn.modules.conv._ConvNd, nn.Linear)):
         bias: Any = module.bias
         return None if bias is None else _by_channel(bias, output, -1 if issubclass(kind, nn.Linear) else 1)
@@ -242,7 +244,9 @@ def _implicit_bias(module: nn.Module, output: Tensor, given: tuple[tuple[Any, ..
     return None
 
 
-def _beyond_linear(module: nn.Module, output: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor | None:
+def _nonlinear_remainder(
+    module: nn.Module, output: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]]
+) -> Tensor | None:
     """output - J input, for any module. None where torch has no such derivative of it: then it is in the rest."""
     leaves = [(path, tensor) for path, tensor in containers.leaves(given) if tensor.is_floating_point()]
     tensors = tuple(tensor for _, tensor in leaves)
@@ -265,9 +269,9 @@ def _beyond_linear(module: nn.Module, output: Tensor, given: tuple[tuple[Any, ..
             continue
         if not isinstance(along, Tensor) or along.shape != output.shape:
             return None
-        shift = output - along
+        bias = output - along
         rounding = 64 * torch.finfo(output.dtype).eps * torch.maximum(output.abs().max(), along.abs().max())
-        return shift if bool(shift.abs().max() > rounding) else None  # linear, though of no kind that is known to be
+        return bias if bool(bias.abs().max() > rounding) else None  # linear, though of no kind that is known to be
     return None
 
 

@@ -32,7 +32,9 @@ def preserved(model: nn.Module, *, evaluating: bool = True) -> Iterator[None]:
     Works inside the caller's `no_grad` and `inference_mode`. A hook may turn gradients on for what comes after it; that
     ends with the block. What forward changes of a parameter, or of plain attributes, is not undone. May be nested.
     """
-    if any(held is model for held in _held()):  # in this thread's hands already: nothing to save, nothing to put back
+    if any(
+        held is model for held in _models_running()
+    ):  # in this thread's hands already: nothing to save, nothing to put back
         with torch.inference_mode(False), torch.no_grad():
             yield
         return
@@ -44,17 +46,17 @@ def preserved(model: nn.Module, *, evaluating: bool = True) -> Iterator[None]:
             while not (lock.acquire(blocking=False) or lock.acquire(timeout=0.1)):
                 let_interrupts_through()
             held.append(lock)
-        _held().append(model)
-        stack.callback(_held().remove, model)
+        _models_running().append(model)
+        stack.callback(_models_running().remove, model)
         modes = [(module, module.training) for module in modules]
-        buffers = [_Buffers(module) for module in modules if module._buffers]
+        buffers = [_SavedBuffers(module) for module in modules if module._buffers]
         bare = [module for module in modules if not module._buffers]
         for device in _devices(modules):
             stack.enter_context(shared(f"random state of {device}", partial(_random_state, device)))
         stack.enter_context(eagerly(modules))
-        with ExitStack() as put_back:  # every one of these, also where one fails
-            put_back.callback(_put_back_all, buffers, bare)
-            put_back.callback(_set_modes, modes)
+        with ExitStack() as restore:  # every one of these, also where one fails
+            restore.callback(_restore_all, buffers, bare)
+            restore.callback(_set_modes, modes)
             for module, training in modes:
                 if training and evaluating:
                     # Not .eval(): a user's own train() may do more than set this.
@@ -74,7 +76,7 @@ def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
             module.training = training
 
 
-class _Buffers:
+class _SavedBuffers:
     """The buffers of one module as they were: which, in what order, and their values."""
 
     __slots__ = ("_module", "_not_saved", "_tensors", "_values")
@@ -86,10 +88,10 @@ class _Buffers:
         kept = self._tensors.items()
         self._values = [(tensor, tensor.detach().clone()) for _, tensor in kept if tensor is not None]
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         for tensor, value in self._values:
-            if _may_differ(tensor, value):
-                _put_back(tensor, value)
+            if _needs_restoring(tensor, value):
+                _restore(tensor, value)
         module, own, kept = self._module, self._module._buffers, self._tensors
         if len(own) != len(kept) or any(own.get(name) is not tensor for name, tensor in kept.items()):
             own.clear()
@@ -100,11 +102,11 @@ class _Buffers:
             module._non_persistent_buffers_set = self._not_saved
 
 
-def _put_back_all(buffers: list[_Buffers], bare: list[nn.Module]) -> None:
+def _restore_all(buffers: list[_SavedBuffers], bare: list[nn.Module]) -> None:
     errors = []
     for each in buffers:
         try:
-            each.put_back()
+            each.restore()
         except Exception as error:  # the others are put back first
             errors.append(error)
     for module in bare:
@@ -115,7 +117,7 @@ def _put_back_all(buffers: list[_Buffers], bare: list[nn.Module]) -> None:
         raise errors[0]
 
 
-def _may_differ(tensor: Tensor, value: Tensor) -> bool:
+def _needs_restoring(tensor: Tensor, value: Tensor) -> bool:
     """On the CPU, whether it does; elsewhere always, because to copy costs less there than to ask."""
     if tensor.is_meta:
         return False
@@ -131,7 +133,7 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(torch.uint8) if tensor.ndim else tensor.reshape(1).view(torch.uint8)
 
 
-def _put_back(tensor: Tensor, value: Tensor) -> None:
+def _restore(tensor: Tensor, value: Tensor) -> None:
     with torch.inference_mode(tensor.is_inference()):
         try:
             # Through .data: a graph of the user's that holds the buffer does not take this for a change.
@@ -140,7 +142,7 @@ def _put_back(tensor: Tensor, value: Tensor) -> None:
             tensor.data = value
 
 
-def _held() -> list[nn.Module]:
+def _models_running() -> list[nn.Module]:
     """The models that this thread is running."""
     held: list[nn.Module] = _LOCAL.__dict__.setdefault("models", [])
     return held

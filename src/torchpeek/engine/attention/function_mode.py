@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 # Bound at import: whoever replaces these in torch's module hides them from us and from torch alike.
-_FUSED = F.scaled_dot_product_attention
+_FUSED_ATTENTION = F.scaled_dot_product_attention
 
 
-_MULTI_HEAD = F.multi_head_attention_forward
+_MULTI_HEAD_ATTENTION = F.multi_head_attention_forward
 
 
 _SOFTMAX = (torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax)
@@ -27,19 +27,19 @@ _SOFTMAX = (torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax)
 class AttentionMode(TorchFunctionMode):
     """Attention as the calling thread runs it: weights made and handed out where it is fused, handed out elsewhere."""
 
-    def __init__(self, attended: Callable[..., Tensor], passed_by: Callable[[str], None]) -> None:
+    def __init__(self, on_attention: Callable[..., Tensor], on_other: Callable[[str], None]) -> None:
         super().__init__()
-        self._attended = attended
-        self._passed_by = passed_by
+        self._on_attention = on_attention
+        self._on_other = on_other
         self._batch: int | None = None  # of the nn.MultiheadAttention that is running
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is _MULTI_HEAD:
+        if func is _MULTI_HEAD_ATTENTION:
             return self._multi_head(args, kwargs)
-        if func == _FUSED:
+        if func == _FUSED_ATTENTION:
             return self._fused(*args, **kwargs)
         made = func(*args, **kwargs)
         if func in _SOFTMAX and "out" not in kwargs:
@@ -53,12 +53,12 @@ class AttentionMode(TorchFunctionMode):
         queries, keys = made.shape[-2:]
         if queries != keys or keys < 2:
             if made.ndim > 3:
-                self._passed_by("pooled" if queries > keys > 1 else "cross")
+                self._on_other("pooled" if queries > keys > 1 else "cross")
             return made
         if made.ndim > 4:
-            self._passed_by("groups")
+            self._on_other("groups")
             return made
-        return self._attended(made, len(made) if made.ndim == 4 else self._batch, own=False)
+        return self._on_attention(made, len(made) if made.ndim == 4 else self._batch, own=False)
 
     def _fused(
         self,
@@ -72,13 +72,15 @@ class AttentionMode(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        usual = partial(_FUSED, query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        usual = partial(
+            _FUSED_ATTENTION, query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
         if query.is_nested or query.ndim < 3 or (is_causal and attn_mask is not None):
             return usual()
         if query.shape[-2] != key.shape[-2] or query.ndim > 4 or query.shape[-2] < 2:
             queries, keys = query.shape[-2], key.shape[-2]
             other = "pooled" if queries > keys > 1 else "cross" if queries != keys or queries < 2 else "groups"
-            self._passed_by(other)
+            self._on_other(other)
             return usual()
         kind = query.device.type
         if torch.is_autocast_enabled(kind) and query.dtype != torch.float64:  # which casts what this function is given
@@ -88,7 +90,7 @@ class AttentionMode(TorchFunctionMode):
         with torch.autocast(kind, enabled=False):
             weights = _weights(query, key, attn_mask, is_causal, scale)
             batch = len(weights) if weights.ndim == 4 else None
-            weights = self._attended(weights, batch, own=True)
+            weights = self._on_attention(weights, batch, own=True)
             made = F.dropout(weights, dropout_p) @ value.to(weights.dtype)  # the model's own p, also in eval mode
             made = made.to(value.dtype)
         # In memory as the fused kernels have it, (N, T, heads, C): a model may rely on that for a view.
@@ -100,9 +102,11 @@ class AttentionMode(TorchFunctionMode):
         before, self._batch = self._batch, query.shape[1] if query.ndim == 3 else 1
         # A copy with other globals: without its question whether somebody overrides it, it runs on, and its inside is
         # asked the same. Nothing that another thread could see is changed.
-        own = {**_MULTI_HEAD.__globals__, "has_torch_function": lambda tensors: False}
-        inside = FunctionType(_MULTI_HEAD.__code__, own, _MULTI_HEAD.__name__, _MULTI_HEAD.__defaults__)
-        inside.__kwdefaults__ = _MULTI_HEAD.__kwdefaults__
+        own = {**_MULTI_HEAD_ATTENTION.__globals__, "has_torch_function": lambda tensors: False}
+        inside = FunctionType(
+            _MULTI_HEAD_ATTENTION.__code__, own, _MULTI_HEAD_ATTENTION.__name__, _MULTI_HEAD_ATTENTION.__defaults__
+        )
+        inside.__kwdefaults__ = _MULTI_HEAD_ATTENTION.__kwdefaults__
         try:
             with self:
                 return inside(*args, **kwargs)
@@ -128,18 +132,18 @@ def _weights(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, s
 
 
 @contextmanager
-def entered(watch: TorchFunctionMode) -> Iterator[None]:
+def active(mode: TorchFunctionMode) -> Iterator[None]:
     """In this mode; on exit the thread's modes are those of the start, also if an interrupt came amid torch's own."""
-    before = _modes()
-    torch._C._push_on_torch_function_stack(watch)
+    before = _active_modes()
+    torch._C._push_on_torch_function_stack(mode)
     try:
         yield
     finally:
-        for _ in _modes():
+        for _ in _active_modes():
             torch._C._pop_torch_function_stack()
         for mode in before:
             torch._C._push_on_torch_function_stack(mode)
 
 
-def _modes() -> list[Any]:
+def _active_modes() -> list[Any]:
     return [torch._C._get_function_stack_at(place) for place in range(torch._C._len_torch_function_stack())]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from torchpeek.engine.attention.recorder import Attention, Returned
+from torchpeek.engine.attention.recorder import Attention, BlockOutput
 from torchpeek.engine.gradients import score_gradients, vjp
 from torchpeek.engine.layout import Layout
 from torchpeek.engine.numerics import at_least_float32
@@ -25,12 +25,14 @@ def attention_gradients(scores: Tensor, attentions: Sequence[Attention]) -> list
     Samples do not mix in eval mode, so one backward pass serves the batch. Raises GradUnavailable where the pass kept
     no graph, NotConnected where no score depends on one of them.
     """
-    handles = [_handle(each) for each in attentions]
+    handles = [_gradient_handle(each) for each in attentions]
     found = score_gradients(scores, handles, sum(each.weights.nbytes for each in attentions))
-    made = [_by_heads(gradient, each) for gradient, each in zip(found, attentions, strict=True) if gradient is not None]
+    made = [
+        _split_heads(gradient, each) for gradient, each in zip(found, attentions, strict=True) if gradient is not None
+    ]
     if len(made) < len(attentions):
         pairs = zip(attentions, found, strict=True)
-        raise NotConnected(_not_connected([each.layer for each, gradient in pairs if gradient is None]))
+        raise NotConnected(_not_connected_text([each.layer for each, gradient in pairs if gradient is None]))
     return made
 
 
@@ -41,7 +43,7 @@ def layerwise_attention_gradients(score: Callable[[Any], Tensor], attentions: Se
     One layer at a time, each by a batched VJP through its own block only. Raises GradUnavailable and NotConnected.
     """
     for each in attentions:
-        handle, after = _handle(each), each.after
+        handle, after = _gradient_handle(each), each.after
         if after is None or after.edge is None:
             raise GradUnavailable(
                 f"the output of {each.block!r} is not in the graph: it runs under torch.no_grad() or inference_mode(). "
@@ -54,11 +56,11 @@ def layerwise_attention_gradients(score: Callable[[Any], Tensor], attentions: Se
         (vectors,) = score_gradients(scores, [leaf], leaf.nbytes)  # (K, N, T, C)
         gradient = None if vectors is None else vjp(after.edge, [handle], vectors, each.weights.nbytes)[0]
         if gradient is None:
-            raise NotConnected(_not_connected([each.layer]))
-        yield _by_heads(gradient, each)
+            raise NotConnected(_not_connected_text([each.layer]))
+        yield _split_heads(gradient, each)
 
 
-def readout_weights(scores: Tensor, after: Returned, tokens: Layout) -> Tensor:
+def readout_weights(scores: Tensor, after: BlockOutput, tokens: Layout) -> Tensor:
     """(N, K, T): with what weight each score reads the tokens after the last block; `Trace.readout_weights` says how.
 
     Args:
@@ -88,18 +90,18 @@ def _leaf_or_copy(tokens: str, leaf: Tensor, path: str, tensor: Tensor) -> Tenso
     return leaf.clone() if path == tokens else tensor.clone()
 
 
-def _handle(attention: Attention) -> Tensor | GradientEdge:
+def _gradient_handle(attention: Attention) -> Tensor | GradientEdge:
     if attention.handle is None:
         raise GradUnavailable("this trace was made with gradients=False; make it again without that")
     return attention.handle
 
 
-def _by_heads(gradient: Tensor, attention: Attention) -> Tensor:
+def _split_heads(gradient: Tensor, attention: Attention) -> Tensor:
     """(K, N, heads, T, T) or (K, N*heads, T, T) -> (N, K, heads, T, T)."""
     return at_least_float32(gradient.reshape(len(gradient), *attention.weights.shape).movedim(0, 1))
 
 
-def _not_connected(layers: list[str]) -> str:
+def _not_connected_text(layers: list[str]) -> str:
     named = ", ".join(map(repr, layers))
     return (
         f"the score does not depend on the attention in {named}: no gradient flows back to it. Either the model does "

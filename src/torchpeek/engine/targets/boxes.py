@@ -16,10 +16,10 @@ from torchpeek.engine.targets.classes import ClassId
 from torchpeek.engine.targets.naming import class_index
 from torchpeek.errors import NotFinite, TargetError
 
-Asked: TypeAlias = Literal["score", "left", "top", "right", "bottom"]
+BoxQuantity: TypeAlias = Literal["score", "left", "top", "right", "bottom"]
 """What is asked of a box: its score, or a coordinate of it."""
 
-Scored: TypeAlias = Literal["softmax", "sigmoid"]
+ScoreActivation: TypeAlias = Literal["softmax", "sigmoid"]
 """How class logits become scores: with a last "no object", or each class by itself."""
 
 _EDGES = ("left", "top", "right", "bottom")  # in the order in which a box lists them
@@ -39,10 +39,10 @@ class BoxScores:
     labels: Tensor  # (N, K), int64: the class of each box
     boxes: Tensor  # (N, K, 4): left, top, right, bottom on the clean pass
     confidences: Tensor  # (N, K): their scores on the clean pass
-    what: Asked = "score"
+    what: BoxQuantity = "score"
     least_iou: float = 0.5
     positional: ClassVar[bool] = True  # in a mirrored picture it is elsewhere
-    scored: Scored = "softmax"  # of models that return logits
+    scored: ScoreActivation = "softmax"  # of models that return logits
 
     @property
     def kind(self) -> str:
@@ -59,7 +59,7 @@ class BoxScores:
         if len(found) != len(rows):
             raise TargetError(f"the model returned detections of {len(found)} pictures for {len(rows)} samples")
         asked = self.select(rows.to(self.labels.device), slice(None))
-        return torch.stack([asked._in_picture(index, each) for index, each in enumerate(found)])
+        return torch.stack([asked._scores_in_sample(index, each) for index, each in enumerate(found)])
 
     def select(self, rows: slice | Tensor, columns: slice) -> BoxScores:
         return replace(
@@ -69,7 +69,7 @@ class BoxScores:
             confidences=self.confidences[rows][:, columns],
         )
 
-    def _in_picture(self, index: int, found: _Detections) -> Tensor:
+    def _scores_in_sample(self, index: int, found: _Detections) -> Tensor:
         """(K,): what is asked of each box, found again among the Q detections of a picture."""
         boxes, clean = self.boxes[index].to(found.boxes), self.confidences[index].to(found.boxes)
         scores = found.scores_of(self.labels[index].to(found.labels.device))  # (Q, K)
@@ -111,19 +111,19 @@ class Box:
 
     of: int | Sequence[int] = 0
     _: KW_ONLY
-    what: Asked = "score"
+    what: BoxQuantity = "score"
     label: ClassId | None = None
     at: Sequence[float] | Tensor | None = None
     least_iou: float = 0.5
-    scores: Scored | None = None
+    scores: ScoreActivation | None = None
     separate_branches: ClassVar[bool] = True  # what a detector says of a box hangs on that box alone
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "of", _ranks(self.of))
-        object.__setattr__(self, "at", None if self.at is None else _place(self.at))
-        if self.what not in get_args(Asked):
-            raise TargetError(f"Box(what={self.what!r}): allowed: {', '.join(map(repr, get_args(Asked)))}")
-        if self.scores is not None and self.scores not in get_args(Scored):
+        object.__setattr__(self, "at", None if self.at is None else _corners(self.at))
+        if self.what not in get_args(BoxQuantity):
+            raise TargetError(f"Box(what={self.what!r}): allowed: {', '.join(map(repr, get_args(BoxQuantity)))}")
+        if self.scores is not None and self.scores not in get_args(ScoreActivation):
             raise TargetError(f"Box(scores={self.scores!r}): allowed: 'softmax', 'sigmoid', or None")
         if isinstance(self.least_iou, bool) or not isinstance(self.least_iou, (int, float)):
             raise TargetError(f"Box(least_iou={self.least_iou!r}): give a number above 0, at most 1")
@@ -131,9 +131,9 @@ class Box:
             raise TargetError(f"Box(least_iou={self.least_iou!r}): an overlap is above 0 and at most 1")
 
     def bind(self, output: Any) -> BoxScores:
-        scored = self.scores or _convention(output)
+        scored = self.scores or _score_activation_of(output)
         found = _detections(output, scored)
-        chosen = [self._choose(index, each) for index, each in enumerate(found)]  # N of (K,)
+        chosen = [self._select_detections(index, each) for index, each in enumerate(found)]  # N of (K,)
         pairs = list(zip(found, chosen, strict=True))
         return BoxScores(
             torch.stack([each.labels[index] for each, index in pairs]),
@@ -147,13 +147,13 @@ class Box:
     def named(self, class_names: Sequence[str] | None) -> Box:
         return self if self.label is None else replace(self, label=class_index(self.label, class_names))
 
-    def _choose(self, picture: int, found: _Detections) -> Tensor:
+    def _select_detections(self, picture: int, found: _Detections) -> Tensor:
         """(K,): which of the detections in a picture are meant. Raises TargetError."""
         if not len(found.boxes):
             raise TargetError(
                 f"picture {picture} has no detections, so there is no box to ask about. Give another{found.advice}"
             )
-        order, which = self._ordered(picture, found)
+        order, which = self._rank_keys(picture, found)
         ranks, count = [self.of] if isinstance(self.of, int) else list(self.of), int((order >= 0).sum())
         if max(ranks) >= count:
             raise TargetError(
@@ -163,12 +163,12 @@ class Box:
         chosen = order.argsort(descending=True, stable=True)[ranks]
         for index in chosen[_area(found.boxes[chosen]) <= 0].tolist():
             raise TargetError(
-                f"picture {picture}: what was asked for, {_shown(found, index)}, has no area and could not be found "
+                f"picture {picture}: what was asked for, {_describe_detection(found, index)}, has no area and could not be found "
                 "again. Ask for another one"
             )
         return chosen
 
-    def _ordered(self, picture: int, found: _Detections) -> tuple[Tensor, str]:
+    def _rank_keys(self, picture: int, found: _Detections) -> tuple[Tensor, str]:
         """(Q,): by what the detections are ranked, -1 for those that do not count; and in words, which do."""
         order, which = found.scores.detach(), ""
         counted = torch.ones_like(found.labels, dtype=torch.bool)
@@ -187,7 +187,7 @@ class Box:
             if order[best] < self.least_iou:
                 raise TargetError(
                     f"picture {picture} has no detection{which} that overlaps {self.at} by {self.least_iou:g} IoU "
-                    f"or more; the nearest, {_shown(found, best)}, has {float(order[best]):.2f}. Coordinates are left, "
+                    f"or more; the nearest, {_describe_detection(found, best)}, has {float(order[best]):.2f}. Coordinates are left, "
                     "top, right, bottom, in the units of the model's output; a lower least_iou takes boxes further off"
                 )
             counted, which = counted & (order >= self.least_iou), f"{which} that overlap {self.at} enough"
@@ -225,12 +225,12 @@ class _Detections:
         return torch.where(self.labels[:, None] == labels, self.scores[:, None], 0)
 
 
-def _detections(output: Any, scored: Scored) -> list[_Detections]:
+def _detections(output: Any, scored: ScoreActivation) -> list[_Detections]:
     """What was detected in each picture, at least float32. Raises TargetError and NotFinite."""
-    found = _from_dicts(output) or _from_queries(output, scored)
+    found = _detections_in_dicts(output) or _detections_in_queries(output, scored)
     if found is None:
         raise TargetError(
-            f"Box reads what a detector returns; got {_described(output)}. Taken are a list of one dict for each "
+            f"Box reads what a detector returns; got {_describe_output(output)}. Taken are a list of one dict for each "
             "picture with 'boxes' (Q, 4), 'scores' (Q,) and 'labels' (Q,), as torchvision's detectors return in eval "
             "mode, and 'logits' (N, Q, classes) with 'pred_boxes' (N, Q, 4), as transformers' DETR does. Wrap the "
             "model so that it returns one of these"
@@ -240,12 +240,12 @@ def _detections(output: Any, scored: Scored) -> list[_Detections]:
     return found
 
 
-def _from_dicts(output: Any) -> list[_Detections] | None:
+def _detections_in_dicts(output: Any) -> list[_Detections] | None:
     if not isinstance(output, (list, tuple)):
         return None
     found = []
     for each in output:
-        boxes, scores, labels = (_tensor(each, name) for name in ("boxes", "scores", "labels"))
+        boxes, scores, labels = (_tensor_named(each, name) for name in ("boxes", "scores", "labels"))
         if boxes is None or scores is None or labels is None or boxes.ndim != 2 or boxes.shape[1] != 4:
             return None
         if not scores.shape == labels.shape == boxes.shape[:1]:
@@ -254,8 +254,8 @@ def _from_dicts(output: Any) -> list[_Detections] | None:
     return found
 
 
-def _from_queries(output: Any, scored: Scored) -> list[_Detections] | None:
-    logits, centred = _logits(output), _tensor(output, "pred_boxes")
+def _detections_in_queries(output: Any, scored: ScoreActivation) -> list[_Detections] | None:
+    logits, centred = _logits(output), _tensor_named(output, "pred_boxes")
     if logits is None or centred is None or logits.ndim != 3 or centred.shape != (*logits.shape[:2], 4):
         return None
     logits, centred = at_least_float32(logits), at_least_float32(centred)
@@ -272,7 +272,7 @@ def _from_queries(output: Any, scored: Scored) -> list[_Detections] | None:
     return [_Detections(*each) for each in parts]
 
 
-def _convention(output: Any) -> Scored:
+def _score_activation_of(output: Any) -> ScoreActivation:
     """How the model that returned this makes scores of its logits, as far as the output tells."""
     name = type(output).__name__
     # In transformers these were trained with a "no object" class, and all that came later with a focal loss.
@@ -281,11 +281,11 @@ def _convention(output: Any) -> Scored:
 
 
 def _logits(output: Any) -> Tensor | None:
-    given = _tensor(output, "logits")
-    return _tensor(output, "pred_logits") if given is None else given
+    given = _tensor_named(output, "logits")
+    return _tensor_named(output, "pred_logits") if given is None else given
 
 
-def _tensor(output: Any, name: str) -> Tensor | None:
+def _tensor_named(output: Any, name: str) -> Tensor | None:
     given = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
     return given if isinstance(given, Tensor) else None
 
@@ -307,7 +307,7 @@ def _ranks(given: Any) -> int | tuple[int, ...]:
     return ranks if isinstance(given, Sequence) else ranks[0]
 
 
-def _place(given: Any) -> tuple[float, ...]:
+def _corners(given: Any) -> tuple[float, ...]:
     """Left, top, right and bottom. Raises TargetError."""
     given = given.tolist() if hasattr(given, "tolist") else given
     if (
@@ -329,12 +329,12 @@ def _area(boxes: Tensor) -> Tensor:
     return (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1)
 
 
-def _shown(found: _Detections, index: int) -> str:
+def _describe_detection(found: _Detections, index: int) -> str:
     corners = ", ".join(f"{each:.4g}" for each in found.boxes[index].tolist())
     return f"class {int(found.labels[index])} at ({corners})"
 
 
-def _described(output: Any) -> str:
+def _describe_output(output: Any) -> str:
     if isinstance(output, Tensor):
         return f"a tensor of shape {tuple(output.shape)}"
     if isinstance(output, Mapping):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.targets.naming import check_range, class_index, label_tensor
-from torchpeek.engine.targets.question import EMBEDDINGS, BySample, NamesClasses, Target, parts_of
+from torchpeek.engine.targets.question import EMBEDDING_NAMES, BySample, NamesClasses, Target, output_tensors
 from torchpeek.errors import TargetError
 
 
@@ -54,7 +54,7 @@ class Predicted:
     """The class with the highest logit, for each sample its own."""
 
     def bind(self, output: Any) -> ClassScores:
-        return ClassScores(class_logits(output).argmax(dim=1, keepdim=True), part=_logits_at(output)[0])
+        return ClassScores(class_logits(output).argmax(dim=1, keepdim=True), part=_locate_logits(output)[0])
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class TopClasses:
         logits = class_logits(output)
         if self.k > logits.shape[1]:
             raise TargetError(f"TopClasses({self.k}): the model has {logits.shape[1]} classes; k goes from 1 to that")
-        return ClassScores(logits.topk(self.k, dim=1).indices, part=_logits_at(output)[0])
+        return ClassScores(logits.topk(self.k, dim=1).indices, part=_locate_logits(output)[0])
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Classes:
         logits = class_logits(output)
         labels = torch.tensor([[class_index(each, None) for each in self.classes]], device=logits.device)
         check_range(labels, logits.shape[1])
-        return ClassScores(labels.expand(len(logits), -1), part=_logits_at(output)[0])
+        return ClassScores(labels.expand(len(logits), -1), part=_locate_logits(output)[0])
 
     def named(self, class_names: Sequence[str] | None) -> Classes:
         return Classes([class_index(each, class_names) for each in self.classes])
@@ -115,7 +115,7 @@ class ClassesPerSample:
                 "(N,) or (N, K). For the same classes of every sample use tp.targets.Classes([...])"
             )
         check_range(labels, logits.shape[1])
-        return ClassScores(labels, part=_logits_at(output)[0])
+        return ClassScores(labels, part=_locate_logits(output)[0])
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class ClassProbability:
     of: Any = Predicted()
 
     def bind(self, output: Any) -> ClassScores:
-        question = _of_classes(self.of, output, "ClassProbability")
+        question = _bind_class_scores(self.of, output, "ClassProbability")
         return replace(question, kind="probability")
 
     def named(self, class_names: Sequence[str] | None) -> ClassProbability:
@@ -187,7 +187,7 @@ class Contrast:
             raise TargetError(f"Contrast(strength={self.strength!r}): give a number, 0 or more; the paper's is 0.6")
 
     def bind(self, output: Any) -> ContrastScores:
-        question = _of_classes(self.of, output, "Contrast")
+        question = _bind_class_scores(self.of, output, "Contrast")
         if question.kind != "logit":
             raise TargetError(f"Contrast takes a target that names classes, and their logits; got {self.of!r}")
         logits, labels = class_logits(output).detach(), question.labels
@@ -225,7 +225,7 @@ class ClassLogOdds:
     of: Any = Predicted()
 
     def bind(self, output: Any) -> ClassScores:
-        question = _of_classes(self.of, output, "ClassLogOdds")
+        question = _bind_class_scores(self.of, output, "ClassLogOdds")
         if class_logits(output).shape[1] < 2:
             raise TargetError("ClassLogOdds needs at least two classes; the model has one. Its logit is Output(0)")
         return replace(question, kind="log-odds")
@@ -289,15 +289,15 @@ def class_logits(output: Any) -> Tensor:
     They are what it returned, its part `logits` or `logits_per_image`, or the only part of that shape. What a detector
     returns has none: a box's four numbers are no classes.
     """
-    return at_least_float32(_logits_at(output)[1])
+    return at_least_float32(_locate_logits(output)[1])
 
 
-def _logits_at(output: Any) -> tuple[str, Tensor]:
+def _locate_logits(output: Any) -> tuple[str, Tensor]:
     """The path of the logits in what a model returned, and what is there."""
-    parts = parts_of(output)
+    parts = output_tensors(output)
     path: str | None = next((name for name in ("", "logits", "logits_per_image") if name in parts), None)
     if path is None and not any(name.rpartition(".")[2] in ("boxes", "pred_boxes") for name in parts):
-        flat = [name for name, each in parts.items() if each.ndim == 2 and name not in EMBEDDINGS]
+        flat = [name for name, each in parts.items() if each.ndim == 2 and name not in EMBEDDING_NAMES]
         path = flat[0] if len(flat) == 1 else None
     if path is None or parts[path].ndim != 2:
         shapes = {f"{name!r} " * bool(name) + str(tuple(each.shape)) for name, each in parts.items()}
@@ -310,7 +310,7 @@ def _logits_at(output: Any) -> tuple[str, Tensor]:
     return path, parts[path]
 
 
-def _of_classes(of: Any, output: Any, what: str) -> ClassScores:
+def _bind_class_scores(of: Any, output: Any, what: str) -> ClassScores:
     """What a target asks of the output, where that is the scores of classes. Raises TargetError."""
     target = as_target(of)
     # Neurons are not bound at all: they are of no output.

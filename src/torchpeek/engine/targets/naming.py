@@ -29,13 +29,13 @@ def class_index(given: Any, class_names: Sequence[str] | None) -> int:
     if isinstance(given, bool) or not (isinstance(given, (int, str)) or hasattr(given, "__index__")):
         raise TargetError(f"a class is an index or a name; got {given!r}")
     if isinstance(given, str):
-        return _index_of(given, class_names)
+        return _index_of_name(given, class_names)
     if abs(int(given)) >= 2**31:
         raise ClassNotFound(f"no class {int(given)}; no model has as many")
     return int(given)
 
 
-def _index_of(name: str, class_names: Sequence[str] | None) -> int:
+def _index_of_name(name: str, class_names: Sequence[str] | None) -> int:
     if class_names is None:
         raise ClassNotFound(
             f"no class {name!r}: this model comes without class names. Give the index, or a LoadedModel with "

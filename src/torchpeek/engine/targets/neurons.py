@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.observed import ObservedOutput
-from torchpeek.engine.targets.question import indices
+from torchpeek.engine.targets.question import index_list
 from torchpeek.errors import NotConnected, NotFired, TargetError
 
 
@@ -41,7 +41,7 @@ class NeuronScores:
         return f"channel of {self.layer!r}, {where}"
 
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
-        values = _channels(output, self.layer)  # (n, C, *grid)
+        values = _layer_output(output, self.layer)  # (n, C, *grid)
         if self.position is not None:
             for at in self.position:
                 values = values.select(2, at)
@@ -69,15 +69,15 @@ class Neuron:
         return (self.layer,)
 
     def bind(self, output: Any) -> NeuronScores:
-        values = _channels(output, self.layer, clean=True).detach()
-        given = indices(self.channel)
+        values = _layer_output(output, self.layer, clean=True).detach()
+        given = index_list(self.channel)
         if not given:
             raise TargetError(f"Neuron(channel={self.channel!r}): give the index of a channel, or a list of these")
         if wrong := [each for each in given if not 0 <= each < values.shape[1]]:
             raise TargetError(f"no channel {wrong[0]}: layer {self.layer!r} has {values.shape[1]}, counted from 0")
         grid, position = tuple(values.shape[2:]), None
         if self.position is not None:
-            position = tuple(indices(self.position))
+            position = tuple(index_list(self.position))
             if len(position) != len(grid) or any(not 0 <= at < have for at, have in zip(position, grid, strict=True)):
                 have = f"a grid of {' x '.join(map(str, grid))}, counted from 0" if grid else "no grid; leave it out"
                 raise TargetError(f"position {self.position!r}: layer {self.layer!r} has {have}")
@@ -85,7 +85,7 @@ class Neuron:
         return NeuronScores(labels, self.layer, position)
 
 
-def _channels(output: Any, layer: str, *, clean: bool = False) -> Tensor:
+def _layer_output(output: Any, layer: str, *, clean: bool = False) -> Tensor:
     """(N, C, *grid) of an observed layer, at least float32.
 
     Raises TargetError where the pass did not look at it, and where it did not run NotFired of a `clean` pass, and

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.targets.classes import ClassId
 from torchpeek.engine.targets.naming import check_range, class_index
-from torchpeek.engine.targets.question import indices, parts_of
+from torchpeek.engine.targets.question import index_list, output_tensors
 from torchpeek.errors import TargetError
 from torchpeek.hooks import containers
 
@@ -28,7 +28,7 @@ class OutputEntries:
     kind: str = "output entry"
 
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
-        entries = _by_sample(output, self.part).flatten(1)  # (n, entries)
+        entries = _tensor_at(output, self.part).flatten(1)  # (n, entries)
         return entries.gather(1, self.labels.to(entries.device)[rows.to(entries.device)])
 
     def select(self, rows: slice | Tensor, columns: slice) -> OutputEntries:
@@ -47,9 +47,9 @@ class Output:
     part: str = ""
 
     def bind(self, output: Any) -> OutputEntries:
-        part = _part(output, self.part, ("logits",))
-        found = _by_sample(output, part).flatten(1)  # (N, D)
-        given = indices(self.entries)
+        part = _resolve_part(output, self.part, ("logits",))
+        found = _tensor_at(output, part).flatten(1)  # (N, D)
+        given = index_list(self.entries)
         if not given:
             raise TargetError(f"Output({self.entries!r}): give the index of an entry, or a list of these")
         wrong = [each for each in given if not 0 <= each < found.shape[1]]
@@ -69,7 +69,7 @@ class PixelScores:
     positional: ClassVar[bool] = True  # a mirrored picture would have it elsewhere
 
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
-        logits = _by_sample(output, self.part)  # (n, classes, *grid)
+        logits = _tensor_at(output, self.part)  # (n, classes, *grid)
         rows = rows.to(logits.device)
         labels, masks = self.labels.to(logits.device)[rows], self.masks.to(logits.device)[rows]
         index = labels.reshape(*labels.shape, *(1 for _ in logits.shape[2:])).expand(-1, -1, *logits.shape[2:])
@@ -95,8 +95,8 @@ class Pixels:
     samples: slice | None = None  # which of all the masks are theirs, where each sample has its own
 
     def bind(self, output: Any) -> PixelScores:
-        part = _part(output, self.part, ("out", "logits"))
-        logits = _by_sample(output, part).detach()
+        part = _resolve_part(output, self.part, ("out", "logits"))
+        logits = _tensor_at(output, part).detach()
         if logits.ndim < 3:
             raise TargetError(f"Pixels is of outputs (N, classes, *grid); the model returned {tuple(logits.shape)}")
         winning = logits.argmax(1)  # (N, *grid)
@@ -108,7 +108,7 @@ class Pixels:
         if self.mask is None:
             masks = winning == labels.view(-1, *(1 for _ in logits.shape[2:]))
         else:
-            mask = _mask(self.mask).to(logits.device)
+            mask = _bool_mask(self.mask).to(logits.device)
             if self.samples is not None and mask.ndim == logits.ndim - 1:
                 mask = mask[self.samples]
             fits = (tuple(logits.shape[2:]), (len(logits), *logits.shape[2:]))
@@ -142,7 +142,7 @@ class SimilarityScores:
     noun: str = "embedding"
 
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
-        found = _by_sample(output, self.part).flatten(1)  # (n, D)
+        found = _tensor_at(output, self.part).flatten(1)  # (n, D)
         chosen = self.embeddings.to(found)[self.labels.to(found.device)[rows.to(found.device)]]  # (n, K, D)
         return torch.cosine_similarity(found.unsqueeze(1), chosen, dim=2)
 
@@ -162,8 +162,8 @@ class Similarity:
     part: str = ""
 
     def bind(self, output: Any) -> SimilarityScores:
-        part = _part(output, self.part, ("image_embeds", "embeddings", "pooler_output"))
-        found = _by_sample(output, part).flatten(1)
+        part = _resolve_part(output, self.part, ("image_embeds", "embeddings", "pooler_output"))
+        found = _tensor_at(output, part).flatten(1)
         fits = isinstance(self.to, Tensor) and self.to.ndim in (1, 2) and self.to.shape[-1] == found.shape[1]
         if not fits or not self.to.numel():
             got = f"shape {tuple(self.to.shape)}" if isinstance(self.to, Tensor) else f"a {type(self.to).__name__}"
@@ -185,7 +185,7 @@ class ComputedScores:
     noun: str = "score"
 
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
-        found = _computed(self.function, output, rows)  # (n, all of them)
+        found = _call_function(self.function, output, rows)  # (n, all of them)
         return found.gather(1, self.labels.to(found.device)[rows.to(found.device)])
 
     def select(self, rows: slice | Tensor, columns: slice) -> ComputedScores:
@@ -204,19 +204,19 @@ class Computed:
 
     def of_samples(self, first: int, last: int) -> Computed:
         """For some of the samples: the function is still told which of all they are."""
-        return Computed(_From(self.function, first)) if first else self
+        return Computed(_FromSample(self.function, first)) if first else self
 
     def bind(self, output: Any) -> ComputedScores:
         if not callable(self.function):
             raise TargetError(f"Computed takes a function; got a {type(self.function).__name__}")
-        count = _samples(output)
-        found = _computed(self.function, output, torch.arange(count))
+        count = _sample_count(output)
+        found = _call_function(self.function, output, torch.arange(count))
         labels = torch.arange(found.shape[1], device=found.device).expand(count, -1)
         return ComputedScores(labels, self.function, getattr(self.function, "__name__", type(self.function).__name__))
 
 
 @dataclass(frozen=True)
-class _From:
+class _FromSample:
     """A function of the user's, for samples that are counted from `first` on."""
 
     function: Callable[[Any, Tensor], Tensor]
@@ -244,7 +244,7 @@ class Answered:
         return replace(self, labels=self.labels[rows][:, columns])
 
 
-def _computed(function: Callable[[Any, Tensor], Tensor], output: Any, rows: Tensor) -> Tensor:
+def _call_function(function: Callable[[Any, Tensor], Tensor], output: Any, rows: Tensor) -> Tensor:
     found = function(output, rows)
     if not isinstance(found, Tensor) or found.ndim not in (1, 2) or len(found) != len(rows) or not found.numel():
         got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
@@ -252,11 +252,11 @@ def _computed(function: Callable[[Any, Tensor], Tensor], output: Any, rows: Tens
     return found.unsqueeze(1) if found.ndim == 1 else found
 
 
-def _samples(output: Any) -> int:
+def _sample_count(output: Any) -> int:
     """How many samples a model returned something for. Raises TargetError where that cannot be told."""
     if isinstance(output, (list, tuple)) and output and all(isinstance(each, Mapping) for each in output):
         return len(output)  # a dict for each picture, as detectors return them
-    tensors = [each for _, each in containers.leaves(output)] or list(parts_of(output).values())
+    tensors = [each for _, each in containers.leaves(output)] or list(output_tensors(output).values())
     count = next((len(each) for each in tensors if each.ndim), 0)
     if not count:
         raise TargetError(
@@ -266,7 +266,7 @@ def _samples(output: Any) -> int:
     return count
 
 
-def _mask(given: Any) -> Tensor:
+def _bool_mask(given: Any) -> Tensor:
     """(*grid) or (N, *grid), bool. Raises TargetError for what is not true or false, or 1 or 0."""
     try:
         mask = torch.as_tensor(given)
@@ -277,12 +277,12 @@ def _mask(given: Any) -> Tensor:
     return mask.bool()
 
 
-def _part(output: Any, part: str, usual: Sequence[str]) -> str:
+def _resolve_part(output: Any, part: str, usual: Sequence[str]) -> str:
     """The path of the tensor that is meant: `part`, or else the only one, or the one of a `usual` name.
 
     Raises TargetError.
     """
-    tensors = {path: each for path, each in parts_of(output).items() if each.ndim}
+    tensors = {path: each for path, each in output_tensors(output).items() if each.ndim}
     if part in tensors:
         return part
     if not tensors:
@@ -302,9 +302,9 @@ def _part(output: Any, part: str, usual: Sequence[str]) -> str:
     raise TargetError(f"the model's output has several parts, and {wanted}; part= is one of: {listed}")
 
 
-def _by_sample(output: Any, part: str) -> Tensor:
+def _tensor_at(output: Any, part: str) -> Tensor:
     """(N, ...): the tensor at the path `part` of what the model returned, at least float32."""
-    found = parts_of(output).get(part)
+    found = output_tensors(output).get(part)
     if found is None:
         raise TargetError(f"the model returned {part!r} on the clean pass, and does not on another one")
     found = at_least_float32(found)

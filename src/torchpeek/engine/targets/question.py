@@ -78,10 +78,10 @@ class Bound:
 
 
 # What models call what they return of a picture as a whole, where it is no scores of classes.
-EMBEDDINGS = ("image_embeds", "embeddings", "pooler_output", "last_hidden_state")
+EMBEDDING_NAMES = ("image_embeds", "embeddings", "pooler_output", "last_hidden_state")
 
 
-def parts_of(output: Any) -> dict[str, Tensor]:
+def output_tensors(output: Any) -> dict[str, Tensor]:
     """Path -> floating-point tensor, of what a model returned; of an unknown kind of object its attributes."""
     found = {path: each for path, each in containers.leaves(output) if each.is_floating_point()}
     if not found and hasattr(output, "__dict__") and not isinstance(output, Tensor):
@@ -90,7 +90,7 @@ def parts_of(output: Any) -> dict[str, Tensor]:
     return found
 
 
-def indices(given: Any) -> list[int]:
+def index_list(given: Any) -> list[int]:
     """The whole numbers that are meant by one, or by several; none where that is no whole number, or not only."""
     given = given.tolist() if hasattr(given, "tolist") else given  # a tensor, or NumPy's
     several = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
