@@ -294,7 +294,7 @@ class TestTransformers:
         ("embedder", ["--text", " "], "none of them empty"),
         ("without_texts", [], "returns an embedding (image_embeds)"),
         ("convolutional", ["--box", "0"], "Box reads what a detector returns"),
-        ("convolutional", ["--pixels"], "Pixels is of outputs (N, classes, *grid)"),
+        ("convolutional", ["--pixels"], "Pixels reads outputs (N, classes, *grid)"),
         ("convolutional", ["--method", "rollout"], "no attention was seen"),
         ("attentive", ["--layout", "tokens"], "say which with --layer"),
         ("attentive", ["--method", "rollout", "--layer", "encoder"], "Leave --layer away"),

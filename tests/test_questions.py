@@ -140,7 +140,7 @@ class TestOutput:
             (
                 detections,
                 tp.targets.Output(0),
-                r"which of them is meant is not said; part= is one of: 'boxes' \(2, 4, 4\)",
+                r"the target does not name one; allowed for part=: 'boxes' \(2, 4, 4\)",
             ),
             (detections, tp.targets.Output(0, part="score"), "no tensor at 'score'"),
         ],
@@ -185,7 +185,7 @@ class TestPixels:
             tp.explain(Returns(segmentation).double(), X, layer="conv", target=target)
 
     def test_of_a_classifier(self) -> None:
-        with pytest.raises(TargetError, match="Pixels is of outputs"):
+        with pytest.raises(TargetError, match="Pixels reads outputs"):
             tp.explain(PooledNet().double(), X, target=tp.targets.Pixels(0))
 
 
@@ -343,7 +343,7 @@ class TestNeuron:
     def test_which_layers_a_trace_kept(self, net: SplitNet) -> None:
         for target in (None, Neuron("head", 0)):
             trace = tp.trace(net, X, layer="prefix", target=target)
-            with pytest.raises(TargetError, match=r"Neuron\('mix'\) asks about a layer, which the pass has to keep"):
+            with pytest.raises(TargetError, match=r"Neuron\('mix'\) reads a layer that this pass did not record"):
                 tp.explain(trace, target=Neuron("mix", 0))
 
     @pytest.mark.parametrize("method", ["gradcam", "groupcam", "scorecam", "ablationcam", "recipro-cam", "eigencam"])
@@ -405,7 +405,7 @@ class TestNeuron:
 
     def test_a_layer_that_is_not_called(self, net: SplitNet) -> None:
         net.unused = nn.Conv2d(5, 6, 2).double()
-        with pytest.raises(NotFired, match="layer 'unused', which the target asks about, was not called"):
+        with pytest.raises(NotFired, match="layer 'unused', which the target reads, was not called"):
             tp.explain(net, X, layer="prefix", target=Neuron("unused"))
 
 
@@ -463,7 +463,7 @@ class TestWhichPart:
             (
                 lambda a: {"a": a, "b": a},
                 tp.targets.Pixels(1),
-                r"which of them is meant is not said; .* 'a' \(2, 4, 8, 6\)",
+                r"the target does not name one; .* 'a' \(2, 4, 8, 6\)",
             ),
             (embedding, tp.targets.Output(0, part="1"), "returns one tensor, and no part '1'; leave part= out"),
             (lambda a: None, tp.targets.Output(0), "returned a NoneType of no floating-point tensor"),
@@ -502,7 +502,7 @@ class TestWhichPart:
         (tp.targets.Output(1.5, part="out"), "give the index of an entry"),  # type: ignore[arg-type]
         (tp.targets.Output(None, part="out"), "give the index of an entry"),  # type: ignore[arg-type]
         (tp.targets.Similarity(torch.ones(0, 192)), r"got shape \(0, 192\)"),
-        (tp.targets.Similarity(torch.zeros(192)), "or is zero, to which nothing has an angle"),
+        (tp.targets.Similarity(torch.zeros(192)), "an embedding that is zero, which has no direction"),
         (tp.targets.Similarity(torch.full((192,), torch.inf)), "has NaN or infinity"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What is asked of a model."""
+"""Targets: what a user asks of a model. Questions: the same, bound to one clean pass."""
 
 from torchpeek.engine.targets.boxes import Box, BoxScores
 from torchpeek.engine.targets.classes import (
