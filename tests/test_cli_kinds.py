@@ -295,7 +295,7 @@ class TestTransformers:
         ("without_texts", [], "returns an embedding (image_embeds)"),
         ("convolutional", ["--box", "0"], "Box reads what a detector returns"),
         ("convolutional", ["--pixels"], "Pixels reads outputs (N, classes, *grid)"),
-        ("convolutional", ["--method", "rollout"], "no attention was seen"),
+        ("convolutional", ["--method", "rollout"], "no attention was recorded"),
         ("attentive", ["--layout", "tokens"], "say which with --layer"),
         ("attentive", ["--method", "rollout", "--layer", "encoder"], "Leave --layer away"),
         ("attentive", ["--layer", "encoder", "--layout", "tokns"], "layout is 'tokns'; allowed: channels-first"),
