@@ -33,7 +33,7 @@ def preserved(model: nn.Module, *, evaluating: bool = True) -> Iterator[None]:
 
     Args:
         model: The model.
-        evaluating: Whether the modules are in eval mode inside the block. If not, their modes stay, for a training step.
+        evaluating: Whether the modules are in eval mode inside the block. If not, their modes stay (a training step).
     """
     if any(running is model for running in _models_running()):  # an outer block of this thread restores its state
         with torch.inference_mode(False), torch.no_grad():
