@@ -34,9 +34,6 @@ from torch import nn
 
 import torchpeek as tp
 
-# Names whose docstrings are not complete yet. To be emptied.
-PENDING = {"Target", "targets"}
-
 _SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Source", "Example")
 _FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -54,8 +51,6 @@ def public_names() -> Iterator[tuple[str, Any]]:
     """Dotted name and object: functions, classes, methods and properties."""
     for name in tp.__all__:
         value = getattr(tp, name)
-        if name in PENDING:
-            continue
         members = public_members(value) if isinstance(value, ModuleType) else [(None, value)]
         for member_name, member in members:
             full_name = name if member_name is None else f"{name}.{member_name}"
@@ -179,10 +174,6 @@ def test_methods_and_metrics_document_their_options(name: str) -> None:
     text = docstring(entry.compute)
     assert text.splitlines()[0].endswith(".")
     assert documented_names(sections(text).get("Args", "")) == list(entry.options)
-
-
-def test_pending_names_are_public() -> None:
-    assert set(tp.__all__) >= PENDING
 
 
 class TestTheChecksThemselves:

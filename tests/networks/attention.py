@@ -127,7 +127,7 @@ def recorded(model, x, gradients=True):
     recorder = AttentionRecorder(gradients, model)
     with preserved(model), recorder:
         output = model(x)
-    return output, recorder.found(len(x))
+    return output, recorder.attentions(len(x))
 
 
 def parameters(model):

@@ -9,7 +9,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from torchpeek.engine import Question, Trace
+from torchpeek.engine import Question, Trace, is_positional, score_kind
 from torchpeek.errors import OptionError, notify
 
 
@@ -50,11 +50,10 @@ class Smoothing:
 
 def without_unsuitable_flip(smoothing: Smoothing, question: Question) -> Smoothing:
     """Turn mirroring off, with a notice, if the question is about a position, which a mirrored input has elsewhere."""
-    if not smoothing.flip or not getattr(question, "positional", False):
+    if not smoothing.flip or not is_positional(question):
         return smoothing
     notify(
-        f"the inputs are not mirrored: {getattr(question, 'kind', 'the score')} is about a position, which a mirrored "
-        "input has elsewhere"
+        f"the inputs are not mirrored: {score_kind(question)} is about a position, which a mirrored input has elsewhere"
     )
     return replace(smoothing, flip=False)
 

@@ -11,7 +11,8 @@ from torchpeek.engine.layout_inference.default_layer import Suggestion, suggest_
 from torchpeek.engine.layout_inference.dry_run import LayerCall, layer_calls
 from torchpeek.engine.model_call import Arguments, ModelCall, as_model_call, takes_a_list
 from torchpeek.engine.preserve import preserved
-from torchpeek.engine.targets import Bound, Question, Target
+from torchpeek.engine.targets import Question, Target
+from torchpeek.engine.targets.question import Bound, is_positional, label_noun, output_part, score_kind
 from torchpeek.engine.trace import Trace, trace_model
 from torchpeek.engine.wrappers import inspectable_module, network_name, with_wrapper_prefix
 
@@ -36,10 +37,14 @@ __all__ = [
     "bias_gradients",
     "described",
     "inspectable_module",
+    "is_positional",
+    "label_noun",
     "layer_calls",
     "network_name",
+    "output_part",
     "preserved",
     "run",
+    "score_kind",
     "suggest_layer",
     "suggest_stages",
     "takes_a_list",

@@ -1,4 +1,4 @@
-"""Many passes of something changed, in chunks that fit into memory."""
+"""Run many passes of changed inputs or activations, in chunks that fit into memory."""
 
 from __future__ import annotations
 
@@ -13,79 +13,103 @@ from torchpeek.interrupts import let_interrupts_through
 from torchpeek.progress import progress
 
 Precision: TypeAlias = Literal["bfloat16"] | None
-"""In which the passes run: as the model is, or under autocast. The scores are float32 either way."""
+"""The precision of the passes: autocast to bfloat16, or None for the model's own. The scores are float32 either way."""
 
 Change: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Called as `change(tensor (b, ...), rows (b,), trials (b,))`: entry i is sample rows[i] in its trial trials[i].
+"""Called as `change(tensor (b, ...), rows (b,), trials (b,))`: entry i is for sample rows[i] in its trial trials[i].
 
-`rows` and `trials` are on the CPU, wherever the tensor is: good for indexing, and `.to(tensor)` for arithmetic.
+`rows` and `trials` are on the CPU, whatever the device of the tensor. They can index any tensor; for arithmetic, move
+them with `.to(tensor)`.
 """
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
-# What a pass holds at once, as multiples of what changes from sample to sample: widths and grids as networks have them.
-_MULTIPLE = 16
-# What the passes of one chunk may hold at once, and how many samples they are at most: on the CPU more is not faster.
-_BYTES = {"cpu": 256 * 2**20}
-_MOST = {"cpu": 16}
-_MOST_OF_SUFFIX = {"cpu": 128}  # a suffix is short, and what each replay costs besides tells
-_BYTES_ELSEWHERE = 2 * 2**30
-_MOST_ELSEWHERE = 256
+# An estimate of the memory of a pass, as a multiple of the tensor that changes: typical widths and grids of networks.
+_MEMORY_MULTIPLE = 16
+# Limits on one chunk, in bytes and in samples, by device type. On the CPU larger chunks are not faster.
+_MAX_BYTES = {"cpu": 256 * 2**20}
+_MAX_SAMPLES = {"cpu": 16}
+_MAX_SAMPLES_OF_SUFFIX = {"cpu": 128}  # a suffix is short, so the fixed cost of each replay matters
+_MAX_BYTES_ELSEWHERE = 2 * 2**30
+_MAX_SAMPLES_ELSEWHERE = 256
 
 
 def chunk_size(sample: Tensor, *, suffix: bool = False) -> int:
-    """How many samples to pass at once, for samples (1, ...) of this size and where they are.
+    """The number of samples in a chunk, by the size of a sample and its device.
 
-    They go through the whole model, or, for a `suffix`, through what comes after a layer that returns this.
+    Args:
+        sample: (1, ...): an input, or, for a `suffix`, an activation.
+        suffix: Whether the passes are replays of the suffix only.
     """
-    each = max(1, sample.numel() * sample.element_size() * _MULTIPLE)
-    kind = sample.device.type
-    most = (_MOST_OF_SUFFIX if suffix else _MOST).get(kind, _MOST_ELSEWHERE)
-    return max(1, min(_BYTES.get(kind, _BYTES_ELSEWHERE) // each, most))
+    sample_bytes = max(1, sample.numel() * sample.element_size() * _MEMORY_MULTIPLE)
+    device = sample.device.type
+    max_samples = (_MAX_SAMPLES_OF_SUFFIX if suffix else _MAX_SAMPLES).get(device, _MAX_SAMPLES_ELSEWHERE)
+    return max(1, min(_MAX_BYTES.get(device, _MAX_BYTES_ELSEWHERE) // sample_bytes, max_samples))
 
 
 def score_chunks(
     score: Callable[[Tensor, Tensor], Tensor], clean: Tensor, trials: int, live: Tensor | None, batch: int, what: str
 ) -> Tensor:
-    """(N, trials, K): `score(rows (b,), trials (b,))`, which is (b, K), of every sample and trial.
+    """Compute the scores of every sample and trial, in chunks.
 
-    Where `live` (N, trials) is False nothing is run, and the `clean` scores (N, K) stand.
+    Args:
+        score: Called as `score(rows (b,), trials (b,))`; returns (b, K).
+        clean: (N, K): the scores of the clean pass.
+        trials: The number of trials.
+        live: (N, trials), bool. Where it is False, nothing runs and the clean scores are used. None for all True.
+        batch: The number of samples in a chunk.
+        what: The name of the progress bar.
+
+    Returns:
+        (N, trials, K).
     """
     scores = clean.unsqueeze(1).repeat(1, trials, 1)  # (N, trials, K)
-    for rows, numbers, found in chunks(score, len(clean), trials, batch, what, live=live):
-        scores[rows.to(scores.device), numbers.to(scores.device)] = found.to(scores)
+    for rows, trial_indices, chunk_scores in chunks(score, len(clean), trials, batch, what, live=live):
+        scores[rows.to(scores.device), trial_indices.to(scores.device)] = chunk_scores.to(scores)
     return scores
 
 
 def chunks(
-    make: Callable[[Tensor, Tensor], Made],
+    function: Callable[[Tensor, Tensor], Result],
     count: int,
     trials: int,
     batch: int,
     what: str,
     *,
     live: Tensor | None = None,
-) -> Iterator[tuple[Tensor, Tensor, Made]]:
-    """`(rows, trials, make(rows, trials))` for every sample and trial, `batch` at a time.
+) -> Iterator[tuple[Tensor, Tensor, Result]]:
+    """Call `function(rows, trials)` for every sample and trial, in chunks.
 
-    Where memory does not suffice, half as many are tried from there on.
+    When a chunk does not fit into memory, this chunk and all later ones have half the size.
+
+    Args:
+        function: Called with the samples (b,) and the trials (b,) of a chunk.
+        count: The number of samples.
+        trials: The number of trials.
+        batch: The number of samples in a chunk.
+        what: The name of the progress bar.
+        live: (N, trials), bool: the samples and trials to call it for; None for all.
+
+    Yields:
+        rows, trials and what the function returned.
     """
     if live is None:
         pairs = torch.cartesian_prod(torch.arange(count), torch.arange(trials)).view(-1, 2)
     else:
         pairs = live.cpu().nonzero()
-    # A chunk of one sample needs no copies of what all its passes share; chunks of a few trials would be too small.
-    alone = len(pairs) >= batch * count
+    # The passes of one sample share what does not change, without a copy for each. So a chunk has the trials of one
+    # sample only, unless these are too few to fill it.
+    one_sample_only = len(pairs) >= batch * count
     start = 0
     with progress(what, len(pairs)) as advance:
         while start < len(pairs):
             let_interrupts_through()
             chunk = pairs[start : start + batch]
-            if alone:
+            if one_sample_only:
                 chunk = chunk[chunk[:, 0] == chunk[0, 0]]
-            rows, numbers = chunk.unbind(1)
+            rows, trial_indices = chunk.unbind(1)
             try:
-                made = make(rows, numbers)
+                result = function(rows, trial_indices)
             except torch.OutOfMemoryError:
                 if len(chunk) == 1:
                     raise
@@ -93,31 +117,35 @@ def chunks(
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 continue
-            yield rows, numbers, made
-            del made  # before the next is made
+            yield rows, trial_indices, result
+            del result  # before the next chunk needs the memory
             start += len(chunk)
             advance(len(chunk))
 
 
 def as_dtype(precision: str | None, inputs: Tensor) -> torch.dtype | None:
-    """What the passes are autocast to; None for as they are. Raises OptionError for what there is not."""
+    """The dtype that the passes are autocast to; None for no autocast. Raises OptionError for an unknown precision."""
     if precision is None:
         return None
     if precision != "bfloat16":
-        raise OptionError(f"option precision is {precision!r}; allowed: 'bfloat16', or None, which is as the model is")
+        raise OptionError(f"option precision is {precision!r}; allowed: 'bfloat16', or None for the model's own")
     if inputs.dtype == torch.float64:
-        raise OptionError("precision='bfloat16' is for models in float32: autocast leaves float64 as it is")
+        raise OptionError(
+            "precision='bfloat16' is for models in float32: autocast leaves float64 as it is. Leave precision out"
+        )
     return torch.bfloat16
 
 
 def check_counts(trials: int, batch: int | None) -> None:
     """Raise InputError unless both are at least 1."""
     if trials < 1 or (batch is not None and batch < 1):
-        raise InputError(f"trials is {trials} and batch {batch}; both are at least 1, or batch None for what fits")
+        raise InputError(
+            f"trials is {trials} and batch {batch}; both are at least 1, or batch is None for a size that fits"
+        )
 
 
-def check_changed(made: object, shape: tuple[int, ...]) -> None:
+def check_changed(changed: object, shape: tuple[int, ...]) -> None:
     """Raise InputError unless what a change returned is a tensor of this shape."""
-    if not isinstance(made, Tensor) or tuple(made.shape) != shape:
-        got = f"shape {tuple(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
-        raise InputError(f"the change returned {got}; allowed: a tensor of shape {shape}, as it was given")
+    if not isinstance(changed, Tensor) or tuple(changed.shape) != shape:
+        got = f"shape {tuple(changed.shape)}" if isinstance(changed, Tensor) else f"a {type(changed).__name__}"
+        raise InputError(f"the change returned {got}; allowed: a tensor of shape {shape}, the shape of its argument")

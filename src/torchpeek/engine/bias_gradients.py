@@ -1,9 +1,14 @@
-"""A score taken apart: what the input adds to it, and what the biases of every layer do.
+"""FullGrad's decomposition: what the input and the biases of all layers contribute to a score.
 
-Near a point a network is linear in its input, up to shifts: score = x . d score / d x + the sum over the modules of
-(d score / d output) . shift, a module's shift being what its output has beyond its Jacobian times its input. For a
-convolution or a linear layer that is the bias, for batch normalisation in eval mode its implicit bias, for a ReLU or a
-pooling nothing, and for any other module output - J input. (arXiv:1905.00780, section 3; proposition 1 there.)
+Near a point, a network is linear in its input plus constant terms: score = x . d score / d x + the sum over the modules
+of (d score / d output) . bias. The bias of a module is what its output has beyond its Jacobian J times its input:
+
+- of a convolution or a linear layer, its bias parameter;
+- of batch normalisation in eval mode, the implicit bias that follows from its statistics;
+- of a ReLU or a pooling layer, nothing;
+- of any other module, output - J input.
+
+Source: arXiv:1905.00780, section 3, proposition 1.
 """
 
 from __future__ import annotations
@@ -21,18 +26,22 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass
 from torchpeek.engine.layout_inference.candidates import is_channels_last
-from torchpeek.engine.layout_inference.module_axes import CHANNELS_FIRST_WITH_WEIGHTS
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.preserve import preserved
 from torchpeek.errors import GradUnavailable, NotConnected
 from torchpeek.hooks import attached, containers
+from torchpeek.hooks.module_channels import CHANNELS_FIRST_WITH_WEIGHTS
 from torchpeek.interrupts import let_interrupts_through
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 Gradients: TypeAlias = tuple[Tensor | None, ...]
+"""The gradients of one score: of the input first, then of the output of each module with a bias."""
 
-# A module whose output is a multiple of its input, or goes with it where it is not zero, has no shift.
-_WITHOUT_SHIFT = (
+ModuleArguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+"""The positional and the keyword arguments of a module's call."""
+
+# Near a point, the output of these is linear in the input without a constant term: they have no bias.
+_WITHOUT_BIAS = (
     nn.ReLU,
     nn.LeakyReLU,
     nn.PReLU,
@@ -54,8 +63,8 @@ _WITHOUT_SHIFT = (
     nn.ChannelShuffle,
 )
 
-# These are one thing, also where they have parts: an activation of their own, weights that are made by others.
-_WHOLE = (
+# These are units even where they have children: an activation of their own, or modules that compute their weights.
+_UNITS_WITH_CHILDREN = (
     nn.modules.conv._ConvNd,
     nn.Linear,
     nn.modules.batchnorm._NormBase,
@@ -63,31 +72,49 @@ _WHOLE = (
     nn.LayerNorm,
 )
 
-# What one backward pass may keep of all the gradients; the classes go through in as many chunks.
+# The memory for the gradients of one chunk of scores.
 _BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
 class FullGradients:
-    """What adds up to k of the K scores: each term is (N, k, C, ...), wherever the layer has its channels."""
+    """The contributions to k of the K scores.
 
-    inputs: Tensor  # (N, k, C, *size): input times gradient
-    biases: list[Tensor]  # (N, k, *output) for each call of a module that has a shift
-    remainder: Tensor  # (N, k), on the CPU: what of the scores they do not make up
+    Args:
+        inputs: (N, k, C, *size): input times gradient.
+        biases: For each call of a module with a bias (N, k, C, ...): bias times gradient, with the channels third
+            wherever the module's output has them.
+        remainder: (N, k), on the CPU: the part of the scores that the contributions do not add up to.
+    """
+
+    inputs: Tensor
+    biases: list[Tensor]
+    remainder: Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class _Shifted:
+class _BiasTerm:
     edge: GradientEdge
-    shift: Tensor  # broadcasts to the output
+    bias: Tensor  # broadcasts to the output
     shape: torch.Size
     channels_last: bool
 
 
-def bias_gradients(forward_pass: ForwardPass, use: Callable[[FullGradients], Made]) -> list[Made]:
-    """`use` of the contributions to all the scores, for as many of the K at once as memory allows.
+def bias_gradients(forward_pass: ForwardPass, use: Callable[[FullGradients], Result]) -> list[Result]:
+    """Compute the contributions of the input and of all biases to the scores, and hand them to `use` in chunks.
 
-    One pass from the input on, and one backward pass through all layers for each of the K.
+    This takes one pass from the input on, and for each of the K scores one backward pass through all layers.
+
+    Args:
+        forward_pass: The clean pass.
+        use: Called with the contributions to as many of the K scores as fit into memory.
+
+    Returns:
+        What `use` returned, for each chunk.
+
+    Raises:
+        NotConnected: When the scores do not depend on the input.
+        GradUnavailable: When the model overwrites values that the backward pass needs.
     """
     model, inputs = forward_pass.model, forward_pass.inputs
     with preserved(model):
@@ -101,12 +128,13 @@ def bias_gradients(forward_pass: ForwardPass, use: Callable[[FullGradients], Mad
         if not scores.requires_grad:
             raise NotConnected(
                 "the score does not depend on the input: no gradient flows back to it. The model detaches it, or runs "
-                "a part under torch.no_grad() or inference_mode(); choose a method that needs no gradients"
+                "a part under torch.no_grad() or inference_mode(). Choose a method that needs no gradients"
             )
-        handles: list[Any] = [leaf, *(each.edge for each in observer.found)]
-        numbers = leaf.numel() + sum(each.shape.numel() for each in observer.found)
-        step = max(1, _BYTES // (numbers * leaf.element_size()))
-        made = []
+        terms = observer.terms
+        handles: list[Any] = [leaf, *(term.edge for term in terms)]
+        numel = leaf.numel() + sum(term.shape.numel() for term in terms)
+        step = max(1, _BYTES // (numel * leaf.element_size()))
+        results = []
         for start in range(0, scores.shape[1], step):
             columns = slice(start, min(start + step, scores.shape[1]))
             gradients: list[Gradients] = []
@@ -115,8 +143,8 @@ def bias_gradients(forward_pass: ForwardPass, use: Callable[[FullGradients], Mad
                 with torch.enable_grad():
                     score = scores[:, k].sum()
                 gradients.append(_backward(score, handles))
-            made.append(use(_terms(gradients, leaf.detach(), observer.found, scores[:, columns].detach())))
-    return made
+            results.append(use(_full_gradients(gradients, leaf.detach(), terms, scores[:, columns].detach())))
+    return results
 
 
 def _backward(score: Tensor, handles: list[Any]) -> Gradients:
@@ -126,31 +154,35 @@ def _backward(score: Tensor, handles: list[Any]) -> Gradients:
         if "modified by an inplace operation" not in str(error):
             raise
         raise GradUnavailable(
-            "the model overwrites what the way back through all layers needs, so that it cannot be trained either: "
-            f"choose a method that needs no gradients, or those of one late layer only ({error})"
+            "the model overwrites values that the backward pass through all layers needs, so it cannot be trained "
+            f"either. Choose a method that needs no gradients, or those of one late layer only ({error})"
         ) from error
 
 
-def _terms(gradients: list[Gradients], inputs: Tensor, found: list[_Shifted], scores: Tensor) -> FullGradients:
-    def product(number: int, factor: Tensor) -> Tensor | None:
-        each = [one[number] for one in gradients]
-        if all(gradient is None for gradient in each):
+def _full_gradients(
+    gradients: list[Gradients], inputs: Tensor, terms: list[_BiasTerm], scores: Tensor
+) -> FullGradients:
+    """Multiply the k gradients by the input and the biases: the contributions to the scores (N, k)."""
+
+    def product(index: int, factor: Tensor) -> Tensor | None:
+        of_scores = [of_score[index] for of_score in gradients]
+        if all(gradient is None for gradient in of_scores):
             return None
         with torch.no_grad():
-            made = torch.stack([_or_zeros(gradient, factor) * factor for gradient in each], dim=1)
-        return at_least_float32(made)
+            stacked = torch.stack([_or_zeros(gradient, factor) * factor for gradient in of_scores], dim=1)
+        return at_least_float32(stacked)
 
     of_inputs = product(0, inputs)
     if of_inputs is None:
         of_inputs = scores.new_zeros(*scores.shape, *inputs.shape[1:])
     biases = [
-        term.movedim(-1, 2) if each.channels_last else term
-        for number, each in enumerate(found, start=1)
-        if (term := product(number, each.shift.expand(each.shape))) is not None
+        contribution.movedim(-1, 2) if term.channels_last else contribution
+        for index, term in enumerate(terms, start=1)
+        if (contribution := product(index, term.bias.expand(term.shape))) is not None
     ]
-    remainder = scores.cpu().double()  # not every device has float64
-    for term in (of_inputs, *biases):
-        remainder = remainder - term.flatten(2).sum(2).cpu().double()
+    remainder = scores.cpu().double()  # on the CPU, because not every device has float64
+    for contribution in (of_inputs, *biases):
+        remainder = remainder - contribution.flatten(2).sum(2).cpu().double()
     return FullGradients(of_inputs, biases, remainder)
 
 
@@ -159,118 +191,127 @@ def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
 
 
 class BiasGradientObserver:
-    """The hooks: for each call that has a shift, where its gradient will be, and the shift."""
+    """The hooks that collect a term for each call of a module with a bias: the bias, and where its gradient is read."""
 
     def __init__(self, inputs: Tensor) -> None:
-        self.found: list[_Shifted] = []
+        self.terms: list[_BiasTerm] = []
         self._inputs = inputs
-        self._last: tuple[torch.Size, bool] = (torch.Size(), False)  # what a module last returned, and how it lies
-        self._given: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        # The shape of the latest output, and whether its channels are last.
+        self._latest_output: tuple[torch.Size, bool] = (torch.Size(), False)
+        self._arguments: dict[nn.Module, ModuleArguments] = {}
 
     def attached_to(self, model: nn.Module) -> AbstractContextManager[None]:
-        atoms = list(_atoms(model))
-        odd = [(module, self.called) for module in atoms if _kind(module) is None]
-        return attached([(module, self.returned) for module in atoms], called=odd)
+        units = list(_units(model))
+        unknown = [(module, self.called) for module in units if _torch_class(module) is None]
+        return attached([(module, self.returned) for module in units], called=unknown)
 
     def called(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # Before a module that works in place writes into it.
-        self._given[module] = containers.mapped((args, kwargs), lambda path, tensor: tensor.detach().clone())
+        # Copies, because a module that works in place writes into its arguments.
+        self._arguments[module] = containers.mapped((args, kwargs), lambda path, tensor: tensor.detach().clone())
 
     def returned(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        given = self._given.pop(module, ((), {}))
-        # What is not by sample, such as a table, has one gradient for all of them, which cannot be told apart.
+        arguments = self._arguments.pop(module, ((), {}))
+        # An output whose first axis is not the samples, such as a table, has one gradient for all of them, which cannot
+        # be divided among them.
         count = len(self._inputs)
         if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != count or not output.requires_grad:
             return None
-        channels_last = self._lies_channels_last(module, output)
-        self._last = output.shape, channels_last
-        shift = _implicit_bias(module, output.detach(), given)
-        if shift is None:
+        channels_last = self._has_channels_last(module, output)
+        self._latest_output = output.shape, channels_last
+        bias = _bias_of(module, output.detach(), arguments)
+        if bias is None:
             return None
-        # Writing into a view gives it another history, and the edge would no longer be a part of it.
+        # A write into a view gives the view another history, and its edge would no longer be part of the graph.
         passed_on = output.clone() if output._is_view() else output
-        self.found.append(_Shifted(get_gradient_edge(passed_on), shift, output.shape, channels_last))
+        self.terms.append(_BiasTerm(get_gradient_edge(passed_on), bias, output.shape, channels_last))
         return passed_on if passed_on is not output else None
 
-    def _lies_channels_last(self, module: nn.Module, output: Tensor) -> bool:
+    def _has_channels_last(self, module: nn.Module, output: Tensor) -> bool:
         if isinstance(module, (nn.Linear, nn.LayerNorm)):
             return output.ndim > 2
         if isinstance(module, CHANNELS_FIRST_WITH_WEIGHTS):
             return False
-        shape, channels_last = self._last
+        shape, channels_last = self._latest_output
         return channels_last if output.shape == shape else is_channels_last(module, output, self._inputs)
 
 
-def _atoms(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules that are taken as they are: those without parts, and those whose class says what they do."""
+def _units(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules whose calls have a term each: those without children, and torch's layers with a known bias."""
     if isinstance(module, torch.jit.ScriptModule):
-        return  # takes no hooks
-    if isinstance(module, _WHOLE) or not any(True for _ in module.children()):
+        return  # it takes no hooks
+    if isinstance(module, _UNITS_WITH_CHILDREN) or not any(True for _ in module.children()):
         yield module
         return
     for name, child in module.named_children():
-        if name != "parametrizations":  # these make weights
-            yield from _atoms(child)
+        if name != "parametrizations":  # these modules compute weights
+            yield from _units(child)
 
 
-def _kind(module: nn.Module) -> type[nn.Module] | None:
-    """The class of torch's that says what the module does, if its `forward` is that class's own."""
-    for kind in type(module).__mro__:
-        if kind.__module__.startswith("torch.nn.modules") and "forward" in kind.__dict__:
-            known = issubclass(kind, (*_WITHOUT_SHIFT, nn.modules.conv._ConvNd, nn.Linear)) or (
-                issubclass(kind, nn.modules.batchnorm._BatchNorm) and getattr(module, "running_mean", None) is not None
+def _torch_class(module: nn.Module) -> type[nn.Module] | None:
+    """The class of torch's that the module's bias follows from; None if the module has a `forward` of its own."""
+    for cls in type(module).__mro__:
+        if cls.__module__.startswith("torch.nn.modules") and "forward" in cls.__dict__:
+            known = issubclass(cls, (*_WITHOUT_BIAS, nn.modules.conv._ConvNd, nn.Linear)) or (
+                issubclass(cls, nn.modules.batchnorm._BatchNorm) and getattr(module, "running_mean", None) is not None
             )
-            own = "forward" in module.__dict__ or type(module).forward is not kind.__dict__["forward"]
-            return kind if known and not own else None
+            overridden = "forward" in module.__dict__ or type(module).forward is not cls.__dict__["forward"]
+            return cls if known and not overridden else None
     return None
 
 
-def _implicit_bias(module: nn.Module, output: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor | None:
-    kind = _kind(module)
-    if kind is None:
-        return _beyond_linear(module, output, given)
-    if issubclass(kind, (nn.modules.conv._ConvNd, nn.Linear)):
+def _bias_of(module: nn.Module, output: Tensor, arguments: ModuleArguments) -> Tensor | None:
+    """The bias of a module, which broadcasts to its output; None where it has none."""
+    cls = _torch_class(module)
+    if cls is None:
+        return _nonlinear_remainder(module, output, arguments)
+    if issubclass(cls, (nn.modules.conv._ConvNd, nn.Linear)):
         bias: Any = module.bias
-        return None if bias is None else _by_channel(bias, output, -1 if issubclass(kind, nn.Linear) else 1)
-    if issubclass(kind, nn.modules.batchnorm._BatchNorm):
+        return None if bias is None else _along_axis(bias, output, -1 if issubclass(cls, nn.Linear) else 1)
+    if issubclass(cls, nn.modules.batchnorm._BatchNorm):
         mean, variance, weight, offset = (
             getattr(module, name) for name in ("running_mean", "running_var", "weight", "bias")
         )
         scale = (variance + module.eps).rsqrt() if weight is None else (variance + module.eps).rsqrt() * weight
-        return _by_channel(-mean * scale if offset is None else offset - mean * scale, output, 1)
+        return _along_axis(-mean * scale if offset is None else offset - mean * scale, output, 1)
     return None
 
 
-def _beyond_linear(module: nn.Module, output: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor | None:
-    """output - J input, for any module. None where torch has no such derivative of it: then it is in the rest."""
-    leaves = [(path, tensor) for path, tensor in containers.leaves(given) if tensor.is_floating_point()]
+def _nonlinear_remainder(module: nn.Module, output: Tensor, arguments: ModuleArguments) -> Tensor | None:
+    """output - J input, for any module; None where it is rounding only.
+
+    It is None also where torch has no forward derivative of the module. The remainder of the decomposition then holds
+    what the module contributes.
+    """
+    leaves = [(path, tensor) for path, tensor in containers.leaves(arguments) if tensor.is_floating_point()]
     tensors = tuple(tensor for _, tensor in leaves)
     if not tensors:
-        return output  # of no input: all that it returns
+        return output  # without an input, all of the output is bias
 
     def function(*values: Tensor) -> Any:
-        changed = {path: value.clone() for (path, _), value in zip(leaves, values, strict=True)}  # it may work in place
-        args, kwargs = containers.mapped(given, lambda path, tensor: changed.get(path, tensor))
+        # Clones, because the module may work in place.
+        changed = {path: value.clone() for (path, _), value in zip(leaves, values, strict=True)}
+        args, kwargs = containers.mapped(arguments, lambda path, tensor: changed.get(path, tensor))
         return module.forward(*args, **kwargs)
 
-    for derivative in (torch.func.jvp, torch.autograd.functional.jvp):  # the latter by two backward passes
+    for jvp in (torch.func.jvp, torch.autograd.functional.jvp):  # the second by two backward passes
         try:
             with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")  # of torch's own ways to a forward derivative
-                along = derivative(function, tensors, tensors)[1]
+                warnings.simplefilter("ignore")  # torch's own, about how it computes forward derivatives
+                linear_part = jvp(function, tensors, tensors)[1]
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, NotImplementedError, TypeError):  # torch has no such derivative of some operation
+        except (RuntimeError, NotImplementedError, TypeError):  # some operation has no such derivative
             continue
-        if not isinstance(along, Tensor) or along.shape != output.shape:
+        if not isinstance(linear_part, Tensor) or linear_part.shape != output.shape:
             return None
-        shift = output - along
-        rounding = 64 * torch.finfo(output.dtype).eps * torch.maximum(output.abs().max(), along.abs().max())
-        return shift if bool(shift.abs().max() > rounding) else None  # linear, though of no kind that is known to be
+        bias = output - linear_part
+        rounding = 64 * torch.finfo(output.dtype).eps * torch.maximum(output.abs().max(), linear_part.abs().max())
+        return bias if bool(bias.abs().max() > rounding) else None
     return None
 
 
-def _by_channel(values: Tensor, output: Tensor, axis: int) -> Tensor:
+def _along_axis(values: Tensor, output: Tensor, axis: int) -> Tensor:
+    """(C,) -> the shape in which the values broadcast along this axis of the output."""
     shape = [1] * output.ndim
     shape[axis] = -1
     return values.detach().view(shape)

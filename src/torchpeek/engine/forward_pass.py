@@ -171,7 +171,7 @@ def _one_pass(
             stack.enter_context(attention)
         output = run(model, call.for_one_pass())
     complete = None if prefix is None else prefix.complete()
-    attentions = None if attention is None else attention.found(len(call))
+    attentions = None if attention is None else attention.attentions(len(call))
     return ForwardPass(
         model,
         call,

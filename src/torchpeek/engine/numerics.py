@@ -1,4 +1,4 @@
-"""Precision: what scores, gradients and maps are computed in, and when two results count as equal."""
+"""Precision: the dtype that scores, gradients and heatmaps are computed in, and when two results count as equal."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ from torch import Tensor
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """As float32, or, where it is of float64, as it is."""
+    """Convert to float32; a float64 tensor stays as it is."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-# How far they may be off, relative to the largest number: rounding, as other batch sizes and memory formats have it.
-_ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+# The allowed difference, relative to the largest value: the rounding that other batch sizes and memory formats cause.
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
 def close(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> bool:
-    """Whether they are of one shape and, but for what rounding in `dtype` does, the same, NaN and infinities too."""
+    """Whether two tensors have one shape and, up to rounding in `dtype`, the same values, NaN and infinities too.
+
+    The tolerance is relative to the largest finite value of `theirs`. Integers and bools have to be equal.
+    """
     if ours.shape != theirs.shape:
         return False
     if not theirs.is_floating_point():
         return torch.equal(ours, theirs)
-    one, other = ours.detach().cpu().double(), theirs.detach().cpu().double()  # not every device has float64
-    finite = other[other.isfinite()]
+    # On the CPU, because not every device has float64.
+    actual, expected = ours.detach().cpu().double(), theirs.detach().cpu().double()
+    finite = expected[expected.isfinite()]
     largest = float(finite.abs().max()) if finite.numel() else 0.0
-    return torch.allclose(one, other, rtol=0, atol=_ROUNDING.get(dtype, 1e-3) * largest, equal_nan=True)
+    return torch.allclose(actual, expected, rtol=0, atol=_TOLERANCE.get(dtype, 1e-3) * largest, equal_nan=True)

@@ -1,4 +1,4 @@
-"""Run a model and leave it as it was found."""
+"""Run a model in eval mode, and restore its state afterwards."""
 
 from __future__ import annotations
 
@@ -14,50 +14,53 @@ from torch import Tensor, nn
 from torchpeek.hooks import eagerly, shared
 from torchpeek.interrupts import let_interrupts_through, uninterrupted
 
-# A lock for each module, not each model: two models may share a part.
+# One lock for each module, not for each model, because two models may share a module.
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _LOCKS_GUARD = threading.Lock()
 
-# The models that this thread is running. The locks let it in again; this saves it from saving everything again.
+# The models that this thread is running. A nested block for one of them saves nothing a second time.
 _LOCAL = threading.local()
 
 
 @contextmanager
 def preserved(model: nn.Module, *, evaluating: bool = True) -> Iterator[None]:
-    """Eval mode and no gradients inside; on every exit the modes, buffers and random state are as they were.
+    """Inside the block: eval mode and no gradients. On every exit the modes, buffers and random state are restored.
 
-    Unless `evaluating`, the modes inside are those of the model, as in a training step.
+    One thread at a time runs each model. Ctrl-C takes effect in the `interruptible` parts, that is, while the model
+    runs. A hook may turn gradients on for the operations that follow it; that ends with the block. Changes that forward
+    makes to parameters or to plain attributes are not undone. Blocks may be nested, and may be inside the caller's
+    `no_grad` and `inference_mode`.
 
-    One thread at a time for each model; Ctrl-C comes through in `interruptible` parts, that is, while the model runs.
-    Works inside the caller's `no_grad` and `inference_mode`. A hook may turn gradients on for what comes after it; that
-    ends with the block. What forward changes of a parameter, or of plain attributes, is not undone. May be nested.
+    Args:
+        model: The model.
+        evaluating: Whether the modules are in eval mode inside the block. If not, their modes stay (a training step).
     """
-    if any(held is model for held in _held()):  # in this thread's hands already: nothing to save, nothing to put back
+    if any(running is model for running in _models_running()):  # an outer block of this thread restores its state
         with torch.inference_mode(False), torch.no_grad():
             yield
         return
     with uninterrupted(), ExitStack() as stack:
-        modules = list(model.modules())  # walked once: on small networks the walks are what this costs
-        held: list[threading.RLock] = []
-        stack.callback(_release, held)
+        modules = list(model.modules())  # walked once, because on small networks most of the cost is the walks
+        acquired: list[threading.RLock] = []
+        stack.callback(_release, acquired)
         for lock in _locks(modules):
             while not (lock.acquire(blocking=False) or lock.acquire(timeout=0.1)):
                 let_interrupts_through()
-            held.append(lock)
-        _held().append(model)
-        stack.callback(_held().remove, model)
+            acquired.append(lock)
+        _models_running().append(model)
+        stack.callback(_models_running().remove, model)
         modes = [(module, module.training) for module in modules]
-        buffers = [_Buffers(module) for module in modules if module._buffers]
-        bare = [module for module in modules if not module._buffers]
+        buffers = [_SavedBuffers(module) for module in modules if module._buffers]
+        without_buffers = [module for module in modules if not module._buffers]
         for device in _devices(modules):
             stack.enter_context(shared(f"random state of {device}", partial(_random_state, device)))
         stack.enter_context(eagerly(modules))
-        with ExitStack() as put_back:  # every one of these, also where one fails
-            put_back.callback(_put_back_all, buffers, bare)
-            put_back.callback(_set_modes, modes)
+        with ExitStack() as restore:  # runs both callbacks, even if one fails
+            restore.callback(_restore_all, buffers, without_buffers)
+            restore.callback(_set_modes, modes)
             for module, training in modes:
                 if training and evaluating:
-                    # Not .eval(): a user's own train() may do more than set this.
+                    # Not .eval(), because a user's own train() may do more than set this attribute.
                     module.training = False
             with torch.inference_mode(False), torch.no_grad():
                 yield
@@ -74,40 +77,40 @@ def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
             module.training = training
 
 
-class _Buffers:
-    """The buffers of one module as they were: which, in what order, and their values."""
+class _SavedBuffers:
+    """The saved buffers of one module: their names in order, their tensors, and their values."""
 
-    __slots__ = ("_module", "_not_saved", "_tensors", "_values")
+    __slots__ = ("_module", "_non_persistent", "_tensors", "_values")
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._tensors = dict(module._buffers)
-        self._not_saved = set(module._non_persistent_buffers_set)
-        kept = self._tensors.items()
-        self._values = [(tensor, tensor.detach().clone()) for _, tensor in kept if tensor is not None]
+        self._non_persistent = set(module._non_persistent_buffers_set)
+        self._values = [(tensor, tensor.detach().clone()) for tensor in self._tensors.values() if tensor is not None]
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         for tensor, value in self._values:
-            if _may_differ(tensor, value):
-                _put_back(tensor, value)
-        module, own, kept = self._module, self._module._buffers, self._tensors
-        if len(own) != len(kept) or any(own.get(name) is not tensor for name, tensor in kept.items()):
-            own.clear()
-            own.update(kept)
-            for name in kept:
-                module.__dict__.pop(name, None)  # a plain attribute that forward put in its place
-        if module._non_persistent_buffers_set != self._not_saved:
-            module._non_persistent_buffers_set = self._not_saved
+            if _needs_restoring(tensor, value):
+                _restore(tensor, value)
+        module, current, saved = self._module, self._module._buffers, self._tensors
+        if len(current) != len(saved) or any(current.get(name) is not tensor for name, tensor in saved.items()):
+            current.clear()
+            current.update(saved)
+            for name in saved:
+                module.__dict__.pop(name, None)  # a plain attribute with which forward replaced the buffer
+        if module._non_persistent_buffers_set != self._non_persistent:
+            module._non_persistent_buffers_set = self._non_persistent
 
 
-def _put_back_all(buffers: list[_Buffers], bare: list[nn.Module]) -> None:
+def _restore_all(buffers: list[_SavedBuffers], without_buffers: list[nn.Module]) -> None:
+    """Restore all buffers, and remove those of modules that had none. Then raise the first error."""
     errors = []
     for each in buffers:
         try:
-            each.put_back()
-        except Exception as error:  # the others are put back first
+            each.restore()
+        except Exception as error:  # the others are restored first
             errors.append(error)
-    for module in bare:
+    for module in without_buffers:
         if module._buffers:
             module._buffers.clear()
             module._non_persistent_buffers_set.clear()
@@ -115,15 +118,15 @@ def _put_back_all(buffers: list[_Buffers], bare: list[nn.Module]) -> None:
         raise errors[0]
 
 
-def _may_differ(tensor: Tensor, value: Tensor) -> bool:
-    """On the CPU, whether it does; elsewhere always, because to copy costs less there than to ask."""
+def _needs_restoring(tensor: Tensor, value: Tensor) -> bool:
+    """Whether the tensor may differ from the saved value. Except on the CPU, a copy is cheaper than a check."""
     if tensor.is_meta:
         return False
     if tensor.device.type != "cpu" or tensor.layout != torch.strided:
         return True
     if tensor.shape != value.shape:
         return True
-    # Bit by bit: NaN is as good as any other value here.
+    # Compared bit by bit, because NaN is not equal to itself.
     return not torch.equal(tensor, value) and not torch.equal(_bits(tensor), _bits(value))
 
 
@@ -131,32 +134,32 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(torch.uint8) if tensor.ndim else tensor.reshape(1).view(torch.uint8)
 
 
-def _put_back(tensor: Tensor, value: Tensor) -> None:
+def _restore(tensor: Tensor, value: Tensor) -> None:
     with torch.inference_mode(tensor.is_inference()):
         try:
-            # Through .data: a graph of the user's that holds the buffer does not take this for a change.
+            # Through .data, so that a graph of the user's that holds the buffer does not count this as a change.
             tensor.data.copy_(value)
-        except (RuntimeError, NotImplementedError):  # resized, sparse, or laid out over itself
+        except (RuntimeError, NotImplementedError):  # resized, sparse, or with elements that overlap in memory
             tensor.data = value
 
 
-def _held() -> list[nn.Module]:
+def _models_running() -> list[nn.Module]:
     """The models that this thread is running."""
-    held: list[nn.Module] = _LOCAL.__dict__.setdefault("models", [])
-    return held
+    models: list[nn.Module] = _LOCAL.__dict__.setdefault("models", [])
+    return models
 
 
 def _locks(modules: list[nn.Module]) -> list[threading.RLock]:
-    """Those of all of them, always in the same order, so that nobody waits for somebody who waits for them."""
+    """The locks of the modules, always in the same order, so that two threads cannot wait for each other."""
     with _LOCKS_GUARD:
         return [_LOCKS.setdefault(module, threading.RLock()) for module in sorted(modules, key=id)]
 
 
 def _devices(modules: list[nn.Module]) -> list[torch.device]:
-    """Where the modules have tensors, and the CPU: what has random numbers that a pass may draw."""
-    own = (tensors for module in modules for tensors in (module._parameters, module._buffers))
-    found = {tensor.device for tensors in own for tensor in tensors.values() if tensor is not None}
-    return [torch.device("cpu"), *sorted((d for d in found if d.type not in ("cpu", "meta")), key=str)]
+    """The devices whose random state a pass may change: the CPU, and those that the modules have tensors on."""
+    stores = (store for module in modules for store in (module._parameters, module._buffers))
+    devices = {tensor.device for store in stores for tensor in store.values() if tensor is not None}
+    return [torch.device("cpu"), *sorted((d for d in devices if d.type not in ("cpu", "meta")), key=str)]
 
 
 def _random_state(device: torch.device) -> AbstractContextManager[None]:

@@ -501,7 +501,7 @@ class Trace:
         share it on which the score depends, such as the class token. Where it depends on none, as with a head of zeros,
         the first token before the grid has it, or the whole grid.
         """
-        last, tokens = self.attentions[-1].after, self.tokens
+        last, tokens = self.attentions[-1].block_output, self.tokens
         if last is None or last.edge is None:
             raise GradUnavailable(
                 "which tokens the score reads is told by its gradient, and this trace was made with gradients=False; "

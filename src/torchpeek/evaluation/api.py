@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from torchpeek.engine import CaptureRequest, inspectable_module, trace_model, with_observed_layers
-from torchpeek.engine.targets import Bound
+from torchpeek.engine import Bound, CaptureRequest, inspectable_module, trace_model, with_observed_layers
 from torchpeek.errors import InputError
 from torchpeek.evaluation.cases import RANDOM, Explain, by_grid, case_of, explainer_of
 from torchpeek.evaluation.checks import Metrics, check_heatmaps, check_needs, check_same, chosen_metrics

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.cam import find_method
-from torchpeek.engine import ModelCall, Question, Trace
-from torchpeek.engine.targets import Bound
+from torchpeek.engine import Bound, ModelCall, Question, Trace
 from torchpeek.errors import InputError
 from torchpeek.explanation import HeatmapOptions, LayerChoice
 from torchpeek.explanation.heatmaps import compute_heatmaps

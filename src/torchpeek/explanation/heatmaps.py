@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchpeek import _version
 from torchpeek.cam import FUSIONS, CamMethod, Smoothing, fused, smoothed, without_unsuitable_flip
-from torchpeek.engine import ModelCall, Question, Trace
+from torchpeek.engine import ModelCall, Question, Trace, label_noun, output_part, score_kind
 from torchpeek.engine.targets import ClassesPerSample, as_target, innermost, of_samples
 from torchpeek.errors import InputError, NotConnected, NotFinite, OptionError, TargetError, notify
 from torchpeek.explanation.plan import MethodSelection, plan_passes, run_pass, selected_methods
@@ -185,7 +185,7 @@ def _provenance(
 ) -> Provenance:
     labels = sorted(set(trace.question.labels.flatten().tolist()))
     names: Mapping[int, str] = dict(enumerate(trace.origin.class_names or ()))
-    if noun := getattr(trace.question, "noun", None):  # the labels are no class indices
+    if noun := label_noun(trace.question):  # the labels are no class indices
         names = {label: f"{noun} {label}" for label in labels}
     returned = next((capture.returned for capture in trace.at.values()), trace.inputs)
     all_layers = method.layers == "all"
@@ -212,5 +212,5 @@ def _provenance(
 
 def _score_name(question: Question) -> str:
     """What a score is, and, where the model returns several tensors, which of them it is read from."""
-    kind, part = getattr(question, "kind", type(question).__name__), getattr(question, "part", "")
-    return f"{kind}, from {part!r}" if part else str(kind)
+    kind, part = score_kind(question), output_part(question)
+    return f"{kind}, from {part!r}" if part else kind

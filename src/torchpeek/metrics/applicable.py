@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchpeek.engine import Trace
+from torchpeek.engine import Trace, score_kind
 from torchpeek.engine.targets import BoxScores, ClassScores, ComputedScores, class_logits
 from torchpeek.errors import MetricNotApplicable
 from torchpeek.metrics.case import ONE_LOGIT
@@ -40,6 +40,6 @@ def check_applies(metric: Metric, trace: Trace) -> None:
     if metric.reads == "probability" and not (of_classes or box or isinstance(question, ComputedScores)):
         raise MetricNotApplicable(
             f"{metric.name} needs a probability, but the target's score is none: "
-            f"{getattr(question, 'kind', question)}. Next: ask for a class, a detected box's score, or "
+            f"{score_kind(question)}. Next: ask for a class, a detected box's score, or "
             f"tp.targets.Computed with numbers in [0, 1]; {_OTHERS}"
         )

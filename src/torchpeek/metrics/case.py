@@ -10,8 +10,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from torchpeek.engine import Change, Trace
-from torchpeek.engine.targets import Bound, ClassScores, ComputedScores, class_logits
+from torchpeek.engine import Bound, Change, Trace
+from torchpeek.engine.targets import ClassScores, ComputedScores, class_logits
 from torchpeek.errors import MetricNotApplicable
 from torchpeek.heatmap import unit_range, upsample
 from torchpeek.metrics.draws import fingerprint, generator

@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
+from torchpeek.engine import score_kind
 from torchpeek.engine.targets import Answered, ClassScores, ContrastScores, Question
 from torchpeek.errors import FormatError
 from torchpeek.heatmap import Heatmap, Provenance
@@ -52,7 +53,7 @@ def save_bytes(heatmap: Heatmap) -> bytes:
             stored = {"kind": question.kind, "strength": question.strength}
         case _:  # the question can be named, but not evaluated again
             tensors["labels"] = question.labels
-            stored = {"kind": str(getattr(question, "kind", type(question).__name__)), "answered": "yes"}
+            stored = {"kind": score_kind(question), "answered": "yes"}
     about = {"format": _VERSION, "question": stored, "provenance": asdict(heatmap.provenance)}
     header = {_KEY: json.dumps(about, ensure_ascii=False)}
     return to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, header)

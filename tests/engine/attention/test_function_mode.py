@@ -66,7 +66,7 @@ class TestFused:
         for one, two in zip(ours, theirs, strict=True):
             assert torch.isfinite(one).all()
             close(one, two, 1e-12)
-        [found] = recorder.found(2)
+        [found] = recorder.attentions(2)
         rows = found.weights.sum(-1)
         dead = any(torch.equal(options.get("attn_mask", q), mask(f"dead row{of}")) for of in ("", " of minus infinity"))
         close(rows, torch.ones_like(rows).masked_fill(dead & (torch.arange(5) == 2), 0), 1e-12)
@@ -89,7 +89,7 @@ class TestFused:
         with torch.no_grad(), AttentionRecorder(False, model) as recorder:
             made = model(q, k, v)
         close(made, model(q, k, v), 1e-6)
-        close(recorder.found(2)[0].weights, (q @ k.repeat_interleave(2, 1).mT * 6**-0.5).softmax(-1), 1e-6)
+        close(recorder.attentions(2)[0].weights, (q @ k.repeat_interleave(2, 1).mT * 6**-0.5).softmax(-1), 1e-6)
 
     def test_samples_and_heads_in_one_axis(self) -> None:
         class Merged(nn.Module):
@@ -101,7 +101,7 @@ class TestFused:
         model = Merged()
         with torch.no_grad(), AttentionRecorder(False, model) as recorder:
             close(model(q), Plain()(q, q, q), 1e-6)
-        close(recorder.found(3)[0].weights, (q @ q.mT * 6**-0.5).softmax(-1), 1e-6)
+        close(recorder.attentions(3)[0].weights, (q @ q.mT * 6**-0.5).softmax(-1), 1e-6)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision(self, dtype) -> None:
@@ -111,7 +111,7 @@ class TestFused:
             made = model(q, k, v)
         assert made.dtype == dtype
         close(made.float(), model(q, k, v).float(), 2e-2)
-        close(recorder.found(2)[0].weights, (q.double() @ k.double().mT * 6**-0.5).softmax(-1), 1e-6)
+        close(recorder.attentions(2)[0].weights, (q.double() @ k.double().mT * 6**-0.5).softmax(-1), 1e-6)
 
     def test_autocast(self) -> None:
         q, k, v = torch.randn(3, 2, 4, 5, 6)
@@ -130,7 +130,7 @@ class TestFused:
             made = model(q, k, k)
         assert torch.equal(made, model(q, k, k))
         with pytest.raises(MethodNotApplicable, match="1 from other queries"):
-            recorder.found(2)
+            recorder.attentions(2)
 
     @pytest.mark.parametrize("first", [True, False])
     def test_transformer_encoder_without_its_fast_path(self, first) -> None:
@@ -144,7 +144,7 @@ class TestFused:
                 made = model(tokens)
             assert torch.equal(model(tokens), expected)
             close(made.detach(), expected, 1e-5)
-        found = recorder.found(3)
+        found = recorder.attentions(3)
         assert [each.block for each in found] == ["layers.0", "layers.1"]
         z = tokens if first else tokens.transpose(0, 1)
         _, theirs = model.layers[0].self_attn(*(z if first else tokens,) * 3, average_attn_weights=False)
@@ -168,6 +168,6 @@ class TestFused:
             with torch.no_grad(), AttentionRecorder(False, model) as recorder:
                 made = model(z)
             close(made[0], model(z)[0].detach(), 1e-6)
-            [found] = recorder.found(2)
+            [found] = recorder.attentions(2)
             assert float(found.weights[1, :, :, 3:].abs().max()) == 0
             assert float(found.weights[0, :, :, 3:].min()) > 0

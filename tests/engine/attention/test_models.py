@@ -136,7 +136,7 @@ class TestModels:
             ),
             (timm_model("xcit_nano_12_p16_224", depth=2, img_size=96), 96, "2 between channels"),
             (timm_model("convit_tiny", img_size=64, depth=2), 64, "several softmaxes"),
-            (timm_model("resnet18"), 64, "no attention was seen in ResNet"),
+            (timm_model("resnet18"), 64, "no attention was recorded in ResNet"),
         ],
     )
     def test_other_attention_is_refused_by_name(self, make, size, why) -> None:

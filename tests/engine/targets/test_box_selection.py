@@ -149,7 +149,7 @@ class TestFormats:
         ],
     )
     def test_what_is_not_taken(self, output: Any, got: str) -> None:
-        with pytest.raises(TargetError, match=f"got {got}. Taken are a list of one dict .* 'pred_boxes'"):
+        with pytest.raises(TargetError, match=f"got {got}. Allowed are a list of one dict .* 'pred_boxes'"):
             Box().bind(output)
 
     def test_the_same_under_other_names(self) -> None:
@@ -171,7 +171,7 @@ class TestFormats:
 
     def test_one_class_and_no_other(self) -> None:
         output = {"logits": self.LOGITS[..., :1], "pred_boxes": self.BOXES}
-        with pytest.raises(TargetError, match="say Box\\(scores='sigmoid'\\)"):
+        with pytest.raises(TargetError, match="give Box\\(scores='sigmoid'\\)"):
             Box().bind(output)
         best = self.LOGITS[..., 0].sigmoid().amax(1, keepdim=True)
         assert torch.equal(Box(scores="sigmoid").bind(output).confidences, best)

@@ -115,7 +115,7 @@ class TestNeuron:
     def test_which_layers_a_trace_kept(self, net: SplitNet) -> None:
         for target in (None, Neuron("head", 0)):
             trace = tp.trace(net, X, layer="prefix", target=target)
-            with pytest.raises(TargetError, match=r"Neuron\('mix'\) asks about a layer, which the pass has to keep"):
+            with pytest.raises(TargetError, match=r"Neuron\('mix'\) reads a layer that this pass did not record"):
                 tp.explain(trace, target=Neuron("mix", 0))
 
     @pytest.mark.parametrize("method", ["gradcam", "groupcam", "scorecam", "ablationcam", "recipro-cam", "eigencam"])
@@ -177,5 +177,5 @@ class TestNeuron:
 
     def test_a_layer_that_is_not_called(self, net: SplitNet) -> None:
         net.unused = nn.Conv2d(5, 6, 2).double()
-        with pytest.raises(NotFired, match="layer 'unused', which the target asks about, was not called"):
+        with pytest.raises(NotFired, match="layer 'unused', which the target reads, was not called"):
             tp.explain(net, X, layer="prefix", target=Neuron("unused"))

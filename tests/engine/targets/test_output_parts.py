@@ -70,7 +70,7 @@ class TestOutputParts:
             (
                 lambda a: {"a": a, "b": a},
                 tp.targets.Pixels(1),
-                r"which of them is meant is not said; .* 'a' \(2, 4, 8, 6\)",
+                r"the target does not name one; .* 'a' \(2, 4, 8, 6\)",
             ),
             (embedding, tp.targets.Output(0, part="1"), "returns one tensor, and no part '1'; leave part= out"),
             (lambda a: None, tp.targets.Output(0), "returned a NoneType of no floating-point tensor"),
@@ -109,7 +109,7 @@ class TestOutputParts:
         (tp.targets.Output(1.5, part="out"), "give the index of an entry"),  # type: ignore[arg-type]
         (tp.targets.Output(None, part="out"), "give the index of an entry"),  # type: ignore[arg-type]
         (tp.targets.Similarity(torch.ones(0, 192)), r"got shape \(0, 192\)"),
-        (tp.targets.Similarity(torch.zeros(192)), "or is zero, to which nothing has an angle"),
+        (tp.targets.Similarity(torch.zeros(192)), "an embedding that is zero, which has no direction"),
         (tp.targets.Similarity(torch.full((192,), torch.inf)), "has NaN or infinity"),
     ],
 )

@@ -106,7 +106,7 @@ class TestOutput:
             (
                 detections,
                 tp.targets.Output(0),
-                r"which of them is meant is not said; part= is one of: 'boxes' \(2, 4, 4\)",
+                r"the target does not name one; allowed for part=: 'boxes' \(2, 4, 4\)",
             ),
             (detections, tp.targets.Output(0, part="score"), "no tensor at 'score'"),
         ],
@@ -151,7 +151,7 @@ class TestPixels:
             tp.explain(Returns(segmentation).double(), X, layer="conv", target=target)
 
     def test_of_a_classifier(self) -> None:
-        with pytest.raises(TargetError, match="Pixels is of outputs"):
+        with pytest.raises(TargetError, match="Pixels reads outputs"):
             tp.explain(PooledNet().double(), X, target=tp.targets.Pixels(0))
 
 

@@ -1,4 +1,4 @@
-"""Attention weights, seen where a model makes them and made where it does not, in one pass."""
+"""AttentionRecorder: record the attention weights of one pass, also where the model computes them in a fused call."""
 
 from __future__ import annotations
 
@@ -15,189 +15,223 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from torchpeek.engine.attention.function_mode import AttentionMode, entered
+from torchpeek.engine.attention.function_mode import AttentionMode, OtherAttention, active
 from torchpeek.errors import MethodNotApplicable
 from torchpeek.hooks import attached, containers
 from torchpeek.interrupts import uninterrupted
 
 
 @dataclass(frozen=True, eq=False)
-class Returned:
-    """What a block returned: copies of its tensors, and where the graph behind its tokens begins."""
+class BlockOutput:
+    """What a block returned.
 
-    value: Any  # as the block returned it, a tensor or a container, without a graph
-    path: str  # of the tokens in `value`; "" where it is the tensor itself
+    Args:
+        value: A tensor or a container, with copies of the tensors and without a graph.
+        path: The path of the tokens in `value`; "" where it is the tensor itself.
+        edge: Where the graph behind the tokens begins; None where they are not in the graph.
+    """
+
+    value: Any
+    path: str
     edge: GradientEdge | None
 
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """How the tokens attended to each other in one call.
+    """The attention of all tokens to each other in one call.
 
-    `weights` are what the softmax returned: a model that mixes the heads afterwards (talking heads), or drops some,
-    multiplies the values with something else. `handle` is where their gradient is asked for, and may have heads and
-    samples in one axis, (N*heads, T, T); None where the pass kept no graph.
+    Args:
+        layer: The innermost module that was running.
+        block: The outermost module that has this attention between the tokens and no other, and returns the tokens.
+        weights: (N, heads, T, T), what the softmax returned; rows are queries. A row sums to 1, or to 0 where all of it
+            is masked. A model that mixes the heads afterwards (talking heads), or drops some of the weights, multiplies
+            the values by something else.
+        handle: Where the gradient of the weights is read. Samples and heads may share one axis, (N*heads, T, T). None
+            where the pass kept no graph.
+        block_output: What the block returned; None where the pass kept no graph.
     """
 
-    layer: str  # the innermost module that was running
-    block: str  # the outermost module that holds this attention of the tokens and no other, and returns the tokens
-    weights: Tensor  # (N, heads, T, T), rows are queries; each row sums to 1, or to 0 where all of it is masked
+    layer: str
+    block: str
+    weights: Tensor
     handle: Tensor | GradientEdge | None
-    after: Returned | None  # what the block returned; None where the pass kept no graph
+    block_output: BlockOutput | None
 
 
 class AttentionRecorder:
-    """Inside the block the model makes its attention weights, and they are kept; with `gradients`, in the graph.
+    """Record the attention weights of one pass: `with recorder: run(model, call)`, then `recorder.attentions(N)`.
 
-    `with recorder: run(model, inputs)`, then `recorder.found(N)`. Seen are scaled_dot_product_attention,
-    nn.MultiheadAttention and a softmax over the last axis of what is square, in the thread that entered, eagerly run.
-    The fast paths of torch's transformer layers are off meanwhile. The graph starts at the first attention weights:
-    nothing before them is recorded, and gradients are on from there until the block ends. Use it once.
+    Recorded are scaled_dot_product_attention, nn.MultiheadAttention, and a softmax over the last axis of a tensor
+    whose last two axes are equal; in the thread that entered the block, and in eager mode. The fast paths of torch's
+    transformer layers are off inside the block.
+
+    With `gradients`, the graph starts at the first attention weights: nothing before them is in it, and gradients are
+    on from there to the end of the block. A recorder is used once.
     """
 
     def __init__(self, gradients: bool, model: nn.Module) -> None:
         self._gradients = gradients
         self._model = model
-        self._seen: list[_Attended] = []
-        self._others = Counter[str]()
-        self._calls: list[_Call] = []  # under way, the innermost last
+        self._attention_calls: list[_AttentionCall] = []
+        self._other_calls = Counter[OtherAttention]()
+        self._module_calls: list[_ModuleCall] = []  # those that are running, the innermost last
         self._thread = threading.get_ident()
         self._exits = ExitStack()
 
     def __enter__(self) -> AttentionRecorder:
         self._thread = threading.get_ident()
-        with ExitStack() as opened:
-            opened.enter_context(uninterrupted())
-            opened.callback(torch.set_grad_enabled, torch.is_grad_enabled())
-            hooked = [(name, module) for name, module in self._model.named_modules() if _takes_hooks(module)]
-            opened.enter_context(
+        with ExitStack() as stack:
+            stack.enter_context(uninterrupted())
+            stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
+            hooked = [(name, module) for name, module in self._model.named_modules() if _can_have_hooks(module)]
+            stack.enter_context(
                 attached(
-                    called=[(module, partial(self._called, name)) for name, module in hooked],
-                    ended=[(module, self._ended) for _, module in hooked],
+                    called=[(module, partial(self._module_called, name)) for name, module in hooked],
+                    ended=[(module, self._module_returned) for _, module in hooked],
                 )
             )
-            opened.enter_context(entered(AttentionMode(self._attended, self._passed_by)))
-            self._exits = opened.pop_all()
+            stack.enter_context(active(AttentionMode(self._record, self._count_other)))
+            self._exits = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._calls.clear()
+        self._module_calls.clear()
         self._exits.close()
 
-    def found(self, count: int) -> list[Attention]:
-        """The attention of all tokens to each other, in the order of the pass, for a batch of `count` samples.
+    def attentions(self, sample_count: int) -> list[Attention]:
+        """The attention of all tokens to each other, in the order of the pass, for a batch of `sample_count` samples.
 
-        Raises MethodNotApplicable where there is none, or where it is not all that moves information between tokens:
-        attention inside windows, in several branches, or among fewer tokens later on. Left out is attention among more
-        tokens in earlier stages, between channels, and from other queries (a class token of its own, a pooling head).
-        Where a model has samples and heads in one axis, (N*heads, T, T), samples are taken to come first, as torch and
-        transformers have it.
+        Three kinds are left out: attention among more tokens in earlier stages, attention between channels, and
+        attention from other queries (a class token of its own, a pooling head). Where a model has samples and heads in
+        one axis, (N*heads, T, T), the samples are taken to come first, as in torch and transformers.
+
+        Raises:
+            MethodNotApplicable: When there is none, or other operations move information between the tokens, too:
+                attention inside windows, in several branches, or among fewer tokens later on.
         """
-        of_tokens = [seen for seen in self._seen if seen.batch == count and seen.block is not None]
-        windows = sum(seen.batch not in (count, None) for seen in self._seen) + self._others["groups"]
-        if not windows and (unclear := [seen for seen in self._seen if seen.among_tokens and seen.block is None]):
+        of_tokens = [call for call in self._attention_calls if call.batch == sample_count and call.block is not None]
+        windows = sum(call.batch not in (sample_count, None) for call in self._attention_calls)
+        windows += self._other_calls["groups"]
+        unclear = [call for call in self._attention_calls if call.among_tokens and call.block is None]
+        if not windows and unclear:
             raise MethodNotApplicable(
-                f"attention in {unclear[0].layer!r} of {self._named} is made of several softmaxes, so that none of "
-                f"them is what the tokens attend with. {_INSTEAD}"
+                f"the attention in {unclear[0].layer!r} of {self._model_name} is made of several softmaxes, so none of "
+                f"them gives the weights of the tokens. {_USE_ANOTHER_METHOD}"
             )
-        if windows or not of_tokens or self._others["pooled"]:
-            raise MethodNotApplicable(self._why_none(len(of_tokens), windows))
-        size = Counter(seen.size for seen in of_tokens).most_common(1)[0][0]
-        chosen = [seen for seen in of_tokens if seen.size == size]
-        if others := [seen for seen in of_tokens[of_tokens.index(chosen[0]) :] if seen.size != size]:
+        if windows or not of_tokens or self._other_calls["pooled"]:
+            raise MethodNotApplicable(self._refusal(len(of_tokens), windows))
+        size = Counter(call.size for call in of_tokens).most_common(1)[0][0]
+        selected = [call for call in of_tokens if call.size == size]
+        if others := [call for call in of_tokens[of_tokens.index(selected[0]) :] if call.size != size]:
             raise MethodNotApplicable(
-                f"most attention of {self._named} is among {size} tokens, but that in {others[-1].layer!r}, not before "
-                f"it, among {others[-1].size}: the tokens are merged on the way or run in several branches, of which "
-                f"attention says nothing. {_INSTEAD}"
+                f"most attention of {self._model_name} is among {size} tokens, but that in {others[-1].layer!r}, a "
+                f"later layer, among {others[-1].size}: the model merges tokens, or runs them in several branches. "
+                f"Attention weights do not show how. {_USE_ANOTHER_METHOD}"
             )
         return [
-            Attention(seen.layer, seen.block or "", seen.weights.view(count, -1, size, size), seen.handle, seen.after)
-            for seen in chosen
+            Attention(
+                call.layer,
+                call.block or "",
+                call.weights.view(sample_count, -1, size, size),
+                call.handle,
+                call.block_output,
+            )
+            for call in selected
         ]
 
     @property
-    def _named(self) -> str:
+    def _model_name(self) -> str:
         return type(self._model).__name__
 
-    def _why_none(self, of_tokens: int, windows: int) -> str:
-        channels = len(self._seen) + self._others["groups"] - of_tokens - windows
-        kinds = {
+    def _refusal(self, of_tokens: int, windows: int) -> str:
+        channels = len(self._attention_calls) + self._other_calls["groups"] - of_tokens - windows
+        counts = {
             "among all tokens": of_tokens,
             "inside windows or groups of tokens": windows,
-            "between channels, or something else that is no token of a layer's output": channels,
-            "of many tokens to fewer, such as pooled ones": self._others["pooled"],
-            "from other queries than the tokens (cross-attention)": self._others["cross"],
+            "between channels, or between entries that are not the tokens of a layer's output": channels,
+            "of many tokens to fewer, such as pooled ones": self._other_calls["pooled"],
+            "from other queries than the tokens (cross-attention)": self._other_calls["cross"],
         }
-        if any(kinds.values()):
-            listed = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
+        if any(counts.values()):
+            listed = ", ".join(f"{count} {description}" for description, count in counts.items() if count)
             return (
-                f"attention methods need a model whose tokens all attend to each other; {self._named} has other "
-                f"attention. By calls: {listed}. {_INSTEAD}"
+                f"attention methods need a model whose tokens all attend to each other; {self._model_name} has other "
+                f"attention. Its calls: {listed}. {_USE_ANOTHER_METHOD}"
             )
         scripted = any(isinstance(module, torch.jit.ScriptModule) for module in self._model.modules())
         return (
-            f"no attention was seen in {self._named}; seen are scaled_dot_product_attention, nn.MultiheadAttention and "
-            "a softmax over the last axis of (N, heads, T, T), also inside them"
+            f"no attention was recorded in {self._model_name}. Recorded are scaled_dot_product_attention, "
+            "nn.MultiheadAttention and a softmax over the last axis of (N, heads, T, T)"
             + (", but not in scripted parts, which this model has" if scripted else "")
-            + ". A fused kernel of another kind (flash_attn, xformers, flex_attention), a compiled function and "
-            "DataParallel hide it: choose another implementation (in transformers attn_implementation='sdpa'), or a "
-            "method that needs no attention (torchpeek methods lists them)"
+            + ". Other fused kernels (flash_attn, xformers, flex_attention), compiled functions and DataParallel hide "
+            "their attention. Choose another implementation (in transformers attn_implementation='sdpa'), or a method "
+            "that needs no attention (torchpeek methods lists them)"
         )
 
-    def _attended(self, weights: Tensor, batch: int | None, *, own: bool) -> Tensor:
-        """Keep square weights, and return those to go on with. `own`: nobody else will write into them."""
-        kept = weights.detach() if own else weights.detach().clone()
+    def _record(self, weights: Tensor, batch: int | None, *, private: bool) -> Tensor:
+        """Record square weights, and return the weights that the model continues with.
+
+        `private`: no one but the recorder has the tensor, so nothing will write into it.
+        """
+        recorded = weights.detach() if private else weights.detach().clone()
         handle: Tensor | GradientEdge | None = None
         if self._gradients and weights.requires_grad:
             handle = get_gradient_edge(weights)
         elif self._gradients:
-            torch.set_grad_enabled(True)  # for what comes after; the end of the block ends it
-            handle = leaf = kept.detach().requires_grad_()
-            weights = leaf.clone()  # not the leaf itself: what comes next may write into it
-        seen = _Attended(self._calls[-1].name if self._calls else "", kept, handle, batch)
-        self._seen.append(seen)
-        for call in self._calls:
-            call.seen.append(seen)
+            torch.set_grad_enabled(True)  # for the operations that follow; ended with the block
+            handle = leaf = recorded.detach().requires_grad_()
+            weights = leaf.clone()  # not the leaf itself, because the next operation may write into it
+        innermost = self._module_calls[-1].name if self._module_calls else ""
+        call = _AttentionCall(innermost, recorded, handle, batch)
+        self._attention_calls.append(call)
+        for module_call in self._module_calls:
+            module_call.attention_calls.append(call)
         return weights
 
-    def _passed_by(self, kind: str) -> None:
-        self._others[kind] += 1
+    def _count_other(self, description: OtherAttention) -> None:
+        self._other_calls[description] += 1
 
-    def _called(self, name: str, module: nn.Module, args: Any, kwargs: Any = None) -> None:
+    def _module_called(self, name: str, module: nn.Module, args: Any, kwargs: Any = None) -> None:
         if threading.get_ident() == self._thread:
-            self._calls.append(_Call(name, module, []))
+            self._module_calls.append(_ModuleCall(name, module, []))
 
-    def _ended(self, module: nn.Module, args: Any, output: Any) -> None:
-        if threading.get_ident() != self._thread or not any(call.module is module for call in self._calls):
+    def _module_returned(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Decide for each attention in the module whether the module returns its tokens, and whether it is its block.
+
+        Modules return from the inside out. So the last module that qualifies as the block is the outermost.
+        """
+        if threading.get_ident() != self._thread or not any(call.module is module for call in self._module_calls):
             return
-        while (call := self._calls.pop()).module is not module:
-            pass  # ended by an error that the model caught
-        sizes = Counter(seen.size for seen in call.seen)
-        for seen in call.seen:
-            alone = sizes[seen.size] == 1
-            if (seen.among_tokens and not alone) or (place := _tokens(output, seen)) is None:
+        while (module_call := self._module_calls.pop()).module is not module:
+            pass  # it raised an error, which the model caught
+        sizes = Counter(call.size for call in module_call.attention_calls)
+        for call in module_call.attention_calls:
+            alone = sizes[call.size] == 1
+            if (call.among_tokens and not alone) or (tokens := _find_tokens(output, call)) is None:
                 continue
-            seen.among_tokens = True
-            path, seen.batch = place
-            if alone and (call.name or seen.block is None):  # after the model itself nothing comes
-                seen.block = call.name
-                seen.after = _returned(output, path) if self._gradients else None
+            call.among_tokens = True
+            path, call.batch = tokens
+            if alone and (module_call.name or call.block is None):  # the model itself only where there is no other
+                call.block = module_call.name
+                call.block_output = _block_output(output, path) if self._gradients else None
 
 
-_INSTEAD = "Choose a method that needs no attention (torchpeek methods lists them)"
+_USE_ANOTHER_METHOD = "Choose a method that needs no attention (torchpeek methods lists them)"
 
 
 @dataclass(eq=False)
-class _Attended:
+class _AttentionCall:
+    """One recorded attention, completed as the modules around it return."""
+
     layer: str
     weights: Tensor  # (N, heads, T, T) or (N*heads, T, T)
     handle: Tensor | GradientEdge | None
-    batch: int | None  # of samples; None where it is not known yet
+    batch: int | None  # the number of samples; None until it is known
     among_tokens: bool = False  # whether a module around it returned as many tokens
     block: str | None = None
-    after: Returned | None = None
+    block_output: BlockOutput | None = None
 
     @property
     def size(self) -> int:
@@ -205,42 +239,45 @@ class _Attended:
 
 
 @dataclass(frozen=True, eq=False)
-class _Call:
-    """A call of a module that is under way, and the attention in it so far."""
+class _ModuleCall:
+    """A call of a module that is running, and the attention in it so far."""
 
     name: str
     module: nn.Module
-    seen: list[_Attended]
+    attention_calls: list[_AttentionCall]
 
 
-def _takes_hooks(module: nn.Module) -> bool:
+def _can_have_hooks(module: nn.Module) -> bool:
     return not isinstance(module, torch.jit.ScriptModule)
 
 
-def _returned(output: Any, path: str) -> Returned:
+def _block_output(output: Any, path: str) -> BlockOutput:
     tokens = containers.at(output, path)
     edge = get_gradient_edge(tokens) if tokens.requires_grad else None
-    return Returned(containers.mapped(output, lambda _, tensor: tensor.detach().clone()), path, edge)
+    return BlockOutput(containers.mapped(output, lambda _, tensor: tensor.detach().clone()), path, edge)
 
 
-def _tokens(output: Any, seen: _Attended) -> tuple[str, int] | None:
-    """Path of the tensor in a module's output whose positions are those that attended, and its samples, or None."""
+def _find_tokens(output: Any, call: _AttentionCall) -> tuple[str, int] | None:
+    """The path of the tensor in a module's output that has the tokens of this attention, and its number of samples.
+
+    None where the output has no such tensor.
+    """
     for path, tensor in containers.leaves(output):
-        if tensor.is_floating_point() and (batch := _samples(tensor.shape, seen)) is not None:
-            return path, batch
+        if tensor.is_floating_point() and (count := _sample_count(tensor.shape, call)) is not None:
+            return path, count
     return None
 
 
-def _samples(shape: torch.Size, seen: _Attended) -> int | None:
-    """N, if the shape is (N, T, C), (T, N, C), or (N, *grid, C) or (N, C, *grid) with T positions; else None."""
+def _sample_count(shape: torch.Size, call: _AttentionCall) -> int | None:
+    """N, if the shape is (N, T, C), (T, N, C), (N, *grid, C) or (N, C, *grid) with T positions; else None."""
     if len(shape) < 3 or 0 in shape:
         return None
 
     def fits(count: int) -> bool:
-        return count == seen.batch if seen.batch is not None else len(seen.weights) % count == 0
+        return count == call.batch if call.batch is not None else len(call.weights) % count == 0
 
-    # Not (N, C, T): where channels attend to each other in one head, (N, T, C) would look like it.
-    along = [math.prod(shape[1:-1]), *([math.prod(shape[2:])] if len(shape) > 3 else [])]
-    if seen.size in along and fits(shape[0]):
+    # (N, C, T) is left out: where channels attend to each other in one head, (N, T, C) would be taken for it.
+    position_counts = [math.prod(shape[1:-1]), *([math.prod(shape[2:])] if len(shape) > 3 else [])]
+    if call.size in position_counts and fits(shape[0]):
         return shape[0]
-    return shape[1] if len(shape) == 3 and shape[0] == seen.size and fits(shape[1]) else None
+    return shape[1] if len(shape) == 3 and shape[0] == call.size and fits(shape[1]) else None

@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchpeek.engine.layout import Grid, Kind, Layout, LayoutSpec, described
-from torchpeek.engine.layout_inference.module_axes import CHANNELS_LAST_NORMS, ChannelAxis, channel_axis
+from torchpeek.engine.layout_inference.module_axes import CHANNELS_LAST_NORMS, channel_axis
 from torchpeek.errors import NoSpatialLayer
 from torchpeek.hooks import containers
+from torchpeek.hooks.module_channels import ChannelAxis
 
 # Class, distillation and register tokens: no model is known to have more.
 _MAX_PREFIX = 16

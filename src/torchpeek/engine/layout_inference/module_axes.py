@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from torch import Tensor, nn
 
 from torchpeek.engine.layout import Grid
-
-ChannelAxis: TypeAlias = Literal["first", "last"]
-"""`first`: axis 1, as in (N, C, *grid). `last`: the last axis, as in (N, *grid, C)."""
-
-CHANNELS_FIRST_WITH_WEIGHTS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
-"""Module types whose output is (N, C, *grid), and which may have a weight and a bias for each channel."""
-
-CHANNELS_FIRST = (
-    *CHANNELS_FIRST_WITH_WEIGHTS,
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd,
-)
-"""Module types whose output is (N, C, *grid): convolutions, batch and group norms, poolings."""
-
-CHANNELS_LAST_NORMS = (nn.LayerNorm, nn.RMSNorm)
-"""Normalisations over the last axis. A subclass may move its channels, as LayerNorm2d of torchvision does."""
+from torchpeek.hooks.module_channels import CHANNELS_FIRST, CHANNELS_LAST_NORMS, ChannelAxis
 
 # Their output has the layout of their input.
 _ELEMENTWISE = (

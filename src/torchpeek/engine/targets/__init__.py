@@ -1,4 +1,4 @@
-"""What is asked of a model."""
+"""Targets: what a user asks of a model. Questions: the same, bound to one clean pass."""
 
 from torchpeek.engine.targets.boxes import Box, BoxScores
 from torchpeek.engine.targets.classes import (
@@ -29,11 +29,10 @@ from torchpeek.engine.targets.outputs import (
     Similarity,
     SimilarityScores,
 )
-from torchpeek.engine.targets.question import Bound, Question, Target
+from torchpeek.engine.targets.question import Question, Target
 
 __all__ = [
     "Answered",
-    "Bound",
     "Box",
     "BoxScores",
     "ClassId",

@@ -1,4 +1,4 @@
-"""Which class is meant: by an index, a name, or a list of these for each sample."""
+"""Resolve the classes that a user names, by index or by name, to class indices."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torchpeek.errors import AmbiguousClass, ClassNotFound, TargetError, closest
 
 
 def label_tensor(target: Sequence[Any], class_names: Sequence[str] | None) -> Tensor:
+    """The class indices (N,) or (N, K) of a list of classes, or of a list of such lists. Raises TargetError."""
     nested = [isinstance(each, Sequence) and not isinstance(each, str) for each in target]
     if any(nested) and not all(nested):
-        raise TargetError(f"target mixes classes and lists of classes: {target!r}; give (N,) or (N, K)")
+        raise TargetError(f"target mixes classes and lists of classes: {target!r}; allowed: (N,) or (N, K)")
     if not any(nested):
         return torch.tensor([class_index(each, class_names) for each in target], dtype=torch.long)
     rows = [[class_index(each, class_names) for each in row] for row in target]
@@ -24,39 +25,39 @@ def label_tensor(target: Sequence[Any], class_names: Sequence[str] | None) -> Te
     return torch.tensor(rows, dtype=torch.long)
 
 
-def class_index(given: Any, class_names: Sequence[str] | None) -> int:
-    """The index that is meant by an index or a name. Raises TargetError, ClassNotFound and AmbiguousClass."""
-    if isinstance(given, bool) or not (isinstance(given, (int, str)) or hasattr(given, "__index__")):
-        raise TargetError(f"a class is an index or a name; got {given!r}")
-    if isinstance(given, str):
-        return _index_of(given, class_names)
-    if abs(int(given)) >= 2**31:
-        raise ClassNotFound(f"no class {int(given)}; no model has as many")
-    return int(given)
+def class_index(class_id: Any, class_names: Sequence[str] | None) -> int:
+    """The class index for an index or a name. Raises TargetError, ClassNotFound and AmbiguousClass."""
+    if isinstance(class_id, bool) or not (isinstance(class_id, (int, str)) or hasattr(class_id, "__index__")):
+        raise TargetError(f"a class is {class_id!r}; allowed: an index or a name")
+    if isinstance(class_id, str):
+        return _index_of_name(class_id, class_names)
+    if abs(int(class_id)) >= 2**31:
+        raise ClassNotFound(f"no class {int(class_id)}; no model has as many")
+    return int(class_id)
 
 
-def _index_of(name: str, class_names: Sequence[str] | None) -> int:
+def _index_of_name(name: str, class_names: Sequence[str] | None) -> int:
     if class_names is None:
         raise ClassNotFound(
             f"no class {name!r}: this model comes without class names. Give the index, or a LoadedModel with "
             "class_names"
         )
-    wanted = name.strip().casefold()
-    exact = [index for index, full in enumerate(class_names) if full.casefold() == wanted]
+    folded = name.strip().casefold()
+    exact = [index for index, full in enumerate(class_names) if full.casefold() == folded]
     # Some lists give synonyms, as in "tench, Tinca tinca".
-    found = exact or [index for index, full in enumerate(class_names) if wanted in full.casefold().split(", ")]
-    if not found:
+    matches = exact or [index for index, full in enumerate(class_names) if folded in full.casefold().split(", ")]
+    if not matches:
         raise ClassNotFound(
-            f"no class {name!r} among {len(class_names)}{closest(name, class_names)}. An index works, too"
+            f"no class {name!r} among {len(class_names)}{closest(name, class_names)}. A class index is allowed, too"
         )
-    if len(found) > 1:
-        listed = ", ".join(f"{index} ({class_names[index]})" for index in found)
-        raise AmbiguousClass(f"{len(found)} classes are called {name!r}: {listed}. Give the index of the one you mean")
-    return found[0]
+    if len(matches) > 1:
+        listed = ", ".join(f"{index} ({class_names[index]})" for index in matches)
+        raise AmbiguousClass(f"{len(matches)} classes have the name {name!r}: {listed}. Give one of these indices")
+    return matches[0]
 
 
 def check_range(labels: Tensor, classes: int) -> None:
-    """Raise ClassNotFound unless the model has all of these classes."""
+    """Raise ClassNotFound unless all labels are class indices of a model with this many classes."""
     wrong = labels[(labels < 0) | (labels >= classes)]
     if wrong.numel():
         raise ClassNotFound(f"no class {int(wrong[0])}: the model has {classes} classes, 0 to {classes - 1}")

@@ -1,4 +1,4 @@
-"""Questions about what a layer inside the model says."""
+"""Target for channels of a layer inside the model."""
 
 from __future__ import annotations
 
@@ -11,27 +11,40 @@ from torch import Tensor
 
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.observed import ObservedOutput
-from torchpeek.engine.targets.question import indices
+from torchpeek.engine.targets.question import index_list
 from torchpeek.errors import NotConnected, NotFired, TargetError
 
 
 @dataclass(frozen=True, eq=False)
 class NeuronScores:
-    """What fixed channels of a layer say: at one position of its grid, or their means over it."""
+    """The activations of fixed channels of a layer: at one position of its grid, or their means over the grid.
 
-    labels: Tensor  # (N, K), int64: the channels
+    Args:
+        labels: (N, K), int64: the channels.
+        layer: The name of the layer.
+        position: The position on the layer's grid; None for the mean over the grid.
+        noun: What a label counts.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3))
+        >>> target = tp.targets.Neuron("1", channel=[0, 4])
+        >>> tp.explain(model, torch.rand(1, 3, 8, 8), layer="0", target=target).question.labels
+        tensor([[0, 4]])
+    """
+
+    labels: Tensor  # (N, K), int64
     layer: str
     position: tuple[int, ...] | None = None
     noun: str = "channel"
 
     @property
     def layers(self) -> Sequence[str]:
-        """The layers whose outputs the question reads."""
+        """The names of the inner layers that the question reads."""
         return (self.layer,)
 
     @property
     def positional(self) -> bool:
-        """Whether it is of a place, which a mirrored picture would have elsewhere."""
+        """Whether the question is about a position of the input, which moves when the input is mirrored."""
         return self.position is not None
 
     @property
@@ -41,22 +54,67 @@ class NeuronScores:
         return f"channel of {self.layer!r}, {where}"
 
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
-        values = _channels(output, self.layer)  # (n, C, *grid)
+        """Compute the scores of an output.
+
+        Args:
+            output: An `ObservedOutput` of n samples, which holds what the layer returned.
+            rows: (n,), int64: the clean sample that each of them is a version of.
+
+        Returns:
+            (n, K) scores, at least float32.
+
+        Raises:
+            TargetError: When the pass did not record the layer, or the layer returned something else than (n, C, ...).
+            NotConnected: When the layer did not run in the pass.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3))
+            >>> trace = tp.trace(model, torch.rand(2, 3, 8, 8), layer="0", target=tp.targets.Neuron("1", channel=3))
+            >>> trace.scores.shape
+            torch.Size([2, 1])
+        """
+        values = _layer_output(output, self.layer)  # (n, C, *grid)
         if self.position is not None:
-            for at in self.position:
-                values = values.select(2, at)
-        found = values.flatten(2).mean(2) if values.ndim > 2 else values  # (n, C)
-        return found.gather(1, self.labels.to(found.device)[rows.to(found.device)])
+            for index in self.position:
+                values = values.select(2, index)
+        channels = values.flatten(2).mean(2) if values.ndim > 2 else values  # (n, C)
+        return channels.gather(1, self.labels.to(channels.device)[rows.to(channels.device)])
 
     def select(self, rows: slice | Tensor, columns: slice) -> NeuronScores:
+        """Select some of the samples and of the channels.
+
+        Args:
+            rows: Which of the N samples.
+            columns: Which of the K channels.
+
+        Returns:
+            The question of these samples and channels.
+
+        Example:
+            >>> question = tp.targets.NeuronScores(torch.tensor([[1, 2], [3, 4]]), "layer")
+            >>> question.select(slice(1, 2), slice(0, 1)).labels
+            tensor([[3]])
+        """
         return replace(self, labels=self.labels[rows][:, columns])
 
 
 @dataclass(frozen=True)
 class Neuron:
-    """Channels of any layer: what they say at one `position` of the layer's grid, or, left out, on average over it.
+    """The activations of channels of any layer: at one position of the layer's grid, or their means over the grid.
 
-    For a layer that returns (N, D) a channel is one of the D. It is to come after the layer that is looked at.
+    The layer has to run after the target layer of the heatmap. For a layer that returns (N, D), a channel is one of
+    the D.
+
+    Args:
+        layer: The name of the layer.
+        channel: The index of a channel, or a list of these.
+        position: One index for each axis of the layer's grid. None for the mean over the grid.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3))
+        >>> target = tp.targets.Neuron("1", channel=2, position=(0, 3))
+        >>> tp.explain(model, torch.rand(1, 3, 8, 8), layer="0", target=target).provenance.score
+        "channel of '1', at 0, 3"
     """
 
     layer: str
@@ -65,46 +123,66 @@ class Neuron:
 
     @property
     def layers(self) -> Sequence[str]:
-        """The layers whose outputs the question reads."""
+        """The names of the inner layers that the target reads."""
         return (self.layer,)
 
     def bind(self, output: Any) -> NeuronScores:
-        values = _channels(output, self.layer, clean=True).detach()
-        given = indices(self.channel)
-        if not given:
+        """Bind the target to the output of the clean pass.
+
+        Args:
+            output: An `ObservedOutput` of N samples, which holds what the layer returned.
+
+        Returns:
+            The question, with labels (N, K), K the number of channels.
+
+        Raises:
+            TargetError: When the layer has no such channel or position, the pass did not record the layer, or the layer
+                returned something else than (N, C, ...).
+            NotFired: When the layer did not run.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3))
+            >>> target = tp.targets.Neuron("1", channel=[0, 4])
+            >>> tp.trace(model, torch.rand(2, 3, 8, 8), layer="0", target=target).question.labels.shape
+            torch.Size([2, 2])
+        """
+        values = _layer_output(output, self.layer, clean=True).detach()
+        channels = index_list(self.channel)
+        if not channels:
             raise TargetError(f"Neuron(channel={self.channel!r}): give the index of a channel, or a list of these")
-        if wrong := [each for each in given if not 0 <= each < values.shape[1]]:
+        if wrong := [channel for channel in channels if not 0 <= channel < values.shape[1]]:
             raise TargetError(f"no channel {wrong[0]}: layer {self.layer!r} has {values.shape[1]}, counted from 0")
         grid, position = tuple(values.shape[2:]), None
         if self.position is not None:
-            position = tuple(indices(self.position))
-            if len(position) != len(grid) or any(not 0 <= at < have for at, have in zip(position, grid, strict=True)):
-                have = f"a grid of {' x '.join(map(str, grid))}, counted from 0" if grid else "no grid; leave it out"
-                raise TargetError(f"position {self.position!r}: layer {self.layer!r} has {have}")
-        labels = torch.tensor([given], device=values.device).expand(len(values), -1)
+            position = tuple(index_list(self.position))
+            inside = all(0 <= index < size for index, size in zip(position, grid, strict=False))
+            if len(position) != len(grid) or not inside:
+                allowed = f"a grid of {' x '.join(map(str, grid))}, counted from 0" if grid else "no grid; leave it out"
+                raise TargetError(f"position {self.position!r}: layer {self.layer!r} has {allowed}")
+        labels = torch.tensor([channels], device=values.device).expand(len(values), -1)
         return NeuronScores(labels, self.layer, position)
 
 
-def _channels(output: Any, layer: str, *, clean: bool = False) -> Tensor:
-    """(N, C, *grid) of an observed layer, at least float32.
+def _layer_output(output: Any, layer: str, *, clean: bool = False) -> Tensor:
+    """(N, C, *grid): what an observed layer returned, at least float32.
 
-    Raises TargetError where the pass did not look at it, and where it did not run NotFired of a `clean` pass, and
-    NotConnected of one of what comes after another layer.
+    Raises TargetError where the pass did not record the layer. Where the layer did not run, raises NotFired for a
+    `clean` pass, and NotConnected for a pass that starts after the target layer.
     """
     if not isinstance(output, ObservedOutput) or layer not in output.observed:
         raise TargetError(
-            f"Neuron({layer!r}) asks about a layer, which the pass has to keep: give it as the target of that pass, "
+            f"Neuron({layer!r}) reads a layer that this pass did not record. Give it as the target of the pass: "
             "explain(model, inputs, target=...) or trace(model, inputs, target=...)"
         )
     if layer not in output.layers:
         if clean:
-            raise NotFired(f"layer {layer!r}, which the target asks about, was not called in the pass")
+            raise NotFired(f"layer {layer!r}, which the target reads, was not called in the pass")
         raise NotConnected(
-            f"layer {layer!r}, which the target asks about, does not run after the layer that is looked at, and so the "
-            "score does not depend on it. Choose an earlier layer to look at; layer=None suggests one"
+            f"layer {layer!r}, which the target reads, does not run after the target layer, so the score does not "
+            "depend on the target layer. Choose an earlier target layer; layer=None suggests one"
         )
-    found = output.layers[layer]
-    if not isinstance(found, Tensor) or found.ndim < 2 or not found.is_floating_point():
-        what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-        raise TargetError(f"layer {layer!r} returned {what}; Neuron is of layers that return (N, C, *grid) or (N, D)")
-    return at_least_float32(found)
+    tensor = output.layers[layer]
+    if not isinstance(tensor, Tensor) or tensor.ndim < 2 or not tensor.is_floating_point():
+        got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+        raise TargetError(f"layer {layer!r} returned {got}; Neuron reads layers that return (N, C, *grid) or (N, D)")
+    return at_least_float32(tensor)

@@ -1,4 +1,4 @@
-"""What asking is: a Target, bound to a clean pass as a frozen Question."""
+"""Target and Question: what a user asks for, and the same request bound to one clean pass."""
 
 from __future__ import annotations
 
@@ -8,15 +8,35 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from torchpeek.engine.observed import layers_of_target
 from torchpeek.hooks import containers
 
 
 @runtime_checkable
 class Target(Protocol):
-    """What the user asks for: the predicted class, class 281, the top 5."""
+    """What a user asks for, such as the predicted class, class 281, or the top 5.
+
+    A target may also have the members `layers` (names of the inner layers that it reads, see `layers_of_target`) and
+    `separate_branches` (see `has_separate_branches`).
+
+    Example:
+        >>> target = tp.targets.Predicted()
+        >>> target.bind(torch.tensor([[0.1, 0.7, 0.2]])).labels
+        tensor([[1]])
+    """
 
     def bind(self, output: Any) -> Question:
-        """Decide, on the output of the clean pass, what exactly is asked from now on."""
+        """Bind the target to the output of the clean pass: the question does not change on later passes.
+
+        Args:
+            output: What the model returned for N samples; with inner layers to read, an `ObservedOutput`.
+
+        Returns:
+            The question, with labels (N, K).
+
+        Raises:
+            TargetError: When the output does not hold what the target asks for.
+        """
         ...
 
 
@@ -25,7 +45,7 @@ class NamesClasses(Target, Protocol):
     """A target that may name classes."""
 
     def named(self, class_names: Sequence[str] | None) -> Target:
-        """The same target with class names looked up."""
+        """Return the target with class names replaced by class indices."""
         ...
 
 
@@ -34,12 +54,26 @@ class BySample(Target, Protocol):
     """A target that may have something for each sample."""
 
     def of_samples(self, first: int, last: int) -> Target:
-        """The same target for the samples from `first` to before `last`."""
+        """Return the target for the samples from `first` to before `last`."""
         ...
 
 
 class Question(Protocol):
-    """The same question on every later pass, however the prediction moves."""
+    """A target that is bound to a clean pass. It scores later passes of the same samples, and does not change.
+
+    A question may also have these members:
+
+    - `kind`: what a score is, in words, for the provenance; see `score_kind`.
+    - `noun`: what a label counts, where labels are not class indices; see `label_noun`.
+    - `part`: the path of the tensor that the scores are read from; see `output_part`.
+    - `positional`: whether the question is about a position; see `is_positional`.
+    - `layers`: names of the inner layers that it reads; see `layers_of_target`.
+
+    Example:
+        >>> question = tp.targets.Predicted().bind(torch.tensor([[0.1, 0.7, 0.2]]))
+        >>> question(torch.tensor([[5.0, 6.0, 7.0]]), torch.tensor([0]))
+        tensor([[6.]])
+    """
 
     @property
     def labels(self) -> Tensor:
@@ -47,11 +81,27 @@ class Question(Protocol):
         ...
 
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
-        """(n, K) scores of the n samples in `output`; sample i is a version of clean sample `rows[i]`."""
+        """Compute the scores of an output.
+
+        Args:
+            output: What the model returned for n samples.
+            rows: (n,), int64: sample i of the output is a version of clean sample `rows[i]`.
+
+        Returns:
+            (n, K) scores.
+        """
         ...
 
     def select(self, rows: slice | Tensor, columns: slice) -> Question:
-        """The question of some of the samples and scores only."""
+        """Select some of the samples and of the scores.
+
+        Args:
+            rows: Which of the N samples.
+            columns: Which of the K scores.
+
+        Returns:
+            The question of these samples and scores.
+        """
         ...
 
 
@@ -60,39 +110,86 @@ def has_separate_branches(target: object) -> bool:
     return bool(getattr(target, "separate_branches", False))
 
 
+def is_positional(question: object) -> bool:
+    """Whether the question is about a position of the input, which moves when the input is mirrored."""
+    return bool(getattr(question, "positional", False))
+
+
+def label_noun(question: object) -> str | None:
+    """What a label of the question counts, such as "channel"; None where labels are class indices."""
+    noun: str | None = getattr(question, "noun", None)
+    return noun
+
+
+def score_kind(question: object) -> str:
+    """What a score of the question is, in words; by default the name of the question's class."""
+    return str(getattr(question, "kind", type(question).__name__))
+
+
+def output_part(question: object) -> str:
+    """The path of the tensor that the scores are read from; "" where the output is the tensor or no path is known."""
+    return str(getattr(question, "part", ""))
+
+
 @dataclass(frozen=True)
 class Bound:
-    """A question that is bound already, as a target for further passes."""
+    """A question as a target for further passes: it is bound already.
+
+    Args:
+        question: The question.
+
+    Example:
+        >>> question = tp.targets.Predicted().bind(torch.tensor([[0.1, 0.7, 0.2]]))
+        >>> tp.targets.Bound(question).bind(torch.tensor([[0.9, 0.0, 0.1]])).labels
+        tensor([[1]])
+    """
 
     question: Question
 
     @property
     def layers(self) -> Sequence[str]:
-        """The names of the inner layers that the question is about, if it is."""
-        names: Sequence[str] = getattr(self.question, "layers", ())
-        return names
+        """The names of the inner layers that the question reads; empty where it reads the model's output."""
+        return layers_of_target(self.question)
 
     def bind(self, output: Any) -> Question:
-        """The question, whatever the output."""
+        """Return the question, whatever the output is.
+
+        Args:
+            output: What the model returned. It is not read.
+
+        Returns:
+            The question.
+
+        Example:
+            >>> question = tp.targets.Predicted().bind(torch.tensor([[0.1, 0.7, 0.2]]))
+            >>> tp.targets.Bound(question).bind(None) is question
+            True
+        """
         return self.question
 
 
-# What models call what they return of a picture as a whole, where it is no scores of classes.
-EMBEDDINGS = ("image_embeds", "embeddings", "pooler_output", "last_hidden_state")
+# The parts of an output that hold an embedding of the whole input. They have the shape of class logits and are none.
+EMBEDDING_NAMES = ("image_embeds", "embeddings", "pooler_output", "last_hidden_state")
 
 
-def parts_of(output: Any) -> dict[str, Tensor]:
-    """Path -> floating-point tensor, of what a model returned; of an unknown kind of object its attributes."""
-    found = {path: each for path, each in containers.leaves(output) if each.is_floating_point()}
-    if not found and hasattr(output, "__dict__") and not isinstance(output, Tensor):
-        inside = {"logits": getattr(output, "logits", None), **vars(output)}  # which may be a property
-        found = {path: each for path, each in containers.leaves(inside) if each.is_floating_point()}
-    return found
+def output_tensors(output: Any) -> dict[str, Tensor]:
+    """Path -> floating-point tensor of what a model returned; of an object that is no container, its attributes."""
+    tensors = {path: tensor for path, tensor in containers.leaves(output) if tensor.is_floating_point()}
+    if not tensors and hasattr(output, "__dict__") and not isinstance(output, Tensor):
+        # `logits` may be a property, which vars() does not list.
+        attributes = {"logits": getattr(output, "logits", None), **vars(output)}
+        tensors = {path: tensor for path, tensor in containers.leaves(attributes) if tensor.is_floating_point()}
+    return tensors
 
 
-def indices(given: Any) -> list[int]:
-    """The whole numbers that are meant by one, or by several; none where that is no whole number, or not only."""
-    given = given.tolist() if hasattr(given, "tolist") else given  # a tensor, or NumPy's
-    several = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-    whole = all(isinstance(each, int) and not isinstance(each, bool) for each in several)
-    return several if whole else []
+def python_values(value: Any) -> Any:
+    """A tensor, or a NumPy array or number, as Python numbers in lists; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def index_list(value: Any) -> list[int]:
+    """One integer or several, as a list; empty where anything in `value` is not an integer."""
+    value = python_values(value)
+    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    all_integers = all(isinstance(each, int) and not isinstance(each, bool) for each in values)
+    return values if all_integers else []
