@@ -42,7 +42,7 @@ def test_the_import_loads_neither_torch_nor_numpy() -> None:
 
 
 def test_star_import() -> None:
-    names = {name: "" for name in tp.__all__}
+    names = dict.fromkeys(tp.__all__, "")
     exec("from torchpeek import *", names)
     assert all(names[name] is getattr(tp, name) for name in tp.__all__)
 
