@@ -1,5 +1,5 @@
 """The command line: one file per command; parse, call, print."""
 
-from torchpeek.cli.main import main
+from torchpeek.cli.app import main
 
 __all__ = ["main"]

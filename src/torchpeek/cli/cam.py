@@ -11,8 +11,8 @@ from torchpeek.cam import Smoothing
 from torchpeek.cli.cam_run import Gallery, Looks
 from torchpeek.cli.console import print_json, print_skipped, print_table, progress
 from torchpeek.cli.loading import Flag, Many, loaded_model
-from torchpeek.cli.method_options import Chosen
-from torchpeek.cli.target_options import Wanted
+from torchpeek.cli.method_selection import Chosen
+from torchpeek.cli.targets import Wanted
 from torchpeek.errors import OptionError
 from torchpeek.explanation import How
 from torchpeek.render import COLORMAPS

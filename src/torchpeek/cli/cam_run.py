@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from torchpeek.cam import METHODS
-from torchpeek.cli.explaining import Explaining, facts_of, looked_at
+from torchpeek.cli.explainer import Explaining, facts_of, looked_at
 from torchpeek.cli.predictions import Answer, Answers, Corners, answers
 from torchpeek.cli.skipped import REQUEST, Skipped
 from torchpeek.errors import InputError

@@ -11,9 +11,9 @@ from cyclopts import Parameter
 from torchpeek.cli.console import counted, print_json, print_skipped, print_table, print_written, progress
 from torchpeek.cli.evaluation_run import COLUMNS, Scorebook
 from torchpeek.cli.loading import Flag, Many, Out, loaded_model, output_folder, titled
-from torchpeek.cli.method_options import Chosen, chosen_metrics
+from torchpeek.cli.method_selection import Chosen, chosen_metrics
 from torchpeek.cli.regions import regions_of
-from torchpeek.cli.target_options import Wanted
+from torchpeek.cli.targets import Wanted
 from torchpeek.errors import OptionError, TorchpeekError, notify
 from torchpeek.explanation import How
 from torchpeek.metrics import FEWEST, HEADER

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchpeek.cli.explaining import Explaining, facts_of, looked_at
+from torchpeek.cli.explainer import Explaining, facts_of, looked_at
 from torchpeek.cli.loading import about
 from torchpeek.cli.predictions import Answer, answers
 from torchpeek.cli.regions import Regions

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from torchpeek.cli.target_options import is_detection, pixels_part
+from torchpeek.cli.targets import is_detection, pixels_part
 from torchpeek.engine import Question, Trace
 from torchpeek.engine.targets import Box, BoxScores, PixelScores, SimilarityScores, class_logits
 from torchpeek.errors import TargetError

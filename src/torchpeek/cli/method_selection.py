@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from torchpeek.cam import METHODS, find_method
-from torchpeek.cli.explaining import Explaining
+from torchpeek.cli.explainer import Explaining
 from torchpeek.cli.loading import selection
 from torchpeek.cli.predictions import Names
-from torchpeek.cli.target_options import Wanted
+from torchpeek.cli.targets import Wanted
 from torchpeek.engine import Target
 from torchpeek.errors import LayerNotFound, OptionError, TargetError, notify
 from torchpeek.explanation import How, trace
