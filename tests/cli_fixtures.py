@@ -20,16 +20,12 @@ import torchpeek as tp
 from conftest import IMAGES
 from networks import PooledNet
 from test_cli import run
-from torchpeek.cli.features import features
-from torchpeek.cli.gradients import gradients
-from torchpeek.cli.kernels import kernels
-from torchpeek.cli.layers import layers
 from torchpeek.render import text, tiles
 
 PREPROCESS = tp.Preprocess(resize=16, crop=(16, 16))
 CHELSEA = str(IMAGES / "chelsea.png")
 CLASSES = ["ant", "bee", "cat", "dog", "elk"]
-COMMANDS = {"layers": layers, "kernels": kernels, "features": features, "gradients": gradients}
+COMMANDS = ["layers", "kernels", "features", "gradients"]
 GIVEN = {"layers": [], "kernels": [], "features": ["pictures"], "gradients": ["pictures"]}
 
 

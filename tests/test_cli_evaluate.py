@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import signal
@@ -22,7 +21,6 @@ import torchpeek as tp
 from cli_fixtures import asked, files, of, pixels, pooled, strict
 from conftest import IMAGES
 from test_cli import run
-from torchpeek.cli.evaluate import evaluate
 
 place = test_cli.place  # the working directory, with pictures/a.png, b.png and c.png
 
@@ -293,14 +291,6 @@ class TestPrinted:
         assert "of fewer than 6 pictures nothing can be said of significance" in out
         assert "not better" not in out
         assert {row["better_than"] for row in asked(capsys, *EVALUATE)["results"]} == {None}
-
-    def test_help_names_every_option(self, capsys, monkeypatch) -> None:
-        monkeypatch.setenv("COLUMNS", "200")
-        assert run("evaluate", "--help") == 0
-        out = capsys.readouterr().out
-        for name, parameter in inspect.signature(evaluate).parameters.items():
-            option = f"--{name.strip('_').replace('_', '-')} "
-            assert (option if parameter.kind is parameter.KEYWORD_ONLY else name.upper()) in out
 
 
 class TestFiles:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 from dataclasses import asdict
 
@@ -28,16 +27,6 @@ def test_layers(place, capsys) -> None:
     assert files(place / "out") == {"layers.json", "layers.txt"}
     assert strict((place / "out" / "layers.json").read_text()) == printed
     assert (place / "out" / "layers.txt").read_text() == f"{table}\n"
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_names_every_option(command, capsys, monkeypatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    assert run(command, "--help") == 0
-    out = capsys.readouterr().out
-    for name, parameter in inspect.signature(COMMANDS[command]).parameters.items():
-        option = f"--{name.strip('_').replace('_', '-')} "
-        assert (option if parameter.kind is parameter.KEYWORD_ONLY else name.upper()) in out
 
 
 def test_tables(place, capsys) -> None:

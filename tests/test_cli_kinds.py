@@ -319,7 +319,7 @@ def test_a_checkpoints_own_code(command: str, place, capsys, monkeypatch) -> Non
         said.append(trust_remote_code)
         return convolutional()
 
-    monkeypatch.setattr(f"torchpeek.cli.{'layers' if command == 'layers' else 'loading'}.load_model", load_model)
+    monkeypatch.setattr("torchpeek.cli.loading.load_model", load_model)
     words = [command, *(["pictures"] if command in ("cam", "features", "gradients") else []), "--model", "hf:x"]
     assert run(*words) == 0
     assert run(*words, "--trust-remote-code", *(["--overwrite"] if command == "cam" else [])) == 0

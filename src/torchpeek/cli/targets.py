@@ -1,4 +1,4 @@
-"""What `torchpeek cam` asks of a model: from the words of its options to a target."""
+"""The target of `cam` and `evaluate`: from the words of the options to a Target."""
 
 from __future__ import annotations
 
@@ -9,74 +9,69 @@ from typing import Any
 
 from torch import Tensor
 
+from torchpeek.cli.model_output import embedding_part, is_detection, pixels_part
+from torchpeek.cli.options import TargetOptions
 from torchpeek.engine import Question, Target
 from torchpeek.engine.targets import Box, Classes, Contrast, Pixels, Predicted, Similarity, TopClasses
 from torchpeek.engine.targets.naming import class_index
 from torchpeek.errors import ClassNotFound, InputError, OptionError, TargetError
-from torchpeek.hooks import containers
 from torchpeek.models import LoadedModel
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """The options that say what is asked. Raises OptionError for those that do not go together."""
+def check_target(options: TargetOptions, top: int | None = None, contrast: int | None = None) -> None:
+    """Raise OptionError for options that exclude each other."""
+    if top is not None and options.classes:
+        raise OptionError("--top and --class both choose classes; give one")
+    by_option = {"--box": options.boxes, "--pixels": options.pixels, "--text": options.texts}
+    named = [name for name, value in by_option.items() if value]
+    if len(named) > 1:
+        raise OptionError(f"{' and '.join(named)} are for models of different kinds; give one")
+    if named and (top is not None or contrast is not None):
+        other = "--top" if top is not None else "--contrast"
+        raise OptionError(f"{other} is for models that return class scores, and {named[0]} is not; give one")
+    if options.texts and options.classes:
+        raise OptionError("--text is for models without classes, and --class is for models with classes; give one")
+    if named and len(options.classes or ()) > 1:
+        raise OptionError(f"{named[0]} takes one --class; got {len(options.classes or ())}. Run it once for each class")
 
-    classes: Sequence[str]
-    top: int | None
-    contrast: int | None
-    boxes: Sequence[int]
-    pixels: bool
-    texts: Sequence[str]
 
-    def __post_init__(self) -> None:
-        one_of = {"--top": self.top is not None, "--class": bool(self.classes)}
-        if all(one_of.values()):
-            raise OptionError("--top and --class both choose classes; give one")
-        kinds = {"--box": bool(self.boxes), "--pixels": self.pixels, "--text": bool(self.texts)}
-        given = [name for name, is_given in kinds.items() if is_given]
-        if len(given) > 1:
-            raise OptionError(f"{' and '.join(given)} are for models of different kinds; give one")
-        if given and (self.top is not None or self.contrast is not None):
-            other = "--top" if self.top is not None else "--contrast"
-            raise OptionError(f"{other} is for models that return class scores, and {given[0]} is not; give one")
-        if self.texts and self.classes:
-            raise OptionError("--text is for models without classes, and --class for those with some; give one")
-        if given and len(self.classes) > 1:
-            raise OptionError(f"{given[0]} takes one --class; got {len(self.classes)}. Run it once for each")
+def make_target(
+    options: TargetOptions, loaded: LoadedModel, top: int | None = None, contrast: int | None = None
+) -> Target:
+    """The target that the options name, with class names looked up in the model's own."""
+    if options.texts:
+        return TextSimilarity(loaded.embed(distinct_texts(options)))
+    if loaded.texts is not None:
+        raise OptionError(
+            f"{loaded.spec} compares pictures with texts, and predicts no class. Next: name the text with --text "
+            "'a photo of a cat', and repeat it for several texts"
+        )
+    # A class that is named twice, such as by name and by index, is explained once.
+    classes = tuple(
+        dict.fromkeys(class_index(_name_or_index(text), loaded.class_names) for text in options.classes or ())
+    )
+    if contrast is not None:
+        return Contrast(_class_target(classes, top), contrast)
+    return OutputTarget(classes, top, box_ranks(options) if options.boxes else (), options.pixels)
 
-    @property
-    def ranks(self) -> Sequence[int]:
-        """Of the boxes, each once; the surest where none is asked for."""
-        return tuple(dict.fromkeys(self.boxes)) or (0,)
 
-    @property
-    def asked_texts(self) -> Sequence[str]:
-        """Each once."""
-        return tuple(dict.fromkeys(self.texts))
+def distinct_texts(options: TargetOptions) -> tuple[str, ...]:
+    """Each text once."""
+    return tuple(dict.fromkeys(options.texts or ()))
 
-    def target(self, loaded: LoadedModel) -> Target:
-        """What is meant, of that model, with the names of classes looked up."""
-        if self.texts:
-            return TextSimilarity(loaded.embed(self.asked_texts))
-        if loaded.texts is not None:
-            raise OptionError(
-                f"{loaded.spec} compares pictures with texts, and predicts no class. Next: say with which, --text "
-                "'a photo of a cat', several times for several"
-            )
-        # By name and by index, say: each is explained once.
-        classes = tuple(dict.fromkeys(class_index(_class(each), loaded.class_names) for each in self.classes))
-        if self.contrast is not None:
-            return Contrast(_of_classes(classes, self.top), self.contrast)
-        return Suited(classes, self.top, self.ranks if self.boxes else (), self.pixels)
+
+def box_ranks(options: TargetOptions) -> tuple[int, ...]:
+    """Each rank once; by default 0, the box with the highest score."""
+    return tuple(dict.fromkeys(options.boxes or ())) or (0,)
 
 
 @dataclass(frozen=True)
-class Suited:
-    """What is asked of a model of any kind; which kind it is, its output says.
+class OutputTarget:
+    """A target for a model of any kind; its output decides which target it is.
 
-    Of a classifier the classes, or the predicted one. Of a detector the boxes of these ranks, or its surest one, of the
-    class if one is given. Of a segmentation the pixels of the class, or of the one that wins most. Raises InputError
-    where the picture has nothing of what is asked for, and TargetError where it is not for such a model.
+    For a classifier: the classes, or the predicted one. For a detector: the boxes of these ranks, or the most confident
+    box, of the class if there is one. For a segmentation: the pixels of the class, or of the class that wins the most.
+    Raises InputError where this picture has no such box or pixel, and TargetError where the model is of another kind.
     """
 
     classes: Sequence[int] = ()
@@ -85,83 +80,60 @@ class Suited:
     pixels: bool = False
 
     def bind(self, output: Any) -> Question:
+        """The question about this output."""
         if self.boxes or is_detection(output):
-            self._one_class("a detector returns boxes", "--box 0 --box 1 asks about its two surest")
+            self._check_one_class("a detector returns boxes", "--box 0 --box 1 asks about its two most confident")
             label = self.classes[0] if self.classes else None
-            return _in_this_picture(Box(self.boxes or (0,), label=label), output)
+            return _bind_to_picture(Box(self.boxes or (0,), label=label), output)
         part = pixels_part(output)
         if self.pixels or part is not None:
-            self._one_class("a segmentation returns classes for each pixel", "--pixels --class asks about one of them")
-            return _in_this_picture(Pixels(self.classes[0] if self.classes else None, part=part or ""), output)
-        if embedding_part(output) is not None:
-            raise TargetError(
-                f"the model returns an embedding ({embedding_part(output)}), and no class scores. CLIP and SigLIP, "
-                "loaded whole as hf:NAME_OR_FOLDER with their own weights, are asked with --text; in Python "
-                "tp.targets.Similarity compares it with any embedding"
+            self._check_one_class(
+                "a segmentation returns classes for each pixel", "--pixels --class asks about one of them"
             )
-        return _of_classes(self.classes, self.top).bind(output)
+            return _bind_to_picture(Pixels(self.classes[0] if self.classes else None, part=part or ""), output)
+        if (embedding := embedding_part(output)) is not None:
+            raise TargetError(
+                f"the model returns an embedding ({embedding}), and no class scores. For CLIP and SigLIP, load the "
+                "whole model with its own weights as hf:NAME_OR_FOLDER, and use --text; for other models, use "
+                "tp.targets.Similarity in Python"
+            )
+        return _class_target(self.classes, self.top).bind(output)
 
-    def _one_class(self, why: str, instead: str) -> None:
+    def _check_one_class(self, reason: str, instead: str) -> None:
         if self.top is not None or len(self.classes) > 1:
-            given = "--top" if self.top is not None else f"{len(self.classes)} times --class"
-            raise TargetError(f"{given} is for classifiers; {why}: {instead}")
+            got = "--top" if self.top is not None else f"{len(self.classes)} times --class"
+            raise TargetError(f"{got} is for classifiers; {reason}: {instead}")
 
 
 @dataclass(frozen=True, eq=False)
 class TextSimilarity:
-    """How alike a picture and texts are, to a model that embeds both."""
+    """The similarity of a picture and texts, for a model that embeds both."""
 
     embeddings: Tensor  # (K, D)
 
     def bind(self, output: Any) -> Question:
+        """The question about this output."""
         return Similarity(self.embeddings, part=embedding_part(output) or "").bind(output)
 
 
-def is_detection(output: Any) -> bool:
-    """Whether it is what a detector returns: one dict of boxes for each picture, or boxes for each query."""
-    if isinstance(output, (list, tuple)):
-        return bool(output) and all(isinstance(each, dict) and {"boxes", "scores"} <= each.keys() for each in output)
-    return "pred_boxes" in _parts(output)
+def _name_or_index(text: str) -> int | str:
+    return int(text) if text.isascii() and text.isdigit() else text
 
 
-def pixels_part(output: Any) -> str | None:
-    """Where in the output the (N, classes, H, W) of a segmentation is; None where there is none, or it is not clear."""
-    parts = {path: tensor for path, tensor in _parts(output).items() if tensor.ndim >= 4}
-    named = next((name for name in ("out", "logits") if name in parts), None)
-    alone = next(iter(parts), None) if len(parts) == len(_parts(output)) == 1 else None
-    return named or alone
-
-
-def embedding_part(output: Any) -> str | None:
-    """Where in the output of a model of transformers the embedding of the picture is; None beside class scores."""
-    parts = _parts(output)
-    if any(name.startswith("logits") for name in parts):
-        return None
-    return next((name for name in ("image_embeds", "pooler_output") if name in parts), None)
-
-
-def _parts(output: Any) -> dict[str, Tensor]:
-    return {path: tensor for path, tensor in containers.leaves(output) if tensor.is_floating_point()}
-
-
-def _class(given: str) -> int | str:
-    return int(given) if given.isascii() and given.isdigit() else given
-
-
-def _of_classes(classes: Sequence[int], top: int | None) -> Target:
+def _class_target(classes: Sequence[int], top: int | None) -> Target:
     if top is not None:
         return TopClasses(top)
     return Classes(classes) if classes else Predicted()
 
 
-def _in_this_picture(target: Box | Pixels, output: Any) -> Question:
-    """The question, or an InputError where that picture has nothing of the kind, though others may."""
+def _bind_to_picture(target: Box | Pixels, output: Any) -> Question:
+    """The question. Raises InputError where only this picture lacks the box or the pixels; others may have them."""
     try:
         return target.bind(output)
     except ClassNotFound:
         raise
     except TargetError as error:
-        words, count = re.subn(r"^(in )?(picture|sample) \d+", r"\1this picture", str(error))
+        message, count = re.subn(r"^(in )?(picture|sample) \d+", r"\1this picture", str(error))
         if not count:
             raise
-        raise InputError(words) from error
+        raise InputError(message) from error
