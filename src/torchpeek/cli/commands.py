@@ -8,6 +8,7 @@ from typing import Annotated
 from torchpeek.cli.options import (
     DRAWING,
     INPUT,
+    LAYERS,
     METHOD,
     MODEL,
     OUTPUT,
@@ -149,7 +150,9 @@ def kernels(
     model: ModelOptions,
     layers: Annotated[
         list[str] | None,
-        option("A layer name or a glob. Repeat it for several. By default, every convolution.", "--layer", group=INPUT),
+        option(
+            "A layer name or a glob. Repeat it for several. By default, every convolution.", "--layer", group=LAYERS
+        ),
     ] = None,
     most: Annotated[
         int,
@@ -192,7 +195,7 @@ def features(
         option(
             'A layer name or a glob. Repeat it for several. By default, the layer that "cam" uses.',
             "--layer",
-            group=INPUT,
+            group=LAYERS,
         ),
     ] = None,
     most: Annotated[
@@ -256,7 +259,7 @@ def gradients(
         option(
             "A layer name or a glob. Repeat it for several. By default, every layer with parameters.",
             "--layer",
-            group=INPUT,
+            group=LAYERS,
         ),
     ] = None,
     target: Annotated[

@@ -17,10 +17,18 @@ from cyclopts import Group, Parameter
 MODEL = Group.create_ordered("Model")
 INPUT = Group.create_ordered("Input")
 TARGET = Group.create_ordered("Target")
+LAYERS = Group.create_ordered("Layers")
 METHOD = Group.create_ordered("Method")
 METRIC = Group.create_ordered("Metric")
 DRAWING = Group.create_ordered("Drawing")
 OUTPUT = Group.create_ordered("Output")
+
+
+def _default_words(value: Any) -> str | None:
+    """The default on the help page. Flags and options without a value show none."""
+    if value is None or value is False:
+        return None
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def option(text: str, *names: str, **more: Any) -> Parameter:
@@ -30,7 +38,7 @@ def option(text: str, *names: str, **more: Any) -> Parameter:
     """
     if names:
         more["name"] = names
-    return Parameter(help=text, negative="", **more)
+    return Parameter(help=text, negative="", show_default=_default_words, **more)
 
 
 Pictures: TypeAlias = Annotated[str, option("Picture files, globs, and folders, without their subfolders.")]
