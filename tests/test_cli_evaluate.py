@@ -575,8 +575,8 @@ class TestRegions:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            ([], "iou asks where the object is; say so with --boxes FILE or --masks FOLDER"),
-            (["--metric", "pointing-game"], "iou, pointing-game ask where the object is"),
+            ([], "iou needs the region of the object; give it with --boxes FILE or --masks FOLDER"),
+            (["--metric", "pointing-game"], "iou, pointing-game need the region of the object"),
             (["--boxes", "boxes.json", "--masks", "masks"], "--boxes and --masks both say"),
             (["--boxes", "none.json"], "none.json: cannot be opened (no such file"),
             (["--boxes", "text.json"], "text.json: not JSON"),
@@ -618,7 +618,10 @@ class TestRegions:
     def test_regions_that_no_metric_asks_for(self, place, capsys) -> None:
         (place / "boxes.json").write_text(json.dumps(BOXES))
         assert run(*EVALUATE, "--boxes", "boxes.json") == 2
-        assert "--boxes is for metrics that ask where the object is, and none is given" in capsys.readouterr().err
+        assert (
+            "--boxes is for metrics that need the region of the object, and --metric names none"
+            in capsys.readouterr().err
+        )
 
 
 class TestMistakes:
@@ -630,7 +633,7 @@ class TestMistakes:
             (["--metric-option", "deletion.step=3"], "deletion.steps, deletion.baseline, insertion.steps"),
             (["--metric-option", "steps=3"], "allowed are METRIC.NAME=VALUE"),
             (["--metric-option", "deletion.steps"], "allowed are METRIC.NAME=VALUE"),
-            (["--metric-option", "aopc.steps=3"], "of the metrics asked for these: deletion.steps"),
+            (["--metric-option", "aopc.steps=3"], "for these metrics: deletion.steps"),
             (["--metric-option", "deletion.steps=some"], "deletion.steps='some': allowed is a number, such as 50"),
             (["--metric-option", "deletion.steps=0"], "steps is 0"),
             (["--metric-option", "deletion.baseline=red"], "'zeros'"),
@@ -639,7 +642,7 @@ class TestMistakes:
             (["--class", "bea"], "closest: 'bee'"),
             (["--class", "9"], "0 to 4"),
             (["--layer", "acts"], "closest: 'act'"),
-            (["--layout", "tokens"], "say which with --layer"),
+            (["--layout", "tokens"], "name it with --layer"),
             (["--device", "quantum"], "--device 'quantum'"),
             (["--text", "a cat"], "has no text half"),
             (["--box", "0", "--pixels"], "are for models of different kinds"),

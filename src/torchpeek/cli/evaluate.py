@@ -79,7 +79,7 @@ def run(
     return 1 if evaluation.skipped else 0
 
 
-def _results(evaluation: EvaluationRun, found: Sequence[Path]) -> dict[str, Any]:
+def _results(evaluation: EvaluationRun, files: Sequence[Path]) -> dict[str, Any]:
     """results.json without its summary. An interrupted command has not reached some of the pictures."""
     done = {*(each.file for each in evaluation.results), *map(Path, evaluation.skipped.why)}
     return {
@@ -87,7 +87,7 @@ def _results(evaluation: EvaluationRun, found: Sequence[Path]) -> dict[str, Any]
         "results": [],
         "pictures": evaluation.pictures(),
         "skipped": evaluation.skipped.why,
-        "not_reached": [str(file) for file in found if file not in done],
+        "not_reached": [str(file) for file in files if file not in done],
     }
 
 

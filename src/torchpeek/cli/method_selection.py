@@ -21,19 +21,19 @@ def selected_methods(options: MethodOptions) -> list[str]:
 def check_methods(options: MethodOptions) -> None:
     """Raise MethodNotFound for an unknown method, and OptionError for --layer or --layout that no method can use."""
     if options.layout is not None and not options.layers:
-        raise OptionError(f"--layout {options.layout!r} says how a layer is to be read; say which with --layer")
+        raise OptionError(f"--layout {options.layout!r} needs the layer that it describes; name it with --layer")
     names = selected_methods(options)
     if not options.layers:
         return
     without = [name for name in names if METHODS[name].layers == "all"]
-    verb = "looks" if len(without) == 1 else "look"
+    verb = "uses" if len(without) == 1 else "use"
     if len(without) == len(names):
         raise OptionError(
-            f"--layer is for methods that look at one layer or at some; {', '.join(without)} {verb} at every layer of "
-            "the model. Leave --layer away"
+            f"--layer is for methods that use one layer or several; {', '.join(without)} {verb} every layer of the "
+            "model. Next: leave out --layer"
         )
     if without:
-        notify(f"--layer is for the other methods; {', '.join(without)} {verb} at every layer of the model")
+        notify(f"--layer is for the other methods; {', '.join(without)} {verb} every layer of the model")
 
 
 def method_options(names: Sequence[str], texts: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -45,7 +45,7 @@ def method_options(names: Sequence[str], texts: Sequence[str]) -> dict[str, dict
         if not equals or not owners:
             known = sorted({option for name in names for option in METHODS[name].options})
             raise OptionError(
-                f"--option {text!r}: allowed are NAME=VALUE, and of {', '.join(names)} these: "
+                f"--option {text!r}: allowed are NAME=VALUE, and for {', '.join(names)}: "
                 f"{', '.join(known) or 'none, as they have no options'}"
             )
         for name in owners:
@@ -70,7 +70,7 @@ def metric_options(metrics: Sequence[str], texts: Sequence[str]) -> dict[str, di
         if not (equals and dot and name in options and option in METRICS[name].options):
             known = [f"{metric}.{option}" for metric in options for option in METRICS[metric].options]
             raise OptionError(
-                f"--metric-option {text!r}: allowed are METRIC.NAME=VALUE, and of the metrics asked for these: "
+                f"--metric-option {text!r}: allowed are METRIC.NAME=VALUE, and for these metrics: "
                 f"{', '.join(known) or 'none, as they have no options'}"
             )
         options[name][option] = _parsed(f"--metric-option {key}", value, METRICS[name].options[option])

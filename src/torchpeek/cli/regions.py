@@ -54,13 +54,13 @@ def read_regions(pictures: Sequence[Path], metrics: Iterable[str], boxes: Path |
         raise OptionError("--boxes and --masks both say where the object is; give one")
     if needing and not named:
         raise OptionError(
-            f"{', '.join(needing)} {'asks' if len(needing) == 1 else 'ask'} where the object is; say so with --boxes "
-            "FILE or --masks FOLDER, or ask for other metrics"
+            f"{', '.join(needing)} {'needs' if len(needing) == 1 else 'need'} the region of the object; give it with "
+            "--boxes FILE or --masks FOLDER, or name other metrics"
         )
     if named and not needing:
         names = ", ".join(name for name, metric in METRICS.items() if metric.needs == "region")
         raise OptionError(
-            f"{named[0]} is for metrics that ask where the object is, and none is given: --metric {names}"
+            f"{named[0]} is for metrics that need the region of the object, and --metric names none of them: {names}"
         )
     if boxes is not None:
         return Regions(str(boxes), _boxes_of(pictures, boxes))
