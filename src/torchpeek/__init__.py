@@ -8,20 +8,10 @@ heatmap = tp.explain(loaded, picture, target="tiger cat")
 tp.render.overlay(picture, heatmap[0, 0]).save("cat.png")
 """
 
-from torchpeek import errors, metrics, render
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from torchpeek._version import __version__
-from torchpeek.anatomy import activations, gradient_flow, kernels, layers, plan, statistics
-from torchpeek.cam import METHODS, Smoothing
-from torchpeek.engine import Arguments, Layout, Target, Trace, targets
-from torchpeek.errors import Notice, TorchpeekError
-from torchpeek.evaluation import evaluate
-from torchpeek.explanation import compare, explain, trace
-from torchpeek.heatmap import Heatmap, Provenance
-from torchpeek.hooks import edit, edit_gradient, edits, keep, record, record_gradients
-from torchpeek.metrics import METRICS, Measurement, Measurements
-from torchpeek.models import LoadedModel, Preprocess, load_model
-from torchpeek.picture import Geometry, Picture
-from torchpeek.store import TensorStream, load, save
 
 __all__ = [
     "METHODS",
@@ -67,3 +57,50 @@ __all__ = [
     "targets",
     "trace",
 ]
+
+# Importing torchpeek must not import torch, so each public name is imported when it is first read. Type checkers and
+# editors read the imports; Python reads the table. tests/test_public_names.py compares the two.
+if TYPE_CHECKING:
+    from torchpeek import errors, metrics, render
+    from torchpeek.anatomy import activations, gradient_flow, kernels, layers, plan, statistics
+    from torchpeek.cam import METHODS, Smoothing
+    from torchpeek.engine import Arguments, Layout, Target, Trace, targets
+    from torchpeek.errors import Notice, TorchpeekError
+    from torchpeek.evaluation import evaluate
+    from torchpeek.explanation import compare, explain, trace
+    from torchpeek.heatmap import Heatmap, Provenance
+    from torchpeek.hooks import edit, edit_gradient, edits, keep, record, record_gradients
+    from torchpeek.metrics import METRICS, Measurement, Measurements
+    from torchpeek.models import LoadedModel, Preprocess, load_model
+    from torchpeek.picture import Geometry, Picture
+    from torchpeek.store import TensorStream, load, save
+else:
+    _MODULES = {
+        "torchpeek": ("errors", "metrics", "render"),
+        "torchpeek.anatomy": ("activations", "gradient_flow", "kernels", "layers", "plan", "statistics"),
+        "torchpeek.cam": ("METHODS", "Smoothing"),
+        "torchpeek.engine": ("Arguments", "Layout", "Target", "Trace", "targets"),
+        "torchpeek.errors": ("Notice", "TorchpeekError"),
+        "torchpeek.evaluation": ("evaluate",),
+        "torchpeek.explanation": ("compare", "explain", "trace"),
+        "torchpeek.heatmap": ("Heatmap", "Provenance"),
+        "torchpeek.hooks": ("edit", "edit_gradient", "edits", "keep", "record", "record_gradients"),
+        "torchpeek.metrics": ("METRICS", "Measurement", "Measurements"),
+        "torchpeek.models": ("LoadedModel", "Preprocess", "load_model"),
+        "torchpeek.picture": ("Geometry", "Picture"),
+        "torchpeek.store": ("TensorStream", "load", "save"),
+    }
+    _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+    def __getattr__(name):
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = _MODULE_OF[name]
+        if module == __name__:  # a submodule; importing it makes it an attribute
+            return import_module(f"{module}.{name}")
+        value = globals()[name] = getattr(import_module(module), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -192,7 +192,7 @@ class TestTransformers:
     def test_a_layer_is_for_the_others(self, place, capsys) -> None:
         layer = ("--layer", "encoder.layers.encoder_layer_1.ln_1", "--layout", "tokens 1+2x8")
         assert cam("attentive", "--method", "rollout", "--method", "gradcam", *layer) == 0
-        assert "--layer is for the other methods; rollout looks at every layer" in capsys.readouterr().err
+        assert "--layer is for the other methods; rollout uses every layer" in capsys.readouterr().err
         assert saved("a").values.shape == (1, 1, 2, 8)
         assert saved("a").provenance.layout == "tokens 1+2x8"
         assert saved("a", "rollout").values.shape == (1, 1, 4, 4)
@@ -222,8 +222,8 @@ class TestTransformers:
         ("convolutional", ["--box", "0"], "Box reads what a detector returns"),
         ("convolutional", ["--pixels"], "Pixels reads outputs (N, classes, *grid)"),
         ("convolutional", ["--method", "rollout"], "no attention was recorded"),
-        ("attentive", ["--layout", "tokens"], "say which with --layer"),
-        ("attentive", ["--method", "rollout", "--layer", "encoder"], "Leave --layer away"),
+        ("attentive", ["--layout", "tokens"], "name it with --layer"),
+        ("attentive", ["--method", "rollout", "--layer", "encoder"], "Next: leave out --layer"),
         ("attentive", ["--layer", "encoder", "--layout", "tokns"], "layout is 'tokns'; allowed: channels-first"),
         ("attentive", ["--layer", "encoder", "--layout", "tokens 5x5"], "its sizes do not fit"),
     ],
@@ -245,7 +245,7 @@ def test_a_checkpoints_own_code(command: str, place, capsys, monkeypatch) -> Non
         said.append(trust_remote_code)
         return convolutional()
 
-    monkeypatch.setattr(f"torchpeek.cli.{'layers' if command == 'layers' else 'loading'}.load_model", load_model)
+    monkeypatch.setattr("torchpeek.cli.loading.load_model", load_model)
     words = [command, *(["pictures"] if command in ("cam", "features", "gradients") else []), "--model", "hf:x"]
     assert run(*words) == 0
     assert run(*words, "--trust-remote-code", *(["--overwrite"] if command == "cam" else [])) == 0

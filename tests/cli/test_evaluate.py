@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from cli_evaluation import DEFAULT, EVALUATE, FEW, METHOD, METHODS, lists, measu
 from cli_models import pooled
 from cli_runner import asked, of, run, strict
 from paths import IMAGES
-from torchpeek.cli.evaluate import evaluate
 
 
 class TestNumbers:
@@ -229,14 +227,6 @@ class TestPrinted:
         assert "of fewer than 6 pictures nothing can be said of significance" in out
         assert "not better" not in out
         assert {row["better_than"] for row in asked(capsys, *EVALUATE)["results"]} == {None}
-
-    def test_help_names_every_option(self, capsys, monkeypatch) -> None:
-        monkeypatch.setenv("COLUMNS", "200")
-        assert run("evaluate", "--help") == 0
-        out = capsys.readouterr().out
-        for name, parameter in inspect.signature(evaluate).parameters.items():
-            option = f"--{name.strip('_').replace('_', '-')} "
-            assert (option if parameter.kind is parameter.KEYWORD_ONLY else name.upper()) in out
 
 
 def test_real_weights(mobilenet, tmp_path, capsys) -> None:

@@ -119,8 +119,8 @@ class TestRegions:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            ([], "iou asks where the object is; say so with --boxes FILE or --masks FOLDER"),
-            (["--metric", "pointing-game"], "iou, pointing-game ask where the object is"),
+            ([], "iou needs the region of the object; give it with --boxes FILE or --masks FOLDER"),
+            (["--metric", "pointing-game"], "iou, pointing-game need the region of the object"),
             (["--boxes", "boxes.json", "--masks", "masks"], "--boxes and --masks both say"),
             (["--boxes", "none.json"], "none.json: cannot be opened (no such file"),
             (["--boxes", "text.json"], "text.json: not JSON"),
@@ -162,4 +162,7 @@ class TestRegions:
     def test_regions_that_no_metric_asks_for(self, place, capsys) -> None:
         (place / "boxes.json").write_text(json.dumps(BOXES))
         assert run(*EVALUATE, "--boxes", "boxes.json") == 2
-        assert "--boxes is for metrics that ask where the object is, and none is given" in capsys.readouterr().err
+        assert (
+            "--boxes is for metrics that need the region of the object, and --metric names none"
+            in capsys.readouterr().err
+        )

@@ -1,4 +1,4 @@
-"""Results on stdout, progress on stderr; a table for people and for pipes."""
+"""Print results on stdout and progress on stderr, for a terminal and for a pipe."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from torchpeek.store import json_text
 
 
 class Advance(Protocol):
-    """Called with how many more are done."""
+    """Reports that `count` more are done."""
 
     def __call__(self, count: int) -> None: ...
 
 
 def print_json(value: Any) -> None:
-    """For machines."""
+    """Print a value as JSON, in ASCII where stdout is not UTF-8."""
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
     sys.stdout.write(json_text(value, ascii_only=encoding != "utf8"))
 
 
-def print_written(folder: Path, *what: str) -> None:
-    """Where, and what: the last line of a command that was given --out."""
-    print(f"written to {folder}/: {', '.join(filter(None, what))}")
+def print_written(folder: Path, *contents: str) -> None:
+    """Print the last line of a command with --out: the folder, and what was written to it."""
+    print(f"written to {folder}/: {', '.join(filter(None, contents))}")
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 picture`, `2 pictures`, and nothing for 0."""
+    """`1 picture`, `2 pictures`, and an empty string for 0."""
     return f"{number} {noun}{'s' if number > 1 else ''}" if number else ""
 
 
 def print_skipped(skipped: Mapping[str, str], total: int) -> None:
-    """What was left out, and why."""
-    for file, why in skipped.items():
-        print(f"skipped {file}: {why}")
+    """Print the skipped files with the reason for each."""
+    for file, reason in skipped.items():
+        print(f"skipped {file}: {reason}")
     if skipped:
         print(f"{len(skipped)} of {total} pictures skipped")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Fits a terminal; where stdout is none, no cell is cut or folded."""
+    """Print a table that fits the terminal. Where stdout is no terminal, no cell is cut or folded."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in header:
         table.add_column(name, overflow="fold")
@@ -62,22 +62,22 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Advance]:
-    """A bar on stderr where it is a terminal, and plain lines, at most twenty, where it is not."""
+def progress(activity: str, total: int) -> Iterator[Advance]:
+    """Show progress on stderr: a bar on a terminal, else plain lines, at most about twenty."""
     if sys.stderr.isatty():
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console(), transient=True) as bar:  # the one that the engine's bars are on
-            task = bar.add_task(what, total=total)
+        columns = (TextColumn(activity), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console(), transient=True) as bar:  # the console of the engine's bars
+            task = bar.add_task(activity, total=total)
             yield lambda count: bar.advance(task, count)
     else:
-        done, step, said = 0, max(1, total // 20), 0
+        done, step, printed = 0, max(1, total // 20), 0
 
         def advance(count: int) -> None:
-            nonlocal done, said
+            nonlocal done, printed
             done += count
-            if done - said >= step or done == total:
-                said = done
-                sys.stderr.write(f"{what}: {done} of {total}\n")
+            if done - printed >= step or done == total:
+                printed = done
+                sys.stderr.write(f"{activity}: {done} of {total}\n")
 
         yield advance
 

@@ -1,4 +1,4 @@
-"""What `torchpeek evaluate` finds: pictures explained and measured one by one, and what that says of all of them."""
+"""What `torchpeek evaluate` computes: pictures explained and measured one by one, and the tables of all of them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchpeek.cli.explaining import Explaining, facts_of, looked_at
+from torchpeek.cli.explainer import Explainer, layer_description, report_facts
 from torchpeek.cli.loading import about
-from torchpeek.cli.predictions import Answer, answers
+from torchpeek.cli.predictions import Prediction, picture_predictions
 from torchpeek.cli.regions import Regions
 from torchpeek.cli.skipped import REQUEST, Skipped
 from torchpeek.engine import Trace
@@ -24,15 +24,15 @@ from torchpeek.metrics import METRICS, Measurement, Measurements, check_applies,
 from torchpeek.models.loaded import TAKEN_AS_WHOLE
 
 
-class Scored(NamedTuple):
-    """What was found of one picture."""
+class PictureResult(NamedTuple):
+    """The measurements of one picture."""
 
     file: Path
     notes: Sequence[str]
-    asked: Sequence[Answer]  # K
+    explained: Sequence[Prediction]  # K
     scores: Sequence[float]  # K
-    classes: bool  # whether these are of classes, so that metrics read probabilities
-    measured: Mapping[str, Measurements]  # by method
+    of_classes: bool  # whether the scores are of classes, and metrics read their probabilities
+    measurements: Mapping[str, Measurements]  # by method
 
 
 COLUMNS: dict[str, type] = {
@@ -41,7 +41,7 @@ COLUMNS: dict[str, type] = {
     "metric": str,
     "class": int,
     "class_name": str,
-    "score": float,  # that is explained, of the picture as it is
+    "score": float,  # the score that is explained, of the unchanged picture
     "value": float,
     "random": float,
     "centre": float,
@@ -55,92 +55,98 @@ COLUMNS: dict[str, type] = {
     "random_curve": list,
     "centre_curve": list,
 }
-"""Of results.parquet."""
+"""The columns of results.parquet."""
 
 
 @dataclass
-class Scorebook:
-    """Measures pictures, and remembers."""
+class EvaluationRun:
+    """Explains and measures pictures, and collects the results."""
 
-    explaining: Explaining
+    explainer: Explainer
     metrics: Mapping[str, Mapping[str, Any]]  # name -> options
     regions: Regions
-    named: frozenset[str] = frozenset()  # the metrics that were asked for one by one
-    scored: list[Scored] = field(default_factory=list)
+    named: frozenset[str] = frozenset()  # the metrics that --metric names
+    results: list[PictureResult] = field(default_factory=list)
     skipped: Skipped = field(default_factory=Skipped)
     _facts: dict[str, str] = field(default_factory=dict)
     _options: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # method -> all of its options
-    _layers: dict[str, None] = field(default_factory=dict)
+    _layers: dict[str, None] = field(default_factory=dict)  # in the order in which they were used
 
     def add(self, file: Path) -> None:
-        """One picture. One that cannot be read, explained or measured is noted.
+        """Explain and measure one picture. A picture that cannot be read, explained or measured is skipped.
 
-        An error that is the request's and not the picture's is raised, unless a picture was done in spite of it.
+        An error of the request is raised, unless a picture was measured before.
         """
-        loaded = self.explaining.loaded
+        loaded = self.explainer.loaded
         try:
             picture = loaded.read(file)
-            if self.regions.source and TAKEN_AS_WHOLE in picture.notes:  # and so the region may lie elsewhere
+            if self.regions.source and TAKEN_AS_WHOLE in picture.notes:  # the region may lie elsewhere in the input
                 notify(TAKEN_AS_WHOLE)
         except Exception as error:
-            self.skipped.add(file, error, unless=() if self.scored else (InputError,))
+            self.skipped.add(file, error, unless=() if self.results else (InputError,))
             return
         try:
-            where = self.regions.of(file, picture)
-            kept, maps = self.explaining.of(picture.tensor)
-            if not self.scored:
-                self._leave_out(kept)
-            measured = evaluate(loaded, picture, maps, metrics=self.metrics, seed=self.seed, **where)
+            region = self.regions.keywords(file, picture)
+            trace, heatmaps = self.explainer.explain(picture.tensor)
+            if not self.results:
+                self._leave_out(trace)
+            measurements = evaluate(loaded, picture, heatmaps, metrics=self.metrics, seed=self.seed, **region)
         except Exception as error:
-            self.skipped.add(file, error, unless=() if self.scored else REQUEST)
+            self.skipped.add(file, error, unless=() if self.results else REQUEST)
             return
-        for name, heatmap in maps.items():
-            self._facts = self._facts or facts_of(heatmap.provenance)
+        for name, heatmap in heatmaps.items():
+            self._facts = self._facts or report_facts(heatmap.provenance)
             self._options[name] = heatmap.provenance.options
-            self._layers[looked_at(heatmap.provenance)] = None  # it may be another one for another size
-        said = answers(kept, 0, picture, self.explaining.names).asked
-        classes = isinstance(kept.question, ClassScores)
-        self.scored.append(Scored(file, picture.notes, said, numbers(kept.scores[0]), classes, measured))
+            self._layers[layer_description(heatmap.provenance)] = None  # another input size may have another layer
+        explained = picture_predictions(trace, 0, picture, self.explainer.labels).explained
+        of_classes = isinstance(trace.question, ClassScores)
+        scores = numbers(trace.scores[0])
+        self.results.append(PictureResult(file, picture.notes, explained, scores, of_classes, measurements))
 
-    def _leave_out(self, kept: Trace) -> None:
-        """Of metrics that nobody named those that what is asked does not allow, with a note; if not all of them."""
+    def _leave_out(self, trace: Trace) -> None:
+        """Drop the metrics that do not apply to this target, with a notice, unless --metric names them.
+
+        Raises MetricNotApplicable where none applies.
+        """
         refused: dict[str, MetricNotApplicable] = {}
         for name in self.metrics:
             try:
-                check_applies(METRICS[name], kept)
+                check_applies(METRICS[name], trace)
             except MetricNotApplicable as error:
                 refused[name] = error
         if len(refused) == len(self.metrics):
             raise next(iter(refused.values()))
-        for name, why in refused.items():
+        for name, reason in refused.items():
             if name not in self.named:
-                notify(f"left out: {str(why).partition('. Next')[0]}")
+                notify(f"left out: {str(reason).partition('. Next')[0]}")
         self.metrics = {name: each for name, each in self.metrics.items() if name not in refused or name in self.named}
 
     def check(self) -> None:
-        """Raise InputError where none could be measured, though some could be read."""
-        if not self.scored:
+        """Raise an error where pictures could be read, and none could be measured."""
+        if not self.results:
             self.skipped.check()
 
     @property
     def seed(self) -> int:
-        """For all that is drawn."""
-        return self.explaining.how.seed
+        """The seed of everything that is drawn at random."""
+        return self.explainer.options.seed
 
     @property
     def score(self) -> str:
-        """What p of the metrics is: the probability of a class, or what is asked."""
-        return "probability" if all(each.classes for each in self.scored) else self._facts["score"]
+        """What p of the metrics is: the probability of a class, or the score that is explained."""
+        return "probability" if all(each.of_classes for each in self.results) else self._facts["score"]
 
     @property
     def about(self) -> dict[str, Any]:
-        """What every number hangs on."""
+        """Everything that the numbers depend on."""
         layers = {"layer": "; ".join(self._layers)} if self._layers else {}
         return {
-            **(self._facts or about(self.explaining.loaded)),
+            **(self._facts or about(self.explainer.loaded)),
             **layers,
             "seed": self.seed,
-            "methods": {name: dict(self._options.get(name, given)) for name, given in self.explaining.methods.items()},
+            "methods": {
+                name: dict(self._options.get(name, options)) for name, options in self.explainer.methods.items()
+            },
             "metrics": {
                 name: {
                     "higher_is_better": METRICS[name].higher_is_better,
@@ -152,63 +158,68 @@ class Scorebook:
         }
 
     def joined(self) -> dict[str, Measurements]:
-        """For each method those of all pictures; nothing where there are none."""
-        parts = {name: [each.measured[name] for each in self.scored] for name in self.explaining.methods}
+        """The measurements of all pictures, for each method; empty where there are none."""
+        parts = {name: [each.measurements[name] for each in self.results] for name in self.explainer.methods}
         return {name: joined(each) for name, each in parts.items() if each}
 
     def pictures(self) -> list[dict[str, Any]]:
-        """For results.json: of each picture what was asked, and what each metric says of each method."""
+        """The entries of results.json: what is explained in each picture, and its values by metric and method."""
         return [
             {
                 "picture": str(each.file),
                 "notes": list(each.notes),
                 "asked": [
-                    {**answer.facts("class_name" if answer.kind != "similarity" else "name"), "score": score}
-                    for answer, score in zip(each.asked, each.scores, strict=True)
+                    {**prediction.as_explained(), "score": score}
+                    for prediction, score in zip(each.explained, each.scores, strict=True)
                 ],
                 "values": {
                     metric: {
-                        method: {"values": numbers(found[metric].values[0])} | _by_baseline(found[metric], 0)
-                        for method, found in each.measured.items()
+                        method: {"values": numbers(measured[metric].values[0])} | _baselines(measured[metric], 0)
+                        for method, measured in each.measurements.items()
                     }
                     for metric in self.metrics
                 },
             }
-            for each in self.scored
+            for each in self.results
         ]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """For results.parquet: one for each picture, metric, method and score."""
-        same = {key: self.about[key] for key in ("model", "weights", "seed")}
-        for each in self.scored:
-            for metric, (method, found) in product(self.metrics, each.measured.items()):
-                for k, (answer, score) in enumerate(zip(each.asked, each.scores, strict=True)):
+        """The rows of results.parquet: one for each picture, metric, method and score."""
+        shared = {key: self.about[key] for key in ("model", "weights", "seed")}
+        for each in self.results:
+            for metric, (method, measured) in product(self.metrics, each.measurements.items()):
+                for k, (prediction, score) in enumerate(zip(each.explained, each.scores, strict=True)):
                     yield {
-                        **same,
+                        **shared,
                         "picture": str(each.file),
                         "method": method,
                         "metric": metric,
-                        "class": answer.label,
-                        "class_name": answer.title,
+                        "class": prediction.label,
+                        "class_name": prediction.title,
                         "score": score,
-                        **_row(found[metric], k),
+                        **_row(measured[metric], k),
                     }
 
 
 def numbers(values: Tensor) -> Any:
-    """A list, of lists where there are several axes."""
+    """The tensor as a list; as nested lists if it has several axes."""
     return values.detach().double().cpu().tolist()
 
 
-def _by_baseline(found: Measurement, n: int) -> dict[str, Any]:
-    return {name: numbers(values[n]) for name, values in found.baselines.items()}
+def _baselines(measurement: Measurement, n: int) -> dict[str, Any]:
+    return {name: numbers(values[n]) for name, values in measurement.baselines.items()}
 
 
-def _row(found: Measurement, k: int) -> dict[str, Any]:
-    """Of the only sample's score k."""
-    row: dict[str, Any] = {"value": float(found.values[0, k]), "higher_is_better": found.higher_is_better}
-    row |= {name: float(values[0, k]) for name, values in found.baselines.items()}
-    row |= {"steps": found.options.get("steps"), "options": json.dumps(dict(found.options))}
-    if found.curve is not None:
-        row["curve"] = numbers(found.curve[0, k])
-    return row | {f"{name}_curve": numbers(curves[0, k]) for name, curves in found.baseline_curves.items()}
+def _row(measurement: Measurement, k: int) -> dict[str, Any]:
+    """The columns for score k of the only sample."""
+    options = measurement.options
+    row: dict[str, Any] = {
+        "value": float(measurement.values[0, k]),
+        "higher_is_better": measurement.higher_is_better,
+        "steps": options.get("steps"),
+        "options": json.dumps(dict(options)),
+    }
+    row |= {name: float(values[0, k]) for name, values in measurement.baselines.items()}
+    if measurement.curve is not None:
+        row["curve"] = numbers(measurement.curve[0, k])
+    return row | {f"{name}_curve": numbers(curves[0, k]) for name, curves in measurement.baseline_curves.items()}

@@ -2,72 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from cyclopts import Parameter
 
-from torchpeek.anatomy import layers as layer_table
+from torchpeek.anatomy import layers
 from torchpeek.cli.console import print_json, print_table, print_written
-from torchpeek.cli.loading import Flag, Out, output_folder
+from torchpeek.cli.loading import loaded_model
+from torchpeek.cli.options import ModelOptions, OutputOptions
+from torchpeek.cli.output import output_folder
 from torchpeek.errors import InputError
-from torchpeek.models import Preprocess, load_model
+from torchpeek.models import Preprocess
 from torchpeek.store import json_text
 
 
-def layers(
+def run(
+    model: ModelOptions,
+    output: OutputOptions,
     *,
-    model: str,
-    picture: Path | None = None,
-    input_size: Annotated[list[int] | None, Parameter(consume_multiple=True, negative="")] = None,
-    out: Out = None,
-    overwrite: Flag = False,
-    weights: str | None = None,
-    trust_pickle: Flag = False,
-    trust_remote_code: Flag = False,
-    json: Flag = False,
-    debug: Flag = False,
+    picture: Path | None,
+    input_size: Sequence[int] | None,
+    json: bool,
 ) -> int:
-    """List a network's layers: name, type, what each returns, parameters, and which one `cam` would look at.
-
-    Parameters
-    ----------
-    model
-        torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER (of transformers), or package.module:callable.
-    picture
-        Show the shapes for this picture; without one, for a blank picture of the model's own size.
-    input_size
-        Show the shapes for a blank input of these sizes, without the batch: --input-size 3 224 224.
-    out
-        Write layers.json, and layers.txt with the table, to this folder, too.
-    overwrite
-        Write into a folder that has files already, and replace those of the same name.
-    weights
-        "random", a file, or the name of torchvision's weights. The layers are the same; random needs no download.
-    trust_pickle
-        Load a weights file that may run code.
-    trust_remote_code
-        Run the code that a checkpoint of transformers brings along.
-    json
-        Print JSON, for machines.
-    debug
-        Show the traceback of an error.
-    """
-    loaded = load_model(model, weights, trust_pickle=trust_pickle, trust_remote_code=trust_remote_code)
+    """List the layers of the model. Returns the exit status."""
     if picture is not None and input_size:
         raise InputError("--picture and --input-size both say what the input is; give one")
+    loaded = loaded_model(model)
     if picture is not None:
         inputs = loaded.read(picture).tensor
-    elif input_size:
-        inputs = torch.zeros(1, *input_size, device=loaded.device, dtype=loaded.dtype)
     else:
-        inputs = torch.zeros(1, *_own_size(loaded.preprocess), device=loaded.device, dtype=loaded.dtype)
-    with output_folder(out, overwrite=overwrite) as folder:
-        table = layer_table(loaded, inputs)
+        shape = input_size or _input_size(loaded.preprocess)
+        inputs = torch.zeros(1, *shape, device=loaded.device, dtype=loaded.dtype)
+    with output_folder(output) as folder:
+        table = layers(loaded, inputs)
         suggested = None if table.suggested is None else asdict(table.suggested)
-        results = {"model": model, "suggested": suggested, "layers": [asdict(row) for row in table]}
+        results = {"model": model.model, "suggested": suggested, "layers": [asdict(row) for row in table]}
         if folder is not None:
             folder.write("layers.json", json_text(results).encode())
             folder.write("layers.txt", f"{table}\n".encode())
@@ -82,7 +53,7 @@ def layers(
     return 0
 
 
-def _own_size(preprocess: object) -> tuple[int, ...]:
+def _input_size(preprocess: object) -> tuple[int, ...]:
     crop = preprocess.crop if isinstance(preprocess, Preprocess) else None
     if crop is None:
         raise InputError("the model does not say how large its input is; give --picture FILE or --input-size 3 224 224")

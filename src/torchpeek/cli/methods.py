@@ -1,56 +1,37 @@
-"""torchpeek methods: the methods that there are."""
+"""torchpeek methods: the registered methods."""
 
 from __future__ import annotations
-
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from torchpeek.cam import METHODS
 from torchpeek.cli.console import print_json, print_table
 
 
-def methods(
-    *,
-    json: Annotated[bool, Parameter(negative="")] = False,
-    markdown: Annotated[bool, Parameter(negative="")] = False,
-    debug: Annotated[bool, Parameter(negative="")] = False,
-) -> int:
-    """List the methods: what each computes, what it needs, what it costs.
-
-    Parameters
-    ----------
-    json
-        Print JSON, for machines.
-    markdown
-        Print a Markdown table, as in the README.
-    debug
-        Show the traceback of an error.
-    """
-    rows = [(each.name, each.summary, each.cost, each.paper) for each in METHODS.values()]
+def run(*, json: bool, markdown: bool) -> int:
+    """List the methods. Returns the exit status."""
     if json:
         print_json(
             [
                 {
-                    "name": m.name,
-                    "summary": m.summary,
-                    "needs": m.needs,
-                    "cost": m.cost,
-                    "paper": m.paper,
-                    "options": dict(m.options),
+                    "name": method.name,
+                    "summary": method.summary,
+                    "needs": method.needs,
+                    "cost": method.cost,
+                    "paper": method.paper,
+                    "options": dict(method.options),
                 }
-                for m in METHODS.values()
+                for method in METHODS.values()
             ]
         )
     elif markdown:
         print(methods_markdown())
     else:
+        rows = [(method.name, method.summary, method.cost, method.paper) for method in METHODS.values()]
         print_table(("method", "what it shows", "passes, however many classes", "paper"), rows)
     return 0
 
 
 def methods_markdown() -> str:
-    """The registry as a Markdown table. The README holds a copy, which a test compares."""
+    """The registry as a Markdown table. A test compares it with the copy in the README."""
     lines = ["| method | what it shows | passes, however many classes | paper |", "|---|---|---|---|"]
     lines += [f"| `{m.name}` | {m.summary} | {m.cost} | {_link(m.paper)} |" for m in METHODS.values()]
     return "\n".join(lines)

@@ -1,25 +1,13 @@
-"""torchpeek metrics: the metrics that there are."""
+"""torchpeek metrics: the registered metrics."""
 
 from __future__ import annotations
 
 from torchpeek.cli.console import print_json, print_table
-from torchpeek.cli.loading import Flag
 from torchpeek.metrics import METRICS
 
 
-def metrics(*, json: Flag = False, debug: Flag = False) -> int:
-    """List the metrics: what each says of a heatmap, what it needs, what it costs.
-
-    What a metric needs besides the picture: "heatmap" nothing; "region" where the object is; "passes" the model;
-    "explanations" heatmaps of other inputs, for which the method is asked again.
-
-    Parameters
-    ----------
-    json
-        Print JSON, for machines, with the options of each.
-    debug
-        Show the traceback of an error.
-    """
+def run(*, json: bool) -> int:
+    """List the metrics. Returns the exit status."""
     if json:
         print_json(
             [

@@ -1,4 +1,4 @@
-"""Pictures that a command leaves out, and why."""
+"""The pictures that a command skips, and why."""
 
 from __future__ import annotations
 
@@ -17,44 +17,47 @@ from torchpeek.errors import (
     TorchpeekError,
 )
 
-Kinds: TypeAlias = tuple[type[Exception], ...]
+ErrorTypes: TypeAlias = tuple[type[Exception], ...]
 
-REQUEST: Kinds = (LayerNotFound, TargetError, MethodError, MetricError, OptionError)
-"""Errors that are the request's: every other picture would fail as the first one does."""
+REQUEST: ErrorTypes = (LayerNotFound, TargetError, MethodError, MetricError, OptionError)
+"""Errors of the request, not of one picture: every other picture would fail in the same way."""
 
 
 @dataclass
 class Skipped:
-    """Words, and the first error alone: each keeps in memory all that was there when it was raised."""
+    """The reason for each skipped picture.
 
-    why: dict[str, str] = field(default_factory=dict)  # file -> why
-    _unusable: dict[str, Path] = field(default_factory=dict)  # why -> the first such file, of those that could be read
+    Only the first error itself is stored: an error holds its frames in memory, and with them all their tensors.
+    """
+
+    why: dict[str, str] = field(default_factory=dict)  # file -> reason
+    _unusable: dict[str, Path] = field(default_factory=dict)  # reason -> the first picture that was read and not used
     _first: Exception | None = None
 
-    def add(self, file: Path, error: Exception, *, unless: Kinds = ()) -> None:
-        """Note the picture; errors `unless` which are raised instead."""
+    def add(self, file: Path, error: Exception, *, unless: ErrorTypes = ()) -> None:
+        """Record the picture. An error of the types `unless` is raised instead."""
         if isinstance(error, unless):
             raise error
-        known = isinstance(error, TorchpeekError)
-        said = str(error).removeprefix(f"{file}: ") if known else f"{type(error).__name__}: {error}"
-        self.why[str(file)] = said
+        expected = isinstance(error, TorchpeekError)
+        reason = str(error).removeprefix(f"{file}: ") if expected else f"{type(error).__name__}: {error}"
+        self.why[str(file)] = reason
         if not isinstance(error, FileError):
-            self._unusable.setdefault(said, file)
+            self._unusable.setdefault(reason, file)
             self._first = self._first or error
 
     def check(self) -> None:
-        """For when no picture was left. Raises what was wrong where some could be read, and none could be used.
+        """Raise an error if pictures could be read but not used. For a command of which no picture is left.
 
-        Where that is the same with each, the error itself; else InputError, with the first three.
+        If all failed for one reason, that error is raised; else an InputError with the first three reasons.
         """
         if self._first is None:
             return
         if len(self._unusable) == 1:
             raise self._first
-        named = [f"{file}: {said}" for said, file in self._unusable.items()]
-        more = f"; and {len(named) - 3} more" if len(named) > 3 else ""
+        reasons = [f"{file}: {reason}" for reason, file in self._unusable.items()]
+        more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
         raise InputError(
-            f"none of the {len(self.why)} pictures could be used: {'; '.join(named[:3])}{more}"
+            f"none of the {len(self.why)} pictures could be used: {'; '.join(reasons[:3])}{more}"
         ) from self._first
 
     def __len__(self) -> int:

@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchpeek.engine.layout import Grid, Kind, Layout, LayoutSpec, described
-from torchpeek.engine.layout_inference.module_axes import CHANNELS_LAST_NORMS, channel_axis
+from torchpeek.engine.layout_inference.module_axes import channel_axis
 from torchpeek.errors import NoSpatialLayer
 from torchpeek.hooks import containers
-from torchpeek.hooks.module_channels import ChannelAxis
+from torchpeek.hooks.module_channels import CHANNELS_LAST_NORMS, ChannelAxis
 
 # Class, distillation and register tokens: no model is known to have more.
 _MAX_PREFIX = 16

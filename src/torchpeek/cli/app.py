@@ -1,0 +1,106 @@
+"""The entry point: run a command, show its errors and notices, and exit with its status."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+from cyclopts import App, CycloptsError
+from rich.console import Console
+
+from torchpeek._version import __version__
+from torchpeek.cli.commands import COMMANDS
+from torchpeek.errors import Notice, TorchpeekError
+
+OK, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+app = App(
+    name="torchpeek",
+    help=(
+        "Look inside any PyTorch network: what its layers see, what flows back, and which part of the picture "
+        "decided.\n\nExit status: 0 everything was done; 1 something was skipped, and is named; 2 the request is "
+        "wrong; 130 interrupted."
+    ),
+    version=__version__,
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+for command in COMMANDS:
+    app.command(command)
+
+
+def main(tokens: Sequence[str] | None = None) -> NoReturn:
+    """Run the command in `tokens`, or in sys.argv, and exit."""
+    words = list(sys.argv[1:] if tokens is None else tokens)
+    debug = "--debug" in words  # read here, because an error may come before the options are parsed
+    filters, show = list(warnings.filters), warnings.showwarning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names may hold characters that the encoding lacks
+            stream.reconfigure(errors="backslashreplace")
+    handler = signal.getsignal(signal.SIGTERM)
+    replaced = threading.current_thread() is threading.main_thread() and handler is signal.SIG_DFL
+    if replaced:  # clusters end a job with SIGTERM
+        signal.signal(signal.SIGTERM, _as_ctrl_c)
+    warnings.simplefilter("always", Notice)
+    printed: set[str] = set()
+
+    def show_notice_once(message: Warning | str, category: type[Warning], *position: Any, **more: Any) -> None:
+        # Python's own filter "once" forgets whenever any code catches warnings, as reading a picture does.
+        if not issubclass(category, Notice):
+            show(message, category, *position, **more)
+        elif str(message) not in printed:
+            printed.add(str(message))
+            _print_line("note", str(message))
+
+    warnings.showwarning = show_notice_once
+    try:
+        status = app(words, exit_on_error=False)
+        sys.stdout.flush()
+        sys.exit(status or OK)
+    except CycloptsError:  # cyclopts has printed it
+        sys.exit(MISTAKE)
+    except TorchpeekError as error:
+        if debug:
+            raise
+        _print_line("error", str(error))
+        sys.exit(MISTAKE)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        _print_line("error", "interrupted; what was written so far is complete")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of the output, such as head, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(OK)
+    except Exception as error:
+        if debug:
+            raise
+        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
+        _print_line("error", f"{type(error).__name__}: {error} (--debug shows the traceback){notes}")
+        sys.exit(MISTAKE)
+    finally:
+        warnings.filters, warnings.showwarning = filters, show
+        if replaced:
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _as_ctrl_c(number: int, frame: FrameType | None) -> None:
+    """Handle SIGTERM like SIGINT at this moment: its handler may delay it until a file is complete."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):  # a background job of a shell ignores SIGINT
+        raise KeyboardInterrupt
+    handler(number, frame)
+
+
+def _print_line(label: str, text: str) -> None:
+    style = {"error": "bold red", "note": "yellow"}[label]
+    console = Console(file=sys.stderr, soft_wrap=True, highlight=False)
+    console.print(f"[{style}]{label}:[/] ", end="")
+    console.print(text, markup=False)

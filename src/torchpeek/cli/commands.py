@@ -1,0 +1,322 @@
+"""Every command with its options and its help. Nothing here imports torch; the file of a command does its work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from torchpeek.cli.options import (
+    DRAWING,
+    INPUT,
+    LAYERS,
+    METHOD,
+    MODEL,
+    OUTPUT,
+    TARGET,
+    ConsoleOptions,
+    Device,
+    FolderOptions,
+    MethodOptions,
+    MetricOptions,
+    ModelOptions,
+    OutputOptions,
+    OverlayOptions,
+    Pictures,
+    TargetOptions,
+    TensorBoardFolder,
+    option,
+)
+
+
+def cam(
+    *pictures: Pictures,
+    model: ModelOptions,
+    device: Device = "cpu",
+    batch_size: Annotated[int, option("The number of pictures in one batch.", group=MODEL)] = 8,
+    target: TargetOptions = TargetOptions(),
+    top: Annotated[
+        int | None, option("Explain the TOP most probable classes of each picture, side by side.", group=TARGET)
+    ] = None,
+    contrast: Annotated[
+        int | None,
+        option("Explain what sets each class apart from the CONTRAST most similar classes (Finer-CAM).", group=TARGET),
+    ] = None,
+    method: MethodOptions = MethodOptions(),
+    fuse: Annotated[
+        str | None,
+        option(
+            "Combine the heatmaps of several layers by max, mean or product. --layer may then be a pattern.",
+            group=METHOD,
+        ),
+    ] = None,
+    smooth: Annotated[
+        bool,
+        option("Average over the picture and its mirror image, each multiplied by 0.9, 1 and 1.1.", group=METHOD),
+    ] = False,
+    overlay: OverlayOptions = OverlayOptions(),
+    output: FolderOptions = FolderOptions(),
+    console: ConsoleOptions = ConsoleOptions(),
+) -> int:
+    """Show which part of each picture decided, with one method or several.
+
+    For each picture it writes an overlay for every method and class, one sheet with all of them, and the raw heatmaps
+    (safetensors, with everything they depend on). For all pictures together it writes report.html, which needs no other
+    file, and results.json. It prints a table of what it wrote.
+
+    Example: torchpeek cam cat.jpg holiday/ --model torchvision:resnet50 --method gradcam --method layercam --class
+    "tiger cat"
+    """
+    from torchpeek.cli.cam import run
+
+    return run(
+        pictures,
+        model,
+        device,
+        batch_size,
+        target,
+        method,
+        overlay,
+        output,
+        top=top,
+        contrast=contrast,
+        fuse=fuse,
+        smooth=smooth,
+        json=console.json,
+    )
+
+
+def evaluate(
+    *pictures: Pictures,
+    model: ModelOptions,
+    device: Device = "cpu",
+    target: TargetOptions = TargetOptions(),
+    method: MethodOptions = MethodOptions(),
+    metric: MetricOptions = MetricOptions(),
+    output: OutputOptions = OutputOptions(),
+    console: ConsoleOptions = ConsoleOptions(),
+) -> int:
+    """Measure how far heatmaps can be trusted, beside a random heatmap and a centred Gaussian as baselines.
+
+    It prints a table, the best method first for each metric, and says which methods are not significantly better than
+    the two baselines. A few pictures are too few to tell. If there are several classes, boxes or texts, the mean over
+    them counts.
+
+    With --out it writes results.json, with everything; results.parquet, with a row for each picture, metric and method
+    (needs pyarrow, the extra "data"); and curves.png, with the mean curves of deletion and insertion (needs matplotlib,
+    the extra "plot"). It says which of these it leaves out because a package is not installed. With --overwrite it
+    replaces or deletes the three files of an earlier run.
+
+    Example: torchpeek evaluate holiday/ --model torchvision:resnet50 --method gradcam --method layercam -o trust/
+    """
+    from torchpeek.cli.evaluate import run
+
+    return run(pictures, model, device, target, method, metric, output, json=console.json)
+
+
+def layers(
+    *,
+    model: ModelOptions,
+    picture: Annotated[
+        Path | None,
+        option(
+            "Show the shapes for this picture. By default, for a blank picture of the model's own size.", group=INPUT
+        ),
+    ] = None,
+    input_size: Annotated[
+        list[int] | None,
+        option(
+            "Show the shapes for a blank input of this size, without the batch axis: --input-size 3 224 224.",
+            group=INPUT,
+            consume_multiple=True,
+        ),
+    ] = None,
+    output: OutputOptions = OutputOptions(),
+    console: ConsoleOptions = ConsoleOptions(),
+) -> int:
+    """List a network's layers: name, type, output shape and parameters, and the layer that "cam" uses by default.
+
+    The layers do not depend on the weights, so --weights random saves a download. With --out it writes layers.json, and
+    layers.txt with the table.
+
+    Example: torchpeek layers --model torchvision:resnet50 --weights random
+    """
+    from torchpeek.cli.layers import run
+
+    return run(model, output, picture=picture, input_size=input_size, json=console.json)
+
+
+def kernels(
+    *,
+    model: ModelOptions,
+    layers: Annotated[
+        list[str] | None,
+        option(
+            "A layer name or a glob. Repeat it for several. By default, every convolution.", "--layer", group=LAYERS
+        ),
+    ] = None,
+    most: Annotated[
+        int,
+        option(
+            "Draw at most this many kernels of a layer, and this many input channels of a kernel. The picture says how "
+            "many are left out.",
+            group=DRAWING,
+        ),
+    ] = 64,
+    scale: Annotated[
+        str,
+        option(
+            "shared: one scale for all kernels of a layer; each: a scale for each tile. The picture says which, in "
+            "numbers.",
+            group=DRAWING,
+        ),
+    ] = "shared",
+    output: OutputOptions = OutputOptions(),
+    tensorboard: TensorBoardFolder = None,
+    console: ConsoleOptions = ConsoleOptions(),
+) -> int:
+    """List the convolutions of a network with the shape and the statistics of their kernels, and draw the kernels.
+
+    With --out it writes a picture for each layer; kernels.safetensors, with all the weights; kernels.json, with the
+    table; and first-kernels.png, with the first kernel of each layer.
+
+    Example: torchpeek kernels --model torchvision:mobilenet_v2 --layer "features.0*" -o kernels/
+    """
+    from torchpeek.cli.kernels import run
+
+    return run(model, output, layers=layers, most=most, scale=scale, tensorboard=tensorboard, json=console.json)
+
+
+def features(
+    *pictures: Pictures,
+    model: ModelOptions,
+    device: Device = "cpu",
+    layers: Annotated[
+        list[str] | None,
+        option(
+            'A layer name or a glob. Repeat it for several. By default, the layer that "cam" uses.',
+            "--layer",
+            group=LAYERS,
+        ),
+    ] = None,
+    most: Annotated[
+        int,
+        option(
+            "Draw at most this many feature maps of a layer. The picture says how many are left out.", group=DRAWING
+        ),
+    ] = 64,
+    scale: Annotated[
+        str,
+        option(
+            "each: every map from its own lowest to its own highest value; shared: one scale for all maps of a layer. "
+            "The picture says which, in numbers.",
+            group=DRAWING,
+        ),
+    ] = "each",
+    colormap: Annotated[
+        str, option("viridis, inferno, turbo, jet or diverging. diverging has zero in the middle.", group=DRAWING)
+    ] = "viridis",
+    output: OutputOptions = OutputOptions(),
+    tensorboard: TensorBoardFolder = None,
+    console: ConsoleOptions = ConsoleOptions(),
+) -> int:
+    """Show what layers return for each picture: shape, statistics, share of zeros, dead channels, and feature maps.
+
+    With --out it writes, for each picture, a grid of feature maps for every layer and features.safetensors, with all
+    the values; and features.json, with the table. A layer that is called several times has a row for each call, such as
+    `relu[1]` for the second. A layer that returns several tensors has a row for each of them, such as `lstm:1.0`.
+    Neither is drawn.
+
+    Example: torchpeek features cat.jpg --model torchvision:alexnet --layer "features.*" -o features/
+    """
+    from torchpeek.cli.features import run
+
+    return run(
+        pictures,
+        model,
+        device,
+        output,
+        layers=layers,
+        most=most,
+        scale=scale,
+        colormap=colormap,
+        tensorboard=tensorboard,
+        json=console.json,
+    )
+
+
+def gradients(
+    *pictures: Pictures,
+    model: ModelOptions,
+    device: Device = "cpu",
+    train: Annotated[
+        bool,
+        option(
+            "Use train mode: BatchNorm normalises with the statistics of the batch, and Dropout drops.", group=MODEL
+        ),
+    ] = False,
+    layers: Annotated[
+        list[str] | None,
+        option(
+            "A layer name or a glob. Repeat it for several. By default, every layer with parameters.",
+            "--layer",
+            group=LAYERS,
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        option(
+            "The class of the pictures, by name or index. By default, the class predicted for each picture.",
+            "--class",
+            group=TARGET,
+        ),
+    ] = None,
+    output: OutputOptions = OutputOptions(),
+    tensorboard: TensorBoardFolder = None,
+    console: ConsoleOptions = ConsoleOptions(),
+) -> int:
+    """Show how large each layer's gradients are in one training step on these pictures, taken as one batch.
+
+    The loss is the cross entropy of --class, or of the class that is predicted for each picture. The weights are not
+    updated. With --out it writes gradient-flow.png and gradients.json.
+
+    Example: torchpeek gradients cat.jpg --model torchvision:mobilenet_v2 --class "tiger cat" -o gradients/
+    """
+    from torchpeek.cli.gradients import run
+
+    return run(
+        pictures,
+        model,
+        device,
+        output,
+        target=target,
+        layers=layers,
+        train=train,
+        tensorboard=tensorboard,
+        json=console.json,
+    )
+
+
+def methods(
+    *,
+    markdown: Annotated[bool, option("Print a Markdown table, as in the README.", group=OUTPUT)] = False,
+    console: ConsoleOptions = ConsoleOptions(),
+) -> int:
+    """List the methods: what each computes, what it needs, and what it costs."""
+    from torchpeek.cli.methods import run
+
+    return run(json=console.json, markdown=markdown)
+
+
+def metrics(*, console: ConsoleOptions = ConsoleOptions()) -> int:
+    """List the metrics: what each says of a heatmap, what it needs, and what it costs.
+
+    A metric needs, besides the picture: "heatmap", nothing more; "region", where the object is; "passes", the model;
+    "explanations", heatmaps of other inputs by the same method. --json also lists the options of each metric.
+    """
+    from torchpeek.cli.metrics import run
+
+    return run(json=console.json)
+
+
+COMMANDS = (cam, evaluate, layers, kernels, features, gradients, methods, metrics)
+"""In the order of the help page."""

@@ -1,0 +1,26 @@
+"""Checks of the options that say how pictures are drawn, made before any work starts."""
+
+from __future__ import annotations
+
+from torchpeek.cli.options import OverlayOptions
+from torchpeek.errors import OptionError
+from torchpeek.render import COLORMAPS
+
+
+def check_overlay(options: OverlayOptions) -> None:
+    """Raise OptionError for a colormap that does not exist, or a share outside of 0 to 1."""
+    if options.colormap not in COLORMAPS or not 0 <= options.alpha <= 1:
+        raise OptionError(
+            f"--colormap is one of {', '.join(COLORMAPS)}, and --alpha 0 to 1; got {options.colormap} and "
+            f"{options.alpha}"
+        )
+
+
+def check_grid(*, most: int, scale: str, colormap: str = "viridis") -> None:
+    """Raise OptionError for options that no grid of kernels or feature maps can have."""
+    if most < 1:
+        raise OptionError(f"--most is {most}; allowed: 1 or more")
+    if scale not in ("shared", "each"):
+        raise OptionError(f"no scale {scale!r}; allowed: --scale shared, --scale each")
+    if colormap not in COLORMAPS:
+        raise OptionError(f"--colormap is one of {', '.join(COLORMAPS)}; got {colormap}")

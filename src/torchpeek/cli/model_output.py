@@ -1,0 +1,36 @@
+"""Recognise what a model returns: boxes, classes for each pixel, or an embedding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from torchpeek.hooks import containers
+
+
+def is_detection(output: Any) -> bool:
+    """Whether a detector returned it: a dict of boxes for each picture, or boxes for each query."""
+    if isinstance(output, (list, tuple)):
+        return bool(output) and all(isinstance(each, dict) and {"boxes", "scores"} <= each.keys() for each in output)
+    return "pred_boxes" in _floating_point_parts(output)
+
+
+def pixels_part(output: Any) -> str | None:
+    """The path of the (N, classes, H, W) tensor of a segmentation. None where there is none, or it is ambiguous."""
+    parts = _floating_point_parts(output)
+    grids = [path for path, tensor in parts.items() if tensor.ndim >= 4]
+    named = next((path for path in ("out", "logits") if path in grids), None)
+    return named or (grids[0] if len(grids) == len(parts) == 1 else None)
+
+
+def embedding_part(output: Any) -> str | None:
+    """The path of the picture's embedding in the output of a transformers model. None if there are class scores."""
+    parts = _floating_point_parts(output)
+    if any(path.startswith("logits") for path in parts):
+        return None
+    return next((path for path in ("image_embeds", "pooler_output") if path in parts), None)
+
+
+def _floating_point_parts(output: Any) -> dict[str, Tensor]:
+    return {path: tensor for path, tensor in containers.leaves(output) if tensor.is_floating_point()}

@@ -1,0 +1,243 @@
+"""The options that several commands share. Nothing here imports torch.
+
+A group is a frozen dataclass. A command takes it as one parameter, and each field becomes an option of that command.
+A single option that is in no group is an annotated type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+from cyclopts import Group, Parameter
+
+# The panels of a help page, in this order.
+MODEL = Group.create_ordered("Model")
+INPUT = Group.create_ordered("Input")
+TARGET = Group.create_ordered("Target")
+LAYERS = Group.create_ordered("Layers")
+METHOD = Group.create_ordered("Method")
+METRIC = Group.create_ordered("Metric")
+DRAWING = Group.create_ordered("Drawing")
+OUTPUT = Group.create_ordered("Output")
+
+
+def _default_words(value: Any) -> str | None:
+    """The default on the help page. Flags and options without a value show none."""
+    if value is None or value is False:
+        return None
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def option(text: str, *names: str, **more: Any) -> Parameter:
+    """One option: its help text, its names if they are not the name of the field, and more fields of a Parameter.
+
+    No option has a second form such as `--no-overwrite` or `--empty-layer`.
+    """
+    if names:
+        more["name"] = names
+    return Parameter(help=text, negative="", show_default=_default_words, **more)
+
+
+Pictures: TypeAlias = Annotated[str, option("Picture files, globs, and folders, without their subfolders.")]
+
+Device: TypeAlias = Annotated[str, option("cpu, cuda, cuda:1 or mps.", group=MODEL)]
+
+TensorBoardFolder: TypeAlias = Annotated[
+    Path | None, option("Also write the results to this folder, for TensorBoard.", group=OUTPUT)
+]
+
+
+@Parameter(name="*", group=MODEL)
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, with which weights."""
+
+    model: Annotated[
+        str,
+        option(
+            "torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER (transformers), or package.module:callable, which "
+            "may be in the working directory."
+        ),
+    ]
+    weights: Annotated[
+        str | None,
+        option(
+            '"random", a file (.safetensors, or a state_dict written by torch.save), or the name of torchvision '
+            "weights. By default, the pretrained weights. Random weights need no download."
+        ),
+    ] = None
+    trust_pickle: Annotated[bool, option("Load a weights file that can run code.")] = False
+    trust_remote_code: Annotated[bool, option("Run the code that a transformers checkpoint contains.")] = False
+
+
+@Parameter(name="*", group=TARGET)
+@dataclass(frozen=True)
+class TargetOptions:
+    """What is explained: classes, boxes, pixels or texts."""
+
+    classes: Annotated[
+        list[str] | None,
+        option(
+            "The class to explain, by name or index. Repeat it for several classes. By default, the predicted class. "
+            "For a detector, its most confident box of that class; for a segmentation, the pixels of that class.",
+            "--class",
+        ),
+    ] = None
+    boxes: Annotated[
+        list[int] | None,
+        option(
+            "Explain the detected box of this rank by score; rank 0 has the highest score. Repeat it for several "
+            "boxes. With --class, the rank is among the boxes of that class. By default, rank 0 for a detector.",
+            "--box",
+        ),
+    ] = None
+    pixels: Annotated[
+        bool,
+        option(
+            "Explain the pixels of --class, or of the class that wins the most pixels. This is the default for a "
+            "segmentation."
+        ),
+    ] = False
+    texts: Annotated[
+        list[str] | None,
+        option(
+            "Explain the similarity of the picture and this text, for CLIP or SigLIP. Repeat it for several texts.",
+            "--text",
+        ),
+    ] = None
+
+
+@Parameter(name="*", group=METHOD)
+@dataclass(frozen=True)
+class MethodOptions:
+    """Which methods, with which options, at which layer."""
+
+    methods: Annotated[
+        list[str],
+        option(
+            'A method; "torchpeek methods" lists them. Repeat it for several methods, which share one forward pass. '
+            '"all" selects each method that needs only that pass and its gradients, and that the model and the layer '
+            "allow. Methods that read attention need a transformer in which all tokens attend to each other.",
+            "--method",
+        ),
+    ] = field(default_factory=lambda: ["gradcam"])
+    method_options: Annotated[
+        list[str] | None,
+        option(
+            'An option of a method, as NAME=VALUE; "torchpeek methods --json" lists them. Examples: --option '
+            "precision=bfloat16, --option samples=8. It applies to each selected method that has it.",
+            "--option",
+        ),
+    ] = None
+    layers: Annotated[
+        list[str] | None,
+        option(
+            'The target layer; "torchpeek layers" lists the layers. Repeat it for one heatmap from several layers. By '
+            "default, the last layer with a grid; for polycam and refinecam, the last layers of the coarsest grids. "
+            "Methods that use every layer (fullgrad, and those that read attention) ignore it.",
+            "--layer",
+        ),
+    ] = None
+    layout: Annotated[
+        str | None,
+        option(
+            "How to read the output of --layer where its shape is ambiguous: channels-first, channels-last, tokens, "
+            'channel-tokens or sequence-first, alone or with the grid, such as "tokens 1+14x14".'
+        ),
+    ] = None
+    seed: Annotated[int, option("The seed of everything that is drawn at random.")] = 0
+
+
+@Parameter(name="*", group=METRIC)
+@dataclass(frozen=True)
+class MetricOptions:
+    """Which metrics, with which options, and where the object is for those that need it."""
+
+    metrics: Annotated[
+        list[str] | None,
+        option(
+            'A metric; "torchpeek metrics" lists them, and docs/metrics.md describes them. Repeat it for several '
+            'metrics. "all" selects each metric that needs neither the region of the object nor further heatmaps. By '
+            "default, deletion, insertion, average-drop and average-gain. Where the score is no probability, all and "
+            "the default leave out the metrics of a probability.",
+            "--metric",
+        ),
+    ] = None
+    metric_options: Annotated[
+        list[str] | None,
+        option(
+            'An option of a metric, as METRIC.NAME=VALUE; "torchpeek metrics --json" lists them. Example: '
+            "--metric-option deletion.steps=20.",
+            "--metric-option",
+        ),
+    ] = None
+    boxes: Annotated[
+        Path | None,
+        option(
+            'Where the object is, for metrics that need it: a JSON file {"cat.jpg": [[left, top, right, bottom], ...], '
+            "...}. The keys are file names or paths. The boxes are in pixels of the original, upright picture.",
+        ),
+    ] = None
+    masks: Annotated[
+        Path | None,
+        option(
+            "Where the object is: a folder with a mask for each picture, of the same size and the same name without "
+            "its suffix. The object is where the mask is not black.",
+        ),
+    ] = None
+
+
+@Parameter(name="*", group=DRAWING)
+@dataclass(frozen=True)
+class OverlayOptions:
+    """How overlays are drawn."""
+
+    colormap: Annotated[
+        str,
+        option("viridis, inferno, turbo, jet or diverging. diverging also shows what is evidence against the class."),
+    ] = "viridis"
+    alpha: Annotated[float, option("How much of the heatmap is mixed into the picture, 0 to 1.")] = 0.5
+    fade: Annotated[bool, option("Mix in less of the heatmap where its value is low.")] = False
+    extract: Annotated[
+        bool, option("Also write the picture multiplied by the heatmap, which keeps only what mattered.")
+    ] = False
+
+    def __str__(self) -> str:
+        """The line in a report."""
+        return f"{self.colormap}, alpha {self.alpha:g}{', fading with the value' if self.fade else ''}"
+
+
+@Parameter(name="*", group=OUTPUT)
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where results are written. Nothing is written without --out."""
+
+    out: Annotated[Path | None, option("The folder to write to. By default, no file is written.", "--out", "-o")] = None
+    overwrite: Annotated[
+        bool, option("Write into a folder that already has files, and replace files of the same name.")
+    ] = False
+
+
+@Parameter(name="*", group=OUTPUT)
+@dataclass(frozen=True)
+class FolderOptions(OutputOptions):
+    """Where results are written, for a command that always writes."""
+
+    out: Annotated[Path, option("The folder to write to.", "--out", "-o")] = Path("peek")
+
+
+@Parameter(name="*", group=OUTPUT)
+@dataclass(frozen=True)
+class ConsoleOptions:
+    """What is printed."""
+
+    json: Annotated[bool, option("Print JSON, for scripts.")] = False
+    debug: Annotated[bool, option("Show the traceback of an error.")] = False
+
+
+def layer_names(values: Sequence[str] | None) -> list[str] | None:
+    """The names and globs of a repeated --layer, each of which may hold several with commas between them."""
+    return [name.strip() for value in values or [] for name in value.split(",") if name.strip()] or None

@@ -1,0 +1,139 @@
+"""The target of `cam` and `evaluate`: from the words of the options to a Target."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from torchpeek.cli.model_output import embedding_part, is_detection, pixels_part
+from torchpeek.cli.options import TargetOptions
+from torchpeek.engine import Question, Target
+from torchpeek.engine.targets import Box, Classes, Contrast, Pixels, Predicted, Similarity, TopClasses
+from torchpeek.engine.targets.naming import class_index
+from torchpeek.errors import ClassNotFound, InputError, OptionError, TargetError
+from torchpeek.models import LoadedModel
+
+
+def check_target(options: TargetOptions, top: int | None = None, contrast: int | None = None) -> None:
+    """Raise OptionError for options that exclude each other."""
+    if top is not None and options.classes:
+        raise OptionError("--top and --class both choose classes; give one")
+    by_option = {"--box": options.boxes, "--pixels": options.pixels, "--text": options.texts}
+    named = [name for name, value in by_option.items() if value]
+    if len(named) > 1:
+        raise OptionError(f"{' and '.join(named)} are for models of different kinds; give one")
+    if named and (top is not None or contrast is not None):
+        other = "--top" if top is not None else "--contrast"
+        raise OptionError(f"{other} is for models that return class scores, and {named[0]} is not; give one")
+    if options.texts and options.classes:
+        raise OptionError("--text is for models without classes, and --class is for models with classes; give one")
+    if named and len(options.classes or ()) > 1:
+        raise OptionError(f"{named[0]} takes one --class; got {len(options.classes or ())}. Run it once for each class")
+
+
+def make_target(
+    options: TargetOptions, loaded: LoadedModel, top: int | None = None, contrast: int | None = None
+) -> Target:
+    """The target that the options name, with class names looked up in the model's own."""
+    if options.texts:
+        return TextSimilarity(loaded.embed(distinct_texts(options)))
+    if loaded.texts is not None:
+        raise OptionError(
+            f"{loaded.spec} compares pictures with texts, and predicts no class. Next: name the text with --text "
+            "'a photo of a cat', and repeat it for several texts"
+        )
+    # A class that is named twice, such as by name and by index, is explained once.
+    classes = tuple(
+        dict.fromkeys(class_index(_name_or_index(text), loaded.class_names) for text in options.classes or ())
+    )
+    if contrast is not None:
+        return Contrast(_class_target(classes, top), contrast)
+    return OutputTarget(classes, top, box_ranks(options) if options.boxes else (), options.pixels)
+
+
+def distinct_texts(options: TargetOptions) -> tuple[str, ...]:
+    """Each text once."""
+    return tuple(dict.fromkeys(options.texts or ()))
+
+
+def box_ranks(options: TargetOptions) -> tuple[int, ...]:
+    """Each rank once; by default 0, the box with the highest score."""
+    return tuple(dict.fromkeys(options.boxes or ())) or (0,)
+
+
+@dataclass(frozen=True)
+class OutputTarget:
+    """A target for a model of any kind; its output decides which target it is.
+
+    For a classifier: the classes, or the predicted one. For a detector: the boxes of these ranks, or the most confident
+    box, of the class if there is one. For a segmentation: the pixels of the class, or of the class that wins the most.
+    Raises InputError where this picture has no such box or pixel, and TargetError where the model is of another kind.
+    """
+
+    classes: Sequence[int] = ()
+    top: int | None = None
+    boxes: Sequence[int] = ()
+    pixels: bool = False
+
+    def bind(self, output: Any) -> Question:
+        """The question about this output."""
+        if self.boxes or is_detection(output):
+            self._check_one_class("a detector returns boxes", "--box 0 --box 1 asks about its two most confident")
+            label = self.classes[0] if self.classes else None
+            return _bind_to_picture(Box(self.boxes or (0,), label=label), output)
+        part = pixels_part(output)
+        if self.pixels or part is not None:
+            self._check_one_class(
+                "a segmentation returns classes for each pixel", "--pixels --class asks about one of them"
+            )
+            return _bind_to_picture(Pixels(self.classes[0] if self.classes else None, part=part or ""), output)
+        if (embedding := embedding_part(output)) is not None:
+            raise TargetError(
+                f"the model returns an embedding ({embedding}), and no class scores. For CLIP and SigLIP, load the "
+                "whole model with its own weights as hf:NAME_OR_FOLDER, and use --text; for other models, use "
+                "tp.targets.Similarity in Python"
+            )
+        return _class_target(self.classes, self.top).bind(output)
+
+    def _check_one_class(self, reason: str, instead: str) -> None:
+        if self.top is not None or len(self.classes) > 1:
+            got = "--top" if self.top is not None else f"{len(self.classes)} times --class"
+            raise TargetError(f"{got} is for classifiers; {reason}: {instead}")
+
+
+@dataclass(frozen=True, eq=False)
+class TextSimilarity:
+    """The similarity of a picture and texts, for a model that embeds both."""
+
+    embeddings: Tensor  # (K, D)
+
+    def bind(self, output: Any) -> Question:
+        """The question about this output."""
+        return Similarity(self.embeddings, part=embedding_part(output) or "").bind(output)
+
+
+def _name_or_index(text: str) -> int | str:
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
+def _class_target(classes: Sequence[int], top: int | None) -> Target:
+    if top is not None:
+        return TopClasses(top)
+    return Classes(classes) if classes else Predicted()
+
+
+def _bind_to_picture(target: Box | Pixels, output: Any) -> Question:
+    """The question. Raises InputError where only this picture lacks the box or the pixels; others may have them."""
+    try:
+        return target.bind(output)
+    except ClassNotFound:
+        raise
+    except TargetError as error:
+        message, count = re.subn(r"^(in )?(picture|sample) \d+", r"\1this picture", str(error))
+        if not count:
+            raise
+        raise InputError(message) from error
