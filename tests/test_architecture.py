@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,34 @@ def imported_rooms(tree: ast.AST) -> list[tuple[int, str]]:
     return found
 
 
+def imported_files(tree: ast.AST) -> set[Path]:
+    """The files of torchpeek that are imported anywhere in the tree, also inside functions and for typing alone."""
+    targets = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            parts = (node.module or "").split(".")
+            targets |= {file_of([*parts, alias.name]) or file_of(parts) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            targets |= {file_of(alias.name.split(".")) for alias in node.names}
+    return {file for file in targets if file is not None}
+
+
+def file_of(parts: list[str]) -> Path | None:
+    """The file of the module with this dotted name; None where it is no module of torchpeek."""
+    path = SOURCE.joinpath(*parts[1:])
+    candidates = [path / "__init__.py", path.with_suffix(".py")]
+    return next((file for file in candidates if parts[0] == "torchpeek" and file.is_file()), None)
+
+
+def circle(imports: Mapping[Path, set[Path]]) -> list[str]:
+    """Files that import each other in a circle, of any length; empty where there are none."""
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        return [str(file) for file in error.args[1]]
+    return []
+
+
 def top_level_imports(tree: ast.Module) -> set[str]:
     found: set[str] = set()
     for node in tree.body:
@@ -111,11 +141,23 @@ class TestEveryFile:
         assert file.stem not in {"utils", "util", "helpers", "common", "misc"}
 
 
+def test_no_files_import_each_other() -> None:
+    imports = {file: imported_files(ast.parse(file.read_text())) - {file} for file in FILES}
+    assert sum(map(len, imports.values())) > len(FILES)  # they are seen
+    assert circle(imports) == []
+
+
 def test_the_guards_see_what_they_guard_against() -> None:
     """A guard that finds nothing in a bad file guards nothing."""
     bad = ast.parse("from torchpeek.cli import x\nself.model(y)\nlayer.register_forward_hook(f)\nimport timm")
     assert imported_rooms(bad) == [(1, "cli")]
     assert {name for _, name in called(bad)} == {"model", "register_forward_hook"}
     assert top_level_imports(bad) == {"torchpeek", "timm"}
+    lazy = ast.parse("def f():\n    from torchpeek.engine import trace\n    import torchpeek.errors")
+    assert imported_files(lazy) == {SOURCE / "engine" / "trace.py", SOURCE / "errors.py"}
+    assert imported_files(ast.parse("from torchpeek.engine import Trace")) == {SOURCE / "engine" / "__init__.py"}
+    one, two, three = (Path(name) for name in "abc")
+    assert circle({one: {two}, two: {three}, three: set()}) == []
+    assert set(circle({one: {two}, two: {three}, three: {one}})) == {"a", "b", "c"}
     engine = "\n".join(file.read_text() for file in FILES if room_of(file) == "engine")
     assert engine.count(" = model(*args, **kwargs)") == 1

@@ -131,7 +131,7 @@ class TestRegions:
             (["--boxes", "empty.json"], "it has none at all"),
             (["--boxes", "boxes.json", "more"], "2 pictures are called 'a.png'"),
             (["--masks", "masks", "more"], "2 pictures are called 'a'"),
-            (["--masks", "nothing"], "nothing: no folder"),
+            (["--masks", "nothing"], "nothing: no such folder"),
             (["--masks", "bare"], "bare: no pictures in this folder"),
             (["--masks", "strange"], "has a mask of none of the 3 pictures, such as 'a'; it has 'x'"),
             (["--masks", "twice"], "a.bmp, a.png are all masks of a.png"),

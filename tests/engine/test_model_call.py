@@ -162,7 +162,7 @@ class TestSampleArguments:
         ids, mask = torch.zeros(2, 5, dtype=torch.long), torch.ones(2, 5)
         given = as_model_call(nn.Identity(), {"input_ids": ids, "mask": mask, "pixel_values": drawn(2, 3, 4, 4)})
         assert given.picture_path == "1.pixel_values"
-        assert given.by_sample == {"1.input_ids", "1.mask"}
+        assert given.sample_paths == {"1.input_ids", "1.mask"}
         _, kwargs = given.of(torch.tensor([1])).arguments()
         assert [len(each) for each in kwargs.values()] == [1, 1, 1]
 
@@ -295,11 +295,11 @@ def test_two_threads_with_calls_of_their_own(sided: Sided) -> None:
         assert all(torch.equal(each, alone[n]) for each in together[n])
 
 
-def test_given_keeps_no_second_copy_of_the_picture() -> None:
+def test_a_model_call_keeps_no_second_copy_of_the_picture() -> None:
     """Each pass copies what is beside the picture, and not the picture once more."""
     given = as_model_call(nn.Identity(), tp.Arguments((drawn(2, 3, 4, 4),), {"table": drawn(2, 5)}))
     assert isinstance(given, ModelCall)
     assert given.arguments[0] == (None,)
-    args, kwargs = given.changed(torch.ones(2, 3, 4, 4)).arguments()
+    args, kwargs = given.with_picture(torch.ones(2, 3, 4, 4)).args_and_kwargs()
     assert torch.equal(args[0], torch.ones(2, 3, 4, 4))
     assert list(kwargs) == ["table"]

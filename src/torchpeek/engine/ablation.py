@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchpeek.engine.batching import Change, check_changed, check_counts, chunk_size, score_chunks
+from torchpeek.engine.batching import Change, check_changed, check_counts, chunk_size, sample_rows, score_chunks
 from torchpeek.engine.capture import CaptureRequest
 from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass, mixing_layer, run_clean_pass
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.replay.prefix import PrefixRecording
-from torchpeek.engine.replay.suffix import Replay, ReplayMismatch, Suffix, returning, sample_rows
+from torchpeek.engine.replay.suffix import Replay, ReplayMismatch, Suffix, returning
 from torchpeek.engine.replay.validation import overwritten_outputs, refusal, refuse_replay, validated_replay
 from torchpeek.engine.targets.question import Bound
 from torchpeek.errors import notify

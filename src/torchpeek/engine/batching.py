@@ -34,6 +34,14 @@ _MAX_BYTES_ELSEWHERE = 2 * 2**30
 _MAX_SAMPLES_ELSEWHERE = 256
 
 
+def sample_rows(tensor: Tensor, rows: Tensor, axis: int = 0) -> Tensor:
+    """The samples `rows` (b,) of a tensor, along `axis`. An expanded view where all rows are the same, else a copy."""
+    first = int(rows[0])
+    if bool((rows == first).all()):
+        return tensor.narrow(axis, first, 1).expand([len(rows) if each == axis else -1 for each in range(tensor.ndim)])
+    return tensor.index_select(axis, rows.to(tensor.device))
+
+
 def chunk_size(sample: Tensor, *, suffix: bool = False) -> int:
     """The number of samples in a chunk, by the size of a sample and its device.
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchpeek.engine.batching import Change, as_dtype, check_changed, check_counts, chunk_size, score_chunks
+from torchpeek.engine.batching import (
+    Change,
+    as_dtype,
+    check_changed,
+    check_counts,
+    chunk_size,
+    sample_rows,
+    score_chunks,
+)
 from torchpeek.engine.forward import run, run_fast
 from torchpeek.engine.forward_pass import ForwardPass, mixing_layer
 from torchpeek.engine.preserve import preserved
-from torchpeek.engine.replay.suffix import sample_rows
 from torchpeek.errors import NotConnected
 
 # How many bytes the gradients at the layers may take in one chunk of changed inputs.

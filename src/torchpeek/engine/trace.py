@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchpeek.engine import ablation, perturbation
 from torchpeek.engine.attention.gradients import attention_gradients, layerwise_attention_gradients, readout_weights
 from torchpeek.engine.attention.recorder import Attention
-from torchpeek.engine.batching import Change, Precision, check_changed, check_counts, chunks
+from torchpeek.engine.batching import Change, Precision, check_changed, check_counts, chunks, sample_rows
 from torchpeek.engine.capture import Capture, CaptureRequest
 from torchpeek.engine.forward_pass import ForwardPass, Origin, run_clean_pass
 from torchpeek.engine.gradients import hessian_product, score_gradients
@@ -24,7 +24,6 @@ from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.observed import output_for
 from torchpeek.engine.preserve import preserved
-from torchpeek.engine.replay.suffix import sample_rows
 from torchpeek.engine.targets.question import Bound, Question, Target
 from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NoSpatialLayer, NotConnected
 from torchpeek.hooks import select

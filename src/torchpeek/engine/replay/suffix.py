@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.batching import sample_rows
 from torchpeek.engine.forward import run
 from torchpeek.engine.layout import Layout
 from torchpeek.engine.model_call import ModelCall
@@ -95,13 +96,13 @@ class Replay:
         Raises:
             ReplayMismatch: When the model fails, or does not call the recorded modules.
         """
-        suffix, plan, only = self.suffix, self.plan, _only_row(rows)
+        suffix, plan = self.suffix, self.plan
         queues: dict[nn.Module, deque[int]] = {}
         for number, call in enumerate(suffix.prefix.calls):
             queues.setdefault(call.module, deque()).append(number)
         self._returned = []
         activation = activation.clone() if copies or plan.layer_written else activation
-        picture = entries_of(suffix.call.picture, BatchAxis(0, 1, ()), len(suffix.call), rows, only)
+        picture = sample_rows(suffix.call.picture, rows)
         # With one row the picture is a view of the stored tensor, so a write would change it. An expanded view of
         # several rows refuses most writes.
         picture = picture.clone() if copies or plan.input_written or len(rows) == 1 else picture
@@ -118,7 +119,7 @@ class Replay:
 
         def recorded(number: int, path: str, tensor: Tensor) -> Tensor:
             batch_axis = plan.calls[number][1][path]
-            part = entries_of(tensor, batch_axis, suffix.prefix.count, rows, only)
+            part = entries_of(tensor, batch_axis, suffix.prefix.count, rows)
             if copies or number in plan.written or len(rows) == 1 or batch_axis.axis is None:
                 part = part.clone()
             self._returned.append((number, part, version_of(part)))
@@ -171,28 +172,14 @@ def returning(value: Tensor, layout: Layout) -> ForwardHook:
     return lambda module, args, output: layout.returned(output, value)
 
 
-def sample_rows(tensor: Tensor, rows: Tensor) -> Tensor:
-    """(N, ...) -> (b, ...): the samples `rows` (b,). An expanded view where all rows are the same."""
-    return entries_of(tensor, BatchAxis(0, 1, ()), len(tensor), rows, _only_row(rows))
-
-
-def _only_row(rows: Tensor) -> int | None:
-    """The row that all of `rows` are, or None where they differ."""
-    first = int(rows[0])
-    return first if bool((rows == first).all()) else None
-
-
-def entries_of(tensor: Tensor, batch_axis: BatchAxis, count: int, rows: Tensor, only: int | None) -> Tensor:
-    """The entries of the samples `rows` in a tensor with `count` samples; `only` is as `_only_row` returns it."""
+def entries_of(tensor: Tensor, batch_axis: BatchAxis, count: int, rows: Tensor) -> Tensor:
+    """The entries of the samples `rows` in a tensor with `count` samples."""
     axis, multiplicity = batch_axis.axis, batch_axis.multiplicity
     if axis is None:
         return tensor
-    if multiplicity == 1 and only is not None:
-        sizes = [len(rows) if each == axis else -1 for each in range(tensor.ndim)]
-        return tensor.narrow(axis, only, 1).expand(sizes)
-    rows = rows.to(tensor.device)
     if multiplicity == 1:
-        return tensor.index_select(axis, rows)
+        return sample_rows(tensor, rows, axis)
+    rows = rows.to(tensor.device)
     folded = tensor.reshape(*tensor.shape[:axis], count, multiplicity, *tensor.shape[axis + 1 :])
     return folded.index_select(axis, rows).flatten(axis, axis + 1)
 

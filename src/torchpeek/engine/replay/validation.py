@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.batching import sample_rows
 from torchpeek.engine.forward import run
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
@@ -25,7 +26,6 @@ from torchpeek.engine.replay.suffix import (
     entries_of,
     failure,
     returning,
-    sample_rows,
 )
 from torchpeek.engine.targets.question import Question
 from torchpeek.engine.wrappers import runs_replicas
@@ -184,7 +184,7 @@ def _axes_of_call(one: RecordedCall, other: RecordedCall, count: int, rows: Tens
         raise ReplayMismatch(f"is not possible: {name} returns something that is not by sample")
     for path, tensor in ours.items():
         batch_axis = _batch_axis(tensor.shape, theirs[path].shape, count, len(rows), name)
-        part = entries_of(tensor, batch_axis, count, rows, None)
+        part = entries_of(tensor, batch_axis, count, rows)
         if not close(part, theirs[path], tensor.dtype):
             raise ReplayMismatch(f"is not possible: {name} returns something that is not by sample")
         yield path, batch_axis
