@@ -163,7 +163,7 @@ class TestSampleArguments:
         given = as_model_call(nn.Identity(), {"input_ids": ids, "mask": mask, "pixel_values": drawn(2, 3, 4, 4)})
         assert given.picture_path == "1.pixel_values"
         assert given.sample_paths == {"1.input_ids", "1.mask"}
-        _, kwargs = given.of(torch.tensor([1])).arguments()
+        _, kwargs = given.select(torch.tensor([1])).args_and_kwargs()
         assert [len(each) for each in kwargs.values()] == [1, 1, 1]
 
 

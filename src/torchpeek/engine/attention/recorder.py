@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -75,11 +74,9 @@ class AttentionRecorder:
         self._attention_calls: list[_AttentionCall] = []
         self._other_calls = Counter[OtherAttention]()
         self._module_calls: list[_ModuleCall] = []  # those that are running, the innermost last
-        self._thread = threading.get_ident()
         self._exits = ExitStack()
 
     def __enter__(self) -> AttentionRecorder:
-        self._thread = threading.get_ident()
         with ExitStack() as stack:
             stack.enter_context(uninterrupted())
             stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
@@ -194,15 +191,14 @@ class AttentionRecorder:
         self._other_calls[description] += 1
 
     def _module_called(self, name: str, module: nn.Module, args: Any, kwargs: Any = None) -> None:
-        if threading.get_ident() == self._thread:
-            self._module_calls.append(_ModuleCall(name, module, []))
+        self._module_calls.append(_ModuleCall(name, module, []))
 
     def _module_returned(self, module: nn.Module, args: Any, output: Any) -> None:
         """Decide for each attention in the module whether the module returns its tokens, and whether it is its block.
 
         Modules return from the inside out. So the last module that qualifies as the block is the outermost.
         """
-        if threading.get_ident() != self._thread or not any(call.module is module for call in self._module_calls):
+        if not any(call.module is module for call in self._module_calls):
             return
         while (module_call := self._module_calls.pop()).module is not module:
             pass  # it raised an error, which the model caught
