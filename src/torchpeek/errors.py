@@ -183,6 +183,24 @@ def notify(message: str) -> None:
     warnings.warn(message, Notice, stacklevel=level)
 
 
+def listed_names(names: Iterable[str], most: int = 6) -> str:
+    """The first names, quoted, for an error text.
+
+    Args:
+        names: The names.
+        most: How many are listed; more are shown as "...".
+
+    Returns:
+        The names as one string.
+
+    Example:
+        >>> tp.errors.listed_names(["conv1", "bn1"])
+        "'conv1', 'bn1'"
+    """
+    quoted = [repr(name) for name in names]
+    return ", ".join(quoted[:most]) + (", ..." if len(quoted) > most else "")
+
+
 def closest(name: str, names: Iterable[str], *, most: int = 3) -> str:
     """Return the end of a not-found message: the names that are most like the one that was not found.
 

@@ -202,7 +202,7 @@ class TestTransformers:
     ("name", "words", "message"),
     [
         ("listing", ["--box", "0", "--pixels"], "--box and --pixels are for models of different kinds"),
-        ("listing", ["--box", "9"], "this picture has 3 detections; asked for number 9"),
+        ("listing", ["--box", "9"], "this picture has 3 detections; the requested rank is 9"),
         ("listing", ["--box", "-1"], "ranks count from 0"),
         ("listing", ["--top", "2"], "--top is for classifiers; a detector returns boxes: --box 0 --box 1"),
         ("listing", ["--class", "bee", "--class", "cat"], "2 times --class is for classifiers"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import torchpeek as tp
 from networks import PooledNet, SplitNet
 from networks.split import X, by_hand
 from torchpeek.engine import inspectable_module
@@ -180,3 +183,62 @@ def test_requests_that_cannot_be(net: SplitNet) -> None:
         nowhere = PooledNet()
     with pytest.raises(InputError, match="meta device"):
         inspectable_module(nowhere)
+
+
+class Tokens(nn.Module):
+    """A convolution whose output goes on as tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 4, 4)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.conv(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+@pytest.mark.parametrize("position", [None, (1, 2)])
+def test_again_with_another_size_reads_the_inner_layer_on_its_new_grid(position: tuple[int, int] | None) -> None:
+    model, target = Tokens().double().eval(), tp.targets.Neuron("norm", 1, position)
+    small, large = torch.rand(1, 3, 12, 12).double(), torch.rand(1, 3, 16, 20).double()
+    again = tp.trace(model, small, layer="conv", target=target).again(large)
+    fresh = tp.trace(model, large, layer="conv", target=target)
+    torch.testing.assert_close(again.scores, fresh.scores)
+    torch.testing.assert_close(again.gradients, fresh.gradients)
+
+
+class LayerMean:
+    """A target of the user's own that reads an inner layer; its question does not repeat which."""
+
+    layers = ("2",)
+
+    def bind(self, output: Any) -> LayerMeanScores:
+        return LayerMeanScores(torch.zeros(len(output.layers["2"]), 1, dtype=torch.long))
+
+
+class LayerMeanScores:
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+
+    def __call__(self, output: Any, rows: Tensor) -> Tensor:
+        return output.layers["2"].flatten(1).mean(1, keepdim=True)
+
+    def select(self, rows: Any, columns: slice) -> LayerMeanScores:
+        return LayerMeanScores(self.labels[rows][:, columns])
+
+
+def test_a_bound_target_keeps_the_inner_layers_that_it_reads() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Conv2d(4, 2, 3)).double().eval()
+    x = torch.rand(2, 3, 12, 12).double()
+    trace = tp.trace(model, x, layer="0", target=LayerMean())
+    again = tp.explain(model, x * 0.5, layer="0", target=trace.bound())
+    fresh = tp.explain(model, x * 0.5, layer="0", target=LayerMean())
+    torch.testing.assert_close(again.values, fresh.values)
+    torch.testing.assert_close(again.scores, trace.again(x * 0.5).scores)
+
+
+def test_again_with_no_layers_captures_none() -> None:
+    trace = tp.trace(Tokens().eval(), torch.rand(1, 3, 12, 12), layer="conv")
+    assert list(trace.again(trace.inputs, layers=[]).at) == []
+    assert list(trace.again(trace.inputs).at) == ["conv"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 import torchpeek as tp
+from torchpeek.explanation import HeatmapOptions, LayerChoice, explain_methods, heatmaps, plan
 
 SOURCE = str(Path(tp.__file__).parent)
 ONCE = [
@@ -106,3 +108,39 @@ def test_a_list_is_taken_in_once(model: nn.Module) -> None:
     assert calls["as_model_call"] == calls["ModelCall.copied"] == 3
     assert calls["select"] == calls["as_target"] == calls["explanation_request"] == 1
     assert calls["run"] == 2  # one for each size
+
+
+def test_another_kind_of_target_is_checked_once(model: nn.Module) -> None:
+    passes: list[int] = []
+    model.register_forward_hook(lambda module, args, output: passes.append(1))
+    for target, expected in ((None, 3), (None, 1), (2, 2), (3, 1)):
+        passes.clear()
+        tp.explain(model, X, target=target)
+        assert len(passes) == expected, target
+
+
+def test_only_one_pass_is_alive_at_a_time(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most = []
+
+    def watched(request: Any, requirements: Any) -> Any:
+        trace = plan.run_pass(request, requirements)
+        alive.add(trace)
+        most.append(len(alive))
+        return trace
+
+    monkeypatch.setattr(heatmaps, "run_pass", watched)
+    tp.compare(model, X, methods=["gradcam", "polycam", "refinecam"])
+    assert len(most) == 3
+    assert max(most) <= 2  # the one before goes when the next is there
+
+
+def test_the_commands_score_one_question_in_all_passes(model: nn.Module) -> None:
+    methods: dict[str, dict[str, Any]] = {"polycam": {}, "gradcam": {}}
+    with counted() as calls:
+        trace, found = explain_methods(model, X, methods, LayerChoice(), None, HeatmapOptions())
+    assert list(found) == ["polycam", "gradcam"]
+    assert found["polycam"].question is trace.question
+    assert found["gradcam"].question is trace.question
+    assert trace.layer == found["gradcam"].provenance.layer
+    assert calls["explanation_request"] == 1

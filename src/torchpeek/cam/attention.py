@@ -71,10 +71,10 @@ def rollout(trace: AttentionTrace, *, heads: Heads = "mean") -> Tensor:
     if heads not in get_args(Heads):
         raise OptionError(f"option heads is {heads!r}; allowed: {', '.join(map(repr, get_args(Heads)))}")
     layers = [mixed(each.weights, heads).unsqueeze(1) for each in trace.attentions]  # (N, 1, T, T)
-    reading = trace.readout_weights.to(layers[0])
-    if bool((reading == reading[:, :1]).all()):
-        reading = reading[:, :1]  # it is the same for every score
-    return on_grid(row_of_product(reading, layers), trace.tokens)
+    readout = trace.readout_weights.to(layers[0])
+    if bool((readout == readout[:, :1]).all()):
+        readout = readout[:, :1]  # it is the same for every score
+    return on_grid(row_of_product(readout, layers), trace.tokens)
 
 
 @cam_method(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchpeek._version import __version__
 from torchpeek.cam import METHODS
-from torchpeek.cli.method_selection import method_options, selected_methods
+from torchpeek.cli.method_selection import method_names, method_options
 from torchpeek.cli.options import MethodOptions, TargetOptions, layer_names
 from torchpeek.cli.predictions import Labels, renamed
 from torchpeek.cli.targets import box_ranks, distinct_texts, make_target
@@ -62,7 +62,7 @@ def make_explainer(
     bound_target = make_target(target, loaded, top, contrast)
     names = layer_names(method.layers)
     choice = LayerChoice(names[0] if names and len(names) == 1 and options.fuse is None else names, method.layout)
-    methods = selected_methods(method)
+    methods = method_names(method)
     if "all" in method.methods:
         methods = _applicable(methods, loaded, pictures, choice, bound_target)
     return Explainer(

@@ -11,7 +11,7 @@ from torchpeek.errors import OptionError, notify
 from torchpeek.metrics import METRICS, find_metric
 
 
-def selected_methods(options: MethodOptions) -> list[str]:
+def method_names(options: MethodOptions) -> list[str]:
     """The names that --method selects, each once. "all" is each method that runs nothing besides the shared trace."""
     if "all" in options.methods:
         return [name for name, method in METHODS.items() if method.cheap and method.layers == "one"]
@@ -22,7 +22,7 @@ def check_methods(options: MethodOptions) -> None:
     """Raise MethodNotFound for an unknown method, and OptionError for --layer or --layout that no method can use."""
     if options.layout is not None and not options.layers:
         raise OptionError(f"--layout {options.layout!r} needs the layer that it describes; name it with --layer")
-    names = selected_methods(options)
+    names = method_names(options)
     if not options.layers:
         return
     without = [name for name in names if METHODS[name].layers == "all"]

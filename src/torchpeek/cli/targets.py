@@ -82,13 +82,13 @@ class OutputTarget:
     def bind(self, output: Any) -> Question:
         """The question about this output."""
         if self.boxes or is_detection(output):
-            self._check_one_class("a detector returns boxes", "--box 0 --box 1 asks about its two most confident")
+            self._check_one_class("a detector returns boxes", "--box 0 --box 1 explains its two most confident")
             label = self.classes[0] if self.classes else None
             return _bind_to_picture(Box(self.boxes or (0,), label=label), output)
         part = pixels_part(output)
         if self.pixels or part is not None:
             self._check_one_class(
-                "a segmentation returns classes for each pixel", "--pixels --class asks about one of them"
+                "a segmentation returns classes for each pixel", "--pixels --class explains one of them"
             )
             return _bind_to_picture(Pixels(self.classes[0] if self.classes else None, part=part or ""), output)
         if (embedding := embedding_part(output)) is not None:

@@ -9,10 +9,11 @@ from torchpeek.engine.forward_pass import ForwardPass, Origin, with_observed_lay
 from torchpeek.engine.layout import Layout, LayoutSpec, described
 from torchpeek.engine.layout_inference.default_layer import Suggestion, suggest_layer, suggest_stages
 from torchpeek.engine.layout_inference.dry_run import LayerCall, layer_calls
-from torchpeek.engine.model_call import Arguments, ModelCall, as_model_call, takes_a_list
+from torchpeek.engine.model_call import Arguments, ModelCall, as_model_call
+from torchpeek.engine.model_config import takes_a_list
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.targets import Question, Target
-from torchpeek.engine.targets.question import Bound, is_positional, label_noun, output_part, score_kind
+from torchpeek.engine.targets.question import Bound, bound_to, is_positional, label_noun, output_part, score_kind
 from torchpeek.engine.trace import Trace, trace_model
 from torchpeek.engine.wrappers import inspectable_module, network_name, with_wrapper_prefix
 
@@ -35,6 +36,7 @@ __all__ = [
     "Trace",
     "as_model_call",
     "bias_gradients",
+    "bound_to",
     "described",
     "inspectable_module",
     "is_positional",

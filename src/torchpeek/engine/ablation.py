@@ -12,7 +12,7 @@ from torch import Tensor
 from torchpeek.engine.batching import Change, check_changed, check_counts, chunk_size, sample_rows, score_chunks
 from torchpeek.engine.capture import CaptureRequest
 from torchpeek.engine.forward import run
-from torchpeek.engine.forward_pass import ForwardPass, mixing_layer, run_clean_pass
+from torchpeek.engine.forward_pass import ForwardPass, batch_statistics_layer, run_clean_pass
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.replay.prefix import PrefixRecording
 from torchpeek.engine.replay.suffix import Replay, ReplayMismatch, Suffix, returning
@@ -52,7 +52,7 @@ def ablate(
         with attached([(module, returning(changed_output(rows, trial_numbers).clone(), layout))]):
             return forward_pass.question(run(model, call.select(rows).for_one_pass()), rows)
 
-    batch = 1 if mixing_layer(model) else batch
+    batch = 1 if batch_statistics_layer(model) else batch
     with preserved(model), forward_pass.autocast_context():
         try:
             largest = batch or chunk_size(activation[:1], suffix=True)
@@ -78,9 +78,10 @@ def scores_after_layer(forward_pass: ForwardPass, layer: str) -> Callable[[Any],
     or, where that would differ, whole passes run.
     """
     question, rows = forward_pass.question, torch.arange(len(forward_pass.call))
-    module = forward_pass.layers.get(layer) or forward_pass.model.get_submodule(layer)
+    module = forward_pass.model.get_submodule(layer)
     request = CaptureRequest({layer: module}, gradients=False, prefix=True)
-    recorded = run_clean_pass(forward_pass.model, forward_pass.call, request, Bound(question), forward_pass.origin)
+    target = Bound(question, tuple(forward_pass.call.observed))
+    recorded = run_clean_pass(forward_pass.model, forward_pass.call, request, target, forward_pass.origin)
     layout, replay = recorded.captures[layer].layout, None
     with suppress(ReplayMismatch):
         _, replay = _replay_in_memory(recorded, layer, len(rows), 1)
@@ -140,7 +141,7 @@ def _record_prefix(forward_pass: ForwardPass, layer: str) -> PrefixRecording:
         for overwritten in (overwritten_outputs(model, layer, call), None):
             recording = PrefixRecording(len(call), overwritten)
             hooks = [(module, recording.stop)]
-            with forward_pass.autocast_context(), replaced(recording.forwards(model)), attached(hooks):
+            with forward_pass.autocast_context(), replaced(recording.recording_forwards(model)), attached(hooks):
                 run(model, call.for_one_pass())
             if (complete := recording.complete()) is not None:
                 return complete

@@ -10,20 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from torchpeek.engine.forward import why_not_finite
+from torchpeek.engine.gradients import Handle, start_graph
 from torchpeek.engine.layout import Layout, LayoutSpec, described
 from torchpeek.engine.layout_inference.candidates import (
-    LayoutEvidence,
-    linear_widths,
-    may_have_channels_last,
+    LayoutUndecided,
     resolve_layout,
+    static_evidence,
     unambiguous_layout,
 )
 from torchpeek.engine.layout_inference.dry_run import known_evidence
 from torchpeek.engine.model_call import ModelCall
-from torchpeek.errors import AmbiguousCall, NoSpatialLayer, NotFinite, NotFired
+from torchpeek.errors import AmbiguousCall, NotFinite, NotFired
 from torchpeek.hooks import ForwardHook, containers, why_not_fired
 
 
@@ -41,7 +40,7 @@ class Capture:
 
     layer: str
     returned: Tensor
-    handle: Tensor | GradientEdge | None
+    handle: Handle | None
     layout: Layout
 
     @property
@@ -85,14 +84,8 @@ class CaptureRecorder:
         self._model = model
         self._call = call
         self._request = request
-        # What needs no dry run. Most layouts follow from it.
-        self._static_evidence = LayoutEvidence(
-            tuple(call.size),
-            len(call),
-            may_have_channels_last=may_have_channels_last(model),
-            linear_widths=linear_widths(model),
-            rescales_input=call.takes_list,
-        )
+        # Most layouts follow from what needs no dry run.
+        self._static_evidence = static_evidence(model, call)
         self._evidence = known_evidence(model, call)
         self._captures: dict[str, Capture] = {}
         self._calls = dict.fromkeys(request.layers, 0)
@@ -124,20 +117,13 @@ class CaptureRecorder:
             return None
         layout = self._layout(name, module, output)
         tensor = containers.at(output, layout.part)
-        leaf = tensor.detach().clone()  # the next operation may write into the tensor
-        returned = leaf.movedim(layout.batch_axis, 0)
+        copy = tensor.detach().clone()  # the next operation may write into the tensor
+        returned = copy.movedim(layout.batch_axis, 0)
         if not torch.isfinite(returned).all():
             raise NotFinite(f"layer {name!r} returned NaN or infinity{why_not_finite(self._call.picture, returned)}")
-        if not self._request.gradients:
-            self._captures[name] = Capture(name, returned, None, layout)
-            return None
-        if tensor.requires_grad:
-            self._captures[name] = Capture(name, returned, get_gradient_edge(tensor), layout)
-            return None
-        torch.set_grad_enabled(True)  # for what comes after; `preserved` ends it
-        self._captures[name] = Capture(name, returned, leaf.requires_grad_(), layout)
-        # A clone goes on, not the leaf nor a view of it: the model may not write into either.
-        return containers.with_part(output, layout.part, leaf.clone())
+        handle, continued = start_graph(tensor, copy) if self._request.gradients else (None, tensor)
+        self._captures[name] = Capture(name, returned, handle, layout)
+        return None if continued is tensor else containers.with_part(output, layout.part, continued)
 
     def _layout(self, name: str, module: nn.Module, output: Any) -> Layout:
         known = self._request.layouts.get(name)
@@ -146,5 +132,5 @@ class CaptureRecorder:
         if known is None and (layout := unambiguous_layout(module, output, self._static_evidence)) is not None:
             return layout
         if self._evidence is None:
-            raise NoSpatialLayer(f"layer {name!r} returned {described(output)}; what its axes are is not known yet")
+            raise LayoutUndecided(f"layer {name!r} returned {described(output)}; a dry run has to show its layout")
         return resolve_layout(name, module, output, self._evidence, known if isinstance(known, LayoutSpec) else None)

@@ -66,11 +66,10 @@ def run_fast(model: nn.Module, call: ModelCall, *, half: bool) -> Any:
     fastest = formats.get(picture.ndim)
     if fastest is None or call.size.numel() == 1 or not (half or picture.device.type == "cpu") or call.takes_list:
         return run(model, _in_memory_format(call, torch.contiguous_format))
-    key = (tuple(picture.shape[1:]), picture.dtype, picture.device, torch.is_autocast_enabled(picture.device.type))
-    safe = _CHANNELS_LAST_IS_SAFE.get(model, key)
+    safe = _CHANNELS_LAST_IS_SAFE.get(model, call.kind)
     if safe is None:
         one_sample = call.select(torch.tensor([0]), picture[:1])
-        safe = _CHANNELS_LAST_IS_SAFE.put(model, key, _returns_the_same(model, one_sample, fastest))
+        safe = _CHANNELS_LAST_IS_SAFE.put(model, call.kind, _returns_the_same(model, one_sample, fastest))
     return run(model, _in_memory_format(call, fastest if safe else torch.contiguous_format))
 
 

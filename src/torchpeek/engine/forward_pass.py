@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torchpeek.engine.attention.recorder import Attention, AttentionRecorder
 from torchpeek.engine.capture import Capture, CaptureRecorder, CaptureRequest
 from torchpeek.engine.forward import run, why_not_finite
-from torchpeek.engine.layout_inference.dry_run import known_evidence, layout_evidence, layout_of
+from torchpeek.engine.layout_inference.candidates import LayoutUndecided
+from torchpeek.engine.layout_inference.dry_run import dry_run, layout_of
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import close
 from torchpeek.engine.observed import layers_of_target
@@ -22,7 +23,7 @@ from torchpeek.engine.preserve import preserved
 from torchpeek.engine.replay.prefix import PrefixRecording
 from torchpeek.engine.replay.validation import overwritten_outputs
 from torchpeek.engine.targets.question import Bound, Question, Target
-from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotFinite, notify
+from torchpeek.errors import AmbiguousCall, InputError, NotFinite, listed_names, notify
 from torchpeek.hooks import attached, containers, replaced, select
 from torchpeek.interrupts import uninterrupted
 
@@ -48,7 +49,9 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class ForwardPass:
-    """What one clean pass left behind. Nothing in it changes; further passes are functions that take it.
+    """What one clean pass left behind. Further passes are functions that take it.
+
+    Nothing in it changes except `prefixes`, which is filled when a replay first needs it.
 
     Args:
         model: The model, which was left as found.
@@ -115,7 +118,7 @@ def run_clean_pass(
         MethodNotApplicable: When attention is requested and the model has none that covers all tokens.
         InputError: When the samples of the call depend on each other.
     """
-    if len(call) > 1 and (name := mixing_layer(model)):
+    if len(call) > 1 and (name := batch_statistics_layer(model)):
         notify(
             f"{name!r} normalises with the statistics of the batch at hand, also in eval mode: the samples of a "
             "batch change each other's scores and heatmaps. Give them one by one for results of their own"
@@ -129,10 +132,8 @@ def run_clean_pass(
     with preserved(model):
         try:
             forward_pass = one_pass(request)
-        except NoSpatialLayer:
-            if known_evidence(model, call) is not None:
-                raise
-            layout_evidence(model, call)  # a dry run, which shows the layouts that this pass left open
+        except LayoutUndecided:
+            dry_run(model, call)
             forward_pass = one_pass(request)
         if not isinstance(target, Bound):  # another pass of the same call has been checked
             _check_samples_are_independent(forward_pass)
@@ -164,7 +165,7 @@ def _one_pass(
         if request.prefix and len(request.layers) == 1:
             [(name, layer)] = request.layers.items()
             prefix = PrefixRecording(len(call), overwritten_outputs(model, name, call))
-            stack.enter_context(replaced(prefix.forwards(model)))
+            stack.enter_context(replaced(prefix.recording_forwards(model)))
             hooks.append((layer, prefix.stop))
         stack.enter_context(attached(hooks))
         if attention is not None:
@@ -187,7 +188,7 @@ def _one_pass(
 
 
 def with_observed_layers(model: nn.Module, call: ModelCall, target: Target) -> ModelCall:
-    """The call, with the inner layers observed that the target asks about.
+    """The call, with the inner layers observed that the target reads.
 
     Raises:
         LayerNotFound: When the target names a layer that does not exist.
@@ -197,16 +198,16 @@ def with_observed_layers(model: nn.Module, call: ModelCall, target: Target) -> M
     for name in layers_of_target(target):
         selected = select(model, name)
         if len(selected) > 1:
-            listed = ", ".join(map(repr, list(selected)[:6])) + (", ..." if len(selected) > 6 else "")
             raise AmbiguousCall(
-                f"the target asks about {name!r}, which selects {len(selected)} layers ({listed}); name one"
+                f"the target reads layer {name!r}, which selects {len(selected)} layers ({listed_names(selected)}); "
+                "name one"
             )
         [(full_name, module)] = selected.items()
         observed[name] = module, layout_of(model, call, full_name)
     return replace(call, observed=observed) if observed else call
 
 
-def mixing_layer(model: nn.Module) -> str:
+def batch_statistics_layer(model: nn.Module) -> str:
     """The name of a layer that lets the samples of a batch change each other in eval mode; "" where there is none."""
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
@@ -237,7 +238,7 @@ def _check_samples_are_independent(forward_pass: ForwardPass) -> None:
     if not same:
         named = ", ".join(sorted(repr(path.partition(".")[2]) for path in call.sample_paths))
         raise InputError(
-            f"sample {last} alone gives something else than in its batch of {last + 1}: of what is taken to go "
-            f"with the samples ({named}) some may be the same for all of them, or the model lets them see each "
-            "other. Next: tp.Arguments(..., shared=[...]) names what is for all, or give the samples one by one"
+            f"the model gives another result for sample {last} alone than in its batch of {last + 1}. Perhaps one of "
+            f"the arguments {named} is the same for all samples, or the samples influence each other. Next: name such "
+            "arguments in tp.Arguments(..., shared=[...]), or explain the samples one by one"
         ) from cause

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from torchpeek.errors import GradUnavailable
 from torchpeek.interrupts import let_interrupts_through
@@ -17,6 +17,23 @@ Handle: TypeAlias = Tensor | GradientEdge
 
 # The memory for the gradients of one batched product. The scores are divided into chunks that fit.
 _BYTES = 64 * 2**20
+
+
+NO_GRAPH = "this trace was made with gradients=False. Next: make it again with gradients=True"
+
+
+def start_graph(tensor: Tensor, copy: Tensor) -> tuple[Handle, Tensor]:
+    """Where the gradient of `tensor` is read, and the tensor that the model continues with.
+
+    A tensor that requires a gradient is in a graph already, and the handle is its edge. Otherwise the graph starts
+    here: `copy`, a copy of the tensor that nobody writes into, becomes the leaf, and a clone of it goes on. Gradients
+    are then on for the operations that follow, until the surrounding `preserved` ends.
+    """
+    if tensor.requires_grad:
+        return get_gradient_edge(tensor), tensor
+    torch.set_grad_enabled(True)
+    leaf = copy.detach().requires_grad_()
+    return leaf, leaf.clone()  # not the leaf itself: the next operation may write into it
 
 
 def score_gradients(scores: Tensor, handles: Sequence[Handle], size: int) -> list[Tensor | None]:

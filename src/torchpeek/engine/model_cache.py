@@ -1,4 +1,4 @@
-"""What is known of each model, by key, and forgotten with the model."""
+"""ModelCache: results that are remembered for each model, and dropped with it."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -10,6 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.model_config import (
+    compares_texts,
+    is_text_argument,
+    takes_a_list,
+    takes_frames_first,
+    takes_time_first,
+)
 from torchpeek.engine.observed import ObservedLayers
 from torchpeek.errors import InputError
 from torchpeek.hooks import containers
@@ -79,7 +86,7 @@ class ModelCall:
         arguments: Positional and keyword arguments, with None in the place of the picture.
         picture_path: Where the picture belongs in `arguments`.
         sample_paths: Paths of the other tensors that have one entry for each sample.
-        observed: Layers whose outputs the target asks about.
+        observed: Layers whose outputs the target reads.
         takes_list: Whether the model takes a list of pictures (C, H, W), as torchvision's detectors do.
         axis_order: The axis order that the model takes; None for (N, C, *grid).
     """
@@ -99,6 +106,12 @@ class ModelCall:
     def size(self) -> torch.Size:
         """The sizes of the picture's own axes: (H, W) of an image."""
         return self.picture.shape[2:]
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What further passes over other samples depend on: the picture's shape, dtype and device, and autocast."""
+        picture = self.picture
+        return tuple(picture.shape[1:]), picture.dtype, picture.device, torch.is_autocast_enabled(picture.device.type)
 
     @property
     def is_single_tensor(self) -> bool:
@@ -203,26 +216,11 @@ def _with_channels_first(model: nn.Module, call: ModelCall) -> ModelCall:
     return call if order is None else replace(call, picture=order.to_grid(call.picture), axis_order=order)
 
 
-def takes_a_list(model: nn.Module) -> bool:
-    """Whether the model takes a list of pictures (C, H, W) in place of a batch, and scales and pads them itself."""
-    transform = getattr(model, "transform", None)
-    return all(hasattr(transform, name) for name in ("min_size", "max_size", "size_divisible", "fixed_size"))
-
-
-# The names that transformers uses for the texts that every picture is compared with.
-_TEXT_ARGUMENTS = frozenset({"input_ids", "attention_mask", "position_ids", "token_type_ids"})
-
-
-def compares_texts(model: nn.Module) -> bool:
-    """Whether the model compares every picture with every text, as CLIP and SigLIP do in transformers."""
-    return all(callable(getattr(model, name, None)) for name in ("get_image_features", "get_text_features"))
-
-
 def _shared_paths(
     model: nn.Module, inputs: Arguments, tensors: Mapping[str, tuple[str, Tensor]], picture: str
 ) -> set[str]:
     """The paths, as users write them, of the tensors that are the same for all samples. Raises InputError."""
-    shared = {path for path in tensors if compares_texts(model) and path in _TEXT_ARGUMENTS}
+    shared = {path for path in tensors if compares_texts(model) and is_text_argument(path)}
     for named in inputs.shared_paths:
         inside = {path for path in tensors if path == named or path.startswith(f"{named}.")}
         if not inside or picture in inside:
@@ -258,15 +256,15 @@ def check_inputs(inputs: object) -> None:
     """Raise InputError unless `inputs` is a plain tensor with at least one sample."""
     if not isinstance(inputs, Tensor):
         raise InputError(
-            f"inputs is a {type(inputs).__name__}; a model is given a tensor (N, C, *grid), a dict of its keyword "
-            "arguments, or tp.Arguments. With a LoadedModel, a Picture, a path or a PIL image works, too"
+            f"inputs is a {type(inputs).__name__}; allowed: a tensor (N, C, *grid), a dict of keyword arguments, or "
+            "tp.Arguments; with a LoadedModel also a Picture, a path or a PIL image"
         )
     if inputs.is_nested or inputs.layout != torch.strided or inputs.is_meta or inputs.is_quantized:
         layout = "quantised" if inputs.is_quantized else f"{inputs.layout} on {inputs.device}"
         kind = "nested" if inputs.is_nested else layout
         raise InputError(
-            f"inputs is a tensor of another kind ({kind}); allowed: a plain one, dense and with numbers. Pictures of "
-            "several sizes are given as a list"
+            f"inputs is a tensor of an unsupported type ({kind}); allowed: a dense tensor with values. Next: pass "
+            "pictures of several sizes as a list"
         )
     if inputs.ndim < 2 or 0 in inputs.shape:
         raise InputError(f"inputs has shape {tuple(inputs.shape)}; allowed: (N, C, *grid) with at least one sample")
@@ -279,21 +277,6 @@ _SPECTROGRAM = AxisOrder(lambda tensor: tensor.mT.unsqueeze(1), lambda tensor: t
 
 def axis_order(model: nn.Module, picture: Tensor) -> AxisOrder | None:
     """The axis order of transformers' video models and of its AST, also inside wrappers; None for other models."""
-    for config in _configs(model):
-        has_frames = any(isinstance(getattr(config, name, None), int) for name in ("num_frames", "frames_per_clip"))
-        channels = getattr(config, "num_channels", getattr(config, "in_chans", None))
-        if has_frames and picture.ndim == 5 and picture.shape[2] == channels:
-            return _FRAMES_FIRST
-        strided = hasattr(config, "frequency_stride") and hasattr(config, "time_stride")
-        if strided and picture.ndim == 3 and picture.shape[2] == getattr(config, "num_mel_bins", None):
-            return _SPECTROGRAM
-    return None
-
-
-def _configs(model: nn.Module) -> Iterator[Any]:
-    """The configuration of the outermost module that has one, and that of its vision part."""
-    for module in model.modules():
-        if hasattr(config := getattr(module, "config", None), "to_dict"):  # as all of transformers' configurations have
-            yield config
-            yield getattr(config, "vision_config", None)
-            return
+    if takes_frames_first(model, picture.shape):
+        return _FRAMES_FIRST
+    return _SPECTROGRAM if takes_time_first(model, picture.shape) else None

@@ -1,4 +1,4 @@
-"""Outputs of inner layers that a target asks about: recorded beside what the model returns."""
+"""Outputs of inner layers that a target reads: recorded beside what the model returns."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def observe(layers: ObservedLayers) -> Iterator[dict[str, Tensor]]:
 
 
 def layers_of_target(target: object) -> Sequence[str]:
-    """The names of the inner layers that a target asks about; empty for a target that reads the model's output."""
+    """The names of the inner layers that a target reads; empty for a target that reads the model's output."""
     names: Sequence[str] = getattr(target, "layers", ())
     return names
 

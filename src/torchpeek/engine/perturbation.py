@@ -15,7 +15,7 @@ from torchpeek.engine.batching import (
     score_chunks,
 )
 from torchpeek.engine.forward import run, run_fast
-from torchpeek.engine.forward_pass import ForwardPass, mixing_layer
+from torchpeek.engine.forward_pass import ForwardPass, batch_statistics_layer
 from torchpeek.engine.preserve import preserved
 from torchpeek.errors import NotConnected
 
@@ -35,7 +35,7 @@ def rescore(
     """(N, trials, K): scores with the inputs changed. The arguments are those of `Trace.rescore`."""
     check_counts(trials, batch)
     model, inputs = forward_pass.model, forward_pass.inputs
-    batch = 1 if mixing_layer(model) else batch or chunk_size(inputs[:1])
+    batch = 1 if batch_statistics_layer(model) else batch or chunk_size(inputs[:1])
     dtype = as_dtype(precision, inputs)
     autocast = forward_pass.autocast_context(dtype)
 
@@ -77,7 +77,7 @@ def input_gradients(forward_pass: ForwardPass, inputs: Tensor, rows: Tensor, col
 
 def gradient_batch_size(forward_pass: ForwardPass) -> int:
     """How many changed inputs one pass takes where the gradients of all K scores at the layers are kept."""
-    if mixing_layer(forward_pass.model):
+    if batch_statistics_layer(forward_pass.model):
         return 1
     captures = forward_pass.captures.values()
     largest = max((capture.activation[:1].nbytes for capture in captures), default=1)

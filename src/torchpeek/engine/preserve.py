@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torchpeek.hooks import eagerly, shared
 from torchpeek.interrupts import let_interrupts_through, uninterrupted
 
-# One lock for each module, not for each model, because two models may share a module.
+# One lock for each module, not for each model, because two models may share a module. Not a ModelCache: a lock is no
+# result, and must not be dropped while it is held.
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _LOCKS_GUARD = threading.Lock()
 

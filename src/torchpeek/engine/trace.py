@@ -15,8 +15,8 @@ from torchpeek.engine.attention.gradients import attention_gradients, layerwise_
 from torchpeek.engine.attention.recorder import Attention
 from torchpeek.engine.batching import Change, Precision, check_changed, check_counts, chunks, sample_rows
 from torchpeek.engine.capture import Capture, CaptureRequest
-from torchpeek.engine.forward_pass import ForwardPass, Origin, run_clean_pass
-from torchpeek.engine.gradients import hessian_product, score_gradients
+from torchpeek.engine.forward_pass import ForwardPass, Origin, run_clean_pass, with_observed_layers
+from torchpeek.engine.gradients import NO_GRAPH, hessian_product, score_gradients
 from torchpeek.engine.layout import Layout
 from torchpeek.engine.layout_inference.dry_run import layout_of
 from torchpeek.engine.linear_head import linear_head
@@ -59,8 +59,8 @@ def trace_model(
 class Trace:
     """One clean pass, kept: activations, gradients and scores, and further passes that ask the same question.
 
-    Every question about the pass is answered from what was kept. Only `again`, `rescore`, `ablate`, `variants` and
-    `input_gradients` run the model again.
+    Every question about the pass is answered from what was kept. Only `again`, `rescore`, `ablate`, `variants`,
+    `input_gradients`, `layerwise_attention_gradients` and `tokens` run the model again.
 
     Args:
         forward_pass: The pass.
@@ -185,7 +185,7 @@ class Trace:
         captures = list(self.at.values())
         handles = [each.handle for each in captures if each.handle is not None]
         if len(handles) < len(captures):
-            raise GradUnavailable("this trace was made with gradients=False; make it again without that")
+            raise GradUnavailable(NO_GRAPH)
         # The backward pass runs checkpointed parts of the model once more, so this preserves the model, too.
         with preserved(self.forward_pass.model):
             largest = max(each.returned.nbytes for each in captures)
@@ -272,21 +272,25 @@ class Trace:
             handles = [each.handle for each in self.at.values()]
             handles += [each.handle for each in forward_pass.attentions or ()]
             gradients = bool(handles) and all(each is not None for each in handles)
-        names = layers or list(self.at)
+        names = list(self.at) if layers is None else layers
+        keeps_handles = bool(names) or forward_pass.attentions is not None
         request = CaptureRequest(
-            {name: forward_pass.layers.get(name) or select(forward_pass.model, name)[name] for name in names},
-            gradients=gradients,
+            {name: select(forward_pass.model, name)[name] for name in names},
+            gradients=gradients and keeps_handles,
             prefix=bool(forward_pass.prefixes),
             attention=forward_pass.attentions is not None,
             layouts={
                 name: each.layout if same_size else each.layout.for_other_sizes() for name, each in self.at.items()
             },
         )
+        target = replace(self.bound(), question=question)
         call = forward_pass.call.select(rows, inputs).copied()
+        if not same_size:  # the observed layers have other layouts
+            call = with_observed_layers(forward_pass.model, call, target)
         with forward_pass.autocast_context():
-            return trace_model(forward_pass.model, call, request, Bound(question), self.origin)
+            return trace_model(forward_pass.model, call, request, target, self.origin)
 
-    def bound(self) -> Target:
+    def bound(self) -> Bound:
         """The question of this trace, as a target for another pass over the same inputs.
 
         Returns:
@@ -298,7 +302,7 @@ class Trace:
             >>> tp.explain(model, 0.5 * x, target=tp.trace(model, x).bound()).values.shape
             torch.Size([2, 1, 8, 8])
         """
-        return Bound(self.question)
+        return Bound(self.question, tuple(self.forward_pass.call.observed))
 
     def rescore(
         self,
@@ -440,7 +444,7 @@ class Trace:
         """
         capture = self.at[self.layer]
         if capture.handle is None:
-            raise GradUnavailable("this trace was made with gradients=False; make it again without that")
+            raise GradUnavailable(NO_GRAPH)
         with preserved(self.forward_pass.model), torch.enable_grad():
             scores = self.forward_pass.scores_with_graph
             vectors = vector.to(capture.returned.dtype).expand(-1, scores.shape[1], *vector.shape[2:])
@@ -487,8 +491,8 @@ class Trace:
         layout = layout_of(self.forward_pass.model, self.forward_pass.call, block)
         if layout is None:
             raise NoSpatialLayer(
-                f"which of the tokens that attend lie on the picture's grid is not to be seen at {block!r}: no grid of "
-                "the picture has as many positions. Choose a method of one layer, with layer= and layout="
+                f"which tokens lie on the picture's grid cannot be inferred at {block!r}: no grid of the picture "
+                "has that many positions. Choose a method of one layer, with layer= and layout="
             )
         return layout
 
@@ -496,16 +500,13 @@ class Trace:
     def readout_weights(self) -> Tensor:
         """(N, K, T): with what weight each score reads the tokens after the last block; each row sums to 1.
 
-        All tokens of the grid have the same weight where the score depends on any of them. Elsewhere the other tokens
-        share it on which the score depends, such as the class token. Where it depends on none, as with a head of zeros,
-        the first token before the grid has it, or the whole grid.
+        If the score depends on any token of the grid, all tokens of the grid get the same weight. Otherwise the other
+        tokens on which it depends share the weight, such as the class token. If it depends on none, as with a head of
+        zeros, the first token before the grid gets the weight, or the whole grid.
         """
         last, tokens = self.attentions[-1].block_output, self.tokens
         if last is None or last.edge is None:
-            raise GradUnavailable(
-                "which tokens the score reads is told by its gradient, and this trace was made with gradients=False; "
-                "make it again without that"
-            )
+            raise GradUnavailable(f"the gradient of the score shows which tokens it reads; {NO_GRAPH}")
         with preserved(self.forward_pass.model):
             return readout_weights(self.forward_pass.scores_with_graph, last, tokens)
 

@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from torchpeek.engine import Bound, CaptureRequest, inspectable_module, trace_model, with_observed_layers
+from torchpeek.engine import CaptureRequest, bound_to, trace_model
 from torchpeek.errors import InputError
 from torchpeek.evaluation.cases import RANDOM, Explain, by_grid, case_of, explainer_of
-from torchpeek.evaluation.checks import Metrics, check_heatmaps, check_needs, check_same, chosen_metrics
+from torchpeek.evaluation.checks import Metrics, check_heatmaps, check_needs, check_same, selected_metrics
+from torchpeek.explanation.request import LayerChoice, explanation_request
 from torchpeek.heatmap import Heatmap
 from torchpeek.metrics import (
     CleanPass,
@@ -28,7 +29,7 @@ from torchpeek.metrics import (
     joined,
     regions_of,
 )
-from torchpeek.models import Inputs, LoadedModel, Model, model_call_for, module_of
+from torchpeek.models import Inputs, LoadedModel, Model
 from torchpeek.picture import Picture
 
 
@@ -106,24 +107,22 @@ def evaluate(
         >>> m["deletion"].values.shape, m["deletion"].curve.shape
         (torch.Size([2, 1]), torch.Size([2, 1, 5]))
     """
-    chosen = chosen_metrics(metrics)
+    selected = selected_metrics(metrics)
     if isinstance(inputs, (list, tuple)):
-        one_by_one = partial(evaluate, model, metrics=chosen, explain=explain, batch=batch, seed=seed)
+        one_by_one = partial(evaluate, model, metrics=selected, explain=explain, batch=batch, seed=seed)
         return _of_each(one_by_one, inputs, heatmap, masks, boxes)
     single = isinstance(heatmap, Heatmap)
     heatmaps: Mapping[str, Heatmap] = {heatmap.provenance.method: heatmap} if single else heatmap
     check_heatmaps(heatmaps)
     picture = _picture(model, inputs)
-    call = model_call_for(model, inputs if picture is None else picture)
-    module = inspectable_module(module_of(model))
     question = next(iter(heatmaps.values())).question
-    check_needs(chosen, heatmaps, regions=masks is not None or boxes is not None, explained=explain is not None)
-    target = Bound(question)
-    call = with_observed_layers(module, call, target)
-    trace = trace_model(module, call, CaptureRequest({}, gradients=False), target)
+    check_needs(selected, heatmaps, regions=masks is not None or boxes is not None, explained=explain is not None)
+    request = explanation_request(model, inputs if picture is None else picture, LayerChoice(), bound_to(question))
+    captures = CaptureRequest({}, gradients=False)
+    trace = trace_model(request.module, request.call, captures, request.target, request.origin)
     heatmaps = {name: _on(each, trace.scores.device) for name, each in heatmaps.items()}
     check_same(heatmaps, trace.scores)
-    for name in chosen:
+    for name in selected:
         check_applies(find_metric(name), trace)
     geometry = None if picture is None else picture.geometry
     regions = regions_of(masks, boxes, trace.inputs.shape, trace.scores.shape[1], geometry)
@@ -132,7 +131,7 @@ def evaluate(
     for names in by_grid(heatmaps):
         explainers = [explainer_of(trace, heatmaps[name], explain) for name in names]
         case = case_of(clean, [heatmaps[name] for name in names], explainers, regions)
-        for metric, options in chosen.items():
+        for metric, options in selected.items():
             with _full_precision(trace.scores.device.type):
                 result = find_metric(metric).compute(case, **options)
             for name, measurement in zip(names, _measurements(metric, options, result, len(names), clean), strict=True):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.cam import find_method
-from torchpeek.engine import Bound, ModelCall, Question, Trace
+from torchpeek.engine import ModelCall, Question, Trace, bound_to
 from torchpeek.errors import InputError
 from torchpeek.explanation import HeatmapOptions, LayerChoice
 from torchpeek.explanation.heatmaps import compute_heatmaps
@@ -85,7 +85,7 @@ def _explained_again(model: nn.Module, call: ModelCall, question: Question, prov
     choice, options = LayerChoice(layer, layout), HeatmapOptions()
     call_as_input: Any = call  # a ModelCall, which the public types of inputs do not include
     heatmaps = compute_heatmaps(
-        model, call_as_input, {provenance.method: provenance.options}, choice, Bound(question), options
+        model, call_as_input, {provenance.method: provenance.options}, choice, bound_to(question), options
     )
     heatmap: Heatmap = heatmaps[provenance.method]
     return heatmap.values

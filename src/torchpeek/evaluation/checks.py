@@ -17,20 +17,20 @@ from torchpeek.metrics import find_metric
 Metrics: TypeAlias = Iterable[str] | Mapping[str, Mapping[str, Any]]
 
 
-def chosen_metrics(metrics: Metrics) -> dict[str, Mapping[str, Any]]:
+def selected_metrics(metrics: Metrics) -> dict[str, Mapping[str, Any]]:
     """Return metric name -> options. Raises InputError, MetricNotFound and OptionError."""
     if isinstance(metrics, str):
         metrics = [metrics]
     if not isinstance(metrics, Iterable):
         raise InputError(f"metrics is {metrics!r}; give names, or a dict name -> options")
-    chosen = dict(metrics) if isinstance(metrics, Mapping) else {name: {} for name in metrics}
-    if not chosen:
+    selected = dict(metrics) if isinstance(metrics, Mapping) else {name: {} for name in metrics}
+    if not selected:
         raise InputError("metrics is empty; give at least one name (torchpeek metrics lists them)")
-    for name, options in chosen.items():
+    for name, options in selected.items():
         if not isinstance(options, Mapping):
             raise InputError(f"the options of metric {name!r} are {options!r}; give a dict, such as {{}}")
         find_metric(name).check_options(options)
-    return chosen
+    return selected
 
 
 def check_heatmaps(heatmaps: object) -> None:
@@ -54,10 +54,10 @@ def check_heatmaps(heatmaps: object) -> None:
 
 
 def check_needs(
-    chosen: Mapping[str, object], heatmaps: Mapping[str, Heatmap], *, regions: bool, explained: bool
+    selected: Mapping[str, object], heatmaps: Mapping[str, Heatmap], *, regions: bool, explained: bool
 ) -> None:
     """Raise MetricNotApplicable if a metric needs an argument that is missing, before any pass runs."""
-    needs = {name: find_metric(name).needs for name in chosen}
+    needs = {name: find_metric(name).needs for name in selected}
     if not regions and (metrics := [name for name, need in needs.items() if need == "region"]):
         raise MetricNotApplicable(
             f"{', '.join(metrics)}: masks= or boxes= is missing; give one of them, which says where the object is"

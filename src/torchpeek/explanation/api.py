@@ -13,7 +13,7 @@ from torchpeek.explanation.request import LayerChoice, LayoutLike, TargetLike, e
 from torchpeek.heatmap import Heatmap
 from torchpeek.hooks import Selection
 from torchpeek.models import Inputs, Model, module_of
-from torchpeek.models.quantised import quantisation_named
+from torchpeek.models.quantised import quantisation_errors
 
 
 def trace(
@@ -65,7 +65,7 @@ def trace(
     """
     choice = LayerChoice(layer, layout)
     requirements = PassRequirements(gradients=gradients, prefix=ablations, attention=attention)
-    with quantisation_named(module_of(model)):
+    with quantisation_errors(module_of(model)):
         return run_pass(explanation_request(model, inputs, choice, target), requirements)
 
 

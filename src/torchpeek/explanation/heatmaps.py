@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,12 +14,12 @@ from torchpeek.cam import FUSIONS, CamMethod, Smoothing, fused, smoothed, withou
 from torchpeek.engine import ModelCall, Question, Trace, label_noun, output_part, score_kind
 from torchpeek.engine.targets import ClassesPerSample, as_target, innermost, of_samples
 from torchpeek.errors import InputError, NotConnected, NotFinite, OptionError, TargetError, notify
-from torchpeek.explanation.plan import MethodSelection, plan_passes, run_pass, selected_methods
+from torchpeek.explanation.plan import MethodSelection, PlannedPass, plan_passes, run_pass, selected_methods
 from torchpeek.explanation.request import ExplanationRequest, LayerChoice, TargetLike, explanation_request
 from torchpeek.heatmap import Heatmap, Provenance
 from torchpeek.interrupts import uninterrupted
 from torchpeek.models import Inputs, Model, model_call_for, module_of
-from torchpeek.models.quantised import quantisation_named, quantised_layers
+from torchpeek.models.quantised import quantisation_errors, quantised_layers
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,10 @@ def compute_heatmaps(
         return {method.name: _heatmap(trace, method, own, options) for method, own in selection}
     if inputs is None:
         raise InputError("inputs is missing; explain(model, inputs), or explain(trace)")
-    with quantisation_named(module_of(model)):
+    with quantisation_errors(module_of(model)):
         if isinstance(inputs, (list, tuple)):
             return _of_list(model, inputs, selection, choice, target, options)
-        _, heatmaps = _of_batch(explanation_request(model, inputs, choice, target), selection, options)
-        return heatmaps
+        return _of_batch(explanation_request(model, inputs, choice, target), selection, options)
 
 
 def explain_methods(
@@ -78,25 +77,42 @@ def explain_methods(
     target: TargetLike,
     options: HeatmapOptions,
 ) -> tuple[Trace, dict[str, Heatmap]]:
-    """The heatmaps of several methods, together with one of the traces that they were made from."""
-    with quantisation_named(module_of(model)):
+    """The heatmaps of several methods, together with the trace of one of their passes.
+
+    All passes score what the target was bound to in the first: the same class, even where rounding differs.
+    """
+    with quantisation_errors(module_of(model)):
         selection = selected_methods(methods)
-        traces, heatmaps = _of_batch(explanation_request(model, inputs, choice, target), selection, options)
-    return traces[0], heatmaps
+        request = explanation_request(model, inputs, choice, target)
+        # A pass at the named or the default layer comes first, if there is one.
+        first, *others = sorted(
+            _plan(request, selection, options),
+            key=lambda planned: (planned.requirements.attention, planned.requirements.stages),
+        )
+        trace = run_pass(request, first.requirements)
+        heatmaps = _of_pass(trace, first, options)
+        request = replace(request, target=trace.bound())
+        for planned in others:
+            heatmaps |= _of_pass(run_pass(request, planned.requirements), planned, options)
+    return trace, {method.name: heatmaps[method.name] for method, _ in selection}
 
 
-def _of_batch(
-    request: ExplanationRequest, selection: MethodSelection, options: HeatmapOptions
-) -> tuple[list[Trace], dict[str, Heatmap]]:
-    if any(method.layers == "all" for method, _ in selection) and quantised_layers(request.module):
-        raise NotConnected("no gradient flows back through quantised layers")  # nor would its absence be noticed
-    traces: list[Trace] = []
+def _of_batch(request: ExplanationRequest, selection: MethodSelection, options: HeatmapOptions) -> dict[str, Heatmap]:
     heatmaps: dict[str, Heatmap] = {}
-    for planned in plan_passes(selection, layer_named=request.layers is not None, fused=options.fuse is not None):
-        trace = run_pass(request, planned.requirements)
-        traces.append(trace)
-        heatmaps |= {method.name: _heatmap(trace, method, own, options) for method, own in planned.methods}
-    return traces, {method.name: heatmaps[method.name] for method, _ in selection}
+    for planned in _plan(request, selection, options):
+        heatmaps |= _of_pass(run_pass(request, planned.requirements), planned, options)
+    return {method.name: heatmaps[method.name] for method, _ in selection}
+
+
+def _plan(request: ExplanationRequest, selection: MethodSelection, options: HeatmapOptions) -> list[PlannedPass]:
+    if any(method.layers == "all" for method, _ in selection) and quantised_layers(request.module):
+        # Without this, fullgrad would return a map that lacks the share of the quantised layers.
+        raise NotConnected("no gradient flows back through quantised layers")
+    return plan_passes(selection, layer_named=request.layers is not None, fused=options.fuse is not None)
+
+
+def _of_pass(trace: Trace, planned: PlannedPass, options: HeatmapOptions) -> dict[str, Heatmap]:
+    return {method.name: _heatmap(trace, method, own, options) for method, own in planned.methods}
 
 
 def _of_list(
@@ -124,7 +140,7 @@ def _of_list(
         size = sum(len(call) for call in run)
         batch = run[0] if len(run) == 1 else run[0].with_picture(torch.cat([call.picture for call in run]))
         of_batch = request.for_batch(batch, of_samples(request.target, first, first + size))
-        for name, heatmap in _of_batch(of_batch, selection, options)[1].items():
+        for name, heatmap in _of_batch(of_batch, selection, options).items():
             start = 0
             for call in run:
                 heatmaps[name].append(heatmap[start : start + len(call)])
@@ -175,7 +191,7 @@ def _heatmap(trace: Trace, method: CamMethod, own: Mapping[str, Any], options: H
     if zeros := int((values.flatten(2) == 0).all(2).sum()):
         notify(
             f"{method.name} at {provenance.layer!r}: {zeros} of {trace.scores.numel()} maps are exactly zero "
-            "everywhere; the layer says nothing about what was asked",
+            "everywhere; at this layer the method finds no evidence for or against the target",
         )
     return Heatmap(values, trace.scores, trace.question, provenance)
 

@@ -11,7 +11,7 @@ from torch import nn
 from torchpeek.cam import CamMethod, find_method
 from torchpeek.engine import CaptureRequest, Suggestion, Trace, suggest_layer, suggest_stages, trace_model
 from torchpeek.engine.observed import layers_of_target
-from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotConnected, NotFired
+from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotConnected, NotFired, listed_names
 from torchpeek.explanation.request import ExplanationRequest
 
 MethodSelection: TypeAlias = list[tuple[CamMethod, Mapping[str, Any]]]
@@ -65,6 +65,8 @@ def selected_methods(methods: Iterable[str] | Mapping[str, Mapping[str, Any]]) -
         raise InputError("methods is empty; name at least one (torchpeek methods lists them)")
     selection = [(find_method(name), of_method) for name, of_method in options.items()]
     for method, of_method in selection:
+        if not isinstance(of_method, Mapping):
+            raise InputError(f"the options of method {method.name!r} are {of_method!r}; give a dict, such as {{}}")
         method.check_options(of_method)
     return selection
 
@@ -108,11 +110,9 @@ def run_pass(request: ExplanationRequest, requirements: PassRequirements) -> Tra
     if requirements.no_layer:
         return _trace_at(request, requirements, {}, "")
     if request.layers is not None:
-        several = requirements.several or isinstance(request.choice.layer, (list, tuple))
-        if len(request.layers) > 1 and not several:
-            listed = ", ".join(map(repr, list(request.layers)[:6])) + (", ..." if len(request.layers) > 6 else "")
+        if len(request.layers) > 1 and not (requirements.several or request.several):
             raise AmbiguousCall(
-                f"layer {request.choice.layer!r} selects {len(request.layers)} layers ({listed}); a heatmap is of one. "
+                f"layer= selects {len(request.layers)} layers ({listed_names(request.layers)}); a heatmap is of one. "
                 "Name one of them, or say how their maps become one: fuse='max', 'mean' or 'product' (--fuse)"
             )
         return _trace_at(request, requirements, request.layers, "asked for")
@@ -136,12 +136,12 @@ def _trace_at(
 ) -> Trace:
     captures = CaptureRequest(
         layers,
-        # An inner layer that the target asks about may not come after the captured layer. Gradients show that, whatever
+        # An inner layer that the target reads may not come after the captured layer. Gradients show that, whatever
         # the method.
         gradients=requirements.gradients or bool(layers_of_target(request.target)),
         prefix=requirements.prefix,
         attention=requirements.attention,
-        layouts=dict.fromkeys(layers, request.choice.layout_spec),
+        layouts=dict.fromkeys(layers, request.layout),
     )
     origin = replace(request.origin, layer_reason=reason)
     return trace_model(request.module, request.call, captures, request.target, origin)

@@ -62,16 +62,18 @@ class ExplanationRequest:
         call: What it is called with: copies of the user's tensors.
         target: What is asked of the output.
         origin: Where the pass comes from, in words.
-        choice: Which layers are explained.
-        layers: Name -> module of the layers that the choice selects; None for the default layer.
+        layers: Name -> module of the layers that the user named; None for the default layer.
+        several: Whether the user named them in a list, and so means more than one.
+        layout: The layout of these layers' outputs, where the user gave one.
     """
 
     module: nn.Module
     call: ModelCall
     target: Target
     origin: Origin
-    choice: LayerChoice
-    layers: Mapping[str, nn.Module] | None
+    layers: Mapping[str, nn.Module] | None = None
+    several: bool = False
+    layout: LayoutSpec | None = None
 
     def for_batch(self, call: ModelCall, target: Target) -> ExplanationRequest:
         """The same request about another batch."""
@@ -87,11 +89,12 @@ def explanation_request(model: Model, inputs: object, choice: LayerChoice, targe
         TargetError: When the target is none.
     """
     module = inspectable_module(module_of(model))
-    call = inputs if isinstance(inputs, ModelCall) else model_call_for(model, inputs)
+    call = model_call_for(model, inputs)
     target = as_target(target, class_names_of(model))
     call = with_observed_layers(module, call, target)
     layers = None if choice.layer is None else select(module, with_wrapper_prefix(module, choice.layer))
-    return ExplanationRequest(module, call, target, _origin(model), choice, layers)
+    several = isinstance(choice.layer, (list, tuple))
+    return ExplanationRequest(module, call, target, _origin(model), layers, several, choice.layout_spec)
 
 
 def class_names_of(model: Model) -> Sequence[str] | None:

@@ -48,11 +48,6 @@ Compare with `type(module) in`, not with isinstance: a subclass may move its cha
 """
 
 
-def channel_axis_of(module: nn.Module) -> ChannelAxis | None:
-    """Infer a module's channel axis from its type; None for a type that is not in the table."""
-    return next((row.axis for row in _TYPES if isinstance(module, row.type)), None)
-
-
 class Channels(NamedTuple):
     """How many channels a layer's output is expected to have, and on which axis its type puts them."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import MethodType
@@ -12,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from torchpeek.hooks.process import current_thread
 from torchpeek.interrupts import uninterrupted
 
 Forward: TypeAlias = Callable[..., Any]
@@ -28,10 +28,10 @@ class _PatchedForward:
     def __init__(self, module: nn.Module, own_forward: Any, forward: Forward) -> None:
         self._module, self._own_forward, self._forward = module, own_forward, forward
         self._original: Forward = module.forward
-        self._thread = threading.get_ident()
+        self._thread = current_thread()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        function = self._forward if threading.get_ident() == self._thread else self._original
+        function = self._forward if current_thread() == self._thread else self._original
         return function(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

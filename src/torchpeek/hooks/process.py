@@ -1,4 +1,4 @@
-"""Change a setting of the whole process: the first block that enters sets it, the last one that exits restores it."""
+"""The process around a model: settings of the whole process, the current thread, compiled and sharded modules."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
+
+current_thread: Callable[[], int] = threading.get_ident
+"""The identifier of the thread that calls it."""
 
 _SHARED: dict[str, tuple[int, AbstractContextManager[Any]]] = {}
 _SHARED_LOCK = threading.Lock()
@@ -50,8 +53,17 @@ def is_compiled(module: nn.Module) -> bool:
 
 def is_compile_wrapper(module: nn.Module) -> bool:
     """Whether the module is what torch.compile(model) returns; model.compile() returns the model itself."""
-    # By name: the class is in torch._dynamo, whose import is slow.
-    return type(module).__name__ == "OptimizedModule"
+    return type(module).__name__ == _COMPILE_WRAPPER
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP shards the parameters of the module over several processes."""
+    return any(base.__name__ in _SHARDED_CLASSES for base in type(module).__mro__)
+
+
+# Compared by name, because importing them is slow: they are in torch._dynamo and torch.distributed.
+_COMPILE_WRAPPER = "OptimizedModule"
+_SHARDED_CLASSES = ("FullyShardedDataParallel", "FSDPModule")
 
 
 @contextmanager

@@ -146,12 +146,3 @@ def why_not_fired(model: nn.Module, name: str, module: nn.Module) -> str:
             "another one, the result of torch.compile; choose the layer around it, or the compiled model"
         )
     return f"layer {name!r} ({type(module).__name__}) was not called in the forward pass: {reason}"
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP shards the parameters of the module over several processes."""
-    return any(base.__name__ in _SHARDED_CLASSES for base in type(module).__mro__)
-
-
-# Compared by name: importing them would import torch.distributed.
-_SHARDED_CLASSES = ("FullyShardedDataParallel", "FSDPModule")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -10,6 +9,7 @@ from typing import Any, TypeAlias
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from torchpeek.hooks.process import current_thread
 from torchpeek.interrupts import uninterrupted
 
 BeforeHook: TypeAlias = Callable[..., Any]
@@ -56,7 +56,7 @@ def attached(
     Yields:
         None.
     """
-    thread = None if every_thread else threading.get_ident()
+    thread = None if every_thread else current_thread()
     handles: list[RemovableHandle] = []
     try:
         with uninterrupted():
@@ -82,7 +82,7 @@ class _ThreadHook(UncopiedHook):
         self._thread = thread  # the only thread in which it runs; None for every thread
 
     def __call__(self, *args: Any) -> Any:
-        return self._hook(*args) if self._thread in (None, threading.get_ident()) else None
+        return self._hook(*args) if self._thread in (None, current_thread()) else None
 
 
 def _as_uncopied(hook: Callable[..., Any], thread: int | None) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from torchpeek.engine import Bound, Change, Trace
+from torchpeek.engine import Change, Trace
 from torchpeek.engine.targets import ClassScores, ComputedScores, class_logits
 from torchpeek.errors import MetricNotApplicable
 from torchpeek.heatmap import unit_range, upsample
@@ -108,7 +108,7 @@ class CleanPass(_Memo):
             if class_logits(self.trace.output).shape[1] < 2:
                 raise MetricNotApplicable(ONE_LOGIT)
             question = replace(question, kind="probability")
-        return self.trace.with_target(Bound(question))
+        return self.trace.with_target(replace(self.trace.bound(), question=question))
 
     @cached_property
     def fingerprints(self) -> list[bytes]:

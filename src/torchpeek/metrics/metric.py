@@ -95,8 +95,8 @@ class Metric(Registered):
             >>> metric.cost({"steps": 10})
             '10 forward'
         """
-        chosen = {**self.options, **(options or {})}
-        passes, explanations = self.passes(chosen), self.explanations(chosen)
+        all_options = {**self.options, **(options or {})}
+        passes, explanations = self.passes(all_options), self.explanations(all_options)
         parts = [f"{passes} forward" + (" for all heatmaps of a picture together" if self.shared else "")] * bool(
             passes
         )

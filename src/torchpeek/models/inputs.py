@@ -22,8 +22,10 @@ Inputs: TypeAlias = Tensor | Picture | str | PathLike[str] | Image.Image | Mappi
 def model_call_for(model: Model, inputs: object) -> ModelCall:
     """Return the inputs as a ModelCall with copies of all tensors, because the model may write into its arguments.
 
-    A picture is moved to the model's device. A tensor stays on its device.
+    A picture is moved to the model's device. A tensor stays on its device. A ModelCall is returned as it is.
     """
+    if isinstance(inputs, ModelCall):
+        return inputs
     module = module_of(model)
     if isinstance(inputs, (str, PathLike, Image.Image)):
         if not isinstance(model, LoadedModel):

@@ -37,7 +37,7 @@ def observing_layers(model: object) -> list[str]:
 
 
 @contextmanager
-def quantisation_named(model: nn.Module) -> Iterator[None]:
+def quantisation_errors(model: nn.Module) -> Iterator[None]:
     """Turn errors that quantised layers cause into errors that say so.
 
     Raises GradUnavailable for gradients through quantised layers, and NoSpatialLayer for a heatmap of their outputs.

@@ -66,13 +66,16 @@ class TestBoxSelection:
     @pytest.mark.parametrize(
         ("target", "message"),
         [
-            (Box(3), "picture 0 has 3 detections; asked for number 3, counted from 0. Ask for 0 to 2, or lower"),
-            (Box([0, 5], label=3), "picture 0 has 2 detections of class 3; asked for number 5"),
-            (Box(1, label=1), "has 1 detection of class 1; asked for number 1, counted from 0. Ask for 0, or"),
+            (Box(3), "picture 0 has 3 detections; the requested rank is 3, counted from 0. Choose 0 to 2, or lower"),
+            (Box([0, 5], label=3), "picture 0 has 2 detections of class 3; the requested rank is 5"),
+            (Box(1, label=1), "has 1 detection of class 1; the requested rank is 1, counted from 0. Choose 0, or"),
             (Box(label=2), "picture 0 has no detection of class 2; it has some of 1, 3"),
             (Box(at=(5, 0, 9, 4)), r"no detection that overlaps \(5.0, 0.0, 9.0, 4.0\) by 0.5 IoU or more"),
             (Box(at=(0, 0, 4, 5), least_iou=0.9), r"the nearest, class 3 at \(0, 0, 4, 4\), has 0.80. Coordinates are"),
-            (Box(2, at=(0, 0, 4, 4)), r"2 detections that overlap \(0.0, 0.0, 4.0, 4.0\) enough; asked for number 2"),
+            (
+                Box(2, at=(0, 0, 4, 4)),
+                r"2 detections that overlap \(0.0, 0.0, 4.0, 4.0\) enough; the requested rank is 2",
+            ),
         ],
     )
     def test_what_is_not_there(self, target: Any, message: str) -> None:

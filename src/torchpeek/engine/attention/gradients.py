@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from torchpeek.engine.attention.recorder import Attention, BlockOutput
-from torchpeek.engine.gradients import score_gradients, vjp
+from torchpeek.engine.gradients import NO_GRAPH, score_gradients, vjp
 from torchpeek.engine.layout import Layout
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.errors import GradUnavailable, NotConnected
@@ -117,7 +117,7 @@ def _leaf_or_copy(token_path: str, leaf: Tensor, path: str, tensor: Tensor) -> T
 
 def _gradient_handle(attention: Attention) -> Tensor | GradientEdge:
     if attention.handle is None:
-        raise GradUnavailable("this trace was made with gradients=False. Make it again with gradients=True")
+        raise GradUnavailable(NO_GRAPH)
     return attention.handle
 
 

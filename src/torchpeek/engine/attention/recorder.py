@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from torchpeek.engine.attention.function_mode import AttentionMode, OtherAttention, active
+from torchpeek.engine.gradients import Handle, start_graph
 from torchpeek.errors import MethodNotApplicable
 from torchpeek.hooks import attached, containers
 from torchpeek.interrupts import uninterrupted
@@ -173,13 +174,9 @@ class AttentionRecorder:
         `private`: no one but the recorder has the tensor, so nothing will write into it.
         """
         recorded = weights.detach() if private else weights.detach().clone()
-        handle: Tensor | GradientEdge | None = None
-        if self._gradients and weights.requires_grad:
-            handle = get_gradient_edge(weights)
-        elif self._gradients:
-            torch.set_grad_enabled(True)  # for the operations that follow; ended with the block
-            handle = leaf = recorded.detach().requires_grad_()
-            weights = leaf.clone()  # not the leaf itself, because the next operation may write into it
+        handle: Handle | None = None
+        if self._gradients:
+            handle, weights = start_graph(weights, recorded)
         innermost = self._module_calls[-1].name if self._module_calls else ""
         call = _AttentionCall(innermost, recorded, handle, batch)
         self._attention_calls.append(call)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torchpeek.engine.layout import Grid, Kind, Layout, LayoutSpec, described
 from torchpeek.engine.layout_inference.module_axes import channel_axis
+from torchpeek.engine.model_call import ModelCall
 from torchpeek.errors import NoSpatialLayer
 from torchpeek.hooks import containers
 from torchpeek.hooks.module_channels import CHANNELS_LAST_NORMS, ChannelAxis
@@ -72,6 +73,21 @@ class CandidateLayer:
     layer: str
     layout: Layout
     projection: bool
+
+
+class LayoutUndecided(NoSpatialLayer):
+    """What is known without a dry run does not decide the layout. Never seen by users: the dry run follows."""
+
+
+def static_evidence(model: nn.Module, call: ModelCall) -> LayoutEvidence:
+    """What follows from the model's modules and the shape of its input, without a pass."""
+    return LayoutEvidence(
+        tuple(call.size),
+        len(call),
+        may_have_channels_last=may_have_channels_last(model),
+        linear_widths=linear_widths(model),
+        rescales_input=call.takes_list,
+    )
 
 
 def candidate_layouts(module: nn.Module, output: Any, evidence: LayoutEvidence) -> list[Layout]:

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 
 from torchpeek.engine.forward import run
+from torchpeek.engine.gradients import Handle, start_graph
 from torchpeek.engine.layout import Layout
 from torchpeek.engine.layout_inference.candidates import CandidateLayer
 from torchpeek.engine.layout_inference.dry_run import dry_run, first_sample
-from torchpeek.engine.layout_inference.model_config import feature_extractors
 from torchpeek.engine.model_cache import ModelCache
-from torchpeek.engine.model_call import ModelCall, compares_texts
+from torchpeek.engine.model_call import ModelCall
+from torchpeek.engine.model_config import compares_texts, feature_extractors
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.targets import Target, of_samples
 from torchpeek.engine.targets.question import has_separate_branches
@@ -155,21 +155,16 @@ def _score_depends_on(
     One forward pass, whose graph starts at the first of the candidates, and a backward pass for each score.
     """
     modules = dict(model.named_modules())
-    handles: dict[str, Any] = {}  # layer -> a leaf, or a gradient edge
+    handles: dict[str, Handle] = {}
 
-    def start_graph(candidate: CandidateLayer, module: nn.Module, args: Any, output: Any) -> Any:
+    def take_handle(candidate: CandidateLayer, module: nn.Module, args: Any, output: Any) -> Any:
         tensor = dict(containers.leaves(output)).get(candidate.layout.part)
         if tensor is None or candidate.layer in handles:
             return None
-        if tensor.requires_grad:
-            handles[candidate.layer] = get_gradient_edge(tensor)
-            return None
-        torch.set_grad_enabled(True)  # for what comes after; `preserved` ends it
-        leaf = tensor.detach().clone().requires_grad_()
-        handles[candidate.layer] = leaf
-        return containers.with_part(output, candidate.layout.part, leaf.clone())
+        handles[candidate.layer], continued = start_graph(tensor, tensor.detach().clone())
+        return None if continued is tensor else containers.with_part(output, candidate.layout.part, continued)
 
-    hooks = [(modules[each.layer], partial(start_graph, each)) for each in candidates]
+    hooks = [(modules[each.layer], partial(take_handle, each)) for each in candidates]
     with preserved(model):
         with attached(hooks):
             output = run(model, first_sample(call).for_one_pass())

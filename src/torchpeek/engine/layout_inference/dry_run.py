@@ -23,17 +23,17 @@ from torchpeek.engine.layout_inference.candidates import (
     may_have_channels_last,
     without_attention_maps,
 )
-from torchpeek.engine.layout_inference.model_config import (
+from torchpeek.engine.layout_inference.module_axes import channel_axis, grid_of
+from torchpeek.engine.layout_inference.token_probe import locate_grid, token_movement
+from torchpeek.engine.model_cache import ModelCache
+from torchpeek.engine.model_call import ModelCall
+from torchpeek.engine.model_config import (
     configured_grids,
     configured_query_counts,
     configured_token_counts,
     is_boxes,
     reorders_tokens,
 )
-from torchpeek.engine.layout_inference.module_axes import channel_axis, grid_of
-from torchpeek.engine.layout_inference.token_probe import locate_grid, token_movement
-from torchpeek.engine.model_cache import ModelCache
-from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.preserve import preserved
 from torchpeek.hooks import attached, containers
 
@@ -96,13 +96,8 @@ def layer_calls(model: nn.Module, call: ModelCall | None) -> list[LayerCall]:
     ]
 
 
-def layout_evidence(model: nn.Module, call: ModelCall) -> LayoutEvidence:
-    """What a dry run over the first sample shows of the model's grids, with the batch size of the call."""
-    return replace(dry_run(model, call).evidence, batch_size=len(call))
-
-
 def known_evidence(model: nn.Module, call: ModelCall) -> LayoutEvidence | None:
-    """As `layout_evidence`, from a remembered dry run; None where there is none."""
+    """What a dry run of the model has shown, for the batch size of the call; None where there was none yet."""
     dry = _DRY_RUNS.get(model, _input_key(call))
     return None if dry is None else replace(dry.evidence, batch_size=len(call))
 

@@ -70,7 +70,7 @@ def token_movement(
         movement = [(each - each.median(1, keepdim=True).values).abs().sum(0) for each in differences]
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # the model's own error; the pass that was asked for raises it again if it matters
+    except Exception:  # the model's own error; the clean pass raises it again if it matters
         return None
     return (movement[0], movement[1]) if all(bool(each.any()) for each in movement) else None
 

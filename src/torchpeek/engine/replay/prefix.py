@@ -24,8 +24,8 @@ class RecordedCall:
 class PrefixRecording:
     """The outermost calls of one pass over `count` samples that finished before the layer returned.
 
-    Usage: `with replaced(recording.forwards(model))` around the pass, with `recording.stop` as the last hook of the
-    layer, and `recording.complete()` after the pass.
+    Usage: `with replaced(recording.recording_forwards(model))` around the pass, with `recording.stop` as the last hook
+    of the layer, and `recording.complete()` after the pass.
 
     Args:
         count: The number of samples, N.
@@ -42,7 +42,7 @@ class PrefixRecording:
         self._versions: dict[int, list[tuple[Tensor, int | None]]] = {}  # call -> its tensors, and their versions
         self._recording = True
 
-    def forwards(self, model: nn.Module) -> Iterable[tuple[nn.Module, Forward]]:
+    def recording_forwards(self, model: nn.Module) -> Iterable[tuple[nn.Module, Forward]]:
         """For `replaced`: each module below the model, with a `forward` that records the call."""
         return [(module, partial(self._record, module, module.forward)) for module in replaceable(model)]
 

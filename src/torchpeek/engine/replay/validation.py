@@ -34,25 +34,25 @@ from torchpeek.hooks import attached, containers, replaced
 Key: TypeAlias = tuple[Any, ...]
 """A layer and a kind of input: what a replay plan depends on besides the model."""
 
-# The plan, or the reason why replays are refused.
-_PLANS: ModelCache[Key, ReplayPlan | str] = ModelCache()
+_PLANS: ModelCache[Key, ReplayPlan] = ModelCache()
+# Why replays are refused.
+_REFUSALS: ModelCache[Key, str] = ModelCache()
 
 
 def overwritten_outputs(model: nn.Module, layer: str, call: ModelCall) -> frozenset[int] | None:
     """The numbers of the calls whose outputs must be copied when they are recorded; None where not known yet."""
     plan = _PLANS.get(model, _key(layer, call))
-    return plan.overwritten if isinstance(plan, ReplayPlan) else None
+    return None if plan is None else plan.overwritten
 
 
 def refuse_replay(model: nn.Module, layer: str, call: ModelCall, reason: str) -> None:
     """Remember that replays from this layer are wrong."""
-    _PLANS.put(model, _key(layer, call), reason)
+    _REFUSALS.put(model, _key(layer, call), reason)
 
 
 def refusal(model: nn.Module, layer: str, call: ModelCall) -> str | None:
     """Why replays from this layer are known to be wrong; None where they are not."""
-    plan = _PLANS.get(model, _key(layer, call))
-    return plan if isinstance(plan, str) else None
+    return _REFUSALS.get(model, _key(layer, call))
 
 
 def validated_replay(suffix: Suffix, question: Question, batch: int) -> Replay:
@@ -63,8 +63,6 @@ def validated_replay(suffix: Suffix, question: Question, batch: int) -> Replay:
     """
     key = _key(suffix.name, suffix.call)
     plan = _PLANS.get(suffix.model, key)
-    if isinstance(plan, str):
-        raise ReplayMismatch(plan)
     if plan is None or plan.largest_batch < batch or not _matches(plan, suffix.prefix):
         if any(map(runs_replicas, suffix.model.modules())):
             raise ReplayMismatch("is not possible: the model runs as replicas on several devices")
@@ -79,9 +77,7 @@ def validated_replay(suffix: Suffix, question: Question, batch: int) -> Replay:
 
 
 def _key(layer: str, call: ModelCall) -> Key:
-    picture = call.picture
-    autocast = torch.is_autocast_enabled(picture.device.type)
-    return layer, tuple(picture.shape[1:]), picture.dtype, picture.device, autocast
+    return layer, *call.kind
 
 
 def _validated_plan(suffix: Suffix, question: Question, batch: int) -> ReplayPlan:
@@ -103,7 +99,7 @@ def _validated_plan(suffix: Suffix, question: Question, batch: int) -> ReplayPla
         changed = _changed_activation(sample_rows(activation, rows), trial)
         recording = PrefixRecording(len(picked))
         hooks = [(layer, returning(changed[picked].clone(), suffix.layout)), (layer, recording.stop)]
-        with replaced(recording.forwards(model)), attached(hooks):
+        with replaced(recording.recording_forwards(model)), attached(hooks):
             whole = run(model, few.for_one_pass())
         if plan is None:
             plan = ReplayPlan(_batch_axes(prefix, recording, rows[picked]), prefix.overwritten)
@@ -181,12 +177,12 @@ def _axes_of_call(one: RecordedCall, other: RecordedCall, count: int, rows: Tens
     ours, theirs = dict(containers.leaves(one.output)), dict(containers.leaves(other.output))
     # Values that are no tensors are returned as they are, so they must not depend on the batch.
     if ours.keys() != theirs.keys() or _without_tensors(one.output) != _without_tensors(other.output):
-        raise ReplayMismatch(f"is not possible: {name} returns something that is not by sample")
+        raise ReplayMismatch(f"is not possible: {name} returns something without one entry for each sample")
     for path, tensor in ours.items():
         batch_axis = _batch_axis(tensor.shape, theirs[path].shape, count, len(rows), name)
         part = entries_of(tensor, batch_axis, count, rows)
         if not close(part, theirs[path], tensor.dtype):
-            raise ReplayMismatch(f"is not possible: {name} returns something that is not by sample")
+            raise ReplayMismatch(f"is not possible: {name} returns something without one entry for each sample")
         yield path, batch_axis
 
 

@@ -264,14 +264,14 @@ class Box:
         ranks, count = [self.of] if isinstance(self.of, int) else list(self.of), int((keys >= 0).sum())
         if max(ranks) >= count:
             raise TargetError(
-                f"picture {picture} has {count} detection{'s' if count > 1 else ''}{condition}; asked for number "
-                f"{max(ranks)}, counted from 0. Ask for {f'0 to {count - 1}' if count > 1 else '0'}{detections.advice}"
+                f"picture {picture} has {count} detection{'s' if count > 1 else ''}{condition}; the requested rank is "
+                f"{max(ranks)}, counted from 0. Choose {f'0 to {count - 1}' if count > 1 else '0'}{detections.advice}"
             )
         selected = keys.argsort(descending=True, stable=True)[ranks]
         for index in selected[_area(detections.boxes[selected]) <= 0].tolist():
             raise TargetError(
-                f"picture {picture}: the box that was asked for, {_describe_detection(detections, index)}, has no "
-                "area, so later passes cannot match it. Ask for another one"
+                f"picture {picture}: the requested box, {_describe_detection(detections, index)}, has no "
+                "area, so later passes cannot match it. Choose another one"
             )
         return selected
 
@@ -285,7 +285,7 @@ class Box:
             if not eligible.any():
                 listed = ", ".join(map(str, sorted(set(detections.labels.tolist()))))
                 raise TargetError(
-                    f"picture {picture} has no detection{condition}; it has some of {listed}. Ask for one of these"
+                    f"picture {picture} has no detection{condition}; it has some of {listed}. Choose one of these"
                     f"{detections.advice}"
                 )
         if self.at is not None:

@@ -137,35 +137,21 @@ class Bound:
 
     Args:
         question: The question.
+        layers: The names of the inner layers that it reads; empty where it reads the model's output alone.
 
-    Example:
-        >>> question = tp.targets.Predicted().bind(torch.tensor([[0.1, 0.7, 0.2]]))
-        >>> tp.targets.Bound(question).bind(torch.tensor([[0.9, 0.0, 0.1]])).labels
-        tensor([[1]])
     """
 
     question: Question
-
-    @property
-    def layers(self) -> Sequence[str]:
-        """The names of the inner layers that the question reads; empty where it reads the model's output."""
-        return layers_of_target(self.question)
+    layers: tuple[str, ...] = ()
 
     def bind(self, output: Any) -> Question:
-        """Return the question, whatever the output is.
-
-        Args:
-            output: What the model returned. It is not read.
-
-        Returns:
-            The question.
-
-        Example:
-            >>> question = tp.targets.Predicted().bind(torch.tensor([[0.1, 0.7, 0.2]]))
-            >>> tp.targets.Bound(question).bind(None) is question
-            True
-        """
+        """Return the question, whatever the output is."""
         return self.question
+
+
+def bound_to(question: Question) -> Bound:
+    """The target of a question that is known apart from its pass, such as that of a heatmap."""
+    return Bound(question, tuple(layers_of_target(question)))
 
 
 # The parts of an output that hold an embedding of the whole input. They have the shape of class logits and are none.

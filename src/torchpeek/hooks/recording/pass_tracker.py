@@ -18,11 +18,11 @@ from torch.utils.hooks import RemovableHandle
 from torchpeek.errors import InputError
 from torchpeek.hooks import containers
 from torchpeek.hooks.gradient_tap import GradientTap
+from torchpeek.hooks.process import current_thread
 from torchpeek.hooks.recording.call import Call
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf
 from torchpeek.hooks.temporary_hooks import UncopiedHook
 
-_thread = threading.get_ident
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
 
 
@@ -92,7 +92,7 @@ class PassTracker:
 
     def open_block(self) -> None:
         """Begin to record in the current thread."""
-        self.thread = _thread()
+        self.thread = current_thread()
         self.call_depth.clear()
         self.called_in_other_thread, self.completed, self.early_stop = False, True, None
         if self.pending_layers is not None:
@@ -128,7 +128,9 @@ class PassTracker:
         """Raise EarlyStop if this was the last layer that the pass waits for."""
         assert self.pending_layers is not None
         self.pending_layers.discard(layer)
-        if not self.pending_layers and _thread() == self.thread:  # in the thread of a replica nothing would catch it
+        if (
+            not self.pending_layers and current_thread() == self.thread
+        ):  # in the thread of a replica nothing would catch it
             self.early_stop = EarlyStop()
             raise self.early_stop
 
@@ -140,7 +142,7 @@ class PassTracker:
         """
         if _graph_task() != -1:
             return False
-        if _thread() == self.thread or replica or _thread() in self.replicas:
+        if current_thread() == self.thread or replica or current_thread() in self.replicas:
             return True
         self.called_in_other_thread = True
         return False
@@ -161,11 +163,11 @@ class PendingCalls:
 
     def begin(self, call: Call) -> None:
         """Add a call of the current thread."""
-        self._by_thread[_thread()].append(call)
+        self._by_thread[current_thread()].append(call)
 
     def finish(self) -> Call | None:
         """Remove and return the last call of the current thread; None if there is none."""
-        calls = self._by_thread[_thread()]
+        calls = self._by_thread[current_thread()]
         return calls.pop() if calls else None
 
     def clear(self) -> None:
@@ -187,8 +189,8 @@ class CallCounter:
         """The number of a new call of the current thread in this pass."""
         if self._pass_count != pass_count or not pass_count:
             self._pass_count, self._next = pass_count, {}
-        number = self._next.get(_thread(), 0)
-        self._next[_thread()] = number + 1
+        number = self._next.get(current_thread(), 0)
+        self._next[current_thread()] = number + 1
         return number
 
 
@@ -211,8 +213,8 @@ class PassStartHook(UncopiedHook):
                 "nothing can be recorded inside torch.vmap, because the tensors there are invalid outside it; run the "
                 "batch without vmap, or record around it"
             )
-        depth = tracker.call_depth.get(_thread(), 0)
-        tracker.call_depth[_thread()] = depth + 1
+        depth = tracker.call_depth.get(current_thread(), 0)
+        tracker.call_depth[current_thread()] = depth + 1
         if depth:  # the model calls itself
             return
         if not replica:
@@ -226,7 +228,7 @@ class PassStartHook(UncopiedHook):
             if key in tracker.replicas.values():
                 tracker.start_pass()
                 self._on_start()
-            tracker.replicas[_thread()] = key
+            tracker.replicas[current_thread()] = key
 
 
 class PassEndHook(UncopiedHook):
@@ -239,7 +241,7 @@ class PassEndHook(UncopiedHook):
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         tracker = self._tracker
-        if tracker.call_depth.get(_thread(), 0) == 1 and tracker.is_ours(replica=False):
+        if tracker.call_depth.get(current_thread(), 0) == 1 and tracker.is_ours(replica=False):
             tracker.end_pass()
 
 
@@ -250,8 +252,8 @@ class CallDepthHook(PassEndHook):
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         depth = self._tracker.call_depth
-        if _graph_task() == -1 and depth.get(_thread(), 0):
-            depth[_thread()] -= 1
+        if _graph_task() == -1 and depth.get(current_thread(), 0):
+            depth[current_thread()] -= 1
 
 
 def _under_vmap() -> bool:

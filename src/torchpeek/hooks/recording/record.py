@@ -14,13 +14,13 @@ from torch.utils.hooks import RemovableHandle
 
 from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NotConnected, closest, notify
 from torchpeek.hooks.gradient_tap import hooked
-from torchpeek.hooks.process import eagerly
+from torchpeek.hooks.process import eagerly, is_sharded
 from torchpeek.hooks.recording.call import Calls, describe
 from torchpeek.hooks.recording.keep import Keep, layer_keepers
 from torchpeek.hooks.recording.layer_recorder import LayerInputHook, LayerRecorder
 from torchpeek.hooks.recording.pass_tracker import CallDepthHook, PassEndHook, PassStartHook, PassTracker
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf, MemoryBudget, StoredTensor, slot_hook
-from torchpeek.hooks.select import Selection, is_sharded, named_layers, select, why_not_fired
+from torchpeek.hooks.select import Selection, named_layers, select, why_not_fired
 from torchpeek.hooks.temporary_hooks import attached
 from torchpeek.interrupts import protected, uninterrupted
 

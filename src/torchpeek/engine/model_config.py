@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,6 +23,12 @@ _FEATURE_EXTRACTORS = ("backbone", "vision_model")  # attributes; torchvision, a
 _FEATURE_EXTRACTOR_NAME = "base_model_prefix"  # attribute with the name of an attribute; transformers
 _REORDERING_CLASS = "Unroll"  # class name of a module; Hiera in timm
 _BOXES = "boxes"  # part of a key of the output; detectors of torchvision and transformers
+_DETECTOR_TRANSFORM = ("min_size", "max_size", "size_divisible", "fixed_size")  # attributes of `transform`; torchvision
+_COMPARES_TEXTS = ("get_image_features", "get_text_features")  # methods; CLIP and SigLIP in transformers
+_TEXT_ARGUMENTS = frozenset({"input_ids", "attention_mask", "position_ids", "token_type_ids"})  # transformers
+_FRAME_COUNTS = ("num_frames", "frames_per_clip")  # keys; video models of transformers
+_CHANNEL_COUNTS = ("num_channels", "in_chans")  # keys; the same
+_SPECTROGRAM_STRIDES, _MEL_BINS = ("frequency_stride", "time_stride"), "num_mel_bins"  # keys; AST in transformers
 
 
 def configured_token_counts(model: nn.Module) -> tuple[int | None, int]:
@@ -74,3 +80,48 @@ def reorders_tokens(model: nn.Module) -> bool:
 def is_boxes(path: str) -> bool:
     """Whether this part of a model's output holds the boxes of a detector."""
     return _BOXES in path
+
+
+def takes_a_list(model: nn.Module) -> bool:
+    """Whether the model takes a list of pictures (C, H, W) in place of a batch, and scales and pads them itself."""
+    transform = getattr(model, "transform", None)
+    return all(hasattr(transform, name) for name in _DETECTOR_TRANSFORM)
+
+
+def compares_texts(model: nn.Module) -> bool:
+    """Whether the model compares every picture with every text, as CLIP and SigLIP do in transformers."""
+    return all(callable(getattr(model, name, None)) for name in _COMPARES_TEXTS)
+
+
+def is_text_argument(path: str) -> bool:
+    """Whether an argument of such a model belongs to the texts, which are the same for all pictures."""
+    return path in _TEXT_ARGUMENTS
+
+
+def takes_frames_first(model: nn.Module, shape: Sequence[int]) -> bool:
+    """Whether the model takes videos (N, frames, C, H, W), and `shape` is one."""
+    for config in _configs(model):
+        channels = next((getattr(config, key) for key in _CHANNEL_COUNTS if hasattr(config, key)), None)
+        has_frames = any(isinstance(getattr(config, key, None), int) for key in _FRAME_COUNTS)
+        if has_frames and len(shape) == 5 and shape[2] == channels:
+            return True
+    return False
+
+
+def takes_time_first(model: nn.Module, shape: Sequence[int]) -> bool:
+    """Whether the model takes spectrograms (N, time, frequency) and convolves them as (frequency, time)."""
+    return any(
+        all(hasattr(config, key) for key in _SPECTROGRAM_STRIDES)
+        and len(shape) == 3
+        and shape[2] == getattr(config, _MEL_BINS, None)
+        for config in _configs(model)
+    )
+
+
+def _configs(model: nn.Module) -> Iterator[Any]:
+    """The configuration of the outermost module that has one, and that of its vision part."""
+    for module in model.modules():
+        if hasattr(config := getattr(module, "config", None), "to_dict"):  # as all of transformers' configurations have
+            yield config
+            yield getattr(config, "vision_config", None)
+            return
