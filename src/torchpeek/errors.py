@@ -196,6 +196,8 @@ def listed_names(names: Iterable[str], most: int = 6) -> str:
     Example:
         >>> tp.errors.listed_names(["conv1", "bn1"])
         "'conv1', 'bn1'"
+        >>> tp.errors.listed_names(["conv1", "bn1", "relu"], most=2)
+        "'conv1', 'bn1', ..."
     """
     quoted = [repr(name) for name in names]
     return ", ".join(quoted[:most]) + (", ..." if len(quoted) > most else "")
