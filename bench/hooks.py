@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet50, vit_b_16
 
 import torchpeek as tp
+from torchpeek.hooks import Recording
 
 Values = dict[str, Tensor]
 Pass = Callable[[], Values]
@@ -287,7 +288,7 @@ def _why_wrong(case: Case, competitor: Callable[[Case], AbstractContextManager[P
                 recorded = run()
                 checked = 0
                 for name in recorded:
-                    value = recorded[name].output if isinstance(recorded, tp.hooks.Recording) else recorded[name]
+                    value = recorded[name].output if isinstance(recorded, Recording) else recorded[name]
                     expected = tp.keep.gap(truth[name]) if value.ndim < truth[name].ndim else truth[name]
                     if not torch.equal(value, expected):
                         return f"{name} is not what the layer returned"

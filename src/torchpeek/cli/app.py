@@ -82,8 +82,8 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
-        _print_line("error", f"{type(error).__name__}: {error} (--debug shows the traceback){notes}")
+        added = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
+        _print_line("error", f"{type(error).__name__}: {error} (--debug shows the traceback){added}")
         sys.exit(MISTAKE)
     finally:
         warnings.filters, warnings.showwarning = filters, show

@@ -46,10 +46,10 @@ class DetectorPreprocess:
     def __str__(self) -> str:
         inside = self.transform
         if inside.fixed_size is not None:
-            how = f"{inside.fixed_size[1]} x {inside.fixed_size[0]}"
+            resized_to = f"{inside.fixed_size[1]} x {inside.fixed_size[0]}"
         else:
-            how = f"{inside.min_size[-1]}, shorter side, the longer at most {inside.max_size}"
-        return f"as it is, in 0..1; inside: resize to {how}; pad to multiples of {inside.size_divisible}"
+            resized_to = f"{inside.min_size[-1]}, shorter side, the longer at most {inside.max_size}"
+        return f"as it is, in 0..1; inside: resize to {resized_to}; pad to multiples of {inside.size_divisible}"
 
 
 def detector_preprocess(module: nn.Module) -> DetectorPreprocess | None:

@@ -50,8 +50,8 @@ class NeuronScores:
     @property
     def kind(self) -> str:
         """What a score is, for a heatmap's provenance."""
-        where = "mean" if self.position is None else f"at {', '.join(map(str, self.position))}"
-        return f"channel of {self.layer!r}, {where}"
+        place = "mean" if self.position is None else f"at {', '.join(map(str, self.position))}"
+        return f"channel of {self.layer!r}, {place}"
 
     def __call__(self, output: Any, rows: Tensor) -> Tensor:
         """Compute the scores of an output.
