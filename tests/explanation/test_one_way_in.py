@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import torchpeek as tp
+from torchpeek.errors import InputError
 from torchpeek.explanation import HeatmapOptions, LayerChoice, explain_methods, heatmaps, plan
 
 SOURCE = str(Path(tp.__file__).parent)
@@ -144,3 +145,20 @@ def test_the_commands_score_one_question_in_all_passes(model: nn.Module) -> None
     assert found["gradcam"].question is trace.question
     assert trace.layer == found["gradcam"].provenance.layer
     assert calls["explanation_request"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layer": "3", "fuse": "max"}, "makes one map of several layers; got one, '3'"),
+        ({"layer": ["1", "3"], "fuse": "max", "method": "polycam"}, "polycam combines layers by itself"),
+    ],
+)
+def test_what_cannot_be_fused_is_refused_before_any_pass(
+    model: nn.Module, options: dict[str, Any], message: str
+) -> None:
+    passes: list[int] = []
+    model.register_forward_hook(lambda module, args, output: passes.append(1))
+    with pytest.raises(InputError, match=message):
+        tp.explain(model, X, **options)
+    assert passes == []

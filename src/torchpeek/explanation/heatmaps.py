@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,7 +60,7 @@ def compute_heatmaps(
         if inputs is not None or choice.layer is not None:
             raise InputError("a Trace has its inputs and its layer; give it alone, or the model with both")
         trace = model if target is None else model.with_target(as_target(target, model.origin.class_names))
-        return {method.name: _heatmap(trace, method, own, options) for method, own in selection}
+        return _of_pass(trace, selection, options)
     if inputs is None:
         raise InputError("inputs is missing; explain(model, inputs), or explain(trace)")
     with quantisation_errors(module_of(model)):
@@ -90,17 +90,17 @@ def explain_methods(
             key=lambda planned: (planned.requirements.attention, planned.requirements.stages),
         )
         trace = run_pass(request, first.requirements)
-        heatmaps = _of_pass(trace, first, options)
+        heatmaps = _of_pass(trace, first.methods, options)
         request = replace(request, target=trace.bound())
         for planned in others:
-            heatmaps |= _of_pass(run_pass(request, planned.requirements), planned, options)
+            heatmaps |= _of_pass(run_pass(request, planned.requirements), planned.methods, options)
     return trace, {method.name: heatmaps[method.name] for method, _ in selection}
 
 
 def _of_batch(request: ExplanationRequest, selection: MethodSelection, options: HeatmapOptions) -> dict[str, Heatmap]:
     heatmaps: dict[str, Heatmap] = {}
     for planned in _plan(request, selection, options):
-        heatmaps |= _of_pass(run_pass(request, planned.requirements), planned, options)
+        heatmaps |= _of_pass(run_pass(request, planned.requirements), planned.methods, options)
     return {method.name: heatmaps[method.name] for method, _ in selection}
 
 
@@ -108,11 +108,30 @@ def _plan(request: ExplanationRequest, selection: MethodSelection, options: Heat
     if any(method.layers == "all" for method, _ in selection) and quantised_layers(request.module):
         # Without this, fullgrad would return a map that lacks the share of the quantised layers.
         raise NotConnected("no gradient flows back through quantised layers")
+    if request.layers is not None:
+        _check_fuse(selection, request.layers, options)
     return plan_passes(selection, layer_named=request.layers is not None, fused=options.fuse is not None)
 
 
-def _of_pass(trace: Trace, planned: PlannedPass, options: HeatmapOptions) -> dict[str, Heatmap]:
-    return {method.name: _heatmap(trace, method, own, options) for method, own in planned.methods}
+def _of_pass(trace: Trace, selection: MethodSelection, options: HeatmapOptions) -> dict[str, Heatmap]:
+    _check_fuse(selection, trace.at, options)
+    return {method.name: _heatmap(trace, method, own, options) for method, own in selection}
+
+
+def _check_fuse(selection: MethodSelection, layers: Collection[str], options: HeatmapOptions) -> None:
+    """Raise InputError where maps are to be fused and there are not several layers, or a method combines them."""
+    if options.fuse is None:
+        return
+    for method, _ in selection:
+        if method.layers != "one":
+            raise InputError(
+                f"fuse={options.fuse!r} is for methods of one layer; {method.name} combines layers by itself"
+            )
+    if len(layers) == 1:
+        raise InputError(
+            f"fuse={options.fuse!r} makes one map of several layers; got one, {next(iter(layers))!r}. Give a list or a "
+            "pattern of layers, or layer=None for those of the coarsest grids"
+        )
 
 
 def _of_list(
@@ -165,13 +184,6 @@ def _runs_of_one_shape(calls: list[ModelCall], most: int = 16) -> list[list[Mode
 def _heatmap(trace: Trace, method: CamMethod, own: Mapping[str, Any], options: HeatmapOptions) -> Heatmap:
     """The heatmap of one method; `own` are the method's own options."""
     arguments = {"seed": options.seed, **own} if "seed" in method.options else dict(own)
-    if options.fuse is not None and method.layers != "one":
-        raise InputError(f"fuse={options.fuse!r} is for methods of one layer; {method.name} combines layers by itself")
-    if options.fuse is not None and len(trace.at) == 1:
-        raise InputError(
-            f"fuse={options.fuse!r} makes one map of several layers; got one, {trace.layer!r}. Give a list or a "
-            "pattern of layers, or layer=None for those of the coarsest grids"
-        )
     fuse = (options.fuse or "max") if method.layers == "one" and len(trace.at) > 1 else None
     smooth = options.smooth and without_unsuitable_flip(options.smooth, trace.question)
 
