@@ -41,7 +41,7 @@ def trace_model(
         model: The module to run, as `inspectable_module` returns it.
         call: The call. Nobody else may write into its tensors: pass `call.copied()` where somebody might.
         request: Which layers are captured, and what else is kept.
-        target: What is asked of the output.
+        target: What to explain.
         origin: Where the pass comes from, in words.
 
     Raises:

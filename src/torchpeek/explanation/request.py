@@ -37,7 +37,7 @@ class LayerChoice:
     """Which layers are explained, and the layout of their outputs; None for the default layer.
 
     Raises:
-        InputError: When the layout is none, or no layer is named that it could belong to.
+        InputError: When the layout cannot be parsed, or no layer is named that it could belong to.
     """
 
     layer: Selection | None = None
@@ -60,7 +60,7 @@ class ExplanationRequest:
     Args:
         module: The module that runs and takes the hooks.
         call: What it is called with: copies of the user's tensors.
-        target: What is asked of the output.
+        target: What to explain.
         origin: Where the pass comes from, in words.
         layers: Name -> module of the layers that the user named; None for the default layer.
         several: Whether the user named them in a list, and so means more than one.
@@ -86,7 +86,7 @@ def explanation_request(model: Model, inputs: object, choice: LayerChoice, targe
     Raises:
         InputError: When the model cannot be inspected, or the inputs are nothing that it can be called with.
         LayerNotFound: When the selection, or the target, names a layer that does not exist.
-        TargetError: When the target is none.
+        TargetError: When `target` is nothing that names a target.
     """
     module = inspectable_module(module_of(model))
     call = model_call_for(model, inputs)
