@@ -16,7 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -26,6 +26,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass
 from torchpeek.engine.layout_inference.candidates import is_channels_last
+from torchpeek.engine.layout_inference.input_dependence import unconnected_layers
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.preserve import preserved
 from torchpeek.errors import GradUnavailable, NotConnected
@@ -82,13 +83,15 @@ class FullGradients:
 
     Args:
         inputs: (N, k, C, *size): input times gradient.
-        biases: For each call of a module with a bias (N, k, C, ...): bias times gradient, with the channels third
-            wherever the module's output has them.
+        biases: For each call of a module with a bias, if the picture reaches it, (N, k, C, ...): bias times gradient,
+            with the channels third wherever the module's output has them.
+        elsewhere: (N, k), on the CPU: what other inputs contribute, and modules that the picture does not reach.
         remainder: (N, k), on the CPU: the part of the scores that the contributions do not add up to.
     """
 
     inputs: Tensor
     biases: list[Tensor]
+    elsewhere: Tensor
     remainder: Tensor
 
 
@@ -98,6 +101,7 @@ class _BiasTerm:
     bias: Tensor  # broadcasts to the output
     shape: torch.Size
     channels_last: bool
+    reached: bool  # whether the picture reaches the module
 
 
 def bias_gradients(forward_pass: ForwardPass, use: Callable[[FullGradients], Result]) -> list[Result]:
@@ -118,12 +122,22 @@ def bias_gradients(forward_pass: ForwardPass, use: Callable[[FullGradients], Res
     """
     model, inputs = forward_pass.model, forward_pass.inputs
     with preserved(model):
-        observer = BiasGradientObserver(inputs)
+        observer = BiasGradientObserver(inputs, unconnected_layers(model, forward_pass.call))
         leaf = inputs.detach().clone()
+        others: list[Tensor] = []
+
+        def as_leaf(path: str, tensor: Tensor) -> Tensor:
+            if not tensor.is_floating_point():
+                return tensor
+            others.append(tensor.detach().clone().requires_grad_())
+            return others[-1].clone()
+
         with forward_pass.autocast_context(), torch.enable_grad():
             leaf.requires_grad_()
+            call = forward_pass.call.for_one_pass(leaf.clone())
+            call = replace(call, arguments=containers.mapped(call.arguments, as_leaf))
             with observer.attached_to(model):
-                output = run(model, forward_pass.call.for_one_pass(leaf.clone()))
+                output = run(model, call)
             scores = forward_pass.question(output, torch.arange(len(inputs)))  # (N, K)
         if not scores.requires_grad:
             raise NotConnected(
@@ -131,8 +145,8 @@ def bias_gradients(forward_pass: ForwardPass, use: Callable[[FullGradients], Res
                 "a part under torch.no_grad() or inference_mode(). Choose a method that needs no gradients"
             )
         terms = observer.terms
-        handles: list[Any] = [leaf, *(term.edge for term in terms)]
-        numel = leaf.numel() + sum(term.shape.numel() for term in terms)
+        handles: list[Any] = [leaf, *(term.edge for term in terms), *others]
+        numel = sum(each.numel() for each in (leaf, *others)) + sum(term.shape.numel() for term in terms)
         step = max(1, _BYTES // (numel * leaf.element_size()))
         results = []
         for start in range(0, scores.shape[1], step):
@@ -143,7 +157,7 @@ def bias_gradients(forward_pass: ForwardPass, use: Callable[[FullGradients], Res
                 with torch.enable_grad():
                     score = scores[:, k].sum()
                 gradients.append(_backward(score, handles))
-            results.append(use(_full_gradients(gradients, leaf.detach(), terms, scores[:, columns].detach())))
+            results.append(use(_full_gradients(gradients, leaf.detach(), terms, others, scores[:, columns].detach())))
     return results
 
 
@@ -160,9 +174,9 @@ def _backward(score: Tensor, handles: list[Any]) -> Gradients:
 
 
 def _full_gradients(
-    gradients: list[Gradients], inputs: Tensor, terms: list[_BiasTerm], scores: Tensor
+    gradients: list[Gradients], inputs: Tensor, terms: list[_BiasTerm], others: list[Tensor], scores: Tensor
 ) -> FullGradients:
-    """Multiply the k gradients by the input and the biases: the contributions to the scores (N, k)."""
+    """Multiply the k gradients by the inputs and the biases: the contributions to the scores (N, k)."""
 
     def product(index: int, factor: Tensor) -> Tensor | None:
         of_scores = [of_score[index] for of_score in gradients]
@@ -172,18 +186,29 @@ def _full_gradients(
             stacked = torch.stack([_or_zeros(gradient, factor) * factor for gradient in of_scores], dim=1)
         return at_least_float32(stacked)
 
+    def total(contribution: Tensor) -> Tensor:
+        return contribution.flatten(2).sum(2).cpu().double()  # on the CPU, because not every device has float64
+
     of_inputs = product(0, inputs)
     if of_inputs is None:
         of_inputs = scores.new_zeros(*scores.shape, *inputs.shape[1:])
-    biases = [
-        contribution.movedim(-1, 2) if term.channels_last else contribution
-        for index, term in enumerate(terms, start=1)
-        if (contribution := product(index, term.bias.expand(term.shape))) is not None
-    ]
-    remainder = scores.cpu().double()  # on the CPU, because not every device has float64
+    biases, elsewhere = [], torch.zeros(scores.shape, dtype=torch.float64)
+    for index, term in enumerate(terms, start=1):
+        contribution = product(index, term.bias.expand(term.shape))
+        if contribution is None:
+            continue
+        if term.reached:
+            biases.append(contribution.movedim(-1, 2) if term.channels_last else contribution)
+        else:
+            elsewhere = elsewhere + total(contribution)
+    for index, other in enumerate(others, start=1 + len(terms)):
+        contribution = product(index, other.detach()) if len(other) == len(inputs) else None
+        if contribution is not None:
+            elsewhere = elsewhere + total(contribution)
+    remainder = scores.cpu().double() - elsewhere
     for contribution in (of_inputs, *biases):
-        remainder = remainder - contribution.flatten(2).sum(2).cpu().double()
-    return FullGradients(of_inputs, biases, remainder)
+        remainder = remainder - total(contribution)
+    return FullGradients(of_inputs, biases, elsewhere, remainder)
 
 
 def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
@@ -193,14 +218,18 @@ def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
 class BiasGradientObserver:
     """The hooks that collect a term for each call of a module with a bias: the bias, and where its gradient is read."""
 
-    def __init__(self, inputs: Tensor) -> None:
+    def __init__(self, inputs: Tensor, unconnected: frozenset[str] = frozenset()) -> None:
         self.terms: list[_BiasTerm] = []
         self._inputs = inputs
         # The shape of the latest output, and whether its channels are last.
         self._latest_output: tuple[torch.Size, bool] = (torch.Size(), False)
         self._arguments: dict[nn.Module, ModuleArguments] = {}
+        self._unconnected = unconnected
+        self._names: dict[nn.Module, str] = {}
+        self._calls: dict[nn.Module, int] = {}
 
     def attached_to(self, model: nn.Module) -> AbstractContextManager[None]:
+        self._names = {module: name for name, module in model.named_modules()}
         units = list(_units(model))
         unknown = [(module, self.called) for module in units if _torch_class(module) is None]
         return attached([(module, self.returned) for module in units], called=unknown)
@@ -211,6 +240,8 @@ class BiasGradientObserver:
 
     def returned(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
         arguments = self._arguments.pop(module, ((), {}))
+        index = self._calls.get(module, 0)
+        self._calls[module] = index + 1
         # An output whose first axis is not the samples, such as a table, has one gradient for all of them, which cannot
         # be divided among them.
         count = len(self._inputs)
@@ -223,7 +254,8 @@ class BiasGradientObserver:
             return None
         # A write into a view gives the view another history, and its edge would no longer be part of the graph.
         passed_on = output.clone() if output._is_view() else output
-        self.terms.append(_BiasTerm(get_gradient_edge(passed_on), bias, output.shape, channels_last))
+        reached = f"{self._names[module]}[{index}]" not in self._unconnected
+        self.terms.append(_BiasTerm(get_gradient_edge(passed_on), bias, output.shape, channels_last, reached))
         return passed_on if passed_on is not output else None
 
     def _has_channels_last(self, module: nn.Module, output: Tensor) -> bool:

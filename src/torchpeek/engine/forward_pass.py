@@ -16,6 +16,12 @@ from torchpeek.engine.capture import Capture, CaptureRecorder, CaptureRequest
 from torchpeek.engine.forward import run, why_not_finite
 from torchpeek.engine.layout_inference.candidates import LayoutUndecided
 from torchpeek.engine.layout_inference.dry_run import dry_run, layout_of
+from torchpeek.engine.layout_inference.input_dependence import (
+    connected_layers,
+    known_unaffected,
+    with_changed_picture,
+)
+from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import close
 from torchpeek.engine.observed import layers_of_target
@@ -23,7 +29,7 @@ from torchpeek.engine.preserve import preserved
 from torchpeek.engine.replay.prefix import PrefixRecording
 from torchpeek.engine.replay.validation import overwritten_outputs
 from torchpeek.engine.targets.question import Bound, Question, Target
-from torchpeek.errors import AmbiguousCall, InputError, NotFinite, listed_names, notify
+from torchpeek.errors import AmbiguousCall, InputError, NotConnected, NotFinite, listed_names, notify
 from torchpeek.hooks import attached, containers, replaced, select
 from torchpeek.interrupts import uninterrupted
 
@@ -115,6 +121,7 @@ def run_clean_pass(
         AmbiguousCall: When a layer was called more than once.
         NoSpatialLayer: When a layer's output has no grid, or more than one possible layout.
         NotFinite: When a layer's output or the scores have NaN or infinity.
+        NotConnected: When a layer has no connection to the picture.
         MethodNotApplicable: When attention is requested and the model has none that covers all tokens.
         InputError: When the samples of the call depend on each other.
     """
@@ -137,6 +144,7 @@ def run_clean_pass(
             forward_pass = one_pass(request)
         if not isinstance(target, Bound):  # another pass of the same call has been checked
             _check_samples_are_independent(forward_pass)
+            _check_layers_depend_on_picture(forward_pass, request)
         if request.gradients and not forward_pass.scores_with_graph.requires_grad:
             # A part of the model leaves a no_grad block of its own, and gradients that the hook turned on end with it.
             notify("the model turns gradients off in a part of itself; one more pass keeps the graph from the start")
@@ -242,3 +250,69 @@ def _check_samples_are_independent(forward_pass: ForwardPass) -> None:
             f"the arguments {named} is the same for all samples, or the samples influence each other. Next: name such "
             "arguments in tp.Arguments(..., shared=[...]), or explain the samples one by one"
         ) from cause
+
+
+# By the signature of the call and the layer: layers that are known to depend on the picture.
+_CONNECTED: ModelCache[tuple[object, str], bool] = ModelCache(capacity=256)
+
+
+def _check_layers_depend_on_picture(forward_pass: ForwardPass, request: CaptureRequest) -> None:
+    """Raise NotConnected where a captured layer returns the same whatever the picture is, once for each layer.
+
+    One more pass, with a changed picture. A layer that returns the same in it, such as one whose ReLU is never
+    positive, is refused if no gradient could reach the picture from it, either.
+    """
+    model, call = forward_pass.model, forward_pass.call
+    unaffected = known_unaffected(model, call)
+    suspected = []
+    for name in forward_pass.captures:
+        if unaffected is not None and name not in unaffected:
+            _CONNECTED.put(model, (call.signature, name), True)
+        elif _CONNECTED.get(model, (call.signature, name)) is None:
+            suspected.append(name)
+    if not suspected:
+        return
+    changed = _captures_of_changed_picture(forward_pass, request)
+    same = [
+        name
+        for name in suspected
+        if changed and torch.equal(changed[name].returned, forward_pass.captures[name].returned)
+    ]
+    connected = connected_layers(model, call, {name: forward_pass.layers[name] for name in same}) if same else set()
+    if unconnected := [name for name in same if name not in connected]:
+        raise NotConnected(_not_connected_to_picture(model, call, unconnected))
+    for name in suspected:
+        _CONNECTED.put(model, (call.signature, name), True)
+
+
+def _captures_of_changed_picture(forward_pass: ForwardPass, request: CaptureRequest) -> Mapping[str, Capture]:
+    """What the layers return for a changed picture; empty where the model cannot take it."""
+    call = with_changed_picture(forward_pass.call)
+    request, target = replace(request, prefix=False, attention=False), Bound(forward_pass.question)
+    origin, autocast = forward_pass.origin, forward_pass.autocast
+    try:
+        return _one_pass(forward_pass.model, call, request, target, origin, autocast).captures
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # the model may depend on values of this picture
+        return {}
+
+
+def _not_connected_to_picture(model: nn.Module, call: ModelCall, layers: Sequence[str]) -> str:
+    listed = listed_names(layers)
+    others = [
+        f"{path.partition('.')[2]!r} {tuple(tensor.shape)}"
+        for path, tensor in containers.leaves(call.arguments)
+        if tensor.is_floating_point()
+    ]
+    text = (
+        f"layer {listed} of {type(model).__name__} does not depend on the picture: it returns the same for a changed "
+        "one, so no heatmap over the picture can be made of it"
+    )
+    if others:
+        picture = call.picture_path.partition(".")[2]
+        text += (
+            f". The picture is the argument {picture!r}; there are also {', '.join(others)}, and "
+            "tp.Arguments(..., picture=...) chooses the one to explain"
+        )
+    return text + ". Next: name a layer that the picture reaches, or leave layer= out to have one suggested"

@@ -113,6 +113,21 @@ class ModelCall:
         picture = self.picture
         return tuple(picture.shape[1:]), picture.dtype, picture.device, torch.is_autocast_enabled(picture.device.type)
 
+    @cached_property
+    def signature(self) -> tuple[object, ...]:
+        """The form of the call: the shapes of one sample's tensors, and the values of all other arguments.
+
+        What is found out about a model for one call holds for all calls of the same signature.
+        """
+        picture = tuple(self.picture.shape[1:]), self.picture_path, self.takes_list
+        if self.is_single_tensor:
+            return picture
+
+        def form(path: str, tensor: Tensor) -> tuple[object, ...]:
+            return tuple(tensor.shape[1:] if path in self.sample_paths else tensor.shape), tensor.dtype
+
+        return *picture, repr(containers.mapped(self.arguments, form))
+
     @property
     def is_single_tensor(self) -> bool:
         """Whether the picture is the only argument."""
@@ -209,6 +224,12 @@ def as_model_call(model: nn.Module, inputs: object) -> ModelCall:
     # The picture's place is left empty, because each pass copies the other arguments.
     without_picture = containers.with_part(arguments, path, None)
     return _with_channels_first(model, ModelCall(picture, without_picture, path, frozenset(sample_paths)))
+
+
+def first_sample(call: ModelCall) -> ModelCall:
+    """The call with its first sample only."""
+    # A copy of the picture: an observer that recognises the model's input by identity must not find a view of it.
+    return call.select(torch.tensor([0]), call.picture[:1].detach().clone())
 
 
 def _with_channels_first(model: nn.Module, call: ModelCall) -> ModelCall:

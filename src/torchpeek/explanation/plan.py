@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -10,8 +10,18 @@ from torch import nn
 
 from torchpeek.cam import CamMethod, find_method
 from torchpeek.engine import CaptureRequest, Suggestion, Trace, suggest_layer, suggest_stages, trace_model
+from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.observed import layers_of_target
-from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotConnected, NotFired, listed_names
+from torchpeek.engine.targets.question import output_part, reads_entries
+from torchpeek.errors import (
+    AmbiguousCall,
+    GradUnavailable,
+    InputError,
+    NoSpatialLayer,
+    NotConnected,
+    NotFired,
+    listed_names,
+)
 from torchpeek.explanation.request import ExplanationRequest
 
 MethodSelection: TypeAlias = list[tuple[CamMethod, Mapping[str, Any]]]
@@ -116,19 +126,67 @@ def run_pass(request: ExplanationRequest, requirements: PassRequirements) -> Tra
                 "Name one of them, or say how their maps become one: fuse='max', 'mean' or 'product' (--fuse)"
             )
         return _trace_at(request, requirements, request.layers, "asked for")
-    module, call, target = request.module, request.call, request.target
-
-    def trace_at(*suggestions: Suggestion) -> Trace:
-        layers = {each.layer: module.get_submodule(each.layer) for each in suggestions}
-        return _trace_at(request, requirements, layers, suggestions[0].reason)
-
     if requirements.stages:
-        return trace_at(*suggest_stages(module, call, requirements.stages, target))
+        stages = suggest_stages(request.module, request.call, requirements.stages, request.target)
+        return _trace_at_suggestions(request, requirements, stages)
     try:
-        return trace_at(suggest_layer(module, call, target))
+        suggestion = suggest_layer(request.module, request.call, request.target)
+        trace = _trace_at_suggestions(request, requirements, [suggestion])
     except (NoSpatialLayer, NotFired, AmbiguousCall, NotConnected):
-        # The remembered layer may have been found for an input of another size, or for another score.
-        return trace_at(suggest_layer(module, call, target, anew=True))
+        # The remembered layer may have been found for another version of the model.
+        suggestion = suggest_layer(request.module, request.call, request.target, anew=True)
+        return _trace_at_suggestions(request, requirements, [suggestion])
+    checkable = suggestion.dependent and reads_entries(trace.question)
+    if not checkable or _depends_on_layer(trace, request, requirements, suggestion):
+        return trace
+    # Not all classes of this model have the same branch.
+    classes = frozenset(trace.question.labels.flatten().tolist())
+    of_classes = suggest_layer(request.module, request.call, request.target, classes=classes)
+    if of_classes.layer == suggestion.layer:
+        return trace
+    return _trace_at_suggestions(request, requirements, [of_classes])
+
+
+# By the signature of the call, the part of the output and the layer: the classes whose scores depend on that layer.
+_DEPENDENT_CLASSES: ModelCache[tuple[object, str, str], frozenset[int]] = ModelCache(capacity=64)
+
+
+def _depends_on_layer(
+    trace: Trace, request: ExplanationRequest, requirements: PassRequirements, suggestion: Suggestion
+) -> bool:
+    """Whether each score depends on the suggested layer, which was chosen for all classes of the model together.
+
+    The gradients of the pass show it. A pass without gradients is made once more with them where a class is new.
+    """
+    if requirements.gradients:
+        return _have_gradients(trace)
+    key = request.call.signature, output_part(trace.question), suggestion.layer
+    classes = frozenset(trace.question.labels.flatten().tolist())
+    known = (_DEPENDENT_CLASSES.get(request.module, key) or frozenset()) | suggestion.labels
+    if classes <= known:
+        return True
+    try:
+        with_gradients = replace(requirements, gradients=True, prefix=False)
+        if not _have_gradients(_trace_at_suggestions(request, with_gradients, [suggestion])):
+            return False
+    except NotConnected:
+        return False
+    except (GradUnavailable, RuntimeError):  # the model has no backward pass
+        return True
+    _DEPENDENT_CLASSES.put(request.module, key, known | classes)
+    return True
+
+
+def _have_gradients(trace: Trace) -> bool:
+    """Whether each score has a gradient at some position of the layer's grid."""
+    return bool((trace.gradients.flatten(2) != 0).any(2).all())
+
+
+def _trace_at_suggestions(
+    request: ExplanationRequest, requirements: PassRequirements, suggestions: Sequence[Suggestion]
+) -> Trace:
+    layers = {each.layer: request.module.get_submodule(each.layer) for each in suggestions}
+    return _trace_at(request, requirements, layers, suggestions[0].reason)
 
 
 def _trace_at(

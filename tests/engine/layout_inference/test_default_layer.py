@@ -40,10 +40,13 @@ class TestSuggestedLayer:
         model.register_forward_hook(lambda *_: passes.append(1))
         for _ in range(3):
             suggested_layer(model, torch.randn(4, 3, 8, 8))
+        assert len(passes) == 2  # what is returned, and what of it depends on the picture and changes the score
         suggested_layer(model, torch.randn(4, 3, 9, 9))
-        assert len(passes) == 2  # what is returned, and on what of it the score depends
-        suggested_layer(model, torch.randn(4, 3, 9, 9), anew=True)
         assert len(passes) == 4
+        suggested_layer(model, torch.randn(2, 3, 8, 8))
+        assert len(passes) == 4
+        suggested_layer(model, torch.randn(4, 3, 9, 9), anew=True)
+        assert len(passes) == 6
 
     def test_an_activation_rather_than_what_it_overwrites(self) -> None:
         class Flat(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, repeat
@@ -16,15 +16,22 @@ from torchpeek.engine.forward import run
 from torchpeek.engine.gradients import Handle, start_graph
 from torchpeek.engine.layout import Layout
 from torchpeek.engine.layout_inference.candidates import CandidateLayer
-from torchpeek.engine.layout_inference.dry_run import dry_run, first_sample
+from torchpeek.engine.layout_inference.dry_run import DryRun, dry_run
+from torchpeek.engine.layout_inference.input_dependence import (
+    OutputDigests,
+    known_unaffected,
+    remember_unaffected,
+    unaffected_layers,
+    with_changed_picture,
+)
 from torchpeek.engine.model_cache import ModelCache
-from torchpeek.engine.model_call import ModelCall
+from torchpeek.engine.model_call import ModelCall, first_sample
 from torchpeek.engine.model_config import compares_texts, feature_extractors
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.targets import Target, of_samples
-from torchpeek.engine.targets.question import has_separate_branches
+from torchpeek.engine.targets.question import has_separate_branches, output_part, output_tensors, reads_entries
 from torchpeek.errors import NoSpatialLayer, TargetError
-from torchpeek.hooks import attached, containers
+from torchpeek.hooks import ForwardHook, attached, containers
 
 
 @dataclass(frozen=True)
@@ -34,14 +41,18 @@ class Suggestion:
     Args:
         layer: The layer's name.
         reason: Why it was chosen, for the provenance.
+        labels: Classes whose score is known to depend on the layer.
+        dependent: Whether a gradient showed that any score depends on it.
     """
 
     layer: str
     reason: str
+    labels: frozenset[int] = frozenset()
+    dependent: bool = True
 
 
-# By the kind of target. A model keeps its layer for inputs of another size.
-_SUGGESTIONS: ModelCache[tuple[object, ...], Suggestion] = ModelCache()
+# By the form of the call and the kind of target.
+_SUGGESTIONS: ModelCache[tuple[object, ...], Suggestion] = ModelCache(capacity=64)
 
 # How many candidates each pass checks, from the last one back. The last candidate is most often the right one, and a
 # graph over the whole model is seldom needed.
@@ -51,45 +62,44 @@ _CANDIDATES_PER_PASS = (1, 3, 12)
 _TARGET_FIELDS = ("layers", "part", "what", "function")
 
 
-def suggest_layer(model: nn.Module, call: ModelCall, target: Target | None = None, *, anew: bool = False) -> Suggestion:
-    """The last layer with a grid such that the score depends on the positions of that grid.
+def suggest_layer(
+    model: nn.Module,
+    call: ModelCall,
+    target: Target | None = None,
+    *,
+    anew: bool = False,
+    classes: frozenset[int] | None = None,
+) -> Suggestion:
+    """The last layer with a grid that depends on the picture, and on whose positions the score depends.
 
-    A dry run finds the layers with a grid, and a backward pass checks the dependence. In a transformer that is read by
-    its class token, the score depends on no grid position after the last block, so the layer is an earlier one.
+    A dry run finds the layers with a grid. In a second pass, with a changed picture, the layers that return the same do
+    not depend on it, and a backward pass shows what the score depends on. In a transformer that is read by its class
+    token, the score depends on no grid position after the last block, so the layer is an earlier one.
 
     Of several layers that return the same tensor, such as a block and its last layer, it is the outermost, but not the
     whole feature extractor, which takes the model's own input. Of several outermost ones it is the last: an activation
     that works in place, not the norm before it. A layer that only passes its input through is never chosen.
+
+    The layer follows from the model, the form of the call and the kind of target. It does not depend on earlier calls.
 
     Args:
         model: The model.
         call: What it is called with. Only the first sample is used.
         target: The score. None stands for everything that the model returns.
         anew: Whether to ignore what is remembered from earlier calls.
+        classes: The target's own classes, to look for a layer on which their scores depend. By default it is one on
+            which any class depends, so that one answer serves all of them.
 
     Raises:
         NoSpatialLayer: When no layer has a grid.
     """
-    key = _target_key(target)
-    remembered = _SUGGESTIONS.get(model, key)
     anew = anew or has_separate_branches(target)
+    key = (call.signature, classes, *_target_key(target))
+    remembered = _SUGGESTIONS.get(model, key)
     if remembered is not None and not anew and remembered.layer in dict(model.named_modules()):
         return remembered
-    dry = dry_run(model, call, anew=anew)
-    candidates = dry.candidates
-    if dry.dense or compares_texts(model):
-        candidates = _layers_before_head(model, candidates)
-    if not candidates:
-        raise NoSpatialLayer(
-            f"no layer of {type(model).__name__} returns a grid of positions for an input of "
-            f"{tuple(call.model_picture.shape)}. A heatmap needs a layer that returns (N, C, *grid), (N, *grid, C) or "
-            "tokens, such as (N, T, C); torchpeek layers lists what each layer returns"
-        )
-    candidate = _last_dependent_layer(model, call, candidates, target)
-    reason = "the last layer with a grid before the head"
-    if candidate is not candidates[-1]:
-        reason = "the last layer at which the score depends on the positions of the grid"
-    return _SUGGESTIONS.put(model, key, Suggestion(candidate.layer, reason))
+    search = _LayerSearch(model, call, target, these_scores=classes is not None, anew=anew)
+    return _SUGGESTIONS.put(model, key, search.result())
 
 
 def suggest_stages(model: nn.Module, call: ModelCall, most: int, target: Target | None = None) -> Sequence[Suggestion]:
@@ -101,7 +111,8 @@ def suggest_stages(model: nn.Module, call: ModelCall, most: int, target: Target 
         NoSpatialLayer: When no layer has a grid.
     """
     last = suggest_layer(model, call, target)
-    candidates = dry_run(model, call).candidates
+    unaffected = unaffected_layers(model, call)
+    candidates = [each for each in dry_run(model, call).candidates if each.layer not in unaffected]
     end = next((index for index, each in enumerate(candidates) if each.layer == last.layer), len(candidates) - 1)
     layer_by_size: dict[int, str] = {}
     for each in candidates[:end]:
@@ -131,28 +142,119 @@ def _layers_before_head(model: nn.Module, candidates: list[CandidateLayer]) -> l
     return candidates[: len(sizes) - sizes[::-1].index(min(sizes))] if sizes else []
 
 
-def _last_dependent_layer(
-    model: nn.Module, call: ModelCall, candidates: list[CandidateLayer], target: Target | None
-) -> CandidateLayer:
-    """The last candidate on whose grid the scores depend; the last of all where there is none or no backward pass."""
-    end = len(candidates)
-    for most in chain(_CANDIDATES_PER_PASS, repeat(_CANDIDATES_PER_PASS[-1])):
-        checked = candidates[max(0, end - most) : end]
-        dependent = _score_depends_on(model, call, checked, target) if checked else None
-        if dependent is None:
-            break
-        if any(dependent):
-            return checked[max(index for index, each in enumerate(dependent) if each)]
-        end -= len(checked)
-    return candidates[-1]
+class _LayerSearch:
+    """The search for the default layer of one call: a dry run, and passes that check the candidates."""
+
+    def __init__(
+        self, model: nn.Module, call: ModelCall, target: Target | None, *, these_scores: bool, anew: bool
+    ) -> None:
+        self._model = model
+        self._target = target
+        self._these_scores = these_scores
+        self._sample = first_sample(call)
+        self._unaffected = None if anew else known_unaffected(model, call)
+        self._dry_digests: OutputDigests | None = None
+        hooks: Iterable[tuple[nn.Module, ForwardHook]] = ()
+        dry_call = call
+        if self._unaffected is None:
+            # Of the dry run and the first check, one has the changed picture. Boxes are those of the true picture.
+            self._dry_digests = OutputDigests()
+            hooks = self._dry_digests.hooks(model)
+            if has_separate_branches(target):
+                dry_call = with_changed_picture(self._sample)
+        self._dry: DryRun = dry_run(model, dry_call, anew=anew or self._dry_digests is not None, hooks=hooks)
+        self._is_dependent: dict[str, bool] = {}  # by layer, as far as they were checked
+        self._labels: frozenset[int] = frozenset()  # the classes of the target
+        self._layers_of_labels: set[str] = set()  # the layers on which the scores of these classes depend
+
+    def result(self) -> Suggestion:
+        """The layer, and the reason for it. Raises NoSpatialLayer."""
+        if not self._candidates():
+            raise NoSpatialLayer(
+                f"no layer of {type(self._model).__name__} returns a grid of positions for an input of "
+                f"{tuple(self._sample.model_picture.shape)}. A heatmap needs a layer that returns (N, C, *grid), "
+                "(N, *grid, C) or tokens, such as (N, T, C); torchpeek layers lists what each layer returns"
+            )
+        # Where there are other inputs, the last layer may be one of theirs. One pass checks all layers then.
+        sizes = _CANDIDATES_PER_PASS if self._sample.is_single_tensor else (len(self._dry.candidates),)
+        for most in chain(sizes, repeat(sizes[-1])):
+            checked = [each for each in self._candidates() if each.layer not in self._is_dependent][-most:]
+            if not checked or not self._check(checked):
+                break
+            candidates = self._candidates()
+            for each in reversed(candidates):
+                if each.layer not in self._is_dependent:
+                    break
+                if self._is_dependent[each.layer]:
+                    reason = "the last layer with a grid before the head"
+                    if each is not candidates[-1]:
+                        reason = "the last layer at which the score depends on the positions of the grid"
+                    return Suggestion(
+                        each.layer, reason, self._labels if each.layer in self._layers_of_labels else frozenset()
+                    )
+        last = (self._candidates() or self._dry.candidates)[-1]
+        return Suggestion(
+            last.layer, "the last layer with a grid; no gradient shows that the score depends on it", dependent=False
+        )
+
+    def _candidates(self) -> list[CandidateLayer]:
+        """The candidates that depend on the picture, as far as that is known, without those in a head."""
+        candidates = [each for each in self._dry.candidates if each.layer not in (self._unaffected or ())]
+        if self._dry.dense or compares_texts(self._model):
+            candidates = _layers_before_head(self._model, candidates)
+        return candidates
+
+    def _check(self, candidates: list[CandidateLayer]) -> bool:
+        """One pass that checks these candidates; False where the model has no backward pass."""
+        sample, digests = self._sample, OutputDigests()
+        hooks: Iterable[tuple[nn.Module, ForwardHook]] = ()
+        if self._dry_digests is not None:
+            hooks = digests.hooks(self._model)
+            if not has_separate_branches(self._target):
+                sample = with_changed_picture(sample)
+        dependence = _score_dependence(
+            self._model, sample, candidates, self._target, these_scores=self._these_scores, hooks=hooks
+        )
+        if self._dry_digests is not None:
+            unaffected = self._dry_digests.unaffected(digests)
+            self._unaffected, self._dry_digests = remember_unaffected(self._model, sample, unaffected), None
+        if dependence is None:
+            return False
+        for each in candidates:
+            self._is_dependent[each.layer] = each.layer in dependence.layers
+        self._labels = dependence.labels
+        self._layers_of_labels |= dependence.layers_of_labels
+        return True
 
 
-def _score_depends_on(
-    model: nn.Module, call: ModelCall, candidates: list[CandidateLayer], target: Target | None
-) -> list[bool] | None:
-    """For each candidate, whether the scores of the first sample depend on its grid; None where no gradient exists.
+@dataclass(frozen=True)
+class _Dependence:
+    """On which layers the scores of one sample depend.
 
-    One forward pass, whose graph starts at the first of the candidates, and a backward pass for each score.
+    Args:
+        layers: The layers on whose grids they depend.
+        labels: Where `layers` is about all entries of a tensor: the classes that the target asks for.
+        layers_of_labels: The layers on which the scores of these classes depend.
+    """
+
+    layers: frozenset[str] = frozenset()
+    labels: frozenset[int] = frozenset()
+    layers_of_labels: frozenset[str] = frozenset()
+
+
+def _score_dependence(
+    model: nn.Module,
+    sample: ModelCall,
+    candidates: list[CandidateLayer],
+    target: Target | None,
+    *,
+    these_scores: bool,
+    hooks: Iterable[tuple[nn.Module, ForwardHook]],
+) -> _Dependence | None:
+    """On the grids of which candidates the scores of the sample depend; None where no gradient exists.
+
+    One forward pass, with these hooks, whose graph starts at the first of the candidates, and a backward pass for each
+    score.
     """
     modules = dict(model.named_modules())
     handles: dict[str, Handle] = {}
@@ -164,17 +266,17 @@ def _score_depends_on(
         handles[candidate.layer], continued = start_graph(tensor, tensor.detach().clone())
         return None if continued is tensor else containers.with_part(output, candidate.layout.part, continued)
 
-    hooks = [(modules[each.layer], partial(take_handle, each)) for each in candidates]
+    taking = [(modules[each.layer], partial(take_handle, each)) for each in candidates]
     with preserved(model):
-        with attached(hooks):
-            output = run(model, first_sample(call).for_one_pass())
+        with attached(chain(hooks, taking)):
+            output = run(model, sample.for_one_pass())
         try:
             with torch.enable_grad():
-                scores = _scores_to_follow(output, target)
+                scores, labels = _scores_to_follow(output, target, these_scores=these_scores)
             if not handles:
                 return None
             if not scores.requires_grad:  # no path leads from these layers to the scores, or one without a graph
-                return [False] * len(candidates)
+                return _Dependence()
             inputs: Any = list(handles.values())  # torch accepts gradient edges, but its type hints do not
             gradients = [
                 torch.autograd.grad(one, inputs, retain_graph=True, allow_unused=True) for one in scores.unbind()
@@ -183,10 +285,18 @@ def _score_depends_on(
             raise
         except RuntimeError:  # the model has no backward pass; the trace says so if it needs gradients
             return None
-    by_score = [dict(zip(handles, of_score, strict=True)) for of_score in gradients]
-    return [
-        all(_has_grid_gradient(of_score.get(each.layer), each.layout) for of_score in by_score) for each in candidates
+    by_score = [
+        {
+            each.layer
+            for each in candidates
+            if _has_grid_gradient(dict(zip(handles, of_score, strict=True)).get(each.layer), each.layout)
+        }
+        for of_score in gradients
     ]
+    if labels:
+        of_all, of_labels = map(frozenset, by_score)
+        return _Dependence(of_all, labels, of_labels)
+    return _Dependence(frozenset.intersection(*map(frozenset, by_score)))
 
 
 def _has_grid_gradient(gradient: Tensor | None, layout: Layout) -> bool:
@@ -196,22 +306,37 @@ def _has_grid_gradient(gradient: Tensor | None, layout: Layout) -> bool:
     return bool(layout.to_grid(gradient.movedim(layout.batch_axis, 0)).any())
 
 
-def _scores_to_follow(output: Any, target: Target | None) -> Tensor:
-    """(n,): the scores of the first sample; one for each box of a detector, otherwise one in all.
+def _scores_to_follow(output: Any, target: Target | None, *, these_scores: bool) -> tuple[Tensor, frozenset[int]]:
+    """(n,): the scores of the first sample, and class labels.
 
-    Without a target, or where the target does not fit one sample, a weighted sum of everything that the model returned.
+    One score for each box of a detector, otherwise one in all. For a target that reads entries of one tensor, such as
+    class logits, a sum over all entries of that tensor, so that every class has the same layer; then the score of the
+    target's own classes, and these classes. Without a target, or where it does not fit one sample, a sum over
+    everything that the model returned.
     """
+    question = None
     if target is not None:
         try:
             question = of_samples(target, 0, 1).bind(output)
             scores = question(output, torch.tensor([0])).flatten()
-            return scores if has_separate_branches(target) else scores.sum().unsqueeze(0)
         except TargetError:  # the target may be for all samples together; the trace raises if it is wrong
-            pass
+            question = None
+    if question is None:
+        return _weighted_sum(tensor for _, tensor in containers.leaves(output)).unsqueeze(0), frozenset()
+    if has_separate_branches(target):
+        return scores, frozenset()
+    tensor = output_tensors(output).get(output_part(question))
+    if these_scores or not reads_entries(question) or tensor is None:
+        return scores.sum().unsqueeze(0), frozenset()
+    labels = frozenset(question.labels.flatten().tolist())
+    return torch.stack([_weighted_sum([tensor]), scores.sum().cpu().float()]), labels
+
+
+def _weighted_sum(tensors: Iterable[Tensor]) -> Tensor:
+    """A sum over all entries, with weights that do not cancel by a normalisation or a symmetry of the output."""
     total = torch.zeros(())
-    for _, tensor in containers.leaves(output):
+    for tensor in tensors:
         if tensor.is_floating_point() and tensor.numel():
-            # Weights that do not cancel by a normalisation or a symmetry of the output.
             weights = torch.cos(torch.arange(tensor.numel(), device=tensor.device)).view(tensor.shape)
             total = total + (tensor.float() * weights).sum().cpu()
-    return total.unsqueeze(0)
+    return total

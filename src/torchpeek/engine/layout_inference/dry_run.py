@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from torchpeek.engine.layout_inference.candidates import (
 from torchpeek.engine.layout_inference.module_axes import channel_axis, grid_of
 from torchpeek.engine.layout_inference.token_probe import locate_grid, token_movement
 from torchpeek.engine.model_cache import ModelCache
-from torchpeek.engine.model_call import ModelCall
+from torchpeek.engine.model_call import ModelCall, first_sample
 from torchpeek.engine.model_config import (
     configured_grids,
     configured_query_counts,
@@ -35,7 +35,7 @@ from torchpeek.engine.model_config import (
     reorders_tokens,
 )
 from torchpeek.engine.preserve import preserved
-from torchpeek.hooks import attached, containers
+from torchpeek.hooks import ForwardHook, attached, containers
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class DryRun:
     dense: bool
 
 
-# One dry run for each model and kind of input.
+# One dry run for each model and signature of the call.
 _DRY_RUNS: ModelCache[Any, DryRun] = ModelCache(capacity=16)
 
 
@@ -98,7 +98,7 @@ def layer_calls(model: nn.Module, call: ModelCall | None) -> list[LayerCall]:
 
 def known_evidence(model: nn.Module, call: ModelCall) -> LayoutEvidence | None:
     """What a dry run of the model has shown, for the batch size of the call; None where there was none yet."""
-    dry = _DRY_RUNS.get(model, _input_key(call))
+    dry = _DRY_RUNS.get(model, call.signature)
     return None if dry is None else replace(dry.evidence, batch_size=len(call))
 
 
@@ -111,20 +111,24 @@ def layout_of(model: nn.Module, call: ModelCall, layer: str) -> Layout | None:
     return layouts[0] if len(layouts) == 1 else None
 
 
-def dry_run(model: nn.Module, call: ModelCall, *, anew: bool = False) -> DryRun:
+def dry_run(
+    model: nn.Module, call: ModelCall, *, anew: bool = False, hooks: Iterable[tuple[nn.Module, ForwardHook]] = ()
+) -> DryRun:
     """Run the first sample once and return what it showed, or return the remembered dry run unless `anew`.
+
+    `hooks` are attached in that run, too.
 
     Where the model has tokens outside the grid and its configuration does not say where, the token probe makes three
     more passes.
     """
-    key = _input_key(call)
+    key = call.signature
     remembered = None if anew else _DRY_RUNS.get(model, key)
     if remembered is not None:
         return remembered
     sample = first_sample(call).for_one_pass()
     observer = DryRunObserver(sample, model)
-    hooks = ((module, partial(observer.record_call, name)) for name, module in model.named_modules() if name)
-    with preserved(model), attached(hooks):
+    observing = ((module, partial(observer.record_call, name)) for name, module in model.named_modules() if name)
+    with preserved(model), attached(chain(observing, hooks)):
         output = run(model, sample)
     result = observer.result(output, configured_token_counts(model))
     not_configured = [each for each in result.candidates if each.layout.others and result.evidence.prefix is None]
@@ -132,16 +136,6 @@ def dry_run(model: nn.Module, call: ModelCall, *, anew: bool = False) -> DryRun:
         token_counts = locate_grid(*movement, not_configured[0].layout)
         result = observer.result(output, token_counts or (None, 0), probe_undecided=token_counts is None)
     return _DRY_RUNS.put(model, key, result)
-
-
-def first_sample(call: ModelCall) -> ModelCall:
-    """The call with its first sample only."""
-    # A copy of the picture: the observer recognises the model's input by identity, and must not find a view of it.
-    return call.select(torch.tensor([0]), call.picture[:1].detach().clone())
-
-
-def _input_key(call: ModelCall) -> tuple[object, ...]:
-    return tuple(call.picture.shape[1:]), call.picture_path
 
 
 class DryRunObserver:

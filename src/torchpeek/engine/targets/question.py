@@ -131,6 +131,11 @@ def output_part(question: object) -> str:
     return str(getattr(question, "part", ""))
 
 
+def reads_entries(question: object) -> bool:
+    """Whether the scores are read from entries of one tensor of the model's output, such as class logits."""
+    return hasattr(question, "part") and not layers_of_target(question)
+
+
 @dataclass(frozen=True)
 class Bound:
     """A question as a target for further passes: it is bound already.

@@ -1,0 +1,175 @@
+"""Which layers depend on the picture: change the picture, run the model again, and compare what each layer returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchpeek.engine.forward import run
+from torchpeek.engine.model_cache import ModelCache
+from torchpeek.engine.model_call import ModelCall, first_sample
+from torchpeek.engine.preserve import preserved
+from torchpeek.hooks import ForwardHook, attached, containers
+
+# How much of the changed picture comes from elsewhere in the picture, and how much darker it is. Little enough for a
+# detector to find the same objects, and a model that depends on values to take the same branches.
+_SHARE = 0.1
+
+# A digest is computed in chunks of so many numbers, because it takes copies of eight bytes for each of them.
+_CHUNK = 2**22
+
+# By the signature of the call.
+_UNAFFECTED: ModelCache[object, frozenset[str]] = ModelCache(capacity=16)
+_UNCONNECTED: ModelCache[object, frozenset[str]] = ModelCache(capacity=16)
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def with_changed_picture(call: ModelCall) -> ModelCall:
+    """The same call with other values everywhere in the picture. All other arguments stay the same."""
+    return call.with_picture(changed_picture(call.picture))
+
+
+def changed_picture(picture: Tensor) -> Tensor:
+    """A picture much like this one, with another value at every position that can have one.
+
+    Every value is mixed with that at the opposite position, and then made smaller. So the values stay in the range from
+    the smallest, or zero, to the largest of the picture. The change differs from position to position, so that no mean
+    over the picture stays the same.
+
+    Args:
+        picture: (N, C, *grid), of any dtype.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.rand(picture.shape[1:], generator=generator).to(picture.device) * _SHARE  # (C, *grid)
+    if not picture.is_floating_point():  # indices, or numbers of 8 bits: other values that the picture has elsewhere
+        flipped = picture.flip(tuple(range(1, picture.ndim)))
+        return torch.where(picture == flipped, torch.zeros_like(picture), flipped)
+    opposite = picture.flip(tuple(range(2, picture.ndim)))
+    values = picture.double() if picture.dtype == torch.float64 else picture.float()
+    changed = torch.lerp(values, opposite.to(values), shares.to(values)) * (1 - shares.to(values))
+    empty = (values == 0).flatten(1).all(1).view(-1, *(1 for _ in picture.shape[1:]))
+    return torch.where(empty, shares.to(values), changed).to(picture.dtype)
+
+
+class OutputDigests:
+    """A digest of every tensor that each layer returns in one pass. Equal tensors have equal digests."""
+
+    def __init__(self) -> None:
+        self._digests: dict[str, list[dict[str, tuple[object, ...]]]] = {}  # layer -> for each call: path -> digest
+
+    def hooks(self, model: nn.Module) -> Iterable[tuple[nn.Module, ForwardHook]]:
+        """A forward hook for each layer of the model."""
+        return [(module, partial(self._record, name)) for name, module in model.named_modules() if name]
+
+    def unaffected(self, other: OutputDigests) -> frozenset[str]:
+        """The layers that returned the same in both passes, in all of their calls, and `layer[i]` for each call."""
+        layers: set[str] = set()
+        for name, calls in self._digests.items():
+            others = other._digests.get(name, [])
+            if len(others) != len(calls):
+                continue
+            same = [bool(one) and one == two for one, two in zip(calls, others, strict=True)]
+            layers.update(f"{name}[{index}]" for index, equal in enumerate(same) if equal)
+            if all(same):
+                layers.add(name)
+        return frozenset(layers)
+
+    def _record(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        digests = {path: digest(tensor) for path, tensor in containers.leaves(output)}
+        self._digests.setdefault(name, []).append(digests)
+
+
+def digest(tensor: Tensor) -> tuple[object, ...]:
+    """The shape of a tensor and a number that depends on every bit of it; unique where the values cannot be read."""
+    try:
+        values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        flat = values.detach().reshape(-1)
+        total = 0
+        for start in range(0, len(flat), _CHUNK):
+            chunk = flat[start : start + _CHUNK]
+            chunk = chunk + 0.0 if chunk.is_floating_point() else chunk.clone()  # -0.0 and 0.0 are the same value
+            bits = chunk.view(_BITS[chunk.element_size()]).long()
+            weights = torch.arange(1, 2 * len(bits), 2, device=bits.device) * 0x9E3779B97F4A7C1
+            total = hash((total, int((bits * weights).sum())))
+        return tuple(tensor.shape), tensor.dtype, total
+    except (RuntimeError, NotImplementedError, KeyError):  # sparse, nested, quantised, or without values
+        return (object(),)
+
+
+def unaffected_layers(model: nn.Module, call: ModelCall) -> frozenset[str]:
+    """The layers that return the same whatever the picture is, as those of another input's branch do.
+
+    A layer with several calls is in the set if all of them return the same, and as `layer[i]` for each call that does.
+    Two passes over the first sample, once for each model and signature of the call.
+    """
+    known = known_unaffected(model, call)
+    if known is not None:
+        return known
+    sample = first_sample(call)
+    digests = []
+    for each in (sample, with_changed_picture(sample)):
+        digests.append(OutputDigests())
+        with preserved(model), attached(digests[-1].hooks(model)):
+            run(model, each.for_one_pass())
+    return remember_unaffected(model, call, digests[0].unaffected(digests[1]))
+
+
+def known_unaffected(model: nn.Module, call: ModelCall) -> frozenset[str] | None:
+    """What is remembered of `unaffected_layers`; None where nothing is."""
+    return _UNAFFECTED.get(model, call.signature)
+
+
+def remember_unaffected(model: nn.Module, call: ModelCall, layers: frozenset[str]) -> frozenset[str]:
+    """Remember the layers for `unaffected_layers`, and return them."""
+    return _UNAFFECTED.put(model, call.signature, layers)
+
+
+def unconnected_layers(model: nn.Module, call: ModelCall) -> frozenset[str]:
+    """The layers, and calls `layer[i]`, with no path to the picture: unaffected by it, and not connected by a graph.
+
+    Raises:
+        TorchpeekError: As the model does.
+    """
+    known = _UNCONNECTED.get(model, call.signature)
+    if known is not None:
+        return known
+    unaffected = unaffected_layers(model, call)
+    if not unaffected:
+        return _UNCONNECTED.put(model, call.signature, unaffected)
+    modules = {
+        name: module for name, module in model.named_modules() if name in unaffected or f"{name}[0]" in unaffected
+    }
+    unconnected = unaffected - connected_layers(model, first_sample(call), modules)
+    return _UNCONNECTED.put(model, call.signature, unconnected)
+
+
+def connected_layers(model: nn.Module, call: ModelCall, layers: Mapping[str, nn.Module]) -> set[str]:
+    """The layers, and calls `layer[i]`, with a path to the picture that gradients can take, even where they are zero.
+
+    One pass with the graph from the picture on. A layer whose ReLU is never positive returns the same for all pictures
+    and is connected all the same.
+    """
+    sums: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        tensors = [tensor.sum() for _, tensor in containers.leaves(output) if tensor.requires_grad]
+        sums[name].append(sum(tensors, torch.zeros((), device=call.picture.device)))
+
+    hooks = [(module, partial(keep, name)) for name, module in layers.items()]
+    connected = set()
+    with preserved(model), torch.enable_grad(), attached(hooks):
+        leaf = call.picture.detach().clone().requires_grad_()
+        run(model, call.for_one_pass(leaf.clone()))
+        for name, of_calls in sums.items():
+            for index, total in enumerate(of_calls):
+                if not total.requires_grad:
+                    continue
+                (gradient,) = torch.autograd.grad(total, leaf, retain_graph=True, allow_unused=True)
+                if gradient is not None:
+                    connected |= {name, f"{name}[{index}]"}
+    return connected
