@@ -98,6 +98,15 @@ class TestNumbers:
         for metric, method in ((metric, method) for metric in metrics for method in METHODS):
             assert values[metric][method]["values"] == lists(part[method][metric].values[0])
 
+    @pytest.mark.parametrize("fill", ["0.5", "-1", "1e-3"])
+    def test_a_number_as_the_fill(self, place, capsys, fill) -> None:
+        options = ("--metric-option", f"deletion.baseline={fill}")
+        printed = asked(capsys, *EVALUATE, *options, "-o", "out")
+        assert printed["about"]["metrics"]["deletion"]["options"] == {"steps": 4, "baseline": float(fill)}
+        part = measured(pooled(), {"deletion": {"steps": 4, "baseline": float(fill)}}, "pictures/a.png")
+        found = printed["pictures"][0]["values"]["deletion"]["gradcam"]["values"]
+        assert found == lists(part["gradcam"]["deletion"].values[0])
+
     def test_options_of_methods(self, place, capsys) -> None:
         words = ("evaluate", "pictures/a.png", *of("pooled"), "--method", "fem", "--metric", "sparseness")
         plain, wide = (asked(capsys, *words, *more) for more in ([], ["--option", "k=0.5"]))

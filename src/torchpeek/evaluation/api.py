@@ -25,6 +25,7 @@ from torchpeek.metrics import (
     Measurements,
     MetricResult,
     check_applies,
+    described_options,
     find_metric,
     joined,
     regions_of,
@@ -213,7 +214,7 @@ def _measurements(
             baselines,
             None if curves is None else curves[:, number],
             baseline_curves,
-            {**definition.options, **options},
+            described_options({**definition.options, **options}),
             clean.seed,
         )
         for number in range(methods)

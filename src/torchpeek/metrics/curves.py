@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchpeek.errors import OptionError
 from torchpeek.metrics.case import Case
-from torchpeek.metrics.fills import filled
+from torchpeek.metrics.fills import Baseline, fill_key, filled
 from torchpeek.metrics.metric import MetricResult, metric
 from torchpeek.metrics.patches import patch_sums, patches
 from torchpeek.registry import check_whole
@@ -21,23 +21,24 @@ def _steps(options: Mapping[str, Any]) -> int:
 
 
 @metric("deletion", needs="passes", higher_is_better=False, paper="arXiv:1806.07421", passes=_steps, reads="p")
-def deletion(case: Case, *, steps: int = 50, baseline: str = "zeros") -> MetricResult:
+def deletion(case: Case, *, steps: int = 50, baseline: Baseline = "zeros") -> MetricResult:
     """Area under the probability as the highest positions are removed first (RISE, section 4).
 
     Args:
         steps: Number of steps from the whole input to nothing of it.
-        baseline: What replaces removed positions: "zeros", "mean", "blur" or "noise".
+        baseline: What replaces removed positions: "zeros", "mean", "blur", "noise", a number, a tensor or a function.
     """
     return _area(_replaced(case, steps, baseline, removed_first=True))
 
 
 @metric("insertion", needs="passes", higher_is_better=True, paper="arXiv:1806.07421", passes=_steps, reads="p")
-def insertion(case: Case, *, steps: int = 50, baseline: str = "blur") -> MetricResult:
+def insertion(case: Case, *, steps: int = 50, baseline: Baseline = "blur") -> MetricResult:
     """Area under the probability as the highest positions are put back first (RISE, section 4).
 
     Args:
         steps: Number of steps from nothing of the input to the whole of it.
-        baseline: What stands at positions that are not put back: "zeros", "mean", "blur" or "noise".
+        baseline: What stands at positions that are not put back: "zeros", "mean", "blur", "noise", a number, a
+            tensor or a function.
     """
     return _area(_replaced(case, steps, baseline, removed_first=False))
 
@@ -47,7 +48,7 @@ def _area(curve: Tensor) -> MetricResult:
     return MetricResult((curve.sum(2) - (curve[..., 0] + curve[..., -1]) / 2) / steps, curve)
 
 
-def _replaced(case: Case, steps: int, baseline: str, *, removed_first: bool) -> Tensor:
+def _replaced(case: Case, steps: int, baseline: Baseline, *, removed_first: bool) -> Tensor:
     """(N, J, steps + 1): the probability with the first round(t / steps * P) positions replaced, or all others."""
     check_whole("steps", steps)
     fill = filled(case.clean, baseline)
@@ -61,7 +62,7 @@ def _replaced(case: Case, steps: int, baseline: str, *, removed_first: bool) -> 
         return torch.where(gone.unsqueeze(1), fill[rows].to(inputs), inputs)
 
     # Both ends are the same for every heatmap: the whole input, whose pass is the clean one, and nothing of it.
-    empty = case.rescored_alike(("empty", baseline), lambda inputs, rows, trials: fill[rows].to(inputs), 1)
+    empty = case.rescored_alike(("empty", fill_key(baseline)), lambda inputs, rows, trials: fill[rows].to(inputs), 1)
     whole = case.scores.unsqueeze(2)
     ends = (whole, empty) if removed_first else (empty, whole)
     between = [case.rescored(replaced, steps - 1)] if steps > 1 else []
@@ -69,13 +70,13 @@ def _replaced(case: Case, steps: int, baseline: str, *, removed_first: bool) -> 
 
 
 @metric("aopc", needs="passes", higher_is_better=True, paper="arXiv:1509.06321", passes=_steps, reads="p")
-def aopc(case: Case, *, cells: int = 8, steps: int = 32, baseline: str = "noise") -> MetricResult:
+def aopc(case: Case, *, cells: int = 8, steps: int = 32, baseline: Baseline = "noise") -> MetricResult:
     """Mean fall of the probability as the highest patches are removed one by one (Samek et al.).
 
     Args:
         cells: Number of patches along each axis.
         steps: Number of patches to remove.
-        baseline: What replaces removed patches: "zeros", "mean", "blur" or "noise".
+        baseline: What replaces removed patches: "zeros", "mean", "blur", "noise", a number, a tensor or a function.
     """
     check_whole("cells", cells)
     check_whole("steps", steps)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchpeek.metrics.case import Case
-from torchpeek.metrics.fills import filled
+from torchpeek.metrics.fills import Baseline, fill_key, filled
 from torchpeek.metrics.metric import MetricResult, metric
 from torchpeek.metrics.patches import patches
 from torchpeek.registry import check_number, check_whole
@@ -32,7 +32,7 @@ def _samples(options: Mapping[str, Any]) -> int:
     reads="p",
 )
 def mufidelity(
-    case: Case, *, cells: int = 9, share: float = 0.2, samples: int = 100, baseline: str = "zeros"
+    case: Case, *, cells: int = 9, share: float = 0.2, samples: int = 100, baseline: Baseline = "zeros"
 ) -> MetricResult:
     """Correlation of the heatmap's sum over random patches with the probability lost without them (Bhatt et al.).
 
@@ -40,7 +40,7 @@ def mufidelity(
         cells: Number of patches along each axis.
         share: Share of the patches that is removed at once.
         samples: Number of random subsets of the patches.
-        baseline: What replaces removed patches: "zeros", "mean", "blur" or "noise".
+        baseline: What replaces removed patches: "zeros", "mean", "blur", "noise", a number, a tensor or a function.
     """
     check_whole("cells", cells)
     check_whole("samples", samples, least=2)
@@ -59,14 +59,14 @@ def random_patches(number: int, share: float, samples: int, seed: int) -> Tensor
 
 
 @metric("infidelity", needs="passes", higher_is_better=False, paper="arXiv:1901.09392", passes=_samples, shared=True)
-def infidelity(case: Case, *, samples: int = 50, baseline: str = "zeros") -> MetricResult:
+def infidelity(case: Case, *, samples: int = 50, baseline: Baseline = "zeros") -> MetricResult:
     """Squared difference between the heatmap's sum over random squares and the score lost with them (Yeh et al.).
 
     The heatmap is first multiplied by the number that makes this smallest, because its own scale has no meaning.
 
     Args:
         samples: Number of random squares.
-        baseline: What replaces removed squares: "zeros", "mean", "blur" or "noise".
+        baseline: What replaces removed squares: "zeros", "mean", "blur", "noise", a number, a tensor or a function.
     """
     check_whole("samples", samples)
     subsets = random_squares(case.size, samples, case.clean.seed)
@@ -111,11 +111,11 @@ def _sums(case: Case, subsets: Tensor) -> Tensor:
     return case.signed.flatten(2) @ weights.mT
 
 
-def _without(case: Case, key: object, subsets: Tensor, baseline: str, *, raw_score: bool) -> Tensor:
+def _without(case: Case, key: object, subsets: Tensor, baseline: Baseline, *, raw_score: bool) -> Tensor:
     """(N, J, samples): the score without each subset of the positions."""
     fill = filled(case.clean, baseline)
 
     def removed(inputs: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
         return torch.where(subsets[trials].unsqueeze(1).to(inputs.device), fill[rows].to(inputs), inputs)
 
-    return case.rescored_alike((key, baseline), removed, len(subsets), raw_score=raw_score)
+    return case.rescored_alike((key, fill_key(baseline)), removed, len(subsets), raw_score=raw_score)
