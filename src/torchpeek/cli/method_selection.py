@@ -85,9 +85,9 @@ def _parsed(name: str, text: str, default: Any) -> Any:
                 return int(text)
             case float():
                 return float(text)
-            case None if text.replace(".", "", 1).isdigit():
-                return float(text)
-            case str() if _is_number(text):
+            case None if text.isdigit():
+                return int(text)
+            case None | str() if _is_number(text):
                 return float(text)
     except ValueError as error:
         raise OptionError(f"{name}={text!r}: allowed is a number, such as {default or 1}") from error

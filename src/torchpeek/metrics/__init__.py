@@ -1,6 +1,16 @@
 """Metrics: one number for each heatmap, which says how far it can be trusted."""
 
-from torchpeek.metrics import complexity, curves, fidelity, localization, masking, road, stability
+from torchpeek.metrics import (
+    complexity,
+    curves,
+    fidelity,
+    localization,
+    masking,
+    road,
+    sensitivity,
+    stability,
+    sufficiency,
+)
 from torchpeek.metrics.applicable import check_applies
 from torchpeek.metrics.baselines import centre, constant_explainer, random_explainer
 from torchpeek.metrics.case import Case, CleanPass, Explainer
@@ -42,5 +52,7 @@ __all__ = [
     "regions_of",
     "road",
     "row",
+    "sensitivity",
     "stability",
+    "sufficiency",
 ]

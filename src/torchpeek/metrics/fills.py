@@ -109,7 +109,8 @@ def described_options(options: Mapping[str, object]) -> dict[str, object]:
         different tensors have different texts.
 
     Example:
-        >>> tp.metrics.described_options({"steps": 5, "baseline": torch.zeros(3, 1, 1)})["baseline"]
+        >>> options = {"steps": 5, "baseline": torch.zeros(3, 1, 1)}
+        >>> tp.metrics.described_options(options)["baseline"]
         'tensor (3, 1, 1) float32 ...'
     """
     return {name: described(value) for name, value in options.items()}
