@@ -132,8 +132,8 @@ def _head(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"""# Leaderboard
 
 Every method is scored by {len(OPTIONS)} of the {len(METRICS)} metrics of [metrics.md](metrics.md), on {count} real
-photographs and {mosaics} mosaics of four photographs. The target is the class of the label. `make evaluate` writes this page and
-takes an hour on two cores. {packages}.
+photographs and {mosaics} mosaics of four photographs. The target is the class of the label. `make evaluate` writes
+this page and takes an hour on two cores. {packages}.
 
 Each cell has the mean over the n photographs, or mosaics, and its 95 % bootstrap interval. ↑: higher is better.
 **r**: not better than a random heatmap on the same grid (the mean of ten). **c**: not better than a centred Gaussian.

@@ -88,10 +88,12 @@ class TestNumbers:
         assert "iou" not in alone
 
     def test_metrics_that_ask_the_method_again(self, place, capsys) -> None:
-        options = ("max-sensitivity.samples=2", "randomisation.stages=2")
+        again = ("average-sensitivity", "local-lipschitz", "relative-input-stability", "relative-output-stability")
+        options = ("max-sensitivity.samples=2", "randomisation.stages=2", *(f"{name}.samples=2" for name in again))
         words = [word for each in options for word in ("--metric", each.split(".")[0], "--metric-option", each)]
         printed = asked(capsys, "evaluate", "pictures/a.png", *of("pooled"), *METHOD, *words, "--metric", "adcc")
-        metrics = {"max-sensitivity": {"samples": 2}, "randomisation": {"stages": 2}, "adcc": {}}
+        metrics = {"max-sensitivity": {"samples": 2}, "randomisation": {"stages": 2}}
+        metrics |= {**{name: {"samples": 2} for name in again}, "adcc": {}}
         part = measured(pooled(), metrics, "pictures/a.png")
         values = printed["pictures"][0]["values"]
         assert list(values) == list(metrics)
