@@ -36,7 +36,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
 }
 """The place of each metric on the page. A table has those of them that scoring.py measures."""
 # A baseline has the best or the worst possible value of these by its nature.
-_WITHOUT_BASELINE = ("max-sensitivity", "randomisation", "random-class", *scoring.HEATMAP)
+_WITHOUT_BASELINE = [name for title in list(GROUPS)[-2:] for name in GROUPS[title]]
 _COMPARED = [name for names in GROUPS.values() for name in names if name not in _WITHOUT_BASELINE]
 Tables: TypeAlias = Mapping[str, Mapping[tuple[str, str], Measurement]]
 """Model -> method and metric -> measurement."""
@@ -232,8 +232,9 @@ def _verdict(tables: Tables) -> str:
         )
     if best:
         head.append(f"- An all-ones heatmap, which shows nothing, is the best of all by {_listed(best)}.")
+    only_compare = [name for name in _WITHOUT_BASELINE if name in OPTIONS]
     lines.append(
-        f"- {_listed(_WITHOUT_BASELINE)} only compare methods with each other. A heatmap that never "
+        f"- {_listed(only_compare)} only compare methods with each other. A heatmap that never "
         "changes has the best\n"
         "  max-sensitivity and the worst randomisation; a random one has the opposite. A sparse heatmap may still be\n"
         "  wrong."

@@ -117,8 +117,10 @@ def auc(case: Case) -> MetricResult:
     region = case.region().flatten(2)
     inside = region.sum(2).double()  # (N, J)
     outside = region.shape[2] - inside
-    # In the sum of the ranks, the positions of the region are also compared with each other: inside ** 2 / 2.
-    higher = (mean_ranks(case.levels) * region).sum(2) - inside**2 / 2
+    # One by one, because sorting takes much memory.
+    of_samples = zip(torch.split(case.levels, 1), torch.split(region, 1), strict=True)
+    ranks = torch.cat([(mean_ranks(levels) * there).sum(2) for levels, there in of_samples])
+    higher = ranks - inside**2 / 2  # without the comparisons of the region's positions with each other
     return _undefined_without_region(case, torch.where(outside > 0, higher / (inside * outside), 0.5))
 
 
