@@ -338,7 +338,7 @@ class Case(_Memo):
             return change(inputs, rows, numbers // trials, numbers % trials)
 
         scores = trace.rescore(perturb, maps * trials, batch=self.clean.batch)  # (N, J * trials, K)
-        return scores.view(len(scores), maps, trials, -1)
+        return scores.reshape(len(scores), maps, trials, -1)
 
     def rescored_alike(self, key: object, perturb: Change, trials: int, *, raw_score: bool = False) -> Tensor:
         """Return the probability, or the score, for inputs that are changed in the same way for every heatmap.

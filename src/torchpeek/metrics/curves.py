@@ -93,7 +93,7 @@ def aopc(case: Case, *, cells: int = 8, steps: int = 32, baseline: Baseline = "n
 
 @metric("selectivity", needs="passes", higher_is_better=False, paper="arXiv:1706.07979", passes=_patches, reads="p")
 def selectivity(case: Case, *, cells: int = 6, baseline: Baseline = "zeros") -> MetricResult:
-    """Area under the probability as all patches are removed, the highest ones first (Montavon et al., section 6.2).
+    """Area under the probability as all patches are removed, the highest ones first (Montavon et al.).
 
     Args:
         cells: Number of patches along each axis.

@@ -37,7 +37,7 @@ def _values(clean: CleanPass, baseline: Any) -> Tensor:
     if isinstance(baseline, Real) and not isinstance(baseline, bool):
         return _expanded(torch.tensor(float(baseline), dtype=torch.float64), inputs, f"option baseline is {baseline}")
     if isinstance(baseline, Tensor) or hasattr(baseline, "__array__"):
-        tensor = torch.as_tensor(baseline)
+        tensor = _as_tensor(baseline)
         return _expanded(tensor, inputs, f"option baseline is a tensor {tuple(tensor.shape)} of {tensor.dtype}")
     if callable(baseline):
         return _of_function(baseline, inputs, clean.seed)
@@ -47,8 +47,15 @@ def _values(clean: CleanPass, baseline: Any) -> Tensor:
     )
 
 
+def _as_tensor(array: Any) -> Tensor:
+    try:
+        return torch.as_tensor(array)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"option baseline is {array!r}, which is no tensor: {error}; give real numbers") from error
+
+
 def _expanded(tensor: Tensor, inputs: Tensor, got: str) -> Tensor:
-    """Expand a tensor to the inputs. No axis between the batch and the grid is guessed."""
+    """Expand a tensor to the inputs. It needs all axes of the grid, so that no channel is taken for a column."""
     size = tuple(inputs.shape)
     shapes = size, size[1:], size[2:], ()
     fits = any(
@@ -58,8 +65,8 @@ def _expanded(tensor: Tensor, inputs: Tensor, got: str) -> Tensor:
     plain = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta)
     if not (fits and plain) or tensor.is_complex() or tensor.dtype == torch.bool:
         raise OptionError(
-            f"{got}; allowed: real numbers of shape {size[1:]} or {size}, or with 1 in place of any of these lengths: "
-            f"one number for each channel is {(size[1], *(1 for _ in size[2:]))}"
+            f"{got}; allowed: real numbers of shape {size[2:]}, {size[1:]} or {size}, or with 1 in place of any of "
+            f"these lengths: one number for each channel is {(size[1], *(1 for _ in size[2:]))}"
         )
     values = tensor.detach().to(inputs)
     if not bool(values.isfinite().all()):
