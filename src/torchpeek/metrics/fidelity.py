@@ -177,7 +177,7 @@ def monotonicity_correlation(case: Case, *, cells: int = 6, samples: int = 4) ->
     shared=True,
 )
 def completeness(case: Case, *, baseline: Baseline = "zeros") -> MetricResult:
-    """Distance of the heatmap's sum from the difference of the scores of the input and the baseline (Sundararajan et al.).
+    """Distance of the heatmap's sum from the difference of the scores of input and baseline (Sundararajan et al.).
 
     The sum is over the heatmap's own grid. Only some methods promise that it is this difference, for their own
     baseline: those that distribute the score over the input.
