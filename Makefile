@@ -37,7 +37,7 @@ bench: install weights
 matrix: install
 	PYTHONPATH=tests $(BIN)/python -m matrix $(or $(MATRIX),--page)
 
-# Every method and every metric on real photographs, and docs/leaderboard.md: an hour on two cores.
+# Every method and most metrics on real photographs, and docs/leaderboard.md: an hour on two cores.
 # It starts with an estimate of its time. An interrupted run is resumed. EVALUATE='--jobs 4' sets the processes.
 evaluate: install weights
 	$(BIN)/python tools/fetch_weights.py

@@ -1,4 +1,4 @@
-"""make evaluate: score every method by every metric on real photographs, and write docs/leaderboard.md.
+"""make evaluate: score every method by most metrics on real photographs, and write docs/leaderboard.md.
 
 It starts with an estimate of its time, and resumes an interrupted run. It fails if fewer than 20 photographs could be
 scored with a model.

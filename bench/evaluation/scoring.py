@@ -1,4 +1,4 @@
-"""Measure one photograph, or one mosaic: every method by every metric, and the time of each method."""
+"""Measure one photograph, or one mosaic: every method by most metrics, and the time of each method."""
 
 from __future__ import annotations
 

@@ -88,15 +88,26 @@ class TestNumbers:
         assert "iou" not in alone
 
     def test_metrics_that_ask_the_method_again(self, place, capsys) -> None:
-        options = ("max-sensitivity.samples=2", "randomisation.stages=2")
+        again = ("average-sensitivity", "local-lipschitz", "relative-input-stability", "relative-output-stability")
+        options = ("max-sensitivity.samples=2", "randomisation.stages=2", *(f"{name}.samples=2" for name in again))
         words = [word for each in options for word in ("--metric", each.split(".")[0], "--metric-option", each)]
         printed = asked(capsys, "evaluate", "pictures/a.png", *of("pooled"), *METHOD, *words, "--metric", "adcc")
-        metrics = {"max-sensitivity": {"samples": 2}, "randomisation": {"stages": 2}, "adcc": {}}
+        metrics = {"max-sensitivity": {"samples": 2}, "randomisation": {"stages": 2}}
+        metrics |= {**{name: {"samples": 2} for name in again}, "adcc": {}}
         part = measured(pooled(), metrics, "pictures/a.png")
         values = printed["pictures"][0]["values"]
         assert list(values) == list(metrics)
         for metric, method in ((metric, method) for metric in metrics for method in METHODS):
             assert values[metric][method]["values"] == lists(part[method][metric].values[0])
+
+    @pytest.mark.parametrize("fill", ["0.5", "-1", "1e-3"])
+    def test_a_number_as_the_fill(self, place, capsys, fill) -> None:
+        options = ("--metric-option", f"deletion.baseline={fill}")
+        printed = asked(capsys, *EVALUATE, *options, "-o", "out")
+        assert printed["about"]["metrics"]["deletion"]["options"] == {"steps": 4, "baseline": float(fill)}
+        part = measured(pooled(), {"deletion": {"steps": 4, "baseline": float(fill)}}, "pictures/a.png")
+        found = printed["pictures"][0]["values"]["deletion"]["gradcam"]["values"]
+        assert found == lists(part["gradcam"]["deletion"].values[0])
 
     def test_options_of_methods(self, place, capsys) -> None:
         words = ("evaluate", "pictures/a.png", *of("pooled"), "--method", "fem", "--metric", "sparseness")

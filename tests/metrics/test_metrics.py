@@ -13,11 +13,12 @@ from torch import Tensor, nn
 import torchpeek as tp
 from networks import messy, state_of
 from paths import ROOT
+from replicas import further_metrics as further
 from replicas import metrics as slow
 from torchpeek.engine.targets import ClassesPerSample
 from torchpeek.metrics import METRICS, CleanPass, joined
-from torchpeek.metrics.fidelity import random_patches, random_squares
-from torchpeek.metrics.fills import filled
+from torchpeek.metrics.fidelity import random_patches, random_positions, random_squares
+from torchpeek.metrics.fills import drawn_noise, filled
 from torchpeek.metrics.stability import randomised
 
 SMALL: dict[str, dict[str, Any]] = {  # options for pictures of a few pixels
@@ -29,6 +30,17 @@ SMALL: dict[str, dict[str, Any]] = {  # options for pictures of a few pixels
     "max-sensitivity": {"samples": 3, "radius": 0.1},
     "randomisation": {"stages": 3},
     "pointing-game": {"tolerance": 1.0},
+    "top-k": {"k": 17},
+    "effective-complexity": {"threshold": 0.3},
+    "selectivity": {"cells": 4},
+    "monotonicity": {"cells": 4},
+    "monotonicity-correlation": {"cells": 4, "samples": 3},
+    "sensitivity-n": {"sizes": 3, "samples": 7},
+    "sufficiency": {"cells": 4, "samples": 40, "share": 0.1, "baseline": 2.0},
+    "average-sensitivity": {"samples": 3, "radius": 0.1},
+    "local-lipschitz": {"samples": 3, "radius": 0.1},
+    "relative-input-stability": {"samples": 3, "radius": 0.1},
+    "relative-output-stability": {"samples": 3, "radius": 0.1},
 }
 every_metric = pytest.mark.parametrize("name", METRICS)
 
@@ -89,6 +101,13 @@ def tie_keys(clean: CleanPass, n: int, count: int) -> list[int]:
     return torch.empty_like(order).scatter_(0, order, torch.arange(count)).tolist()
 
 
+def draws_of(clean: CleanPass, n: int, x: Tensor, options: dict[str, Any]) -> Tensor:
+    """The changes of a sample's input, (samples, C, H, W)."""
+    generator = clean.generators(salt=2)[n]
+    each = [torch.rand(x.shape[1:], generator=generator, dtype=torch.float64) for _ in range(options["samples"])]
+    return (2 * torch.stack(each) - 1) * options["radius"]
+
+
 def by_replica(name: str, model: nn.Module, x: Tensor, heatmap: tp.Heatmap, regions: Tensor) -> Tensor:
     """(N, K), one sample and score after the other."""
     clean, size = clean_of(model, x, heatmap), tuple(x.shape[2:])
@@ -106,7 +125,7 @@ def by_replica(name: str, model: nn.Module, x: Tensor, heatmap: tp.Heatmap, regi
                 return tp.explain(model, picture[None], method="hirescam", layer="second", target=label).values[0, 0]
 
             def asked(pictures: Tensor, label: int = label) -> Tensor:
-                return model(pictures)[:, label]
+                return model(pictures)[:, label : label + 1]
 
             given = model, x[n], values, label
             match name:
@@ -130,12 +149,38 @@ def by_replica(name: str, model: nn.Module, x: Tensor, heatmap: tp.Heatmap, regi
                     subsets = random_squares(x.shape[2:], options["samples"], 0)
                     number = slow.infidelity(asked, x[n], values, subsets.tolist(), fill("zeros"))
                 case "max-sensitivity":
-                    generator = clean.generators(salt=2)[n]
-                    shape = (options["samples"], *x.shape[1:])
-                    draws = torch.stack(
-                        [torch.rand(shape[1:], generator=generator, dtype=torch.float64) for _ in range(shape[0])]
-                    )
-                    number = slow.max_sensitivity(again, x[n], (2 * draws - 1) * options["radius"])
+                    number = slow.max_sensitivity(again, x[n], draws_of(clean, n, x, options))
+                case "average-sensitivity" | "local-lipschitz":
+                    compute = getattr(further, name.replace("-", "_"))
+                    number = compute(again, x[n], draws_of(clean, n, x, options))
+                case "relative-input-stability" | "relative-output-stability":
+                    compute = getattr(further, name.replace("-", "_"))
+                    number = compute(again, model, x[n], draws_of(clean, n, x, options))
+                case "selectivity" | "monotonicity":
+                    keys = tie_keys(clean, n, options["cells"] ** 2)
+                    number = getattr(further, name)(*given, options["cells"], fill("zeros"), keys)
+                case "monotonicity-correlation":
+                    contents = drawn_noise(clean, options["samples"], salt=5)[n]
+                    number = further.monotonicity_correlation(*given, options["cells"], contents)
+                case "sensitivity-n":
+                    subsets = random_positions(x.shape[2:], options["sizes"], options["samples"], 0)
+                    each_size = subsets.chunk(options["sizes"])
+                    counts = further.subset_sizes(math.prod(size), options["sizes"])
+                    assert [each.flatten(1).sum(1).unique().tolist() for each in each_size] == [[n] for n in counts]
+                    found_at = further.sensitivity_n(asked, x[n], values, each_size, fill("zeros"))
+                    number = sum(found_at) / len(found_at)
+                case "completeness":
+                    number = further.completeness(asked, x[n], values, fill("zeros"))
+                case "sufficiency":
+                    subsets = random_patches(options["cells"] ** 2, 0.5, options["samples"], 0)
+                    subsets = subsets.view(-1, options["cells"], options["cells"]).tolist()
+                    number = further.sufficiency(*given, options["share"], subsets, fill(options["baseline"]), keys)
+                case "top-k":
+                    number = further.top_k(values, region, options["k"])
+                case "auc":
+                    number = further.auc(values, region)
+                case "effective-complexity":
+                    number = further.effective_complexity(values, options["threshold"])
                 case "adcc":
                     number = slow.adcc(*given, again)
                 case "pointing-game":
@@ -224,7 +269,7 @@ class TestInvariants:
         one, again, other = (measured(model, x, heatmap, name, regions, seed=seed)[name] for seed in (0, 0, 1))
         assert torch.equal(one.values, again.values)
         assert torch.equal(one.baselines["random"], again.baselines["random"])
-        if name not in ("increase", "average-gain", "randomisation"):
+        if name not in ("increase", "average-gain", "randomisation", "sufficiency"):
             assert not torch.equal(one.baselines["random"], other.baselines["random"])
 
     @pytest.mark.filterwarnings("ignore::torchpeek.Notice")

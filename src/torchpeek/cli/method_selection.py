@@ -78,15 +78,25 @@ def metric_options(metrics: Sequence[str], texts: Sequence[str]) -> dict[str, di
 
 
 def _parsed(name: str, text: str, default: Any) -> Any:
-    """The text as a value of the type of the default."""
+    """The text as a value of the type of the default. A number where the default is a name stays a number."""
     try:
         match default:
             case int():
                 return int(text)
             case float():
                 return float(text)
-            case None if text.replace(".", "", 1).isdigit():
+            case None if text.isdigit():
+                return int(text)
+            case None | str() if _is_number(text):
                 return float(text)
     except ValueError as error:
         raise OptionError(f"{name}={text!r}: allowed is a number, such as {default or 1}") from error
     return text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -25,6 +25,7 @@ from torchpeek.metrics import (
     Measurements,
     MetricResult,
     check_applies,
+    described_options,
     find_metric,
     joined,
     regions_of,
@@ -80,7 +81,8 @@ def evaluate(
         inputs: The inputs of the heatmaps. A list of inputs, which may differ in size, is evaluated one by one.
         heatmap: What `explain` returned for this model and these inputs. A dict of heatmaps, as from `compare`, is
             scored together. For a list of inputs, a list with a heatmap for each, or a dict of such lists.
-        metrics: Names of metrics (`torchpeek metrics` lists them), or a dict name -> options.
+        metrics: Names of metrics (`torchpeek metrics` lists them), or a dict name -> options. The option `baseline` is
+            the fill: a name, a number, a tensor (C, *size) or (N, C, *size), or a function of the inputs.
         masks: Where the object is, for metrics that need it: (N, H, W), bool, or (N, K, H, W) with a mask for each
             score. For a Picture, a path or a PIL image in pixels of the original picture, else in those of the input.
         boxes: In place of masks, (N, 4), or for each sample (b, 4), as left, top, right, bottom, in the same pixels.
@@ -213,7 +215,7 @@ def _measurements(
             baselines,
             None if curves is None else curves[:, number],
             baseline_curves,
-            {**definition.options, **options},
+            described_options({**definition.options, **options}),
             clean.seed,
         )
         for number in range(methods)

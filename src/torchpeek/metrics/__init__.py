@@ -1,9 +1,20 @@
 """Metrics: one number for each heatmap, which says how far it can be trusted."""
 
-from torchpeek.metrics import complexity, curves, fidelity, localization, masking, road, stability
+from torchpeek.metrics import (
+    complexity,
+    curves,
+    fidelity,
+    localization,
+    masking,
+    road,
+    sensitivity,
+    stability,
+    sufficiency,
+)
 from torchpeek.metrics.applicable import check_applies
 from torchpeek.metrics.baselines import centre, constant_explainer, random_explainer
 from torchpeek.metrics.case import Case, CleanPass, Explainer
+from torchpeek.metrics.fills import described_options
 from torchpeek.metrics.measurement import FEWEST, HEADER, Interval, Measurement, Measurements, bootstrap, joined, row
 from torchpeek.metrics.metric import METRICS, Metric, MetricResult, Needs, find_metric, metric
 from torchpeek.metrics.mosaics import Mosaic, mosaic
@@ -29,6 +40,7 @@ __all__ = [
     "complexity",
     "constant_explainer",
     "curves",
+    "described_options",
     "fidelity",
     "find_metric",
     "joined",
@@ -40,5 +52,7 @@ __all__ = [
     "regions_of",
     "road",
     "row",
+    "sensitivity",
     "stability",
+    "sufficiency",
 ]

@@ -111,6 +111,13 @@ class CleanPass(_Memo):
         return self.trace.with_target(replace(self.trace.bound(), question=question))
 
     @cached_property
+    def logits(self) -> Trace:
+        """The same pass with the logits of all classes, (N, classes), as its scores. The question is of classes."""
+        labels = torch.arange(class_logits(self.trace.output).shape[1]).expand(len(self.trace.scores), -1)
+        question: Any = replace(self.trace.question, labels=labels, kind="logit")  # type: ignore[type-var]  # a ClassScores
+        return self.trace.with_target(replace(self.trace.bound(), question=question))
+
+    @cached_property
     def fingerprints(self) -> list[bytes]:
         """The fingerprint of each sample."""
         return [fingerprint(sample) for sample in self.trace.inputs]
@@ -250,6 +257,27 @@ class Case(_Memo):
             regions[:, self.columns] if regions.shape[1] > 1 else regions.expand(-1, self.values.shape[1], *self.size)
         )
 
+    def explained(self, inputs: Tensor, **changes: Any) -> Tensor:
+        """Explain changed versions of the samples by every method.
+
+        Args:
+            inputs: (N, C, *size).
+            **changes: What else changes: further arguments of an Explainer.
+
+        Returns:
+            (N, J, *grid).
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> clean = tp.metrics.CleanPass(tp.trace(model, torch.rand(1, 3, 8, 8), layer="0", target=2))
+            >>> explainer = tp.metrics.constant_explainer(torch.ones(1, 6, 6))
+            >>> case = tp.metrics.Case(clean, torch.ones(1, 1, 6, 6), explainers=[explainer])
+            >>> case.explained(torch.rand(1, 3, 8, 8)).shape
+            torch.Size([1, 1, 6, 6])
+        """
+        rows = torch.arange(len(inputs))
+        return torch.cat([explain(inputs, rows, **changes) for explain in self.explainers], dim=1)
+
     @cached_property
     def masked_scores(self) -> Tensor:
         """(N, J): the probability for the input times each heatmap's mask."""
@@ -277,14 +305,40 @@ class Case(_Memo):
             >>> case.rescored(lambda inputs, rows, maps, trials: inputs * 0, 2).shape
             torch.Size([1, 1, 2])
         """
+        scores = self._rescored(self.clean.probable, change, trials)  # (N, J, trials, K)
+        columns = self.columns.to(scores.device).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        return scores.gather(3, columns).squeeze(3)
+
+    def rescored_logits(self, change: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], trials: int) -> Tensor:
+        """Return the logits of all classes for inputs that are changed for each heatmap on its own.
+
+        Args:
+            change: As for `rescored`.
+            trials: Number of changes for each heatmap.
+
+        Returns:
+            (N, J, trials, classes).
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> clean = tp.metrics.CleanPass(tp.trace(model, torch.rand(1, 3, 8, 8), layer="0", target=2))
+            >>> case = tp.metrics.Case(clean, torch.rand(1, 1, 6, 6))
+            >>> case.rescored_logits(lambda inputs, rows, maps, trials: inputs * 0, 2).shape
+            torch.Size([1, 1, 2, 4])
+        """
+        return self._rescored(self.clean.logits, change, trials)
+
+    def _rescored(
+        self, trace: Trace, change: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], trials: int
+    ) -> Tensor:
+        """Return the trace's scores of the changed inputs, (N, J, trials, K)."""
         maps = self.values.shape[1]
 
         def perturb(inputs: Tensor, rows: Tensor, numbers: Tensor) -> Tensor:
             return change(inputs, rows, numbers // trials, numbers % trials)
 
-        scores = self.clean.probable.rescore(perturb, maps * trials, batch=self.clean.batch)  # (N, J * trials, K)
-        columns = self.columns.to(scores.device).repeat_interleave(trials).view(1, -1, 1).expand(len(scores), -1, 1)
-        return scores.gather(2, columns).view(len(scores), maps, trials)
+        scores = trace.rescore(perturb, maps * trials, batch=self.clean.batch)  # (N, J * trials, K)
+        return scores.reshape(len(scores), maps, trials, -1)
 
     def rescored_alike(self, key: object, perturb: Change, trials: int, *, raw_score: bool = False) -> Tensor:
         """Return the probability, or the score, for inputs that are changed in the same way for every heatmap.
@@ -318,6 +372,11 @@ def round_to_levels(values: Tensor) -> Tensor:
     """Return whole numbers in the order of the values, (N, J, P). Values that differ by rounding alone are equal."""
     largest = values.abs().amax(2, keepdim=True)
     return (values / torch.where(largest > 0, largest, 1) / _SAME).round()
+
+
+def rounding_of(inputs: Tensor) -> float:
+    """Return the share of a score by which passes in chunks of another size may differ."""
+    return max(1e-5, 8 * torch.finfo(inputs.dtype).eps)
 
 
 def check_computed(case: Case, name: str) -> None:

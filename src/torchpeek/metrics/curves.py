@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from torchpeek.errors import OptionError
-from torchpeek.metrics.case import Case
-from torchpeek.metrics.fills import filled
+from torchpeek.metrics.case import Case, rounding_of
+from torchpeek.metrics.fills import Baseline, fill_key, filled
 from torchpeek.metrics.metric import MetricResult, metric
 from torchpeek.metrics.patches import patch_sums, patches
 from torchpeek.registry import check_whole
@@ -20,24 +20,29 @@ def _steps(options: Mapping[str, Any]) -> int:
     return int(options["steps"])
 
 
+def _patches(options: Mapping[str, Any]) -> int:
+    return int(options["cells"]) ** 2  # of a picture
+
+
 @metric("deletion", needs="passes", higher_is_better=False, paper="arXiv:1806.07421", passes=_steps, reads="p")
-def deletion(case: Case, *, steps: int = 50, baseline: str = "zeros") -> MetricResult:
+def deletion(case: Case, *, steps: int = 50, baseline: Baseline = "zeros") -> MetricResult:
     """Area under the probability as the highest positions are removed first (RISE, section 4).
 
     Args:
         steps: Number of steps from the whole input to nothing of it.
-        baseline: What replaces removed positions: "zeros", "mean", "blur" or "noise".
+        baseline: What replaces removed positions: "zeros", "mean", "blur", "noise", a number, a tensor or a function.
     """
     return _area(_replaced(case, steps, baseline, removed_first=True))
 
 
 @metric("insertion", needs="passes", higher_is_better=True, paper="arXiv:1806.07421", passes=_steps, reads="p")
-def insertion(case: Case, *, steps: int = 50, baseline: str = "blur") -> MetricResult:
+def insertion(case: Case, *, steps: int = 50, baseline: Baseline = "blur") -> MetricResult:
     """Area under the probability as the highest positions are put back first (RISE, section 4).
 
     Args:
         steps: Number of steps from nothing of the input to the whole of it.
-        baseline: What stands at positions that are not put back: "zeros", "mean", "blur" or "noise".
+        baseline: What stands at positions that are not put back: "zeros", "mean", "blur", "noise", a number, a
+            tensor or a function.
     """
     return _area(_replaced(case, steps, baseline, removed_first=False))
 
@@ -47,7 +52,7 @@ def _area(curve: Tensor) -> MetricResult:
     return MetricResult((curve.sum(2) - (curve[..., 0] + curve[..., -1]) / 2) / steps, curve)
 
 
-def _replaced(case: Case, steps: int, baseline: str, *, removed_first: bool) -> Tensor:
+def _replaced(case: Case, steps: int, baseline: Baseline, *, removed_first: bool) -> Tensor:
     """(N, J, steps + 1): the probability with the first round(t / steps * P) positions replaced, or all others."""
     check_whole("steps", steps)
     fill = filled(case.clean, baseline)
@@ -61,7 +66,7 @@ def _replaced(case: Case, steps: int, baseline: str, *, removed_first: bool) -> 
         return torch.where(gone.unsqueeze(1), fill[rows].to(inputs), inputs)
 
     # Both ends are the same for every heatmap: the whole input, whose pass is the clean one, and nothing of it.
-    empty = case.rescored_alike(("empty", baseline), lambda inputs, rows, trials: fill[rows].to(inputs), 1)
+    empty = case.rescored_alike(("empty", fill_key(baseline)), lambda inputs, rows, trials: fill[rows].to(inputs), 1)
     whole = case.scores.unsqueeze(2)
     ends = (whole, empty) if removed_first else (empty, whole)
     between = [case.rescored(replaced, steps - 1)] if steps > 1 else []
@@ -69,27 +74,69 @@ def _replaced(case: Case, steps: int, baseline: str, *, removed_first: bool) -> 
 
 
 @metric("aopc", needs="passes", higher_is_better=True, paper="arXiv:1509.06321", passes=_steps, reads="p")
-def aopc(case: Case, *, cells: int = 8, steps: int = 32, baseline: str = "noise") -> MetricResult:
+def aopc(case: Case, *, cells: int = 8, steps: int = 32, baseline: Baseline = "noise") -> MetricResult:
     """Mean fall of the probability as the highest patches are removed one by one (Samek et al.).
 
     Args:
         cells: Number of patches along each axis.
         steps: Number of patches to remove.
-        baseline: What replaces removed patches: "zeros", "mean", "blur" or "noise".
+        baseline: What replaces removed patches: "zeros", "mean", "blur", "noise", a number, a tensor or a function.
     """
     check_whole("cells", cells)
     check_whole("steps", steps)
-    index = patches(case.size, cells).to(case.values.device)
     number = cells ** len(case.size)
     if steps > number:
         raise OptionError(f"option steps is {steps}; allowed: up to {number}, the number of patches with cells={cells}")
-    ranks = case.ranked(patch_sums(case.signed, index, number))[..., index]  # (N, J, *size)
+    curve = _without_patches(case, cells, steps, baseline)
+    return MetricResult((curve[..., :1] - curve).mean(2), curve)
+
+
+@metric("selectivity", needs="passes", higher_is_better=False, paper="arXiv:1706.07979", passes=_patches, reads="p")
+def selectivity(case: Case, *, cells: int = 6, baseline: Baseline = "zeros") -> MetricResult:
+    """Area under the probability as all patches are removed, the highest ones first (Montavon et al.).
+
+    Args:
+        cells: Number of patches along each axis.
+        baseline: What replaces removed patches: "zeros", "mean", "blur", "noise", a number, a tensor or a function.
+    """
+    check_whole("cells", cells)
+    return _area(_without_patches(case, cells, cells ** len(case.size), baseline))
+
+
+@metric("monotonicity", needs="passes", higher_is_better=True, paper="arXiv:1909.03012", passes=_patches, reads="p")
+def monotonicity(case: Case, *, cells: int = 6, baseline: Baseline = "zeros") -> MetricResult:
+    """Share of the steps without a fall of the probability as the patches are put in, the lowest ones first (AIX360).
+
+    It is 1 for the heatmaps that Arya et al. call monotonic. A fall has to exceed rounding.
+
+    Args:
+        cells: Number of patches along each axis.
+        baseline: What stands at patches that are not put in yet: "zeros", "mean", "blur", "noise", a number, a tensor
+            or a function.
+    """
+    check_whole("cells", cells)
+    # To put in the lowest first is to remove the highest first, seen from the end.
+    curve = _without_patches(case, cells, cells ** len(case.size), baseline).flip(2)
+    before, after = curve[..., :-1], curve[..., 1:]
+    risen = after >= before - rounding_of(case.inputs) * before.abs()
+    return MetricResult(risen.to(curve).mean(2), curve)
+
+
+def _without_patches(case: Case, cells: int, steps: int, baseline: Baseline) -> Tensor:
+    """(N, J, steps + 1): the probability with the first 0 ... steps patches removed, in descending order of their sum.
+
+    It is computed once for all metrics that remove the same patches.
+    """
+    index = patches(case.size, cells).to(case.values.device)
     fill = filled(case.clean, baseline)
 
-    def removed(inputs: Tensor, rows: Tensor, maps: Tensor, trials: Tensor) -> Tensor:
-        gone = ranks[rows, maps] <= trials.to(inputs.device).view(-1, *(1 for _ in case.size))
-        return torch.where(gone.unsqueeze(1), fill[rows].to(inputs), inputs)
+    def make() -> Tensor:
+        ranks = case.ranked(patch_sums(case.signed, index, cells ** len(case.size)))[..., index]  # (N, J, *size)
 
-    clean = case.scores.unsqueeze(2)
-    curve = torch.cat([clean, case.rescored(removed, steps)], dim=2)  # (N, J, steps + 1)
-    return MetricResult((clean - curve).mean(2), curve)
+        def removed(inputs: Tensor, rows: Tensor, maps: Tensor, trials: Tensor) -> Tensor:
+            gone = ranks[rows, maps] <= trials.to(inputs.device).view(-1, *(1 for _ in case.size))
+            return torch.where(gone.unsqueeze(1), fill[rows].to(inputs), inputs)
+
+        return torch.cat([case.scores.unsqueeze(2), case.rescored(removed, steps)], dim=2)
+
+    return case.once(("patches", cells, steps, fill_key(baseline)), make)

@@ -1,8 +1,10 @@
-"""Fills: what replaces removed positions of the input."""
+"""Fills: what replaces removed positions of the input, by name or as the user's own numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
+from numbers import Real
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -10,13 +12,115 @@ from torch import Tensor
 from torchpeek.cam.algebra import gaussian_blur
 from torchpeek.errors import OptionError
 from torchpeek.metrics.case import CleanPass
+from torchpeek.metrics.draws import fingerprint
+
+Baseline: TypeAlias = str | float | Tensor | Callable[[Tensor], Tensor]
+"""A fill as an option: a name in FILLS, a number, a tensor, or a function of the inputs."""
 
 
-def filled(clean: CleanPass, name: object) -> Tensor:
-    """Return the fill of each sample, (N, C, *size). Raises OptionError if no fill has that name."""
-    if not isinstance(name, str) or name not in FILLS:
-        raise OptionError(f"option baseline is {name!r}; allowed: {', '.join(map(repr, FILLS))}")
-    return clean.once(("fill", name), lambda: FILLS[name](clean))
+def filled(clean: CleanPass, baseline: Baseline) -> Tensor:
+    """Return the fill of each sample, (N, C, *size). Raises OptionError if `baseline` is none."""
+    return clean.once(("fill", fill_key(baseline)), lambda: _values(clean, baseline))
+
+
+def fill_key(baseline: Baseline) -> Hashable:
+    """Return what tells one fill from another, so that passes with the same fill are shared."""
+    # Tensors and functions are told apart by their id, which the options that hold them keep.
+    return type(baseline), baseline if isinstance(baseline, (str, Real)) else id(baseline)
+
+
+def _values(clean: CleanPass, baseline: Any) -> Tensor:
+    """Compute the fill, (N, C, *size)."""
+    inputs = clean.trace.inputs
+    if isinstance(baseline, str) and baseline in FILLS:
+        return FILLS[baseline](clean)
+    if isinstance(baseline, Real) and not isinstance(baseline, bool):
+        return _expanded(torch.tensor(float(baseline), dtype=torch.float64), inputs, f"option baseline is {baseline}")
+    if isinstance(baseline, Tensor) or hasattr(baseline, "__array__"):
+        tensor = _as_tensor(baseline)
+        return _expanded(tensor, inputs, f"option baseline is a tensor {tuple(tensor.shape)} of {tensor.dtype}")
+    if callable(baseline):
+        return _of_function(baseline, inputs, clean.seed)
+    raise OptionError(
+        f"option baseline is {baseline!r}; allowed: {', '.join(map(repr, FILLS))}, a number, a tensor, or a function "
+        "of the inputs that returns a tensor of their shape"
+    )
+
+
+def _as_tensor(array: Any) -> Tensor:
+    try:
+        return torch.as_tensor(array)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"option baseline is {array!r}, which is no tensor: {error}; give real numbers") from error
+
+
+def _expanded(tensor: Tensor, inputs: Tensor, got: str) -> Tensor:
+    """Expand a tensor to the inputs. It needs all axes of the grid, so that no channel is taken for a column."""
+    size = tuple(inputs.shape)
+    shapes = size, size[1:], size[2:], ()
+    fits = any(
+        len(tensor.shape) == len(shape) and all(a in (1, b) for a, b in zip(tensor.shape, shape, strict=True))
+        for shape in shapes
+    )
+    plain = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta)
+    if not (fits and plain) or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise OptionError(
+            f"{got}; allowed: real numbers of shape {size[2:]}, {size[1:]} or {size}, or with 1 in place of any of "
+            f"these lengths: one number for each channel is {(size[1], *(1 for _ in size[2:]))}"
+        )
+    values = tensor.detach().to(inputs)
+    if not bool(values.isfinite().all()):
+        raise OptionError(f"{got}, with NaN or infinity as {inputs.dtype}; give finite numbers")
+    return values.expand_as(inputs)
+
+
+def _of_function(function: Callable[[Tensor], Any], inputs: Tensor, seed: int) -> Tensor:
+    """Call the function. What it draws at random follows from the seed, and no generator is left changed."""
+    device = inputs.device
+    others = {} if device.type == "cpu" else {"device_type": device.type}
+    with torch.random.fork_rng(devices=[device.index or 0] if others else [], **others):
+        torch.default_generator.manual_seed(seed)
+        if others:
+            torch.get_device_module(device).manual_seed(seed)
+        values = function(inputs.clone())
+    got = f"the baseline, {described(function)}, returned a {type(values).__name__}"
+    if isinstance(values, Tensor):
+        got += f" {tuple(values.shape)}"
+    if not isinstance(values, Tensor) or values.shape != inputs.shape:
+        raise OptionError(f"{got}; allowed: a tensor {tuple(inputs.shape)}, like the inputs")
+    return _expanded(values, inputs, got)
+
+
+def described(value: object) -> object:
+    """Return an option's value for tables, JSON and comparisons: a tensor or a function becomes a short text."""
+    if isinstance(value, Tensor) or hasattr(value, "__array__"):
+        tensor = torch.as_tensor(value)
+        if tensor.numel() == 1:
+            return tensor.item()
+        digest = fingerprint(tensor).hex()[:8]
+        return f"tensor {tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} {digest}"
+    if callable(value):
+        name = getattr(value, "__qualname__", type(value).__qualname__)
+        return f"function {getattr(value, '__module__', None) or 'unknown'}.{name}"
+    return value
+
+
+def described_options(options: Mapping[str, object]) -> dict[str, object]:
+    """Return a metric's options as tables and JSON show them. A tensor or a function becomes a short text.
+
+    Args:
+        options: The options, name -> value.
+
+    Returns:
+        A dict of the same names. The text of a tensor has its shape, its dtype and a digest of its values, so that two
+        different tensors have different texts.
+
+    Example:
+        >>> options = {"steps": 5, "baseline": torch.zeros(3, 1, 1)}
+        >>> tp.metrics.described_options(options)["baseline"]
+        'tensor (3, 1, 1) float32 ...'
+    """
+    return {name: described(value) for name, value in options.items()}
 
 
 def zeros(clean: CleanPass) -> Tensor:
@@ -37,10 +141,16 @@ def blur(clean: CleanPass) -> Tensor:
 
 def noise(clean: CleanPass) -> Tensor:
     """Uniform noise between the smallest and the largest value of each channel of the sample."""
+    return drawn_noise(clean, 1, salt=1)[:, 0]
+
+
+def drawn_noise(clean: CleanPass, count: int, salt: int) -> Tensor:
+    """Return `count` draws of the fill "noise" for each sample, (N, count, C, *size)."""
     inputs = clean.trace.inputs
-    drawn = [torch.rand(inputs.shape[1:], generator=each, dtype=torch.float64) for each in clean.generators(salt=1)]
+    shape = (count, *inputs.shape[1:])
+    drawn = [torch.rand(shape, generator=each, dtype=torch.float64) for each in clean.generators(salt)]
     axes = tuple(range(2, inputs.ndim))
-    low, high = inputs.amin(axes, keepdim=True), inputs.amax(axes, keepdim=True)
+    low, high = (each.unsqueeze(1) for each in (inputs.amin(axes, keepdim=True), inputs.amax(axes, keepdim=True)))
     return low + (high - low) * torch.stack(drawn).to(inputs)
 
 

@@ -7,9 +7,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from torchpeek.errors import OptionError
 from torchpeek.metrics.case import Case
+from torchpeek.metrics.correlation import mean_ranks
 from torchpeek.metrics.metric import MetricResult, metric
-from torchpeek.registry import check_number
+from torchpeek.registry import check_number, check_whole
 
 _AT_ONCE = 2**24  # numbers in a chunk of comparisons
 
@@ -65,14 +67,61 @@ def relevance_rank_accuracy(case: Case) -> MetricResult:
 
     Equal values at the edge of this set count with the share that is expected when they are drawn at random.
     """
-    values, region = case.levels, case.region().flatten(2)
-    count = region.sum(2, keepdim=True)  # (N, J, 1)
+    region = case.region().flatten(2)
+    return _undefined_without_region(case, _share_of_highest(case.levels, region, region.sum(2, keepdim=True)))
+
+
+@metric("top-k", needs="region", higher_is_better=True, paper="arXiv:2104.14995")
+def top_k(case: Case, *, k: int | None = None) -> MetricResult:
+    """Share of the k highest positions that lie in the region (Theiner et al., as in Quantus).
+
+    Equal values at the edge of this set count with the share that is expected when they are drawn at random.
+
+    Args:
+        k: Number of positions. None is 2 % of the input's, at least one: about 1000 of 224 x 224.
+    """
+    positions = case.size.numel()
+    k = max(1, round(positions / 50)) if k is None else k
+    check_whole("k", k)
+    if k > positions:
+        raise OptionError(f"option k is {k}; allowed: up to {positions}, the number of positions of the input")
+    region = case.region().flatten(2)
+    return _undefined_without_region(
+        case, _share_of_highest(case.levels, region, torch.full_like(region[..., :1], k, dtype=torch.long))
+    )
+
+
+def _share_of_highest(values: Tensor, region: Tensor, count: Tensor) -> Tensor:
+    """Return the share of the `count` highest values that lie in the region, (N, J). Of equal values, as expected.
+
+    Args:
+        values: (N, J, P).
+        region: (N, J, P), bool.
+        count: (N, J, 1).
+    """
     ordered = values.sort(dim=2, descending=True).values
     edge = ordered.gather(2, (count - 1).clamp(min=0))
     above, equal = values > edge, values == edge
     left = count - above.sum(2, keepdim=True)
     inside = (above & region).sum(2) + (left / equal.sum(2, keepdim=True)).squeeze(2) * (equal & region).sum(2)
-    return _undefined_without_region(case, inside / count.squeeze(2))
+    return inside / count.squeeze(2)
+
+
+@metric("auc", needs="region", higher_is_better=True, paper="doi:10.1016/j.patrec.2005.10.010")
+def auc(case: Case) -> MetricResult:
+    """Area under the ROC curve of the heatmap as a detector of the region's positions (Fawcett).
+
+    That is the probability that a position in the region has a higher value than one outside. Equal values count as a
+    half. It is 0.5 if the region is the whole input.
+    """
+    region = case.region().flatten(2)
+    inside = region.sum(2).double()  # (N, J)
+    outside = region.shape[2] - inside
+    # One by one, because sorting takes much memory.
+    of_samples = zip(torch.split(case.levels, 1), torch.split(region, 1), strict=True)
+    ranks = torch.cat([(mean_ranks(levels) * there).sum(2) for levels, there in of_samples])
+    higher = ranks - inside**2 / 2  # without the comparisons of the region's positions with each other
+    return _undefined_without_region(case, torch.where(outside > 0, higher / (inside * outside), 0.5))
 
 
 @metric("iou", needs="region", higher_is_better=True, paper="arXiv:1512.04150")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from torchpeek.metrics.case import Case, check_computed
+from torchpeek.metrics.case import Case, check_computed, rounding_of
 from torchpeek.metrics.metric import MetricResult, metric
 
 
@@ -36,8 +36,8 @@ def increase(case: Case) -> MetricResult:
 
     The rise has to exceed rounding: passes in chunks of another size differ in the last digit.
     """
-    rounding = max(1e-5, 8 * torch.finfo(case.inputs.dtype).eps)
-    return MetricResult((case.masked_scores > case.scores + rounding * case.scores.abs()).to(case.scores))
+    rounding = rounding_of(case.inputs) * case.scores.abs()
+    return MetricResult((case.masked_scores > case.scores + rounding).to(case.scores))
 
 
 @metric(

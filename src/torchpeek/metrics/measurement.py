@@ -49,7 +49,7 @@ class Measurement:
             centred Gaussian.
         curve: (N, K, steps + 1), for metrics that have a curve; else None.
         baseline_curves: The curves (N, K, steps + 1) of the baselines, by name.
-        options: The metric's options, name -> value.
+        options: The metric's options, name -> value. A tensor or a function is described by a text.
         seed: Seed of the evaluation, also used for the bootstrap.
 
     Example:

@@ -1,4 +1,4 @@
-"""Stability metrics: how the heatmap changes with the input, the model or the class. They explain anew."""
+"""Stability metrics: how the heatmap changes with the model, the class or the masked input. They explain anew."""
 
 from __future__ import annotations
 
@@ -7,48 +7,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from torchpeek.engine.targets import class_logits
 from torchpeek.errors import MetricNotApplicable
 from torchpeek.heatmap import unit_range, upsample
-from torchpeek.metrics.case import Case, check_computed, round_to_levels
-from torchpeek.metrics.fidelity import correlation
+from torchpeek.metrics.case import Case, check_computed
+from torchpeek.metrics.correlation import correlation, rank_correlation
 from torchpeek.metrics.metric import MetricResult, metric
-from torchpeek.registry import check_number, check_whole
+from torchpeek.registry import check_whole
 
 
 def _one(options: Mapping[str, Any]) -> int:
     return 1
-
-
-@metric(
-    "max-sensitivity",
-    needs="explanations",
-    higher_is_better=False,
-    paper="arXiv:1901.09392",
-    explanations=lambda options: int(options["samples"]),
-)
-def max_sensitivity(case: Case, *, samples: int = 10, radius: float = 0.02) -> MetricResult:
-    """The largest relative change of the heatmap when the input changes by at most `radius` in every number.
-
-    A method that always returns the same heatmap reaches the best value, 0.
-
-    Args:
-        samples: Number of random changes.
-        radius: The largest change of a number of the input.
-    """
-    check_whole("samples", samples)
-    check_number("radius", radius)
-    before = case.values.flatten(2)  # (N, J, positions)
-    size, generators = before.norm(dim=2), case.clean.generators(salt=2)
-    largest = torch.zeros_like(size)
-    for _ in range(samples):
-        drawn = [torch.rand(case.inputs.shape[1:], generator=each, dtype=torch.float64) for each in generators]
-        changed = case.inputs + (2 * torch.stack(drawn).to(case.inputs) - 1) * radius
-        largest = torch.maximum(largest, (_again(case, changed).flatten(2) - before).norm(dim=2))
-    # A heatmap of zeros that stays zero has not changed; one that does not has an infinite relative change.
-    return MetricResult(torch.where(size > 0, largest / size, torch.where(largest > 0, torch.inf, 0)))
 
 
 @metric(
@@ -73,7 +44,7 @@ def randomisation(case: Case, *, stages: int = 8) -> MetricResult:
     correlations = [torch.ones_like(case.values.flatten(2)[..., 0])]
     for number, model in enumerate(randomised(case.clean.trace.forward_pass.model, stages, case.clean.seed)):
         torch.clear_autocast_cache()  # the caller's autocast would go on with the old parameters
-        again = _again(case, case.inputs, model=model, draw=1 + number)
+        again = case.explained(case.inputs, model=model, draw=1 + number)
         correlations.append(rank_correlation(case.values.flatten(2), again.flatten(2)).abs())
     curve = torch.stack(correlations, dim=2)  # (N, J, stages + 1)
     return MetricResult(curve[..., 1:].mean(2), curve)
@@ -141,7 +112,7 @@ def random_class(case: Case) -> MetricResult:
         torch.randint(1, number, question.labels.shape[1:], generator=each) for each in case.clean.generators(salt=3)
     ]
     others = (question.labels + torch.stack(shifts).to(question.labels)) % number  # never the class itself
-    again = _again(case, case.inputs, labels=others, draw=1)
+    again = case.explained(case.inputs, labels=others, draw=1)
     return MetricResult(rank_correlation(case.values.flatten(2), again.flatten(2)).abs())
 
 
@@ -170,27 +141,3 @@ def adcc(case: Case) -> MetricResult:
     parts = torch.stack([coherency, 1 - complexity, 1 - drop])
     # If one part is zero, so is the mean: its limit.
     return MetricResult(torch.where((parts > 0).all(0), 3 / (1 / parts.clamp(min=1e-30)).sum(0), 0))
-
-
-def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Return Spearman's correlation over the last axis, (N, J, n) twice -> (N, J). Equal values have their mean rank.
-
-    It is 0 if one of them is constant, and 1 if both are.
-    """
-    first, second = round_to_levels(one), round_to_levels(other)
-    neither = ((first == first[..., :1]) & (second == second[..., :1])).all(2)
-    return torch.where(neither, 1, correlation(_ranks(first), _ranks(second)).to(one))
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Return the rank of each value, (N, J, n). Equal values have their mean rank."""
-    ordered = values.contiguous().sort(dim=2).values
-    low = torch.searchsorted(ordered, values.contiguous())
-    high = torch.searchsorted(ordered, values.contiguous(), right=True)
-    return (low + high).double() / 2
-
-
-def _again(case: Case, inputs: Tensor, **changed: Any) -> Tensor:
-    """Explain changed versions of the samples by every method, (N, J, *grid)."""
-    rows = torch.arange(len(inputs))
-    return torch.cat([explain(inputs, rows, **changed) for explain in case.explainers], dim=1)
