@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchpeek.engine import Question
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, notify
 
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -145,8 +145,34 @@ class Heatmap:
         """
         return int(self.question.labels[n, k])
 
+    def sign_remark(self, n: int = 0, k: int = 0) -> str:
+        """Say whether positive values alone hide what a map says.
+
+        Args:
+            n: Index of the sample.
+            k: Index of the score.
+
+        Returns:
+            "no positive value" or "mostly negative values" with advice, "zero everywhere", or "" for a map whose
+            positive values outweigh the negative ones: their sum is at least as large.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> heatmap = tp.explain(model, torch.rand(1, 3, 8, 8), layer="0").unit()
+            >>> heatmap.sign_remark()
+            ''
+        """
+        values = self.values[n, k].double()
+        above, below = float(values.clamp(min=0).sum()), float(-values.clamp(max=0).sum())
+        if above >= below:
+            return "zero everywhere" if above == below == 0 else ""
+        what = "mostly negative values" if above > 0 else "no positive value"
+        return f"{what}: read it signed (signed=True, --signed)"
+
     def positive(self) -> Heatmap:
         """Set negative values to zero: the ReLU with which most papers end.
+
+        A Notice says where nothing is left of a map.
 
         Returns:
             A new Heatmap; `provenance.steps` gains "positive".
@@ -157,6 +183,11 @@ class Heatmap:
             >>> bool((heatmap.values >= 0).all()), heatmap.provenance.steps
             (True, ('positive',))
         """
+        if empty := without_positive(self.values):
+            notify(
+                f"{empty} of {self.scores.numel()} maps of {self.provenance.method} have no positive value, so "
+                "nothing is left of them. Next: read them signed: tp.render.overlay(..., signed=True)"
+            )
         return self._stepped(self.values.clamp(min=0), "positive")
 
     def unit(self) -> Heatmap:
@@ -197,6 +228,12 @@ class Heatmap:
 
     def _stepped(self, values: Tensor, step: str) -> Heatmap:
         return replace(self, values=values, provenance=replace(self.provenance, steps=(*self.provenance.steps, step)))
+
+
+def without_positive(values: Tensor) -> int:
+    """Return how many maps of (N, K, *grid) have negative values and no positive one."""
+    flat = values.flatten(2)  # (N, K, positions)
+    return int(((flat <= 0).all(2) & (flat < 0).any(2)).sum())
 
 
 def unit_range(values: Tensor) -> Tensor:
