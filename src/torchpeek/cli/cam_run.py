@@ -19,6 +19,7 @@ from torchpeek.errors import InputError
 from torchpeek.heatmap import Heatmap
 from torchpeek.picture import Picture
 from torchpeek.render import extract, mosaic, overlay
+from torchpeek.render.canvas import enlargement
 from torchpeek.render.report import Report, ReportClass, ReportMap, ReportPicture, embedded, report_html
 from torchpeek.store import OutputFolder, encodable, file_stem, json_text, png_bytes, save_bytes
 
@@ -70,7 +71,7 @@ class CamRun:
         methods = {name: METHODS[name].summary for name in self.explainer.methods}
         left_out = len(self._rows) - len(self._page)
         facts = {**self._facts, "layer": "; ".join(self._layers)} if self._facts else {}
-        page = Report(facts, methods, self._page, self.overlay.colormap, self._skipped.why, left_out)
+        page = Report(facts, methods, self._page, self.overlay.drawn_colormap, self._skipped.why, left_out)
         report = self.folder.write("report.html", encodable(report_html(page)).encode())
         results = {"about": facts, "pictures": self._rows, "skipped": self._skipped.why, "report": str(report)}
         self.folder.write("results.json", json_text(results).encode())
@@ -109,8 +110,17 @@ class CamRun:
                 rows.append({**row, "heatmap": str(raw)})
                 tiles.append(tile)
                 report_maps.setdefault(name, []).append(_report_map(prediction, heatmap[0, k], tile))
-        captions = [f"{name}: {prediction.title}" for name in heatmaps for prediction in explained]
-        sheet = mosaic(tiles, captions, columns=len(explained) if len(explained) > 1 else None)
+        captions = [
+            f"{row['method']}: {prediction.words}" + (f"; {row['remark']}" if row["remark"] else "")
+            for row, prediction in zip(rows, [*explained] * len(heatmaps), strict=True)
+        ]
+        sheet = mosaic(
+            tiles,
+            captions,
+            original=picture,
+            prediction=f"predicted: {best[0].words}",
+            columns=len(explained) if len(explained) > 1 else None,
+        )
         self._rows.append(
             {
                 "picture": str(path),
@@ -138,15 +148,25 @@ class CamRun:
         """Write the overlay of one map. Returns its entry in results.json, and the image."""
         provenance, options = heatmap.provenance, self.overlay
         base = f"{stem}/{file_stem(provenance.method)}.{prediction.stem}"
-        image = overlay(picture, heatmap, colormap=options.colormap, alpha=options.alpha, fade=options.fade)
+        image = overlay(
+            picture,
+            heatmap,
+            colormap=options.colormap,
+            alpha=options.alpha,
+            fade=not options.even,
+            signed=options.signed,
+            colorbar=options.colorbar,
+        )
         if prediction.box is not None:
-            image = _outlined(image, prediction.box)
+            factor = enlargement(picture.image.size)
+            image = _outlined(image, tuple(factor * side for side in prediction.box))
         row = {
             "method": provenance.method,
             **prediction.as_explained(),
             "score": float(heatmap.scores),
             "layer": provenance.layer,
             "layout": provenance.layout,
+            "remark": _remark(heatmap, options),
             "overlay": str(self.folder.write(f"{base}.png", png_bytes(image))),
         }
         if options.extract:
@@ -163,6 +183,11 @@ class CamRun:
 def _report_map(prediction: Prediction, heatmap: Heatmap, image: Image.Image) -> ReportMap:
     low, high = float(heatmap.values.min()), float(heatmap.values.max())
     return ReportMap(prediction.title, prediction.confidence, float(heatmap.scores), low, high, embedded(image))
+
+
+def _remark(heatmap: Heatmap, options: OverlayOptions) -> str:
+    """What a picture of positive values alone hides, or nothing if it is drawn signed."""
+    return "" if options.drawn_colormap == "diverging" else heatmap.sign_remark()
 
 
 def _outlined(image: Image.Image, box: Corners) -> Image.Image:
