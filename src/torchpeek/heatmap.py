@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchpeek.engine import Question
-from torchpeek.errors import InputError, notify
+from torchpeek.errors import InputError
 
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -172,8 +172,6 @@ class Heatmap:
     def positive(self) -> Heatmap:
         """Set negative values to zero: the ReLU with which most papers end.
 
-        A Notice says where nothing is left of a map.
-
         Returns:
             A new Heatmap; `provenance.steps` gains "positive".
 
@@ -183,11 +181,6 @@ class Heatmap:
             >>> bool((heatmap.values >= 0).all()), heatmap.provenance.steps
             (True, ('positive',))
         """
-        if empty := without_positive(self.values):
-            notify(
-                f"{empty} of {self.scores.numel()} maps of {self.provenance.method} have no positive value, so "
-                "nothing is left of them. Next: read them signed: tp.render.overlay(..., signed=True)"
-            )
         return self._stepped(self.values.clamp(min=0), "positive")
 
     def unit(self) -> Heatmap:
@@ -228,12 +221,6 @@ class Heatmap:
 
     def _stepped(self, values: Tensor, step: str) -> Heatmap:
         return replace(self, values=values, provenance=replace(self.provenance, steps=(*self.provenance.steps, step)))
-
-
-def without_positive(values: Tensor) -> int:
-    """Return how many maps of (N, K, *grid) have negative values and no positive one."""
-    flat = values.flatten(2)  # (N, K, positions)
-    return int(((flat <= 0).all(2) & (flat < 0).any(2)).sum())
 
 
 def unit_range(values: Tensor) -> Tensor:

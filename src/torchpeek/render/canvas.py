@@ -25,6 +25,8 @@ _NEXT = {
     3: "a volume or a video has three axes",
 }
 
+_SAMPLE = {1: "(C, T)", 2: "(C, H, W)", 3: "(C, D, H, W)"}
+
 SMALLEST = 224
 """Pixels of the longer side below which a picture is drawn enlarged."""
 
@@ -126,24 +128,23 @@ def interpolation(pixels: int, start: float, stop: float, cells: int) -> Plane:
     return weights
 
 
-def channels_first(tensor: Tensor, grid: int, *, frames: bool = False) -> Tensor:
+def channels_first(tensor: Tensor, grid: int, name: str = "picture", *, frames: bool = False) -> Tensor:
     """Return one sample's tensor as (C, *grid), with or without its batch and channel axes."""
     shape = tuple(tensor.shape)
     if tensor.is_complex() or not tensor.numel():
-        raise InputError(f"picture is a tensor {shape} of {tensor.dtype}; allowed: real numbers, at least one")
+        raise InputError(f"{name} is a tensor {shape} of {tensor.dtype}; allowed: real numbers, at least one")
     if tensor.ndim == grid + 2 and shape[0] == 1:
         tensor = tensor[0]
     if tensor.ndim == grid:
         tensor = tensor[None]
     if tensor.ndim != grid + 1:
-        names = "(C, H, W)" if grid == 2 else "(C, D, H, W)"
         raise InputError(
-            f"picture is a tensor of shape {shape}, and the heatmap has a grid of {grid} axes; allowed: one sample "
-            f"{names}, also with a batch axis of 1. Next: give x[n]"
+            f"{name} is a tensor of shape {shape}, and the heatmap has a grid of {grid} axes; allowed: one sample "
+            f"{_SAMPLE.get(grid, '(C, *grid)')}, also with a batch axis of 1. Next: give x[n]"
         )
     colours = (1, 3)
     if grid == 3 and tensor.shape[1] in colours and (frames or tensor.shape[0] not in colours):
         return tensor.movedim(1, 0)  # (T, C, H, W)
-    if tensor.shape[-1] in colours and tensor.shape[0] not in colours:
+    if grid == 2 and tensor.shape[-1] in colours and tensor.shape[0] not in colours:
         return tensor.movedim(-1, 0)  # channels last
     return tensor

@@ -11,7 +11,7 @@ from torchpeek.heatmap import Heatmap
 from torchpeek.picture import Geometry
 from torchpeek.render.canvas import Canvas, Flat, as_numpy, canvas_of, interpolation, one_map
 from torchpeek.render.colormaps import DIVERGING, Plane
-from torchpeek.render.scale import ColourScale, scale_of, with_colorbar
+from torchpeek.render.scale import ColourScale, scale_of, sign_words, with_colorbar
 from torchpeek.render.slices import Stack, slices_of
 from torchpeek.render.text import stamped
 
@@ -80,10 +80,11 @@ def overlay(
         slices = slices_of(picture, heatmap, axis)
         index = slices.strongest(signed=signed or colormap == DIVERGING) if index is None else slices.checked(index)
         canvas, values, words = slices.canvas(index), slices.values(index), slices.name(index)
-    scale = scale_of([heatmap], colormap=colormap, limit=limit, signed=signed)
+    scale = scale_of(heatmap, colormap=colormap, limit=limit, signed=signed)
     drawn = drawn_over(canvas.enlarged() if enlarge else canvas, values, scale, alpha=alpha, fade=fade, edge=edge)
     drawn = stamped_if_random(stamped(drawn, words) if words else drawn, heatmap)
-    return with_colorbar(drawn, scale, heatmap.sign_remark() if not scale.signed else "") if colorbar else drawn
+    words = sign_words(heatmap, scale, beside=colorbar)
+    return with_colorbar(drawn, scale, words) if colorbar else drawn
 
 
 def extract(picture: Flat, heatmap: Heatmap, *, enlarge: bool = True) -> Image.Image:
@@ -113,7 +114,8 @@ def extract(picture: Flat, heatmap: Heatmap, *, enlarge: bool = True) -> Image.I
     values = one_map(heatmap, 2)
     canvas = canvas_of(picture)
     canvas = canvas.enlarged() if enlarge else canvas
-    scale = scale_of([heatmap], colormap="viridis", limit=None, signed=False)
+    scale = scale_of(heatmap, colormap="viridis", limit=None, signed=False)
+    sign_words(heatmap, scale, beside=False)
     factor = scale.unit(placed(values, canvas.geometry))
     mask = Image.fromarray(np.rint(np.nan_to_num(factor) * 255).astype(np.uint8))
     return stamped_if_random(Image.composite(canvas.image, Image.new("RGB", canvas.image.size), mask), heatmap)

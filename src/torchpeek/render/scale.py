@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,10 +53,8 @@ class ColourScale:
         return "0 or less" if self.lowest < 0 else "0", _number(self.limit / 2), top
 
 
-def scale_of(heatmaps: Sequence[Heatmap], *, colormap: str, limit: float | None, signed: bool) -> ColourScale:
-    """Return the scale of maps that are drawn alike, up to their own largest value unless `limit` names another.
-
-    Notifies where positive values alone would hide most of what the maps say.
+def scale_of(heatmap: Heatmap, *, colormap: str, limit: float | None, signed: bool) -> ColourScale:
+    """Return the scale of a map, up to its own largest value unless `limit` names another.
 
     Raises:
         OptionError: When there is no such colormap, it cannot be signed, or the limit is negative.
@@ -71,20 +68,30 @@ def scale_of(heatmaps: Sequence[Heatmap], *, colormap: str, limit: float | None,
     if limit is not None and not (limit >= 0 and math.isfinite(limit)):
         raise OptionError(f"limit is {limit}; allowed: 0 or more, the value of the last colour")
     signed = signed or colormap == DIVERGING
-    ranges = [value_range(each.values.detach()) for each in heatmaps]
-    lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
+    lowest, highest = value_range(heatmap.values.detach())
     if limit is None:
         limit = max(0.0, highest, -lowest if signed else 0.0)
-    if not signed:
-        for each in heatmaps:
-            _notify_of_sign(each)
     return ColourScale(DIVERGING if signed else colormap, limit, signed, lowest, highest)
 
 
-def with_colorbar(image: Image.Image, scale: ColourScale, words: str = "") -> Image.Image:
+def sign_words(heatmap: Heatmap, scale: ColourScale, *, beside: bool = True) -> str:
+    """Return what positive values alone hide, for the line below the bar. Notifies where it is not said there.
+
+    Where nothing at all is drawn, a notice says so in any case.
+    """
+    if scale.signed:
+        return ""
+    remark = heatmap.sign_remark()
+    if scale.lowest < 0 and remark and (scale.highest <= 0 or not beside):
+        # The text is the same for every picture, so that a loop over many of them says it once.
+        notify(f"only positive values are drawn, and a map of {heatmap.provenance.method} has {remark}")
+    return remark
+
+
+def with_colorbar(image: Image.Image, scale: ColourScale, words: str = "", size: int | None = None) -> Image.Image:
     """Return the image with the colour bar below it, its numbers below the bar, and then the words."""
     width = max(image.width, _NARROWEST)
-    size = max(11, min(64, round(width / 28)))
+    size = size or max(11, min(64, round(width / 28)))
     font, pad = ImageFont.load_default(size), max(4, size // 3)
     bar = _bar(scale.colormap, width, size)
     below = caption(words, width, size) if words else None
@@ -107,13 +114,6 @@ def with_colorbar(image: Image.Image, scale: ColourScale, words: str = "") -> Im
 def _bar(colormap: str, width: int, height: int) -> Image.Image:
     colours: Table = COLORMAPS[colormap][np.rint(np.linspace(0, 255, width)).astype(np.uint8)]
     return Image.fromarray(np.ascontiguousarray(colours[None].repeat(height, axis=0)))
-
-
-def _notify_of_sign(heatmap: Heatmap) -> None:
-    # The text is the same for every picture, so that a loop over many of them says it once.
-    remark = heatmap.sign_remark()
-    if heatmap.values.min() < 0 and remark:
-        notify(f"only positive values are drawn, and a map of {heatmap.provenance.method} has {remark}")
 
 
 def _number(value: float) -> str:
