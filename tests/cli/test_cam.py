@@ -184,7 +184,9 @@ class TestCam:
 
     def test_the_sheet_begins_with_the_photograph_and_its_prediction(self, place, capsys, monkeypatch) -> None:
         sheets: list[tuple[Any, ...]] = []
-        monkeypatch.setattr(cam_run, "mosaic", lambda *args, **more: sheets.append((args, more)) or mosaic(*args, **more))
+        monkeypatch.setattr(
+            cam_run, "mosaic", lambda *args, **more: sheets.append((args, more)) or mosaic(*args, **more)
+        )
         assert run(*CAM, "--method", "cam", "--method", "gradcam", "--top", "2", "--json") == 0
         pictures = json.loads(capsys.readouterr().out)["pictures"]
         for (args, more), picture in zip(sheets, pictures, strict=True):

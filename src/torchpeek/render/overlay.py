@@ -74,7 +74,7 @@ def overlay(
         (640, 480)
     """
     check_alpha(alpha)
-    if index is None and axis == 0 and heatmap.values.ndim == 4:
+    if index is None and axis == 0 and heatmap.values.ndim != 5:
         canvas, values, words = canvas_of(picture), one_map(heatmap, 2), ""
     else:
         slices = slices_of(picture, heatmap, axis)
@@ -115,7 +115,7 @@ def extract(picture: Flat, heatmap: Heatmap, *, enlarge: bool = True) -> Image.I
     canvas = canvas_of(picture)
     canvas = canvas.enlarged() if enlarge else canvas
     scale = scale_of(heatmap, colormap="viridis", limit=None, signed=False)
-    sign_words(heatmap, scale, beside=False)
+    sign_words(heatmap, scale)
     factor = scale.unit(placed(values, canvas.geometry))
     mask = Image.fromarray(np.rint(np.nan_to_num(factor) * 255).astype(np.uint8))
     return stamped_if_random(Image.composite(canvas.image, Image.new("RGB", canvas.image.size), mask), heatmap)

@@ -93,11 +93,12 @@ def slices_of(stack: Flat | Stack, heatmap: Heatmap, axis: int, noun: str = "sli
         raise OptionError(f"axis is {axis!r}; allowed: 0 (depth or time), 1 (rows), 2 (columns)")
     grid = one_map(heatmap, 3).detach().float().cpu().movedim(axis, 0)
     if isinstance(stack, Tensor):
-        folded = heatmap.provenance.layout.startswith("(")  # frames that the model takes as samples of a batch
+        folded = "(N" in heatmap.provenance.layout  # frames that the model takes as samples of a batch
         volume = as_drawn(channels_first(stack, 3, frames=folded))
         return Slices(volume.movedim(1 + axis, 0), grid, noun)
     if isinstance(stack, (Picture, Image.Image, str)) or not isinstance(stack, Sequence) or not stack:
         got = "an empty sequence" if isinstance(stack, Sequence) and not stack else f"a {type(stack).__name__}"
+        got = "one image" if isinstance(stack, (Picture, Image.Image)) else got
         raise InputError(
             f"picture is {got}, and the heatmap has a grid of three axes; allowed: the tensor of the volume or the "
             "video, or a sequence of its frames"
