@@ -162,7 +162,7 @@ class Heatmap:
             >>> heatmap.sign_remark()
             ''
         """
-        values = self.values[n, k].double()
+        values = self.values[n, k].detach().double()
         above, below = float(values.clamp(min=0).sum()), float(-values.clamp(max=0).sum())
         if above >= below:
             return "zero everywhere" if above == below == 0 else ""

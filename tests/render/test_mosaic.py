@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import torchpeek as tp
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, OptionError
 from torchpeek.render import mosaic
 
 
@@ -21,6 +21,8 @@ def test_mosaic() -> None:
         assert (pixels == [n * 20, 0, 0]).all(-1).any(), "every tile is there"
     with pytest.raises(InputError, match="captions"):
         mosaic(tiles, ["one"])
+    with pytest.raises(OptionError, match="columns is 0"):
+        mosaic(tiles, ["one"] * 5, columns=0)
 
 
 RED, GREEN, BLUE, ROSE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 0, 128)

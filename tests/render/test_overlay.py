@@ -188,7 +188,10 @@ class TestSigned:
         scale = scale_of(heatmap_of([[-4.0, 1.0]]), colormap="viridis", limit=None, signed=True)
         assert scale.limit == 4
         np.testing.assert_allclose(scale.unit(values) + scale.unit(-values), 1, atol=1e-6)
-        np.testing.assert_allclose(scale.strength(scale.unit(values)), np.abs(values) / 4, atol=1e-6)
+        strengths = scale.strengths()
+        assert (strengths == strengths[::-1]).all()
+        assert strengths[[0, 127, 128, 255]].tolist() == [1, 0, 0, 1]
+        np.testing.assert_allclose(strengths, np.abs(np.arange(256) / 127.5 - 1), atol=0.005)
 
     def test_is_the_colormap_diverging(self) -> None:
         heat = heatmap_of([[-2.0, 3.0, 1.0]])

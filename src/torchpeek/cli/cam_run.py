@@ -111,7 +111,8 @@ class CamRun:
                 tiles.append(tile)
                 report_maps.setdefault(name, []).append(_report_map(prediction, heatmap[0, k], tile))
         captions = [
-            f"{row['method']}: {prediction.words}" + (f"; {row['remark']}" if row["remark"] else "")
+            f"{row['method']}: {prediction.words}"
+            + (f"; {row['remark']}" if row["remark"] and not self.overlay.colorbar else "")
             for row, prediction in zip(rows, [*explained] * len(heatmaps), strict=True)
         ]
         sheet = mosaic(
@@ -186,7 +187,7 @@ def _report_map(prediction: Prediction, heatmap: Heatmap, image: Image.Image) ->
 
 
 def _remark(heatmap: Heatmap, options: OverlayOptions) -> str:
-    """What a picture of positive values alone hides, or nothing if it is drawn signed."""
+    """What a picture of positive values alone hides. Nothing if it is drawn signed."""
     return "" if options.drawn_colormap == "diverging" else heatmap.sign_remark()
 
 

@@ -66,7 +66,8 @@ def canvas_of(picture: object) -> Canvas:
     if isinstance(picture, Tensor):
         picture = image_of(channels_first(picture, 2))
     if isinstance(picture, Image.Image):
-        return Canvas(picture.convert("RGB"), Geometry.whole(picture.size))
+        image = picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy
+        return Canvas(image, Geometry.whole(picture.size))
     raise InputError(
         f"picture is a {type(picture).__name__}; allowed: a Picture (LoadedModel.read), a PIL image, or the tensor "
         "of one sample"

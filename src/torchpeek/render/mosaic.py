@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, OptionError
 from torchpeek.picture import Picture
 from torchpeek.render.canvas import enlarged
 from torchpeek.render.text import caption
@@ -44,6 +44,7 @@ def mosaic(
 
     Raises:
         InputError: When there are no pictures, or not as many captions.
+        OptionError: When `columns` is below 1.
 
     Example:
         >>> from PIL import Image
@@ -55,6 +56,8 @@ def mosaic(
         raise InputError(
             f"got {len(pictures)} pictures and {len(captions)} captions; give at least one, and as many of both"
         )
+    if columns is not None and columns < 1:
+        raise OptionError(f"columns is {columns}; allowed: 1 or more, or None")
     tiles = [_tile(picture, words, width) for picture, words in zip(pictures, captions, strict=True)]
     if original is None:
         return _sheet(_rows(tiles, columns), width, gap)

@@ -154,7 +154,7 @@ def drawn_over(
     image = canvas.image.copy()
     left, top, right, bottom = canvas.geometry.inside
     rows, columns = _weights(values, canvas.geometry)  # (H, h), (W, w) of the pixels that the model saw
-    heat = as_numpy(values) @ columns.T  # (h, W)
+    heat = np.nan_to_num(as_numpy(values)) @ columns.T  # (h, W)
     band = max(1, _BAND // max(1, right - left))  # rows
     for start in range(top, bottom, band):
         stop = min(start + band, bottom)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torchpeek.errors import OptionError, closest, notify
 from torchpeek.heatmap import Heatmap
 from torchpeek.render.canvas import value_range
-from torchpeek.render.colormaps import COLORMAPS, DIVERGING, Plane, Table, coloured
+from torchpeek.render.colormaps import COLORMAPS, DIVERGING, Plane, Table
 from torchpeek.render.text import caption
 
 _DEFAULT = "viridis"
@@ -30,23 +30,30 @@ class ColourScale:
 
     def unit(self, values: Plane) -> Plane:
         """Scale values to [0, 1], the range of the colormap."""
-        unit = np.clip(values / self.limit, -1 if self.signed else 0, 1) if self.limit > 0 else values * 0
-        return ((unit + 1) / 2 if self.signed else unit).astype(np.float32)
+        top = np.float32(self.limit)
+        unit = values / top if top > 0 else values * 0
+        return np.clip((unit + 1) / 2 if self.signed else unit, 0, 1)
 
-    def strength(self, unit: Plane) -> Plane:
-        """Return the magnitude of scaled values, 0 to 1: how strongly a fading colour is mixed in."""
-        return np.abs(unit * 2 - 1) if self.signed else unit
+    def strengths(self) -> Plane:
+        """Return for each of the 256 colours how strongly it is mixed in where it fades: 0 to 1, and 0 at zero."""
+        colours = np.arange(256, dtype=np.float32)
+        # Zero lies between the two colours in the middle of a signed scale. Both leave the picture as it is.
+        signed: Plane = (np.abs(colours - np.float32(127.5)) - np.float32(0.5)) / np.float32(127)
+        return signed if self.signed else colours / np.float32(255)
 
     def mixed(self, image: Image.Image, values: Plane, alpha: float, *, fade: bool) -> Image.Image:
         """Return an image with the colours of values (H, W) mixed in, each in proportion to its value with `fade`."""
-        unit = self.unit(values)
-        weight = alpha * self.strength(unit) if fade else np.full_like(unit, alpha)
-        mask = Image.fromarray(np.rint(np.nan_to_num(weight) * 255).astype(np.uint8))
-        return Image.composite(Image.fromarray(coloured(unit, self.colormap)), image, mask)
+        index = Image.fromarray(np.rint(self.unit(values) * 255).astype(np.uint8))
+        weights = np.rint(255 * alpha * (self.strengths() if fade else np.ones(256))).astype(int)
+        mask = index.point(weights.tolist())
+        index.putpalette(COLORMAPS[self.colormap].tobytes())
+        return Image.composite(index.convert("RGB"), image, mask)
 
     @property
     def numbers(self) -> tuple[str, str, str]:
         """The values at the left end, in the middle and at the right end of the colormap, in words."""
+        if self.limit == 0:  # no colour but the first has a value
+            return "0 or less" if self.lowest < 0 else "0", "", ""
         top = _number(self.limit) + (" or more" if self.highest > self.limit else "")
         if self.signed:
             return _number(-self.limit) + (" or less" if self.lowest < -self.limit else ""), "0", top
