@@ -61,6 +61,7 @@ class TestSlices:
             ((1, 6, 3, 8, 9), "", 6, True),
             ((6, 1, 8, 9), "", 6, False),
             ((3, 3, 8, 9), "(N 3) C H W", 3, True),
+            ((1, 3, 3, 8, 9), "(3 N) C 4 3", 3, True),
             ((4, 6, 8, 9), "", 6, False),  # four modalities
         ],
     )

@@ -19,8 +19,8 @@ from torchpeek.errors import InputError
 from torchpeek.heatmap import Heatmap
 from torchpeek.picture import Picture
 from torchpeek.render import extract, mosaic, overlay
-from torchpeek.render.canvas import enlargement
 from torchpeek.render.report import Report, ReportClass, ReportMap, ReportPicture, embedded, report_html
+from torchpeek.render.scale import scale_of, sign_words, with_colorbar
 from torchpeek.store import OutputFolder, encodable, file_stem, json_text, png_bytes, save_bytes
 
 _PICTURES_PER_PAGE = 60  # a page with more is slow to open
@@ -156,11 +156,12 @@ class CamRun:
             alpha=options.alpha,
             fade=not options.even,
             signed=options.signed,
-            colorbar=options.colorbar,
         )
         if prediction.box is not None:
-            factor = enlargement(picture.image.size)
-            image = _outlined(image, tuple(factor * side for side in prediction.box))
+            image = _outlined(image, prediction.box, picture)
+        if options.colorbar:
+            scale = scale_of(heatmap, colormap=options.colormap, limit=None, signed=options.signed)
+            image = with_colorbar(image, scale, sign_words(heatmap, scale))
         row = {
             "method": provenance.method,
             **prediction.as_explained(),
@@ -191,11 +192,12 @@ def _remark(heatmap: Heatmap, options: OverlayOptions) -> str:
     return "" if options.drawn_colormap == "diverging" else heatmap.sign_remark()
 
 
-def _outlined(image: Image.Image, box: Corners) -> Image.Image:
+def _outlined(image: Image.Image, box: Corners, picture: Picture) -> Image.Image:
     """A copy with the box drawn as a white line between two black lines, which is visible on any picture."""
     copy = image.copy()
     draw, thick = ImageDraw.Draw(copy), max(1, round(min(image.size) / 200))
-    left, top, right, bottom = (round(each) for each in box)
+    scale = [drawn / own for drawn, own in zip(image.size, picture.image.size, strict=True)]  # a small one is enlarged
+    left, top, right, bottom = (round(each * scale[axis % 2]) for axis, each in enumerate(box))
     for inset, colour in ((0, "black"), (thick, "white"), (2 * thick, "black")):
         corners = (left + inset, top + inset, max(left + inset, right - inset), max(top + inset, bottom - inset))
         draw.rectangle(corners, outline=colour, width=thick)

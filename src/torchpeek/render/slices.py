@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -93,7 +94,8 @@ def slices_of(stack: Flat | Stack, heatmap: Heatmap, axis: int, noun: str = "sli
         raise OptionError(f"axis is {axis!r}; allowed: 0 (depth or time), 1 (rows), 2 (columns)")
     grid = one_map(heatmap, 3).detach().float().cpu().movedim(axis, 0)
     if isinstance(stack, Tensor):
-        folded = "(N" in heatmap.provenance.layout  # frames that the model takes as samples of a batch
+        # Frames that the model takes as samples of a batch: "(N 4) C 7 7", or "(4 N) C 7 7".
+        folded = bool(re.search(r"\((N \d+|\d+ N)\)", heatmap.provenance.layout))
         volume = as_drawn(channels_first(stack, 3, frames=folded))
         return Slices(volume.movedim(1 + axis, 0), grid, noun)
     if isinstance(stack, (Picture, Image.Image, str)) or not isinstance(stack, Sequence) or not stack:
