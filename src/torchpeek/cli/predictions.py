@@ -177,12 +177,14 @@ def _in_the_picture(box: Tensor, picture: Picture, *, relative: bool) -> Corners
     """The box in pixels of the original picture. It comes in pixels of the input, or `relative`: in fractions of it."""
     height, width = picture.tensor.shape[2:]
     left, top = picture.geometry.box[:2]
+    original = picture.original_geometry
     whole = (width, height) == picture.image.size and (left, top) == (0, 0)
     if not relative and whole:  # the input is the picture as it is, even if the model resizes it inside
-        return tuple(box.tolist())
+        scale = [have / now for have, now in zip(original.size, picture.image.size, strict=True)]
+        return tuple((box * torch.tensor([*scale, *scale])).tolist())
     across, down = box[0::2], box[1::2]  # left and right, top and bottom
     if not relative:
         across, down = across / width, down / height
-    left, top, right, bottom = picture.geometry.box
+    left, top, right, bottom = original.box
     across, down = left + across * (right - left), top + down * (bottom - top)
     return tuple(torch.stack([across, down], dim=1).flatten().tolist())
