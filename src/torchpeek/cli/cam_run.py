@@ -244,8 +244,7 @@ def _bars(best: Sequence[Prediction], explained: Prediction) -> list[ReportBar]:
     found = [(each.label, each.box) == (explained.label, explained.box) for each in best]
     listed = [*zip(best, found, strict=True), *([] if any(found) else [(explained, True)])]
     return [
-        # Cosine similarities are no shares of a whole.
-        ReportBar(each.name, each.confidence, None if each.quantity == "similarity" else each.value, is_explained)
+        ReportBar(each.name, each.confidence, each.value if each.is_share else None, is_explained)
         for each, is_explained in listed
     ]
 

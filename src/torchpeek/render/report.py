@@ -23,7 +23,7 @@ INDEXED = 20
 """With as many pictures, a page has an index and a filter."""
 
 _LARGEST, _SMALLEST = 800, 200  # the longest side of an embedded image, in pixels
-_BYTES, _BYTES_PER_PIXEL = 40e6, 0.15  # of the embedded images together, and of a JPEG
+_BYTES, _BYTES_PER_PIXEL = 40e6, 0.2  # of the embedded images together, and of a JPEG
 _MOST_LAYERS = 2  # names in a caption
 
 
