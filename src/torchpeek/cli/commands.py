@@ -16,6 +16,7 @@ from torchpeek.cli.options import (
     ConsoleOptions,
     Device,
     FolderOptions,
+    MaxSize,
     MethodOptions,
     MetricOptions,
     ModelOptions,
@@ -30,6 +31,7 @@ from torchpeek.cli.options import (
 
 def cam(
     *pictures: Pictures,
+    max_size: MaxSize = None,
     model: ModelOptions,
     device: Device = "cpu",
     batch_size: Annotated[int, option("The number of pictures in one batch.", group=MODEL)] = 8,
@@ -81,12 +83,14 @@ def cam(
         contrast=contrast,
         fuse=fuse,
         smooth=smooth,
+        max_size=max_size,
         json=console.json,
     )
 
 
 def evaluate(
     *pictures: Pictures,
+    max_size: MaxSize = None,
     model: ModelOptions,
     device: Device = "cpu",
     target: TargetOptions = TargetOptions(),
@@ -110,7 +114,7 @@ def evaluate(
     """
     from torchpeek.cli.evaluate import run
 
-    return run(pictures, model, device, target, method, metric, output, json=console.json)
+    return run(pictures, model, device, target, method, metric, output, max_size=max_size, json=console.json)
 
 
 def layers(
@@ -130,6 +134,7 @@ def layers(
             consume_multiple=True,
         ),
     ] = None,
+    max_size: MaxSize = None,
     output: OutputOptions = OutputOptions(),
     console: ConsoleOptions = ConsoleOptions(),
 ) -> int:
@@ -142,7 +147,7 @@ def layers(
     """
     from torchpeek.cli.layers import run
 
-    return run(model, output, picture=picture, input_size=input_size, json=console.json)
+    return run(model, output, picture=picture, input_size=input_size, max_size=max_size, json=console.json)
 
 
 def kernels(
@@ -188,6 +193,7 @@ def kernels(
 
 def features(
     *pictures: Pictures,
+    max_size: MaxSize = None,
     model: ModelOptions,
     device: Device = "cpu",
     layers: Annotated[
@@ -239,6 +245,7 @@ def features(
         most=most,
         scale=scale,
         colormap=colormap,
+        max_size=max_size,
         tensorboard=tensorboard,
         json=console.json,
     )
@@ -246,6 +253,7 @@ def features(
 
 def gradients(
     *pictures: Pictures,
+    max_size: MaxSize = None,
     model: ModelOptions,
     device: Device = "cpu",
     train: Annotated[
@@ -291,6 +299,7 @@ def gradients(
         target=target,
         layers=layers,
         train=train,
+        max_size=max_size,
         tensorboard=tensorboard,
         json=console.json,
     )

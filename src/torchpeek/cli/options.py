@@ -43,6 +43,15 @@ def option(text: str, *names: str, **more: Any) -> Parameter:
 
 Pictures: TypeAlias = Annotated[str, option("Picture files, globs, and folders, without their subfolders.")]
 
+MaxSize: TypeAlias = Annotated[
+    int | None,
+    option(
+        "Reduce pictures whose width or height is larger than this number of pixels, before the model's preprocessing. "
+        "By default, no picture is reduced.",
+        group=INPUT,
+    ),
+]
+
 Device: TypeAlias = Annotated[str, option("cpu, cuda, cuda:1 or mps.", group=MODEL)]
 
 TensorBoardFolder: TypeAlias = Annotated[

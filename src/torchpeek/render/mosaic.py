@@ -100,7 +100,7 @@ def _sheet(rows: Sequence[Sequence[_Tile | None]], width: int, gap: int) -> Imag
 
 
 def _tile(picture: Image.Image, words: str, width: int) -> _Tile:
-    large = enlarged(picture.convert("RGB"))
+    large = enlarged(picture if picture.mode == "RGB" else picture.convert("RGB"))
     scale = min(width / large.width, 3 * width / large.height)
     size = (max(1, round(large.width * scale)), max(1, round(large.height * scale)))
     return _Tile(caption(words, width), large.resize(size, Image.Resampling.LANCZOS))
