@@ -6,6 +6,7 @@ import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -45,7 +46,7 @@ class Slices:
     def canvas(self, index: int) -> Canvas:
         """Return the image of a slice. The range of grey values is that of the whole volume."""
         if isinstance(self.frames, Tensor):
-            return canvas_of(image_of(self.frames[index], *value_range(self.frames)))
+            return canvas_of(image_of(self.frames[index], *self._range))
         return canvas_of(self.frames[index])
 
     def values(self, index: int) -> Tensor:
@@ -63,14 +64,16 @@ class Slices:
         """Return the index, counted from the start."""
         number = operator.index(index)
         if not -len(self) <= number < len(self):
-            raise OptionError(
-                f"index {number} is out of range; allowed: 0 to {len(self) - 1}, as there are {len(self)}"
-            )
+            raise OptionError(f"index {number} is out of range; allowed: 0 to {len(self) - 1}")
         return number % len(self)
 
     def name(self, index: int) -> str:
         """Return what an image of the slice says: "slice 3 of 0 to 7"."""
         return f"{self.noun} {index} of 0 to {len(self) - 1}"
+
+    @cached_property
+    def _range(self) -> tuple[float, float]:
+        return value_range(self.frames) if isinstance(self.frames, Tensor) else (0.0, 0.0)
 
     def _weights(self) -> Tensor:
         return torch.from_numpy(interpolation(len(self), 0, len(self), len(self.grid)))  # (count, d)
