@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from PIL import Image
@@ -44,6 +45,17 @@ class Geometry:
             (0.0, 0.0, 640.0, 480.0)
         """
         return cls(size, (0.0, 0.0, float(size[0]), float(size[1])))
+
+    @property
+    def inside(self) -> tuple[int, int, int, int]:
+        """The pixels of the image that the input shows: left, top, right and bottom, the last two exclusive.
+
+        A pixel counts if its middle lies within the box.
+        """
+        left, top, right, bottom = self.box
+        width, height = self.size
+        first = (max(0, math.floor(left + 0.5)), max(0, math.floor(top + 0.5)))
+        return *first, min(width, math.ceil(right - 0.5)), min(height, math.ceil(bottom - 0.5))
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ MODEL = ["--model", "--weights", "--trust-pickle", "--trust-remote-code"]
 TARGET = ["--class", "--box", "--pixels", "--text"]
 METHOD = ["--method", "--option", "--layer", "--layout", "--seed"]
 METRIC = ["--metric", "--metric-option", "--boxes", "--masks"]
-OVERLAY = ["--colormap", "--alpha", "--fade", "--extract"]
+OVERLAY = ["--colormap", "--alpha", "--fade", "--even", "--signed", "--colorbar", "--extract"]
 GRID = ["--layer", "--most", "--scale"]
 OUTPUT = ["--out", "-o", "--overwrite"]
 CONSOLE = ["--json", "--debug"]
@@ -42,7 +42,7 @@ DEFAULTS = {
     "--device": "cpu",
     "--batch-size": 8,
     "--seed": 0,
-    "--alpha": 0.5,
+    "--alpha": 0.6,
     "--colormap": "viridis",
     "--most": 64,
 }

@@ -19,6 +19,7 @@ from torchpeek.errors import InputError, notify
 from torchpeek.heatmap import Heatmap
 from torchpeek.picture import Picture
 from torchpeek.render import extract, mosaic, overlay
+from torchpeek.render.canvas import enlarged
 from torchpeek.render.report import (
     Report,
     ReportBar,
@@ -30,6 +31,7 @@ from torchpeek.render.report import (
     fitted,
     report_html,
 )
+from torchpeek.render.scale import scale_of, sign_words, with_colorbar
 from torchpeek.store import OutputFolder, encodable, file_stem, json_text, png_bytes, save_bytes
 
 _PICTURES_PER_PAGE = 1000  # a page with more is slow to open
@@ -98,9 +100,9 @@ class CamRun:
             facts,
             methods,
             self._page,
-            self.overlay.colormap,
+            self.overlay.drawn_colormap,
             self._skipped.why,
-            self.overlay.fade,
+            not self.overlay.even,
             self._left_out,
         )
         report = self.folder.write("report.html", encodable(report_html(page)).encode())
@@ -153,6 +155,7 @@ class CamRun:
         rows: list[dict[str, Any]] = []
         side = embedded_side(min(self.pictures, _PICTURES_PER_PAGE) * (1 + len(heatmaps) * len(explained)))
         report_maps: list[list[ReportMap]] = [[] for _ in explained]
+        photo = enlarged(fitted(picture.image, _TILE))
         tiles: list[Image.Image] = []
         for name, heatmap in heatmaps.items():
             raw = self.folder.write(f"{stem}/{file_stem(name)}.safetensors", save_bytes(heatmap))
@@ -161,10 +164,20 @@ class CamRun:
                 rows.append({**row, "heatmap": str(raw)})
                 tiles.append(fitted(image, _TILE))
                 file = str(Path(row["overlay"]).relative_to(self.folder.path))
-                report_maps[k].append(_report_map(heatmap[0, k], image, embedded(tiles[-1], side), file))
+                report_maps[k].append(_report_map(heatmap[0, k], image, embedded(tiles[-1], side), file, row["remark"]))
                 del image  # it is as large as the picture; one at a time is in memory
-        captions = [f"{name}: {prediction.title}" for name in heatmaps for prediction in explained]
-        sheet = mosaic(tiles, captions, columns=len(explained) if len(explained) > 1 else None)
+        captions = [
+            f"{row['method']}: {prediction.words}"
+            + (f"; {row['remark']}" if row["remark"] and not self.overlay.colorbar else "")
+            for row, prediction in zip(rows, [*explained] * len(heatmaps), strict=True)
+        ]
+        sheet = mosaic(
+            tiles,
+            captions,
+            original=photo,
+            prediction=f"predicted: {best[0].words}",
+            columns=len(explained) if len(explained) > 1 else None,
+        )
         self._rows.append(
             {
                 "picture": str(path),
@@ -181,7 +194,6 @@ class CamRun:
         if len(self._page) == _PICTURES_PER_PAGE:
             self._left_out[str(path)] = f"{stem}/all.png"
             return
-        photo = fitted(picture.image, _TILE)
         report_rows = [
             ReportRow(each.title, each.confidence, _bars(best, each), maps)
             for each, maps in zip(explained, report_maps, strict=True)
@@ -205,15 +217,26 @@ class CamRun:
         """Write the overlay of one map. Returns its entry in results.json, and the image."""
         provenance, options = heatmap.provenance, self.overlay
         base = f"{stem}/{file_stem(provenance.method)}.{prediction.stem}"
-        image = overlay(picture, heatmap, colormap=options.colormap, alpha=options.alpha, fade=options.fade)
+        image = overlay(
+            picture,
+            heatmap,
+            colormap=options.colormap,
+            alpha=options.alpha,
+            fade=not options.even,
+            signed=options.signed,
+        )
         if prediction.box is not None:
             image = _outlined(image, prediction.box, picture)
+        if options.colorbar:
+            scale = scale_of(heatmap, colormap=options.colormap, limit=None, signed=options.signed)
+            image = with_colorbar(image, scale, sign_words(heatmap, scale))
         row = {
             "method": provenance.method,
             **prediction.as_explained(),
             "score": float(heatmap.scores),
             "layer": provenance.layer,
             "layout": provenance.layout,
+            "remark": _remark(heatmap, options),
             "overlay": str(self.folder.write(f"{base}.png", png_bytes(image))),
         }
         if options.extract:
@@ -233,10 +256,16 @@ def _of_picture(picture: Picture, heatmap: Heatmap) -> Heatmap:
     return replace(heatmap, provenance=replace(provenance, preprocess=picture.preprocessing(provenance.preprocess)))
 
 
-def _report_map(heatmap: Heatmap, image: Image.Image, uri: str, file: str) -> ReportMap:
+def _report_map(heatmap: Heatmap, image: Image.Image, uri: str, file: str, remark: str) -> ReportMap:
     low, high = float(heatmap.values.min()), float(heatmap.values.max())
     provenance = heatmap.provenance
-    return ReportMap(provenance.method, provenance.layer, float(heatmap.scores), low, high, image.size, uri, file)
+    score = float(heatmap.scores)
+    return ReportMap(provenance.method, provenance.layer, score, low, high, image.size, uri, file, remark)
+
+
+def _remark(heatmap: Heatmap, options: OverlayOptions) -> str:
+    """What a picture of positive values alone hides. Nothing if it is drawn signed."""
+    return "" if options.drawn_colormap == "diverging" else heatmap.sign_remark()
 
 
 def _bars(best: Sequence[Prediction], explained: Prediction) -> list[ReportBar]:

@@ -39,6 +39,7 @@ class ReportMap:
     size: tuple[int, int]  # of the overlay, in pixels
     image: str  # a data URI from `embedded`, so that no picture stays in memory until the page is written
     file: str = ""  # the overlay in full size, relative to the page
+    remark: str = ""  # what positive values alone hide
 
 
 @dataclass(frozen=True)
