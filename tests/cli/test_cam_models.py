@@ -131,7 +131,7 @@ class TestSegmentation:
             expected = tp.explain(segmenter(), "pictures/a.png", target=Pixels(least, part="out"))
             torch.testing.assert_close(saved("a").values, expected.values)
         page = Path("peek/report.html").read_text()
-        assert f"<b>{least}</b>" in page
+        assert f"<h3>{least} <" in page
         assert "% of the pixels" in page
         assert "mean logit of the masked pixels of the class" in page
 

@@ -21,7 +21,7 @@ OVERLAY = ["--colormap", "--alpha", "--fade", "--even", "--signed", "--colorbar"
 GRID = ["--layer", "--most", "--scale"]
 OUTPUT = ["--out", "-o", "--overwrite"]
 CONSOLE = ["--json", "--debug"]
-PICTURES = ["PICTURES", *MODEL, "--device"]
+PICTURES = ["PICTURES", *MODEL, "--device", "--max-size"]
 
 # Scripts rely on these names, so none of them may go.
 EXPECTED = {
@@ -30,7 +30,7 @@ EXPECTED = {
         *[*OVERLAY, *OUTPUT, *CONSOLE],
     ],
     "evaluate": [*PICTURES, *TARGET, *METHOD, *METRIC, *OUTPUT, *CONSOLE],
-    "layers": [*MODEL, "--picture", "--input-size", *OUTPUT, *CONSOLE],
+    "layers": [*MODEL, "--picture", "--input-size", "--max-size", *OUTPUT, *CONSOLE],
     "kernels": [*MODEL, *GRID, *OUTPUT, "--tensorboard", *CONSOLE],
     "features": [*PICTURES, *GRID, "--colormap", *OUTPUT, "--tensorboard", *CONSOLE],
     "gradients": [*PICTURES, "--train", "--layer", "--class", *OUTPUT, "--tensorboard", *CONSOLE],

@@ -31,9 +31,9 @@ from torchpeek.cli.options import (
 
 def cam(
     *pictures: Pictures,
-    max_size: MaxSize = None,
     model: ModelOptions,
     device: Device = "cpu",
+    max_size: MaxSize = None,
     batch_size: Annotated[int, option("The number of pictures in one batch.", group=MODEL)] = 8,
     target: TargetOptions = TargetOptions(),
     top: Annotated[
@@ -90,9 +90,9 @@ def cam(
 
 def evaluate(
     *pictures: Pictures,
-    max_size: MaxSize = None,
     model: ModelOptions,
     device: Device = "cpu",
+    max_size: MaxSize = None,
     target: TargetOptions = TargetOptions(),
     method: MethodOptions = MethodOptions(),
     metric: MetricOptions = MetricOptions(),
@@ -193,9 +193,9 @@ def kernels(
 
 def features(
     *pictures: Pictures,
-    max_size: MaxSize = None,
     model: ModelOptions,
     device: Device = "cpu",
+    max_size: MaxSize = None,
     layers: Annotated[
         list[str] | None,
         option(
@@ -253,9 +253,9 @@ def features(
 
 def gradients(
     *pictures: Pictures,
-    max_size: MaxSize = None,
     model: ModelOptions,
     device: Device = "cpu",
+    max_size: MaxSize = None,
     train: Annotated[
         bool,
         option(
