@@ -22,6 +22,9 @@ def pooled(preprocess: Any = PREPROCESS, **facts: Any) -> tp.LoadedModel:
 
 
 untrained = partial(pooled, weights="random")
+regression = partial(
+    tp.LoadedModel, nn.Sequential(nn.Conv2d(3, 1, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), PREPROCESS
+)
 any_size = partial(pooled, tp.Preprocess(None, None))
 plain = partial(tp.LoadedModel, nn.Sequential(nn.Flatten()), PREPROCESS)
 upwards = partial(tp.LoadedModel, nn.Sequential(nn.ConvTranspose2d(3, 8, 2), nn.ReLU()), PREPROCESS)

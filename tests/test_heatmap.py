@@ -77,3 +77,22 @@ class TestScaling:
     def test_steps_are_noted_in_order(self, heatmap) -> None:
         assert heatmap.positive().unit().resized((4, 4)).provenance.steps == ("positive", "unit", "resized to 4 x 4")
         assert "positive, unit" in repr(heatmap.positive().unit())
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([-1.0, -2.0, 0.0], "no positive value: read it signed (signed=True, --signed)"),
+        ([-1.0, -2.0, 2.9], "mostly negative values: read it signed (signed=True, --signed)"),
+        ([-1.0, -2.0, 3.0], ""),
+        ([0.0, 0.0, 0.0], "zero everywhere"),
+        ([0.0, 0.0, 1e-30], ""),
+        ([1e-30, 0.0, -2e-30], "mostly negative values: read it signed (signed=True, --signed)"),
+    ],
+)
+def test_sign_remark(heatmap, values, expected) -> None:
+    """The sums of the positive and of the negative values are compared."""
+    mixed = torch.cat([torch.ones(1, 1, 3), torch.tensor(values).view(1, 1, 3)], dim=1)
+    made = tp.Heatmap(mixed, heatmap.scores[:1], heatmap[0].question, heatmap.provenance)
+    assert made.sign_remark() == ""
+    assert made.sign_remark(0, 1) == made[0, 1].sign_remark() == expected

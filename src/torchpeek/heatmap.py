@@ -145,6 +145,30 @@ class Heatmap:
         """
         return int(self.question.labels[n, k])
 
+    def sign_remark(self, n: int = 0, k: int = 0) -> str:
+        """Say whether positive values alone hide what a map says.
+
+        Args:
+            n: Index of the sample.
+            k: Index of the score.
+
+        Returns:
+            "no positive value" or "mostly negative values" with advice, "zero everywhere", or "" for a map whose
+            positive values outweigh the negative ones: their sum is at least as large.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> heatmap = tp.explain(model, torch.rand(1, 3, 8, 8), layer="0").unit()
+            >>> heatmap.sign_remark()
+            ''
+        """
+        values = self.values[n, k].detach().double()
+        above, below = float(values.clamp(min=0).sum()), float(-values.clamp(max=0).sum())
+        if above >= below:
+            return "zero everywhere" if above == below == 0 else ""
+        what = "mostly negative values" if above > 0 else "no positive value"
+        return f"{what}: read it signed (signed=True, --signed)"
+
     def positive(self) -> Heatmap:
         """Set negative values to zero: the ReLU with which most papers end.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from PIL import Image
@@ -45,6 +46,17 @@ class Geometry:
         """
         return cls(size, (0.0, 0.0, float(size[0]), float(size[1])))
 
+    @property
+    def inside(self) -> tuple[int, int, int, int]:
+        """The pixels of the image that the input shows: left, top, right and bottom, the last two exclusive.
+
+        A pixel counts if its middle lies within the box.
+        """
+        left, top, right, bottom = self.box
+        width, height = self.size
+        first = (max(0, math.floor(left + 0.5)), max(0, math.floor(top + 0.5)))
+        return *first, min(width, math.ceil(right - 0.5)), min(height, math.ceil(bottom - 0.5))
+
 
 @dataclass(frozen=True, eq=False)
 class Picture:
@@ -58,6 +70,7 @@ class Picture:
         geometry: Which part of the image the input shows.
         name: Name of the file.
         notes: How the file was converted when it was read: "turned upright (EXIF orientation 6)".
+        original_size: (width, height) of the upright picture before it was reduced, in pixels; None if it was not.
 
     Example:
         >>> from PIL import Image
@@ -70,6 +83,56 @@ class Picture:
     geometry: Geometry
     name: str = ""
     notes: tuple[str, ...] = ()
+    original_size: tuple[int, int] | None = None
+
+    @property
+    def original_geometry(self) -> Geometry:
+        """The geometry in pixels of the original picture, before it was reduced. Masks and boxes are in these pixels.
+
+        Example:
+            >>> from PIL import Image
+            >>> small, whole = Image.new("RGB", (64, 48)), tp.Geometry.whole((64, 48))
+            >>> tp.Picture(small, torch.zeros(1, 3, 24, 32), whole, original_size=(640, 480)).original_geometry.box
+            (0.0, 0.0, 640.0, 480.0)
+        """
+        if self.original_size is None:
+            return self.geometry
+        across, down = (have / now for have, now in zip(self.original_size, self.geometry.size, strict=True))
+        left, top, right, bottom = self.geometry.box
+        return Geometry(self.original_size, (left * across, top * down, right * across, bottom * down))
+
+    @property
+    def reduction(self) -> str:
+        """How the picture was reduced when it was read: "reduced from 640 x 480 to 64 x 48"; empty if it was not.
+
+        Example:
+            >>> from PIL import Image
+            >>> small, whole = Image.new("RGB", (64, 48)), tp.Geometry.whole((64, 48))
+            >>> tp.Picture(small, torch.zeros(1, 3, 24, 32), whole, original_size=(640, 480)).reduction
+            'reduced from 640 x 480 to 64 x 48'
+        """
+        if self.original_size is None:
+            return ""
+        (width, height), now = self.original_size, self.image.size
+        return f"reduced from {width} x {height} to {now[0]} x {now[1]}"
+
+    def preprocessing(self, of_model: str) -> str:
+        """Return the preprocessing in words: that of the model, after the reduction if there was one.
+
+        Args:
+            of_model: The preprocessing of the model, `str(loaded.preprocess)`.
+
+        Returns:
+            The words for `Provenance.preprocess`.
+
+        Example:
+            >>> from PIL import Image
+            >>> small, whole = Image.new("RGB", (64, 48)), tp.Geometry.whole((64, 48))
+            >>> picture = tp.Picture(small, torch.zeros(1, 3, 48, 64), whole, original_size=(640, 480))
+            >>> picture.preprocessing("mean 0; std 1")
+            'reduced from 640 x 480 to 64 x 48; mean 0; std 1'
+        """
+        return "; ".join(filter(None, (self.reduction, of_model)))
 
     def __repr__(self) -> str:
         width, height = self.image.size

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
 import torchpeek as tp
 from networks import PooledNet, SplitNet
 from networks.split import X
-from torchpeek.errors import MethodNotApplicable
+from torchpeek.errors import MethodNotApplicable, Notice
 
 
 class TestCam:
@@ -24,6 +26,25 @@ class TestCam:
         model = PooledNet(bias=False).double()
         heatmap = tp.explain(model, X, method="cam", target=1)
         torch.testing.assert_close(heatmap.values.mean((2, 3)), heatmap.scores)
+
+
+class TestEigencam:
+    def test_a_map_without_positive_values_is_said(self) -> None:
+        """Before a ReLU whose inputs are all negative, the first component agrees with the sum of the channels."""
+        conv = torch.nn.Conv2d(3, 4, 3)
+        torch.nn.init.constant_(conv.bias, -5.0)
+        torch.nn.init.uniform_(conv.weight, 0, 0.1)
+        model = torch.nn.Sequential(conv, torch.nn.GELU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        assert (conv(x) < 0).all()
+        with pytest.warns(Notice, match=r"eigencam at '0': 2 of 2 maps have no positive value.*before a ReLU"):
+            heatmap = tp.explain(model, x, method="eigencam", layer="0", target=[[0, 1], [2, 3]])
+        assert (heatmap.values < 0).all()
+        with pytest.warns(Notice, match="1 of 2 maps"):
+            tp.explain(model, torch.stack([x[0], x[1] + 50]), method="eigencam", layer="0", target=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            tp.explain(PooledNet(), X.float(), method="eigencam", layer="act")
 
 
 class TestRandom:

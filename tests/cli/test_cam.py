@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +16,8 @@ from PIL import Image
 import torchpeek as tp
 from cli_runner import environment, run
 from paths import IMAGES
-from torchpeek.cli import main
+from torchpeek.cli import cam_run, main
+from torchpeek.render import mosaic
 
 CAM = ("cam", "pictures", "--model", "my_nets:make")
 
@@ -36,7 +39,7 @@ class TestCam:
         assert heatmap.values.shape == (1, 2, 16, 16)
         assert heatmap.question.labels.tolist() == [[1, 3]]
         with Image.open(place / "peek" / "b" / "cam.1-bee.png") as overlay:
-            assert overlay.size == (41, 30)
+            assert overlay.size == (6 * 41, 6 * 30)  # a small picture is enlarged to 224 pixels or more
 
     def test_json(self, place, capsys) -> None:
         assert run(*CAM, "--top", "2", "--json") == 0
@@ -180,8 +183,40 @@ class TestCam:
         assert run(*CAM, "--class", "bee", "--class", "1", "--class", "Bee", "--json") == 0
         assert len(json.loads(capsys.readouterr().out)["pictures"][0]["maps"]) == 1
 
+    def test_the_sheet_begins_with_the_photograph_and_its_prediction(self, place, capsys, monkeypatch) -> None:
+        sheets: list[tuple[Any, ...]] = []
+        monkeypatch.setattr(
+            cam_run, "mosaic", lambda *args, **more: sheets.append((args, more)) or mosaic(*args, **more)
+        )
+        assert run(*CAM, "--method", "cam", "--method", "gradcam", "--top", "2", "--json") == 0
+        pictures = json.loads(capsys.readouterr().out)["pictures"]
+        for (args, more), picture in zip(sheets, pictures, strict=True):
+            best, second = picture["predictions"][:2]
+            words = [f"{each['name']} {100 * each['probability']:.1f} %" for each in (best, second)]
+            assert more["prediction"] == f"predicted: {words[0]}"
+            with Image.open(picture["picture"]) as photo:  # whose sides are 41 pixels or less
+                expected = np.asarray(photo.convert("RGB"))
+            factor = more["original"].width // expected.shape[1]
+            assert (np.asarray(more["original"]) == expected.repeat(factor, 0).repeat(factor, 1)).all()
+            assert more["columns"] == 2  # a row for each method
+            captions = [f"{method}: {each}" for method in ("cam", "gradcam") for each in words]
+            remarks = [row["remark"] for row in picture["maps"]]
+            assert list(args[1]) == [f"{a}; {b}" if b else a for a, b in zip(captions, remarks, strict=True)]
+
+    def test_signed_and_colour_bar(self, place, capsys) -> None:
+        assert run(*CAM, "--signed", "--colorbar", "--json") == 0
+        results = json.loads(capsys.readouterr().out)
+        assert results["about"]["overlays"] == "diverging, alpha 0.6, fading with the value"
+        (row,) = results["pictures"][1]["maps"]
+        assert row["remark"] == ""
+        with Image.open(row["overlay"]) as drawn:
+            assert drawn.width == 246
+            assert drawn.height > 180 + 20
+
     def test_how_it_was_drawn_is_in_the_results(self, place, capsys) -> None:
-        assert run(*CAM, "--colormap", "inferno", "--alpha", "0.3", "--fade", "--json") == 0
+        assert run(*CAM, "--even", "--overwrite", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["about"]["overlays"] == "viridis, alpha 0.6, an even mix"
+        assert run(*CAM, "--colormap", "inferno", "--alpha", "0.3", "--fade", "--overwrite", "--json") == 0
         assert json.loads(capsys.readouterr().out)["about"]["overlays"] == "inferno, alpha 0.3, fading with the value"
 
     def test_two_pictures_of_one_name(self, place, capsys) -> None:
@@ -207,6 +242,8 @@ class TestCam:
             (["--model", "my_nets:flat"], "no layer of Sequential returns a grid"),
             (["--colormap", "red"], "viridis"),
             (["--alpha", "3"], "0 to 1"),
+            (["--fade", "--even"], "opposites"),
+            (["--signed", "--colormap", "jet"], "leave --colormap jet out"),
             (["--top", "2", "--class", "bee"], "give one"),
             (["--batch-size", "0"], "at least 1"),
             (["--device", "quantum"], "--device 'quantum'"),

@@ -86,10 +86,11 @@ class TestDetectors:
         (row,) = explained("listing", capsys, "--class", "bee", "--alpha", "0")["pictures"][0]["maps"]
         assert row["box"] == [16, 8, 40, 32]
         with Image.open("pictures/a.png") as photo, Image.open(row["overlay"]) as drawn:
-            assert all(drawn.getpixel(at) == (0, 0, 0) for at in ((16, 8), (16, 20), (30, 8)))
-            assert all(drawn.getpixel(at) == (255, 255, 255) for at in ((17, 9), (17, 20), (30, 9)))
-            for at in ((15, 20), (30, 7), (25, 20)):  # outside of it, and inside
-                assert drawn.getpixel(at) == photo.getpixel(at)
+            assert drawn.size == (5 * photo.width, 5 * photo.height)
+            assert all(drawn.getpixel(at) == (0, 0, 0) for at in ((80, 40), (80, 100), (150, 40)))
+            assert all(drawn.getpixel(at) == (255, 255, 255) for at in ((81, 41), (81, 100), (150, 41)))
+            for x, y in ((79, 100), (150, 39), (125, 100)):  # outside of it, and inside
+                assert drawn.getpixel((x, y)) == photo.getpixel((x // 5, y // 5))
 
     def test_a_picture_without_any_is_named_and_the_others_are_done(self, place, capsys) -> None:
         Image.new("RGB", (48, 32)).save("pictures/0.png")
@@ -130,7 +131,7 @@ class TestSegmentation:
             expected = tp.explain(segmenter(), "pictures/a.png", target=Pixels(least, part="out"))
             torch.testing.assert_close(saved("a").values, expected.values)
         page = Path("peek/report.html").read_text()
-        assert f"<b>{least}</b>" in page
+        assert f"<h3>{least} <" in page
         assert "% of the pixels" in page
         assert "mean logit of the masked pixels of the class" in page
 

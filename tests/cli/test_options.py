@@ -17,11 +17,11 @@ MODEL = ["--model", "--weights", "--trust-pickle", "--trust-remote-code"]
 TARGET = ["--class", "--box", "--pixels", "--text"]
 METHOD = ["--method", "--option", "--layer", "--layout", "--seed"]
 METRIC = ["--metric", "--metric-option", "--boxes", "--masks"]
-OVERLAY = ["--colormap", "--alpha", "--fade", "--extract"]
+OVERLAY = ["--colormap", "--alpha", "--fade", "--even", "--signed", "--colorbar", "--extract"]
 GRID = ["--layer", "--most", "--scale"]
 OUTPUT = ["--out", "-o", "--overwrite"]
 CONSOLE = ["--json", "--debug"]
-PICTURES = ["PICTURES", *MODEL, "--device"]
+PICTURES = ["PICTURES", *MODEL, "--device", "--max-size"]
 
 # Scripts rely on these names, so none of them may go.
 EXPECTED = {
@@ -30,7 +30,7 @@ EXPECTED = {
         *[*OVERLAY, *OUTPUT, *CONSOLE],
     ],
     "evaluate": [*PICTURES, *TARGET, *METHOD, *METRIC, *OUTPUT, *CONSOLE],
-    "layers": [*MODEL, "--picture", "--input-size", *OUTPUT, *CONSOLE],
+    "layers": [*MODEL, "--picture", "--input-size", "--max-size", *OUTPUT, *CONSOLE],
     "kernels": [*MODEL, *GRID, *OUTPUT, "--tensorboard", *CONSOLE],
     "features": [*PICTURES, *GRID, "--colormap", *OUTPUT, "--tensorboard", *CONSOLE],
     "gradients": [*PICTURES, "--train", "--layer", "--class", *OUTPUT, "--tensorboard", *CONSOLE],
@@ -42,7 +42,7 @@ DEFAULTS = {
     "--device": "cpu",
     "--batch-size": 8,
     "--seed": 0,
-    "--alpha": 0.5,
+    "--alpha": 0.6,
     "--colormap": "viridis",
     "--most": 64,
 }

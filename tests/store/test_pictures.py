@@ -28,7 +28,7 @@ def halves() -> Image.Image:
 class TestReading:
     def test_plain(self, tmp_path: Path) -> None:
         halves().save(tmp_path / "a.png")
-        image, notes = read_image(tmp_path / "a.png")
+        image, notes, _ = read_image(tmp_path / "a.png")
         assert (image.mode, image.size, notes) == ("RGB", (40, 20), ())
 
     @pytest.mark.parametrize("orientation", range(1, 9))
@@ -47,7 +47,7 @@ class TestReading:
         exif = Image.Exif()
         exif[0x0112] = orientation
         turned.save(tmp_path / "a.png", exif=exif)
-        image, notes = read_image(tmp_path / "a.png")
+        image, notes, _ = read_image(tmp_path / "a.png")
         assert image.size == (40, 20)
         assert image.getpixel((5, 10)) == (255, 0, 0)
         assert image.getpixel((35, 10)) == (0, 0, 255)
@@ -63,7 +63,7 @@ class TestReading:
         else:
             image = grey.convert(mode) if mode in ("1", "L", "F") else grey.convert("RGB").convert(mode)
         assert image.mode == mode
-        read, _ = upright_rgb(image)
+        read, *_ = upright_rgb(image)
         assert (read.mode, read.size) == ("RGB", (40, 20))
         left, right = read.getpixel((5, 10)), read.getpixel((35, 10))
         assert max(left) < 60
@@ -71,7 +71,7 @@ class TestReading:
 
     def test_sixteen_bits_are_scaled_not_clipped(self, tmp_path: Path) -> None:
         Image.fromarray(np.array([[0, 25700], [32896, 65535]], np.uint16)).save(tmp_path / "a.png")
-        image, notes = read_image(tmp_path / "a.png")
+        image, notes, _ = read_image(tmp_path / "a.png")
         assert np.asarray(image)[..., 0].tolist() == [[0, 100], [128, 255]]
         assert "8 bits" in notes[0]
 
@@ -79,20 +79,20 @@ class TestReading:
         clear = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
         clear.putpixel((1, 0), (0, 255, 0, 255))
         clear.save(tmp_path / "a.png")
-        image, notes = read_image(tmp_path / "a.png")
+        image, notes, _ = read_image(tmp_path / "a.png")
         assert [image.getpixel((0, 0)), image.getpixel((1, 0))] == [(255, 255, 255), (0, 255, 0)]
         assert notes == ("transparency laid on white",)
 
     def test_an_animation_gives_its_first_frame(self, tmp_path: Path) -> None:
         frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
         frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-        image, notes = read_image(tmp_path / "a.gif")
+        image, notes, _ = read_image(tmp_path / "a.gif")
         assert image.getpixel((3, 3)) == (255, 0, 0)
         assert notes[0] == "first of 3 frames"
 
     def test_cmyk_jpeg(self, tmp_path: Path) -> None:
         halves().convert("CMYK").save(tmp_path / "a.jpg")
-        image, notes = read_image(tmp_path / "a.jpg")
+        image, notes, _ = read_image(tmp_path / "a.jpg")
         red, _, blue = image.getpixel((5, 10))
         assert red > 150 > blue
         assert notes == ("converted from CMYK",)
@@ -127,7 +127,7 @@ class TestReading:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks
             try:
-                image, _ = read_image(tmp_path / "a")
+                image, *_ = read_image(tmp_path / "a")
             except PictureError as error:
                 refused = str(error)
             else:

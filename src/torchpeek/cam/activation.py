@@ -16,7 +16,7 @@ from torchpeek.cam.algebra import (
 )
 from torchpeek.cam.method import cam_method
 from torchpeek.engine import Trace
-from torchpeek.errors import MethodNotApplicable
+from torchpeek.errors import MethodNotApplicable, notify
 from torchpeek.registry import check_number
 
 
@@ -45,7 +45,15 @@ def eigencam(trace: Trace) -> Tensor:
     The paper projects the activations O = U S V^T on the first column of V, without centring; other implementations
     subtract each channel's mean first. The paper leaves the sign open: here it agrees with the sum of the channels.
     """
-    return first_component(trace.activations, towards=trace.activations.sum(dim=2))
+    component = first_component(trace.activations, towards=trace.activations.sum(dim=2))
+    flat = component.flatten(2)  # (N, 1, positions)
+    if empty := int(((flat <= 0).all(2) & (flat < 0).any(2)).sum()):
+        notify(
+            f"eigencam at {trace.layer!r}: {empty} of {len(flat)} maps have no positive value, as the channels' sum is "
+            "negative, which is usual before a ReLU; positive() and an overlay of them are empty. Next: read them "
+            "signed, tp.render.overlay(..., signed=True), or choose the layer after the ReLU"
+        )
+    return component
 
 
 # kpcacam's kernel has a number for each pair of positions: a quarter of a GiB for each picture.

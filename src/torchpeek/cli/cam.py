@@ -10,7 +10,7 @@ from torchpeek.cli.cam_run import CamRun
 from torchpeek.cli.console import print_json, print_skipped, print_table, progress
 from torchpeek.cli.drawing import check_overlay
 from torchpeek.cli.explainer import make_explainer
-from torchpeek.cli.loading import loaded_model
+from torchpeek.cli.loading import check_max_size, loaded_model
 from torchpeek.cli.method_selection import check_methods
 from torchpeek.cli.options import FolderOptions, MethodOptions, ModelOptions, OverlayOptions, TargetOptions
 from torchpeek.cli.targets import check_target
@@ -33,6 +33,7 @@ def run(
     contrast: int | None,
     fuse: str | None,
     smooth: bool,
+    max_size: int | None,
     json: bool,
 ) -> int:
     """Explain the pictures batch by batch, and write the results. Returns the exit status."""
@@ -42,15 +43,16 @@ def run(
         )
     if batch_size < 1:
         raise OptionError(f"--batch-size is at least 1; got {batch_size}")
+    check_max_size(max_size)
     check_overlay(overlay)
     check_target(target, top, contrast)
     options = HeatmapOptions(fuse, Smoothing() if smooth else None, method.seed)
     check_methods(method)
     files = find_pictures(pictures)
     loaded = loaded_model(model, device)
-    explainer = make_explainer(loaded, files, target, method, options, top=top, contrast=contrast)
+    explainer = make_explainer(loaded, files, target, method, options, top=top, contrast=contrast, max_size=max_size)
     folder = OutputFolder.prepared(output.out, overwrite=output.overwrite)
-    cam_run = CamRun(explainer, folder, overlay)
+    cam_run = CamRun(explainer, folder, overlay, len(files))
     try:
         with progress("explaining", len(files)) as advance:
             for start in range(0, len(files), batch_size):

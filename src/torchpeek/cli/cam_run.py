@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,30 @@ from torchpeek.cli.explainer import Explainer, layer_description, report_facts
 from torchpeek.cli.options import OverlayOptions
 from torchpeek.cli.predictions import Corners, PicturePredictions, Prediction, picture_predictions
 from torchpeek.cli.skipped import REQUEST, Skipped
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, notify
 from torchpeek.heatmap import Heatmap
 from torchpeek.picture import Picture
 from torchpeek.render import extract, mosaic, overlay
-from torchpeek.render.report import Report, ReportClass, ReportMap, ReportPicture, embedded, report_html
+from torchpeek.render.canvas import enlarged
+from torchpeek.render.report import (
+    Report,
+    ReportBar,
+    ReportMap,
+    ReportPicture,
+    ReportRow,
+    embedded,
+    embedded_side,
+    fitted,
+    report_html,
+)
+from torchpeek.render.scale import scale_of, sign_words, with_colorbar
 from torchpeek.store import OutputFolder, encodable, file_stem, json_text, png_bytes, save_bytes
 
-_PICTURES_PER_PAGE = 60  # a page with more is slow to open
+_PICTURES_PER_PAGE = 1000  # a page with more is slow to open
+_THUMBNAIL = 96  # pixels of the longer side in the index
+_TILE = 1280  # most pixels of a side of an overlay that waits for the mosaic, which shows it smaller still
+_PIXELS_AT_ONCE = 64_000_000  # of decoded pictures, four bytes each; a batch with more is explained in parts
+_HUGE = 40_000_000  # pixels of a picture from which on --max-size is worth a word
 
 
 @dataclass
@@ -32,11 +48,15 @@ class CamRun:
     explainer: Explainer
     folder: OutputFolder
     overlay: OverlayOptions
+    pictures: int = 1
+    """The number of pictures that will be added, from which the size of the images in the report follows."""
     table: list[tuple[str, ...]] = field(default_factory=list)
     """A row for each heatmap: the picture, what is predicted, what is explained, the method, the layer, the overlay."""
     _rows: list[dict[str, Any]] = field(default_factory=list)  # one for each picture
     _skipped: Skipped = field(default_factory=Skipped)
     _page: list[ReportPicture] = field(default_factory=list)
+    _left_out: dict[str, str] = field(default_factory=dict)  # path -> file of the mosaic
+    _huge: bool = False  # whether there was a notice of a huge picture
     _facts: dict[str, str] = field(default_factory=dict)
     _layers: dict[str, None] = field(default_factory=dict)  # in the order in which they were used
     _stems: set[str] = field(default_factory=lambda: {"report.html", "results.json"})  # names that are taken
@@ -46,13 +66,20 @@ class CamRun:
 
         An error of the request is raised, unless a picture was explained before.
         """
-        pictures: list[tuple[Path, Picture]] = []
+        group: list[tuple[Path, Picture]] = []
         for path in paths:
-            try:
-                pictures.append((path, self.explainer.loaded.read(path)))
-            except Exception as error:
-                self._skipped.add(path, error, unless=(InputError,) if self.empty else ())
-        for group in _groups_of_one_shape(pictures):
+            picture = self._read(path)
+            if picture is None:
+                continue
+            if group and picture.tensor.shape != group[0][1].tensor.shape:
+                self._explain(group)
+                group = []
+            group.append((path, picture))
+            del picture  # `group` alone holds pictures, so that emptying it frees them
+            if sum(each.image.width * each.image.height for _, each in group) >= _PIXELS_AT_ONCE:
+                self._explain(group)
+                group = []
+        if group:
             self._explain(group)
 
     @property
@@ -68,13 +95,36 @@ class CamRun:
         if self.empty:
             self._skipped.check()
         methods = {name: METHODS[name].summary for name in self.explainer.methods}
-        left_out = len(self._rows) - len(self._page)
         facts = {**self._facts, "layer": "; ".join(self._layers)} if self._facts else {}
-        page = Report(facts, methods, self._page, self.overlay.colormap, self._skipped.why, left_out)
+        page = Report(
+            facts,
+            methods,
+            self._page,
+            self.overlay.drawn_colormap,
+            self._skipped.why,
+            not self.overlay.even,
+            self._left_out,
+        )
         report = self.folder.write("report.html", encodable(report_html(page)).encode())
         results = {"about": facts, "pictures": self._rows, "skipped": self._skipped.why, "report": str(report)}
         self.folder.write("results.json", json_text(results).encode())
         return results
+
+    def _read(self, path: Path) -> Picture | None:
+        """The picture; None, with an entry among those skipped, if it cannot be read."""
+        try:
+            picture = self.explainer.read(path)
+        except Exception as error:
+            self._skipped.add(path, error, unless=(InputError,) if self.empty else ())
+            return None
+        width, height = picture.image.size
+        if width * height >= _HUGE and not self._huge:
+            self._huge = True
+            notify(
+                f"{path} has {width} x {height} pixels, and its overlays are drawn in this size, which takes time and "
+                "memory. --max-size 4000 reduces such pictures when they are read"
+            )
+        return picture
 
     def _explain(self, group: Sequence[tuple[Path, Picture]]) -> None:
         try:
@@ -88,11 +138,14 @@ class CamRun:
                 self._skipped.add(group[0][0], error, unless=unless)
             return
         for heatmap in heatmaps.values():
-            self._facts = self._facts or report_facts(heatmap.provenance, overlays=str(self.overlay))
+            self._facts = self._facts or report_facts(
+                heatmap.provenance, self.explainer.max_size, overlays=str(self.overlay)
+            )
             self._layers[layer_description(heatmap.provenance)] = None  # another input size may have another layer
         for n, (path, picture) in enumerate(group):
             predictions = picture_predictions(trace, n, picture, self.explainer.labels)
-            self._write(path, picture, {name: heatmap[n] for name, heatmap in heatmaps.items()}, predictions)
+            of_picture = {name: _of_picture(picture, heatmap[n]) for name, heatmap in heatmaps.items()}
+            self._write(path, picture, of_picture, predictions)
 
     def _write(
         self, path: Path, picture: Picture, heatmaps: dict[str, Heatmap], predictions: PicturePredictions
@@ -100,17 +153,31 @@ class CamRun:
         stem = self._new_stem(path)
         best, explained = predictions.best, predictions.explained
         rows: list[dict[str, Any]] = []
-        report_maps: dict[str, list[ReportMap]] = {}
+        side = embedded_side(min(self.pictures, _PICTURES_PER_PAGE) * (1 + len(heatmaps) * len(explained)))
+        report_maps: list[list[ReportMap]] = [[] for _ in explained]
+        photo = enlarged(fitted(picture.image, _TILE))
         tiles: list[Image.Image] = []
         for name, heatmap in heatmaps.items():
             raw = self.folder.write(f"{stem}/{file_stem(name)}.safetensors", save_bytes(heatmap))
             for k, prediction in enumerate(explained):
-                row, tile = self._draw(picture, heatmap[0, k], stem, prediction)
+                row, image = self._draw(picture, heatmap[0, k], stem, prediction)
                 rows.append({**row, "heatmap": str(raw)})
-                tiles.append(tile)
-                report_maps.setdefault(name, []).append(_report_map(prediction, heatmap[0, k], tile))
-        captions = [f"{name}: {prediction.title}" for name in heatmaps for prediction in explained]
-        sheet = mosaic(tiles, captions, columns=len(explained) if len(explained) > 1 else None)
+                tiles.append(fitted(image, _TILE))
+                file = str(Path(row["overlay"]).relative_to(self.folder.path))
+                report_maps[k].append(_report_map(heatmap[0, k], image, embedded(tiles[-1], side), file, row["remark"]))
+                del image  # it is as large as the picture; one at a time is in memory
+        captions = [
+            f"{row['method']}: {prediction.words}"
+            + (f"; {row['remark']}" if row["remark"] and not self.overlay.colorbar else "")
+            for row, prediction in zip(rows, [*explained] * len(heatmaps), strict=True)
+        ]
+        sheet = mosaic(
+            tiles,
+            captions,
+            original=photo,
+            prediction=f"predicted: {best[0].words}",
+            columns=len(explained) if len(explained) > 1 else None,
+        )
         self._rows.append(
             {
                 "picture": str(path),
@@ -124,13 +191,25 @@ class CamRun:
             (str(path), best[0].words, prediction.words, row["method"], row["layer"], row["overlay"])
             for row, prediction in zip(rows, [*explained] * len(heatmaps), strict=True)
         ]
-        if len(self._page) < _PICTURES_PER_PAGE:
-            # The bars of the page are shares of a whole, and cosine similarities are not.
-            bars = [
-                ReportClass(each.title, each.value, each.confidence) for each in best if each.quantity != "similarity"
-            ]
-            photo = embedded(picture.image)
-            self._page.append(ReportPicture(picture.name, picture.image.size, picture.notes, photo, bars, report_maps))
+        if len(self._page) == _PICTURES_PER_PAGE:
+            self._left_out[str(path)] = f"{stem}/all.png"
+            return
+        report_rows = [
+            ReportRow(each.title, each.confidence, _bars(best, each), maps)
+            for each, maps in zip(explained, report_maps, strict=True)
+        ]
+        self._page.append(
+            ReportPicture(
+                picture.name,
+                str(path),
+                picture.image.size,
+                picture.notes,
+                embedded(photo, side),
+                embedded(photo, _THUMBNAIL),
+                best[0].words,
+                report_rows,
+            )
+        )
 
     def _draw(
         self, picture: Picture, heatmap: Heatmap, stem: str, prediction: Prediction
@@ -138,15 +217,26 @@ class CamRun:
         """Write the overlay of one map. Returns its entry in results.json, and the image."""
         provenance, options = heatmap.provenance, self.overlay
         base = f"{stem}/{file_stem(provenance.method)}.{prediction.stem}"
-        image = overlay(picture, heatmap, colormap=options.colormap, alpha=options.alpha, fade=options.fade)
+        image = overlay(
+            picture,
+            heatmap,
+            colormap=options.colormap,
+            alpha=options.alpha,
+            fade=not options.even,
+            signed=options.signed,
+        )
         if prediction.box is not None:
-            image = _outlined(image, prediction.box)
+            image = _outlined(image, prediction.box, picture)
+        if options.colorbar:
+            scale = scale_of(heatmap, colormap=options.colormap, limit=None, signed=options.signed)
+            image = with_colorbar(image, scale, sign_words(heatmap, scale))
         row = {
             "method": provenance.method,
             **prediction.as_explained(),
             "score": float(heatmap.scores),
             "layer": provenance.layer,
             "layout": provenance.layout,
+            "remark": _remark(heatmap, options),
             "overlay": str(self.folder.write(f"{base}.png", png_bytes(image))),
         }
         if options.extract:
@@ -160,32 +250,44 @@ class CamRun:
         return stem
 
 
-def _report_map(prediction: Prediction, heatmap: Heatmap, image: Image.Image) -> ReportMap:
+def _of_picture(picture: Picture, heatmap: Heatmap) -> Heatmap:
+    """The heatmap, whose provenance says that the picture was reduced if it was."""
+    provenance = heatmap.provenance
+    return replace(heatmap, provenance=replace(provenance, preprocess=picture.preprocessing(provenance.preprocess)))
+
+
+def _report_map(heatmap: Heatmap, image: Image.Image, uri: str, file: str, remark: str) -> ReportMap:
     low, high = float(heatmap.values.min()), float(heatmap.values.max())
-    return ReportMap(prediction.title, prediction.confidence, float(heatmap.scores), low, high, embedded(image))
+    provenance = heatmap.provenance
+    score = float(heatmap.scores)
+    return ReportMap(provenance.method, provenance.layer, score, low, high, image.size, uri, file, remark)
 
 
-def _outlined(image: Image.Image, box: Corners) -> Image.Image:
+def _remark(heatmap: Heatmap, options: OverlayOptions) -> str:
+    """What a picture of positive values alone hides. Nothing if it is drawn signed."""
+    return "" if options.drawn_colormap == "diverging" else heatmap.sign_remark()
+
+
+def _bars(best: Sequence[Prediction], explained: Prediction) -> list[ReportBar]:
+    """The best predictions, and after them what is explained if it is not among them."""
+    found = [(each.label, each.box) == (explained.label, explained.box) for each in best]
+    listed = [*zip(best, found, strict=True), *([] if any(found) else [(explained, True)])]
+    return [
+        ReportBar(each.name, each.confidence, each.value if each.is_share else None, is_explained)
+        for each, is_explained in listed
+    ]
+
+
+def _outlined(image: Image.Image, box: Corners, picture: Picture) -> Image.Image:
     """A copy with the box drawn as a white line between two black lines, which is visible on any picture."""
     copy = image.copy()
     draw, thick = ImageDraw.Draw(copy), max(1, round(min(image.size) / 200))
-    left, top, right, bottom = (round(each) for each in box)
+    scale = [now / have for now, have in zip(image.size, picture.original_geometry.size, strict=True)]
+    left, top, right, bottom = (round(each * scale[axis % 2]) for axis, each in enumerate(box))
     for inset, colour in ((0, "black"), (thick, "white"), (2 * thick, "black")):
         corners = (left + inset, top + inset, max(left + inset, right - inset), max(top + inset, bottom - inset))
         draw.rectangle(corners, outline=colour, width=thick)
     return copy
-
-
-def _groups_of_one_shape(pictures: Sequence[tuple[Path, Picture]]) -> Iterator[list[tuple[Path, Picture]]]:
-    """Consecutive pictures of one shape, which fit into one batch."""
-    group: list[tuple[Path, Picture]] = []
-    for each in pictures:
-        if group and group[0][1].tensor.shape != each[1].tensor.shape:
-            yield group
-            group = []
-        group.append(each)
-    if group:
-        yield group
 
 
 def _numbered(stem: str) -> Iterator[str]:

@@ -16,6 +16,7 @@ from torchpeek.cli.options import (
     ConsoleOptions,
     Device,
     FolderOptions,
+    MaxSize,
     MethodOptions,
     MetricOptions,
     ModelOptions,
@@ -32,6 +33,7 @@ def cam(
     *pictures: Pictures,
     model: ModelOptions,
     device: Device = "cpu",
+    max_size: MaxSize = None,
     batch_size: Annotated[int, option("The number of pictures in one batch.", group=MODEL)] = 8,
     target: TargetOptions = TargetOptions(),
     top: Annotated[
@@ -81,6 +83,7 @@ def cam(
         contrast=contrast,
         fuse=fuse,
         smooth=smooth,
+        max_size=max_size,
         json=console.json,
     )
 
@@ -89,6 +92,7 @@ def evaluate(
     *pictures: Pictures,
     model: ModelOptions,
     device: Device = "cpu",
+    max_size: MaxSize = None,
     target: TargetOptions = TargetOptions(),
     method: MethodOptions = MethodOptions(),
     metric: MetricOptions = MetricOptions(),
@@ -110,7 +114,7 @@ def evaluate(
     """
     from torchpeek.cli.evaluate import run
 
-    return run(pictures, model, device, target, method, metric, output, json=console.json)
+    return run(pictures, model, device, target, method, metric, output, max_size=max_size, json=console.json)
 
 
 def layers(
@@ -130,6 +134,7 @@ def layers(
             consume_multiple=True,
         ),
     ] = None,
+    max_size: MaxSize = None,
     output: OutputOptions = OutputOptions(),
     console: ConsoleOptions = ConsoleOptions(),
 ) -> int:
@@ -142,7 +147,7 @@ def layers(
     """
     from torchpeek.cli.layers import run
 
-    return run(model, output, picture=picture, input_size=input_size, json=console.json)
+    return run(model, output, picture=picture, input_size=input_size, max_size=max_size, json=console.json)
 
 
 def kernels(
@@ -190,6 +195,7 @@ def features(
     *pictures: Pictures,
     model: ModelOptions,
     device: Device = "cpu",
+    max_size: MaxSize = None,
     layers: Annotated[
         list[str] | None,
         option(
@@ -239,6 +245,7 @@ def features(
         most=most,
         scale=scale,
         colormap=colormap,
+        max_size=max_size,
         tensorboard=tensorboard,
         json=console.json,
     )
@@ -248,6 +255,7 @@ def gradients(
     *pictures: Pictures,
     model: ModelOptions,
     device: Device = "cpu",
+    max_size: MaxSize = None,
     train: Annotated[
         bool,
         option(
@@ -291,6 +299,7 @@ def gradients(
         target=target,
         layers=layers,
         train=train,
+        max_size=max_size,
         tensorboard=tensorboard,
         json=console.json,
     )

@@ -9,7 +9,7 @@ from typing import Any
 from torchpeek.cli.console import counted, print_json, print_skipped, print_table, print_written, progress
 from torchpeek.cli.evaluation_run import COLUMNS, EvaluationRun
 from torchpeek.cli.explainer import make_explainer
-from torchpeek.cli.loading import loaded_model, titled
+from torchpeek.cli.loading import check_max_size, loaded_model, titled
 from torchpeek.cli.method_selection import check_methods, metric_options
 from torchpeek.cli.options import MethodOptions, MetricOptions, ModelOptions, OutputOptions, TargetOptions
 from torchpeek.cli.output import output_folder
@@ -37,18 +37,20 @@ def run(
     metric: MetricOptions,
     output: OutputOptions,
     *,
+    max_size: int | None,
     json: bool,
 ) -> int:
     """Explain and measure the pictures one by one, and print and write the results. Returns the exit status."""
     if not pictures:
         raise OptionError("no pictures; give files, folders or globs: torchpeek evaluate holiday/ --model ...")
+    check_max_size(max_size)
     check_target(target)
     check_methods(method)
     metrics = metric_options(metric.metrics or _DEFAULT_METRICS, metric.metric_options or ())
     files = find_pictures(pictures)
     regions = read_regions(files, metrics, metric.boxes, metric.masks)
     loaded = loaded_model(model, device)
-    explainer = make_explainer(loaded, files, target, method, HeatmapOptions(seed=method.seed))
+    explainer = make_explainer(loaded, files, target, method, HeatmapOptions(seed=method.seed), max_size=max_size)
     evaluation = EvaluationRun(explainer, metrics, regions, named=frozenset(metric.metrics or ()))
     with output_folder(output) as folder:
         try:

@@ -79,7 +79,7 @@ class EvaluationRun:
         """
         loaded = self.explainer.loaded
         try:
-            picture = loaded.read(file)
+            picture = self.explainer.read(file)
             if self.regions.source and TAKEN_AS_WHOLE in picture.notes:  # the region may lie elsewhere in the input
                 notify(TAKEN_AS_WHOLE)
         except Exception as error:
@@ -95,7 +95,7 @@ class EvaluationRun:
             self.skipped.add(file, error, unless=() if self.results else REQUEST)
             return
         for name, heatmap in heatmaps.items():
-            self._facts = self._facts or report_facts(heatmap.provenance)
+            self._facts = self._facts or report_facts(heatmap.provenance, self.explainer.max_size)
             self._options[name] = heatmap.provenance.options
             self._layers[layer_description(heatmap.provenance)] = None  # another input size may have another layer
         explained = picture_predictions(trace, 0, picture, self.explainer.labels).explained

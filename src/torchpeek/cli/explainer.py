@@ -21,6 +21,7 @@ from torchpeek.errors import LayerNotFound, TargetError
 from torchpeek.explanation import HeatmapOptions, LayerChoice, explain_methods, trace
 from torchpeek.heatmap import Heatmap, Provenance
 from torchpeek.models import LoadedModel
+from torchpeek.picture import Picture
 
 # What a score is of, where its own name does not say it.
 _SCORE_OF = {"score of a detected box": "", "cosine similarity": " of picture and text"}
@@ -36,6 +37,11 @@ class Explainer:
     target: Target
     labels: Labels
     options: HeatmapOptions
+    max_size: int | None = None
+
+    def read(self, file: Path) -> Picture:
+        """The picture, reduced to --max-size."""
+        return self.loaded.read(file, max_size=self.max_size)
 
     def explain(self, tensor: Tensor) -> tuple[Trace, dict[str, Heatmap]]:
         """A trace of a batch (N, C, H, W), for the predictions, and the heatmap of each method."""
@@ -57,6 +63,7 @@ def make_explainer(
     *,
     top: int | None = None,
     contrast: int | None = None,
+    max_size: int | None = None,
 ) -> Explainer:
     """The explainer that the options describe. With --method all, the first picture decides what the model allows."""
     bound_target = make_target(target, loaded, top, contrast)
@@ -64,7 +71,7 @@ def make_explainer(
     choice = LayerChoice(names[0] if names and len(names) == 1 and options.fuse is None else names, method.layout)
     methods = method_names(method)
     if "all" in method.methods:
-        methods = _applicable(methods, loaded, pictures, choice, bound_target)
+        methods = _applicable(methods, loaded, pictures, choice, bound_target, max_size)
     return Explainer(
         loaded,
         method_options(methods, method.method_options or ()),
@@ -72,6 +79,7 @@ def make_explainer(
         bound_target,
         Labels(loaded.class_names, distinct_texts(target), box_ranks(target)),
         options,
+        max_size,
     )
 
 
@@ -81,11 +89,13 @@ def _applicable(
     pictures: Sequence[Path],
     choice: LayerChoice,
     target: Target,
+    max_size: int | None,
 ) -> list[str]:
     """The methods that the model's head allows, tried on the first picture that can be read and explained."""
     for path in pictures:
         try:
-            first = trace(loaded, path, layer=choice.layer, layout=choice.layout, target=target, gradients=False)
+            picture = loaded.read(path, max_size=max_size)
+            first = trace(loaded, picture, layer=choice.layer, layout=choice.layout, target=target, gradients=False)
             headless = any(first.only(name).head is None for name in first.at)
         except (LayerNotFound, TargetError):
             raise
@@ -95,14 +105,15 @@ def _applicable(
     return methods
 
 
-def report_facts(provenance: Provenance, **more: str) -> dict[str, str]:
+def report_facts(provenance: Provenance, max_size: int | None, **more: str) -> dict[str, str]:
     """What holds for every picture of a run. `more` comes before how it was computed."""
     score, *source = re.split("(?=, from )", provenance.score, maxsplit=1)
     return {
         "model": provenance.model,
         "weights": provenance.weights or "the model's own",
         "layer": layer_description(provenance),
-        "preprocessing": provenance.preprocess,
+        "preprocessing": ("" if max_size is None else f"reduced to at most {max_size} x {max_size}; ")
+        + provenance.preprocess,
         "score": f"{score}{_SCORE_OF.get(score, ' of the class')}{''.join(source)}",
         **more,
         "computed": f"in {provenance.dtype} on {provenance.device}, torch {provenance.torch}, torchpeek {__version__}",

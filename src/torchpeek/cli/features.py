@@ -13,7 +13,7 @@ from torchpeek.anatomy import activations, statistics
 from torchpeek.anatomy.statistics import LayerStatistics
 from torchpeek.cli.console import counted, print_json, print_skipped, print_table, print_written, progress
 from torchpeek.cli.drawing import check_grid
-from torchpeek.cli.loading import about, loaded_model, remark, titled
+from torchpeek.cli.loading import about, check_max_size, loaded_model, remark, titled
 from torchpeek.cli.options import ModelOptions, OutputOptions, layer_names
 from torchpeek.cli.output import file_names, output_folder, tensorboard_writer
 from torchpeek.cli.skipped import Skipped
@@ -37,12 +37,14 @@ def run(
     most: int,
     scale: str,
     colormap: str,
+    max_size: int | None,
     tensorboard: Path | None,
     json: bool,
 ) -> int:
     """Show what the layers return for each picture. Returns the exit status."""
     if not pictures:
         raise OptionError("no pictures; give files, folders or globs: torchpeek features cat.jpg --model ...")
+    check_max_size(max_size)
     check_grid(most=most, scale=scale, colormap=colormap)
     files = find_pictures(pictures)
     loaded = loaded_model(model, device)
@@ -59,7 +61,7 @@ def run(
         try:
             for step, file in enumerate(files):
                 try:
-                    picture = loaded.read(file)
+                    picture = loaded.read(file, max_size=max_size)
                     selected = layer_names(layers) or [
                         suggest_layer(loaded.module, model_call_for(loaded, picture)).layer
                     ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchpeek.anatomy import GradientFlow, gradient_flow
 from torchpeek.cli.console import print_json, print_skipped, print_table, print_written
-from torchpeek.cli.loading import about, loaded_model, titled
+from torchpeek.cli.loading import about, check_max_size, loaded_model, titled
 from torchpeek.cli.options import ModelOptions, OutputOptions, layer_names
 from torchpeek.cli.output import output_folder, tensorboard_writer
 from torchpeek.cli.skipped import Skipped
@@ -33,19 +33,21 @@ def run(
     target: str | None,
     layers: Sequence[str] | None,
     train: bool,
+    max_size: int | None,
     tensorboard: Path | None,
     json: bool,
 ) -> int:
     """Show the gradients of one training step on the pictures. Returns the exit status."""
     if not pictures:
         raise OptionError("no pictures; give files, folders or globs: torchpeek gradients cat.jpg --model ...")
+    check_max_size(max_size)
     files = find_pictures(pictures)
     loaded = loaded_model(model, device)
     label = int(target) if target is not None and target.isascii() and target.isdigit() else target
     mode = "train" if train else "eval"
     with output_folder(output) as folder, tensorboard_writer(tensorboard) as writer:
         skipped = Skipped()
-        batch = _batch(loaded, files, skipped)
+        batch = _batch(loaded, files, max_size, skipped)
         flow = None if batch is None else _flow(loaded, batch, label, layers=layer_names(layers), train=train)
         results: dict[str, Any] = {
             "about": about(loaded) | {"mode": mode, "pictures": len(files) - len(skipped)},
@@ -89,12 +91,12 @@ def _named(label: int | str | None, loaded: LoadedModel) -> str:
     return f"class {label}{name}"
 
 
-def _batch(loaded: LoadedModel, files: list[Path], skipped: Skipped) -> Tensor | None:
+def _batch(loaded: LoadedModel, files: list[Path], max_size: int | None, skipped: Skipped) -> Tensor | None:
     """The pictures that can be read, as one batch, or None. The others are added to `skipped`."""
     tensors = []
     for file in files:
         try:
-            tensors.append(loaded.read(file).tensor)
+            tensors.append(loaded.read(file, max_size=max_size).tensor)
         except FileError as error:
             skipped.add(file, error)
     if not tensors:

@@ -10,7 +10,7 @@ import torch
 
 from torchpeek.anatomy import layers
 from torchpeek.cli.console import print_json, print_table, print_written
-from torchpeek.cli.loading import loaded_model
+from torchpeek.cli.loading import check_max_size, loaded_model
 from torchpeek.cli.options import ModelOptions, OutputOptions
 from torchpeek.cli.output import output_folder
 from torchpeek.errors import InputError
@@ -24,14 +24,16 @@ def run(
     *,
     picture: Path | None,
     input_size: Sequence[int] | None,
+    max_size: int | None,
     json: bool,
 ) -> int:
     """List the layers of the model. Returns the exit status."""
     if picture is not None and input_size:
         raise InputError("--picture and --input-size both say what the input is; give one")
+    check_max_size(max_size)
     loaded = loaded_model(model)
     if picture is not None:
-        inputs = loaded.read(picture).tensor
+        inputs = loaded.read(picture, max_size=max_size).tensor
     else:
         shape = input_size or _input_size(loaded.preprocess)
         inputs = torch.zeros(1, *shape, device=loaded.device, dtype=loaded.dtype)

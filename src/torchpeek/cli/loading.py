@@ -27,6 +27,12 @@ def loaded_model(options: ModelOptions, device: str | None = None) -> LoadedMode
     return loaded
 
 
+def check_max_size(max_size: int | None) -> None:
+    """Raise OptionError for a --max-size that no picture can have."""
+    if max_size is not None and max_size < 1:
+        raise OptionError(f"--max-size is {max_size}; allowed: a number of pixels, 1 or more")
+
+
 def about(loaded: LoadedModel) -> dict[str, str]:
     """What every result depends on."""
     return {"model": loaded.spec, "weights": loaded.weights or "the model's own"}

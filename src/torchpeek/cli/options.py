@@ -43,6 +43,15 @@ def option(text: str, *names: str, **more: Any) -> Parameter:
 
 Pictures: TypeAlias = Annotated[str, option("Picture files, globs, and folders, without their subfolders.")]
 
+MaxSize: TypeAlias = Annotated[
+    int | None,
+    option(
+        "Reduce pictures whose width or height is larger than this number of pixels, before the model's preprocessing. "
+        "By default, no picture is reduced.",
+        group=INPUT,
+    ),
+]
+
 Device: TypeAlias = Annotated[str, option("cpu, cuda, cuda:1 or mps.", group=MODEL)]
 
 TensorBoardFolder: TypeAlias = Annotated[
@@ -199,15 +208,23 @@ class OverlayOptions:
         str,
         option("viridis, inferno, turbo, jet or diverging. diverging also shows what is evidence against the class."),
     ] = "viridis"
-    alpha: Annotated[float, option("How much of the heatmap is mixed into the picture, 0 to 1.")] = 0.5
-    fade: Annotated[bool, option("Mix in less of the heatmap where its value is low.")] = False
+    alpha: Annotated[float, option("How much of the heatmap is mixed into the picture, 0 to 1.")] = 0.6
+    fade: Annotated[bool, option("Mix in less of the heatmap where its value is low. This is the default.")] = False
+    even: Annotated[bool, option("Mix in as much of the heatmap everywhere, whatever its value.")] = False
+    signed: Annotated[bool, option("The same as --colormap diverging.")] = False
+    colorbar: Annotated[bool, option("Draw a colour bar with the map's values below each overlay.")] = False
     extract: Annotated[
         bool, option("Also write the picture multiplied by the heatmap, which keeps only what mattered.")
     ] = False
 
+    @property
+    def drawn_colormap(self) -> str:
+        """The colormap that is drawn."""
+        return "diverging" if self.signed else self.colormap
+
     def __str__(self) -> str:
         """The line in a report."""
-        return f"{self.colormap}, alpha {self.alpha:g}{', fading with the value' if self.fade else ''}"
+        return f"{self.drawn_colormap}, alpha {self.alpha:g}, {'an even mix' if self.even else 'fading with the value'}"
 
 
 @Parameter(name="*", group=OUTPUT)

@@ -17,8 +17,9 @@ from torchpeek.hooks import containers
 from torchpeek.picture import Picture
 from torchpeek.store import file_stem
 
-Quantity: TypeAlias = Literal["probability", "score", "share", "similarity"]
-"""What a value is: a class's probability, a box's score, a class's share of the pixels, or a text's cosine."""
+Quantity: TypeAlias = Literal["probability", "score", "share", "similarity", "output"]
+"""What a value is: a class's probability, a box's score, a class's share of the pixels, a text's cosine, or the only
+output of a model, whose softmax is 1 whatever it is."""
 
 Corners: TypeAlias = tuple[float, ...]
 """Left, top, right, bottom in pixels of the original picture."""
@@ -44,10 +45,17 @@ class Prediction:
 
     @property
     def confidence(self) -> str:
-        """The value in words: `12.3 %`, `12.3 % of the pixels`, `cosine 0.211`."""
+        """The value in words: `12.3 %`, `12.3 % of the pixels`, `cosine 0.211`, `output 3.14`."""
+        if self.quantity == "output":
+            return f"output {self.value:.3g}"
         if self.quantity == "similarity":
             return f"cosine {self.value:.3f}"
         return f"{100 * self.value:.1f} %" + (" of the pixels" if self.quantity == "share" else "")
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the value is a share of a whole, 0 to 1."""
+        return self.quantity not in ("similarity", "output")
 
     @property
     def words(self) -> str:
@@ -115,7 +123,11 @@ def picture_predictions(trace: Trace, n: int, picture: Picture, labels: Labels) 
                 for label, score in zip(question.labels[0].tolist(), trace.scores[n].tolist(), strict=True)
             ]
             return PicturePredictions(sorted(texts, key=lambda each: -each.value)[:_MOST], texts)
-    return _classes(class_logits(output)[n].detach().softmax(0), question, labels)
+    logits = class_logits(output)[n].detach()
+    if len(logits) == 1:
+        only = Prediction(labels.of_class(0), float(logits[0]), "output", 0)
+        return PicturePredictions([only], [only] * question.labels.shape[1])
+    return _classes(logits.softmax(0), question, labels)
 
 
 def renamed(question: Question, class_names: Mapping[int, str], labels: Labels) -> Mapping[int, str]:
@@ -177,12 +189,14 @@ def _in_the_picture(box: Tensor, picture: Picture, *, relative: bool) -> Corners
     """The box in pixels of the original picture. It comes in pixels of the input, or `relative`: in fractions of it."""
     height, width = picture.tensor.shape[2:]
     left, top = picture.geometry.box[:2]
+    original = picture.original_geometry
     whole = (width, height) == picture.image.size and (left, top) == (0, 0)
     if not relative and whole:  # the input is the picture as it is, even if the model resizes it inside
-        return tuple(box.tolist())
+        scale = [have / now for have, now in zip(original.size, picture.image.size, strict=True)]
+        return tuple((box * torch.tensor([*scale, *scale])).tolist())
     across, down = box[0::2], box[1::2]  # left and right, top and bottom
     if not relative:
         across, down = across / width, down / height
-    left, top, right, bottom = picture.geometry.box
+    left, top, right, bottom = original.box
     across, down = left + across * (right - left), top + down * (bottom - top)
     return tuple(torch.stack([across, down], dim=1).flatten().tolist())

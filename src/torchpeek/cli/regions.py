@@ -116,13 +116,13 @@ def _check_distinct(files: Sequence[Path], name_of: Callable[[Path], str], advic
 
 
 def _check_size(file: Path, shape: torch.Size, picture: Picture) -> None:
-    width, height = picture.geometry.size
+    width, height = picture.original_geometry.size
     if tuple(shape) != (height, width):
         raise InputError(f"its mask {file} is {shape[1]} x {shape[0]}, and the picture {width} x {height}")
 
 
 def _check_inside(box: Sequence[float], picture: Picture) -> None:
     left, top, right, bottom = box
-    width, height = picture.geometry.size
+    width, height = picture.original_geometry.size
     if right <= 0 or bottom <= 0 or left >= width or top >= height:
         raise InputError(f"its box {list(box)} lies outside of the picture, which is {width} x {height}")

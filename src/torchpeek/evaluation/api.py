@@ -126,7 +126,7 @@ def evaluate(
     check_same(heatmaps, trace.scores)
     for name in selected:
         check_applies(find_metric(name), trace)
-    geometry = None if picture is None else picture.geometry
+    geometry = None if picture is None else picture.original_geometry
     regions = regions_of(masks, boxes, trace.inputs.shape, trace.scores.shape[1], geometry)
     clean = CleanPass(trace, seed, batch)
     measured: dict[str, dict[str, Measurement]] = {name: {} for name in heatmaps}

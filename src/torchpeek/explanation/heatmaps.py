@@ -20,6 +20,7 @@ from torchpeek.heatmap import Heatmap, Provenance
 from torchpeek.interrupts import uninterrupted
 from torchpeek.models import Inputs, Model, model_call_for, module_of
 from torchpeek.models.quantised import quantisation_errors, quantised_layers
+from torchpeek.picture import Picture
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,15 @@ def _of_list(
                 heatmaps[name].append(heatmap[start : start + len(call)])
                 start += len(call)
         first += size
-    return heatmaps
+    return {name: [_of_picture(*pair) for pair in zip(inputs, each, strict=True)] for name, each in heatmaps.items()}
+
+
+def _of_picture(picture: object, heatmap: Heatmap) -> Heatmap:
+    """The heatmap, whose provenance says that the picture was reduced if it was."""
+    if not isinstance(picture, Picture) or not picture.reduction:
+        return heatmap
+    provenance = heatmap.provenance
+    return replace(heatmap, provenance=replace(provenance, preprocess=picture.preprocessing(provenance.preprocess)))
 
 
 def _runs_of_one_shape(calls: list[ModelCall], most: int = 16) -> list[list[ModelCall]]:

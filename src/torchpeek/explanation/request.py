@@ -24,6 +24,7 @@ from torchpeek.engine.targets import as_target
 from torchpeek.errors import InputError
 from torchpeek.hooks import Selection, select
 from torchpeek.models import LoadedModel, Model, model_call_for, module_of
+from torchpeek.picture import Picture
 
 TargetLike: TypeAlias = Any
 """None (the predicted class), a class index or name, a tensor or list of these (N,) or (N, K), or a tp.targets.*"""
@@ -94,7 +95,7 @@ def explanation_request(model: Model, inputs: object, choice: LayerChoice, targe
     call = with_observed_layers(module, call, target)
     layers = None if choice.layer is None else select(module, with_wrapper_prefix(module, choice.layer))
     several = isinstance(choice.layer, (list, tuple))
-    return ExplanationRequest(module, call, target, _origin(model), layers, several, choice.layout_spec)
+    return ExplanationRequest(module, call, target, _origin(model, inputs), layers, several, choice.layout_spec)
 
 
 def class_names_of(model: Model) -> Sequence[str] | None:
@@ -102,11 +103,13 @@ def class_names_of(model: Model) -> Sequence[str] | None:
     return model.class_names if isinstance(model, LoadedModel) else None
 
 
-def _origin(model: Model) -> Origin:
+def _origin(model: Model, inputs: object) -> Origin:
     if not isinstance(model, LoadedModel):
-        return Origin(network_name(model))
+        return Origin(network_name(model), preprocess=inputs.reduction if isinstance(inputs, Picture) else "")
     spec = model.spec or network_name(model.module)
     preprocess = str(model.preprocess)
     if "__str__" not in vars(type(model.preprocess)):  # a function, or an object that does not describe itself
         preprocess = f"the model's own ({getattr(model.preprocess, '__name__', type(model.preprocess).__name__)})"
+    if isinstance(inputs, Picture):
+        preprocess = inputs.preprocessing(preprocess)
     return Origin(spec, model.weights, preprocess, class_names=model.class_names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -67,7 +67,7 @@ class LoadedModel:
                 f"class_names is a {type(names).__name__} with other entries than names; give a list of strings"
             )
 
-    def read(self, picture: str | PathLike[str] | Image.Image) -> Picture:
+    def read(self, picture: str | PathLike[str] | Image.Image, *, max_size: int | None = None) -> Picture:
         """Read a picture: upright, in RGB, with its tensor on the device and in the dtype of the model.
 
         If the preprocessing returns no Geometry, the input is taken to show the whole image, and the Picture's notes
@@ -75,12 +75,16 @@ class LoadedModel:
 
         Args:
             picture: Path of a file, or a PIL image.
+            max_size: Largest width and height, in pixels. A larger picture is reduced in its proportions before the
+                preprocessing, which sees the reduced picture; a JPEG file already while it is decoded. Heatmaps are
+                drawn on the reduced picture. A smaller picture stays as it is. None: no picture is reduced.
 
         Returns:
-            The Picture. Its tensor is (1, C, H, W).
+            The Picture. Its tensor is (1, C, H, W). If it was reduced, its notes say so, and `original_size` is set.
 
         Raises:
-            InputError: When `picture` is something else, or the preprocessing returns something else than allowed.
+            InputError: When `picture` is something else, the preprocessing returns something else than allowed, or
+                `max_size` is no positive integer.
             PictureError: When the file cannot be read. The message names it.
 
         Example:
@@ -88,14 +92,18 @@ class LoadedModel:
             >>> loaded = tp.LoadedModel(nn.Conv2d(3, 2, 3), tp.Preprocess(resize=24, crop=(24, 24)))
             >>> loaded.read(Image.new("RGB", (64, 48))).tensor.shape
             torch.Size([1, 3, 24, 24])
+            >>> loaded.read(Image.new("RGB", (640, 480)), max_size=64).notes
+            ('reduced from 640 x 480 to 64 x 48',)
         """
+        if max_size is not None and (isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 1):
+            raise InputError(f"max_size is {max_size!r}; allowed: a number of pixels, 1 or more, or None for no limit")
         if not isinstance(picture, (str, PathLike, Image.Image)):
             raise InputError(f"picture is a {type(picture).__name__}; allowed: a path or a PIL image")
         if isinstance(picture, Image.Image):
-            image, notes = upright_rgb(picture)
+            image, notes, original_size = upright_rgb(picture, max_size)
             name = str(getattr(picture, "filename", "") or "picture")
         else:
-            image, notes = read_image(picture)
+            image, notes, original_size = read_image(picture, max_size)
             name = str(picture)
         result = self.preprocess(image)
         if isinstance(result, Tensor):
@@ -105,7 +113,9 @@ class LoadedModel:
             tensor, geometry = result
         else:
             raise InputError(f"preprocess gave a {type(result).__name__}; allowed: a tensor, or (tensor, Geometry)")
-        return Picture(image, tensor.to(self.device, self.dtype), geometry, Path(name).name, notes)
+        reduced_from = None if image.size == original_size else original_size
+        read = Picture(image, tensor.to(self.device, self.dtype), geometry, Path(name).name, notes, reduced_from)
+        return replace(read, notes=(read.reduction, *notes)) if read.reduction else read
 
     def embed(self, texts: str | Sequence[str]) -> Tensor:
         """Return the embeddings of texts, to compare pictures with: `tp.targets.Similarity(to=...)`.

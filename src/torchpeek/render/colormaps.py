@@ -18,6 +18,7 @@ import numpy.typing as npt
 from torchpeek.errors import OptionError, closest
 
 Table: TypeAlias = npt.NDArray[np.uint8]  # (256, 3)
+Plane: TypeAlias = npt.NDArray[np.float32]  # (H, W)
 
 DIVERGING = "diverging"
 """The colormap for signed values: blue below zero, light grey at zero, red above."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from PIL import Image
 
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, OptionError
+from torchpeek.picture import Picture
+from torchpeek.render.canvas import enlarged
 from torchpeek.render.text import caption
 
 
@@ -15,6 +18,8 @@ def mosaic(
     pictures: Sequence[Image.Image],
     captions: Sequence[str],
     *,
+    original: Picture | Image.Image | None = None,
+    prediction: str = "",
     columns: int | None = None,
     width: int = 320,
     gap: int = 8,
@@ -22,11 +27,15 @@ def mosaic(
     """Put pictures on a white sheet, each with its caption above.
 
     The height of a picture follows from its shape, up to three times the width. A row is as high as its highest one.
+    Of pictures whose longer side is below 224 pixels, each pixel is drawn as a square.
 
     Args:
         pictures: PIL images.
         captions: A caption for each picture.
-        columns: Number of pictures in a row. None is about the square root of their number.
+        original: The photograph, which comes first.
+        prediction: The caption of the original, such as "predicted: tiger cat 82.3 %".
+        columns: Number of pictures in a row, beside the original, which then has a column of its own. None is about
+            the square root of their number, with the original as the first of them.
         width: Width of each picture, in pixels.
         gap: Distance between pictures, in pixels.
 
@@ -35,6 +44,7 @@ def mosaic(
 
     Raises:
         InputError: When there are no pictures, or not as many captions.
+        OptionError: When `columns` is below 1.
 
     Example:
         >>> from PIL import Image
@@ -46,27 +56,51 @@ def mosaic(
         raise InputError(
             f"got {len(pictures)} pictures and {len(captions)} captions; give at least one, and as many of both"
         )
-    per_row = columns or math.ceil(math.sqrt(len(pictures)))
+    if columns is not None and columns < 1:
+        raise OptionError(f"columns is {columns}; allowed: 1 or more, or None")
     tiles = [_tile(picture, words, width) for picture, words in zip(pictures, captions, strict=True)]
-    rows = [tiles[start : start + per_row] for start in range(0, len(tiles), per_row)]
-    heights = [max(tile.height for tile in row) for row in rows]
-    sheet = Image.new(
-        "RGB", (gap + (width + gap) * min(per_row, len(tiles)), gap + sum(heights) + gap * len(rows)), "white"
-    )
+    if original is None:
+        return _sheet(_rows(tiles, columns), width, gap)
+    photo = _tile(original.image if isinstance(original, Picture) else original, prediction, width)
+    if columns is None:
+        return _sheet(_rows([photo, *tiles], None), width, gap)
+    first, *rest = _rows(tiles, columns)
+    rows = [[photo, *first], *([None, *row] for row in rest)]
+    return _sheet(rows, width, gap)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tile:
+    """A caption, and the picture below it."""
+
+    words: Image.Image
+    picture: Image.Image
+
+
+def _rows(tiles: Sequence[_Tile], columns: int | None) -> list[list[_Tile | None]]:
+    across = columns or math.ceil(math.sqrt(len(tiles)))
+    return [list(tiles[start : start + across]) for start in range(0, len(tiles), across)]
+
+
+def _sheet(rows: Sequence[Sequence[_Tile | None]], width: int, gap: int) -> Image.Image:
+    """Draw rows of tiles. The captions of a row are of one height, so that its pictures begin at one line."""
+    above = [max(tile.words.height for tile in row if tile) for row in rows]
+    below = [max(tile.picture.height for tile in row if tile) for row in rows]
+    size = (gap + (width + gap) * max(map(len, rows)), gap + sum(above) + sum(below) + gap * len(rows))
+    sheet = Image.new("RGB", size, "white")
     top = gap
-    for row, height in zip(rows, heights, strict=True):
+    for row, words, picture in zip(rows, above, below, strict=True):
         for column, tile in enumerate(row):
-            sheet.paste(tile, (gap + (width + gap) * column, top + height - tile.height))
-        top += height + gap
+            if tile is not None:
+                left = gap + (width + gap) * column
+                sheet.paste(tile.words, (left, top + words - tile.words.height))
+                sheet.paste(tile.picture, (left, top + words))
+        top += words + picture + gap
     return sheet
 
 
-def _tile(picture: Image.Image, words: str, width: int) -> Image.Image:
-    scale = min(width / picture.width, 3 * width / picture.height)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    scaled = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    words_above = caption(words, width)
-    tile = Image.new("RGB", (width, words_above.height + scaled.height), "white")
-    tile.paste(words_above, (0, 0))
-    tile.paste(scaled, (0, words_above.height))
-    return tile
+def _tile(picture: Image.Image, words: str, width: int) -> _Tile:
+    large = enlarged(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    scale = min(width / large.width, 3 * width / large.height)
+    size = (max(1, round(large.width * scale)), max(1, round(large.height * scale)))
+    return _Tile(caption(words, width), large.resize(size, Image.Resampling.LANCZOS))

@@ -2,81 +2,104 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from torchpeek.errors import InputError, OptionError
+from torchpeek.errors import OptionError
 from torchpeek.heatmap import Heatmap
-from torchpeek.picture import Geometry, Picture
-from torchpeek.render.colormaps import DIVERGING, coloured
+from torchpeek.picture import Geometry
+from torchpeek.render.canvas import Canvas, Flat, as_numpy, canvas_of, interpolation, one_map
+from torchpeek.render.colormaps import DIVERGING, Plane
+from torchpeek.render.scale import ColourScale, scale_of, sign_words, with_colorbar
+from torchpeek.render.slices import Stack, slices_of
 from torchpeek.render.text import stamped
 
-Plane: TypeAlias = npt.NDArray[np.float32]  # (H, W)
+_BAND = 1 << 21  # pixels that are coloured at a time, so that a huge picture needs little more memory than its own
 
 
 def overlay(
-    picture: Picture | Image.Image,
+    picture: Flat | Stack,
     heatmap: Heatmap,
     *,
     colormap: str = "viridis",
-    alpha: float = 0.5,
-    fade: bool = False,
+    alpha: float = 0.6,
+    fade: bool = True,
     limit: float | None = None,
+    signed: bool = False,
+    colorbar: bool = False,
+    edge: bool = True,
+    enlarge: bool = True,
+    index: int | None = None,
+    axis: int = 0,
 ) -> Image.Image:
     """Draw a heatmap over the whole original picture.
 
-    A sequential colormap shows positive values, `heatmap.positive()`, from 0 to `limit`. The colormap "diverging" shows
-    signed values from -limit to limit. What the preprocessing cropped away stays as it is. If the weights are random,
-    the picture says so.
+    The colour is mixed in, in proportion to the value, so that the picture stays as it is where the map is zero. A
+    sequential colormap shows positive values, `heatmap.positive()`, from 0 to `limit`. Signed values are shown from
+    -limit to limit, in the colormap "diverging". What the preprocessing cropped away stays as it is, beyond a thin
+    white and black line. If the weights are random, the picture says so.
+
+    Of a volume or a video, one slice or frame is drawn. The scale is that of the whole map.
 
     Args:
-        picture: A Picture, or a PIL image, which is taken to be shown to the model as a whole.
-        heatmap: A heatmap of one sample and score, `heatmap[n, k]`: values (1, 1, h, w).
+        picture: A Picture. Or a PIL image or the tensor of one sample, which are taken to be shown to the model as a
+            whole; a tensor is drawn in RGB or grey, from its lowest to its highest value. For a grid of three axes: the
+            tensor of a volume (C, D, H, W), of a video (C, T, H, W) or of frames (T, C, H, W), or a sequence of frames.
+        heatmap: A heatmap of one sample and score, `heatmap[n, k]`: values (1, 1, h, w) or (1, 1, d, h, w).
         colormap: A key of `render.COLORMAPS`.
         alpha: How much of the colour is mixed in, from 0 (the picture) to 1 (the colour).
-        fade: Whether the colour is mixed in proportion to the value, up to `alpha`.
+        fade: Whether the colour is mixed in proportion to the value, up to `alpha`. False is an even mix.
         limit: The value of the last colour. None is the map's own largest. Give one to compare maps.
+        signed: Whether negative values are drawn, too, in the colormap "diverging".
+        colorbar: Whether a colour bar with the map's values is drawn below the picture.
+        edge: Whether a thin line marks what the model saw, where that is not the whole picture.
+        enlarge: Whether pictures whose longer side is below 224 pixels are enlarged by a whole factor.
+        index: Which slice or frame is drawn. None is the one with the highest value, and the picture says which it is.
+        axis: The axis of the volume along which `index` counts: 0 (depth or time), 1 (rows) or 2 (columns).
 
     Returns:
-        A PIL image in RGB, in the size of the original picture.
+        A PIL image in RGB, in the size of the original picture, times the factor by which it is enlarged. The colour
+        bar comes below.
 
     Raises:
         InputError: When `picture` is something else, or the heatmap has several maps.
-        OptionError: When `alpha` is out of range, or there is no such colormap.
+        OptionError: When an option has a value that is not allowed.
 
     Example:
         >>> from PIL import Image
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        >>> heatmap = tp.explain(model, torch.rand(1, 3, 8, 8), layer="0")
-        >>> tp.render.overlay(Image.new("RGB", (64, 48)), heatmap[0, 0]).size
-        (64, 48)
+        >>> heatmap = tp.explain(model, torch.rand(1, 3, 8, 8), layer="0", target=2)
+        >>> tp.render.overlay(Image.new("RGB", (640, 480)), heatmap[0, 0], signed=True).size
+        (640, 480)
     """
-    if not 0 <= alpha <= 1:
-        raise OptionError(f"alpha is {alpha}; allowed: 0 (the picture) to 1 (the colour)")
-    image, geometry = _image_of(picture)
-    heat = placed(_one_map(heatmap), geometry)  # (H, W), NaN outside of the model's input
-    unit = _scaled(heat, limit, signed=colormap == DIVERGING)
-    strength = np.abs(unit * 2 - 1) if colormap == DIVERGING else unit
-    weight = np.where(np.isnan(heat), np.float32(0), alpha * strength if fade else np.float32(alpha))
-    mask = Image.fromarray(np.rint(weight * 255).astype(np.uint8))
-    return _stamped_if_random(Image.composite(Image.fromarray(coloured(unit, colormap)), image, mask), heatmap)
+    check_alpha(alpha)
+    if index is None and axis == 0 and heatmap.values.ndim != 5:
+        canvas, values, words = canvas_of(picture), one_map(heatmap, 2), ""
+    else:
+        slices = slices_of(picture, heatmap, axis)
+        index = slices.strongest(signed=signed or colormap == DIVERGING) if index is None else slices.checked(index)
+        canvas, values, words = slices.canvas(index), slices.values(index), slices.name(index)
+    scale = scale_of(heatmap, colormap=colormap, limit=limit, signed=signed)
+    drawn = drawn_over(canvas.enlarged() if enlarge else canvas, values, scale, alpha=alpha, fade=fade, edge=edge)
+    drawn = stamped_if_random(stamped(drawn, words) if words else drawn, heatmap)
+    words = sign_words(heatmap, scale, beside=colorbar)
+    return with_colorbar(drawn, scale, words) if colorbar else drawn
 
 
-def extract(picture: Picture | Image.Image, heatmap: Heatmap) -> Image.Image:
+def extract(picture: Flat, heatmap: Heatmap, *, enlarge: bool = True) -> Image.Image:
     """Multiply the picture by the heatmap, so that everything without positive values is black.
 
     The factor is `heatmap.positive()` scaled to a maximum of 1. It is 0 outside of the model's input.
 
     Args:
-        picture: A Picture, or a PIL image, which is taken to be shown to the model as a whole.
+        picture: A Picture. Or a PIL image or the tensor of one sample, which are taken to be shown to the model as a
+            whole.
         heatmap: A heatmap of one sample and score, `heatmap[n, k]`: values (1, 1, h, w).
+        enlarge: Whether pictures whose longer side is below 224 pixels are enlarged by a whole factor.
 
     Returns:
-        A PIL image in RGB, in the size of the original picture.
+        A PIL image in RGB, in the size of the original picture, times the factor by which it is enlarged.
 
     Raises:
         InputError: When `picture` is something else, or the heatmap has several maps.
@@ -84,14 +107,18 @@ def extract(picture: Picture | Image.Image, heatmap: Heatmap) -> Image.Image:
     Example:
         >>> from PIL import Image
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        >>> heatmap = tp.explain(model, torch.rand(1, 3, 8, 8), layer="0")
-        >>> tp.render.extract(Image.new("RGB", (64, 48)), heatmap[0, 0]).size
-        (64, 48)
+        >>> heatmap = tp.explain(model, torch.rand(1, 3, 8, 8), layer="0", target=2).unit()
+        >>> tp.render.extract(Image.new("RGB", (640, 480)), heatmap[0, 0]).size
+        (640, 480)
     """
-    image, geometry = _image_of(picture)
-    factor = _scaled(placed(_one_map(heatmap), geometry), None, signed=False)
+    values = one_map(heatmap, 2)
+    canvas = canvas_of(picture)
+    canvas = canvas.enlarged() if enlarge else canvas
+    scale = scale_of(heatmap, colormap="viridis", limit=None, signed=False)
+    sign_words(heatmap, scale)
+    factor = scale.unit(placed(values, canvas.geometry))
     mask = Image.fromarray(np.rint(np.nan_to_num(factor) * 255).astype(np.uint8))
-    return _stamped_if_random(Image.composite(image, Image.new("RGB", image.size), mask), heatmap)
+    return stamped_if_random(Image.composite(canvas.image, Image.new("RGB", canvas.image.size), mask), heatmap)
 
 
 def placed(values: Tensor, geometry: Geometry) -> Plane:
@@ -113,45 +140,54 @@ def placed(values: Tensor, geometry: Geometry) -> Plane:
         [True, False, False, True]
     """
     width, height = geometry.size
-    left, top, right, bottom = geometry.box
-    rows, rows_in_box = _interpolation(height, top, bottom, values.shape[0])  # (H, h), (H,)
-    columns, columns_in_box = _interpolation(width, left, right, values.shape[1])  # (W, w), (W,)
-    plane = rows @ values.detach().float().cpu().numpy() @ columns.T  # (H, W)
-    return np.where(rows_in_box[:, None] & columns_in_box, plane, np.float32(np.nan))
+    left, top, right, bottom = geometry.inside
+    plane = np.full((height, width), np.float32(np.nan))
+    rows, columns = _weights(values, geometry)
+    plane[top:bottom, left:right] = rows @ as_numpy(values) @ columns.T
+    return plane
 
 
-def _interpolation(pixels: int, start: float, stop: float, cells: int) -> tuple[Plane, npt.NDArray[np.bool_]]:
-    """Return the weights (pixels, cells) of linear interpolation on one axis, and which pixels are in [start, stop]."""
-    middles = np.arange(pixels) + 0.5
-    position = np.clip((middles - start) / (stop - start) * cells - 0.5, 0, cells - 1)
-    weights = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(cells))).astype(np.float32)
-    return weights, (middles > start) & (middles < stop)
+def drawn_over(
+    canvas: Canvas, values: Tensor, scale: ColourScale, *, alpha: float, fade: bool, edge: bool
+) -> Image.Image:
+    """Return a copy of the canvas's image with a map (h, w) drawn over it."""
+    image = canvas.image.copy()
+    left, top, right, bottom = canvas.geometry.inside
+    rows, columns = _weights(values, canvas.geometry)  # (H, h), (W, w) of the pixels that the model saw
+    heat = np.nan_to_num(as_numpy(values)) @ columns.T  # (h, W)
+    band = max(1, _BAND // max(1, right - left))  # rows
+    for start in range(top, bottom, band):
+        stop = min(start + band, bottom)
+        part = image.crop((left, start, right, stop))
+        image.paste(scale.mixed(part, rows[start - top : stop - top] @ heat, alpha, fade=fade), (left, start))
+    if edge and alpha > 0:
+        _draw_edge(image, (left, top, right, bottom))
+    return image
 
 
-def _scaled(heat: Plane, limit: float | None, *, signed: bool) -> Plane:
-    """Scale values from 0 to limit, or from -limit to limit, to [0, 1]."""
-    size = np.abs(heat) if signed else heat
-    top = float(np.nanmax(size, initial=0)) if limit is None else limit
-    unit = np.clip(heat / top, -1 if signed else 0, 1) if top > 0 else heat * 0
-    return ((unit + 1) / 2 if signed else unit).astype(np.float32)
+def check_alpha(alpha: float) -> None:
+    """Raise OptionError for a share outside of 0 to 1."""
+    if not 0 <= alpha <= 1:
+        raise OptionError(f"alpha is {alpha}; allowed: 0 (the picture) to 1 (the colour)")
 
 
-def _image_of(picture: Picture | Image.Image) -> tuple[Image.Image, Geometry]:
-    if isinstance(picture, Picture):
-        return picture.image, picture.geometry
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB"), Geometry.whole(picture.size)
-    raise InputError(f"picture is a {type(picture).__name__}; allowed: a Picture (LoadedModel.read) or a PIL image")
-
-
-def _one_map(heatmap: Heatmap) -> Tensor:
-    if heatmap.values.shape[:2] != (1, 1) or heatmap.values.ndim != 4:
-        raise InputError(
-            f"heatmap has values of shape {tuple(heatmap.values.shape)}; allowed: one map (1, 1, h, w). Next: give "
-            "heatmap[n, k]"
-        )
-    return heatmap.values[0, 0]
-
-
-def _stamped_if_random(image: Image.Image, heatmap: Heatmap) -> Image.Image:
+def stamped_if_random(image: Image.Image, heatmap: Heatmap) -> Image.Image:
+    """Return the image, which says so where the weights are random."""
     return stamped(image, "random weights") if heatmap.provenance.weights == "random" else image
+
+
+def _weights(values: Tensor, geometry: Geometry) -> tuple[Plane, Plane]:
+    """Return the weights of the rows (H, h) and the columns (W, w), of the pixels that the input shows."""
+    (width, height), (left, top, right, bottom) = geometry.size, geometry.box
+    first_column, first_row, last_column, last_row = geometry.inside
+    rows = interpolation(height, top, bottom, values.shape[0])[first_row:last_row]
+    return rows, interpolation(width, left, right, values.shape[1])[first_column:last_column]
+
+
+def _draw_edge(image: Image.Image, inside: tuple[int, int, int, int]) -> None:
+    """Draw a line around what the model saw: white, and black outside of it, which is visible on any picture."""
+    draw, thick = ImageDraw.Draw(image), max(1, round(max(image.size) / 1000))
+    left, top, right, bottom = inside
+    for distance, colour in ((2 * thick, "black"), (thick, "white")):
+        corners = (left - distance, top - distance, right - 1 + distance, bottom - 1 + distance)
+        draw.rectangle(corners, outline=colour, width=thick)

@@ -2,7 +2,15 @@
 
 from torchpeek.store.folder import OutputFolder, file_stem
 from torchpeek.store.heatmaps import load, save, save_bytes
-from torchpeek.store.pictures import figure_bytes, find_pictures, png_bytes, read_image, read_mask, upright_rgb
+from torchpeek.store.pictures import (
+    figure_bytes,
+    find_pictures,
+    png_bytes,
+    read_image,
+    read_mask,
+    reduced_size,
+    upright_rgb,
+)
 from torchpeek.store.records import encodable, json_text, parquet_bytes
 from torchpeek.store.regions import find_masks, read_boxes
 from torchpeek.store.tensors import TensorStream, tensor_bytes
@@ -22,6 +30,7 @@ __all__ = [
     "read_boxes",
     "read_image",
     "read_mask",
+    "reduced_size",
     "save",
     "save_bytes",
     "tensor_bytes",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from glob import glob, has_magic
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,42 @@ Numbers: TypeAlias = npt.NDArray[Any]
 Read = TypeVar("Read")
 
 _ORIENTATION = 0x0112  # EXIF tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by its EXIF orientation. From 5 on, width and height change places."""
+
+_RESIZABLE = ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr")
+"""The modes whose numbers can be averaged as they are. A palette's numbers, say, are no amounts of a colour."""
 
 
-def read_image(path: str | PathLike[str]) -> tuple[Image.Image, tuple[str, ...]]:
-    """Read a file as an upright RGB image, with notes on the conversion. The PictureError names the file."""
-    return _read(path, upright_rgb)
+class UprightImage(NamedTuple):
+    """An upright RGB image of a file or of another image."""
+
+    image: Image.Image
+    notes: tuple[str, ...]  # how it was converted; not whether it was reduced, which the sizes say
+    original_size: tuple[int, int]  # (width, height) in upright position, before it was reduced
+
+
+def read_image(path: str | PathLike[str], max_size: int | None = None) -> UprightImage:
+    """Read a file as an upright RGB image, neither side longer than `max_size`. The PictureError names the file.
+
+    A JPEG file is reduced while it is decoded, so that the whole of it is never in memory.
+    """
+
+    def convert(opened: Image.Image) -> UprightImage:
+        size = opened.size
+        if (reduced := reduced_size(size, max_size)) != size:
+            opened.draft(None, (2 * reduced[0], 2 * reduced[1]))  # twice as large, because the decoder's filter is poor
+        return upright_rgb(opened, max_size, size)
+
+    return _read(path, convert)
 
 
 def read_mask(path: str | PathLike[str]) -> Numbers:
@@ -40,7 +71,6 @@ def _read(path: str | PathLike[str], convert: Callable[[Image.Image], Read]) -> 
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
-                opened.load()  # a truncated file fails here, not later
                 return convert(opened)
     except PictureError as error:
         raise PictureError(f"{path}: {error}") from error
@@ -49,7 +79,8 @@ def _read(path: str | PathLike[str], convert: Callable[[Image.Image], Read]) -> 
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError(
             f"{path}: unpacks to more than {Image.MAX_IMAGE_PIXELS} pixels, which is refused as a decompression bomb. "
-            "Next: scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+            "A maximum size does not lift this limit, because it counts what the file says. Next: scale it down with "
+            "another program, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from error
     except Exception as error:  # decoders may raise anything for a damaged file
         if isinstance(error, OSError) and error.errno is not None:
@@ -57,29 +88,46 @@ def _read(path: str | PathLike[str], convert: Callable[[Image.Image], Read]) -> 
         raise PictureError(f"{path}: damaged or truncated ({error})") from error
 
 
-def upright_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    """Return an image in RGB, turned as its EXIF orientation says, with notes on the conversion.
+def upright_rgb(
+    image: Image.Image, max_size: int | None = None, original_size: tuple[int, int] | None = None
+) -> UprightImage:
+    """Return an image in RGB, turned as its EXIF orientation says, with neither side longer than `max_size`.
 
     Of an animation it is the first frame. Transparent parts become white. 16 bits and floating point become 8 bits.
+    `original_size` is the size of the file, where its decoder has already reduced it.
     """
+    image.load()  # a truncated file fails here, not later
     notes: list[str] = []
     if getattr(image, "n_frames", 1) > 1:
         notes.append(f"first of {image.n_frames} frames")  # type: ignore[attr-defined]  # of multi-frame formats only
         image.seek(0)
+    size = original_size or image.size
     orientation = image.getexif().get(_ORIENTATION, 1)
-    if orientation != 1:
-        image = ImageOps.exif_transpose(image)
+    if image.mode in _RESIZABLE and "transparency" not in image.info:  # that is one colour, which must not be mixed
+        image = _resized(image, reduced_size(size, max_size))  # first, so that no other copy is as large as the file
+    if orientation in _TURNS:
+        image = image.transpose(_TURNS[orientation])
+        size = size if orientation < 5 else size[::-1]
         notes.append(f"turned upright (EXIF orientation {orientation})")
     if image.mode.startswith(("I", "F")):
         notes.append(f"brought to 8 bits from mode {image.mode}")
-        return _eight_bits(image).convert("RGB"), tuple(notes)
-    if image.has_transparency_data:
+        rgb = _eight_bits(image).convert("RGB")
+    elif image.has_transparency_data:
         notes.append("transparency laid on white")
         clear = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), clear).convert("RGB"), tuple(notes)
-    if image.mode not in ("RGB", "L", "P"):
-        notes.append(f"converted from {image.mode}")
-    return image.convert("RGB"), tuple(notes)
+        rgb = Image.alpha_composite(Image.new("RGBA", image.size, "white"), clear).convert("RGB")
+    else:
+        if image.mode not in ("RGB", "L", "P"):
+            notes.append(f"converted from {image.mode}")
+        rgb = image.convert("RGB")
+    return UprightImage(_resized(rgb, reduced_size(size, max_size)), tuple(notes), size)
+
+
+def reduced_size(size: tuple[int, int], max_size: int | None) -> tuple[int, int]:
+    """Return the size in the same proportions whose longer side is `max_size`; the size itself if it fits."""
+    if max_size is None or max(size) <= max_size:
+        return size
+    return (max(1, round(size[0] * max_size / max(size))), max(1, round(size[1] * max_size / max(size))))
 
 
 def find_pictures(paths: Iterable[str]) -> list[Path]:
@@ -122,7 +170,13 @@ def figure_bytes(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return the image in that size; the same image if it has that size."""
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+
+
 def _not_black(image: Image.Image) -> Numbers:
+    image.load()  # a truncated file fails here, not later
     if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min(initial=255) < 255:
         raise PictureError("as a mask it must not be transparent; save it without an alpha channel")
     image = ImageOps.exif_transpose(image)
