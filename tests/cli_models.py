@@ -22,9 +22,6 @@ def pooled(preprocess: Any = PREPROCESS, **facts: Any) -> tp.LoadedModel:
 
 
 untrained = partial(pooled, weights="random")
-regression = partial(
-    tp.LoadedModel, nn.Sequential(nn.Conv2d(3, 1, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), PREPROCESS
-)
 any_size = partial(pooled, tp.Preprocess(None, None))
 plain = partial(tp.LoadedModel, nn.Sequential(nn.Flatten()), PREPROCESS)
 upwards = partial(tp.LoadedModel, nn.Sequential(nn.ConvTranspose2d(3, 8, 2), nn.ReLU()), PREPROCESS)
@@ -37,6 +34,12 @@ def broken() -> tp.LoadedModel:
     loaded = pooled()
     loaded.module.features[0].weight.data[0, 0, 0, 0] = float("nan")
     return loaded
+
+
+def regression() -> tp.LoadedModel:
+    """One output."""
+    torch.manual_seed(0)
+    return tp.LoadedModel(nn.Sequential(nn.Conv2d(3, 1, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), PREPROCESS)
 
 
 def trained() -> tp.LoadedModel:

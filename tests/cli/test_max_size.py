@@ -26,7 +26,8 @@ class TestCam:
         for row, stem, size in zip(results["pictures"], "abc", [(40, 30), (41, 30), (42, 30)], strict=True):
             picture = loaded.read(f"pictures/{stem}.png", max_size=20)
             assert row["notes"] == [f"reduced from {size[0]} x {size[1]} to 20 x {picture.image.height}"]
-            assert pixels(row["maps"][0]["overlay"]).shape == (picture.image.height, 20, 3)
+            drawn = pixels(row["maps"][0]["overlay"])  # enlarged, because it is small
+            assert drawn.shape[0] * 20 == drawn.shape[1] * picture.image.height
             for method in ("gradcam", "layercam"):
                 saved, expected = (
                     tp.load(f"peek/{stem}/{method}.safetensors"),
@@ -56,8 +57,9 @@ class TestCam:
         boxes = {tuple(each["box"]) for each in plain["predictions"]}
         assert {tuple(each["box"]) for each in reduced["predictions"]} == boxes
         drawn = pixels(reduced["maps"][0]["overlay"])
-        left, top, *_ = (round(each / 2) for each in reduced["maps"][0]["box"])
-        assert drawn[top + 1, left + 1].tolist() == [255, 255, 255]
+        factor, thick = drawn.shape[1] / 48, max(1, round(drawn.shape[0] / 200))
+        left, top, *_ = (round(each * factor) for each in reduced["maps"][0]["box"])
+        assert drawn[top + thick, left + thick].tolist() == [255, 255, 255]
         assert listing().read("pictures/a.png", max_size=24).image.size == (24, 16)
 
     def test_a_notice_of_a_huge_picture(self, place, capsys, monkeypatch) -> None:
