@@ -145,6 +145,7 @@ def test_several_layers_are_those_of_the_branch(method: str, picture: str, branc
     assert all(layer.startswith(branch) for layer in layers)
 
 
+@pytest.mark.filterwarnings("ignore:fullgrad:torchpeek.errors.Notice")  # the pooling is no module
 def test_fullgrad_is_of_the_branch_alone() -> None:
     """What the other branch adds to the score changes nothing, be it an input or a constant."""
 
