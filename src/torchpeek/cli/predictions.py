@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from torchpeek.cli.model_output import is_detection, pixels_part
-from torchpeek.engine import Question, Trace
-from torchpeek.engine.targets import Box, BoxScores, PixelScores, SimilarityScores, class_logits
+from torchpeek.cli.model_output import is_detection
+from torchpeek.engine import Question, Trace, output_part
+from torchpeek.engine.targets import Box, BoxScores, ClassScores, PixelScores, SimilarityScores, class_logits
 from torchpeek.errors import TargetError
 from torchpeek.hooks import containers
 from torchpeek.picture import Picture
@@ -115,7 +115,9 @@ def picture_predictions(trace: Trace, n: int, picture: Picture, labels: Labels) 
                 for label, score in zip(question.labels[0].tolist(), trace.scores[n].tolist(), strict=True)
             ]
             return PicturePredictions(sorted(texts, key=lambda each: -each.value)[:_MOST], texts)
-    return _classes(class_logits(output)[n].detach().softmax(0), question, labels)
+    logits = class_logits(output, output_part(question))[n].detach()  # (classes,)
+    sigmoid = len(logits) == 1 or (isinstance(question, ClassScores) and question.is_sigmoid)
+    return _classes(logits.sigmoid() if sigmoid else logits.softmax(0), question, labels)
 
 
 def renamed(question: Question, class_names: Mapping[int, str], labels: Labels) -> Mapping[int, str]:
@@ -133,8 +135,7 @@ def _classes(probabilities: Tensor, question: Question, labels: Labels) -> Pictu
 
 
 def _pixels(output: Any, n: int, question: PixelScores, labels: Labels) -> PicturePredictions:
-    logits = containers.at(output, pixels_part(output) or "")[n]  # (classes, H, W)
-    shares = logits.argmax(0).flatten().bincount(minlength=len(logits)).double() / logits[0].numel()
+    shares = question.shares(output)[n]  # (classes,)
     won = [label for label in shares.argsort(descending=True, stable=True).tolist() if shares[label] > 0]
     explained = question.masks[0].flatten(1).double().mean(1).tolist()  # K
     return PicturePredictions(

@@ -22,7 +22,7 @@ from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.model_config import compares_texts, feature_extractors
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.targets import Target, of_samples
-from torchpeek.engine.targets.question import has_separate_branches
+from torchpeek.engine.targets.question import bind_target, has_separate_branches
 from torchpeek.errors import NoSpatialLayer, TargetError
 from torchpeek.hooks import attached, containers
 
@@ -170,7 +170,7 @@ def _score_depends_on(
             output = run(model, first_sample(call).for_one_pass())
         try:
             with torch.enable_grad():
-                scores = _scores_to_follow(output, target)
+                scores = _scores_to_follow(output, target, call)
             if not handles:
                 return None
             if not scores.requires_grad:  # no path leads from these layers to the scores, or one without a graph
@@ -196,14 +196,14 @@ def _has_grid_gradient(gradient: Tensor | None, layout: Layout) -> bool:
     return bool(layout.to_grid(gradient.movedim(layout.batch_axis, 0)).any())
 
 
-def _scores_to_follow(output: Any, target: Target | None) -> Tensor:
+def _scores_to_follow(output: Any, target: Target | None, call: ModelCall) -> Tensor:
     """(n,): the scores of the first sample; one for each box of a detector, otherwise one in all.
 
     Without a target, or where the target does not fit one sample, a weighted sum of everything that the model returned.
     """
     if target is not None:
         try:
-            question = of_samples(target, 0, 1).bind(output)
+            question = bind_target(of_samples(target, 0, 1), output, call.picture.shape)
             scores = question(output, torch.tensor([0])).flatten()
             return scores if has_separate_branches(target) else scores.sum().unsqueeze(0)
         except TargetError:  # the target may be for all samples together; the trace raises if it is wrong

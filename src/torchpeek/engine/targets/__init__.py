@@ -5,31 +5,32 @@ from torchpeek.engine.targets.classes import (
     Classes,
     ClassesPerSample,
     ClassId,
-    ClassLogOdds,
-    ClassProbability,
     ClassScores,
-    Contrast,
-    ContrastScores,
     Predicted,
     TopClasses,
+    WrappingTarget,
     as_target,
-    class_logits,
     innermost,
-    of_samples,
 )
+from torchpeek.engine.targets.contrast import Contrast, ContrastScores
 from torchpeek.engine.targets.neurons import Neuron, NeuronScores
+from torchpeek.engine.targets.output_parts import class_logits
 from torchpeek.engine.targets.outputs import (
     Answered,
     Computed,
     ComputedScores,
     Output,
     OutputEntries,
-    Pixels,
-    PixelScores,
-    Similarity,
-    SimilarityScores,
 )
-from torchpeek.engine.targets.question import Question, Target
+from torchpeek.engine.targets.pixels import Pixels, PixelScores
+from torchpeek.engine.targets.probabilities import (
+    ClassLogOdds,
+    ClassProbability,
+    SigmoidLogOdds,
+    SigmoidProbability,
+)
+from torchpeek.engine.targets.question import Question, Target, of_samples
+from torchpeek.engine.targets.similarity import Similarity, SimilarityScores
 
 __all__ = [
     "Answered",
@@ -53,10 +54,13 @@ __all__ = [
     "Pixels",
     "Predicted",
     "Question",
+    "SigmoidLogOdds",
+    "SigmoidProbability",
     "Similarity",
     "SimilarityScores",
     "Target",
     "TopClasses",
+    "WrappingTarget",
     "as_target",
     "class_logits",
     "innermost",

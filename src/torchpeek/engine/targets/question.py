@@ -9,7 +9,6 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from torchpeek.engine.observed import layers_of_target
-from torchpeek.hooks import containers
 
 
 @runtime_checkable
@@ -55,6 +54,15 @@ class BySample(Target, Protocol):
 
     def of_samples(self, first: int, last: int) -> Target:
         """Return the target for the samples from `first` to before `last`."""
+        ...
+
+
+@runtime_checkable
+class OfPictures(Target, Protocol):
+    """A target that reads an output with the help of the shape of the pictures."""
+
+    def for_pictures(self, shape: Sequence[int]) -> Target:
+        """Return the target for pictures of this shape, (N, C, *grid)."""
         ...
 
 
@@ -105,6 +113,39 @@ class Question(Protocol):
         ...
 
 
+def of_samples(target: Target, first: int, last: int) -> Target:
+    """Restrict a target that has an entry for each sample to some of the samples.
+
+    Args:
+        target: Any target.
+        first: The first of the samples.
+        last: One after the last of them.
+
+    Returns:
+        The target for these samples; the target itself where it is the same for every sample.
+
+    Example:
+        >>> target = tp.targets.ClassesPerSample(torch.tensor([4, 5, 6]))
+        >>> tp.targets.of_samples(target, 1, 3)
+        ClassesPerSample(labels=tensor([5, 6]), part='')
+    """
+    return target.of_samples(first, last) if isinstance(target, BySample) else target
+
+
+def bind_target(target: Target, output: Any, picture: Sequence[int]) -> Question:
+    """Bind a target to the output of the clean pass.
+
+    Args:
+        target: Any target.
+        output: What the model returned for N samples.
+        picture: The shape of the pictures, (N, C, *grid).
+
+    Returns:
+        The question.
+    """
+    return (target.for_pictures(picture) if isinstance(target, OfPictures) else target).bind(output)
+
+
 def has_separate_branches(target: object) -> bool:
     """Whether each score of the target comes from its own branch of the model, as that of a detected box does."""
     return bool(getattr(target, "separate_branches", False))
@@ -152,20 +193,6 @@ class Bound:
 def bound_to(question: Question) -> Bound:
     """The target of a question that is known apart from its pass, such as that of a heatmap."""
     return Bound(question, tuple(layers_of_target(question)))
-
-
-# The parts of an output that hold an embedding of the whole input. They have the shape of class logits and are none.
-EMBEDDING_NAMES = ("image_embeds", "embeddings", "pooler_output", "last_hidden_state")
-
-
-def output_tensors(output: Any) -> dict[str, Tensor]:
-    """Path -> floating-point tensor of what a model returned; of an object that is no container, its attributes."""
-    tensors = {path: tensor for path, tensor in containers.leaves(output) if tensor.is_floating_point()}
-    if not tensors and hasattr(output, "__dict__") and not isinstance(output, Tensor):
-        # `logits` may be a property, which vars() does not list.
-        attributes = {"logits": getattr(output, "logits", None), **vars(output)}
-        tensors = {path: tensor for path, tensor in containers.leaves(attributes) if tensor.is_floating_point()}
-    return tensors
 
 
 def python_values(value: Any) -> Any:
