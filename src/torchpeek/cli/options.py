@@ -109,7 +109,7 @@ class TargetOptions:
         ),
     ] = None
     score: Annotated[
-        Literal[logit, probability, log - odds, sigmoid - probability, sigmoid - log - odds],
+        Literal["logit", "probability", "log-odds", "sigmoid-probability", "sigmoid-log-odds"],
         option(
             "What is explained of a class: its logit; its probability or log-odds under a softmax over all classes; or "
             "under a sigmoid of its own logit, for multi-label classifiers and those with one logit."

@@ -184,7 +184,7 @@ class Pixels:
         """
         part = resolve_part(output, self.part, ("out", "logits"))
         logits, mask = tensor_at(output, part).detach(), None if self.mask is None else _bool_mask(self.mask)
-        if logits.ndim < 3:
+        if logits.ndim < (2 if self.class_axis is False else 3):
             raise TargetError(f"Pixels reads outputs (N, classes, *grid); the model returned {tuple(logits.shape)}")
         class_axis = self._has_class_axis(logits, mask)
         if not class_axis:
@@ -237,8 +237,6 @@ class Pixels:
     def _has_class_axis(self, logits: Tensor, mask: Tensor | None) -> bool:
         """Whether the logits are (N, classes, *grid), and not (N, *grid). Raises TargetError where that is unknown."""
         if self.class_axis is not None:
-            if self.class_axis and logits.ndim < 3:
-                raise TargetError(f"Pixels(class_axis=True): the model returned {tuple(logits.shape)}, which has none")
             return self.class_axis
         if mask is not None:
             fits = [tuple(mask.shape) in _mask_shapes(logits.shape, first) for first in (2, 1)]
