@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from torchpeek.cli.model_output import is_detection
 from torchpeek.engine import Question, Trace, output_part
 from torchpeek.engine.targets import Box, BoxScores, ClassScores, PixelScores, SimilarityScores, class_logits
 from torchpeek.errors import TargetError
@@ -103,10 +102,10 @@ def picture_predictions(trace: Trace, n: int, picture: Picture, labels: Labels) 
     output, question = trace.output, trace.question.select(slice(n, n + 1), slice(None))
     match question:
         case BoxScores():
-            best = _most_confident(_sample(output, n), question)
-            explained = _boxes(question, output, picture, labels)
+            best = _most_confident(_sample(containers.at(output, question.part), n), question)
+            explained = _boxes(question, picture, labels)
             ranked = [replace(each, rank=rank) for each, rank in zip(explained, labels.ranks, strict=True)]
-            return PicturePredictions(_boxes(best, output, picture, labels), ranked)
+            return PicturePredictions(_boxes(best, picture, labels), ranked)
         case PixelScores():
             return _pixels(output, n, question, labels)
         case SimilarityScores():
@@ -149,25 +148,29 @@ def _pixels(output: Any, n: int, question: PixelScores, labels: Labels) -> Pictu
 
 def _sample(output: Any, n: int) -> Any:
     """A detector's output for one picture of the batch."""
-    if isinstance(output, (list, tuple)):
+    of_each_picture = isinstance(output, (list, tuple)) and all(
+        isinstance(each, Mapping) or (isinstance(each, Tensor) and each.ndim == 2) for each in output
+    )
+    if of_each_picture:
         return [output[n]]
-    return containers.mapped(output, lambda path, tensor: tensor[n : n + 1])
+    return containers.mapped(output, lambda path, tensor: tensor[n : n + 1] if tensor.ndim else tensor)
 
 
 def _most_confident(output: Any, question: BoxScores) -> BoxScores:
     """The boxes with the highest scores, of any class: at most `_MOST`, or as many as there are."""
     for count in range(_MOST, 1, -1):
         try:
-            return Box(range(count), scores=question.scored).bind(output)
+            return Box(range(count), reader=question.reader).bind(output)
         except TargetError:  # fewer boxes, or one without an area
             continue
-    return Box(0, scores=question.scored).bind(output)
+    return Box(0, reader=question.reader).bind(output)
 
 
-def _boxes(question: BoxScores, output: Any, picture: Picture, labels: Labels) -> list[Prediction]:
-    relative = not isinstance(output, (list, tuple)) and is_detection(output)
+def _boxes(question: BoxScores, picture: Picture, labels: Labels) -> list[Prediction]:
     return [
-        Prediction(labels.of_class(label), score, "score", label, _in_the_picture(box, picture, relative=relative))
+        Prediction(
+            labels.of_class(label), score, "score", label, _in_the_picture(box, picture, relative=question.relative)
+        )
         for label, score, box in zip(
             question.labels[0].tolist(), question.confidences[0].tolist(), question.boxes[0].cpu(), strict=True
         )

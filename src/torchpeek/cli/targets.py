@@ -70,7 +70,8 @@ def make_target(
     if contrast is not None:
         return Contrast(_class_target(classes, top), contrast, part=options.part)
     boxes = box_ranks(options) if options.boxes else ()
-    return OutputTarget(classes, top, boxes, options.pixels, options.score, options.part)
+    class_count = len(loaded.class_names) if loaded.class_names else None
+    return OutputTarget(classes, top, boxes, options.pixels, options.score, options.part, class_count)
 
 
 def distinct_texts(options: TargetOptions) -> tuple[str, ...]:
@@ -98,6 +99,7 @@ class OutputTarget:
     pixels: bool = False
     score: str = "logit"
     part: str = ""
+    class_count: int | None = None
     picture: Sequence[int] | None = None
 
     def for_pictures(self, shape: Sequence[int]) -> OutputTarget:
@@ -109,7 +111,8 @@ class OutputTarget:
         if self.boxes or is_detection(output):
             self._check_one_class("a detector returns boxes", "--box 0 --box 1 explains its two most confident")
             label = self.classes[0] if self.classes else None
-            return self._bind_to_picture(Box(self.boxes or (0,), label=label), output)
+            box = Box(self.boxes or (0,), label=label, part=self.part, names=self.class_count)
+            return self._bind_to_picture(box, output)
         part = pixels_part(output, self.part)
         if self.pixels or part is not None:
             self._check_one_class(

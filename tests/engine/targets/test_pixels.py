@@ -23,6 +23,7 @@ class Foreground(nn.Module):
         conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[axes]
         torch.manual_seed(0)
         self.conv, self.head, self.shaped = conv(2, 3, 3, padding=1), conv(3, 1, 3, padding=1), shaped
+        nn.init.zeros_(self.head.bias)
 
     def logits(self, grid: Tensor) -> Tensor:
         return self.head(torch.tanh(grid))  # (N, 1, *grid)
