@@ -159,6 +159,36 @@ class BoxScores:
             numbers=None if self.numbers is None else self.numbers[rows][:, columns],
         )
 
+    def scale_totals(self, output: Any) -> Sequence[Tensor]:
+        """Sum up all boxes of each scale, to find the layers that a scale depends on.
+
+        Args:
+            output: What the detector returned for n samples.
+
+        Returns:
+            For each of the `grids` (n, 5): the sums of left, top, right, bottom and of all class scores over the boxes
+            of that grid. Empty where the grids are not known.
+
+        Raises:
+            TargetError: When the output is not that of a detector.
+
+        Example:
+            >>> rows = torch.cat([torch.full((1, 2, 84), 32.0), torch.ones(1, 2, 84), torch.rand(1, 3, 84)], 1)
+            >>> question = tp.targets.Box().for_pictures((1, 3, 64, 64)).bind(rows)
+            >>> [totals.shape for totals in question.scale_totals(rows)]
+            [torch.Size([1, 5]), torch.Size([1, 5]), torch.Size([1, 5])]
+        """
+        if self.reader is None or not self.grids:
+            return []
+        detections = self.reader(containers.at(output, self.part))
+        cells = [height * width for height, width in self.grids]
+        sizes = [count * (len(detections[0].boxes) // sum(cells)) for count in cells]
+        columns = [
+            torch.cat([each.boxes, each.scores_of(each.labels.unique()).sum(1, keepdim=True)], dim=1)
+            for each in detections
+        ]
+        return [scale.sum(1) for scale in torch.stack(columns).split(sizes, dim=1)]
+
     def _values_in_sample(self, index: int, detections: Detections) -> Tensor:
         """(K,): the score or coordinate of each box, matched among the Q detections of one sample."""
         if self.numbers is not None:

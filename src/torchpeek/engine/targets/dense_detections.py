@@ -181,7 +181,9 @@ def dense_reader(output: Any, options: ReadingOptions) -> Reader | None:
             f"Box(part=...): {listed}"
         )
     scales = {path: each for path, each in tensors.items() if each.ndim in (4, 5)}
-    return _scale_reader(scales, options) if len(scales) > 1 and len(scales) == len(tensors) else None
+    grids = {each.shape[2:] if each.ndim == 4 else each.shape[1:4] for each in scales.values()}
+    one_for_each_scale = 1 < len(grids) == len(scales) == len(tensors)
+    return _scale_reader(scales, options) if one_for_each_scale else None
 
 
 def as_corners(boxes: Tensor, box_format: BoxFormat) -> Tensor:
@@ -304,8 +306,8 @@ def _scale_reader(scales: dict[str, Tensor], options: ReadingOptions) -> ScaleRe
             f"the model returned the raw maps {shapes}, whose boxes are relative to anchors that the output does not "
             f"hold. {advice}; YOLOv5 and YOLOv7 decode in eval mode"
         )
-    if len(channels) != 1 or len({each.shape[2:] for each in scales.values()}) != len(scales):
-        raise TargetError(f"the model returned {shapes}, which are not one map for each scale of a detector. {advice}")
+    if len(channels) != 1:
+        raise TargetError(f"the model returned {shapes}, maps of several scales with other channels each. {advice}")
     [number] = channels
     classes = options.classes if options.classes is not None else options.names
     if classes is None or options.size is None:

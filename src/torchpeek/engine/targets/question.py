@@ -75,6 +75,7 @@ class Question(Protocol):
     - `noun`: what a label counts, where labels are not class indices; see `label_noun`.
     - `part`: the path of the tensor that the scores are read from; see `output_part`.
     - `positional`: whether the question is about a position; see `is_positional`.
+    - `grids`: the grids of all scales that the question reads; see `scale_grids`.
     - `layers`: names of the inner layers that it reads; see `layers_of_target`.
 
     Example:
@@ -149,6 +150,16 @@ def bind_target(target: Target, output: Any, picture: Sequence[int]) -> Question
 def has_separate_branches(target: object) -> bool:
     """Whether each score of the target comes from its own branch of the model, as that of a detected box does."""
     return bool(getattr(target, "separate_branches", False))
+
+
+def scale_grids(question: object) -> Sequence[tuple[int, int]]:
+    """The grids (h, w) of all scales that the question reads, as of a dense detector; empty where there is one scale.
+
+    A box of a dense detector belongs to a cell of one of these grids, so a single layer does not explain all boxes. See
+    `BoxScores.scale_totals` for what depends on each scale.
+    """
+    grids: Sequence[tuple[int, int]] = getattr(question, "grids", ())
+    return grids
 
 
 def is_positional(question: object) -> bool:
