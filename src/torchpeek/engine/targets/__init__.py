@@ -8,7 +8,6 @@ from torchpeek.engine.targets.classes import (
     ClassScores,
     Predicted,
     TopClasses,
-    WrappingTarget,
     as_target,
     innermost,
 )
@@ -60,7 +59,6 @@ __all__ = [
     "SimilarityScores",
     "Target",
     "TopClasses",
-    "WrappingTarget",
     "as_target",
     "class_logits",
     "innermost",

@@ -392,10 +392,6 @@ class WrappingTarget:
     Args:
         of: A target that names classes, or what `explain(target=...)` takes for one.
         part: The path of the logits in the model's output, as in `Predicted`. "" for the part that `of` reads.
-
-    Example:
-        >>> isinstance(tp.targets.ClassProbability("cat"), tp.targets.WrappingTarget)
-        True
     """
 
     of: Any = Predicted()

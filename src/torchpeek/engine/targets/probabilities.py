@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 from torchpeek.engine.targets.classes import ClassScores, ScoreKind, WrappingTarget
@@ -115,6 +115,7 @@ class SigmoidProbability(WrappingTarget):
         tensor([[0.5000]])
     """
 
+    _: KW_ONLY
     absent: bool = False
 
     def bind(self, output: Any) -> ClassScores:
@@ -157,6 +158,7 @@ class SigmoidLogOdds(WrappingTarget):
         tensor([[-3.]])
     """
 
+    _: KW_ONLY
     absent: bool = False
 
     def bind(self, output: Any) -> ClassScores:
