@@ -23,7 +23,12 @@ from torchpeek.heatmap import Heatmap, Provenance
 from torchpeek.models import LoadedModel
 
 # What a score is of, where its own name does not say it.
-_SCORE_OF = {"score of a detected box": "", "cosine similarity": " of picture and text"}
+_SCORE_OF = {
+    "score of a detected box": "",
+    "mean logit of the foreground": "",
+    "mean value of the foreground": "",
+    "cosine similarity": " of picture and text",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,10 +108,14 @@ def report_facts(provenance: Provenance, **more: str) -> dict[str, str]:
         "weights": provenance.weights or "the model's own",
         "layer": layer_description(provenance),
         "preprocessing": provenance.preprocess,
-        "score": f"{score}{_SCORE_OF.get(score, ' of the class')}{''.join(source)}",
+        "score": f"{score}{_what_of(score)}{''.join(source)}",
         **more,
         "computed": f"in {provenance.dtype} on {provenance.device}, torch {provenance.torch}, torchpeek {__version__}",
     }
+
+
+def _what_of(score: str) -> str:
+    return next((words for start, words in _SCORE_OF.items() if score.startswith(start)), " of the class")
 
 
 def layer_description(provenance: Provenance) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import torchpeek as tp
 from networks.outputs import ROWS, Returns, X
-from torchpeek.errors import ClassNotFound, TargetError
+from torchpeek.errors import ClassNotFound, Notice, TargetError
 
 Pixels = tp.targets.Pixels
 
@@ -113,6 +113,7 @@ def test_probabilities_need_a_threshold() -> None:
 @pytest.mark.parametrize(
     ("make", "target", "error", "message"),
     [
+        (lambda a: a[:, :1] - 1, Pixels(threshold="0"), TargetError, "give a number"),
         (lambda a: a[:, :1], Pixels(1), ClassNotFound, "has one class, class 0"),
         (lambda a: -1 - a[:, :1], Pixels(), TargetError, "in sample 0 no pixel is foreground: the largest value is -1"),
         (lambda a: a[:, :1], Pixels(mask=torch.zeros(8, 6)), TargetError, "the mask is empty"),
@@ -123,6 +124,11 @@ def test_probabilities_need_a_threshold() -> None:
 def test_bad_requests(make: Any, target: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         tp.explain(Returns(make).double(), X, layer="conv", target=target)
+
+
+def test_a_notice_where_every_pixel_is_foreground() -> None:
+    with pytest.warns(Notice, match="every pixel of sample 0 is foreground: all values are above 0"):
+        tp.explain(Returns(lambda a: 2 + a[:, :1]).double(), X, layer="conv", target=Pixels())
 
 
 def test_the_axis_of_classes_is_asked_for_where_it_is_unknown() -> None:

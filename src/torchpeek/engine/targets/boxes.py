@@ -255,8 +255,8 @@ class Box:
         least_iou: The least IoU, above 0 and at most 1, with `at`, and of a box with itself on later passes.
         scores: What turns logits into scores. For DETR and its relatives: "softmax" over the classes and a last "no
             object" (DETR, YOLOS), or the "sigmoid" of each logit (Deformable DETR, Conditional DETR, RT-DETR). None:
-            by the type of the output where it is one of transformers', "softmax" otherwise. For dense detectors: None
-            where the output has probabilities.
+            by the type of the output where it is one of transformers', "softmax" otherwise, which the provenance says.
+            For dense detectors: None where the output has probabilities.
         part: The path of the boxes in the model's output, as `tp.record` names it. "" for the whole output.
         classes: For dense detectors, the number of classes. None: by the number of class names or of cells.
         format: For dense detectors, the four numbers of a box: "cxcywh" (centre and size), "xyxy" (left, top, right,

@@ -109,9 +109,10 @@ def named_reader(output: Any, activation: ScoreActivation | None) -> NamedReader
     reader = NamedReader(activation or _score_activation_of(output))
     if _detections_in_dicts(output) is not None:
         return reader
-    if _detections_in_queries(output, reader.activation) is not None:
-        return replace(reader, relative=True)
-    return None
+    if _detections_in_queries(output, reader.activation) is None:
+        return None
+    assumed = activation is None and not type(output).__name__.endswith(_DETECTION_OUTPUT)
+    return replace(reader, relative=True, words=", by a softmax with 'no object' as its last class" if assumed else "")
 
 
 def finite_detections(detections: list[Detections]) -> list[Detections]:

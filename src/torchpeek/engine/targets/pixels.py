@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ from torch import Tensor
 from torchpeek.engine.targets.classes import ClassId
 from torchpeek.engine.targets.naming import check_range, class_index
 from torchpeek.engine.targets.output_parts import resolve_part, tensor_at
-from torchpeek.errors import ClassNotFound, TargetError
+from torchpeek.errors import ClassNotFound, TargetError, notify
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +217,11 @@ class Pixels:
             if binary and mask is None:
                 reason = f"no pixel is foreground: the largest value is {float(logits[empty[0]].max()):.3g}"
             raise TargetError(f"in sample {empty[0]} {reason}, so there is no score. Give another class or mask")
+        if binary and mask is None and (whole := masks.flatten(1).all(1).nonzero().flatten().tolist()):
+            notify(
+                f"every pixel of sample {whole[0]} is foreground: all values are above {threshold:g}. If the output is "
+                "no logit, give Pixels(threshold=...) or a mask"
+            )
         return PixelScores(labels, masks.unsqueeze(1), part, kind, class_axis, threshold)
 
     def for_pictures(self, shape: Sequence[int]) -> Pixels:
@@ -257,6 +263,8 @@ class Pixels:
     def _foreground_threshold(self, logits: Tensor) -> float:
         """The value above which a pixel is foreground. Raises TargetError for what may be probabilities."""
         if self.threshold is not None:
+            if not isinstance(self.threshold, (int, float)) or not math.isfinite(self.threshold):
+                raise TargetError(f"Pixels(threshold={self.threshold!r}): give a number, 0 for logits")
             return float(self.threshold)
         if bool((logits >= 0).all() & (logits <= 1).all()):
             raise TargetError(
