@@ -242,3 +242,56 @@ def test_part_chooses_the_boxes() -> None:
 def test_bad_arguments(make: Any) -> None:
     with pytest.raises(TargetError, match="Box"):
         make()
+
+
+@pytest.mark.parametrize("name", ["yolov8", "yolov5"])
+def test_the_totals_of_a_scale_depend_on_its_own_layers(name: str) -> None:
+    """By construction, the neck's map of one stride reaches the boxes of that stride alone."""
+    form, options = FORMS[name]
+    net = dense_detector(form)
+    outputs: list[Tensor] = []
+    hooks = [neck.register_forward_hook(lambda module, args, output: outputs.append(output)) for neck in net.neck]
+    output = net(X)
+    for hook in hooks:
+        hook.remove()
+    question = Box(**options).for_pictures(X.shape).bind(output)
+    corners, scores = by_hand(net, X, name)
+    totals = question.scale_totals(output)
+    torch.testing.assert_close(sum(totals), torch.cat([corners, scores.sum(2, keepdim=True)], dim=2).sum(1))
+    for scale, total in enumerate(totals):
+        assert tuple(total.shape) == (2, 5)
+        gradients = torch.autograd.grad(total.sum(), outputs, retain_graph=True, allow_unused=True)
+        assert [bool(each.any()) if each is not None else False for each in gradients] == [
+            other == scale for other in range(3)
+        ]
+
+
+def test_queries_say_what_was_assumed() -> None:
+    """Of DETR's own dict nothing tells a softmax from RT-DETR's sigmoid."""
+
+    def queries(net: DenseDetector, maps: list[Tensor]) -> Any:
+        boxes, _, classes = net.decoded(maps)
+        return {"pred_logits": classes, "pred_boxes": boxes / boxes.new_tensor([SIZE[1], SIZE[0], SIZE[1], SIZE[0]])}
+
+    net = dense_detector(queries)
+    heatmap = tp.explain(net, X, layer="stem", target=Box())
+    assert heatmap.provenance.score.endswith("by a softmax with 'no object' as its last class")
+    sigmoid = tp.explain(net, X, layer="stem", target=Box(scores="sigmoid"))
+    assert sigmoid.provenance.score == "score of a detected box"
+    torch.testing.assert_close(sigmoid.scores[:, 0], net(X)["pred_logits"].sigmoid().amax((1, 2)).detach())
+
+
+def test_with_a_frozen_model_in_train_mode_and_without_gradients() -> None:
+    net = DenseDetector(dense.yolov8).double().train().requires_grad_(False)
+    expected = tp.explain(dense_detector(dense.yolov8), X, layer="stem", target=Box())
+    for context in (torch.no_grad(), torch.inference_mode(), torch.enable_grad()):
+        with context:
+            heatmap = tp.explain(net, torch.cat([X, X[:1]]), layer="stem", target=Box())
+        torch.testing.assert_close(heatmap.values[:2], expected.values)
+        assert net.training
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in net.parameters())
+    one, two = tp.explain(net, [X[:1], X[1:, :, :, :64]], layer="stem", target=Box())
+    torch.testing.assert_close(one.values, expected.values[:1])
+    assert two.question.grids == ((8, 8), (4, 4), (2, 2))
+    measured = tp.evaluate(net, X, expected, metrics=["average-drop"])
+    assert measured["average-drop"].values.isfinite().all()

@@ -1,6 +1,7 @@
 """Targets: what a user asks of a model. Questions: the same, bound to one clean pass."""
 
-from torchpeek.engine.targets.boxes import Box, BoxScores
+from torchpeek.engine.targets.box_scores import BoxScores
+from torchpeek.engine.targets.boxes import Box
 from torchpeek.engine.targets.classes import (
     Classes,
     ClassesPerSample,
@@ -9,7 +10,6 @@ from torchpeek.engine.targets.classes import (
     Predicted,
     TopClasses,
     as_target,
-    innermost,
 )
 from torchpeek.engine.targets.contrast import Contrast, ContrastScores
 from torchpeek.engine.targets.neurons import Neuron, NeuronScores
@@ -30,6 +30,7 @@ from torchpeek.engine.targets.probabilities import (
 )
 from torchpeek.engine.targets.question import Question, Target, of_samples
 from torchpeek.engine.targets.similarity import Similarity, SimilarityScores
+from torchpeek.engine.targets.wrapping import innermost
 
 __all__ = [
     "Answered",

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchpeek.engine.targets.classes import ClassId, WrappingTarget
+from torchpeek.engine.targets.classes import ClassId
 from torchpeek.engine.targets.naming import check_range, class_index
 from torchpeek.engine.targets.output_parts import class_logits
+from torchpeek.engine.targets.wrapping import WrappingTarget
 from torchpeek.errors import TargetError
 
 _PAPERS_NUMBER = 3  # of similar classes

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
-from torchpeek.engine.targets.classes import ClassScores, ScoreKind, WrappingTarget
+from torchpeek.engine.targets.classes import ClassScores, ScoreKind
 from torchpeek.engine.targets.output_parts import class_logits
+from torchpeek.engine.targets.wrapping import WrappingTarget
 from torchpeek.errors import TargetError
 
 
