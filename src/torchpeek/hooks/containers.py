@@ -57,9 +57,8 @@ def spellings(value: Any, leaf_type: type[Any] = Tensor) -> dict[str, tuple[str,
 def _other_keys(value: Any, count: int) -> list[Any]:
     """For each member the name that a named tuple has for it, or its position in a dataclass; None where neither is."""
     if isinstance(value, (tuple, list)):
-        names: tuple[str, ...] = getattr(value, "_fields", ()) or getattr(
-            value, "__match_args__", ()
-        )  # torch's types have the latter
+        # torch's return types have the names of their members in `__match_args__` only.
+        names: tuple[str, ...] = getattr(value, "_fields", ()) or getattr(value, "__match_args__", ())
         return list(names) if len(names) == count else [None] * count
     return list(range(count)) if dataclasses.is_dataclass(value) else [None] * count
 

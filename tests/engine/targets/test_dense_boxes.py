@@ -205,6 +205,7 @@ def test_class_names_tell_the_columns() -> None:
         ),
         (lambda net, maps: dense.yolov8(net, maps).mT[:, :50], {}, r"\(N, boxes, 5 \+ 2 classes\).*classes="),
         (lambda net, maps: dense.yolov8(net, maps), {"classes": 7}, "with 7 classes"),
+        (lambda net, maps: dense.yolox(net, maps) / 100, {}, r"\(N, boxes, 4 \+ 4 classes\)"),  # in fractions
         (dense.yolo_nas, {}, r"Box\(format='xyxy'\)"),
         (lambda net, maps: -5 * dense.yolov8(net, maps), {}, "are no probabilities"),
         (

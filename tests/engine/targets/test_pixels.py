@@ -131,6 +131,31 @@ def test_a_notice_where_every_pixel_is_foreground() -> None:
         tp.explain(Returns(lambda a: 2 + a[:, :1]).double(), X, layer="conv", target=Pixels())
 
 
+@pytest.mark.parametrize(
+    ("picture", "output", "class_axis"),
+    [
+        ((2, 3, 8, 6), (2, 8, 6), False),
+        ((2, 3, 8, 6), (2, 4, 3), False),
+        ((2, 3, 8, 6), (2, 6, 4), False),  # unpadded layers
+        ((2, 3, 8, 6), (2, 1, 4, 3), True),
+        ((2, 3, 8, 6), (2, 5, 9), None),  # classes of columns, perhaps
+        ((2, 1, 4, 8, 6), (2, 4, 8, 6), False),
+        ((2, 1, 4, 8, 6), (2, 5, 8, 6), None),  # classes of a projected volume, perhaps
+        ((2, 1, 4, 8, 6), (2, 5, 4, 8, 6), True),
+        ((2, 3, 20), (2, 5, 20), True),
+        ((2, 8, 6), (2, 8, 6), None),
+    ],
+)
+def test_the_axis_of_classes_follows_from_the_pictures(picture: Any, output: Any, class_axis: Any) -> None:
+    target = Pixels().for_pictures(picture)
+    logits = torch.randn(output, generator=torch.Generator().manual_seed(0))
+    if class_axis is None:
+        with pytest.raises(TargetError, match="Give Pixels"):
+            target.bind(logits)
+    else:
+        assert target.bind(logits).class_axis == class_axis
+
+
 def test_the_axis_of_classes_is_asked_for_where_it_is_unknown() -> None:
     """Of grey pictures (N, H, W) an output (N, H, W) looks as one of signals (N, C, L) does."""
 

@@ -201,7 +201,7 @@ def as_corners(boxes: Tensor, box_format: BoxFormat) -> Tensor:
 def _dense_reader(parts: Sequence[str], tensor: Tensor, options: ReadingOptions, axis: int | None) -> DenseReader:
     """How to read (N, boxes, channels) or (N, channels, boxes). Raises TargetError where that cannot be decided."""
     if axis is None:
-        axis, first, classes = _columns(tuple(tensor.shape), options)
+        axis, first, classes = _columns(tensor, options)
     else:
         first, classes = 4, tensor.shape[2] - 4  # boxes and scores are tensors of their own
     rows = at_least_float32(tensor.detach())
@@ -229,13 +229,14 @@ def _dense_reader(parts: Sequence[str], tensor: Tensor, options: ReadingOptions,
     )
 
 
-def _columns(shape: tuple[int, ...], options: ReadingOptions) -> tuple[int, int, int]:
+def _columns(tensor: Tensor, options: ReadingOptions) -> tuple[int, int, int]:
     """The axis of the channels, the channel of the first class, and the number of classes. Raises TargetError.
 
     The evidence is the number of classes, where it is known, and the number of boxes: that of all cells of the grids of
     consecutive strides. With the channels first there is no objectness (YOLOv8 and its successors); with the channels
-    last, a box for each cell has one (YOLOv5, YOLOv7, YOLOX).
+    last, a box in pixels for each cell has one (YOLOv5, YOLOv7, YOLOX); boxes in fractions are those of RT-DETR.
     """
+    shape = tuple(tensor.shape)
     counts = dict(_cell_counts(options.size))
     by_axis = {1: (shape[1], shape[2]), 2: (shape[2], shape[1])}  # channels and boxes
     on_cells = [axis for axis, (channels, boxes) in by_axis.items() if boxes in counts and boxes > channels >= 5]
@@ -250,7 +251,7 @@ def _columns(shape: tuple[int, ...], options: ReadingOptions) -> tuple[int, int,
         found = [(axis, first) for axis, first in found if axis in on_cells] or found
         if len(found) == 1:
             return *found[0], known
-    elif len(on_cells) == 1:
+    elif len(on_cells) == 1 and (on_cells == [1] or not _are_fractions(tensor[..., :4], options)):
         [axis] = on_cells
         channels = by_axis[axis][0]
         first = 4 if axis == 1 or channels == 5 else 5

@@ -251,13 +251,14 @@ class Pixels:
         if self.picture is None:
             return True
         axes, same = len(self.picture) - 2, tuple(logits.shape[1:]) == tuple(self.picture[1:])
-        if logits.ndim - 1 == axes:
+        if logits.ndim - 1 == axes and _is_scaled(logits.shape[1:], self.picture[2:]):
             return False
-        if logits.ndim > 3 or (logits.ndim - 2 == axes and not same):
+        if logits.ndim - 1 != axes and (logits.ndim > 3 or (logits.ndim - 2 == axes and not same)):
             return True
         raise TargetError(
-            f"the model returned {tuple(logits.shape)} for pictures {tuple(self.picture)}; this may be (N, classes, L) "
-            "or (N, H, W) of one class. Give Pixels(class_axis=True) for the first, class_axis=False for the second"
+            f"the model returned {tuple(logits.shape)} for pictures {tuple(self.picture)}; this may be (N, classes, "
+            "*grid), or (N, *grid) of one class. Give Pixels(class_axis=True) for the first, class_axis=False for the "
+            "second"
         )
 
     def _foreground_threshold(self, logits: Tensor) -> float:
@@ -328,6 +329,14 @@ def _pixels_of_classes(logits: Tensor, threshold: float) -> Tensor:
     if logits.shape[1] == 1:
         return logits > threshold
     return torch.zeros_like(logits, dtype=torch.bool).scatter(1, logits.argmax(1, keepdim=True), True)
+
+
+def _is_scaled(grid: Sequence[int], size: Sequence[int]) -> bool:
+    """Whether a grid is the picture's size divided by one number, or less by one number as after unpadded layers."""
+    pairs = list(zip(grid, size, strict=True))
+    less = {whole - part for part, whole in pairs}
+    first_part, first = pairs[0]
+    return len(less) == 1 or all(part * first == whole * first_part for part, whole in pairs)
 
 
 def _mask_shapes(shape: torch.Size, first: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
