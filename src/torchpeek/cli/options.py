@@ -116,12 +116,12 @@ class TargetOptions:
         ),
     ] = "logit"
     part: Annotated[
-        str,
+        str | None,
         option(
             "The tensor to read of a model that returns several: its path, such as logits, 0 or 1.scores. The error "
             "lists the paths where more than one tensor could be meant."
         ),
-    ] = ""
+    ] = None
 
 
 @Parameter(name="*", group=METHOD)

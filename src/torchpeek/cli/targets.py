@@ -57,7 +57,7 @@ def make_target(
 ) -> Target:
     """The target that the options name, with class names looked up in the model's own."""
     if options.texts:
-        return TextSimilarity(loaded.embed(distinct_texts(options)), options.part)
+        return TextSimilarity(loaded.embed(distinct_texts(options)), options.part or "")
     if loaded.texts is not None:
         raise OptionError(
             f"{loaded.spec} compares pictures with texts, and predicts no class. Next: name the text with --text "
@@ -68,10 +68,10 @@ def make_target(
         dict.fromkeys(class_index(_name_or_index(text), loaded.class_names) for text in options.classes or ())
     )
     if contrast is not None:
-        return Contrast(_class_target(classes, top), contrast, part=options.part)
+        return Contrast(_class_target(classes, top), contrast, part=options.part or "")
     boxes = box_ranks(options) if options.boxes else ()
     class_count = len(loaded.class_names) if loaded.class_names else None
-    return OutputTarget(classes, top, boxes, options.pixels, options.score, options.part, class_count)
+    return OutputTarget(classes, top, boxes, options.pixels, options.score, options.part or "", class_count)
 
 
 def distinct_texts(options: TargetOptions) -> tuple[str, ...]:
