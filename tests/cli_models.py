@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import torchpeek as tp
 from networks import PooledNet
+from networks.dense_detectors import DenseDetector, yolov8_with_raw
 
 PREPROCESS = tp.Preprocess(resize=16, crop=(16, 16))
 CLASSES = ["ant", "bee", "cat", "dog", "elk"]
@@ -190,3 +191,37 @@ embedder = partial(made, Embedder, texts=texts, spec="an embedder")
 without_texts = partial(made, Embedder)
 attentive = partial(made, transformer)
 convolutional = partial(made, lambda: nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+
+
+# Models whose output needs a word about how it is read.
+
+
+class Several(PooledNet):
+    """Returns its features beside its logits, and no names."""
+
+    def forward(self, x: Tensor) -> Any:
+        logits = super().forward(x)
+        return logits.flip(1), logits
+
+
+def several() -> tp.LoadedModel:
+    torch.manual_seed(0)
+    return tp.LoadedModel(Several(), PREPROCESS, CLASSES)
+
+
+def binary() -> tp.LoadedModel:
+    """One logit."""
+    torch.manual_seed(0)
+    return tp.LoadedModel(PooledNet(classes=1), PREPROCESS)
+
+
+def foreground() -> tp.LoadedModel:
+    """A segmentation of one class."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 1, 1, bias=False)
+    return tp.LoadedModel(nn.Sequential(*layers), PREPROCESS)
+
+
+def dense() -> tp.LoadedModel:
+    """A detector with a box for each cell of three grids."""
+    return tp.LoadedModel(DenseDetector(yolov8_with_raw), tp.Preprocess(resize=64, crop=(64, 64)), CLASSES[:3])

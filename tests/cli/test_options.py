@@ -14,7 +14,7 @@ from torchpeek.cli.commands import COMMANDS
 from torchpeek.cli.options import FolderOptions, OutputOptions, layer_names
 
 MODEL = ["--model", "--weights", "--trust-pickle", "--trust-remote-code"]
-TARGET = ["--class", "--box", "--pixels", "--text"]
+TARGET = ["--class", "--box", "--pixels", "--text", "--score", "--part"]
 METHOD = ["--method", "--option", "--layer", "--layout", "--seed"]
 METRIC = ["--metric", "--metric-option", "--boxes", "--masks"]
 OVERLAY = ["--colormap", "--alpha", "--fade", "--even", "--signed", "--colorbar", "--extract"]
@@ -41,6 +41,7 @@ DEFAULTS = {
     "--method": ["gradcam"],
     "--device": "cpu",
     "--batch-size": 8,
+    "--score": "logit",
     "--seed": 0,
     "--alpha": 0.6,
     "--colormap": "viridis",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchpeek.anatomy.statistics import Loss, one_number
 from torchpeek.anatomy.table import Table
-from torchpeek.engine import inspectable_module, preserved, run
+from torchpeek.engine import inspectable_module, output_part, preserved, run
 from torchpeek.engine.targets import as_target, class_logits
 from torchpeek.errors import GradUnavailable, LayerNotFound, TargetError
 from torchpeek.hooks import Selection, record, select
@@ -168,10 +168,11 @@ def _with_parameters(module: nn.Module) -> list[nn.Module]:
 def _loss(model: Model, output: Any, target: Any, loss: Loss | None) -> Tensor:
     if loss is not None:
         return loss(output) if target is None else loss(output, target)
-    labels = as_target(target, model.class_names if isinstance(model, LoadedModel) else None).bind(output).labels
+    question = as_target(target, model.class_names if isinstance(model, LoadedModel) else None).bind(output)
+    labels = question.labels
     if labels.shape[1] != 1:
         raise TargetError(f"target names {labels.shape[1]} classes for each sample; allowed: one")
-    return F.cross_entropy(class_logits(output), labels[:, 0])
+    return F.cross_entropy(class_logits(output, output_part(question)), labels[:, 0])
 
 
 def _row(layer: str, name: str, parameter: Tensor, gradient: Tensor | None, *, called: bool) -> ParameterGradient:

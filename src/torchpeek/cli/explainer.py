@@ -24,7 +24,12 @@ from torchpeek.models import LoadedModel
 from torchpeek.picture import Picture
 
 # What a score is of, where its own name does not say it.
-_SCORE_OF = {"score of a detected box": "", "cosine similarity": " of picture and text"}
+_SCORE_OF = {
+    "score of a detected box": "",
+    "mean logit of the foreground": "",
+    "mean value of the foreground": "",
+    "cosine similarity": " of picture and text",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,10 +119,14 @@ def report_facts(provenance: Provenance, max_size: int | None, **more: str) -> d
         "layer": layer_description(provenance),
         "preprocessing": ("" if max_size is None else f"reduced to at most {max_size} x {max_size}; ")
         + provenance.preprocess,
-        "score": f"{score}{_SCORE_OF.get(score, ' of the class')}{''.join(source)}",
+        "score": f"{score}{_what_of(score)}{''.join(source)}",
         **more,
         "computed": f"in {provenance.dtype} on {provenance.device}, torch {provenance.torch}, torchpeek {__version__}",
     }
+
+
+def _what_of(score: str) -> str:
+    return next((words for start, words in _SCORE_OF.items() if score.startswith(start)), " of the class")
 
 
 def layer_description(provenance: Provenance) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from torchpeek.engine.targets.output_parts import resolve_part
 from torchpeek.hooks import containers
 
 
@@ -16,9 +17,17 @@ def is_detection(output: Any) -> bool:
     return "pred_boxes" in _floating_point_parts(output)
 
 
-def pixels_part(output: Any) -> str | None:
-    """The path of the (N, classes, H, W) tensor of a segmentation. None where there is none, or it is ambiguous."""
+def pixels_part(output: Any, part: str = "") -> str | None:
+    """The path of the (N, classes, H, W) tensor of a segmentation. None where there is none, or it is ambiguous.
+
+    Args:
+        output: What the model returned.
+        part: The part that the user chose; "" for any.
+    """
     parts = _floating_point_parts(output)
+    if part:
+        path = resolve_part(output, part, ())
+        return path if path in parts and parts[path].ndim >= 4 else None
     grids = [path for path, tensor in parts.items() if tensor.ndim >= 4]
     named = next((path for path in ("out", "logits") if path in grids), None)
     return named or (grids[0] if len(grids) == len(parts) == 1 else None)

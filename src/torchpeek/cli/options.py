@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Group, Parameter
 
@@ -115,6 +115,20 @@ class TargetOptions:
         option(
             "Explain the similarity of the picture and this text, for CLIP or SigLIP. Repeat it for several texts.",
             "--text",
+        ),
+    ] = None
+    score: Annotated[
+        Literal["logit", "probability", "log-odds", "sigmoid-probability", "sigmoid-log-odds"],
+        option(
+            "What is explained of a class: its logit; its probability or log-odds under a softmax over all classes; or "
+            "under a sigmoid of its own logit, for multi-label classifiers and those with one logit."
+        ),
+    ] = "logit"
+    part: Annotated[
+        str | None,
+        option(
+            "The tensor to read of a model that returns several: its path, such as logits, 0 or 1.scores. The error "
+            "lists the paths where more than one tensor could be meant."
         ),
     ] = None
 

@@ -9,9 +9,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from torchpeek.cli.model_output import is_detection, pixels_part
-from torchpeek.engine import Question, Trace
-from torchpeek.engine.targets import Box, BoxScores, PixelScores, SimilarityScores, class_logits
+from torchpeek.engine import Question, Trace, output_part
+from torchpeek.engine.targets import Box, BoxScores, ClassScores, PixelScores, SimilarityScores, class_logits
 from torchpeek.errors import TargetError
 from torchpeek.hooks import containers
 from torchpeek.picture import Picture
@@ -111,10 +110,10 @@ def picture_predictions(trace: Trace, n: int, picture: Picture, labels: Labels) 
     output, question = trace.output, trace.question.select(slice(n, n + 1), slice(None))
     match question:
         case BoxScores():
-            best = _most_confident(_sample(output, n), question)
-            explained = _boxes(question, output, picture, labels)
+            best = _most_confident(_sample(containers.at(output, question.part), n), question)
+            explained = _boxes(question, picture, labels)
             ranked = [replace(each, rank=rank) for each, rank in zip(explained, labels.ranks, strict=True)]
-            return PicturePredictions(_boxes(best, output, picture, labels), ranked)
+            return PicturePredictions(_boxes(best, picture, labels), ranked)
         case PixelScores():
             return _pixels(output, n, question, labels)
         case SimilarityScores():
@@ -123,8 +122,10 @@ def picture_predictions(trace: Trace, n: int, picture: Picture, labels: Labels) 
                 for label, score in zip(question.labels[0].tolist(), trace.scores[n].tolist(), strict=True)
             ]
             return PicturePredictions(sorted(texts, key=lambda each: -each.value)[:_MOST], texts)
-    logits = class_logits(output)[n].detach()
-    if len(logits) == 1:
+    logits = class_logits(output, output_part(question))[n].detach()  # (classes,)
+    if isinstance(question, ClassScores) and question.is_sigmoid:
+        return _classes(logits.sigmoid(), question, labels)
+    if len(logits) == 1:  # of a regression, or the logit of a binary classifier: the number as it is
         only = Prediction(labels.of_class(0), float(logits[0]), "output", 0)
         return PicturePredictions([only], [only] * question.labels.shape[1])
     return _classes(logits.softmax(0), question, labels)
@@ -145,8 +146,7 @@ def _classes(probabilities: Tensor, question: Question, labels: Labels) -> Pictu
 
 
 def _pixels(output: Any, n: int, question: PixelScores, labels: Labels) -> PicturePredictions:
-    logits = containers.at(output, pixels_part(output) or "")[n]  # (classes, H, W)
-    shares = logits.argmax(0).flatten().bincount(minlength=len(logits)).double() / logits[0].numel()
+    shares = question.shares(output)[n]  # (classes,)
     won = [label for label in shares.argsort(descending=True, stable=True).tolist() if shares[label] > 0]
     explained = question.masks[0].flatten(1).double().mean(1).tolist()  # K
     return PicturePredictions(
@@ -160,25 +160,29 @@ def _pixels(output: Any, n: int, question: PixelScores, labels: Labels) -> Pictu
 
 def _sample(output: Any, n: int) -> Any:
     """A detector's output for one picture of the batch."""
-    if isinstance(output, (list, tuple)):
+    of_each_picture = isinstance(output, (list, tuple)) and all(
+        isinstance(each, Mapping) or (isinstance(each, Tensor) and each.ndim == 2) for each in output
+    )
+    if of_each_picture:
         return [output[n]]
-    return containers.mapped(output, lambda path, tensor: tensor[n : n + 1])
+    return containers.mapped(output, lambda path, tensor: tensor[n : n + 1] if tensor.ndim else tensor)
 
 
 def _most_confident(output: Any, question: BoxScores) -> BoxScores:
     """The boxes with the highest scores, of any class: at most `_MOST`, or as many as there are."""
     for count in range(_MOST, 1, -1):
         try:
-            return Box(range(count), scores=question.scored).bind(output)
+            return Box(range(count), reader=question.reader).bind(output)
         except TargetError:  # fewer boxes, or one without an area
             continue
-    return Box(0, scores=question.scored).bind(output)
+    return Box(0, reader=question.reader).bind(output)
 
 
-def _boxes(question: BoxScores, output: Any, picture: Picture, labels: Labels) -> list[Prediction]:
-    relative = not isinstance(output, (list, tuple)) and is_detection(output)
+def _boxes(question: BoxScores, picture: Picture, labels: Labels) -> list[Prediction]:
     return [
-        Prediction(labels.of_class(label), score, "score", label, _in_the_picture(box, picture, relative=relative))
+        Prediction(
+            labels.of_class(label), score, "score", label, _in_the_picture(box, picture, relative=question.relative)
+        )
         for label, score, box in zip(
             question.labels[0].tolist(), question.confidences[0].tolist(), question.boxes[0].cpu(), strict=True
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -12,8 +12,21 @@ from torch import Tensor
 from torchpeek.cli.model_output import embedding_part, is_detection, pixels_part
 from torchpeek.cli.options import TargetOptions
 from torchpeek.engine import Question, Target
-from torchpeek.engine.targets import Box, Classes, Contrast, Pixels, Predicted, Similarity, TopClasses
+from torchpeek.engine.targets import (
+    Box,
+    Classes,
+    ClassLogOdds,
+    ClassProbability,
+    Contrast,
+    Pixels,
+    Predicted,
+    SigmoidLogOdds,
+    SigmoidProbability,
+    Similarity,
+    TopClasses,
+)
 from torchpeek.engine.targets.naming import class_index
+from torchpeek.engine.targets.question import bind_target
 from torchpeek.errors import ClassNotFound, InputError, OptionError, TargetError
 from torchpeek.models import LoadedModel
 
@@ -31,6 +44,10 @@ def check_target(options: TargetOptions, top: int | None = None, contrast: int |
         raise OptionError(f"{other} is for models that return class scores, and {named[0]} is not; give one")
     if options.texts and options.classes:
         raise OptionError("--text is for models without classes, and --class is for models with classes; give one")
+    if named and options.score != "logit":
+        raise OptionError(f"--score {options.score} is for models that return class scores, and {named[0]} is not")
+    if contrast is not None and options.score != "logit":
+        raise OptionError(f"--contrast compares logits, and --score {options.score} asks for something else; give one")
     if named and len(options.classes or ()) > 1:
         raise OptionError(f"{named[0]} takes one --class; got {len(options.classes or ())}. Run it once for each class")
 
@@ -40,7 +57,7 @@ def make_target(
 ) -> Target:
     """The target that the options name, with class names looked up in the model's own."""
     if options.texts:
-        return TextSimilarity(loaded.embed(distinct_texts(options)))
+        return TextSimilarity(loaded.embed(distinct_texts(options)), options.part or "")
     if loaded.texts is not None:
         raise OptionError(
             f"{loaded.spec} compares pictures with texts, and predicts no class. Next: name the text with --text "
@@ -51,8 +68,10 @@ def make_target(
         dict.fromkeys(class_index(_name_or_index(text), loaded.class_names) for text in options.classes or ())
     )
     if contrast is not None:
-        return Contrast(_class_target(classes, top), contrast)
-    return OutputTarget(classes, top, box_ranks(options) if options.boxes else (), options.pixels)
+        return Contrast(_class_target(classes, top), contrast, part=options.part or "")
+    boxes = box_ranks(options) if options.boxes else ()
+    class_count = len(loaded.class_names) if loaded.class_names else None
+    return OutputTarget(classes, top, boxes, options.pixels, options.score, options.part or "", class_count)
 
 
 def distinct_texts(options: TargetOptions) -> tuple[str, ...]:
@@ -78,26 +97,51 @@ class OutputTarget:
     top: int | None = None
     boxes: Sequence[int] = ()
     pixels: bool = False
+    score: str = "logit"
+    part: str = ""
+    class_count: int | None = None
+    picture: Sequence[int] | None = None
+
+    def for_pictures(self, shape: Sequence[int]) -> OutputTarget:
+        """The target for pictures of this shape, (N, C, *grid)."""
+        return replace(self, picture=tuple(shape))
 
     def bind(self, output: Any) -> Question:
         """The question about this output."""
         if self.boxes or is_detection(output):
             self._check_one_class("a detector returns boxes", "--box 0 --box 1 explains its two most confident")
             label = self.classes[0] if self.classes else None
-            return _bind_to_picture(Box(self.boxes or (0,), label=label), output)
-        part = pixels_part(output)
+            box = Box(self.boxes or (0,), label=label, part=self.part, names=self.class_count)
+            return self._bind_to_picture(box, output)
+        part = pixels_part(output, self.part)
         if self.pixels or part is not None:
             self._check_one_class(
                 "a segmentation returns classes for each pixel", "--pixels --class explains one of them"
             )
-            return _bind_to_picture(Pixels(self.classes[0] if self.classes else None, part=part or ""), output)
-        if (embedding := embedding_part(output)) is not None:
+            pixels = Pixels(self.classes[0] if self.classes else None, part=part or self.part)
+            return self._bind_to_picture(pixels, output)
+        if not self.part and (embedding := embedding_part(output)) is not None:
             raise TargetError(
                 f"the model returns an embedding ({embedding}), and no class scores. For CLIP and SigLIP, load the "
                 "whole model with its own weights as hf:NAME_OR_FOLDER, and use --text; for other models, use "
                 "tp.targets.Similarity in Python"
             )
-        return _class_target(self.classes, self.top).bind(output)
+        target = _class_target(self.classes, self.top)
+        if self.score in _TARGET_OF_SCORE:
+            return _TARGET_OF_SCORE[self.score](target, part=self.part).bind(output)
+        return replace(target, part=self.part).bind(output)
+
+    def _bind_to_picture(self, target: Box | Pixels, output: Any) -> Question:
+        """The question. Raises InputError where only this picture lacks the box or pixels; others may have them."""
+        try:
+            return target.bind(output) if self.picture is None else bind_target(target, output, self.picture)
+        except ClassNotFound:
+            raise
+        except TargetError as error:
+            message, count = re.subn(r"^(in )?(picture|sample) \d+", r"\1this picture", str(error))
+            if not count:
+                raise
+            raise InputError(message) from error
 
     def _check_one_class(self, reason: str, instead: str) -> None:
         if self.top is not None or len(self.classes) > 1:
@@ -110,30 +154,26 @@ class TextSimilarity:
     """The similarity of a picture and texts, for a model that embeds both."""
 
     embeddings: Tensor  # (K, D)
+    part: str = ""
 
     def bind(self, output: Any) -> Question:
         """The question about this output."""
-        return Similarity(self.embeddings, part=embedding_part(output) or "").bind(output)
+        return Similarity(self.embeddings, part=self.part or embedding_part(output) or "").bind(output)
 
 
 def _name_or_index(text: str) -> int | str:
     return int(text) if text.isascii() and text.isdigit() else text
 
 
-def _class_target(classes: Sequence[int], top: int | None) -> Target:
+_TARGET_OF_SCORE: Mapping[str, Callable[..., Target]] = {
+    "probability": ClassProbability,
+    "log-odds": ClassLogOdds,
+    "sigmoid-probability": SigmoidProbability,
+    "sigmoid-log-odds": SigmoidLogOdds,
+}
+
+
+def _class_target(classes: Sequence[int], top: int | None) -> TopClasses | Classes | Predicted:
     if top is not None:
         return TopClasses(top)
     return Classes(classes) if classes else Predicted()
-
-
-def _bind_to_picture(target: Box | Pixels, output: Any) -> Question:
-    """The question. Raises InputError where only this picture lacks the box or the pixels; others may have them."""
-    try:
-        return target.bind(output)
-    except ClassNotFound:
-        raise
-    except TargetError as error:
-        message, count = re.subn(r"^(in )?(picture|sample) \d+", r"\1this picture", str(error))
-        if not count:
-            raise
-        raise InputError(message) from error

@@ -28,7 +28,7 @@ from torchpeek.engine.observed import layers_of_target
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.replay.prefix import PrefixRecording
 from torchpeek.engine.replay.validation import overwritten_outputs
-from torchpeek.engine.targets.question import Bound, Question, Target
+from torchpeek.engine.targets.question import Bound, Question, Target, bind_target
 from torchpeek.errors import AmbiguousCall, InputError, NotConnected, NotFinite, listed_names, notify
 from torchpeek.hooks import attached, containers, replaced, select
 from torchpeek.interrupts import uninterrupted
@@ -187,7 +187,7 @@ def _one_pass(
         request.layers,
         recorder.captures(),
         output,
-        target.bind(output),
+        bind_target(target, output, call.picture.shape),
         origin,
         autocast,
         attentions,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +23,8 @@ def linear_head(forward_pass: ForwardPass, layer: str) -> Tensor | None:
     if not isinstance(question, (ClassScores, ContrastScores)):
         return None
     pooled = at_least_float32(capture.activation.detach()).flatten(2).mean(2)  # (N, C)
-    model_logits = class_logits(forward_pass.output).detach()  # (N, classes)
+    model_logits = class_logits(forward_pass.output, question.part).detach()  # (N, classes)
+    of_logits = replace(question, part="")  # the same scores, of the logits alone
     tolerance = _TOLERANCE[capture.returned.dtype]
     rows = torch.arange(len(model_logits))
     for module in forward_pass.model.modules():
@@ -32,7 +35,7 @@ def linear_head(forward_pass: ForwardPass, layer: str) -> Tensor | None:
         with torch.autocast(pooled.device.type, enabled=False):
             logits = F.linear(pooled, weights, bias)  # (N, classes)
         same_logits = _close(logits, model_logits, tolerance)
-        if same_logits and _close(question(logits, rows), forward_pass.scores, tolerance):
+        if same_logits and _close(of_logits(logits, rows), forward_pass.scores, tolerance):
             return question.combined(weights)
     return None
 

@@ -22,9 +22,9 @@ from torchpeek.engine.layout_inference.dry_run import layout_of
 from torchpeek.engine.linear_head import linear_head
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import at_least_float32
-from torchpeek.engine.observed import output_for
+from torchpeek.engine.observed import layers_of_target, output_for
 from torchpeek.engine.preserve import preserved
-from torchpeek.engine.targets.question import Bound, Question, Target
+from torchpeek.engine.targets.question import Bound, Question, Target, bind_target
 from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NoSpatialLayer, NotConnected
 from torchpeek.hooks import select
 from torchpeek.interrupts import let_interrupts_through
@@ -135,8 +135,11 @@ class Trace:
             >>> trace.with_target(tp.targets.TopClasses(3)).scores.shape
             torch.Size([2, 3])
         """
-        output = output_for(target, self.output)
-        return Trace(replace(self.forward_pass, question=target.bind(output), output=output))
+        output, call = output_for(target, self.output), self.forward_pass.call
+        question = bind_target(target, output, call.picture.shape)
+        # Later passes observe no layers for a question that reads none.
+        call = call if layers_of_target(target) else replace(call, observed={})
+        return Trace(replace(self.forward_pass, question=question, output=output, call=call))
 
     def only(self, layer: str) -> Trace:
         """The same pass at one of its layers.

@@ -35,6 +35,34 @@ def leaves(value: Any, leaf_type: type[Any] = Tensor, path: str = "") -> Iterato
         yield from leaves(member, leaf_type, _joined(path, key))
 
 
+def spellings(value: Any, leaf_type: type[Any] = Tensor) -> dict[str, tuple[str, ...]]:
+    """Path -> all spellings of that path, itself first, for each leaf of a container.
+
+    The path names a member of a named tuple by its position and a member of a dataclass by its name. The other spelling
+    is its name in the named tuple, or its position in the dataclass: `{"0": ("0", "logits"), "1": ("1", "features")}`.
+    """
+    if isinstance(value, leaf_type):
+        return {"": ("",)}
+    found: dict[str, tuple[str, ...]] = {}
+    members = _members(value)
+    for (key, member), other in zip(members, _other_keys(value, len(members)), strict=True):
+        for path, endings in spellings(member, leaf_type).items():
+            keys = [key] if other is None else [key, other]
+            found[_joined(str(key), path) if path else str(key)] = tuple(
+                _joined(str(each), ending) if ending else str(each) for each in keys for ending in endings
+            )
+    return found
+
+
+def _other_keys(value: Any, count: int) -> list[Any]:
+    """For each member the name that a named tuple has for it, or its position in a dataclass; None where neither is."""
+    if isinstance(value, (tuple, list)):
+        # torch's return types have the names of their members in `__match_args__` only.
+        names: tuple[str, ...] = getattr(value, "_fields", ()) or getattr(value, "__match_args__", ())
+        return list(names) if len(names) == count else [None] * count
+    return list(range(count)) if dataclasses.is_dataclass(value) else [None] * count
+
+
 def mapped(
     value: Any,
     change: Callable[[str, Any], Any],

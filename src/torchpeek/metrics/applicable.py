@@ -28,8 +28,9 @@ def check_applies(metric: Metric, trace: Trace) -> None:
     """
     question = trace.question
     of_classes = isinstance(question, ClassScores)
-    several = of_classes and class_logits(trace.output).shape[1] > 1
-    if of_classes and not several and metric.reads in ("p", "probability"):
+    several = isinstance(question, ClassScores) and class_logits(trace.output, question.part).shape[1] > 1
+    sigmoid = isinstance(question, ClassScores) and question.is_sigmoid
+    if of_classes and not (several or sigmoid) and metric.reads in ("p", "probability"):
         raise MetricNotApplicable(f"{metric.name} needs a probability, but {ONE_LOGIT}")
     if metric.reads == "classes" and not several:
         raise MetricNotApplicable(

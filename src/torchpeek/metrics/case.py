@@ -21,8 +21,8 @@ Made = TypeVar("Made")
 # Values that differ by less than this share of the largest are equal: interpolation differs in the last digits.
 _SAME = 2.0**-20
 ONE_LOGIT = (
-    "the model has one logit, whose softmax is always 1. Next: take a target that computes the probability, such as "
-    "tp.targets.Computed, or a metric that reads no probability (torchpeek metrics)"
+    "the model has one logit, whose softmax is always 1. Next: take the probability under a sigmoid, "
+    "tp.targets.SigmoidProbability(), or a metric that reads no probability (torchpeek metrics)"
 )
 
 
@@ -105,9 +105,9 @@ class CleanPass(_Memo):
         """The same pass with the probability in place of a class's score. Other questions stay as they are."""
         question = self.trace.question
         if isinstance(question, ClassScores):
-            if class_logits(self.trace.output).shape[1] < 2:
+            if not question.is_sigmoid and class_logits(self.trace.output, question.part).shape[1] < 2:
                 raise MetricNotApplicable(ONE_LOGIT)
-            question = replace(question, kind="probability")
+            question = question.as_probabilities()
         return self.trace.with_target(replace(self.trace.bound(), question=question))
 
     @cached_property

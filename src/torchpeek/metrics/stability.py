@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchpeek.engine import output_part
 from torchpeek.engine.targets import class_logits
 from torchpeek.errors import MetricNotApplicable
 from torchpeek.heatmap import unit_range, upsample
@@ -107,7 +108,8 @@ def random_class(case: Case) -> MetricResult:
 
     A method that shows the same for every class is 1.
     """
-    question, number = case.clean.trace.question, class_logits(case.clean.trace.output).shape[1]
+    question = case.clean.trace.question
+    number = class_logits(case.clean.trace.output, output_part(question)).shape[1]
     shifts = [
         torch.randint(1, number, question.labels.shape[1:], generator=each) for each in case.clean.generators(salt=3)
     ]

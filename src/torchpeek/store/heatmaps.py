@@ -47,10 +47,10 @@ def save_bytes(heatmap: Heatmap) -> bytes:
     stored: dict[str, str | float]
     match question:
         case ClassScores():
-            tensors["labels"], stored = question.labels, {"kind": question.kind}
+            tensors["labels"], stored = question.labels, {"kind": question.kind, "part": question.part}
         case ContrastScores():
             tensors |= {"labels": question.labels, "others": question.others}
-            stored = {"kind": question.kind, "strength": question.strength}
+            stored = {"kind": question.kind, "strength": question.strength, "part": question.part}
         case _:  # the question can be named, but not evaluated again
             tensors["labels"] = question.labels
             stored = {"kind": score_kind(question), "answered": "yes"}
@@ -95,13 +95,14 @@ def load(path: str | PathLike[str]) -> Heatmap:
         provenance["class_names"] = {int(label): name for label, name in provenance["class_names"].items()}
         provenance["steps"] = tuple(provenance["steps"])
         stored = about["question"]
+        part = stored.get("part", "")  # older files do not have it
         question: Question
         if "strength" in stored:
-            question = ContrastScores(tensors["labels"], tensors["others"], stored["strength"])
+            question = ContrastScores(tensors["labels"], tensors["others"], stored["strength"], part)
         elif "answered" in stored:
             question = Answered(tensors["labels"], stored["kind"])
         else:
-            question = ClassScores(tensors["labels"], stored["kind"])
+            question = ClassScores(tensors["labels"], stored["kind"], part)
         return Heatmap(tensors["values"], tensors["scores"], question, Provenance(**provenance))
     except FileNotFoundError as error:
         raise FormatError(f"{path}: no such file") from error

@@ -142,7 +142,6 @@ class TestFormats:
         ("output", "got"),
         [
             (torch.ones(2, 3), r"a tensor of shape \(2, 3\)"),
-            ((LOGITS, BOXES), "a tuple of Tensor"),
             ([], "a list of nothing"),
             ([{"boxes": BOXES[0], "scores": BOXES[0, :, 0]}], "a list of dict"),
             ([{"boxes": BOXES[0], "scores": BOXES[0, :, 0], "labels": torch.ones(4)}], "a list of dict"),

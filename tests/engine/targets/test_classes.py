@@ -112,3 +112,63 @@ def test_names_that_are_ambiguous_or_missing() -> None:
 def test_outputs_without_class_scores(output) -> None:
     with pytest.raises(TargetError, match="class scores are read from"):
         Predicted().bind(output)
+
+
+ONE_HOT = torch.tensor([[0, 1, 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        ONE_HOT,
+        ONE_HOT.to(torch.uint8),
+        ONE_HOT.float(),
+        ONE_HOT.bool(),
+        ONE_HOT * 0.9 + 0.05,  # smoothed labels
+        ONE_HOT.numpy(),
+        ONE_HOT.double().numpy(),
+        ONE_HOT.tolist(),
+        ONE_HOT.bool().tolist(),
+        ONE_HOT.double().tolist(),
+        tuple(map(tuple, ONE_HOT.tolist())),
+        torch.tensor([[0, 1, 0, 0], [0, 0, 1, 0]]),  # of a model with another number of classes
+        ONE_HOT[:1],  # for another number of samples
+        ClassProbability(ONE_HOT),
+        ClassProbability(ONE_HOT.float()),
+    ],
+    ids=lambda each: f"{type(each).__name__}",
+)
+def test_one_hot_labels(target) -> None:
+    with pytest.raises(TargetError, match=r"one-hot.*onehot\.argmax\(1\)"):
+        labels(target)
+    assert labels(ONE_HOT.argmax(1)) == [[1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("target", "advice"),
+    [
+        ([[1, 1, 0], [0, 1, 1]], r"onehot\.nonzero\(\)\[:, 1\]\.view\(-1, 2\)"),
+        ([[1, 1, 0], [0, 0, 1]], "the same number K for every sample"),
+        ([[0, 0, 0], [0, 1, 1]], "the same number K for every sample"),
+        ([[1, 1], [0, 1]], "the same number K for every sample"),
+        ([[0, 0], [0, 0]], "the same number K for every sample"),
+        (Classes([0, 0, 1]), "argmax"),
+    ],
+)
+def test_multi_hot_labels(target, advice) -> None:
+    with pytest.raises(TargetError, match=f"class 0 or 1 several times.*{advice}"):
+        labels(target)
+
+
+def test_one_hot_labels_of_a_single_sample() -> None:
+    with pytest.raises(TargetError, match=r"onehot\.argmax\(\)"):
+        as_target([0, 0, 1]).bind(OUTPUT[:1])
+
+
+@pytest.mark.parametrize(
+    "target",
+    [[[0, 1], [1, 0]], [[0, 1], [0, 1]], [[0], [1]], [0, 1], [1, 1], [[2, 2], [0, 0]], [[0, 1], [2, 2]]],
+)
+def test_lists_of_classes_0_and_1(target) -> None:
+    """Without repeats they name both classes, as of a binary classifier."""
+    assert labels(target) == torch.tensor(target).view(2, -1).tolist()

@@ -29,6 +29,24 @@ class TestContrast:
         assert torch.equal(by_name.values, by_index.values)
         assert by_name.provenance.score == "logit less 1 times the mean logit of 2 other classes"
 
+    @pytest.mark.parametrize("classes", [2, 3, 4, 5])
+    def test_with_fewer_than_four_classes_all_others(self, classes: int) -> None:
+        logits = self.LOGITS[:1, :classes].double().requires_grad_()
+        question = tp.targets.Contrast(0).bind(logits)
+        assert question.others.shape == (1, 1, min(3, classes - 1))
+        score = question(logits, torch.arange(1))
+        others = logits[0, question.others[0, 0]]
+        torch.testing.assert_close(score[0, 0], logits[0, 0] - 0.6 * others.mean())
+        (gradient,) = torch.autograd.grad(score.sum(), logits)
+        expected = torch.zeros(1, classes, dtype=torch.float64)
+        expected[0, question.others[0, 0]] = -0.6 / min(3, classes - 1)
+        expected[0, 0] = 1.0
+        torch.testing.assert_close(gradient, expected)
+
+    def test_of_one_class(self) -> None:
+        with pytest.raises(TargetError, match="the model has 1 classes; there are 0 others"):
+            tp.targets.Contrast(0).bind(torch.zeros(1, 1))
+
     def test_gradcam_is_linear_in_it(self, net: SplitNet) -> None:
         """Grad-CAM of a difference is the difference of the Grad-CAMs, before the ReLU."""
         contrast = tp.explain(net, X, layer="prefix", target=tp.targets.Contrast(2, [0, 3], 0.6)).values

@@ -165,6 +165,38 @@ class TestSimilarity:
         heatmap = tp.explain(model, X[1:], layer="conv", target=target)
         assert heatmap.provenance.class_name(0) == "embedding 0"
 
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_pairs(self, count: int) -> None:
+        """Each picture and its own embedding: by autograd, as a list, and in further passes."""
+        model = Returns(embedding).double().eval()
+        x = torch.randn(count, 3, 8, 6, dtype=torch.float64)
+        to = torch.randn(count, 4, dtype=torch.float64)
+        heatmap = tp.explain(model, x, layer="conv", target=tp.targets.Similarity(to, pairs=True))
+        grid = model.conv(x)
+        score = torch.cosine_similarity(embedding(torch.nn.functional.softplus(grid)), to)
+        (gradient,) = torch.autograd.grad(score.sum(), grid)
+        expected = (gradient.mean((2, 3), keepdim=True) * grid).sum(1, keepdim=True)
+        torch.testing.assert_close(heatmap.values, expected)
+        torch.testing.assert_close(heatmap.scores[:, 0], score)
+        assert heatmap.provenance.score == "cosine similarity of its pair"
+        assert heatmap.question.labels.tolist() == [[n] for n in range(count)]
+        together = tp.explain(model, x, layer="conv", target=tp.targets.Similarity(to)).values  # (N, N, h, w)
+        torch.testing.assert_close(heatmap.values[:, 0], together[torch.arange(count), torch.arange(count)])
+        of_list = tp.explain(model, list(x.split(1)), layer="conv", target=tp.targets.Similarity(to, pairs=True))
+        torch.testing.assert_close(torch.cat([each.values for each in of_list]), heatmap.values)
+        for n in range(count):
+            target = tp.targets.Similarity(to[n])
+            alone = tp.explain(model, x[n : n + 1], layer="conv", method="ablationcam", target=target).values
+            pairs = tp.explain(
+                model, x, layer="conv", method="ablationcam", target=tp.targets.Similarity(to, pairs=True)
+            ).values
+            torch.testing.assert_close(pairs[n : n + 1], alone)
+
+    def test_bad_pairs(self) -> None:
+        for to in (torch.ones(3, 4), torch.ones(4)):
+            with pytest.raises(TargetError, match=r"takes an embedding for each picture, \(N, D\): got"):
+                tp.explain(Returns(embedding).double(), X, layer="conv", target=tp.targets.Similarity(to, pairs=True))
+
     def test_bad_requests(self) -> None:
         for to in (torch.ones(5), torch.ones(2, 2, 4), [1.0, 2.0, 3.0, 4.0]):
             with pytest.raises(TargetError, match="with D = 4; got"):

@@ -29,7 +29,13 @@ from torchpeek.engine.model_call import ModelCall, first_sample
 from torchpeek.engine.model_config import compares_texts, feature_extractors
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.targets import Target, of_samples
-from torchpeek.engine.targets.question import has_separate_branches, output_part, output_tensors, reads_entries
+from torchpeek.engine.targets.output_parts import output_tensors
+from torchpeek.engine.targets.question import (
+    bind_target,
+    has_separate_branches,
+    output_part,
+    reads_entries,
+)
 from torchpeek.errors import NoSpatialLayer, TargetError
 from torchpeek.hooks import ForwardHook, attached, containers
 
@@ -272,7 +278,7 @@ def _score_dependence(
             output = run(model, sample.for_one_pass())
         try:
             with torch.enable_grad():
-                scores, labels = _scores_to_follow(output, target, these_scores=these_scores)
+                scores, labels = _scores_to_follow(output, target, sample, these_scores=these_scores)
             if not handles:
                 return None
             if not scores.requires_grad:  # no path leads from these layers to the scores, or one without a graph
@@ -306,7 +312,9 @@ def _has_grid_gradient(gradient: Tensor | None, layout: Layout) -> bool:
     return bool(layout.to_grid(gradient.movedim(layout.batch_axis, 0)).any())
 
 
-def _scores_to_follow(output: Any, target: Target | None, *, these_scores: bool) -> tuple[Tensor, frozenset[int]]:
+def _scores_to_follow(
+    output: Any, target: Target | None, sample: ModelCall, *, these_scores: bool
+) -> tuple[Tensor, frozenset[int]]:
     """(n,): the scores of the first sample, and class labels.
 
     One score for each box of a detector, otherwise one in all. For a target that reads entries of one tensor, such as
@@ -317,7 +325,7 @@ def _scores_to_follow(output: Any, target: Target | None, *, these_scores: bool)
     question = None
     if target is not None:
         try:
-            question = of_samples(target, 0, 1).bind(output)
+            question = bind_target(of_samples(target, 0, 1), output, sample.picture.shape)
             scores = question(output, torch.tensor([0])).flatten()
         except TargetError:  # the target may be for all samples together; the trace raises if it is wrong
             question = None

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from torchpeek.errors import AmbiguousClass, ClassNotFound, TargetError, closest
 
+_CLASSES_OF_ONE_HOT = "onehot.argmax(1)"
+_CLASSES_OF_MULTI_HOT = "onehot.nonzero()[:, 1].view(-1, {})"
+
 
 def label_tensor(target: Sequence[Any], class_names: Sequence[str] | None) -> Tensor:
     """The class indices (N,) or (N, K) of a list of classes, or of a list of such lists. Raises TargetError."""
@@ -18,6 +21,11 @@ def label_tensor(target: Sequence[Any], class_names: Sequence[str] | None) -> Te
         raise TargetError(f"target mixes classes and lists of classes: {target!r}; allowed: (N,) or (N, K)")
     if not any(nested):
         return torch.tensor([class_index(each, class_names) for each in target], dtype=torch.long)
+    if any(isinstance(each, (bool, float)) for row in target for each in row):
+        raise TargetError(
+            "target is a list of lists with True, False or decimal numbers; class indices are integers. For one-hot or "
+            f"soft targets, make it a tensor and give {_CLASSES_OF_ONE_HOT}"
+        )
     rows = [[class_index(each, class_names) for each in row] for row in target]
     lengths = {len(row) for row in rows}
     if len(lengths) > 1:
@@ -61,3 +69,46 @@ def check_range(labels: Tensor, classes: int) -> None:
     wrong = labels[(labels < 0) | (labels >= classes)]
     if wrong.numel():
         raise ClassNotFound(f"no class {int(wrong[0])}: the model has {classes} classes, 0 to {classes - 1}")
+
+
+def check_integers(labels: Tensor) -> None:
+    """Raise TargetError unless the tensor holds integers."""
+    if not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool):
+        return
+    advice = ""
+    if labels.ndim == 2 and not labels.is_complex():
+        advice = f". For one-hot or soft targets {_shape(labels)}, give {_CLASSES_OF_ONE_HOT}"
+    raise TargetError(f"target is a tensor of {labels.dtype}; class indices are integers{advice}")
+
+
+def check_not_one_hot(labels: Tensor, samples: int | None = None) -> None:
+    """Raise TargetError where labels are not class indices, but ones at the classes and zeros elsewhere.
+
+    A row of zeros and ones that names a class twice is no sensible list of classes. A row without repeats, such as
+    [0, 1], is: it names both classes of a binary classifier.
+
+    Args:
+        labels: (N,) or (N, K), integers.
+        samples: The number of samples. One-hot labels (K,) of a single sample are recognised by it.
+    """
+    rows = labels
+    if labels.ndim == 1:
+        rows = labels[None] if samples == 1 else labels[:0, None]
+    if rows.ndim != 2 or rows.shape[1] < 2 or not bool(((rows == 0) | (rows == 1)).all()):
+        return
+    ones = rows.sum(1)
+    if bool(((ones == 1) & (rows.shape[1] == 2)).all()):
+        return
+    advice = f"give {_CLASSES_OF_ONE_HOT if labels.ndim == 2 else 'onehot.argmax()'}"
+    if bool((ones != 1).any()):
+        advice = "give the indices of the classes, the same number K for every sample, (N, K)"
+        if bool((ones == ones[0]).all()) and int(ones[0]):
+            advice = f"give the indices of the classes, {_CLASSES_OF_MULTI_HOT.format(int(ones[0]))}"
+    raise TargetError(
+        f"target has shape {_shape(labels)} and holds only 0 and 1, with repeats: as a list of classes it would name "
+        f"class 0 or 1 several times, so these are one-hot labels. Class indices are allowed: {advice}"
+    )
+
+
+def _shape(labels: Tensor) -> str:
+    return str(tuple(labels.shape))

@@ -9,7 +9,6 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from torchpeek.engine.observed import layers_of_target
-from torchpeek.hooks import containers
 
 
 @runtime_checkable
@@ -58,6 +57,15 @@ class BySample(Target, Protocol):
         ...
 
 
+@runtime_checkable
+class OfPictures(Target, Protocol):
+    """A target that reads an output with the help of the shape of the pictures."""
+
+    def for_pictures(self, shape: Sequence[int]) -> Target:
+        """Return the target for pictures of this shape, (N, C, *grid)."""
+        ...
+
+
 class Question(Protocol):
     """A target that is bound to a clean pass. It scores later passes of the same samples, and does not change.
 
@@ -67,6 +75,7 @@ class Question(Protocol):
     - `noun`: what a label counts, where labels are not class indices; see `label_noun`.
     - `part`: the path of the tensor that the scores are read from; see `output_part`.
     - `positional`: whether the question is about a position; see `is_positional`.
+    - `grids`: the grids of all scales that the question reads; see `scale_grids`.
     - `layers`: names of the inner layers that it reads; see `layers_of_target`.
 
     Example:
@@ -105,9 +114,52 @@ class Question(Protocol):
         ...
 
 
+def of_samples(target: Target, first: int, last: int) -> Target:
+    """Restrict a target that has an entry for each sample to some of the samples.
+
+    Args:
+        target: Any target.
+        first: The first of the samples.
+        last: One after the last of them.
+
+    Returns:
+        The target for these samples; the target itself where it is the same for every sample.
+
+    Example:
+        >>> target = tp.targets.ClassesPerSample(torch.tensor([4, 5, 6]))
+        >>> tp.targets.of_samples(target, 1, 3)
+        ClassesPerSample(labels=tensor([5, 6]), part='')
+    """
+    return target.of_samples(first, last) if isinstance(target, BySample) else target
+
+
+def bind_target(target: Target, output: Any, picture: Sequence[int]) -> Question:
+    """Bind a target to the output of the clean pass.
+
+    Args:
+        target: Any target.
+        output: What the model returned for N samples.
+        picture: The shape of the pictures, (N, C, *grid).
+
+    Returns:
+        The question.
+    """
+    return (target.for_pictures(picture) if isinstance(target, OfPictures) else target).bind(output)
+
+
 def has_separate_branches(target: object) -> bool:
     """Whether each score of the target comes from its own branch of the model, as that of a detected box does."""
     return bool(getattr(target, "separate_branches", False))
+
+
+def scale_grids(question: object) -> Sequence[tuple[int, int]]:
+    """The grids (h, w) of all scales that the question reads, as of a dense detector; empty where there is one scale.
+
+    A box of a dense detector belongs to a cell of one of these grids, so a single layer does not explain all boxes. See
+    `BoxScores.scale_totals` for what depends on each scale.
+    """
+    grids: Sequence[tuple[int, int]] = getattr(question, "grids", ())
+    return grids
 
 
 def is_positional(question: object) -> bool:
@@ -157,20 +209,6 @@ class Bound:
 def bound_to(question: Question) -> Bound:
     """The target of a question that is known apart from its pass, such as that of a heatmap."""
     return Bound(question, tuple(layers_of_target(question)))
-
-
-# The parts of an output that hold an embedding of the whole input. They have the shape of class logits and are none.
-EMBEDDING_NAMES = ("image_embeds", "embeddings", "pooler_output", "last_hidden_state")
-
-
-def output_tensors(output: Any) -> dict[str, Tensor]:
-    """Path -> floating-point tensor of what a model returned; of an object that is no container, its attributes."""
-    tensors = {path: tensor for path, tensor in containers.leaves(output) if tensor.is_floating_point()}
-    if not tensors and hasattr(output, "__dict__") and not isinstance(output, Tensor):
-        # `logits` may be a property, which vars() does not list.
-        attributes = {"logits": getattr(output, "logits", None), **vars(output)}
-        tensors = {path: tensor for path, tensor in containers.leaves(attributes) if tensor.is_floating_point()}
-    return tensors
 
 
 def python_values(value: Any) -> Any:
