@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchpeek.errors import MethodNotApplicable
+from torchpeek.engine.numerics import at_least_float32
+from torchpeek.errors import MethodNotApplicable, OptionError
 from torchpeek.heatmap import upsample
+from torchpeek.registry import check_number
 
 # Up to this size all eigenvectors of a symmetric matrix are computed; for a larger one only the first.
 _WHOLE = 512
@@ -186,3 +188,33 @@ def noise(seed: int, samples: int, shape: Sequence[int], like: Tensor) -> Callab
 def grid_axes(tensor: Tensor) -> tuple[int, ...]:
     """Return the axes of the grid in (N, K, C, *grid)."""
     return tuple(range(3, tensor.ndim))
+
+
+def along_samples(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape (b,) to (b, 1, ...), with as many axes as `like`."""
+    return values.view(-1, *(1 for _ in like.shape[1:]))
+
+
+def floating_inputs(inputs: Tensor, method: str) -> Tensor:
+    """Return inputs (N, C, *grid) as float32 at least. Raises MethodNotApplicable for other inputs."""
+    if inputs.ndim < 3 or not inputs.is_floating_point():
+        raise MethodNotApplicable(
+            f"{method} needs floating-point inputs (N, C, *grid); got {inputs.dtype} of shape {tuple(inputs.shape)}. "
+            "Next: if the model adds the channel axis itself, wrap it so that it takes (N, 1, *grid)"
+        )
+    return at_least_float32(inputs)
+
+
+def filled(name: str, value: object, inputs: Tensor) -> Tensor:
+    """Return an option's value, a number or a tensor, at the size of the inputs (N, C, *grid). Raises OptionError."""
+    if not isinstance(value, Tensor):
+        most = torch.finfo(inputs.dtype).max
+        check_number(name, value, -most, most)
+        return inputs.new_tensor(value).expand_as(inputs)
+    try:
+        return value.detach().to(inputs).expand_as(inputs)
+    except RuntimeError as error:
+        raise OptionError(
+            f"option {name} is a tensor of shape {tuple(value.shape)}; allowed: a number, or a tensor that broadcasts "
+            f"to the inputs, {tuple(inputs.shape)}"
+        ) from error

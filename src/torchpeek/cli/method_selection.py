@@ -85,6 +85,8 @@ def _parsed(name: str, text: str, default: Any) -> Any:
                 return int(text)
             case float():
                 return float(text)
+            case None if text.isdigit():
+                return int(text)
             case None if text.replace(".", "", 1).isdigit():
                 return float(text)
     except ValueError as error:

@@ -72,7 +72,8 @@ def vjp(root: Handle, handles: Sequence[Handle], vectors: Tensor, size: int) -> 
         For each handle (K, *its shape); None where `root` does not depend on it.
 
     Raises:
-        GradUnavailable: When the gradient would have to flow through a checkpointed part of the model.
+        GradUnavailable: When the gradient would have to flow through a checkpointed part of the model, or the model has
+            overwritten values that it needs.
     """
     step = max(1, _BYTES // max(1, size))
     parts = []
@@ -104,6 +105,11 @@ def _vjp_chunk(root: Handle, handles: Sequence[Handle], vectors: Tensor) -> tupl
     try:
         one_by_one = [backward(vector, batched=False) for vector in vectors]
     except RuntimeError as error:
+        if "modified by an inplace operation" in str(error):
+            raise GradUnavailable(
+                "the model overwrites values that the backward pass needs, so it cannot be trained either. Choose a "
+                f"method that needs no gradients, or one of a late layer ({error})"
+            ) from error
         if "heckpoint" not in f"{type(error).__name__} {error}":
             raise
         raise GradUnavailable(

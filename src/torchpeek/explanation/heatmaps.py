@@ -14,7 +14,7 @@ from torchpeek.cam import FUSIONS, CamMethod, Smoothing, fused, smoothed, withou
 from torchpeek.engine import ModelCall, Question, Trace, label_noun, output_part, score_kind
 from torchpeek.engine.targets import ClassesPerSample, as_target, innermost, of_samples
 from torchpeek.errors import InputError, NotConnected, NotFinite, OptionError, TargetError, notify
-from torchpeek.explanation.plan import MethodSelection, PlannedPass, plan_passes, run_pass, selected_methods
+from torchpeek.explanation.plan import ASKED_FOR, MethodSelection, PlannedPass, plan_passes, run_pass, selected_methods
 from torchpeek.explanation.request import ExplanationRequest, LayerChoice, TargetLike, explanation_request
 from torchpeek.heatmap import Heatmap, Provenance
 from torchpeek.interrupts import uninterrupted
@@ -105,8 +105,9 @@ def _of_batch(request: ExplanationRequest, selection: MethodSelection, options: 
 
 
 def _plan(request: ExplanationRequest, selection: MethodSelection, options: HeatmapOptions) -> list[PlannedPass]:
-    if any(method.layers == "all" for method, _ in selection) and quantised_layers(request.module):
-        # Without this, fullgrad would return a map that lacks the share of the quantised layers.
+    through_all = any(method.layers == "all" or method.through_model for method, _ in selection)
+    if through_all and quantised_layers(request.module):
+        # Without this, the map would lack the share of the quantised layers.
         raise NotConnected("no gradient flows back through quantised layers")
     if request.layers is not None:
         _check_fuse(selection, request.layers, options)
@@ -123,6 +124,10 @@ def _check_fuse(selection: MethodSelection, layers: Collection[str], options: He
     if options.fuse is None:
         return
     for method, _ in selection:
+        if method.layers == "none":
+            raise InputError(
+                f"fuse={options.fuse!r} makes one map of several layers; {method.name} looks at the input, not at a layer"
+            )
         if method.layers != "one":
             raise InputError(
                 f"fuse={options.fuse!r} is for methods of one layer; {method.name} combines layers by itself"
@@ -199,7 +204,7 @@ def _heatmap(trace: Trace, method: CamMethod, own: Mapping[str, Any], options: H
         values = values.expand(*trace.scores.shape, *values.shape[2:]).contiguous()  # (N, K, *grid)
     provenance = _provenance(trace, method, arguments, smooth, fuse)
     if not torch.isfinite(values).all():
-        raise NotFinite(f"{method.name} at {provenance.layer!r} gave NaN or infinity, though the activations have none")
+        raise NotFinite(f"{method.name} at {provenance.layer!r} gave NaN or infinity, though the scores have none")
     if zeros := int((values.flatten(2) == 0).all(2).sum()):
         notify(
             f"{method.name} at {provenance.layer!r}: {zeros} of {trace.scores.numel()} maps are exactly zero "
@@ -215,14 +220,20 @@ def _provenance(
     names: Mapping[int, str] = dict(enumerate(trace.origin.class_names or ()))
     if noun := label_noun(trace.question):  # the labels are no class indices
         names = {label: f"{noun} {label}" for label in labels}
-    returned = next((capture.returned for capture in trace.at.values()), trace.inputs)
-    all_layers = method.layers == "all"
+    captures = {} if method.layers == "none" else trace.at
+    returned = next((capture.returned for capture in captures.values()), trace.inputs)
+    layer, reason = ", ".join(trace.at), trace.origin.layer_reason
+    if method.layers == "all":
+        layer, reason = "every layer", "the method takes them all"
+    elif method.layers == "none":
+        layer, ignored = "the input", reason == ASKED_FOR
+        reason = "the method looks at the input" + ("; the layer that was asked for is ignored" if ignored else "")
     steps = [f"each layer's map positive, unit, on the same grid, and their {fuse}"] if fuse else []
     return Provenance(
         method=method.name,
-        layer="every layer" if all_layers else ", ".join(trace.at),
-        layer_reason="the method takes them all" if all_layers else trace.origin.layer_reason,
-        layout=", ".join(dict.fromkeys(str(each.layout) for each in trace.at.values())),
+        layer=layer,
+        layer_reason=reason,
+        layout=", ".join(dict.fromkeys(str(each.layout) for each in captures.values())),
         model=trace.origin.model,
         weights=trace.origin.weights,
         preprocess=trace.origin.preprocess,

@@ -14,6 +14,9 @@ from torchpeek.engine.observed import layers_of_target
 from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotConnected, NotFired, listed_names
 from torchpeek.explanation.request import ExplanationRequest
 
+ASKED_FOR = "asked for"
+"""The reason for layers that the user named."""
+
 MethodSelection: TypeAlias = list[tuple[CamMethod, Mapping[str, Any]]]
 """Methods with the options of each."""
 
@@ -29,7 +32,7 @@ class PassRequirements:
         stages: Where no layer is named, how many to take: the last of each of the coarsest sizes of grid. 0 takes the
             one default layer.
         several: Whether a selection may match more than one layer.
-        no_layer: Whether no layer is captured, because the methods read all layers by themselves.
+        no_layer: Whether no layer is captured, because the methods read all layers by themselves, or the input.
     """
 
     gradients: bool
@@ -74,7 +77,7 @@ def selected_methods(methods: Iterable[str] | Mapping[str, Mapping[str, Any]]) -
 def plan_passes(methods: MethodSelection, *, layer_named: bool, fused: bool) -> list[PlannedPass]:
     """As few passes as the methods need together.
 
-    All methods share one pass, with two exceptions. Methods that read attention need their own, because it keeps
+    All methods share one pass, with two exceptions. Methods that look at the input need no layer and take any pass. Methods that read attention need their own, because it keeps
     attention weights and their graph. Methods that combine layers, and all methods when maps are fused, need a pass at
     several layers where none is named.
     """
@@ -90,8 +93,9 @@ def plan_passes(methods: MethodSelection, *, layer_named: bool, fused: bool) -> 
                 prefix=any(method.ablates for method, _ in group),
                 attention=attention,
                 stages=stages,
-                several=fused or all(method.layers == "many" for method, _ in group),
-                no_layer=attention or (not layer_named and all(method.layers == "all" for method, _ in group)),
+                several=fused or all(method.layers in ("many", "none") for method, _ in group),
+                no_layer=attention
+                or all(method.layers == "none" or (method.layers == "all" and not layer_named) for method, _ in group),
             ),
             group,
         )
@@ -108,14 +112,14 @@ def run_pass(request: ExplanationRequest, requirements: PassRequirements) -> Tra
         TorchpeekError: As `trace_model` does.
     """
     if requirements.no_layer:
-        return _trace_at(request, requirements, {}, "")
+        return _trace_at(request, requirements, {}, "" if request.layers is None else ASKED_FOR)
     if request.layers is not None:
         if len(request.layers) > 1 and not (requirements.several or request.several):
             raise AmbiguousCall(
                 f"layer= selects {len(request.layers)} layers ({listed_names(request.layers)}); a heatmap is of one. "
                 "Name one of them, or say how their maps become one: fuse='max', 'mean' or 'product' (--fuse)"
             )
-        return _trace_at(request, requirements, request.layers, "asked for")
+        return _trace_at(request, requirements, request.layers, ASKED_FOR)
     module, call, target = request.module, request.call, request.target
 
     def trace_at(*suggestions: Suggestion) -> Trace:
@@ -138,7 +142,7 @@ def _trace_at(
         layers,
         # An inner layer that the target reads may not come after the captured layer. Gradients show that, whatever
         # the method.
-        gradients=requirements.gradients or bool(layers_of_target(request.target)),
+        gradients=requirements.gradients or bool(layers and layers_of_target(request.target)),
         prefix=requirements.prefix,
         attention=requirements.attention,
         layouts=dict.fromkeys(layers, request.layout),
