@@ -22,8 +22,17 @@ from torchpeek.errors import MethodNotApplicable, OptionError
 
 CHEAP = [name for name, method in METHODS.items() if method.cheap]
 
-# Scaled, cut off or climbed along: rounding is carried further by these.
-ROUGH = ("groupcam", "opticam", "polycam", "fullgrad")
+# Scaled, cut off or climbed along, or one position at a time: rounding is carried further by these. The falls of
+# occlusion are differences of two scores that are nearly the same.
+ROUGH = {
+    "groupcam": 0.3,
+    "opticam": 0.3,
+    "polycam": 0.3,
+    "fullgrad": 0.3,
+    "saliency": 0.3,
+    "input-x-gradient": 0.3,
+    "occlusion": 0.5,
+}
 
 # Fewer draws and steps than a user would take: the replicas are slow.
 SMALL = {
@@ -155,7 +164,7 @@ class TestContract:
             half = tp.explain(model, x, method=name, layer="act", target=1)
         exact = tp.explain(model, x, method=name, layer="act", target=1)
         assert half.values.dtype == half.scores.dtype == torch.float32
-        tolerance = 0.3 if name in ROUGH else 0.05
+        tolerance = ROUGH.get(name, 0.05)
         assert (half.values - exact.values).abs().max() <= tolerance * exact.values.abs().max()
 
     def test_shape_type_and_provenance(self, name: str) -> None:
@@ -178,7 +187,7 @@ class TestContract:
         assert half.dtype == torch.float32
         error = (half - exact).abs().max() / exact.abs().max()
         if name in ROUGH:
-            assert error < 0.3
+            assert error < ROUGH[name]
         else:
             assert error < (0.02 if dtype == torch.float16 else 0.12)
 

@@ -204,4 +204,3 @@ def _unchanged(inputs: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
 def _strongest(gradients: Tensor) -> Tensor:
     """The largest absolute value over the channels, (N, K, C, *grid) -> (N, K, *grid)."""
     return gradients.abs().amax(2)
-

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ def rise(
     the input and cut to its size at a random offset (section 3.2). A cell is as long as the axis of the input divided
     by the number of cells, rounded up as in the authors' code; the paper rounds down, which leaves a margin. The sum is
     divided by the number of masks and the probability. The masks are the same for every picture and class. The paper's
-    score is the probability: use target=ClassProbability(). A score with an offset, like a logit, adds noise to the map.
+    score is the probability: use target=ClassProbability(). The offset of a score, such as a logit, adds noise.
 
     Args:
         samples: Number of masks. The paper takes 4000 for VGG-16, 8000 for ResNet-50.
@@ -120,7 +121,7 @@ def rise(
 
     scores = trace.rescore(masked, samples, precision=precision).to(x)  # (N, samples, K)
     total = x.new_zeros(*trace.scores.shape, size.numel())
-    for trials in torch.arange(samples).split(_MASKS):
+    for trials in torch.split(torch.arange(samples), _MASKS):
         total += scores[:, trials].mT @ masks(trials).flatten(1)
     return total.view(*trace.scores.shape, *size) / (probability * samples)
 
@@ -131,7 +132,7 @@ def _per_axis(
     """A length for each axis of the grid. Raises OptionError unless each is a whole number, 1 to `most`."""
     if value is None:
         return default
-    lengths = list(value) if isinstance(value, (tuple, list)) else [value] * len(most)
+    lengths: list[Any] = list(value) if isinstance(value, (tuple, list)) else [value] * len(most)
     fits = len(lengths) == len(most) and all(
         isinstance(each, int) and not isinstance(each, bool) and 1 <= each <= limit
         for each, limit in zip(lengths, most, strict=True)

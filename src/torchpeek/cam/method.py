@@ -32,7 +32,7 @@ class CamMethod(Registered):
 
     Args:
         name: Name of the method.
-        needs: What the trace has to hold: "inputs" (every trace does), "activations", "head", "gradients" or "attention".
+        needs: What the trace has to hold: "inputs", "activations", "head", "gradients" or "attention".
         paper: Where it was published: "arXiv:..." or "doi:..."; "" for a baseline.
         compute: Called as `compute(trace, **options)`; returns (N, K, *grid).
         layers: Of how many layers: "one", "many" or "all"; "none" looks at the input, on the input's own grid.

@@ -63,7 +63,7 @@ def input_gradient_chunks(
             nodes = rectifiers_between(_connected(scores), leaf) if guided else []
             parts = []
             with edited_gradients(nodes, lambda gradient: gradient.clamp(min=0)) if guided else nullcontext():
-                for columns in torch.arange(scores.shape[1]).split(max(1, _BYTES // max(1, leaf.nbytes))):
+                for columns in torch.split(torch.arange(scores.shape[1]), max(1, _BYTES // max(1, leaf.nbytes))):
                     with torch.enable_grad():
                         of_columns = scores[:, columns[0] : columns[-1] + 1]
                     [gradient] = score_gradients(of_columns, [leaf], leaf.nbytes * _MEMORY_MULTIPLE)

@@ -35,7 +35,8 @@ def rectifiers_between(scores: Tensor, leaf: Tensor) -> list[Node]:
     """The backward nodes of the ReLUs through which the scores depend on the leaf.
 
     A ReLU is a call of relu, relu6, threshold or hardtanh from zero, or clamp from zero, as a module, a function or a
-    method, in place or not. Where other activation functions lie there, too, a notice names them.
+    method, in place or not. Where other activation functions lie there, too, a notice names them. The list is empty
+    where the scores do not depend on the leaf.
 
     Args:
         scores: A tensor with its graph.
@@ -45,6 +46,8 @@ def rectifiers_between(scores: Tensor, leaf: Tensor) -> list[Node]:
         MethodNotApplicable: When there is no ReLU, or a part of the model hides its operations from the graph.
     """
     nodes = _nodes_between(scores, leaf)
+    if not nodes:
+        return []  # no gradient flows back to the leaf at all, which the caller finds out
     for node in nodes:
         for name, description in _OPAQUE.items():
             if name in node.name():

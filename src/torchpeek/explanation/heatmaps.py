@@ -126,7 +126,8 @@ def _check_fuse(selection: MethodSelection, layers: Collection[str], options: He
     for method, _ in selection:
         if method.layers == "none":
             raise InputError(
-                f"fuse={options.fuse!r} makes one map of several layers; {method.name} looks at the input, not at a layer"
+                f"fuse={options.fuse!r} makes one map of several layers; {method.name} looks at the input and "
+                "not at a layer"
             )
         if method.layers != "one":
             raise InputError(

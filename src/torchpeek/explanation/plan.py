@@ -77,7 +77,7 @@ def selected_methods(methods: Iterable[str] | Mapping[str, Mapping[str, Any]]) -
 def plan_passes(methods: MethodSelection, *, layer_named: bool, fused: bool) -> list[PlannedPass]:
     """As few passes as the methods need together.
 
-    All methods share one pass, with two exceptions. Methods that look at the input need no layer and take any pass. Methods that read attention need their own, because it keeps
+    All methods share one pass, with two exceptions. Methods that read attention need their own, because it keeps
     attention weights and their graph. Methods that combine layers, and all methods when maps are fused, need a pass at
     several layers where none is named.
     """
