@@ -111,6 +111,20 @@ def test_grad_cam_kernel_component(net: SplitNet, gamma: float | None) -> None:
         np.testing.assert_allclose(mine * np.sign((mine * other).sum()), other, rtol=1e-4, atol=1e-5)
 
 
+def test_grad_cam_seg_eigen_cam() -> None:
+    """At a layer as large as the input, where it does not resize."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pytorch_grad_cam
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model, x = PooledNet().eval(), X.float()
+    with pytorch_grad_cam.SegEigenCAM(model=model, target_layers=[model.act]) as extractor:
+        theirs = extractor(input_tensor=x, targets=[ClassifierOutputTarget(1), ClassifierOutputTarget(2)])
+    ours = tp.explain(model, x, method="segeigencam", layer="act", target=[1, 2]).values[:, 0].numpy()
+    np.testing.assert_allclose(unit(ours), theirs, atol=2e-4)
+
+
 class TestPeerErrors:
     def test_grad_cam_ablation_depends_on_the_size_of_its_batches(self) -> None:
         """It writes a number far out of range, which it reads from what it has written into before."""

@@ -80,6 +80,20 @@ def eigengradcam(trace: Trace) -> Tensor:
     return first_component(product, towards=product.sum(dim=2))
 
 
+@cam_method("segeigencam", needs="gradients", paper="doi:10.3390/app15137562")
+def segeigencam(trace: Trace) -> Tensor:
+    """The first principal component of activations times absolute gradients (eqs. 10 to 13).
+
+    Each channel of the product is centred over the positions, as in grad-cam. The value that is farthest from zero is
+    positive.
+    """
+    product = trace.gradients.abs() * trace.activations
+    component = first_component(product - grid_mean(product), towards=torch.zeros_like(product[:, :, 0]))
+    flat = component.flatten(2)
+    flipped = (-flat.amin(2) > flat.amax(2)).view(*flat.shape[:2], *(1 for _ in component.shape[2:]))
+    return torch.where(flipped, -component, component)
+
+
 @cam_method(
     "smoothgradcam++", needs="activations", passes="16 forward and backward to the layer", paper="arXiv:1908.01224"
 )
