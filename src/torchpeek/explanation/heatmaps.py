@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from torchpeek import _version
-from torchpeek.cam import FUSIONS, CamMethod, Smoothing, fused, smoothed, without_unsuitable_flip
+from torchpeek.cam import FUSIONS, METHODS, CamMethod, Smoothing, fused, smoothed, without_unsuitable_flip
 from torchpeek.engine import ModelCall, Question, Trace, label_noun, output_part, score_kind
 from torchpeek.engine.targets import ClassesPerSample, as_target, innermost, of_samples
-from torchpeek.errors import InputError, NotConnected, NotFinite, OptionError, TargetError, notify
+from torchpeek.errors import InputError, MethodNotApplicable, NotConnected, NotFinite, OptionError, TargetError, notify
 from torchpeek.explanation.plan import ASKED_FOR, MethodSelection, PlannedPass, plan_passes, run_pass, selected_methods
 from torchpeek.explanation.request import ExplanationRequest, LayerChoice, TargetLike, explanation_request
 from torchpeek.heatmap import Heatmap, Provenance
@@ -116,6 +116,8 @@ def _plan(request: ExplanationRequest, selection: MethodSelection, options: Heat
 
 def _of_pass(trace: Trace, selection: MethodSelection, options: HeatmapOptions) -> dict[str, Heatmap]:
     _check_fuse(selection, trace.at, options)
+    if trace.create_graph:
+        _check_differentiable(selection, options)
     return {method.name: _heatmap(trace, method, own, options) for method, own in selection}
 
 
@@ -137,6 +139,21 @@ def _check_fuse(selection: MethodSelection, layers: Collection[str], options: He
         raise InputError(
             f"fuse={options.fuse!r} makes one map of several layers; got one, {next(iter(layers))!r}. Give a list or a "
             "pattern of layers, or layer=None for those of the coarsest grids"
+        )
+
+
+def _check_differentiable(selection: MethodSelection, options: HeatmapOptions) -> None:
+    """Raise MethodNotApplicable where a map of a trace with create_graph needs further passes, or has no derivative."""
+    for method, _ in selection:
+        if not method.differentiable:
+            able = ", ".join(name for name, each in METHODS.items() if each.differentiable)
+            raise MethodNotApplicable(
+                f"{method.name} is not defined for a trace with create_graph=True: it runs further passes, or its map "
+                f"has no useful derivative. Allowed: {able}. Next: choose one of these, or leave out create_graph"
+            )
+    if options.smooth is not None:
+        raise MethodNotApplicable(
+            "smooth= runs further passes, which a trace with create_graph=True does not take. Next: leave out smooth"
         )
 
 
@@ -199,8 +216,8 @@ def _heatmap(trace: Trace, method: CamMethod, own: Mapping[str, Any], options: H
         return fused([method.compute(version.only(layer), **arguments) for layer in version.at], fuse)
 
     # The mathematics is in float32 at least, also under the caller's autocast.
-    device = trace.inputs.device.type
-    with uninterrupted(), torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+    device, grad_mode = trace.inputs.device.type, torch.set_grad_enabled(trace.create_graph)
+    with uninterrupted(), torch.inference_mode(False), torch.autocast(device, enabled=False), grad_mode:
         values = smoothed(trace, compute, smooth) if smooth else compute(trace)
         values = values.expand(*trace.scores.shape, *values.shape[2:]).contiguous()  # (N, K, *grid)
     provenance = _provenance(trace, method, arguments, smooth, fuse)

@@ -32,6 +32,7 @@ class PassRequirements:
         stages: Where no layer is named, how many to take: the last of each of the coarsest sizes of grid. 0 takes the
             one default layer.
         several: Whether a selection may match more than one layer.
+        create_graph: Whether everything stays connected to the graph of the whole pass, for a training loss.
         no_layer: Whether no layer is captured, because the methods read all layers by themselves, or the input.
     """
 
@@ -41,6 +42,7 @@ class PassRequirements:
     stages: int = 0
     several: bool = False
     no_layer: bool = False
+    create_graph: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ def _trace_at(
         gradients=requirements.gradients or bool(layers and layers_of_target(request.target)),
         prefix=requirements.prefix,
         attention=requirements.attention,
+        create_graph=requirements.create_graph,
         layouts=dict.fromkeys(layers, request.layout),
     )
     origin = replace(request.origin, layer_reason=reason)
