@@ -211,6 +211,8 @@ def test_in_the_callers_modes(context: Callable) -> None:
         assert tp.explain(trace).values.requires_grad
         assert tp.explain(trace, target=2).scores.requires_grad
         assert not tp.explain(Trained().double(), X).values.requires_grad
+        assert torch.is_grad_enabled() is (context is torch.enable_grad)
+    assert torch.is_grad_enabled()
 
 
 def test_in_place_after_the_layer() -> None:

@@ -216,7 +216,8 @@ def _heatmap(trace: Trace, method: CamMethod, own: Mapping[str, Any], options: H
         return fused([method.compute(version.only(layer), **arguments) for layer in version.at], fuse)
 
     # The mathematics is in float32 at least, also under the caller's autocast.
-    device, grad_mode = trace.inputs.device.type, torch.set_grad_enabled(trace.create_graph)
+    device = trace.inputs.device.type
+    grad_mode = torch.enable_grad() if trace.create_graph else torch.no_grad()
     with uninterrupted(), torch.inference_mode(False), torch.autocast(device, enabled=False), grad_mode:
         values = smoothed(trace, compute, smooth) if smooth else compute(trace)
         values = values.expand(*trace.scores.shape, *values.shape[2:]).contiguous()  # (N, K, *grid)
