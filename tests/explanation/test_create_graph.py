@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import torchpeek as tp
 from networks import SplitNet
@@ -233,6 +234,24 @@ def test_in_place_after_the_layer() -> None:
     torch.testing.assert_close(ours, theirs)
     for one, other in zip(gradients(ours.square().sum(), model), gradients(theirs.square().sum(), plain), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("layer", ["act", "conv"])
+def test_a_layer_inside_a_checkpointed_part(layer: str) -> None:
+    """The part runs once more in the backward pass, and must save the same tensors as with the trace's hook."""
+
+    class Checkpointed(Trained):
+        def layer(self, x: Tensor) -> Tensor:
+            return checkpoint(super().layer, x, use_reentrant=False)
+
+    model, plain = Checkpointed().double().eval(), Trained().double().eval()
+    plain.load_state_dict(model.state_dict())
+    found = []
+    for each in (model, plain):
+        values = tp.explain(tp.trace(each, X, layer=layer, target=LABELS, create_graph=True), method="hirescam").values
+        found.append(gradients(values.square().sum(), each))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_the_views_of_a_map_keep_the_graph(tmp_path) -> None:

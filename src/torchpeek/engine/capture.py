@@ -124,7 +124,7 @@ class CaptureRecorder:
         if not self._request.create_graph:
             copy = copy.detach()
         returned = copy.movedim(layout.batch_axis, 0)
-        if not torch.isfinite(returned).all():
+        if not torch.isfinite(returned.detach()).all():
             raise NotFinite(f"layer {name!r} returned NaN or infinity{why_not_finite(self._call.picture, returned)}")
         handle, continued = start_graph(tensor, copy) if self._request.gradients else (None, tensor)
         self._captures[name] = Capture(name, returned, handle, layout)
