@@ -51,7 +51,7 @@ def input_x_gradient(trace: Trace) -> Tensor:
     preprocessing: after normalisation it is the mean colour of the training pictures, and such a position has no
     contribution.
     """
-    x = floating_inputs(trace.inputs, "input-x-gradient")
+    x = floating_inputs(trace, "input-x-gradient")
     return _summed(trace, _unchanged, 1, lambda g, rows, trials: (g * x[rows].unsqueeze(1)).sum(2))
 
 
@@ -76,7 +76,7 @@ def smoothgrad(trace: Trace, *, samples: int = 50, noise_level: float = 0.15, se
     """
     check_whole("samples", samples)
     check_number("noise_level", noise_level)
-    x = floating_inputs(trace.inputs, "smoothgrad")
+    x = floating_inputs(trace, "smoothgrad")
     flat = x.flatten(1)
     deviation = noise_level * (flat.amax(1) - flat.amin(1))  # (N,)
     draw = noise(seed, samples, x.shape[1:], x)
@@ -110,7 +110,7 @@ def integrated_gradients(trace: Trace, *, steps: int = 50, baseline: float | Ten
             colour.
     """
     check_whole("steps", steps)
-    x = floating_inputs(trace.inputs, "integrated-gradients")
+    x = floating_inputs(trace, "integrated-gradients")
     start = filled("baseline", baseline, x)  # (N, C, *grid)
     change = x - start
 
@@ -182,7 +182,7 @@ def guided_gradcam(trace: Trace) -> Tensor:
 
 def _of_inputs(trace: Trace, method: str, *, guided: bool = False) -> Tensor:
     """The gradients at the clean inputs, (N, K, C, *grid) reduced to the strongest channel, (N, K, 1, *grid)."""
-    floating_inputs(trace.inputs, method)
+    floating_inputs(trace, method)
     return _summed(trace, _unchanged, 1, lambda g, rows, trials: g.abs().amax(2, keepdim=True), guided=guided)
 
 

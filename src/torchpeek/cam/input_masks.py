@@ -46,7 +46,7 @@ def occlusion(
             normalisation 0 is the mean colour, the paper's grey.
         precision: None runs the passes as the model is, "bfloat16" under autocast. The scores are float32 either way.
     """
-    x = floating_inputs(trace.inputs, "occlusion")
+    x = floating_inputs(trace, "occlusion")
     size = x.shape[2:]
     lengths = _per_axis("window", window, [ceil(each / 7) for each in size], size)
     strides = _per_axis("stride", stride, [ceil(each / 2) for each in lengths], lengths)
@@ -99,7 +99,7 @@ def rise(
     check_whole("samples", samples)
     check_whole("cells", cells)
     check_number("probability", probability, 1e-6, 1)
-    x = floating_inputs(trace.inputs, "rise")
+    x = floating_inputs(trace, "rise")
     size = x.shape[2:]
     if len(size) > 3:
         raise MethodNotApplicable(f"rise upsamples masks along one to three axes; the input has {len(size)}, {size}")
