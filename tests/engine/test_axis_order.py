@@ -117,9 +117,7 @@ def test_an_input_without_channels_is_not_masked() -> None:
     with pytest.raises(MethodNotApplicable, match=r"8 x 6, cannot mask.*takes \(N, 1, \*grid\)"):
         tp.explain(model, x, method="scorecam", target=1)
     for method in ("saliency", "occlusion"):
-        with pytest.warns(
-            Notice, match=f"{method}: the inputs are read as 8 channels on a grid of 6. If"
-        ):
+        with pytest.warns(Notice, match=f"{method}: the inputs are read as 8 channels on a grid of 6. If"):
             tp.explain(model, x, method=method, target=1)
 
 
