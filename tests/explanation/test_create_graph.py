@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import torchpeek as tp
-from networks import SplitNet
+from networks import SplitNet, messy
 from torchpeek.cam import METHODS
 from torchpeek.errors import GradUnavailable, InputError, MethodNotApplicable
 
@@ -252,6 +253,48 @@ def test_a_layer_inside_a_checkpointed_part(layer: str) -> None:
         found.append(gradients(values.square().sum(), each))
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_fused_attention_has_second_derivatives() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.qkv, self.head = nn.Conv2d(3, 4, 2, stride=2), nn.Linear(4, 12), nn.Linear(4, 3)
+            self.fused = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(self.embed(x).flatten(2).mT).chunk(3, dim=-1)
+            out = F.scaled_dot_product_attention(q, k, v) if self.fused else (q @ k.mT / 2).softmax(-1) @ v
+            return self.head(out.mean(1))
+
+    model = Attending().double()
+    found = []
+    for fused in (True, False):
+        model.fused = fused
+        trace = tp.trace(model, X, layer="embed", target=LABELS, create_graph=True)
+        values = tp.explain(trace, method="hirescam").values
+        found.append((values, *gradients(values.square().sum(), model)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
+def test_after_an_error_in_the_middle(error: BaseException) -> None:
+    model = messy()
+    x = torch.randn(2, 3, 8, 8)
+    tp.trace(model, x, layer="act")  # what the layer returns is known
+    before = [(module.training, len(module._forward_hooks)) for module in model.modules()]
+    model.fail_with = error
+    with pytest.raises(type(error)):
+        tp.trace(model, x, layer="act", create_graph=True)
+    assert [(module.training, len(module._forward_hooks)) for module in model.modules()] == before
+    assert torch.is_grad_enabled()
+    model.fail_with = None
+    worker = threading.Thread(target=lambda: found.append(tp.explain(model, x, layer="act")))
+    found: list[tp.Heatmap] = []
+    worker.start()  # the lock was released
+    worker.join(timeout=60)
+    assert len(found) == 1
 
 
 def test_the_views_of_a_map_keep_the_graph(tmp_path) -> None:

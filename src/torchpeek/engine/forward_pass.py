@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchpeek.engine.attention.recorder import Attention, AttentionRecorder
 from torchpeek.engine.capture import Capture, CaptureRecorder, CaptureRequest
@@ -24,7 +25,7 @@ from torchpeek.engine.replay.prefix import PrefixRecording
 from torchpeek.engine.replay.validation import overwritten_outputs
 from torchpeek.engine.targets.question import Bound, Question, Target
 from torchpeek.errors import AmbiguousCall, InputError, NotFinite, listed_names, notify
-from torchpeek.hooks import attached, containers, replaced, select
+from torchpeek.hooks import attached, containers, replaced, select, shared
 from torchpeek.interrupts import uninterrupted
 
 
@@ -165,7 +166,9 @@ def run_training_pass(
     dry_run(model, call)  # of its own, in eval mode: a pass that stops at an undecided layout would count as a step
     device = call.picture.device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    with exclusive(model):
+    # Fused attention has no second derivative; computed in steps it is the same, and has one.
+    attention = shared("attention in steps", partial(sdpa_kernel, SDPBackend.MATH))
+    with exclusive(model), attention:
         forward_pass = _one_pass(model, call, request, target, origin, autocast)
         if not torch.isfinite(forward_pass.scores).all():
             why = why_not_finite(call.picture, forward_pass.scores.detach())
