@@ -39,8 +39,8 @@ class CamMethod(Registered):
         stages: With "many" and no layer named, the last layers of this many coarsest grid sizes are taken.
         passes: The passes that the method runs itself, in words.
         ablates: Whether they change the layer's output. The trace then records what a replay needs.
-        differentiable: Whether the map has derivatives with respect to the model's parameters, from one pass alone.
         through_model: Whether they compute gradients with respect to the input, through all layers.
+        differentiable: Whether the map has derivatives with respect to the model's parameters, from one pass alone.
     """
 
     kind: ClassVar[str] = "method"

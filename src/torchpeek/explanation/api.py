@@ -31,8 +31,8 @@ def trace(
 ) -> Trace:
     """One clean pass over `inputs`, kept: explain and compare take it in place of model and inputs.
 
-    They then ask it for other methods and classes without another forward pass. The model runs in eval mode and is left
-    exactly as it was found.
+    They then ask it for other methods and classes without another forward pass. Unless `create_graph`, the model runs in
+    eval mode and is left exactly as it was found.
 
     Args:
         model: An nn.Module, or a LoadedModel.
@@ -49,7 +49,8 @@ def trace(
         create_graph: Whether maps and scores can be part of a training loss. The pass is then one of the model as it
             is, with the whole graph: the modes stay, running statistics are updated, dropout draws from your random
             state. `trace.output` is what the model returned, for the other terms of the loss. The methods of one pass
-            take such a trace.
+            take such a trace. Gradients at the layer are of the sum of the batch's scores; where batch normalisation
+            is in training mode, each picture's gradient also has its share in the scores of the others.
 
     Returns:
         The trace. `trace.activations` is (N, 1, C, *grid), `trace.gradients` (N, K, C, *grid), `trace.scores` (N, K).
