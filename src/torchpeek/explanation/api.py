@@ -31,8 +31,8 @@ def trace(
 ) -> Trace:
     """One clean pass over `inputs`, kept: explain and compare take it in place of model and inputs.
 
-    They then ask it for other methods and classes without another forward pass. Unless `create_graph`, the model runs in
-    eval mode and is left exactly as it was found.
+    They then ask it for other methods and classes without another forward pass. Except with `create_graph`, the model
+    runs in eval mode and is left exactly as it was found.
 
     Args:
         model: An nn.Module, or a LoadedModel.
