@@ -179,8 +179,11 @@ _OPTIONS = {
     "smoothgradcam++": {"samples": 4},
     "integrated-gradcam": {"steps": 4},
     "opticam": {"steps": 2},
+    "smoothgrad": {"samples": 4},
+    "integrated-gradients": {"steps": 4},
+    "occlusion": {"window": 112, "stride": 112},
+    "rise": {"samples": 32},
 }
-_NEEDS_WHOLE_BACKWARD = ("fullgrad", "opticam")
 
 _IN_A_PROCESS = """
 import torch, torchpeek as tp

@@ -15,11 +15,17 @@ from evaluation.pictures import Labelled
 from torchpeek.cam import METHODS
 from torchpeek.metrics import mosaic
 
-# Methods of over 2,000 passes for a picture. They run on four pictures only, two of them with fewer draws or steps than
-# in their papers.
-EXPENSIVE: Mapping[str, Mapping[str, Any]] = {"sscam": {"samples": 2}, "iscam": {"steps": 3}, "polycam": {}}
+# Methods of over 2,000 passes for a picture. They run on four pictures only, three of them with fewer draws or steps
+# than in their papers.
+EXPENSIVE: Mapping[str, Mapping[str, Any]] = {
+    "sscam": {"samples": 2},
+    "iscam": {"steps": 3},
+    "polycam": {},
+    "rise": {"samples": 1000},
+}
 # Methods of more than 50 passes. Metrics that run the method again are measured for the other methods only.
-_MANY = {"scorecam", "ablationcam", "opticam", "integrated-gradcam", *EXPENSIVE}
+_OF_INPUTS = ("smoothgrad", "integrated-gradients", "occlusion")
+_MANY = {"scorecam", "ablationcam", "opticam", "integrated-gradcam", *_OF_INPUTS, *EXPENSIVE}
 ALL = [name for name, each in METHODS.items() if each.needs != "attention" and name != "random"]
 CHEAP = [name for name in ALL if name not in EXPENSIVE]
 FEW = [name for name in CHEAP if name not in _MANY]

@@ -228,7 +228,8 @@ def unit_range(values: Tensor) -> Tensor:
     flat = values.flatten(2)  # (N, K, positions)
     low = flat.amin(2, keepdim=True).clamp(max=0)
     span = flat.amax(2, keepdim=True) - low
-    return torch.where(span > 0, (flat - low) / span, 0).view_as(values)
+    # A division by zero would make the derivative NaN, although `where` leaves its result out.
+    return torch.where(span > 0, (flat - low) / torch.where(span > 0, span, 1), 0).view_as(values)
 
 
 def upsample(values: Tensor, size: Sequence[int]) -> Tensor:

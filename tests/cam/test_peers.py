@@ -111,6 +111,20 @@ def test_grad_cam_kernel_component(net: SplitNet, gamma: float | None) -> None:
         np.testing.assert_allclose(mine * np.sign((mine * other).sum()), other, rtol=1e-4, atol=1e-5)
 
 
+def test_grad_cam_seg_eigen_cam() -> None:
+    """At a layer as large as the input, where it does not resize."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pytorch_grad_cam
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model, x = PooledNet().eval(), X.float()
+    with pytorch_grad_cam.SegEigenCAM(model=model, target_layers=[model.act]) as extractor:
+        theirs = extractor(input_tensor=x, targets=[ClassifierOutputTarget(1), ClassifierOutputTarget(2)])
+    ours = tp.explain(model, x, method="segeigencam", layer="act", target=[1, 2]).values[:, 0].numpy()
+    np.testing.assert_allclose(unit(ours), theirs, atol=2e-4)
+
+
 class TestPeerErrors:
     def test_grad_cam_ablation_depends_on_the_size_of_its_batches(self) -> None:
         """It writes a number far out of range, which it reads from what it has written into before."""
@@ -176,6 +190,31 @@ class TestPeerErrors:
         [found] = bias_gradients(trace.forward_pass, lambda each: each)
         assert len(found.biases) == 2
         assert float(found.remainder.abs().max()) < 1e-5
+
+    def test_grad_cam_guided_backprop_misses_functions(self) -> None:
+        """It replaces modules: of a ReLU that is a function the gradient is plain. The modules end as others."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from pytorch_grad_cam import GuidedBackpropReLUModel
+
+        class Functions(torch.nn.Sequential):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self[2](self[1](torch.relu(self[0](x))).relu().flatten(1))
+
+        layers = torch.nn.Conv2d(3, 5, 3), torch.nn.Conv2d(5, 4, 3), torch.nn.Linear(32, 3)
+        functions = Functions(*layers).eval()
+        modules = torch.nn.Sequential(
+            layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU(), torch.nn.Flatten(), layers[2]
+        ).eval()
+        before = modules[1]
+        x = X[:1].float()
+        ours = [tp.explain(each, x, method="guided-backprop", target=1).values[0, 0] for each in (functions, modules)]
+        torch.testing.assert_close(*ours)
+        theirs = [GuidedBackpropReLUModel(model=each, device="cpu")(x.clone(), 1) for each in (functions, modules)]
+        strongest = [torch.from_numpy(each).abs().amax(2) for each in theirs]
+        torch.testing.assert_close(strongest[1], ours[1])
+        torch.testing.assert_close(strongest[0], tp.explain(functions, x, method="saliency", target=1).values[0, 0])
+        assert modules[1] is not before
 
     def test_torchcam_gradcam_plus_plus(self, net: SplitNet) -> None:
         """gradient.py divides a copy, so its weights are the sum of relu(g)^3. If this fails, they mended it."""

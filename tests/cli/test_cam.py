@@ -75,6 +75,15 @@ class TestCam:
         assert made["scorecam"].options == {"precision": "bfloat16"}
         assert made["opticam"].options == {"steps": 3, "rate": 0.1}
 
+    def test_methods_that_look_at_the_input(self, place, capsys) -> None:
+        words = ("--method", "saliency", "--method", "occlusion", "--option", "window=4", "--option", "stride=2")
+        assert run(*CAM, *words) == 0
+        assert "the input (the method looks at the input)" in capsys.readouterr().out
+        made = tp.load(place / "peek" / "a" / "occlusion.safetensors").provenance
+        assert (made.layer, made.options["window"], made.options["stride"]) == ("the input", 4, 2)
+        assert run(*CAM, *words, "--layer", "act", "--overwrite") == 0
+        assert "--layer is for other methods; saliency, occlusion look at the input" in capsys.readouterr().err
+
     @pytest.mark.filterwarnings("ignore:.*are exactly zero everywhere")
     def test_several_layers(self, place, capsys) -> None:
         assert run(*CAM, "--layer", "act", "--layer", "features.0", "--fuse", "mean", "--smooth") == 0

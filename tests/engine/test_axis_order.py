@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import torchpeek as tp
-from torchpeek.errors import MethodNotApplicable
+from torchpeek.errors import MethodNotApplicable, Notice
 
 transformers = pytest.importorskip("transformers")
 
@@ -115,6 +116,35 @@ def test_an_input_without_channels_is_not_masked() -> None:
     assert tp.explain(model, x, target=1).values.shape == (2, 1, 8, 6)
     with pytest.raises(MethodNotApplicable, match=r"8 x 6, cannot mask.*takes \(N, 1, \*grid\)"):
         tp.explain(model, x, method="scorecam", target=1)
+    for method in ("saliency", "occlusion"):
+        with pytest.warns(Notice, match=f"{method}: the inputs are read as 8 channels on a grid of 6. If"):
+            tp.explain(model, x, method=method, target=1)
+
+
+@pytest.mark.parametrize("method", ["saliency", "input-x-gradient", "integrated-gradients", "occlusion", "rise"])
+def test_maps_of_the_input_are_on_its_grid(case: tuple[nn.Module, Tensor, tuple[int, ...], Any], method: str) -> None:
+    """In the order (C, *grid), whatever the order that the model takes: as of a model that takes that order."""
+    model, x, _, _ = case
+    trace = tp.trace(model, x, target=2)
+
+    class ChannelsFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = model
+            self.order = trace.forward_pass.call.axis_order
+
+        def forward(self, picture: Tensor) -> Tensor:
+            return self.inside(self.order.to_model(picture)).logits
+
+    options: dict[str, Any] = {"integrated-gradients": {"steps": 2}, "rise": {"samples": 4}}.get(method, {})
+    if method == "occlusion":
+        options = {"window": [-(-size // 2) for size in trace.inputs.shape[2:]]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)  # too few steps
+        got = tp.explain(model, x, method=method, target=2, **options).values
+        expected = tp.explain(ChannelsFirst(), trace.inputs, method=method, target=2, **options).values
+    assert got.shape == (2, 1, *trace.inputs.shape[2:])
+    torch.testing.assert_close(got, expected)
 
 
 class Logits(nn.Module):

@@ -26,10 +26,15 @@ def sided() -> Sided:
     return Sided().double().eval()
 
 
-OPTIONS: dict[str, dict[str, Any]] = {"groupcam": {"groups": 3, "kernel": 5}, "opticam": {"steps": 2}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "groupcam": {"groups": 3, "kernel": 5},
+    "opticam": {"steps": 2},
+    "rise": {"samples": 5},
+}
 METHODS = [
     *("gradcam", "eigencam", "scorecam", "groupcam", "integrated-gradcam", "smoothgradcam++", "ablationcam"),
     *("recipro-cam", "opticam", "fullgrad", "random"),
+    *("saliency", "input-x-gradient", "smoothgrad", "integrated-gradients", "occlusion", "rise"),
 ]
 
 
@@ -39,7 +44,9 @@ class TestFurtherArguments:
     @pytest.mark.filterwarnings("ignore:fullgrad. the contributions do not add up")
     def test_is_the_wrapped_model(self, sided: Sided, method: str, picture: str, layer: str) -> None:
         """Of each sample by itself: so what goes with the samples follows them, and what is shared does not."""
-        sided.writes = method not in ("opticam", "fullgrad")  # which is refused where gradients flow to the input
+        sided.writes = (
+            method != "fullgrad" and not tp.METHODS[method].through_model
+        )  # which is refused where gradients flow to the input
         given = tp.Arguments((FIRST, SECOND), rest(), picture=picture)
         options = OPTIONS.get(method, {})
         got = tp.explain(sided, given, method=method, layer=layer, target=[1, 2, 3], **options)

@@ -68,6 +68,16 @@ def test_no_layer_is_captured_where_the_methods_read_them_all() -> None:
     assert requirements(["legrad"], layer_named=True).no_layer
 
 
+def test_methods_that_look_at_the_input_need_no_layer_and_join_any_pass() -> None:
+    for layer_named in (False, True):
+        alone = requirements(["saliency", "occlusion"], layer_named=layer_named)
+        assert alone == PassRequirements(gradients=False, several=True, no_layer=True)
+    assert not requirements(["saliency", "guided-gradcam"]).no_layer
+    assert planned(["saliency", "gradcam"]) == [["saliency", "gradcam"]]
+    assert planned(["polycam", "saliency"]) == [["polycam"], ["saliency"]]
+    assert requirements(["polycam", "saliency"], layer_named=True).several
+
+
 def test_what_is_no_selection_of_methods() -> None:
     with pytest.raises(InputError, match="methods is empty"):
         selected_methods([])

@@ -40,7 +40,16 @@ class Stubs(nn.Module):
 
 
 class TestQuantised:
-    GRADIENTS = ("gradcam", "gradcam++", "layercam", "integrated-gradcam", "groupcam", "fullgrad")
+    GRADIENTS = (
+        "gradcam",
+        "gradcam++",
+        "layercam",
+        "integrated-gradcam",
+        "groupcam",
+        "fullgrad",
+        "opticam",
+        "saliency",
+    )
 
     @pytest.fixture
     def dynamic(self, quantization: Any) -> nn.Module:
@@ -74,7 +83,7 @@ class TestQuantised:
     @pytest.mark.parametrize("method", GRADIENTS)
     @pytest.mark.filterwarnings("ignore:the model turns gradients off")
     def test_dynamic_with_gradients_is_refused(self, dynamic: nn.Module, method: str) -> None:
-        where = {} if method == "fullgrad" else {"layer": "features.4"}
+        where = {} if method in ("fullgrad", "saliency") else {"layer": "features.4"}
         with pytest.raises(GradUnavailable, match=r"the model is quantised \('head'\).*a method without gradients"):
             tp.explain(dynamic, X, method=method, **where)
 

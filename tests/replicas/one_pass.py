@@ -81,6 +81,16 @@ def eigengradcam(A, g):
     return _projected(product.reshape(len(A), -1).T, A.shape[1:], product.sum(0))
 
 
+def segeigencam(A, g):
+    """doi:10.3390/app15137562, eqs. 10 to 13, with the SVD of centred channels."""
+    cs, ys, xs = loops(A)
+    rows = [[abs(g[c][i][j]) * A[c][i][j] for c in cs] for i in ys for j in xs]
+    means = [sum(row[c] for row in rows) / len(rows) for c in cs]
+    matrix = np.array([[row[c] - means[c] for c in cs] for row in rows])
+    projected = matrix @ np.linalg.svd(matrix, full_matrices=False)[2][0]
+    return (-projected if abs(projected.min()) > abs(projected.max()) else projected).reshape(A.shape[1:])
+
+
 REPLICAS = {
     "gradcam": gradcam,
     "gradcam++": gradcam_plus_plus,
@@ -90,4 +100,5 @@ REPLICAS = {
     "layercam": layercam,
     "eigencam": eigencam,
     "eigengradcam": eigengradcam,
+    "segeigencam": segeigencam,
 }

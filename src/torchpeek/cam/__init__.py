@@ -1,6 +1,6 @@
 """CAM methods: from a trace to the values of a heatmap. Mathematics only."""
 
-from torchpeek.cam import activation, attention, gradient, perturbation
+from torchpeek.cam import activation, attention, gradient, input_gradients, input_masks, perturbation
 from torchpeek.cam.fusion import FUSIONS, fused
 from torchpeek.cam.method import METHODS, CamMethod, Layers, Needs, cam_method, find_method
 from torchpeek.cam.smoothing import Smoothing, smoothed, without_unsuitable_flip
@@ -18,6 +18,8 @@ __all__ = [
     "find_method",
     "fused",
     "gradient",
+    "input_gradients",
+    "input_masks",
     "perturbation",
     "smoothed",
     "without_unsuitable_flip",

@@ -20,7 +20,7 @@ from torchpeek.errors import MethodNotApplicable, notify
 from torchpeek.registry import check_number
 
 
-@cam_method("cam", needs="head", paper="arXiv:1512.04150")
+@cam_method("cam", needs="head", differentiable=True, paper="arXiv:1512.04150")
 def cam(trace: Trace) -> Tensor:
     """Channels weighted by the class's weights in the linear head (eq. 2).
 

@@ -7,9 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.conv import _ConvNd
 
-from torchpeek.errors import MethodNotApplicable
+from torchpeek.engine import Trace
+from torchpeek.engine.numerics import at_least_float32
+from torchpeek.errors import MethodNotApplicable, OptionError, notify
 from torchpeek.heatmap import upsample
+from torchpeek.registry import check_number
 
 # Up to this size all eigenvectors of a symmetric matrix are computed; for a larger one only the first.
 _WHOLE = 512
@@ -186,3 +190,46 @@ def noise(seed: int, samples: int, shape: Sequence[int], like: Tensor) -> Callab
 def grid_axes(tensor: Tensor) -> tuple[int, ...]:
     """Return the axes of the grid in (N, K, C, *grid)."""
     return tuple(range(3, tensor.ndim))
+
+
+def along_samples(values: Tensor, like: Tensor) -> Tensor:
+    """Reshape (b,) to (b, 1, ...), with as many axes as `like`."""
+    return values.view(-1, *(1 for _ in like.shape[1:]))
+
+
+def floating_inputs(trace: Trace, method: str) -> Tensor:
+    """Return the inputs (N, C, *grid) as float32 at least. Raises MethodNotApplicable for other inputs.
+
+    The second axis is read as the channels. A notice says so if the first convolution takes more axes than the inputs
+    have: then the model may add the axis of the channels itself.
+    """
+    inputs = trace.inputs
+    if inputs.ndim < 3 or not inputs.is_floating_point():
+        raise MethodNotApplicable(
+            f"{method} needs floating-point inputs (N, C, *grid); got {inputs.dtype} of shape {tuple(inputs.shape)}. "
+            "Next: if the model adds the channel axis itself, wrap it so that it takes (N, 1, *grid)"
+        )
+    convolutions = (each for each in trace.forward_pass.model.modules() if isinstance(each, _ConvNd))
+    first = next(convolutions, None)
+    if first is not None and inputs.shape[1] > 1 and len(first.kernel_size) + 2 > inputs.ndim:
+        channels, *grid = inputs.shape[1:]
+        notify(
+            f"{method}: the inputs are read as {channels} channels on a grid of {' x '.join(map(str, grid))}. If the "
+            "model adds the axis of channels itself, wrap it so that it takes (N, 1, *grid)"
+        )
+    return at_least_float32(inputs)
+
+
+def filled(name: str, value: object, inputs: Tensor) -> Tensor:
+    """Return an option's value, a number or a tensor, at the size of the inputs (N, C, *grid). Raises OptionError."""
+    if not isinstance(value, Tensor):
+        most = torch.finfo(inputs.dtype).max
+        check_number(name, value, -most, most)
+        return inputs.new_tensor(value).expand_as(inputs)
+    try:
+        return value.detach().to(inputs).expand_as(inputs)
+    except RuntimeError as error:
+        raise OptionError(
+            f"option {name} is a tensor of shape {tuple(value.shape)}; allowed: a number, or a tensor that broadcasts "
+            f"to the inputs, {tuple(inputs.shape)}"
+        ) from error

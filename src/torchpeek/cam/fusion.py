@@ -31,7 +31,7 @@ def fused(maps: Sequence[Tensor], fusion: str) -> Tensor:
     return FUSIONS[fusion](torch.stack([upsample(unit_range(each.clamp(min=0)), size) for each in maps]))
 
 
-@cam_method("refinecam", needs="gradients", layers="many", paper="arXiv:2605.14641")
+@cam_method("refinecam", needs="gradients", layers="many", differentiable=True, paper="arXiv:2605.14641")
 def refinecam(trace: Trace, *, base: str = "gradcam++", seed: int = 0) -> Tensor:
     """The product of several layers' maps: what all of them agree on, as fine as the finest.
 
@@ -44,5 +44,7 @@ def refinecam(trace: Trace, *, base: str = "gradcam++", seed: int = 0) -> Tensor
     method = find_method(base)
     if method.layers != "one" or method.needs == "head":
         raise OptionError(f"option base is {base!r}; allowed: a method of one layer, such as 'gradcam++' or 'layercam'")
+    if trace.create_graph and not method.differentiable:
+        raise OptionError(f"option base is {base!r}; allowed with create_graph=True: one such as 'gradcam++'")
     options = {"seed": seed} if "seed" in method.options else {}
     return fused([method.compute(trace.only(name), **options) for name in trace.at], "product")

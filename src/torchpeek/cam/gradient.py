@@ -16,13 +16,13 @@ from torchpeek.heatmap import upsample
 from torchpeek.registry import check_number, check_whole
 
 
-@cam_method("gradcam", needs="gradients", paper="arXiv:1610.02391")
+@cam_method("gradcam", needs="gradients", differentiable=True, paper="arXiv:1610.02391")
 def gradcam(trace: Trace) -> Tensor:
     """Channels weighted by their mean gradient (eqs. 1 and 2)."""
     return weighted_sum(grid_mean(trace.gradients), trace.activations)
 
 
-@cam_method("gradcam++", needs="gradients", paper="arXiv:1710.11063")
+@cam_method("gradcam++", needs="gradients", differentiable=True, paper="arXiv:1710.11063")
 def gradcam_plus_plus(trace: Trace) -> Tensor:
     """Channels weighted by their positive gradients, each position by alpha (eqs. 5 and 19).
 
@@ -30,13 +30,13 @@ def gradcam_plus_plus(trace: Trace) -> Tensor:
     does not underflow; where g is zero the position adds nothing. The paper's score is exp(logit), whose gradient has
     a further factor exp(logit): one constant for a map, left out because it overflows.
     """
-    g = trace.gradients
+    g = trace.gradients.clamp(min=0)  # a negative gradient adds nothing to the weight
     alpha = 1 / (2 + grid_sum(trace.activations) * g)  # (N, K, C, *grid)
-    weights = grid_sum(torch.where(g > 0, alpha * g, 0))  # (N, K, C, *1)
+    weights = grid_sum(alpha * g)  # (N, K, C, *1)
     return weighted_sum(weights, trace.activations)
 
 
-@cam_method("xgradcam", needs="gradients", paper="arXiv:2008.02312")
+@cam_method("xgradcam", needs="gradients", differentiable=True, paper="arXiv:2008.02312")
 def xgradcam(trace: Trace) -> Tensor:
     """Channels weighted by their gradients, averaged in proportion to the activation.
 
@@ -45,17 +45,19 @@ def xgradcam(trace: Trace) -> Tensor:
     """
     A = trace.activations
     total = grid_sum(A)  # (N, 1, C, *1)
-    weights = torch.where(total != 0, grid_sum(trace.gradients * A) / total, 0)
+    # A division by zero would make the derivative of the map NaN, although `where` leaves its result out.
+    divisor = torch.where(total != 0, total, 1)
+    weights = torch.where(total != 0, grid_sum(trace.gradients * A) / divisor, 0)
     return weighted_sum(weights, A)
 
 
-@cam_method("hirescam", needs="gradients", paper="arXiv:2011.08891")
+@cam_method("hirescam", needs="gradients", differentiable=True, paper="arXiv:2011.08891")
 def hirescam(trace: Trace) -> Tensor:
     """Activations times gradients, position by position."""
     return weighted_sum(trace.gradients, trace.activations)
 
 
-@cam_method("gradcam-elementwise", needs="gradients", paper="arXiv:2011.08891")
+@cam_method("gradcam-elementwise", needs="gradients", differentiable=True, paper="arXiv:2011.08891")
 def gradcam_elementwise(trace: Trace) -> Tensor:
     """Activations times gradients, position by position, without the products that are negative.
 
@@ -64,7 +66,7 @@ def gradcam_elementwise(trace: Trace) -> Tensor:
     return (trace.gradients * trace.activations).clamp(min=0).sum(dim=2)
 
 
-@cam_method("layercam", needs="gradients", paper="doi:10.1109/TIP.2021.3089943")
+@cam_method("layercam", needs="gradients", differentiable=True, paper="doi:10.1109/TIP.2021.3089943")
 def layercam(trace: Trace) -> Tensor:
     """Activations weighted, position by position, by their positive gradients (eqs. 6 and 7)."""
     return weighted_sum(trace.gradients.clamp(min=0), trace.activations)
@@ -78,6 +80,20 @@ def eigengradcam(trace: Trace) -> Tensor:
     """
     product = trace.gradients * trace.activations
     return first_component(product, towards=product.sum(dim=2))
+
+
+@cam_method("segeigencam", needs="gradients", paper="doi:10.3390/app15137562")
+def segeigencam(trace: Trace) -> Tensor:
+    """The first principal component of activations times absolute gradients (eqs. 10 to 13).
+
+    Each channel of the product is centred over the positions, as in grad-cam. The value that is farthest from zero is
+    positive.
+    """
+    product = trace.gradients.abs() * trace.activations
+    component = first_component(product - grid_mean(product), towards=torch.zeros_like(product[:, :, 0]))
+    flat = component.flatten(2)
+    flipped = (-flat.amin(2) > flat.amax(2)).view(*flat.shape[:2], *(1 for _ in component.shape[2:]))
+    return torch.where(flipped, -component, component)
 
 
 @cam_method(

@@ -12,12 +12,13 @@ from torch import Tensor
 from torchpeek.errors import MethodNotFound, closest
 from torchpeek.registry import Registered
 
-Needs: TypeAlias = Literal["activations", "head", "gradients", "attention"]
-Layers: TypeAlias = Literal["one", "many", "all"]
+Needs: TypeAlias = Literal["inputs", "activations", "head", "gradients", "attention"]
+Layers: TypeAlias = Literal["none", "one", "many", "all"]
 Compute: TypeAlias = Callable[..., Tensor]
 """Called as `compute(trace, **options)`; returns (N, K, *grid), or (N, 1, *grid) if it is the same for all scores."""
 
 _COST = {
+    "inputs": "1 forward",
     "activations": "1 forward",
     "head": "1 forward",
     "gradients": "1 forward, 1 backward to the layer",
@@ -31,13 +32,15 @@ class CamMethod(Registered):
 
     Args:
         name: Name of the method.
-        needs: What the trace has to hold: "activations", "head", "gradients" or "attention".
+        needs: What the trace has to hold: "inputs", "activations", "head", "gradients" or "attention".
         paper: Where it was published: "arXiv:..." or "doi:..."; "" for a baseline.
         compute: Called as `compute(trace, **options)`; returns (N, K, *grid).
-        layers: Of how many layers: "one", "many" or "all".
+        layers: Of how many layers: "one", "many" or "all"; "none" looks at the input, on the input's own grid.
         stages: With "many" and no layer named, the last layers of this many coarsest grid sizes are taken.
         passes: The passes that the method runs itself, in words.
         ablates: Whether they change the layer's output. The trace then records what a replay needs.
+        through_model: Whether they compute gradients with respect to the input, through all layers.
+        differentiable: Whether the map has derivatives with respect to the model's parameters, from one pass alone.
     """
 
     kind: ClassVar[str] = "method"
@@ -50,6 +53,8 @@ class CamMethod(Registered):
     stages: int = 3
     passes: str = ""
     ablates: bool = False
+    through_model: bool = False
+    differentiable: bool = False
 
     @property
     def cost(self) -> str:

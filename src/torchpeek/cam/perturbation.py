@@ -211,7 +211,13 @@ def groupcam(
     return (own * masks.view_as(parts)).sum(2)
 
 
-@cam_method("opticam", needs="activations", passes="100 forward and backward for each class", paper="arXiv:2301.07002")
+@cam_method(
+    "opticam",
+    needs="activations",
+    passes="100 forward and backward for each class",
+    through_model=True,
+    paper="arXiv:2301.07002",
+)
 def opticam(trace: Trace, *, steps: int = 100, rate: float = 0.1) -> Tensor:
     """Channels weighted so that the input seen through their sum scores highest.
 

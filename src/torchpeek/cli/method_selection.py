@@ -25,9 +25,12 @@ def check_methods(options: MethodOptions) -> None:
     names = method_names(options)
     if not options.layers:
         return
+    of_input = [name for name in names if METHODS[name].layers == "none"]
+    if of_input:
+        notify(f"--layer is for other methods; {', '.join(of_input)} look{'s' * (len(of_input) == 1)} at the input")
     without = [name for name in names if METHODS[name].layers == "all"]
     verb = "uses" if len(without) == 1 else "use"
-    if len(without) == len(names):
+    if without and len(without) == len(names):
         raise OptionError(
             f"--layer is for methods that use one layer or several; {', '.join(without)} {verb} every layer of the "
             "model. Next: leave out --layer"

@@ -6,6 +6,7 @@ from torchpeek.engine.bias_gradients import FullGradients, bias_gradients
 from torchpeek.engine.capture import Capture, CaptureRequest
 from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass, Origin, with_observed_layers
+from torchpeek.engine.input_gradients import input_gradient_chunks
 from torchpeek.engine.layout import Layout, LayoutSpec, described
 from torchpeek.engine.layout_inference.default_layer import Suggestion, suggest_layer, suggest_stages
 from torchpeek.engine.layout_inference.dry_run import LayerCall, layer_calls
@@ -38,6 +39,7 @@ __all__ = [
     "bias_gradients",
     "bound_to",
     "described",
+    "input_gradient_chunks",
     "inspectable_module",
     "is_positional",
     "label_noun",

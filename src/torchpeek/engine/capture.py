@@ -32,7 +32,8 @@ class Capture:
 
     Args:
         layer: The layer's name.
-        returned: (N, ...), samples first: a copy, made before the next operation can write into the tensor.
+        returned: (N, ...), samples first: a copy, made before the next operation can write into the tensor. With
+            `create_graph` it is connected to the graph.
         handle: Where the gradient of the tensor is read, in the layer's own axis order: the leaf that the graph starts
             at, or the edge of a graph that began earlier. None where the pass kept no graph.
         layout: The layout of the tensor.
@@ -67,6 +68,7 @@ class CaptureRequest:
         gradients: Whether the graph is kept from the first of the layers on.
         prefix: Whether the pass records what replays from the one layer need.
         attention: Whether the attention weights are kept.
+        create_graph: Whether everything stays connected to the graph of the whole pass, for a training loss.
         layouts: Layer name -> its layout, or what the user said of it; None where nothing is known.
     """
 
@@ -74,6 +76,7 @@ class CaptureRequest:
     gradients: bool = True
     prefix: bool = False
     attention: bool = False
+    create_graph: bool = False
     layouts: Mapping[str, Layout | LayoutSpec | None] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -117,9 +120,11 @@ class CaptureRecorder:
             return None
         layout = self._layout(name, module, output)
         tensor = containers.at(output, layout.part)
-        copy = tensor.detach().clone()  # the next operation may write into the tensor
+        copy = tensor.clone()  # the next operation may write into the tensor
+        if not self._request.create_graph:
+            copy = copy.detach()
         returned = copy.movedim(layout.batch_axis, 0)
-        if not torch.isfinite(returned).all():
+        if not torch.isfinite(returned.detach()).all():
             raise NotFinite(f"layer {name!r} returned NaN or infinity{why_not_finite(self._call.picture, returned)}")
         handle, continued = start_graph(tensor, copy) if self._request.gradients else (None, tensor)
         self._captures[name] = Capture(name, returned, handle, layout)

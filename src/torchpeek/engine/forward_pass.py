@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchpeek.engine.attention.recorder import Attention, AttentionRecorder
 from torchpeek.engine.capture import Capture, CaptureRecorder, CaptureRequest
@@ -25,12 +26,12 @@ from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import close
 from torchpeek.engine.observed import layers_of_target
-from torchpeek.engine.preserve import preserved
+from torchpeek.engine.preserve import exclusive, preserved
 from torchpeek.engine.replay.prefix import PrefixRecording
 from torchpeek.engine.replay.validation import overwritten_outputs
 from torchpeek.engine.targets.question import Bound, Question, Target, bind_target
 from torchpeek.errors import AmbiguousCall, InputError, NotConnected, NotFinite, listed_names, notify
-from torchpeek.hooks import attached, containers, replaced, select
+from torchpeek.hooks import attached, containers, replaced, select, shared
 from torchpeek.interrupts import uninterrupted
 
 
@@ -69,6 +70,7 @@ class ForwardPass:
         origin: Where the pass comes from, in words.
         autocast: The dtype of autocast in the pass; further passes use it, too. None where autocast was off.
         attentions: The attention weights of each attention layer; None where they were not kept.
+        create_graph: Whether captures and scores are connected to the graph of the whole pass, for a training loss.
         prefixes: Layer -> what ran before it, for replays; filled when it is first needed.
     """
 
@@ -81,6 +83,7 @@ class ForwardPass:
     origin: Origin
     autocast: torch.dtype | None = None
     attentions: Sequence[Attention] | None = None
+    create_graph: bool = False
     prefixes: dict[str, PrefixRecording] = field(default_factory=dict)
 
     @property
@@ -97,8 +100,8 @@ class ForwardPass:
 
     @cached_property
     def scores(self) -> Tensor:
-        """(N, K): the scores, detached."""
-        return self.scores_with_graph.detach()
+        """(N, K): the scores, detached unless `create_graph`."""
+        return self.scores_with_graph if self.create_graph else self.scores_with_graph.detach()
 
     def autocast_context(self, dtype: torch.dtype | None = None) -> AbstractContextManager[object]:
         """Autocast as it was in the pass, or to `dtype`, whatever the caller's is."""
@@ -157,6 +160,30 @@ def run_clean_pass(
     return forward_pass
 
 
+def run_training_pass(
+    model: nn.Module, call: ModelCall, request: CaptureRequest, target: Target, origin: Origin
+) -> ForwardPass:
+    """Run the model once as it is, in a step of the caller's own training, with the whole graph.
+
+    This is the one exception to eval mode and to a graph that starts at the layer. The modes stay, running statistics
+    are updated as by the caller's own forward pass, and dropout draws from the caller's random state.
+
+    Raises:
+        TorchpeekError: As `run_clean_pass` does.
+    """
+    dry_run(model, call)  # of its own, in eval mode: a pass that stops at an undecided layout would count as a step
+    device = call.picture.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    # Fused attention has no second derivative; computed in steps it is the same, and has one.
+    attention = shared("attention in steps", partial(sdpa_kernel, SDPBackend.MATH))
+    with exclusive(model), attention:
+        forward_pass = _one_pass(model, call, request, target, origin, autocast)
+        if not torch.isfinite(forward_pass.scores).all():
+            why = why_not_finite(call.picture, forward_pass.scores.detach())
+            raise NotFinite(f"the model's scores have NaN or infinity{why}")
+    return forward_pass
+
+
 def _one_pass(
     model: nn.Module,
     call: ModelCall,
@@ -191,6 +218,7 @@ def _one_pass(
         origin,
         autocast,
         attentions,
+        request.create_graph,
         {} if complete is None else dict.fromkeys(request.layers, complete),
     )
 

@@ -36,7 +36,9 @@ def start_graph(tensor: Tensor, copy: Tensor) -> tuple[Handle, Tensor]:
     return leaf, leaf.clone()  # not the leaf itself: the next operation may write into it
 
 
-def score_gradients(scores: Tensor, handles: Sequence[Handle], size: int) -> list[Tensor | None]:
+def score_gradients(
+    scores: Tensor, handles: Sequence[Handle], size: int, *, create_graph: bool = False
+) -> list[Tensor | None]:
     """Compute the gradients of the scores.
 
     Samples do not depend on each other in eval mode, so one backward pass serves the whole batch: entry k is the
@@ -46,6 +48,7 @@ def score_gradients(scores: Tensor, handles: Sequence[Handle], size: int) -> lis
         scores: (N, K), with their graph.
         handles: Where the gradients are read.
         size: The number of bytes of the gradients of one of the K scores.
+        create_graph: Whether the gradients have a graph of their own.
 
     Returns:
         For each handle (K, *its shape); None where no score depends on it.
@@ -56,10 +59,12 @@ def score_gradients(scores: Tensor, handles: Sequence[Handle], size: int) -> lis
     if not scores.requires_grad:
         return [None] * len(handles)
     one_hot = torch.eye(scores.shape[1], dtype=scores.dtype, device=scores.device)  # (K, K)
-    return vjp(scores, handles, one_hot.unsqueeze(1).expand(-1, len(scores), -1), size)
+    return vjp(scores, handles, one_hot.unsqueeze(1).expand(-1, len(scores), -1), size, create_graph=create_graph)
 
 
-def vjp(root: Handle, handles: Sequence[Handle], vectors: Tensor, size: int) -> list[Tensor | None]:
+def vjp(
+    root: Handle, handles: Sequence[Handle], vectors: Tensor, size: int, *, create_graph: bool = False
+) -> list[Tensor | None]:
     """Compute the products of K vectors with the Jacobian of `root`.
 
     Args:
@@ -67,12 +72,14 @@ def vjp(root: Handle, handles: Sequence[Handle], vectors: Tensor, size: int) -> 
         handles: Where the products are read.
         vectors: (K, *shape of root).
         size: The number of bytes of the products of one vector.
+        create_graph: Whether the products have a graph of their own.
 
     Returns:
         For each handle (K, *its shape); None where `root` does not depend on it.
 
     Raises:
-        GradUnavailable: When the gradient would have to flow through a checkpointed part of the model.
+        GradUnavailable: When the gradient would have to flow through a checkpointed part of the model, or the model has
+            overwritten values that it needs.
     """
     step = max(1, _BYTES // max(1, size))
     parts = []
@@ -80,17 +87,25 @@ def vjp(root: Handle, handles: Sequence[Handle], vectors: Tensor, size: int) -> 
         # Interrupts are let through here, not in torch's vmap: one that arrives inside vmap leaves it half entered for
         # the rest of the process.
         let_interrupts_through()
-        parts.append(_vjp_chunk(root, handles, vectors[start : start + step]))
+        parts.append(_vjp_chunk(root, handles, vectors[start : start + step], create_graph))
     return [_join(of_handle, torch.cat) for of_handle in zip(*parts, strict=True)]
 
 
-def _vjp_chunk(root: Handle, handles: Sequence[Handle], vectors: Tensor) -> tuple[Tensor | None, ...]:
+def _vjp_chunk(
+    root: Handle, handles: Sequence[Handle], vectors: Tensor, create_graph: bool
+) -> tuple[Tensor | None, ...]:
     def backward(vector: Tensor, *, batched: bool) -> tuple[Tensor | None, ...]:
         # torch accepts edges here, but its type annotations do not.
         outputs: Any = [root]
         inputs: Any = handles
         gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
-            outputs, inputs, [vector], retain_graph=True, allow_unused=True, is_grads_batched=batched
+            outputs,
+            inputs,
+            [vector],
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+            is_grads_batched=batched,
         )
         return gradients
 
@@ -104,6 +119,11 @@ def _vjp_chunk(root: Handle, handles: Sequence[Handle], vectors: Tensor) -> tupl
     try:
         one_by_one = [backward(vector, batched=False) for vector in vectors]
     except RuntimeError as error:
+        if "modified by an inplace operation" in str(error):
+            raise GradUnavailable(
+                "the model overwrites values that the backward pass needs, so it cannot be trained either. Choose a "
+                f"method that needs no gradients, or one of a late layer ({error})"
+            ) from error
         if "heckpoint" not in f"{type(error).__name__} {error}":
             raise
         raise GradUnavailable(

@@ -16,8 +16,9 @@ from torchpeek.engine.targets import ClassScores, ContrastScores, class_logits
 def linear_head(forward_pass: ForwardPass, layer: str) -> Tensor | None:
     """(N, K, C): for each score, the weights of the linear layer that reads the global average of `layer`.
 
-    They are taken from the parameters, and only where they reproduce what the model returned: the weights times the
-    mean of the layer's output over the grid, plus the bias, are the logits. None where no linear layer does.
+    They are taken from the parameters, detached unless the pass has `create_graph`, and only where they reproduce what
+    the model returned: the weights times the mean of the layer's output over the grid, plus the bias, are the logits.
+    None where no linear layer does.
     """
     question, capture = forward_pass.question, forward_pass.captures[layer]
     if not isinstance(question, (ClassScores, ContrastScores)):
@@ -35,8 +36,8 @@ def linear_head(forward_pass: ForwardPass, layer: str) -> Tensor | None:
         with torch.autocast(pooled.device.type, enabled=False):
             logits = F.linear(pooled, weights, bias)  # (N, classes)
         same_logits = _close(logits, model_logits, tolerance)
-        if same_logits and _close(of_logits(logits, rows), forward_pass.scores, tolerance):
-            return question.combined(weights)
+        if same_logits and _close(of_logits(logits, rows), forward_pass.scores.detach(), tolerance):
+            return question.combined(module.weight.to(pooled) if forward_pass.create_graph else weights)
     return None
 
 

@@ -42,12 +42,7 @@ def preserved(model: nn.Module, *, evaluating: bool = True) -> Iterator[None]:
         return
     with uninterrupted(), ExitStack() as stack:
         modules = list(model.modules())  # walked once, because on small networks most of the cost is the walks
-        acquired: list[threading.RLock] = []
-        stack.callback(_release, acquired)
-        for lock in _locks(modules):
-            while not (lock.acquire(blocking=False) or lock.acquire(timeout=0.1)):
-                let_interrupts_through()
-            acquired.append(lock)
+        _lock(modules, stack)
         _models_running().append(model)
         stack.callback(_models_running().remove, model)
         modes = [(module, module.training) for module in modules]
@@ -65,6 +60,33 @@ def preserved(model: nn.Module, *, evaluating: bool = True) -> Iterator[None]:
                     module.training = False
             with torch.inference_mode(False), torch.no_grad():
                 yield
+
+
+@contextmanager
+def exclusive(model: nn.Module) -> Iterator[None]:
+    """Inside the block: one thread at a time runs the model, as it is, and gradients are on. Nothing is restored.
+
+    This is for a step of the caller's own training: modes, buffers and random numbers are the caller's.
+
+    Args:
+        model: The model.
+    """
+    with uninterrupted(), ExitStack() as stack:
+        modules = list(model.modules())
+        _lock(modules, stack)
+        stack.enter_context(eagerly(modules))
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+
+
+def _lock(modules: list[nn.Module], stack: ExitStack) -> None:
+    """Wait for the locks of the modules. The stack releases them."""
+    acquired: list[threading.RLock] = []
+    stack.callback(_release, acquired)
+    for lock in _locks(modules):
+        while not (lock.acquire(blocking=False) or lock.acquire(timeout=0.1)):
+            let_interrupts_through()
+        acquired.append(lock)
 
 
 def _release(locks: list[threading.RLock]) -> None:

@@ -15,7 +15,7 @@ from torchpeek.engine.attention.gradients import attention_gradients, layerwise_
 from torchpeek.engine.attention.recorder import Attention
 from torchpeek.engine.batching import Change, Precision, check_changed, check_counts, chunks, sample_rows
 from torchpeek.engine.capture import Capture, CaptureRequest
-from torchpeek.engine.forward_pass import ForwardPass, Origin, run_clean_pass, with_observed_layers
+from torchpeek.engine.forward_pass import ForwardPass, Origin, run_clean_pass, run_training_pass, with_observed_layers
 from torchpeek.engine.gradients import NO_GRAPH, hessian_product, score_gradients
 from torchpeek.engine.layout import Layout
 from torchpeek.engine.layout_inference.dry_run import layout_of
@@ -23,7 +23,7 @@ from torchpeek.engine.linear_head import linear_head
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.observed import layers_of_target, output_for
-from torchpeek.engine.preserve import preserved
+from torchpeek.engine.preserve import exclusive, preserved
 from torchpeek.engine.targets.question import Bound, Question, Target, bind_target
 from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NoSpatialLayer, NotConnected
 from torchpeek.hooks import select
@@ -48,8 +48,14 @@ def trace_model(
         NotConnected: When a score does not depend on one of the layers.
         TorchpeekError: As `run_clean_pass` does.
     """
+    origin = origin or Origin(type(model).__name__)
+    if request.create_graph:
+        trace = Trace(run_training_pass(model, call, request, target, origin))
+        if request.gradients and request.layers:
+            _ = trace.gradients_at
+        return trace
     with preserved(model):
-        trace = Trace(run_clean_pass(model, call, request, target, origin or Origin(type(model).__name__)))
+        trace = Trace(run_clean_pass(model, call, request, target, origin))
         if request.gradients and request.layers:
             _ = trace.gradients_at
     return trace
@@ -99,13 +105,18 @@ class Trace:
         return self.forward_pass.origin
 
     @property
+    def create_graph(self) -> bool:
+        """Whether everything is connected to the graph of the whole pass, for a training loss."""
+        return self.forward_pass.create_graph
+
+    @property
     def at(self) -> Mapping[str, Capture]:
         """Layer -> what it returned."""
         return self.forward_pass.captures
 
     @property
     def scores(self) -> Tensor:
-        """(N, K): the scores, detached."""
+        """(N, K): the scores, detached unless the trace was made with create_graph=True."""
         return self.forward_pass.scores
 
     @property
@@ -172,7 +183,8 @@ class Trace:
     @property
     def activations(self) -> Tensor:
         """(N, 1, C, *grid) of the one layer, at least float32; the 1 broadcasts over the K scores."""
-        return at_least_float32(self.at[self.layer].activation.detach()).unsqueeze(1)
+        activation = self.at[self.layer].activation
+        return at_least_float32(activation if self.create_graph else activation.detach()).unsqueeze(1)
 
     @property
     def gradients(self) -> Tensor:
@@ -190,13 +202,15 @@ class Trace:
         if len(handles) < len(captures):
             raise GradUnavailable(NO_GRAPH)
         # The backward pass runs checkpointed parts of the model once more, so this preserves the model, too.
-        with preserved(self.forward_pass.model):
+        model, scores = self.forward_pass.model, self.forward_pass.scores_with_graph
+        with exclusive(model) if self.create_graph else preserved(model):
             largest = max(each.returned.nbytes for each in captures)
-            gradients = score_gradients(self.forward_pass.scores_with_graph, handles, largest)
+            gradients = score_gradients(scores, handles, largest, create_graph=self.create_graph)
         if unconnected := [name for name, each in zip(self.at, gradients, strict=True) if each is None]:
             raise NotConnected(_not_connected(unconnected))
         pairs = zip(captures, gradients, strict=True)
-        return {each.layer: _grid_gradient(each, gradient) for each, gradient in pairs if gradient is not None}
+        with torch.set_grad_enabled(self.create_graph):
+            return {each.layer: _grid_gradient(each, gradient) for each, gradient in pairs if gradient is not None}
 
     @cached_property
     def head(self) -> Tensor | None:
@@ -263,6 +277,7 @@ class Trace:
             >>> trace.again_channels_first(trace.inputs[:1], rows=torch.tensor([0])).scores.shape
             torch.Size([1, 1])
         """
+        self._check_further_passes()
         count, forward_pass = len(self.inputs), self.forward_pass
         if rows is None and len(inputs) != count:
             raise InputError(f"{len(inputs)} inputs for a trace of {count}; rows= says what each is a version of")
@@ -340,6 +355,7 @@ class Trace:
             >>> trace.rescore(lambda x, rows, trials: x * 0.5, trials=4).shape
             torch.Size([2, 4, 1])
         """
+        self._check_further_passes()
         return perturbation.rescore(self.forward_pass, change, trials, live=live, batch=batch, precision=precision)
 
     def ablate(self, change: Change, trials: int, *, live: Tensor | None = None, batch: int | None = None) -> Tensor:
@@ -367,6 +383,7 @@ class Trace:
             >>> trace.ablate(lambda a, rows, trials: a * 0, trials=4).shape
             torch.Size([2, 4, 1])
         """
+        self._check_further_passes()
         return ablation.ablate(self.forward_pass, self.layer, change, trials, live=live, batch=batch)
 
     def variants(self, change: Change, trials: int) -> Iterator[tuple[Tensor, Tensor, Trace]]:
@@ -424,6 +441,7 @@ class Trace:
             >>> scores.shape, gradients.shape
             (torch.Size([2]), torch.Size([2, 3, 10, 10]))
         """
+        self._check_further_passes()
         return perturbation.input_gradients(self.forward_pass, inputs, rows, columns)
 
     def hessian_times(self, vector: Tensor) -> Tensor:
@@ -512,6 +530,14 @@ class Trace:
             raise GradUnavailable(f"the gradient of the score shows which tokens it reads; {NO_GRAPH}")
         with preserved(self.forward_pass.model):
             return readout_weights(self.forward_pass.scores_with_graph, last, tokens)
+
+    def _check_further_passes(self) -> None:
+        """Raise GradUnavailable for a trace of a training step, in which the model may be in training mode."""
+        if self.create_graph:
+            raise GradUnavailable(
+                "this trace was made with create_graph=True, of the model as it was, so further passes, in eval mode, "
+                "would score another function. Next: make a trace without create_graph for these"
+            )
 
 
 def _grid_gradient(capture: Capture, gradient: Tensor) -> Tensor:

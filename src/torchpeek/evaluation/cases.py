@@ -78,9 +78,11 @@ def explainer_of(trace: Trace, heatmap: Heatmap, explain: Explain | None) -> Exp
 def _explained_again(model: nn.Module, call: ModelCall, question: Question, provenance: Provenance) -> Tensor:
     """Explain other inputs with the method, layer and options of the provenance, (n, K, *grid)."""
     method = find_method(provenance.method)
-    layer = (
-        None if method.layers == "all" else provenance.layer if method.layers == "one" else provenance.layer.split(", ")
-    )
+    layer: Any = provenance.layer.split(", ")
+    if method.layers in ("all", "none"):
+        layer = None
+    elif method.layers == "one":
+        layer = provenance.layer
     layout = provenance.layout if layer is not None and provenance.layout and "," not in provenance.layout else None
     choice, options = LayerChoice(layer, layout), HeatmapOptions()
     call_as_input: Any = call  # a ModelCall, which the public types of inputs do not include

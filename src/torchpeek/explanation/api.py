@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
 from torchpeek.cam import Smoothing, find_method
-from torchpeek.engine import Trace
+from torchpeek.engine import Arguments, Trace
+from torchpeek.errors import InputError
 from torchpeek.explanation.heatmaps import HeatmapOptions, compute_heatmaps
 from torchpeek.explanation.plan import PassRequirements, run_pass
 from torchpeek.explanation.request import LayerChoice, LayoutLike, TargetLike, explanation_request
 from torchpeek.heatmap import Heatmap
-from torchpeek.hooks import Selection
+from torchpeek.hooks import Selection, containers
 from torchpeek.models import Inputs, Model, module_of
 from torchpeek.models.quantised import quantisation_errors
 
@@ -26,11 +27,12 @@ def trace(
     gradients: bool = True,
     ablations: bool = False,
     attention: bool = False,
+    create_graph: bool = False,
 ) -> Trace:
     """One clean pass over `inputs`, kept: explain and compare take it in place of model and inputs.
 
-    They then ask it for other methods and classes without another forward pass. The model runs in eval mode and is left
-    exactly as it was found.
+    They then ask it for other methods and classes without another forward pass. Except with `create_graph`, the model
+    runs in eval mode and is left exactly as it was found.
 
     Args:
         model: An nn.Module, or a LoadedModel.
@@ -44,12 +46,18 @@ def trace(
         ablations: Whether the pass also records what replays need, which `Trace.ablate` otherwise takes one more pass
             for.
         attention: Whether attention weights are kept, for the methods that read them.
+        create_graph: Whether maps and scores can be part of a training loss. The pass is then one of the model as it
+            is, with the whole graph: the modes stay, running statistics are updated, dropout draws from your random
+            state. `trace.output` is what the model returned, for the other terms of the loss. The methods of one pass
+            take such a trace. Gradients at the layer are of the sum of the batch's scores; where batch normalisation
+            is in training mode, each picture's gradient also has its share in the scores of the others.
 
     Returns:
         The trace. `trace.activations` is (N, 1, C, *grid), `trace.gradients` (N, K, C, *grid), `trace.scores` (N, K).
 
     Raises:
-        InputError: When the model or the inputs cannot be used.
+        InputError: When the model or the inputs cannot be used, or `create_graph` is combined with `ablations` or
+            `attention`, or with inputs that require a gradient.
         LayerError: When the layer does not exist, was not called just once, or returns no grid.
         TargetError: When the target does not fit the model's output.
         NotConnected: When a score does not depend on the layer.
@@ -64,9 +72,27 @@ def trace(
         torch.Size([2, 1, 8, 8])
     """
     choice = LayerChoice(layer, layout)
-    requirements = PassRequirements(gradients=gradients, prefix=ablations, attention=attention)
+    requirements = PassRequirements(
+        gradients=gradients, prefix=ablations, attention=attention, create_graph=create_graph
+    )
+    if create_graph:
+        _check_training_step(inputs, ablations=ablations, attention=attention)
     with quantisation_errors(module_of(model)):
         return run_pass(explanation_request(model, inputs, choice, target), requirements)
+
+
+def _check_training_step(inputs: object, *, ablations: bool, attention: bool) -> None:
+    if ablations or attention:
+        raise InputError(
+            f"create_graph=True keeps one pass of a training step; {'ablations' if ablations else 'attention'}=True is "
+            "for further passes in eval mode. Next: make two traces"
+        )
+    arguments = (inputs.args, dict(inputs.kwargs)) if isinstance(inputs, Arguments) else inputs
+    if any(tensor.requires_grad for _, tensor in containers.leaves(arguments)):
+        raise InputError(
+            "the inputs require a gradient, and a trace copies them, so no gradient would flow back to them. Next: "
+            "give inputs.detach(), or make what comes before a part of the model"
+        )
 
 
 @overload

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from torchpeek import _version
-from torchpeek.cam import FUSIONS, CamMethod, Smoothing, fused, smoothed, without_unsuitable_flip
+from torchpeek.cam import FUSIONS, METHODS, CamMethod, Smoothing, fused, smoothed, without_unsuitable_flip
 from torchpeek.engine import ModelCall, Question, Trace, label_noun, output_part, score_kind
 from torchpeek.engine.targets import ClassesPerSample, as_target, innermost, of_samples
-from torchpeek.errors import InputError, NotConnected, NotFinite, OptionError, TargetError, notify
-from torchpeek.explanation.plan import MethodSelection, PlannedPass, plan_passes, run_pass, selected_methods
+from torchpeek.errors import InputError, MethodNotApplicable, NotConnected, NotFinite, OptionError, TargetError, notify
+from torchpeek.explanation.plan import ASKED_FOR, MethodSelection, PlannedPass, plan_passes, run_pass, selected_methods
 from torchpeek.explanation.request import ExplanationRequest, LayerChoice, TargetLike, explanation_request
 from torchpeek.heatmap import Heatmap, Provenance
 from torchpeek.interrupts import uninterrupted
@@ -106,8 +106,9 @@ def _of_batch(request: ExplanationRequest, selection: MethodSelection, options: 
 
 
 def _plan(request: ExplanationRequest, selection: MethodSelection, options: HeatmapOptions) -> list[PlannedPass]:
-    if any(method.layers == "all" for method, _ in selection) and quantised_layers(request.module):
-        # Without this, fullgrad would return a map that lacks the share of the quantised layers.
+    through_all = any(method.layers == "all" or method.through_model for method, _ in selection)
+    if through_all and quantised_layers(request.module):
+        # Without this, the map would lack the share of the quantised layers.
         raise NotConnected("no gradient flows back through quantised layers")
     if request.layers is not None:
         _check_fuse(selection, request.layers, options)
@@ -116,6 +117,8 @@ def _plan(request: ExplanationRequest, selection: MethodSelection, options: Heat
 
 def _of_pass(trace: Trace, selection: MethodSelection, options: HeatmapOptions) -> dict[str, Heatmap]:
     _check_fuse(selection, trace.at, options)
+    if trace.create_graph:
+        _check_differentiable(selection, options)
     return {method.name: _heatmap(trace, method, own, options) for method, own in selection}
 
 
@@ -124,6 +127,11 @@ def _check_fuse(selection: MethodSelection, layers: Collection[str], options: He
     if options.fuse is None:
         return
     for method, _ in selection:
+        if method.layers == "none":
+            raise InputError(
+                f"fuse={options.fuse!r} makes one map of several layers; {method.name} looks at the input and "
+                "not at a layer"
+            )
         if method.layers != "one":
             raise InputError(
                 f"fuse={options.fuse!r} is for methods of one layer; {method.name} combines layers by itself"
@@ -132,6 +140,21 @@ def _check_fuse(selection: MethodSelection, layers: Collection[str], options: He
         raise InputError(
             f"fuse={options.fuse!r} makes one map of several layers; got one, {next(iter(layers))!r}. Give a list or a "
             "pattern of layers, or layer=None for those of the coarsest grids"
+        )
+
+
+def _check_differentiable(selection: MethodSelection, options: HeatmapOptions) -> None:
+    """Raise MethodNotApplicable where a map of a trace with create_graph needs further passes, or has no derivative."""
+    for method, _ in selection:
+        if not method.differentiable:
+            able = ", ".join(name for name, each in METHODS.items() if each.differentiable)
+            raise MethodNotApplicable(
+                f"{method.name} is not defined for a trace with create_graph=True: it runs further passes, or its map "
+                f"has no useful derivative. Allowed: {able}. Next: choose one of these, or leave out create_graph"
+            )
+    if options.smooth is not None:
+        raise MethodNotApplicable(
+            "smooth= runs further passes, which a trace with create_graph=True does not take. Next: leave out smooth"
         )
 
 
@@ -203,12 +226,13 @@ def _heatmap(trace: Trace, method: CamMethod, own: Mapping[str, Any], options: H
 
     # The mathematics is in float32 at least, also under the caller's autocast.
     device = trace.inputs.device.type
-    with uninterrupted(), torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+    grad_mode = torch.enable_grad() if trace.create_graph else torch.no_grad()
+    with uninterrupted(), torch.inference_mode(False), torch.autocast(device, enabled=False), grad_mode:
         values = smoothed(trace, compute, smooth) if smooth else compute(trace)
         values = values.expand(*trace.scores.shape, *values.shape[2:]).contiguous()  # (N, K, *grid)
     provenance = _provenance(trace, method, arguments, smooth, fuse)
     if not torch.isfinite(values).all():
-        raise NotFinite(f"{method.name} at {provenance.layer!r} gave NaN or infinity, though the activations have none")
+        raise NotFinite(f"{method.name} at {provenance.layer!r} gave NaN or infinity, though the scores have none")
     if zeros := int((values.flatten(2) == 0).all(2).sum()):
         notify(
             f"{method.name} at {provenance.layer!r}: {zeros} of {trace.scores.numel()} maps are exactly zero "
@@ -224,14 +248,20 @@ def _provenance(
     names: Mapping[int, str] = dict(enumerate(trace.origin.class_names or ()))
     if noun := label_noun(trace.question):  # the labels are no class indices
         names = {label: f"{noun} {label}" for label in labels}
-    returned = next((capture.returned for capture in trace.at.values()), trace.inputs)
-    all_layers = method.layers == "all"
+    captures = {} if method.layers == "none" else trace.at
+    returned = next((capture.returned for capture in captures.values()), trace.inputs)
+    layer, reason = ", ".join(trace.at), trace.origin.layer_reason
+    if method.layers == "all":
+        layer, reason = "every layer", "the method takes them all"
+    elif method.layers == "none":
+        layer, ignored = "the input", reason == ASKED_FOR
+        reason = "the method looks at the input" + ("; the layer that was asked for is ignored" if ignored else "")
     steps = [f"each layer's map positive, unit, on the same grid, and their {fuse}"] if fuse else []
     return Provenance(
         method=method.name,
-        layer="every layer" if all_layers else ", ".join(trace.at),
-        layer_reason="the method takes them all" if all_layers else trace.origin.layer_reason,
-        layout=", ".join(dict.fromkeys(str(each.layout) for each in trace.at.values())),
+        layer=layer,
+        layer_reason=reason,
+        layout=", ".join(dict.fromkeys(str(each.layout) for each in captures.values())),
         model=trace.origin.model,
         weights=trace.origin.weights,
         preprocess=trace.origin.preprocess,

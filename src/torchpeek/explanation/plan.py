@@ -24,6 +24,9 @@ from torchpeek.errors import (
 )
 from torchpeek.explanation.request import ExplanationRequest
 
+ASKED_FOR = "asked for"
+"""The reason for layers that the user named."""
+
 MethodSelection: TypeAlias = list[tuple[CamMethod, Mapping[str, Any]]]
 """Methods with the options of each."""
 
@@ -39,7 +42,8 @@ class PassRequirements:
         stages: Where no layer is named, how many to take: the last of each of the coarsest sizes of grid. 0 takes the
             one default layer.
         several: Whether a selection may match more than one layer.
-        no_layer: Whether no layer is captured, because the methods read all layers by themselves.
+        create_graph: Whether everything stays connected to the graph of the whole pass, for a training loss.
+        no_layer: Whether no layer is captured, because the methods read all layers by themselves, or the input.
     """
 
     gradients: bool
@@ -48,6 +52,7 @@ class PassRequirements:
     stages: int = 0
     several: bool = False
     no_layer: bool = False
+    create_graph: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,9 @@ def plan_passes(methods: MethodSelection, *, layer_named: bool, fused: bool) -> 
                 prefix=any(method.ablates for method, _ in group),
                 attention=attention,
                 stages=stages,
-                several=fused or all(method.layers == "many" for method, _ in group),
-                no_layer=attention or (not layer_named and all(method.layers == "all" for method, _ in group)),
+                several=fused or all(method.layers in ("many", "none") for method, _ in group),
+                no_layer=attention
+                or all(method.layers == "none" or (method.layers == "all" and not layer_named) for method, _ in group),
             ),
             group,
         )
@@ -118,17 +124,20 @@ def run_pass(request: ExplanationRequest, requirements: PassRequirements) -> Tra
         TorchpeekError: As `trace_model` does.
     """
     if requirements.no_layer:
-        return _trace_at(request, requirements, {}, "")
+        return _trace_at(request, requirements, {}, "" if request.layers is None else ASKED_FOR)
     if request.layers is not None:
         if len(request.layers) > 1 and not (requirements.several or request.several):
             raise AmbiguousCall(
                 f"layer= selects {len(request.layers)} layers ({listed_names(request.layers)}); a heatmap is of one. "
                 "Name one of them, or say how their maps become one: fuse='max', 'mean' or 'product' (--fuse)"
             )
-        return _trace_at(request, requirements, request.layers, "asked for")
+        return _trace_at(request, requirements, request.layers, ASKED_FOR)
     if requirements.stages:
         stages = suggest_stages(request.module, request.call, requirements.stages, request.target)
         return _trace_at_suggestions(request, requirements, stages)
+    if requirements.create_graph:  # a step of a training loop, which is not repeated at another layer
+        suggestion = suggest_layer(request.module, request.call, request.target, anew=True)
+        return _trace_at_suggestions(request, requirements, [suggestion])
     try:
         suggestion = suggest_layer(request.module, request.call, request.target)
         trace = _trace_at_suggestions(request, requirements, [suggestion])
@@ -196,9 +205,10 @@ def _trace_at(
         layers,
         # An inner layer that the target reads may not come after the captured layer. Gradients show that, whatever
         # the method.
-        gradients=requirements.gradients or bool(layers_of_target(request.target)),
+        gradients=requirements.gradients or bool(layers and layers_of_target(request.target)),
         prefix=requirements.prefix,
         attention=requirements.attention,
+        create_graph=requirements.create_graph,
         layouts=dict.fromkeys(layers, request.layout),
     )
     origin = replace(request.origin, layer_reason=reason)

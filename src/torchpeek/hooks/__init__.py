@@ -3,6 +3,7 @@
 from torchpeek.hooks import containers
 from torchpeek.hooks.editing import edits
 from torchpeek.hooks.editing.edit import edit
+from torchpeek.hooks.graph_nodes import edited_gradients
 from torchpeek.hooks.patched_forward import Forward, replaceable, replaced
 from torchpeek.hooks.process import eagerly, is_compile_wrapper, shared
 from torchpeek.hooks.recording import keep
@@ -24,6 +25,7 @@ __all__ = [
     "eagerly",
     "edit",
     "edit_gradient",
+    "edited_gradients",
     "edits",
     "is_compile_wrapper",
     "keep",

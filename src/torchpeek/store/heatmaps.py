@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
+from torch import Tensor
 
 from torchpeek.engine import score_kind
 from torchpeek.engine.targets import Answered, ClassScores, ContrastScores, Question
@@ -55,8 +56,19 @@ def save_bytes(heatmap: Heatmap) -> bytes:
             tensors["labels"] = question.labels
             stored = {"kind": score_kind(question), "answered": "yes"}
     about = {"format": _VERSION, "question": stored, "provenance": asdict(heatmap.provenance)}
-    header = {_KEY: json.dumps(about, ensure_ascii=False)}
+    header = {_KEY: json.dumps(about, ensure_ascii=False, default=_as_json)}
     return to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, header)
+
+
+# Tensors among the options of a method: larger ones are described.
+_LARGEST_OPTION = 64
+
+
+def _as_json(value: object) -> object:
+    """An option's value that JSON has no type for: the numbers of a small tensor, otherwise a description."""
+    if isinstance(value, Tensor):
+        return value.tolist() if value.numel() <= _LARGEST_OPTION else f"a tensor of shape {tuple(value.shape)}"
+    return repr(value)
 
 
 def load(path: str | PathLike[str]) -> Heatmap:
