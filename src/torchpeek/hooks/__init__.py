@@ -8,7 +8,7 @@ from torchpeek.hooks.process import eagerly, is_compile_wrapper, shared
 from torchpeek.hooks.recording import keep
 from torchpeek.hooks.recording.call import Call, Calls
 from torchpeek.hooks.recording.record import Recording, record
-from torchpeek.hooks.select import Selection, layer_at, select, select_calls, why_not_fired
+from torchpeek.hooks.select import Selection, has_layer, layer_at, select, select_calls, why_not_fired
 from torchpeek.hooks.selected_layer import SelectedLayer, at_call, call_name, no_such_call, several_calls
 from torchpeek.hooks.temporary_hooks import ForwardHook, attached
 from torchpeek.hooks.tensors import edit_gradient, record_gradients
@@ -19,8 +19,8 @@ __all__ = [
     "Forward",
     "ForwardHook",
     "Recording",
-    "Selection",
     "SelectedLayer",
+    "Selection",
     "at_call",
     "attached",
     "call_name",
@@ -29,6 +29,7 @@ __all__ = [
     "edit",
     "edit_gradient",
     "edits",
+    "has_layer",
     "is_compile_wrapper",
     "keep",
     "layer_at",

@@ -138,6 +138,12 @@ def layer_at(model: nn.Module, name: str) -> SelectedLayer:
     return next(iter(selected.values()))
 
 
+def has_layer(model: nn.Module, name: str) -> bool:
+    """Whether the model has the layer of this name, which may end with a call."""
+    named = named_layers(model)
+    return name in named or split_call(name)[0] in named
+
+
 _Pairs: TypeAlias = dict[tuple[str, int | None], None]
 """(name, call) of what is selected, in order."""
 
@@ -182,8 +188,8 @@ def _matching_name(model: nn.Module, named: dict[str, nn.Module], selection: str
     if text is not None:
         if re.fullmatch(r"-?\d+", text) is None:
             raise LayerNotFound(
-                f"no layer {selection!r} in {type(model).__name__}: brackets at the end of a name choose a call, such as "
-                f"{layer + '[0]'!r} or {layer + '[-1]'!r}; got [{text}]. {NO_SETS}"
+                f"no layer {selection!r} in {type(model).__name__}: brackets at the end of a name choose a call, such "
+                f"as {layer + '[0]'!r} or {layer + '[-1]'!r}; got [{text}]. {NO_SETS}"
             )
         call = int(text)
     if layer and layer in named:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -46,6 +46,10 @@ class SelectedLayer:
     def counts_from_end(self) -> bool:
         """Whether the call is counted from the end, so that a pass must show how many there are."""
         return self.call is not None and self.call < 0
+
+    def with_total(self, totals: Mapping[str, int]) -> SelectedLayer:
+        """The same call, where it is counted from the end with the number of calls that a pass made of each layer."""
+        return replace(self, total=totals.get(self.path, 0)) if self.counts_from_end else self
 
     def hooked(self, hook: Callable[..., Any]) -> tuple[nn.Module, Callable[..., Any]]:
         """The layer's module with `hook`, which runs at the selected call alone; for one pass."""

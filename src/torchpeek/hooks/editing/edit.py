@@ -105,8 +105,8 @@ def _by_layer(model: nn.Module, edits: Edits | None) -> list[tuple[SelectedLayer
     for layer, _ in rows:
         if layer.counts_from_end:
             raise InputError(
-                f"{layer.name!r} is counted from the end, and while a pass runs it is not known which call is the last; "
-                f"count from the start: {layer.path + '[0]'!r} is the first (torchpeek layers shows how many there are)"
+                f"{layer.name!r} is counted from the end, and while a pass runs nobody knows which call is the last. "
+                f"Count from the start: {layer.path + '[0]'!r} is the first; torchpeek layers shows how many there are"
             )
     return rows
 

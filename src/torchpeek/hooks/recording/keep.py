@@ -240,8 +240,8 @@ def layer_keepers(
     for name, policy in policies.items():
         if layers[name].counts_from_end and not isinstance(policy, Stored):
             raise InputError(
-                f"keep of {name!r} is tp.keep.{type(policy).__name__}, which takes a tensor when the layer returns; only "
-                f"the end of a pass shows which call that is. Count from the start: {layers[name].path + '[0]'!r}"
+                f"keep of {name!r} is tp.keep.{type(policy).__name__}, which reads a tensor when the layer returns; "
+                f"only the end of a pass shows which call that is. Count from the start: {layers[name].path + '[0]'!r}"
             )
     channels = channels_of(model) if any(policy.accumulates for policy in policies.values()) else {}
     return {

@@ -65,9 +65,7 @@ class LayerRecorder(UncopiedHook):
         "tracker",
     )
 
-    def __init__(
-        self, selected: SelectedLayer, tracker: PassTracker, keeper: Keeper | None, accumulates: bool
-    ) -> None:
+    def __init__(self, selected: SelectedLayer, tracker: PassTracker, keeper: Keeper | None, accumulates: bool) -> None:
         self.selected = selected
         self.layer = selected.name
         self.module = selected.module
