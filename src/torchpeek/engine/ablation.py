@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torchpeek.engine.batching import Change, check_changed, check_counts, chunk
 from torchpeek.engine.capture import CaptureRequest
 from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass, batch_statistics_layer, run_clean_pass
+from torchpeek.engine.observed import counted_from_end
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.replay.prefix import PrefixRecording
 from torchpeek.engine.replay.suffix import Replay, ReplayMismatch, Suffix, returning
@@ -111,6 +113,7 @@ def _replay_in_memory(forward_pass: ForwardPass, layer: str, size: int, trials: 
     if reason := refusal(model, selected, call):
         raise ReplayMismatch(reason)
     prefix = _prefix(forward_pass, layer)
+    call = replace(call, observed=counted_from_end(forward_pass.output))
     suffix = Suffix(model, selected, capture.layout, call, prefix, capture.returned.detach())
     while True:
         batch = min(size, trials * len(call))

@@ -66,6 +66,18 @@ class Observer:
             self._latest[name].append(tensor.clone() if isinstance(tensor, Tensor) else tensor)
 
 
+def counted_from_end(output: Any) -> ObservedLayers:
+    """The observed layers of a pass, with each selected call counted from the end of the pass.
+
+    A replay runs the end of a pass alone, so there a call has another number from the start, but the same from the end.
+    """
+    if not isinstance(output, ObservedOutput):
+        return {}
+    return {
+        name: (layer.counted_from_end(output.calls[name]), layout) for name, (layer, layout) in output.observed.items()
+    }
+
+
 def layers_of_target(target: object) -> Sequence[str]:
     """The names of the inner layers that a target reads; empty for a target that reads the model's output."""
     names: Sequence[str] = getattr(target, "layers", ())

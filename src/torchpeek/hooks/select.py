@@ -64,8 +64,8 @@ def select(
     selected = select_calls(model, selection, exclude=exclude, named=named)
     if of_calls := [name for name, layer in selected.items() if layer.call is not None]:
         raise InputError(
-            f"{listed_names(of_calls)} selects a call, and this is the same for all calls of a layer; name the layer "
-            f"alone, {selected[of_calls[0]].path!r}"
+            f"{listed_names(of_calls)} selects a single call, but here a layer counts with all its calls; name the "
+            f"layer alone, {selected[of_calls[0]].path!r}"
         )
     return {name: layer.module for name, layer in selected.items()}
 

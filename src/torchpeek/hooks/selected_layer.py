@@ -51,6 +51,10 @@ class SelectedLayer:
         """The same call, where it is counted from the end with the number of calls that a pass made of each layer."""
         return replace(self, total=totals.get(self.path, 0)) if self.counts_from_end else self
 
+    def counted_from_end(self, calls: int) -> SelectedLayer:
+        """The same call, counted from the end of a pass that made so many calls of the layer."""
+        return self if self.call is None or self.call < 0 else replace(self, call=self.call - calls)
+
     def hooked(self, hook: Callable[..., Any]) -> tuple[nn.Module, Callable[..., Any]]:
         """The layer's module with `hook`, which runs at the selected call alone; for one pass."""
         return self.module, at_call(hook, self.index)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from typing import Any, TypeAlias
@@ -56,7 +56,7 @@ class LayerCall:
     parameters: int
     calls: int = 0
     output: str | None = None
-    outputs: tuple[str, ...] = ()
+    outputs: Sequence[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ def layer_calls(model: nn.Module, call: ModelCall | None) -> list[LayerCall]:
             sum(parameter.numel() for parameter in module.parameters()),
             dry.calls.get(name, 0) if dry else 0,
             dry.outputs[name][-1] if dry and name in dry.outputs else None,
-            tuple(dry.outputs[name]) if dry and dry.calls.get(name, 0) > 1 else (),
+            list(dry.outputs[name]) if dry and dry.calls.get(name, 0) > 1 else [],
         )
         for name, module in model.named_modules()
         if name
