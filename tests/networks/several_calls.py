@@ -81,6 +81,6 @@ class SampleBySample(nn.Module):
         self.act, self.conv, self.head = nn.Tanh(), nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = torch.stack([self.act(each.mean()) for each in x])  # (N,)
-        maps = self.act(self.conv(x))
-        return self.head(maps.mean((2, 3)) * (1 + scale[:, None]))
+        maps = self.conv(x)
+        scale = torch.stack([self.act(each.unsqueeze(0)).mean() for each in maps])  # (N,)
+        return self.head(self.act(maps).mean((2, 3)) * (1 + scale[:, None]))
