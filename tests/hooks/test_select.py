@@ -9,7 +9,7 @@ from torch import nn
 
 from networks import PooledNet
 from torchpeek.errors import AmbiguousCall, InputError, LayerNotFound
-from torchpeek.hooks import layer_at, select, select_calls
+from torchpeek.hooks import layer_at, select, select_modules
 
 
 class TestSelect:
@@ -91,7 +91,7 @@ class TestSelectCalls:
     )
     def test_finds(self, selection, names) -> None:
         model = PooledNet()
-        found = select_calls(model, selection)
+        found = select(model, selection)
         assert list(found) == names
         for name, layer in found.items():
             path, _, call = name.rstrip("]").partition("[")
@@ -104,23 +104,23 @@ class TestSelectCalls:
         model = nn.Module()
         model.add_module("a[0]", nn.ReLU())
         model.add_module("a", nn.Tanh())
-        assert select_calls(model, "a[0]")["a[0]"].module is model.get_submodule("a[0]")
-        assert select_calls(model, "a[0][1]")["a[0][1]"].path == "a[0]"
-        assert select_calls(model, "a[1]")["a[1]"].path == "a"
+        assert select(model, "a[0]")["a[0]"].module is model.get_submodule("a[0]")
+        assert select(model, "a[0][1]")["a[0][1]"].path == "a[0]"
+        assert select(model, "a[1]")["a[1]"].path == "a"
 
     def test_a_tied_module_has_each_call_once(self) -> None:
         model = nn.Sequential(nn.ReLU(), nn.Linear(2, 2))
         model.add_module("again", model[0])
-        assert list(select_calls(model, ["again[1]", "0[1]", "0[0]"])) == ["0[1]", "0[0]"]
+        assert list(select(model, ["again[1]", "0[1]", "0[0]"])) == ["0[1]", "0[0]"]
 
     def test_exclude_leaves_out_all_calls(self) -> None:
-        assert list(select_calls(PooledNet(), ["act[0]", "act[1]", "head"], exclude="act")) == ["head"]
+        assert list(select(PooledNet(), ["act[0]", "act[1]", "head"], exclude="act")) == ["head"]
         with pytest.raises(InputError, match=r"'act\[0\]' selects a single call.*name the layer alone, 'act'"):
-            select_calls(PooledNet(), "*", exclude="act[0]")
+            select(PooledNet(), "*", exclude="act[0]")
 
     def test_a_call_where_only_layers_count(self) -> None:
         with pytest.raises(InputError, match="name the layer alone, 'head'"):
-            select(PooledNet(), ["act", "head[0]"])
+            select_modules(PooledNet(), ["act", "head[0]"])
 
     @pytest.mark.parametrize("selection", ["features.[02]", "features.[0-2]", "features.[!1]", "[fa]*", "feat[a]res.0"])
     def test_sets_of_characters_are_for_regular_expressions(self, selection) -> None:
@@ -129,8 +129,8 @@ class TestSelectCalls:
 
     def test_nothing_found_names_the_closest(self) -> None:
         with pytest.raises(LayerNotFound, match=r"no layer 'acts' in PooledNet; closest: 'act'.*\[1\] at the end"):
-            select_calls(PooledNet(), "acts[1]")
+            select(PooledNet(), "acts[1]")
         with pytest.raises(LayerNotFound, match="no layer"):
-            select_calls(PooledNet(), "[0]")
+            select(PooledNet(), "[0]")
         with pytest.raises(AmbiguousCall, match="selects 3 layers"):
             layer_at(PooledNet(), "features.*[0]")

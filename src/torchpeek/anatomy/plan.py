@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchpeek.anatomy.table import Table
 from torchpeek.engine import described, inspectable_module, preserved, run, with_known_totals
-from torchpeek.hooks import SelectedLayer, Selection, attached, containers, select_calls, why_not_fired
+from torchpeek.hooks import SelectedLayer, Selection, attached, containers, select, why_not_fired
 from torchpeek.models import Inputs, Model, model_call_for, module_of
 
 
@@ -102,7 +102,7 @@ def plan(model: Model, inputs: Inputs, layers: Selection = "*", *, exclude: Sele
     """
     module = inspectable_module(module_of(model))
     call = model_call_for(model, inputs)
-    selected = with_known_totals(module, call, select_calls(module, layers, exclude=exclude))
+    selected = with_known_totals(module, call, select(module, layers, exclude=exclude))
     observers = {name: RecordingPlanObserver(layer.index) for name, layer in selected.items()}
     hooks = ((layer.module, observers[name]) for name, layer in selected.items())
     with preserved(module), attached(hooks), torch.enable_grad():

@@ -25,7 +25,7 @@ from torchpeek.hooks import (
     keep,
     no_such_call,
     record,
-    select_calls,
+    select,
 )
 from torchpeek.hooks.recording.running_statistics import RunningStatistics
 from torchpeek.interrupts import interruptible
@@ -154,7 +154,7 @@ def statistics(
     """
     module = inspectable_module(module_of(model))
     layers = _leaves(module) if layers is None else layers
-    selected: Mapping[str, SelectedLayer] = select_calls(module, layers, exclude=exclude)
+    selected: Mapping[str, SelectedLayer] = select(module, layers, exclude=exclude)
     count = 0
     order: dict[tuple[str, int], int] = {}  # (layer, call) -> its order in the first pass
     not_finite: dict[int, int] = {}  # id of statistics -> first batch with NaN or infinity

@@ -19,7 +19,7 @@ from torchpeek.cli.output import file_names, output_folder, tensorboard_writer
 from torchpeek.cli.skipped import Skipped
 from torchpeek.engine import suggest_layer
 from torchpeek.errors import InputError, LayerError, OptionError
-from torchpeek.hooks import containers, select_calls
+from torchpeek.hooks import containers, select
 from torchpeek.integrations.tensorboard import add_features
 from torchpeek.models import LoadedModel, model_call_for
 from torchpeek.picture import Picture
@@ -138,7 +138,7 @@ def _layer_outputs(loaded: LoadedModel, inputs: Tensor, selected: list[str]) -> 
     rows = _statistics(loaded, inputs, selected)
     names = {row.name.partition(":")[0] for row in rows if row.output is not None}
     # The rows of a layer that is called several times are `relu[0]` and so on; one that is named so is drawn, too.
-    single = [name for name in select_calls(loaded.module, selected) if name in names]
+    single = [name for name in select(loaded.module, selected) if name in names]
     tensors = {
         f"{name}:{path}" if path else name: tensor
         for name, output in (activations(loaded, inputs, single) if single else {}).items()
@@ -151,7 +151,7 @@ def _statistics(loaded: LoadedModel, inputs: Tensor, selected: list[str]) -> lis
     try:
         return list(statistics(loaded, inputs, selected, histogram=False))
     except InputError as error:  # a layer has no statistics, such as one that returns complex numbers; try each alone
-        layers = select_calls(loaded.module, selected)
+        layers = select(loaded.module, selected)
         if len(layers) > 1:
             return [row for name in layers for row in _statistics(loaded, inputs, [name])]
         return [

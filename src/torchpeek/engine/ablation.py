@@ -21,7 +21,7 @@ from torchpeek.engine.replay.suffix import Replay, ReplayMismatch, Suffix, retur
 from torchpeek.engine.replay.validation import overwritten_outputs, refusal, refuse_replay, validated_replay
 from torchpeek.engine.targets.question import Bound
 from torchpeek.errors import AmbiguousCall, notify
-from torchpeek.hooks import attached, layer_at, replaced
+from torchpeek.hooks import attached, call_name, layer_at, replaced
 
 
 def ablate(
@@ -90,13 +90,14 @@ def ablate(
 def scores_after_layer(forward_pass: ForwardPass, layer: str) -> Callable[[Any], Tensor]:
     """A function from what `layer` returns, with a graph, to the scores (N, K).
 
-    Use it while the model is `preserved` and in the pass's autocast context. What comes after the layer is replayed,
-    or, where that would differ, whole passes run.
+    Of a layer that is called several times, such as one block for all depths, it is the last call. Use it while the
+    model is `preserved` and in the pass's autocast context. What comes after the layer is replayed, or, where that
+    would differ, whole passes run.
     """
     question, rows = forward_pass.question, torch.arange(len(forward_pass.call))
-    selected = layer_at(forward_pass.model, layer)
-    request = CaptureRequest({layer: selected}, gradients=False, prefix=True)
     target = Bound(question, tuple(forward_pass.call.observed))
+    layer = layer and call_name(layer, -1)  # "" is the model itself, which has no calls
+    request = CaptureRequest({layer: layer_at(forward_pass.model, layer)}, gradients=False, prefix=True)
     recorded = run_clean_pass(forward_pass.model, forward_pass.call, request, target, forward_pass.origin)
     selected, layout, replay = recorded.layers[layer], recorded.captures[layer].layout, None
     with suppress(ReplayMismatch):

@@ -24,7 +24,7 @@ from torchpeek.engine.replay.prefix import PrefixRecording
 from torchpeek.engine.replay.validation import overwritten_outputs
 from torchpeek.engine.targets.question import Bound, Question, Target
 from torchpeek.errors import AmbiguousCall, InputError, NotFinite, listed_names, notify
-from torchpeek.hooks import SelectedLayer, attached, containers, replaced, select_calls
+from torchpeek.hooks import SelectedLayer, attached, containers, replaced, select
 from torchpeek.interrupts import uninterrupted
 
 
@@ -131,7 +131,14 @@ def run_clean_pass(
             return _one_pass(model, call, request, target, origin, autocast)
         except CallsMiscounted as error:  # the batch makes another number of calls than the dry run of one sample
             layers = {name: layer.with_total(error.totals) for name, layer in request.layers.items()}
+        try:
             return _one_pass(model, call, replace(request, layers=layers), target, origin, autocast)
+        except CallsMiscounted as error:
+            named = listed_names(name for name, layer in layers.items() if layer.counts_from_end)
+            raise AmbiguousCall(
+                f"{named} is counted from the end, and two passes of the same inputs made different numbers of calls "
+                f"({dict(error.totals)}). Count from the start"
+            ) from error
 
     with preserved(model):
         request = replace(request, layers=with_known_totals(model, call, request.layers))
@@ -201,7 +208,7 @@ def with_observed_layers(model: nn.Module, call: ModelCall, target: Target) -> M
     """
     observed = {}
     for name in layers_of_target(target):
-        selected = select_calls(model, name)
+        selected = select(model, name)
         if len(selected) > 1:
             raise AmbiguousCall(
                 f"the target reads layer {name!r}, which selects {len(selected)} layers ({listed_names(selected)}); "

@@ -22,7 +22,7 @@ from torchpeek.engine import (
 )
 from torchpeek.engine.targets import as_target
 from torchpeek.errors import InputError
-from torchpeek.hooks import SelectedLayer, Selection, select_calls
+from torchpeek.hooks import SelectedLayer, Selection, select
 from torchpeek.models import LoadedModel, Model, model_call_for, module_of
 
 TargetLike: TypeAlias = Any
@@ -92,7 +92,7 @@ def explanation_request(model: Model, inputs: object, choice: LayerChoice, targe
     call = model_call_for(model, inputs)
     target = as_target(target, class_names_of(model))
     call = with_observed_layers(module, call, target)
-    layers = None if choice.layer is None else select_calls(module, with_wrapper_prefix(module, choice.layer))
+    layers = None if choice.layer is None else select(module, with_wrapper_prefix(module, choice.layer))
     several = isinstance(choice.layer, (list, tuple))
     return ExplanationRequest(module, call, target, _origin(model), layers, several, choice.layout_spec)
 

@@ -38,7 +38,7 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     return named
 
 
-def select(
+def select_modules(
     model: nn.Module,
     selection: Selection,
     *,
@@ -49,7 +49,7 @@ def select(
 
     Args:
         model: The model.
-        selection: As for `select_calls`, without calls.
+        selection: As for `select`, without calls.
         exclude: A selection of layers to leave out.
         named: The result of `named_layers(model)`, if the caller has it already.
 
@@ -61,7 +61,7 @@ def select(
         LayerNotFound: When a part of the selection matches no layer. The message has the closest names.
         InputError: When the selection has another type, is an empty list, or selects a call or a scripted layer.
     """
-    selected = select_calls(model, selection, exclude=exclude, named=named)
+    selected = select(model, selection, exclude=exclude, named=named)
     if of_calls := [name for name, layer in selected.items() if layer.call is not None]:
         raise InputError(
             f"{listed_names(of_calls)} selects a single call, but here a layer counts with all its calls; name the "
@@ -70,7 +70,7 @@ def select(
     return {name: layer.module for name, layer in selected.items()}
 
 
-def select_calls(
+def select(
     model: nn.Module,
     selection: Selection,
     *,
@@ -100,7 +100,7 @@ def select_calls(
     named = named_layers(model) if named is None else named
     pairs = _matching(model, named, selection)  # (name, call), without duplicates
     if exclude is not None:
-        without = select(model, exclude, named=named).values()
+        without = select_modules(model, exclude, named=named).values()
         excluded = set(map(id, without))
         pairs = {(name, call): None for name, call in pairs if id(named[name]) not in excluded}
         if not pairs:
@@ -132,7 +132,7 @@ def layer_at(model: nn.Module, name: str) -> SelectedLayer:
         LayerNotFound: When there is none.
         AmbiguousCall: When the name is a glob that selects several.
     """
-    selected = select_calls(model, name)
+    selected = select(model, name)
     if len(selected) > 1:
         raise AmbiguousCall(f"{name!r} selects {len(selected)} layers ({listed_names(selected)}); name one")
     return next(iter(selected.values()))

@@ -15,7 +15,7 @@ from torchpeek.hooks import containers
 from torchpeek.hooks.editing.pass_calls import PassCalls
 from torchpeek.hooks.gradient_tap import GradientTap, tap_gradient
 from torchpeek.hooks.process import eagerly
-from torchpeek.hooks.select import Selection, select_calls, why_not_fired
+from torchpeek.hooks.select import Selection, select, why_not_fired
 from torchpeek.hooks.selected_layer import SelectedLayer
 from torchpeek.hooks.temporary_hooks import attached
 from torchpeek.interrupts import uninterrupted
@@ -100,7 +100,7 @@ def _by_layer(model: nn.Module, edits: Edits | None) -> list[tuple[SelectedLayer
     rows = [
         (layer, change)
         for selection, change in (edits or {}).items()
-        for layer in select_calls(model, _as_selection(selection)).values()
+        for layer in select(model, _as_selection(selection)).values()
     ]
     for layer, _ in rows:
         if layer.counts_from_end:

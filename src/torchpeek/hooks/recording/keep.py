@@ -19,7 +19,7 @@ from torchpeek.errors import InputError, LayerNotFound
 from torchpeek.hooks.module_channels import UNKNOWN_CHANNELS, Channels, channels_of
 from torchpeek.hooks.recording.running_statistics import RunningStatistics
 from torchpeek.hooks.recording.storage import Leaf, StoredTensor, StoredValue
-from torchpeek.hooks.select import Selection, select_calls
+from torchpeek.hooks.select import Selection, select
 from torchpeek.hooks.selected_layer import SelectedLayer
 
 __all__ = ["Callback", "Captured", "Running", "Stored", "gap"]
@@ -225,7 +225,7 @@ def layer_keepers(
     if isinstance(keep, Mapping):
         for key, policy in keep.items():
             selection: Selection = list(key) if isinstance(key, tuple) else key  # a list cannot be the key of a dict
-            calls = {(id(layer.module), layer.call) for layer in select_calls(model, selection).values()}
+            calls = {(id(layer.module), layer.call) for layer in select(model, selection).values()}
             names = [
                 name
                 for name, layer in layers.items()

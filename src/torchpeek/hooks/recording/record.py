@@ -20,7 +20,7 @@ from torchpeek.hooks.recording.keep import Keep, layer_keepers
 from torchpeek.hooks.recording.layer_recorder import LayerInputHook, LayerRecorder
 from torchpeek.hooks.recording.pass_tracker import CallDepthHook, PassEndHook, PassStartHook, PassTracker
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf, MemoryBudget, StoredTensor, slot_hook
-from torchpeek.hooks.select import Selection, named_layers, select_calls, why_not_fired
+from torchpeek.hooks.select import Selection, named_layers, select, why_not_fired
 from torchpeek.hooks.selected_layer import split_call
 from torchpeek.hooks.temporary_hooks import attached
 from torchpeek.interrupts import protected, uninterrupted
@@ -97,7 +97,7 @@ def record(
         raise InputError("a pass that stops early has no score and so no gradients; choose stop or gradients")
     named = named_layers(model)
     modules = list(named.values())  # walk the model once: with many small layers, the walks take most of the time
-    selected = select_calls(model, layers, exclude=exclude, named=named)
+    selected = select(model, layers, exclude=exclude, named=named)
     if stop and any(map(is_sharded, modules)):
         raise InputError(
             "a pass of a sharded model (FSDP) cannot stop early, because its other ranks would wait; choose stop=False"
