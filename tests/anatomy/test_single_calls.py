@@ -35,6 +35,11 @@ class TestStatistics:
         assert found.output.summary().mean == pytest.approx(float(torch.cat(values).mean()), rel=1e-9)
         assert found.gradient.summary().mean == pytest.approx(float(torch.cat(gradients).mean()), rel=1e-9)
 
+    def test_two_names_of_one_call(self, net: SharedAct) -> None:
+        table = tp.statistics(net, BATCHES, ["act[2]", "act[-1]"])
+        assert [row.name for row in table] == ["act[2]", "act[-1]"]
+        assert table["act[2]"].output is table["act[-1]"].output
+
     def test_a_call_from_the_end_must_be_the_same_in_each_batch(self) -> None:
         frames = [torch.randn(1, count, 3, 8, 8) for count in (3, 2)]
         with pytest.raises(InputError, match=r"batch 1 called 'encoder' 2 times and one sample of batch 0 3 times"):

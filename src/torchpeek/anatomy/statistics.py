@@ -165,11 +165,13 @@ def statistics(
             raise InputError("there are no batches: the iterable is empty or exhausted")
         selected = with_known_totals(module, first[0], selected)
         # A call that is counted from the end is recorded by its number: its values are read when the layer returns.
-        names = {_recorded_name(layer): layer.name for layer in selected.values()}
+        recorded: dict[str, list[SelectedLayer]] = {}  # "act[1]" and "act[-1]" may be one
+        for layer in selected.values():
+            recorded.setdefault(_recorded_name(layer), []).append(layer)
         counted = _CountedCalls([layer for layer in selected.values() if layer.counts_from_end])
         tape = record(
             module,
-            list(names),
+            list(recorded),
             gradients=loss is not None,
             keep=keep.Running(histogram=histogram, channel_axis=channel_axis),
             # The values are read when the layer returns, before anything can write into them.
@@ -194,11 +196,15 @@ def statistics(
                                 not_finite.setdefault(id(value), count)
                 count += 1
     ran = sorted(order, key=order.__getitem__)
-    types = {name: type(selected[names[name]].module).__name__ for name in tape}
-    rows = [row for name, number in ran for row in _rows(tape[name], names[name], number, types[name], not_finite)]
+    rows = [
+        row for name, number in ran for layer in recorded[name] for row in _rows(tape[name], layer, number, not_finite)
+    ]
     for name in tape:
         if not len(tape[name]):
-            rows.append(LayerStatistics(names[name], types[name], None, None, tape.why_not_called(name)))
+            why = tape.why_not_called(name)
+            rows += [
+                LayerStatistics(layer.name, type(layer.module).__name__, None, None, why) for layer in recorded[name]
+            ]
     return Statistics(tuple(rows), count)
 
 
@@ -272,9 +278,9 @@ def one_number(loss: object) -> Tensor:
     return loss
 
 
-def _rows(calls: Calls, layer: str, number: int, kind: str, not_finite: dict[int, int]) -> Iterator[LayerStatistics]:
-    call = calls[number]
-    name = layer if len(calls) == 1 else call_name(layer, number)
+def _rows(calls: Calls, layer: SelectedLayer, number: int, not_finite: dict[int, int]) -> Iterator[LayerStatistics]:
+    call, kind = calls[number], type(layer.module).__name__
+    name = layer.name if len(calls) == 1 else call_name(layer.name, number)
     gradients = dict(containers.leaves(call.grad_output, RunningStatistics)) if call.has_gradients else {}
     outputs = dict(containers.leaves(call.output, RunningStatistics))
     if not outputs:
