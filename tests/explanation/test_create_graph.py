@@ -304,7 +304,7 @@ def test_the_views_of_a_map_keep_the_graph(tmp_path) -> None:
         assert each.values.requires_grad
     tp.save(heatmap, tmp_path / "map.safetensors")
     assert not tp.load(tmp_path / "map.safetensors").values.requires_grad
-    tp.render.overlay(Image.new("RGB", (6, 8)), heatmap[0])
+    tp.render.overlay(Image.new("RGB", (6, 8)), heatmap[0], signed=True)
     measured = tp.evaluate(model, X.float(), heatmap, metrics=["deletion", "sparseness"])
     assert not any(each.values.requires_grad for each in measured.values())
 

@@ -15,7 +15,7 @@ from torchpeek.anatomy.table import Table
 from torchpeek.engine import inspectable_module, output_part, preserved, run
 from torchpeek.engine.targets import as_target, class_logits
 from torchpeek.errors import GradUnavailable, LayerNotFound, TargetError
-from torchpeek.hooks import Selection, record, select
+from torchpeek.hooks import Selection, record, select_modules
 from torchpeek.models import Inputs, LoadedModel, Model, model_call_for, module_of
 
 
@@ -126,7 +126,7 @@ def gradient_flow(
     """
     module = inspectable_module(module_of(model))
     call = model_call_for(model, inputs)
-    chosen = select(module, _with_parameters(module) if layers is None else layers, exclude=exclude)
+    chosen = select_modules(module, _with_parameters(module) if layers is None else layers, exclude=exclude)
     if not any(layer._parameters for layer in chosen.values()):
         raise LayerNotFound("none of these layers has parameters of its own; select others, or layers=None for all")
     tape = record(module, list(chosen.values()), keep=lambda tensor: None, snapshot="alias")

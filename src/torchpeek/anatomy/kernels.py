@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from torchpeek.engine import inspectable_module, preserved
 from torchpeek.errors import LayerNotFound
-from torchpeek.hooks import Selection, select
+from torchpeek.hooks import Selection, select_modules
 from torchpeek.models import Model, module_of
 
 _CONVOLUTION = nn.modules.conv._ConvNd
@@ -64,7 +64,7 @@ def kernels(model: Model, layers: Selection | None = None) -> Kernels:
         )
     weights: dict[str, Tensor] = {}
     groups: dict[str, int] = {}
-    selected = select(module, _CONVOLUTION if layers is None else layers)
+    selected = select_modules(module, _CONVOLUTION if layers is None else layers)
     with preserved(module):  # in train mode, spectral_norm changes a buffer when its weight is read
         for name, layer in selected.items():
             weight = getattr(layer, "weight", None)  # also a computed one, as with weight_norm

@@ -9,7 +9,7 @@ from torchpeek.engine.forward_pass import ForwardPass, Origin, with_observed_lay
 from torchpeek.engine.input_gradients import input_gradient_chunks
 from torchpeek.engine.layout import Layout, LayoutSpec, described
 from torchpeek.engine.layout_inference.default_layer import Suggestion, suggest_layer, suggest_stages
-from torchpeek.engine.layout_inference.dry_run import LayerCall, layer_calls
+from torchpeek.engine.layout_inference.dry_run import LayerCall, layer_calls, with_known_totals
 from torchpeek.engine.model_call import Arguments, ModelCall, as_model_call
 from torchpeek.engine.model_config import takes_a_list
 from torchpeek.engine.preserve import preserved
@@ -54,6 +54,7 @@ __all__ = [
     "takes_a_list",
     "targets",
     "trace_model",
+    "with_known_totals",
     "with_observed_layers",
     "with_wrapper_prefix",
 ]

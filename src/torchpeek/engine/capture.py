@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -22,8 +22,8 @@ from torchpeek.engine.layout_inference.candidates import (
 )
 from torchpeek.engine.layout_inference.dry_run import known_evidence
 from torchpeek.engine.model_call import ModelCall
-from torchpeek.errors import AmbiguousCall, NotFinite, NotFired
-from torchpeek.hooks import ForwardHook, containers, why_not_fired
+from torchpeek.errors import AmbiguousCall, NotFinite, NotFired, TorchpeekError
+from torchpeek.hooks import ForwardHook, SelectedLayer, call_name, containers, several_calls, why_not_fired
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class CaptureRequest:
     """What a pass keeps.
 
     Args:
-        layers: Name -> module of each layer to capture.
+        layers: Name -> each layer, or call of one, to capture.
         gradients: Whether the graph is kept from the first of the layers on.
         prefix: Whether the pass records what replays from the one layer need.
         attention: Whether the attention weights are kept.
@@ -72,12 +72,24 @@ class CaptureRequest:
         layouts: Layer name -> its layout, or what the user said of it; None where nothing is known.
     """
 
-    layers: Mapping[str, nn.Module]
+    layers: Mapping[str, SelectedLayer]
     gradients: bool = True
     prefix: bool = False
     attention: bool = False
     create_graph: bool = False
     layouts: Mapping[str, Layout | LayoutSpec | None] = field(default_factory=lambda: MappingProxyType({}))
+
+
+class CallsMiscounted(Exception):
+    """A call was counted from the end, and the pass made another number of calls. Never seen by users.
+
+    Args:
+        totals: Name of each layer that is called -> how often the pass called it.
+    """
+
+    def __init__(self, totals: Mapping[str, int]) -> None:
+        super().__init__(f"calls in the pass: {dict(totals)}")
+        self.totals = totals
 
 
 class CaptureRecorder:
@@ -92,33 +104,52 @@ class CaptureRecorder:
         self._evidence = known_evidence(model, call)
         self._captures: dict[str, Capture] = {}
         self._calls = dict.fromkeys(request.layers, 0)
+        self._errors: list[TorchpeekError] = []  # about calls that may turn out not to be the selected ones
 
     def hooks(self) -> list[tuple[nn.Module, ForwardHook]]:
         """One forward hook for each layer."""
-        return [(module, partial(self._keep, name)) for name, module in self._request.layers.items()]
+        return [(layer.module, partial(self._returned, layer)) for layer in self._request.layers.values()]
 
     def captures(self) -> dict[str, Capture]:
         """The captures, in the order of the request.
 
         Raises:
-            NotFired: When a layer was not called.
-            AmbiguousCall: When a layer was called more than once.
+            NotFired: When a layer, or the selected call, was not called.
+            AmbiguousCall: When a layer was called more than once, and no call is selected.
+            CallsMiscounted: When a call is counted from the end, and the pass made more or fewer calls than expected.
         """
-        for name, calls in self._calls.items():
-            if calls == 0:
-                raise NotFired(why_not_fired(self._model, name, self._request.layers[name]))
-            if calls > 1:
-                raise AmbiguousCall(
-                    f"layer {name!r} was called {calls} times in one pass, so it has no one output. Choose the layer "
-                    "around it, or one that is called once (torchpeek layers shows the calls)"
-                )
-        return {name: self._captures[name] for name in self._request.layers}
+        layers = self._request.layers
+        if any(layer.total not in (None, self._calls[name]) for name, layer in layers.items()):
+            raise CallsMiscounted({layer.path: self._calls[name] for name, layer in layers.items()})
+        for error in self._errors:
+            raise error
+        for name, layer in layers.items():
+            if layer.call is None and self._calls[name] > 1:
+                raise AmbiguousCall(several_calls(name, self._calls[name]))
+            if name not in self._captures:
+                raise NotFired(why_not_fired(self._model, layer, self._calls[name]))
+        return {name: self._captures[name] for name in layers}
 
-    def _keep(self, name: str, module: nn.Module, args: Any, output: Any) -> Any:
-        self._calls[name] += 1
-        if self._calls[name] > 1:
+    def layers(self) -> dict[str, SelectedLayer]:
+        """The requested layers, with the number of calls that the pass made of each."""
+        return {name: replace(layer, total=self._calls[name]) for name, layer in self._request.layers.items()}
+
+    def _returned(self, layer: SelectedLayer, module: nn.Module, args: Any, output: Any) -> Any:
+        number = self._calls[layer.name]
+        self._calls[layer.name] += 1
+        if number != (layer.index or 0):
             return None
-        layout = self._layout(name, module, output)
+        try:
+            return self._keep(layer, module, output)
+        except TorchpeekError as error:
+            if not layer.counts_from_end:
+                raise
+            self._errors.append(error)
+            return None
+
+    def _keep(self, layer: SelectedLayer, module: nn.Module, output: Any) -> Any:
+        name = layer.name
+        layout = self._layout(layer, module, output)
         tensor = containers.at(output, layout.part)
         copy = tensor.clone()  # the next operation may write into the tensor
         if not self._request.create_graph:
@@ -130,8 +161,9 @@ class CaptureRecorder:
         self._captures[name] = Capture(name, returned, handle, layout)
         return None if continued is tensor else containers.with_part(output, layout.part, continued)
 
-    def _layout(self, name: str, module: nn.Module, output: Any) -> Layout:
-        known = self._request.layouts.get(name)
+    def _layout(self, layer: SelectedLayer, module: nn.Module, output: Any) -> Layout:
+        known = self._request.layouts.get(layer.name)
+        name = call_name(layer.path, layer.index)
         if isinstance(known, Layout) and known.fits(output, len(self._call)):
             return known
         if known is None and (layout := unambiguous_layout(module, output, self._static_evidence)) is not None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchpeek.engine.attention.recorder import Attention, AttentionRecorder
-from torchpeek.engine.capture import Capture, CaptureRecorder, CaptureRequest
+from torchpeek.engine.capture import CallsMiscounted, Capture, CaptureRecorder, CaptureRequest
 from torchpeek.engine.forward import run, why_not_finite
 from torchpeek.engine.layout_inference.candidates import LayoutUndecided
-from torchpeek.engine.layout_inference.dry_run import dry_run, layout_of
+from torchpeek.engine.layout_inference.dry_run import dry_run, layout_of, with_known_totals
 from torchpeek.engine.layout_inference.input_dependence import (
     connected_layers,
     known_unaffected,
@@ -31,7 +31,7 @@ from torchpeek.engine.replay.prefix import PrefixRecording
 from torchpeek.engine.replay.validation import overwritten_outputs
 from torchpeek.engine.targets.question import Bound, Question, Target, bind_target
 from torchpeek.errors import AmbiguousCall, InputError, NotConnected, NotFinite, listed_names, notify
-from torchpeek.hooks import attached, containers, replaced, select, shared
+from torchpeek.hooks import SelectedLayer, attached, call_name, containers, replaced, select, shared
 from torchpeek.interrupts import uninterrupted
 
 
@@ -63,7 +63,7 @@ class ForwardPass:
     Args:
         model: The model, which was left as found.
         call: What it was called with.
-        layers: Name -> module of the captured layers.
+        layers: Name -> each captured layer, or call of one.
         captures: Name -> what that layer returned, in the same order.
         output: What the model returned, with the graph behind it where one was kept.
         question: The target, bound to this output.
@@ -76,7 +76,7 @@ class ForwardPass:
 
     model: nn.Module
     call: ModelCall
-    layers: Mapping[str, nn.Module]
+    layers: Mapping[str, SelectedLayer]
     captures: Mapping[str, Capture]
     output: Any
     question: Question
@@ -120,8 +120,8 @@ def run_clean_pass(
     and a notice.
 
     Raises:
-        NotFired: When a layer was not called.
-        AmbiguousCall: When a layer was called more than once.
+        NotFired: When a layer, or the selected call of it, was not called.
+        AmbiguousCall: When a layer was called more than once, and no call is selected.
         NoSpatialLayer: When a layer's output has no grid, or more than one possible layout.
         NotFinite: When a layer's output or the scores have NaN or infinity.
         NotConnected: When a layer has no connection to the picture.
@@ -137,9 +137,21 @@ def run_clean_pass(
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     def one_pass(request: CaptureRequest) -> ForwardPass:
-        return _one_pass(model, call, request, target, origin, autocast)
+        try:
+            return _one_pass(model, call, request, target, origin, autocast)
+        except CallsMiscounted as error:  # the batch makes another number of calls than the dry run of one sample
+            layers = {name: layer.with_total(error.totals) for name, layer in request.layers.items()}
+        try:
+            return _one_pass(model, call, replace(request, layers=layers), target, origin, autocast)
+        except CallsMiscounted as error:
+            named = listed_names(name for name, layer in layers.items() if layer.counts_from_end)
+            raise AmbiguousCall(
+                f"{named} is counted from the end, and two passes of the same inputs made different numbers of calls "
+                f"({dict(error.totals)}). Count from the start"
+            ) from error
 
     with preserved(model):
+        request = replace(request, layers=with_known_totals(model, call, request.layers))
         try:
             forward_pass = one_pass(request)
         except LayoutUndecided:
@@ -198,10 +210,10 @@ def _one_pass(
     prefix: PrefixRecording | None = None
     with ExitStack() as stack:
         if request.prefix and len(request.layers) == 1:
-            [(name, layer)] = request.layers.items()
-            prefix = PrefixRecording(len(call), overwritten_outputs(model, name, call))
+            [layer] = request.layers.values()
+            prefix = PrefixRecording(len(call), overwritten_outputs(model, layer, call))
             stack.enter_context(replaced(prefix.recording_forwards(model)))
-            hooks.append((layer, prefix.stop))
+            hooks.append(layer.hooked(prefix.stop))
         stack.enter_context(attached(hooks))
         if attention is not None:
             stack.enter_context(attention)
@@ -211,7 +223,7 @@ def _one_pass(
     return ForwardPass(
         model,
         call,
-        request.layers,
+        recorder.layers(),
         recorder.captures(),
         output,
         bind_target(target, output, call.picture.shape),
@@ -238,8 +250,8 @@ def with_observed_layers(model: nn.Module, call: ModelCall, target: Target) -> M
                 f"the target reads layer {name!r}, which selects {len(selected)} layers ({listed_names(selected)}); "
                 "name one"
             )
-        [(full_name, module)] = selected.items()
-        observed[name] = module, layout_of(model, call, full_name)
+        [layer] = selected.values()
+        observed[name] = layer, layout_of(model, call, layer)
     return replace(call, observed=observed) if observed else call
 
 
@@ -290,27 +302,26 @@ def _check_layers_depend_on_picture(forward_pass: ForwardPass, request: CaptureR
     One more pass, with a changed picture. A layer that returns the same in it, such as one whose ReLU is never
     positive, is refused if no gradient could reach the picture from it, either.
     """
-    model, call = forward_pass.model, forward_pass.call
+    model, call, captures = forward_pass.model, forward_pass.call, forward_pass.captures
+    names = {name: call_name(layer.path, layer.index) for name, layer in forward_pass.layers.items()}
     unaffected = known_unaffected(model, call)
     suspected = []
-    for name in forward_pass.captures:
-        if unaffected is not None and name not in unaffected:
-            _CONNECTED.put(model, (call.signature, name), True)
-        elif _CONNECTED.get(model, (call.signature, name)) is None:
+    for name in captures:
+        if unaffected is not None and names[name] not in unaffected:
+            _CONNECTED.put(model, (call.signature, names[name]), True)
+        elif _CONNECTED.get(model, (call.signature, names[name])) is None:
             suspected.append(name)
     if not suspected:
         return
     changed = _captures_of_changed_picture(forward_pass, request)
-    same = [
-        name
-        for name in suspected
-        if changed and torch.equal(changed[name].returned, forward_pass.captures[name].returned)
-    ]
-    connected = connected_layers(model, call, {name: forward_pass.layers[name] for name in same}) if same else set()
-    if unconnected := [name for name in same if name not in connected]:
-        raise NotConnected(_not_connected_to_picture(model, call, unconnected))
+    same = [name for name in suspected if changed and torch.equal(changed[name].returned, captures[name].returned)]
+    if same:
+        modules = {forward_pass.layers[name].path: forward_pass.layers[name].module for name in same}
+        connected = connected_layers(model, call, modules)
+        if unconnected := [name for name in same if names[name] not in connected]:
+            raise NotConnected(_not_connected_to_picture(model, call, unconnected))
     for name in suspected:
-        _CONNECTED.put(model, (call.signature, name), True)
+        _CONNECTED.put(model, (call.signature, names[name]), True)
 
 
 def _captures_of_changed_picture(forward_pass: ForwardPass, request: CaptureRequest) -> Mapping[str, Capture]:

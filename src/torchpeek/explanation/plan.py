@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from torch import nn
-
 from torchpeek.cam import CamMethod, find_method
 from torchpeek.engine import CaptureRequest, Suggestion, Trace, suggest_layer, suggest_stages, trace_model
 from torchpeek.engine.model_cache import ModelCache
@@ -23,6 +21,7 @@ from torchpeek.errors import (
     listed_names,
 )
 from torchpeek.explanation.request import ExplanationRequest
+from torchpeek.hooks import SelectedLayer, layer_at
 
 ASKED_FOR = "asked for"
 """The reason for layers that the user named."""
@@ -194,12 +193,12 @@ def _have_gradients(trace: Trace) -> bool:
 def _trace_at_suggestions(
     request: ExplanationRequest, requirements: PassRequirements, suggestions: Sequence[Suggestion]
 ) -> Trace:
-    layers = {each.layer: request.module.get_submodule(each.layer) for each in suggestions}
+    layers = {each.layer: layer_at(request.module, each.layer) for each in suggestions}
     return _trace_at(request, requirements, layers, suggestions[0].reason)
 
 
 def _trace_at(
-    request: ExplanationRequest, requirements: PassRequirements, layers: Mapping[str, nn.Module], reason: str
+    request: ExplanationRequest, requirements: PassRequirements, layers: Mapping[str, SelectedLayer], reason: str
 ) -> Trace:
     captures = CaptureRequest(
         layers,

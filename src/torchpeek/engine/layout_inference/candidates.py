@@ -40,7 +40,7 @@ class LayoutEvidence:
         probe_undecided: Whether the token probe ran and did not find how many tokens come before the grid.
         grids_from_strides: Whether a grid may be assumed because one stride gives it, where no grid is known.
         row_major_grid: The only grid whose tokens are in row-major order. None where those of all grids are.
-        meta_outputs: Layer -> its output for one sample, on the meta device.
+        meta_outputs: Layer -> its last output for one sample, on the meta device; and call, `name[i]` -> its output.
     """
 
     input_size: Grid
@@ -65,7 +65,7 @@ class CandidateLayer:
     """A layer whose output has a grid. Of several layers that return the same tensor, the one that stands for them.
 
     Args:
-        layer: The layer's name.
+        layer: The layer's name, or that of one of its calls: `name[i]`.
         layout: The layout of its output.
         projection: Whether it is a linear layer inside another module, such as queries, keys or hidden units.
     """

@@ -37,7 +37,7 @@ from torchpeek.engine.targets.question import (
     reads_entries,
 )
 from torchpeek.errors import NoSpatialLayer, TargetError
-from torchpeek.hooks import ForwardHook, attached, containers
+from torchpeek.hooks import ForwardHook, attached, containers, has_layer, layer_at
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def suggest_layer(
     anew = anew or has_separate_branches(target)
     key = (call.signature, classes, *_target_key(target))
     remembered = _SUGGESTIONS.get(model, key)
-    if remembered is not None and not anew and remembered.layer in dict(model.named_modules()):
+    if remembered is not None and not anew and has_layer(model, remembered.layer):
         return remembered
     search = _LayerSearch(model, call, target, these_scores=classes is not None, anew=anew)
     return _SUGGESTIONS.put(model, key, search.result())
@@ -262,7 +262,6 @@ def _score_dependence(
     One forward pass, with these hooks, whose graph starts at the first of the candidates, and a backward pass for each
     score.
     """
-    modules = dict(model.named_modules())
     handles: dict[str, Handle] = {}
 
     def take_handle(candidate: CandidateLayer, module: nn.Module, args: Any, output: Any) -> Any:
@@ -272,7 +271,7 @@ def _score_dependence(
         handles[candidate.layer], continued = start_graph(tensor, tensor.detach().clone())
         return None if continued is tensor else containers.with_part(output, candidate.layout.part, continued)
 
-    taking = [(modules[each.layer], partial(take_handle, each)) for each in candidates]
+    taking = [layer_at(model, each.layer).hooked(partial(take_handle, each)) for each in candidates]
     with preserved(model):
         with attached(chain(hooks, taking)):
             output = run(model, sample.for_one_pass())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, count
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ from torchpeek.engine.model_config import (
     reorders_tokens,
 )
 from torchpeek.engine.preserve import preserved
-from torchpeek.hooks import ForwardHook, attached, containers
+from torchpeek.hooks import ForwardHook, SelectedLayer, attached, call_name, containers
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class LayerCall:
         parameters: How many numbers its parameters have, with those of the layers in it.
         calls: How often the pass called it.
         output: The shape of its output, or a description of another output. None where it was not called.
+        outputs: The same for each call of a layer that was called several times: `name[i]` is call i.
     """
 
     name: str
@@ -55,6 +56,7 @@ class LayerCall:
     parameters: int
     calls: int = 0
     output: str | None = None
+    outputs: Sequence[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,16 +65,20 @@ class DryRun:
 
     Args:
         calls: Layer -> how often it was called.
-        outputs: Layer -> the shape of its last output.
+        outputs: Layer -> the shape of the output of each call.
         evidence: What is known of the grids and the tokens.
-        candidates: The layers with a grid, in the order in which they returned.
+        candidates: The layers with a grid, in the order in which they returned. Where none of them was called once, as
+            in a Siamese network, they are those of `call_candidates`.
+        call_candidates: The same, with single calls of layers that were called several times, `name[i]`. A call stands
+            for a tensor only where no layer that was called once returned it.
         dense: Whether the model predicts boxes, or something for each position of a grid.
     """
 
     calls: Mapping[str, int]
-    outputs: Mapping[str, str]
+    outputs: Mapping[str, list[str]]
     evidence: LayoutEvidence
     candidates: list[CandidateLayer]
+    call_candidates: list[CandidateLayer]
     dense: bool
 
 
@@ -89,7 +95,8 @@ def layer_calls(model: nn.Module, call: ModelCall | None) -> list[LayerCall]:
             type(module).__name__,
             sum(parameter.numel() for parameter in module.parameters()),
             dry.calls.get(name, 0) if dry else 0,
-            dry.outputs.get(name) if dry else None,
+            dry.outputs[name][-1] if dry and name in dry.outputs else None,
+            list(dry.outputs[name]) if dry and dry.calls.get(name, 0) > 1 else [],
         )
         for name, module in model.named_modules()
         if name
@@ -102,13 +109,34 @@ def known_evidence(model: nn.Module, call: ModelCall) -> LayoutEvidence | None:
     return None if dry is None else replace(dry.evidence, batch_size=len(call))
 
 
-def layout_of(model: nn.Module, call: ModelCall, layer: str) -> Layout | None:
+def layout_of(model: nn.Module, call: ModelCall, layer: SelectedLayer) -> Layout | None:
     """The layout of a layer's output, by a dry run; None where no layout fits, or several do."""
-    evidence = dry_run(model, call).evidence
-    if layer not in evidence.meta_outputs:
+    dry = dry_run(model, call)
+    [counted] = with_known_totals(model, call, {"": layer}).values()
+    output = call_name(_first_name(model, layer.module), counted.index)
+    if output not in dry.evidence.meta_outputs:
         return None
-    layouts = candidate_layouts(dict(model.named_modules())[layer], evidence.meta_outputs[layer], evidence)
+    layouts = candidate_layouts(layer.module, dry.evidence.meta_outputs[output], dry.evidence)
     return layouts[0] if len(layouts) == 1 else None
+
+
+def with_known_totals(
+    model: nn.Module, call: ModelCall, layers: Mapping[str, SelectedLayer]
+) -> Mapping[str, SelectedLayer]:
+    """The same layers and calls. Those that are counted from the end know how many calls a dry run made."""
+    if not any(layer.counts_from_end for layer in layers.values()):
+        return layers
+    calls = dry_run(model, call).calls
+    return {
+        name: layer.with_total({layer.path: calls.get(_first_name(model, layer.module), 0)})
+        for name, layer in layers.items()
+    }
+
+
+def _first_name(model: nn.Module, module: nn.Module) -> str:
+    """The name under which a dry run observes a module that may have several."""
+    names: dict[int, str] = {id(each): name for name, each in model.named_modules()}
+    return names[id(module)]
 
 
 def dry_run(
@@ -138,6 +166,10 @@ def dry_run(
     return _DRY_RUNS.put(model, key, result)
 
 
+_NumberedCall: TypeAlias = tuple[str, int]
+"""The name of a layer, and the number of one of its calls, from 0."""
+
+
 class DryRunObserver:
     """Records what each layer returns in a dry run, and makes a DryRun of it."""
 
@@ -145,12 +177,13 @@ class DryRunObserver:
         self._call = call
         self._model = model
         self._calls: dict[str, int] = {}
-        self._outputs: dict[str, str] = {}
-        self._meta_outputs: dict[str, Any] = {}
-        self._layers_of_tensor: list[list[str]] = []  # for each tensor, the layers that returned it, innermost first
+        self._outputs: dict[str, list[str]] = {}
+        self._meta_outputs: dict[str, Any] = {}  # of each call by its name, and by the layer's name of the last one
+        # For each tensor, the layers and numbers of the calls that returned it, innermost first.
+        self._layers_of_tensor: list[list[_NumberedCall]] = []
         self._return_times: list[int] = []  # for each tensor, when the last of these layers returned
         self._clock = count()
-        self._reads_picture: set[str] = set()
+        self._reads_picture: set[_NumberedCall] = set()
         self._grids: dict[tuple[int, ...], None] = {}
         self._channels_first_shapes: set[tuple[int, ...]] = set()
         self._channels_last_shapes: set[tuple[int, ...]] = set()
@@ -159,11 +192,15 @@ class DryRunObserver:
 
     def record_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         """The forward hook of one layer."""
-        self._calls[name] = self._calls.get(name, 0) + 1
-        self._outputs[name] = described(output)
-        self._meta_outputs[name] = _on_meta_device(output)  # its layouts are inferred once all grids are known
+        numbered = name, self._calls.get(name, 0)
+        self._calls[name] = numbered[1] + 1
+        self._outputs.setdefault(name, []).append(described(output))
+        meta_output = self._meta_outputs.get(name)
+        if not _same_shape(output, meta_output):  # a layer may be called for each of a thousand frames
+            meta_output = _on_meta_device(output)  # its layouts are inferred once all grids are known
+        self._meta_outputs[name] = self._meta_outputs[call_name(*numbered)] = meta_output
         if any(argument is self._call.model_picture for argument in args):
-            self._reads_picture.add(name)
+            self._reads_picture.add(numbered)
         if grid := grid_of(module, output):
             self._grids[grid] = None
         if isinstance(output, Tensor) and output.ndim >= 3 and len(output) == 1:
@@ -179,12 +216,12 @@ class DryRunObserver:
             if tensor is recent:
                 passes_through = any(argument is tensor for argument in args) and tensor._version == version
                 if not passes_through:
-                    self._layers_of_tensor[number].append(name)
+                    self._layers_of_tensor[number].append(numbered)
                     self._return_times[number] = next(self._clock)
                 self._recent_tensors[index] = (tensor, tensor._version, number)
                 return
         self._recent_tensors.append((tensor, tensor._version, len(self._layers_of_tensor)))
-        self._layers_of_tensor.append([name])
+        self._layers_of_tensor.append([numbered])
         self._return_times.append(next(self._clock))
 
     def result(self, output: Any, token_counts: tuple[int | None, int], *, probe_undecided: bool = False) -> DryRun:
@@ -196,13 +233,19 @@ class DryRunObserver:
             probe_undecided: Whether the token probe ran and did not find these numbers.
         """
         evidence = self._evidence(token_counts, probe_undecided)
-        candidates = self._candidate_layers(evidence)
+        called_once = self._candidate_layers(evidence)
+        several = any(number > 1 for number in self._calls.values())
+        with_calls = self._candidate_layers(evidence, with_calls=True) if several else called_once
+        candidates = called_once or with_calls
         if candidates and reorders_tokens(self._model):
             last_grid = candidates[-1].layout.grid
             evidence = replace(evidence, row_major_grid=last_grid)
-            candidates = [each for each in candidates if not each.layout.flat or each.layout.grid == last_grid]
+            candidates, with_calls = (
+                [each for each in some if not each.layout.flat or each.layout.grid == last_grid]
+                for some in (candidates, with_calls)
+            )
         dense = self._call.takes_list or any(self._is_dense(path, tensor) for path, tensor in containers.leaves(output))
-        return DryRun(self._calls, self._outputs, evidence, candidates, dense)
+        return DryRun(self._calls, self._outputs, evidence, candidates, with_calls, dense)
 
     def _evidence(self, token_counts: tuple[int | None, int], probe_undecided: bool) -> LayoutEvidence:
         prefix, suffix = token_counts
@@ -232,20 +275,31 @@ class DryRunObserver:
             meta_outputs=self._meta_outputs,
         )
 
-    def _candidate_layers(self, evidence: LayoutEvidence) -> list[CandidateLayer]:
-        """One layer for each tensor with exactly one layout, in the order in which the last layer returned it."""
+    def _candidate_layers(self, evidence: LayoutEvidence, *, with_calls: bool = False) -> list[CandidateLayer]:
+        """One layer for each tensor with exactly one layout, in the order in which the last layer returned it.
+
+        With `with_calls`, also single calls of layers that were called several times.
+        """
         modules = dict(self._model.named_modules())
         candidates: list[CandidateLayer] = []
         # A block may write into the output of one of its layers, and return it.
         by_return_time = sorted(range(len(self._layers_of_tensor)), key=self._return_times.__getitem__)
-        for names in (self._layers_of_tensor[number] for number in by_return_time):
+        for members in (self._layers_of_tensor[number] for number in by_return_time):
             # Each layer by its own output and type: one may return the tensor in a container, and the type of another
             # may decide the channel axis.
-            layouts = {name: candidate_layouts(modules[name], self._meta_outputs[name], evidence) for name in names}
-            layer = self._representative([name for name in names if len(layouts[name]) == 1])
-            if layer and not _only_enlarges(modules[layer], layouts[layer][0], candidates):
-                projection = type(modules[layer]) is nn.Linear and names == [layer]
-                candidates.append(CandidateLayer(layer, layouts[layer][0], projection))
+            layouts = {
+                each: candidate_layouts(modules[each[0]], self._meta_outputs[call_name(*each)], evidence)
+                for each in members
+            }
+            decided = [each for each in members if len(layouts[each]) == 1]
+            representative = self._representative(decided, with_calls=with_calls)
+            if representative is None:
+                continue
+            (name, number), layout = representative, layouts[representative][0]
+            if not _only_enlarges(modules[name], layout, candidates):
+                projection = type(modules[name]) is nn.Linear and members == [representative]
+                layer = name if self._calls[name] == 1 else call_name(name, number)
+                candidates.append(CandidateLayer(layer, layout, projection))
         if all(each.projection for each in candidates):
             return candidates
         return [each for each in candidates if not each.projection]
@@ -265,21 +319,28 @@ class DryRunObserver:
         has_no_channels = picture.ndim - 2 not in axis_counts and picture.ndim - 1 in axis_counts
         return tuple(picture.shape[1:] if has_no_channels else picture.shape[2:])
 
-    def _representative(self, names: list[str]) -> str | None:
+    def _representative(self, members: list[_NumberedCall], *, with_calls: bool) -> _NumberedCall | None:
         """Of layers that return one tensor, the outermost that was called once; of several outermost, the last.
 
-        A layer that takes the model's own input is the whole feature extractor, and is taken only where there is no
-        other.
+        Where none was called once, and `with_calls`, the same of their calls. A layer that takes the model's own input
+        is the whole feature extractor, and is taken only where there is no other.
         """
-        called_once = [name for name in names if self._calls[name] == 1]
-        inner = [name for name in called_once if name not in self._reads_picture] or called_once
-        return min(reversed(inner), key=lambda name: name.count(".")) if inner else None
+        called_once = [each for each in members if self._calls[each[0]] == 1]
+        eligible = called_once or (members if with_calls else [])
+        inner = [each for each in eligible if each not in self._reads_picture] or eligible
+        return min(reversed(inner), key=lambda each: each[0].count(".")) if inner else None
 
 
 def _only_enlarges(module: nn.Module, layout: Layout, before: list[CandidateLayer]) -> bool:
     """Whether it is an adaptive pooling that spreads a coarser grid to a fixed size, as in VGG for small pictures."""
     adaptive = isinstance(module, (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd))
     return adaptive and bool(before) and math.prod(layout.grid) > math.prod(before[-1].layout.grid)
+
+
+def _same_shape(output: Any, meta_output: Any) -> bool:
+    if not isinstance(output, Tensor) or not isinstance(meta_output, Tensor):
+        return False
+    return output.shape == meta_output.shape and output.dtype == meta_output.dtype
 
 
 def _on_meta_device(output: Any) -> Any:
