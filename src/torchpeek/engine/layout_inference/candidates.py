@@ -67,12 +67,10 @@ class CandidateLayer:
     Args:
         layer: The layer's name.
         layout: The layout of its output.
-        projection: Whether it is a linear layer inside another module, such as queries, keys or hidden units.
     """
 
     layer: str
     layout: Layout
-    projection: bool
 
 
 class LayoutUndecided(NoSpatialLayer):

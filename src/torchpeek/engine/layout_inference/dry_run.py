@@ -24,6 +24,7 @@ from torchpeek.engine.layout_inference.candidates import (
     without_attention_maps,
 )
 from torchpeek.engine.layout_inference.module_axes import channel_axis, grid_of
+from torchpeek.engine.layout_inference.projections import is_projection
 from torchpeek.engine.layout_inference.token_probe import locate_grid, token_movement
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
@@ -123,8 +124,10 @@ def dry_run(model: nn.Module, call: ModelCall, *, anew: bool = False) -> DryRun:
         return remembered
     sample = first_sample(call).for_one_pass()
     observer = DryRunObserver(sample, model)
-    hooks = ((module, partial(observer.record_call, name)) for name, module in model.named_modules() if name)
-    with preserved(model), attached(hooks):
+    named = [(name, module) for name, module in model.named_modules() if name]
+    inputs = [(module, partial(observer.record_inputs, name)) for name, module in named]
+    outputs = [(module, partial(observer.record_call, name)) for name, module in named]
+    with preserved(model), attached(outputs, called=inputs):
         output = run(model, sample)
     result = observer.result(output, configured_token_counts(model))
     not_configured = [each for each in result.candidates if each.layout.others and result.evidence.prefix is None]
@@ -153,6 +156,8 @@ class DryRunObserver:
         self._calls: dict[str, int] = {}
         self._outputs: dict[str, str] = {}
         self._meta_outputs: dict[str, Any] = {}
+        self._meta_inputs: dict[str, Any] = {}
+        self._projections: dict[str, bool] = {}
         self._layers_of_tensor: list[list[str]] = []  # for each tensor, the layers that returned it, innermost first
         self._return_times: list[int] = []  # for each tensor, when the last of these layers returned
         self._clock = count()
@@ -162,6 +167,10 @@ class DryRunObserver:
         self._channels_last_shapes: set[tuple[int, ...]] = set()
         # (tensor, its version, its index in the lists above) of the latest outputs.
         self._recent_tensors: deque[tuple[Tensor, int, int]] = deque(maxlen=8)
+
+    def record_inputs(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """The forward pre-hook of one layer."""
+        self._meta_inputs[name] = _on_meta_device((args, kwargs))
 
     def record_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         """The forward hook of one layer."""
@@ -250,11 +259,31 @@ class DryRunObserver:
             layouts = {name: candidate_layouts(modules[name], self._meta_outputs[name], evidence) for name in names}
             layer = self._representative([name for name in names if len(layouts[name]) == 1])
             if layer and not _only_enlarges(modules[layer], layouts[layer][0], candidates):
-                projection = type(modules[layer]) is nn.Linear and names == [layer]
-                candidates.append(CandidateLayer(layer, layouts[layer][0], projection))
-        if all(each.projection for each in candidates):
-            return candidates
-        return [each for each in candidates if not each.projection]
+                candidates.append(CandidateLayer(layer, layouts[layer][0]))
+        projections = self._names_of_projections(candidates, modules)
+        others = [each for each in candidates if not _is_within(each.layer, projections)]
+        return others or candidates
+
+    def _names_of_projections(self, candidates: list[CandidateLayer], modules: Mapping[str, nn.Module]) -> set[str]:
+        """The candidates that are projections. The experiment runs once for each layer."""
+        with_grid = {each.layer for each in candidates}
+        found: set[str] = set()
+        with preserved(self._model):
+            for each in sorted(candidates, key=lambda each: each.layer.count(".")):
+                if _is_within(each.layer, found):
+                    continue
+                if each.layer not in self._projections:
+                    self._projections[each.layer] = is_projection(
+                        modules[each.layer],
+                        self._meta_inputs[each.layer],
+                        self._meta_outputs[each.layer],
+                        each.layout,
+                        self._call.picture.device,
+                        inside_grid_layer=_is_within(each.layer.rpartition(".")[0], with_grid),
+                    )
+                if self._projections[each.layer]:
+                    found.add(each.layer)
+        return found
 
     def _is_dense(self, path: str, tensor: Tensor) -> bool:
         has_grid = tensor.ndim == self._call.picture.ndim and tensor.shape[2:].numel() > 1
@@ -280,6 +309,12 @@ class DryRunObserver:
         called_once = [name for name in names if self._calls[name] == 1]
         inner = [name for name in called_once if name not in self._reads_picture] or called_once
         return min(reversed(inner), key=lambda name: name.count(".")) if inner else None
+
+
+def _is_within(layer: str, names: set[str]) -> bool:
+    """Whether a layer is one of these, or inside one of them."""
+    parts = layer.split(".")
+    return any(".".join(parts[:end]) in names for end in range(1, len(parts) + 1))
 
 
 def _only_enlarges(module: nn.Module, layout: Layout, before: list[CandidateLayer]) -> bool:
