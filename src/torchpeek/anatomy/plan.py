@@ -103,7 +103,7 @@ def plan(model: Model, inputs: Inputs, layers: Selection = "*", *, exclude: Sele
     module = inspectable_module(module_of(model))
     call = model_call_for(model, inputs)
     selected = select(module, layers, exclude=exclude)
-    observers = {name: RecordingPlanObserver() for name in selected}
+    observers = {name: RecordingPlanObserver(len(call)) for name in selected}
     hooks = ((layer, observers[name]) for name, layer in selected.items())
     with preserved(module), attached(hooks), torch.enable_grad():
         result = run(module, call)
@@ -116,7 +116,8 @@ def plan(model: Model, inputs: Inputs, layers: Selection = "*", *, exclude: Sele
 class RecordingPlanObserver:
     """Observes what one layer returns, and whether it is written into afterwards."""
 
-    def __init__(self) -> None:
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
         self.calls = 0
         self.output: str | None = None
         self.nbytes = 0
@@ -127,7 +128,7 @@ class RecordingPlanObserver:
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         self.calls += 1
-        self.output = described(output)
+        self.output = described(output, self._samples)
         for _, tensor in containers.leaves(output):
             self.nbytes += tensor.numel() * tensor.element_size()
             self.gradient |= tensor.requires_grad

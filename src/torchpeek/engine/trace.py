@@ -520,7 +520,7 @@ def _grid_gradient(capture: Capture, gradient: Tensor) -> Tensor:
     layout = capture.layout
     if layout.others:
         grid_matters = (on_grid.flatten(2) != 0).any(2)  # (N, K)
-        any_matters = (gradient.movedim(1 + layout.batch_axis, 0).flatten(2) != 0).any(2)
+        any_matters = (layout.samples_first(gradient, lead=1).flatten(2) != 0).any(2)
         if bool((any_matters & ~grid_matters).any()):
             raise NotConnected(
                 f"at {capture.layer!r} ({layout}) the score depends on the tokens beside the grid alone, such as the "

@@ -16,7 +16,7 @@ from torchpeek.engine.forward import run
 from torchpeek.engine.gradients import Handle, start_graph
 from torchpeek.engine.layout import Layout
 from torchpeek.engine.layout_inference.candidates import CandidateLayer
-from torchpeek.engine.layout_inference.dry_run import dry_run, first_sample
+from torchpeek.engine.layout_inference.dry_run import dry_run, first_sample, why_no_candidate
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.model_config import compares_texts, feature_extractors
@@ -80,11 +80,7 @@ def suggest_layer(model: nn.Module, call: ModelCall, target: Target | None = Non
     if dry.dense or compares_texts(model):
         candidates = _layers_before_head(model, candidates)
     if not candidates:
-        raise NoSpatialLayer(
-            f"no layer of {type(model).__name__} returns a grid of positions for an input of "
-            f"{tuple(call.model_picture.shape)}. A heatmap needs a layer that returns (N, C, *grid), (N, *grid, C) or "
-            "tokens, such as (N, T, C); torchpeek layers lists what each layer returns"
-        )
+        raise NoSpatialLayer(why_no_candidate(model, call))
     candidate = _last_dependent_layer(model, call, candidates, target)
     reason = "the last layer with a grid before the head"
     if candidate is not candidates[-1]:

@@ -23,6 +23,7 @@ from torchpeek.engine.layout_inference.candidates import (
     may_have_channels_last,
     without_attention_maps,
 )
+from torchpeek.engine.layout_inference.error_texts import no_grid_anywhere
 from torchpeek.engine.layout_inference.module_axes import channel_axis, grid_of
 from torchpeek.engine.layout_inference.projections import is_projection
 from torchpeek.engine.layout_inference.token_probe import locate_grid, token_movement
@@ -68,6 +69,7 @@ class DryRun:
         evidence: What is known of the grids and the tokens.
         candidates: The layers with a grid, in the order in which they returned.
         dense: Whether the model predicts boxes, or something for each position of a grid.
+        layers: For each tensor that layers returned, the outermost of them, in the order in which they returned.
     """
 
     calls: Mapping[str, int]
@@ -75,6 +77,7 @@ class DryRun:
     evidence: LayoutEvidence
     candidates: list[CandidateLayer]
     dense: bool
+    layers: tuple[str, ...] = ()
 
 
 # One dry run for each model and kind of input.
@@ -110,6 +113,21 @@ def layout_of(model: nn.Module, call: ModelCall, layer: str) -> Layout | None:
         return None
     layouts = candidate_layouts(dict(model.named_modules())[layer], evidence.meta_outputs[layer], evidence)
     return layouts[0] if len(layouts) == 1 else None
+
+
+def why_no_candidate(model: nn.Module, call: ModelCall) -> str:
+    """The error text where no layer of the model has a grid: what its last layers return, for the samples of a call."""
+    dry, modules = dry_run(model, call), dict(model.named_modules())
+    layers = [
+        (
+            name,
+            output := dry.evidence.meta_outputs[name],
+            dry.calls[name],
+            candidate_layouts(modules[name], output, dry.evidence),
+        )
+        for name in dict.fromkeys(dry.layers)
+    ]
+    return no_grid_anywhere(type(model).__name__, call.model_picture.shape, layers, 1)
 
 
 def dry_run(model: nn.Module, call: ModelCall, *, anew: bool = False) -> DryRun:
@@ -163,6 +181,7 @@ class DryRunObserver:
         self._clock = count()
         self._reads_picture: set[str] = set()
         self._grids: dict[tuple[int, ...], None] = {}
+        self._axis_counts: set[int] = set()  # of the grids of layers whose batch axis holds the samples
         self._channels_first_shapes: set[tuple[int, ...]] = set()
         self._channels_last_shapes: set[tuple[int, ...]] = set()
         # (tensor, its version, its index in the lists above) of the latest outputs.
@@ -175,12 +194,14 @@ class DryRunObserver:
     def record_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         """The forward hook of one layer."""
         self._calls[name] = self._calls.get(name, 0) + 1
-        self._outputs[name] = described(output)
+        self._outputs[name] = described(output, 1)
         self._meta_outputs[name] = _on_meta_device(output)  # its layouts are inferred once all grids are known
         if any(argument is self._call.model_picture for argument in args):
             self._reads_picture.add(name)
         if grid := grid_of(module, output):
             self._grids[grid] = None
+            if len(output) == 1:
+                self._axis_counts.add(len(grid))
         if isinstance(output, Tensor) and output.ndim >= 3 and len(output) == 1:
             axis = channel_axis(module, output)
             if axis is not None:
@@ -217,7 +238,8 @@ class DryRunObserver:
             evidence = replace(evidence, row_major_grid=last_grid)
             candidates = [each for each in candidates if not each.layout.flat or each.layout.grid == last_grid]
         dense = self._call.takes_list or any(self._is_dense(path, tensor) for path, tensor in containers.leaves(output))
-        return DryRun(self._calls, self._outputs, evidence, candidates, dense)
+        layers = tuple(min(names, key=lambda name: name.count(".")) for names in self._by_return_time())
+        return DryRun(self._calls, self._outputs, evidence, candidates, dense, layers)
 
     def _evidence(self, token_counts: tuple[int | None, int], probe_undecided: bool) -> LayoutEvidence:
         prefix, suffix = token_counts
@@ -244,6 +266,7 @@ class DryRunObserver:
             # Convolutions that run on single frames or other parts of the picture have grids, but none of the whole
             # picture. The tokens of such a model may be in any order.
             grids_from_strides=not self._grids or bool(grids),
+            inner_grids=tuple(self._grids),
             meta_outputs=self._meta_outputs,
         )
 
@@ -251,9 +274,7 @@ class DryRunObserver:
         """One layer for each tensor with exactly one layout, in the order in which the last layer returned it."""
         modules = dict(self._model.named_modules())
         candidates: list[CandidateLayer] = []
-        # A block may write into the output of one of its layers, and return it.
-        by_return_time = sorted(range(len(self._layers_of_tensor)), key=self._return_times.__getitem__)
-        for names in (self._layers_of_tensor[number] for number in by_return_time):
+        for names in self._by_return_time():
             # Each layer by its own output and type: one may return the tensor in a container, and the type of another
             # may decide the channel axis.
             layouts = {name: candidate_layouts(modules[name], self._meta_outputs[name], evidence) for name in names}
@@ -263,6 +284,12 @@ class DryRunObserver:
         projections = self._names_of_projections(candidates, modules)
         others = [each for each in candidates if not _is_within(each.layer, projections)]
         return others or candidates
+
+    def _by_return_time(self) -> list[list[str]]:
+        """For each tensor, the layers that returned it, in the order in which the last of these layers returned it."""
+        # A block may write into the output of one of its layers, and return it.
+        by_return_time = sorted(range(len(self._layers_of_tensor)), key=self._return_times.__getitem__)
+        return [self._layers_of_tensor[number] for number in by_return_time]
 
     def _names_of_projections(self, candidates: list[CandidateLayer], modules: Mapping[str, nn.Module]) -> set[str]:
         """The candidates that are projections. The experiment runs once for each layer."""
@@ -292,13 +319,14 @@ class DryRunObserver:
     def _input_size(self) -> tuple[int, ...]:
         """The sizes of the picture's own axes, such as (H, W).
 
-        A picture (N, H, W) has no channel axis. It is recognised by the grids of the convolutions, which have as many
-        axes as the picture has after N.
+        A picture (N, H, W) has no channel axis, and one of frames, (N, T, C, H, W), has more axes before its own. Both
+        are recognised by the grids of the convolutions, if none has as many axes as a picture (N, C, *grid).
         """
         picture = self._call.picture
-        axis_counts = {len(grid) for grid in self._grids}
-        has_no_channels = picture.ndim - 2 not in axis_counts and picture.ndim - 1 in axis_counts
-        return tuple(picture.shape[1:] if has_no_channels else picture.shape[2:])
+        fewer = [count for count in self._axis_counts if count < picture.ndim]
+        if not fewer or picture.ndim - 2 in fewer:
+            return tuple(picture.shape[2:])
+        return tuple(picture.shape[-max(fewer) :])
 
     def _representative(self, names: list[str]) -> str | None:
         """Of layers that return one tensor, the outermost that was called once; of several outermost, the last.
