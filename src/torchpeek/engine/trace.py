@@ -25,6 +25,7 @@ from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.observed import output_for
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.targets.question import Bound, Question, Target
+from torchpeek.engine.views import PictureView, check_views, picture_view
 from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NoSpatialLayer, NotConnected
 from torchpeek.hooks import select
 from torchpeek.interrupts import let_interrupts_through
@@ -50,6 +51,8 @@ def trace_model(
     """
     with preserved(model):
         trace = Trace(run_clean_pass(model, call, request, target, origin or Origin(type(model).__name__)))
+        if not isinstance(target, Bound):  # another pass of the same model has been checked
+            check_views(trace.forward_pass)
         if request.gradients and request.layers:
             _ = trace.gradients_at
     return trace
@@ -76,12 +79,65 @@ class Trace:
 
     def __repr__(self) -> str:
         layers, scores = ", ".join(map(repr, self.at)), tuple(self.question.labels.shape)
-        return f"Trace({self.origin.model} at {layers}, inputs {tuple(self.inputs.shape)}, scores {scores})"
+        inputs = tuple(self.forward_pass.inputs.shape)
+        return f"Trace({self.origin.model} at {layers}, inputs {inputs}, scores {scores})"
 
     @property
     def inputs(self) -> Tensor:
-        """(N, C, *grid): the pictures."""
-        return self.forward_pass.inputs
+        """(N, C, *grid): the pictures; of a trace of one view, that part of them.
+
+        Raises MethodNotApplicable where it is not known which part of the pictures belongs to the view.
+        """
+        inputs = self.forward_pass.inputs
+        return inputs if self._picture_view is None else self._picture_view.taken(inputs)
+
+    @cached_property
+    def _picture_view(self) -> PictureView | None:
+        """Which part of the picture a trace of one view is of; None for the whole picture."""
+        one = any(capture.layout.view is not None for capture in self.at.values())
+        return picture_view(self.forward_pass) if one else None
+
+    @property
+    def views(self) -> int | None:
+        """How many views of each sample the layers hold in their batch axis; None where they hold the samples.
+
+        Raises AmbiguousCall where the layers hold different numbers of them.
+        """
+        counts = {capture.layout.views for capture in self.at.values() if capture.layout.view is None} or {None}
+        if len(counts) > 1:
+            listed = ", ".join(f"{name!r} as {each.layout}" for name, each in self.at.items())
+            raise AmbiguousCall(f"the layers hold different numbers of views: {listed}. Explain them one by one")
+        return next(iter(counts))
+
+    def of_view(self, view: int) -> Trace:
+        """The same pass, read at one of the views that the layers hold in their batch axis. Runs nothing.
+
+        The activations, gradients and inputs are those of the view. Changes of the layer's output or of the inputs
+        leave the other views as they are.
+
+        Args:
+            view: The index of the view, from 0.
+
+        Returns:
+            A trace with the same scores.
+
+        Raises:
+            InputError: When the layers hold no views, or not so many.
+
+        Example:
+            >>> class Frames(nn.Sequential):
+            ...     def forward(self, x):
+            ...         return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+            >>> model = Frames(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> trace = tp.trace(model, torch.rand(2, 4, 3, 10, 10), layer="0", layout="(N 4) C H W", target=5)
+            >>> trace.activations.shape, trace.of_view(3).activations.shape
+            (torch.Size([2, 1, 8, 4, 8, 8]), torch.Size([2, 1, 8, 8, 8]))
+        """
+        captures = {name: replace(each, layout=each.layout.of_view(view)) for name, each in self.at.items()}
+        one = Trace(replace(self.forward_pass, captures=captures))
+        if "gradients_at" in self.__dict__:
+            one.__dict__["gradients_at"] = {name: each.select(3, view) for name, each in self.gradients_at.items()}
+        return one
 
     @property
     def output(self) -> Any:
@@ -168,7 +224,10 @@ class Trace:
 
     @property
     def activations(self) -> Tensor:
-        """(N, 1, C, *grid) of the one layer, at least float32; the 1 broadcasts over the K scores."""
+        """(N, 1, C, *grid) of the one layer, at least float32; the 1 broadcasts over the K scores.
+
+        Where the layer holds views in its batch axis, *grid begins with the views; `of_view` reads one of them.
+        """
         return at_least_float32(self.at[self.layer].activation.detach()).unsqueeze(1)
 
     @property
@@ -260,7 +319,7 @@ class Trace:
             >>> trace.again_channels_first(trace.inputs[:1], rows=torch.tensor([0])).scores.shape
             torch.Size([1, 1])
         """
-        count, forward_pass = len(self.inputs), self.forward_pass
+        count, forward_pass, view = len(self.inputs), self.forward_pass, self._picture_view
         if rows is None and len(inputs) != count:
             raise InputError(f"{len(inputs)} inputs for a trace of {count}; rows= says what each is a version of")
         rows = torch.arange(count) if rows is None else rows
@@ -284,7 +343,10 @@ class Trace:
             },
         )
         target = replace(self.bound(), question=question)
-        call = forward_pass.call.select(rows, inputs).copied()
+        if view is not None and not same_size:
+            raise InputError(f"a view has inputs {tuple(self.inputs.shape[1:])}; got {tuple(inputs.shape[1:])}")
+        picture = inputs if view is None else view.placed(sample_rows(forward_pass.inputs, rows), inputs)
+        call = forward_pass.call.select(rows, picture).copied()
         if not same_size:  # the observed layers have other layouts
             call = with_observed_layers(forward_pass.model, call, target)
         with forward_pass.autocast_context():
@@ -337,7 +399,9 @@ class Trace:
             >>> trace.rescore(lambda x, rows, trials: x * 0.5, trials=4).shape
             torch.Size([2, 4, 1])
         """
-        return perturbation.rescore(self.forward_pass, change, trials, live=live, batch=batch, precision=precision)
+        return perturbation.rescore(
+            self.forward_pass, change, trials, live=live, batch=batch, precision=precision, view=self._picture_view
+        )
 
     def ablate(self, change: Change, trials: int, *, live: Tensor | None = None, batch: int | None = None) -> Tensor:
         """Scores with the one layer's output changed. What comes before the layer does not run again.
@@ -421,7 +485,7 @@ class Trace:
             >>> scores.shape, gradients.shape
             (torch.Size([2]), torch.Size([2, 3, 10, 10]))
         """
-        return perturbation.input_gradients(self.forward_pass, inputs, rows, columns)
+        return perturbation.input_gradients(self.forward_pass, inputs, rows, columns, self._picture_view)
 
     def hessian_times(self, vector: Tensor) -> Tensor:
         """The Hessian of each score with respect to the one layer's output, times `vector`.
