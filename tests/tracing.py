@@ -18,7 +18,7 @@ from torchpeek.engine import (
     trace_model,
     with_observed_layers,
 )
-from torchpeek.hooks import select
+from torchpeek.hooks import layer_at
 
 
 def traced(
@@ -33,8 +33,8 @@ def traced(
     """One clean pass over `inputs`, kept at `layers`; `kept` are fields of CaptureRequest."""
     module = inspectable_module(model)
     call = with_observed_layers(module, as_model_call(module, inputs).copied(), target)
-    modules = {name: select(module, name)[name] for name in layers}
-    return trace_model(module, call, CaptureRequest(modules, layouts=layouts or {}, **kept), target)
+    selected = {name: layer_at(module, name) for name in layers}
+    return trace_model(module, call, CaptureRequest(selected, layouts=layouts or {}, **kept), target)
 
 
 def suggested_layer(model: nn.Module, inputs: object, **options: bool) -> Suggestion:

@@ -19,7 +19,7 @@ class TestSelect:
             ("features.0", ["features.0"]),
             ("features.*", ["features.0", "features.1", "features.2"]),
             ("*", ["features", "features.0", "features.1", "features.2", "act", "head"]),
-            ("features.[02]", ["features.0", "features.2"]),
+            ("features.?", ["features.0", "features.1", "features.2"]),
             (re.compile(r"\d$"), ["features.0", "features.1", "features.2"]),
             (nn.ReLU, ["features.1", "act"]),
             (lambda name, module: name == "act", ["act"]),

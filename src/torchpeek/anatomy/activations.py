@@ -13,14 +13,16 @@ def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Sel
     """Return the outputs of layers for these inputs, in eval mode.
 
     The forward pass stops when each of the layers has returned once, so the rest of the model does not run. If a layer
-    runs again later, its first call is returned; `record` records all of them. The model is left exactly as it was
+    runs again later, its first call is returned; "act[1]" returns the second, and `record` records all of them. For a
+    call that is counted from the end, such as "act[-1]", the whole model runs. The model is left exactly as it was
     found.
 
     Args:
         model: An nn.Module or a LoadedModel.
         inputs: A batch (N, C, *grid), a Picture, with a LoadedModel also a path or a PIL image, or what else the model
             takes: a mapping of keyword arguments, or Arguments.
-        layers: Which layers: a name or glob, a compiled regular expression, a type, a predicate, a module, or a list.
+        layers: Which layers: a name or glob, which may end with the number of a call in brackets, a compiled regular
+            expression, a type, a predicate, a module, or a list.
         exclude: Layers to leave out, selected in the same ways.
 
     Returns:
@@ -28,7 +30,7 @@ def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Sel
 
     Raises:
         LayerNotFound: When the selection matches no layer.
-        NotFired: When a layer is not called.
+        NotFired: When a layer, or the call of it, is not called.
         AmbiguousCall: When a layer is called several times before the others have returned.
 
     Example:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torchpeek.anatomy.table import Table
 from torchpeek.engine import LayerCall, Suggestion, inspectable_module, layer_calls, suggest_layer
 from torchpeek.errors import NoSpatialLayer
+from torchpeek.hooks import call_name
 from torchpeek.models import Inputs, Model, model_call_for, module_of
 
 
@@ -29,12 +30,28 @@ class LayerTable(Table[LayerCall]):
 
     def cells(self) -> list[tuple[str, ...]]:
         """Return the rows as text, as in `Table.cells`."""
-        return [(r.name, r.type, r.output or "", str(r.calls or ""), f"{r.parameters:,}") for r in self.rows]
+        return [(r.name, r.type, _outputs(r), str(r.calls or ""), f"{r.parameters:,}") for r in self.rows]
 
     @property
     def footer(self) -> str:
-        """The suggested target layer, and the reason."""
-        return f"suggested for heatmaps: {self.suggested.layer}, {self.suggested.reason}" if self.suggested else ""
+        """The suggested target layer with the reason, and how one of several calls is named."""
+        lines = [f"suggested for heatmaps: {self.suggested.layer}, {self.suggested.reason}"] if self.suggested else []
+        several = next((row for row in self.rows if row.calls > 1), None)
+        if several is not None:
+            last = call_name(several.name, several.calls - 1)
+            lines.append(
+                "a number in brackets names one of several calls in a pass: "
+                f"{call_name(several.name, 0)!r} to {last!r}, or {call_name(several.name, -1)!r} for the last"
+            )
+        return "\n".join(lines)
+
+
+def _outputs(row: LayerCall) -> str:
+    """What the layer returned, call by call where the calls differ."""
+    if len(set(row.outputs)) < 2:
+        return row.output or ""
+    calls = [f"[{number}] {output}" for number, output in enumerate(row.outputs)]
+    return ", ".join(calls) if len(calls) <= 3 else f"{calls[0]}, {calls[1]}, ..., {calls[-1]}"
 
 
 def layers(model: Model, inputs: Inputs | None = None) -> LayerTable:
@@ -48,8 +65,8 @@ def layers(model: Model, inputs: Inputs | None = None) -> LayerTable:
 
     Returns:
         LayerTable: a row for each layer with name, type, number of parameters and, with `inputs`, the number of calls
-        and the output. Shapes start with N, whatever the batch size. `suggested` is the layer that `explain` takes by
-        default.
+        and the output, call by call where the calls return different shapes. Shapes start with N, whatever the batch
+        size. `suggested` is the layer that `explain` takes by default.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.anatomy.table import Table
-from torchpeek.engine import described, inspectable_module, preserved, run
-from torchpeek.hooks import Selection, attached, containers, select, why_not_fired
+from torchpeek.engine import described, inspectable_module, preserved, run, with_known_totals
+from torchpeek.hooks import SelectedLayer, Selection, attached, containers, select_calls, why_not_fired
 from torchpeek.models import Inputs, Model, model_call_for, module_of
 
 
@@ -19,9 +19,9 @@ class PlannedLayer:
     """What a recording of one layer would hold.
 
     Args:
-        layer: Name of the layer.
+        layer: Name of the layer, or of one of its calls: `name[i]`.
         type: Name of its class.
-        calls: Number of calls in the forward pass.
+        calls: Number of recorded calls in the forward pass.
         output: The output of the last call, as text. None if the layer is not called.
         nbytes: Size of all its outputs in one pass, in bytes.
         gradient: Whether a gradient reaches the output. `record(gradients=True)` makes it so for a frozen model, too.
@@ -102,22 +102,29 @@ def plan(model: Model, inputs: Inputs, layers: Selection = "*", *, exclude: Sele
     """
     module = inspectable_module(module_of(model))
     call = model_call_for(model, inputs)
-    selected = select(module, layers, exclude=exclude)
-    observers = {name: RecordingPlanObserver(len(call)) for name in selected}
-    hooks = ((layer, observers[name]) for name, layer in selected.items())
+    selected = with_known_totals(module, call, select_calls(module, layers, exclude=exclude))
+    observers = {name: RecordingPlanObserver(len(call), layer.index) for name, layer in selected.items()}
+    hooks = ((layer.module, observers[name]) for name, layer in selected.items())
     with preserved(module), attached(hooks), torch.enable_grad():
         result = run(module, call)
         for observer in observers.values():
             observer.finish()
     del result
-    return Plan(tuple(_planned_layer(module, name, layer, observers[name]) for name, layer in selected.items()))
+    return Plan(tuple(_planned_layer(module, layer, observers[name]) for name, layer in selected.items()))
 
 
 class RecordingPlanObserver:
-    """Observes what one layer returns, and whether it is written into afterwards."""
+    """Observes what one layer returns, and whether it is written into afterwards.
 
-    def __init__(self, samples: int) -> None:
+    Args:
+        samples: How many samples the pass has.
+        index: The one call that is observed; None for all.
+    """
+
+    def __init__(self, samples: int, index: int | None = None) -> None:
         self._samples = samples
+        self._index = index
+        self.all_calls = 0
         self.calls = 0
         self.output: str | None = None
         self.nbytes = 0
@@ -127,6 +134,9 @@ class RecordingPlanObserver:
         self._versions: list[tuple[Tensor, int]] = []
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.all_calls += 1
+        if self._index not in (None, self.all_calls - 1):
+            return
         self.calls += 1
         self.output = described(output, self._samples)
         for _, tensor in containers.leaves(output):
@@ -140,15 +150,15 @@ class RecordingPlanObserver:
         self._versions.clear()
 
 
-def _planned_layer(model: nn.Module, name: str, layer: nn.Module, observer: RecordingPlanObserver) -> PlannedLayer:
+def _planned_layer(model: nn.Module, layer: SelectedLayer, observer: RecordingPlanObserver) -> PlannedLayer:
     remark = ""
     if not observer.calls:
-        remark = why_not_fired(model, name, layer).partition(": ")[2]
+        remark = why_not_fired(model, layer, observer.all_calls).partition(": ")[2]
     elif observer.calls > 1:
         remark = "called several times: tape[layer][i]"
     return PlannedLayer(
-        name,
-        type(layer).__name__,
+        layer.name,
+        type(layer.module).__name__,
         observer.calls,
         observer.output,
         observer.nbytes,

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from torchpeek.anatomy.table import Table
-from torchpeek.engine import ModelCall, inspectable_module, preserved, run
-from torchpeek.errors import GradUnavailable, InputError, LayerNotFound, closest
-from torchpeek.hooks import Calls, Selection, containers, keep, record, select
+from torchpeek.engine import ModelCall, inspectable_module, preserved, run, with_known_totals
+from torchpeek.errors import GradUnavailable, InputError, LayerNotFound, NotFired, closest
+from torchpeek.hooks import (
+    Calls,
+    SelectedLayer,
+    Selection,
+    attached,
+    call_name,
+    containers,
+    keep,
+    no_such_call,
+    record,
+    select_calls,
+)
 from torchpeek.hooks.recording.running_statistics import RunningStatistics
 from torchpeek.interrupts import interruptible
 from torchpeek.models import Model, model_call_for, module_of
@@ -139,41 +153,86 @@ def statistics(
         (2, True)
     """
     module = inspectable_module(module_of(model))
-    selected = select(module, _leaves(module) if layers is None else layers, exclude=exclude)
-    tape = record(
-        module,
-        list(selected.values()),
-        gradients=loss is not None,
-        keep=keep.Running(histogram=histogram, channel_axis=channel_axis),
-        # The values are read when the layer returns, before anything can write into them.
-        snapshot="alias",
-    )
+    layers = _leaves(module) if layers is None else layers
+    selected: Mapping[str, SelectedLayer] = select_calls(module, layers, exclude=exclude)
     count = 0
     order: dict[tuple[str, int], int] = {}  # (layer, call) -> its order in the first pass
     not_finite: dict[int, int] = {}  # id of statistics -> first batch with NaN or infinity
-    with preserved(module), tape:
-        for call, target in _calls_and_targets(model, _as_caller(batches)):
-            with torch.set_grad_enabled(loss is not None):
-                output = run(module, call)
-                if loss is not None:
-                    tape.grad(one_number(loss(output, *target)), retain_graph=False)
-            del output  # frees its graph before the next batch
-            for name in tape:
-                for layer_call in tape[name]:
-                    order.setdefault((name, layer_call.number), layer_call.order)
-                    for leaf in layer_call.stored():
-                        value = leaf.read()
-                        if isinstance(value, RunningStatistics) and value.first_not_finite is not None:
-                            not_finite.setdefault(id(value), count)
-            count += 1
-    if count == 0:
-        raise InputError("there are no batches: the iterable is empty or exhausted")
+    with preserved(module):
+        calls_and_targets = _calls_and_targets(model, _as_caller(batches))
+        first = next(calls_and_targets, None)
+        if first is None:
+            raise InputError("there are no batches: the iterable is empty or exhausted")
+        selected = with_known_totals(module, first[0], selected)
+        # A call that is counted from the end is recorded by its number: its values are read when the layer returns.
+        names = {_recorded_name(layer): layer.name for layer in selected.values()}
+        counted = _CountedCalls([layer for layer in selected.values() if layer.counts_from_end])
+        tape = record(
+            module,
+            list(names),
+            gradients=loss is not None,
+            keep=keep.Running(histogram=histogram, channel_axis=channel_axis),
+            # The values are read when the layer returns, before anything can write into them.
+            snapshot="alias",
+        )
+        calls_and_targets = chain([first], calls_and_targets)
+        del first  # frees it after its turn
+        with tape, attached(counted.hooks()):
+            for call, target in calls_and_targets:
+                with torch.set_grad_enabled(loss is not None):
+                    output = run(module, call)
+                    if loss is not None:
+                        tape.grad(one_number(loss(output, *target)), retain_graph=False)
+                del output  # frees its graph before the next batch
+                counted.check(count)
+                for name in tape:
+                    for layer_call in tape[name]:
+                        order.setdefault((name, layer_call.number), layer_call.order)
+                        for leaf in layer_call.stored():
+                            value = leaf.read()
+                            if isinstance(value, RunningStatistics) and value.first_not_finite is not None:
+                                not_finite.setdefault(id(value), count)
+                count += 1
     ran = sorted(order, key=order.__getitem__)
-    rows = [row for name, number in ran for row in _rows(tape[name], number, type(selected[name]).__name__, not_finite)]
+    types = {name: type(selected[names[name]].module).__name__ for name in tape}
+    rows = [row for name, number in ran for row in _rows(tape[name], names[name], number, types[name], not_finite)]
     for name in tape:
         if not len(tape[name]):
-            rows.append(LayerStatistics(name, type(selected[name]).__name__, None, None, tape.why_not_called(name)))
+            rows.append(LayerStatistics(names[name], types[name], None, None, tape.why_not_called(name)))
     return Statistics(tuple(rows), count)
+
+
+def _recorded_name(layer: SelectedLayer) -> str:
+    """The name of the layer or call, counted from the start. Raises NotFired where there are too few calls."""
+    if layer.index is not None and layer.index < 0:
+        raise NotFired(no_such_call(layer, layer.total or 0))
+    return call_name(layer.path, layer.index)
+
+
+class _CountedCalls:
+    """Checks that each batch makes as many calls of these layers as the first: then the last call has one number."""
+
+    def __init__(self, layers: Sequence[SelectedLayer]) -> None:
+        self._layers = layers
+        self._calls = Counter[str]()
+
+    def hooks(self) -> list[tuple[nn.Module, Callable[..., None]]]:
+        """A forward hook for each layer, which counts."""
+        return [(layer.module, partial(self._count, layer.name)) for layer in self._layers]
+
+    def check(self, batch: int) -> None:
+        """Raise InputError where this batch made another number of calls, and count anew."""
+        for layer in self._layers:
+            if self._calls[layer.name] != layer.total:
+                raise InputError(
+                    f"{layer.name!r} is counted from the end, but batch {batch} called {layer.path!r} "
+                    f"{self._calls[layer.name]} times and one sample of batch 0 {layer.total} times, so it is not one "
+                    f"call. Count from the start, such as {layer.path + '[0]'!r}"
+                )
+        self._calls.clear()
+
+    def _count(self, name: str, *hook_arguments: Any) -> None:
+        self._calls[name] += 1
 
 
 def _leaves(module: nn.Module) -> Selection:
@@ -213,9 +272,9 @@ def one_number(loss: object) -> Tensor:
     return loss
 
 
-def _rows(calls: Calls, number: int, kind: str, not_finite: dict[int, int]) -> Iterator[LayerStatistics]:
+def _rows(calls: Calls, layer: str, number: int, kind: str, not_finite: dict[int, int]) -> Iterator[LayerStatistics]:
     call = calls[number]
-    name = call.layer if len(calls) == 1 else f"{call.layer}[{number}]"
+    name = layer if len(calls) == 1 else call_name(layer, number)
     gradients = dict(containers.leaves(call.grad_output, RunningStatistics)) if call.has_gradients else {}
     outputs = dict(containers.leaves(call.output, RunningStatistics))
     if not outputs:

@@ -19,7 +19,7 @@ from torchpeek.cli.output import file_names, output_folder, tensorboard_writer
 from torchpeek.cli.skipped import Skipped
 from torchpeek.engine import suggest_layer
 from torchpeek.errors import InputError, LayerError, OptionError
-from torchpeek.hooks import containers, select
+from torchpeek.hooks import containers, select_calls
 from torchpeek.integrations.tensorboard import add_features
 from torchpeek.models import LoadedModel, model_call_for
 from torchpeek.picture import Picture
@@ -86,12 +86,17 @@ def run(
         header = ("picture", "layer", "shape", "mean", "std", "min", "max", "zeros", "dead", "drawn")
         if rows:
             print_table(header, [_cells(row) for row in rows])
+            if call := next((row["layer"] for row in rows if row.get("remark") == _ONE_OF_SEVERAL), None):
+                print(f"\nOne of several calls is drawn where it is named, such as --layer '{call.partition(':')[0]}'.")
         print_skipped(skipped.why, len(files))
         if folder is not None:
             drawn = sum("drawn" in row for row in rows)
             values = "features.safetensors of each picture" if rows else ""
             print_written(folder.path, counted(drawn, "grid"), values, "features.json")
     return 1 if skipped else 0
+
+
+_ONE_OF_SEVERAL = "one of several calls, not drawn"
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ class _LayerOutput:
         if self.row.output is None or self.maps is not None:
             return self.row.remark
         if self.tensor is None:
-            return "one of several calls, not drawn"
+            return _ONE_OF_SEVERAL
         return "one of several tensors, not drawn" if ":" in self.name else "no grid to draw"
 
 
@@ -132,10 +137,11 @@ def _default_layer(loaded: LoadedModel, picture: Picture) -> str:
 def _layer_outputs(loaded: LoadedModel, inputs: Tensor, selected: list[str]) -> list[_LayerOutput]:
     rows = _statistics(loaded, inputs, selected)
     names = {row.name.partition(":")[0] for row in rows if row.output is not None}
-    called_once = [name for name in select(loaded.module, selected) if name in names]  # several calls are `relu[0]`
+    # The rows of a layer that is called several times are `relu[0]` and so on; one that is named so is drawn, too.
+    single = [name for name in select_calls(loaded.module, selected) if name in names]
     tensors = {
         f"{name}:{path}" if path else name: tensor
-        for name, output in (activations(loaded, inputs, called_once) if called_once else {}).items()
+        for name, output in (activations(loaded, inputs, single) if single else {}).items()
         for path, tensor in containers.leaves(output)
     }
     return [_LayerOutput(row, tensors.get(row.name)) for row in rows]
@@ -145,10 +151,12 @@ def _statistics(loaded: LoadedModel, inputs: Tensor, selected: list[str]) -> lis
     try:
         return list(statistics(loaded, inputs, selected, histogram=False))
     except InputError as error:  # a layer has no statistics, such as one that returns complex numbers; try each alone
-        layers = select(loaded.module, selected)
+        layers = select_calls(loaded.module, selected)
         if len(layers) > 1:
             return [row for name in layers for row in _statistics(loaded, inputs, [name])]
-        return [LayerStatistics(name, type(layer).__name__, None, None, str(error)) for name, layer in layers.items()]
+        return [
+            LayerStatistics(name, type(layer.module).__name__, None, None, str(error)) for name, layer in layers.items()
+        ]
 
 
 def _write(

@@ -8,7 +8,7 @@ from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass, Origin, with_observed_layers
 from torchpeek.engine.layout import Layout, LayoutSpec, described
 from torchpeek.engine.layout_inference.default_layer import Suggestion, suggest_layer, suggest_stages
-from torchpeek.engine.layout_inference.dry_run import LayerCall, layer_calls
+from torchpeek.engine.layout_inference.dry_run import LayerCall, layer_calls, with_known_totals
 from torchpeek.engine.model_call import Arguments, ModelCall, as_model_call
 from torchpeek.engine.model_config import takes_a_list
 from torchpeek.engine.preserve import preserved
@@ -52,6 +52,7 @@ __all__ = [
     "takes_a_list",
     "targets",
     "trace_model",
+    "with_known_totals",
     "with_observed_layers",
     "with_wrapper_prefix",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,13 +14,14 @@ from torchpeek.engine.batching import Change, check_changed, check_counts, chunk
 from torchpeek.engine.capture import CaptureRequest
 from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass, batch_statistics_layer, run_clean_pass
+from torchpeek.engine.observed import counted_from_end
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.replay.prefix import PrefixRecording
 from torchpeek.engine.replay.suffix import Replay, ReplayMismatch, Suffix, returning
 from torchpeek.engine.replay.validation import overwritten_outputs, refusal, refuse_replay, validated_replay
 from torchpeek.engine.targets.question import Bound
 from torchpeek.errors import notify
-from torchpeek.hooks import attached, replaced
+from torchpeek.hooks import attached, layer_at, replaced
 
 
 def ablate(
@@ -38,7 +40,7 @@ def ablate(
     """
     check_counts(trials, batch)
     model, call = forward_pass.model, forward_pass.call
-    module, capture = forward_pass.layers[layer], forward_pass.captures[layer]
+    selected, capture = forward_pass.layers[layer], forward_pass.captures[layer]
     layout, returned = capture.layout, capture.returned.detach()
     activation = layout.to_grid(returned)
     label = f"changes of {layer}"
@@ -49,7 +51,7 @@ def ablate(
         return layout.from_grid(changed.to(activation.dtype), sample_rows(returned, rows))
 
     def by_whole_pass(rows: Tensor, trial_numbers: Tensor) -> Tensor:
-        with attached([(module, returning(changed_output(rows, trial_numbers).clone(), layout))]):
+        with attached([selected.hooked(returning(changed_output(rows, trial_numbers).clone(), layout))]):
             return forward_pass.question(run(model, call.select(rows).for_one_pass()), rows)
 
     batch = 1 if batch_statistics_layer(model) else batch
@@ -67,7 +69,7 @@ def ablate(
         notify(f"whole passes for each change of {layer!r}, as a replay of what comes after it {reason}")
         size = batch or chunk_size(call.picture[:1])
         scores = score_chunks(by_whole_pass, forward_pass.scores, trials, live, size, label)
-        refuse_replay(model, layer, call, reason)  # only now: the model itself did not fail
+        refuse_replay(model, selected, call, reason)  # only now: the model itself did not fail
     return scores
 
 
@@ -78,11 +80,11 @@ def scores_after_layer(forward_pass: ForwardPass, layer: str) -> Callable[[Any],
     or, where that would differ, whole passes run.
     """
     question, rows = forward_pass.question, torch.arange(len(forward_pass.call))
-    module = forward_pass.model.get_submodule(layer)
-    request = CaptureRequest({layer: module}, gradients=False, prefix=True)
+    selected = layer_at(forward_pass.model, layer)
+    request = CaptureRequest({layer: selected}, gradients=False, prefix=True)
     target = Bound(question, tuple(forward_pass.call.observed))
     recorded = run_clean_pass(forward_pass.model, forward_pass.call, request, target, forward_pass.origin)
-    layout, replay = recorded.captures[layer].layout, None
+    selected, layout, replay = recorded.layers[layer], recorded.captures[layer].layout, None
     with suppress(ReplayMismatch):
         _, replay = _replay_in_memory(recorded, layer, len(rows), 1)
 
@@ -94,7 +96,7 @@ def scores_after_layer(forward_pass: ForwardPass, layer: str) -> Callable[[Any],
             torch.set_grad_enabled(True)  # what comes before needs no graph
             return output
 
-        with torch.no_grad(), attached([(module, return_output)]):
+        with torch.no_grad(), attached([selected.hooked(return_output)]):
             return question(run(forward_pass.model, forward_pass.call.for_one_pass()), rows)
 
     return scores
@@ -107,11 +109,12 @@ def _replay_in_memory(forward_pass: ForwardPass, layer: str, size: int, trials: 
         ReplayMismatch: When a replay is wrong.
     """
     model, call, capture = forward_pass.model, forward_pass.call, forward_pass.captures[layer]
-    if reason := refusal(model, layer, call):
+    selected = forward_pass.layers[layer]
+    if reason := refusal(model, selected, call):
         raise ReplayMismatch(reason)
     prefix = _prefix(forward_pass, layer)
-    module = forward_pass.layers[layer]
-    suffix = Suffix(model, layer, module, capture.layout, call, prefix, capture.returned.detach())
+    call = replace(call, observed=counted_from_end(forward_pass.output))
+    suffix = Suffix(model, selected, capture.layout, call, prefix, capture.returned.detach())
     while True:
         batch = min(size, trials * len(call))
         try:
@@ -135,12 +138,12 @@ def _prefix(forward_pass: ForwardPass, layer: str) -> PrefixRecording:
 
 
 def _record_prefix(forward_pass: ForwardPass, layer: str) -> PrefixRecording:
-    model, call, module = forward_pass.model, forward_pass.call, forward_pass.layers[layer]
+    model, call, selected = forward_pass.model, forward_pass.call, forward_pass.layers[layer]
     with preserved(model):
         # A second time, with copies of everything, where a pass overwrites an output that earlier passes left alone.
-        for overwritten in (overwritten_outputs(model, layer, call), None):
+        for overwritten in (overwritten_outputs(model, selected, call), None):
             recording = PrefixRecording(len(call), overwritten)
-            hooks = [(module, recording.stop)]
+            hooks = [selected.hooked(recording.stop)]
             with forward_pass.autocast_context(), replaced(recording.recording_forwards(model)), attached(hooks):
                 run(model, call.for_one_pass())
             if (complete := recording.complete()) is not None:

@@ -23,7 +23,7 @@ from torchpeek.engine.layout_inference.candidates import (
 from torchpeek.engine.layout_inference.dry_run import known_evidence
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.errors import AmbiguousCall, NotFinite, NotFired
-from torchpeek.hooks import ForwardHook, containers, why_not_fired
+from torchpeek.hooks import ForwardHook, SelectedLayer, call_name, containers, several_calls, why_not_fired
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,18 +63,30 @@ class CaptureRequest:
     """What a pass keeps.
 
     Args:
-        layers: Name -> module of each layer to capture.
+        layers: Name -> each layer, or call of one, to capture.
         gradients: Whether the graph is kept from the first of the layers on.
         prefix: Whether the pass records what replays from the one layer need.
         attention: Whether the attention weights are kept.
         layouts: Layer name -> its layout, or what the user said of it; None where nothing is known.
     """
 
-    layers: Mapping[str, nn.Module]
+    layers: Mapping[str, SelectedLayer]
     gradients: bool = True
     prefix: bool = False
     attention: bool = False
     layouts: Mapping[str, Layout | LayoutSpec | None] = field(default_factory=lambda: MappingProxyType({}))
+
+
+class CallsMiscounted(Exception):
+    """A call was counted from the end, and the pass made another number of calls. Never seen by users.
+
+    Args:
+        totals: Name of each layer that is called -> how often the pass called it.
+    """
+
+    def __init__(self, totals: Mapping[str, int]) -> None:
+        super().__init__(f"calls in the pass: {dict(totals)}")
+        self.totals = totals
 
 
 class CaptureRecorder:
@@ -92,30 +104,32 @@ class CaptureRecorder:
 
     def hooks(self) -> list[tuple[nn.Module, ForwardHook]]:
         """One forward hook for each layer."""
-        return [(module, partial(self._keep, name)) for name, module in self._request.layers.items()]
+        return [(layer.module, partial(self._keep, layer)) for layer in self._request.layers.values()]
 
     def captures(self) -> dict[str, Capture]:
         """The captures, in the order of the request.
 
         Raises:
-            NotFired: When a layer was not called.
-            AmbiguousCall: When a layer was called more than once.
+            NotFired: When a layer, or the selected call, was not called.
+            AmbiguousCall: When a layer was called more than once, and no call is selected.
+            CallsMiscounted: When a call is counted from the end, and the pass made more or fewer calls than expected.
         """
-        for name, calls in self._calls.items():
-            if calls == 0:
-                raise NotFired(why_not_fired(self._model, name, self._request.layers[name]))
-            if calls > 1:
-                raise AmbiguousCall(
-                    f"layer {name!r} was called {calls} times in one pass, so it has no one output. Choose the layer "
-                    "around it, or one that is called once (torchpeek layers shows the calls)"
-                )
-        return {name: self._captures[name] for name in self._request.layers}
+        layers = self._request.layers
+        if any(layer.total not in (None, self._calls[name]) for name, layer in layers.items()):
+            raise CallsMiscounted({layer.path: self._calls[name] for name, layer in layers.items()})
+        for name, layer in layers.items():
+            if layer.call is None and self._calls[name] > 1:
+                raise AmbiguousCall(several_calls(name, self._calls[name]))
+            if name not in self._captures:
+                raise NotFired(why_not_fired(self._model, layer, self._calls[name]))
+        return {name: self._captures[name] for name in layers}
 
-    def _keep(self, name: str, module: nn.Module, args: Any, output: Any) -> Any:
+    def _keep(self, layer: SelectedLayer, module: nn.Module, args: Any, output: Any) -> Any:
+        name, number = layer.name, self._calls[layer.name]
         self._calls[name] += 1
-        if self._calls[name] > 1:
+        if number != (layer.index or 0):
             return None
-        layout = self._layout(name, module, output)
+        layout = self._layout(layer, module, output)
         tensor = containers.at(output, layout.part)
         copy = tensor.detach().clone()  # the next operation may write into the tensor
         returned = layout.samples_first(copy)
@@ -125,12 +139,15 @@ class CaptureRecorder:
         self._captures[name] = Capture(name, returned, handle, layout)
         return None if continued is tensor else containers.with_part(output, layout.part, continued)
 
-    def _layout(self, name: str, module: nn.Module, output: Any) -> Layout:
-        known = self._request.layouts.get(name)
+    def _layout(self, layer: SelectedLayer, module: nn.Module, output: Any) -> Layout:
+        known = self._request.layouts.get(layer.name)
+        name = call_name(layer.path, layer.index)
         if isinstance(known, Layout) and known.fits(output, len(self._call)):
             return known
         if known is None and (layout := unambiguous_layout(module, output, self._static_evidence)) is not None:
             return layout
         if self._evidence is None:
-            raise LayoutUndecided(f"layer {name!r} returned {described(output, len(self._call))}; a dry run has to show its layout")
+            raise LayoutUndecided(
+                f"layer {name!r} returned {described(output, len(self._call))}; a dry run has to show its layout"
+            )
         return resolve_layout(name, module, output, self._evidence, known if isinstance(known, LayoutSpec) else None)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import close
-from torchpeek.engine.observed import ObservedOutput, observe
+from torchpeek.engine.observed import Observer
 from torchpeek.hooks import containers
 from torchpeek.interrupts import interruptible
 
@@ -22,12 +22,13 @@ def run(model: nn.Module, call: ModelCall) -> Any:
     """
     args, kwargs = call.args_and_kwargs()
     try:
-        with interruptible(), observe(call.observed) as layers:
+        observer = Observer(call.observed)
+        with interruptible(), observer.observing():
             output = model(*args, **kwargs)
     except Exception as error:
         error.add_note(_description(model, call))
         raise
-    return ObservedOutput(output, layers, frozenset(call.observed)) if call.observed else output
+    return observer.result(output) if call.observed else output
 
 
 def _description(model: nn.Module, call: ModelCall) -> str:

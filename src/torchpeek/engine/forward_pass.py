@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.engine.attention.recorder import Attention, AttentionRecorder
-from torchpeek.engine.capture import Capture, CaptureRecorder, CaptureRequest
+from torchpeek.engine.capture import CallsMiscounted, Capture, CaptureRecorder, CaptureRequest
 from torchpeek.engine.forward import run, why_not_finite
 from torchpeek.engine.layout_inference.candidates import LayoutUndecided
-from torchpeek.engine.layout_inference.dry_run import dry_run, layout_of
+from torchpeek.engine.layout_inference.dry_run import dry_run, layout_of, with_known_totals
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import close
 from torchpeek.engine.observed import layers_of_target
@@ -23,8 +23,8 @@ from torchpeek.engine.preserve import preserved
 from torchpeek.engine.replay.prefix import PrefixRecording
 from torchpeek.engine.replay.validation import overwritten_outputs
 from torchpeek.engine.targets.question import Bound, Question, Target
-from torchpeek.errors import AmbiguousCall, InputError, NotFinite, listed_names, notify
-from torchpeek.hooks import attached, containers, replaced, select
+from torchpeek.errors import InputError, NotFinite, notify
+from torchpeek.hooks import SelectedLayer, attached, containers, layer_at, replaced
 from torchpeek.interrupts import uninterrupted
 
 
@@ -56,7 +56,7 @@ class ForwardPass:
     Args:
         model: The model, which was left as found.
         call: What it was called with.
-        layers: Name -> module of the captured layers.
+        layers: Name -> each captured layer, or call of one.
         captures: Name -> what that layer returned, in the same order.
         output: What the model returned, with the graph behind it where one was kept.
         question: The target, bound to this output.
@@ -68,7 +68,7 @@ class ForwardPass:
 
     model: nn.Module
     call: ModelCall
-    layers: Mapping[str, nn.Module]
+    layers: Mapping[str, SelectedLayer]
     captures: Mapping[str, Capture]
     output: Any
     question: Question
@@ -111,8 +111,8 @@ def run_clean_pass(
     and a notice.
 
     Raises:
-        NotFired: When a layer was not called.
-        AmbiguousCall: When a layer was called more than once.
+        NotFired: When a layer, or the selected call of it, was not called.
+        AmbiguousCall: When a layer was called more than once, and no call is selected.
         NoSpatialLayer: When a layer's output has no grid, or more than one possible layout.
         NotFinite: When a layer's output or the scores have NaN or infinity.
         MethodNotApplicable: When attention is requested and the model has none that covers all tokens.
@@ -127,9 +127,14 @@ def run_clean_pass(
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     def one_pass(request: CaptureRequest) -> ForwardPass:
-        return _one_pass(model, call, request, target, origin, autocast)
+        try:
+            return _one_pass(model, call, request, target, origin, autocast)
+        except CallsMiscounted as error:  # the batch makes another number of calls than the dry run of one sample
+            layers = {name: layer.with_total(error.totals) for name, layer in request.layers.items()}
+            return _one_pass(model, call, replace(request, layers=layers), target, origin, autocast)
 
     with preserved(model):
+        request = replace(request, layers=with_known_totals(model, call, request.layers))
         try:
             forward_pass = one_pass(request)
         except LayoutUndecided:
@@ -163,10 +168,10 @@ def _one_pass(
     prefix: PrefixRecording | None = None
     with ExitStack() as stack:
         if request.prefix and len(request.layers) == 1:
-            [(name, layer)] = request.layers.items()
-            prefix = PrefixRecording(len(call), overwritten_outputs(model, name, call))
+            [layer] = request.layers.values()
+            prefix = PrefixRecording(len(call), overwritten_outputs(model, layer, call))
             stack.enter_context(replaced(prefix.recording_forwards(model)))
-            hooks.append((layer, prefix.stop))
+            hooks.append(layer.hooked(prefix.stop))
         stack.enter_context(attached(hooks))
         if attention is not None:
             stack.enter_context(attention)
@@ -196,14 +201,8 @@ def with_observed_layers(model: nn.Module, call: ModelCall, target: Target) -> M
     """
     observed = {}
     for name in layers_of_target(target):
-        selected = select(model, name)
-        if len(selected) > 1:
-            raise AmbiguousCall(
-                f"the target reads layer {name!r}, which selects {len(selected)} layers ({listed_names(selected)}); "
-                "name one"
-            )
-        [(full_name, module)] = selected.items()
-        observed[name] = module, layout_of(model, call, full_name)
+        layer = layer_at(model, name)
+        observed[name] = layer, layout_of(model, call, layer)
     return replace(call, observed=observed) if observed else call
 
 

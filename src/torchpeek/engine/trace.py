@@ -27,7 +27,7 @@ from torchpeek.engine.preserve import preserved
 from torchpeek.engine.targets.question import Bound, Question, Target
 from torchpeek.engine.views import PictureView, check_views, picture_view
 from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NoSpatialLayer, NotConnected
-from torchpeek.hooks import select
+from torchpeek.hooks import layer_at
 from torchpeek.interrupts import let_interrupts_through
 
 
@@ -334,7 +334,7 @@ class Trace:
         names = list(self.at) if layers is None else layers
         keeps_handles = bool(names) or forward_pass.attentions is not None
         request = CaptureRequest(
-            {name: select(forward_pass.model, name)[name] for name in names},
+            {name: layer_at(forward_pass.model, name) for name in names},
             gradients=gradients and keeps_handles,
             prefix=bool(forward_pass.prefixes),
             attention=forward_pass.attentions is not None,
@@ -552,7 +552,8 @@ class Trace:
     def tokens(self) -> Layout:
         """The layout of what the last block returns. Raises NoSpatialLayer where its tokens lie on no one grid."""
         block = self.attentions[-1].block
-        layout = layout_of(self.forward_pass.model, self.forward_pass.call, block)
+        model = self.forward_pass.model
+        layout = layout_of(model, self.forward_pass.call, layer_at(model, block))
         if layout is None:
             raise NoSpatialLayer(
                 f"which tokens lie on the picture's grid cannot be inferred at {block!r}: no grid of the picture "

@@ -109,9 +109,7 @@ def check_views(forward_pass: ForwardPass) -> None:
         in_other_order = other.samples_first(layout.in_layer_order(capture.returned))
         if alone is None or alone.shape[1:] != capture.returned.shape[1:]:
             continue
-        same, same_in_other = (
-            close(alone, each[last:], alone.dtype) for each in (capture.returned, in_other_order)
-        )
+        same, same_in_other = (close(alone, each[last:], alone.dtype) for each in (capture.returned, in_other_order))
         if same_in_other and not same:
             right = str(replace(other, view=None))
             raise InputError(
@@ -129,6 +127,6 @@ def _returned(forward_pass: ForwardPass, capture: Capture, call: ModelCall) -> T
             returned.append(capture.layout.taken(output).detach().clone())
 
     model, layer = forward_pass.model, forward_pass.layers[capture.layer]
-    with preserved(model), forward_pass.autocast_context(), attached([(layer, keep)]):
+    with preserved(model), forward_pass.autocast_context(), attached([layer.hooked(keep)]):
         run(model, call.for_one_pass())
     return returned[0] if len(returned) == 1 else None

@@ -6,13 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from torch import nn
-
 from torchpeek.cam import CamMethod, find_method
 from torchpeek.engine import CaptureRequest, Suggestion, Trace, suggest_layer, suggest_stages, trace_model
 from torchpeek.engine.observed import layers_of_target
 from torchpeek.errors import AmbiguousCall, InputError, NoSpatialLayer, NotConnected, NotFired, listed_names
 from torchpeek.explanation.request import ExplanationRequest
+from torchpeek.hooks import SelectedLayer, layer_at
 
 MethodSelection: TypeAlias = list[tuple[CamMethod, Mapping[str, Any]]]
 """Methods with the options of each."""
@@ -119,7 +118,7 @@ def run_pass(request: ExplanationRequest, requirements: PassRequirements) -> Tra
     module, call, target = request.module, request.call, request.target
 
     def trace_at(*suggestions: Suggestion) -> Trace:
-        layers = {each.layer: module.get_submodule(each.layer) for each in suggestions}
+        layers = {each.layer: layer_at(module, each.layer) for each in suggestions}
         return _trace_at(request, requirements, layers, suggestions[0].reason)
 
     if requirements.stages:
@@ -132,7 +131,7 @@ def run_pass(request: ExplanationRequest, requirements: PassRequirements) -> Tra
 
 
 def _trace_at(
-    request: ExplanationRequest, requirements: PassRequirements, layers: Mapping[str, nn.Module], reason: str
+    request: ExplanationRequest, requirements: PassRequirements, layers: Mapping[str, SelectedLayer], reason: str
 ) -> Trace:
     captures = CaptureRequest(
         layers,

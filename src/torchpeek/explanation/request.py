@@ -22,7 +22,7 @@ from torchpeek.engine import (
 )
 from torchpeek.engine.targets import as_target
 from torchpeek.errors import InputError
-from torchpeek.hooks import Selection, select
+from torchpeek.hooks import SelectedLayer, Selection, select_calls
 from torchpeek.models import LoadedModel, Model, model_call_for, module_of
 
 TargetLike: TypeAlias = Any
@@ -62,7 +62,7 @@ class ExplanationRequest:
         call: What it is called with: copies of the user's tensors.
         target: What to explain.
         origin: Where the pass comes from, in words.
-        layers: Name -> module of the layers that the user named; None for the default layer.
+        layers: Name -> each layer, or call of one, that the user named; None for the default layer.
         several: Whether the user named them in a list, and so means more than one.
         layout: The layout of these layers' outputs, where the user gave one.
     """
@@ -71,7 +71,7 @@ class ExplanationRequest:
     call: ModelCall
     target: Target
     origin: Origin
-    layers: Mapping[str, nn.Module] | None = None
+    layers: Mapping[str, SelectedLayer] | None = None
     several: bool = False
     layout: LayoutSpec | None = None
 
@@ -92,7 +92,7 @@ def explanation_request(model: Model, inputs: object, choice: LayerChoice, targe
     call = model_call_for(model, inputs)
     target = as_target(target, class_names_of(model))
     call = with_observed_layers(module, call, target)
-    layers = None if choice.layer is None else select(module, with_wrapper_prefix(module, choice.layer))
+    layers = None if choice.layer is None else select_calls(module, with_wrapper_prefix(module, choice.layer))
     several = isinstance(choice.layer, (list, tuple))
     return ExplanationRequest(module, call, target, _origin(model), layers, several, choice.layout_spec)
 

@@ -8,7 +8,8 @@ from torchpeek.hooks.process import eagerly, is_compile_wrapper, shared
 from torchpeek.hooks.recording import keep
 from torchpeek.hooks.recording.call import Call, Calls
 from torchpeek.hooks.recording.record import Recording, record
-from torchpeek.hooks.select import Selection, select, why_not_fired
+from torchpeek.hooks.select import Selection, has_layer, layer_at, select, select_calls, why_not_fired
+from torchpeek.hooks.selected_layer import SelectedLayer, at_call, call_name, no_such_call, several_calls
 from torchpeek.hooks.temporary_hooks import ForwardHook, attached
 from torchpeek.hooks.tensors import edit_gradient, record_gradients
 
@@ -18,20 +19,28 @@ __all__ = [
     "Forward",
     "ForwardHook",
     "Recording",
+    "SelectedLayer",
     "Selection",
+    "at_call",
     "attached",
+    "call_name",
     "containers",
     "eagerly",
     "edit",
     "edit_gradient",
     "edits",
+    "has_layer",
     "is_compile_wrapper",
     "keep",
+    "layer_at",
+    "no_such_call",
     "record",
     "record_gradients",
     "replaceable",
     "replaced",
     "select",
+    "select_calls",
+    "several_calls",
     "shared",
     "why_not_fired",
 ]

@@ -1,4 +1,4 @@
-"""Select layers of a model by name, glob, regular expression, type, predicate or module."""
+"""Select layers of a model, or single calls of them, by name, glob, regular expression, type, predicate or module."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TypeAlias, Union
 import torch
 from torch import nn
 
-from torchpeek.errors import InputError, LayerNotFound, closest
+from torchpeek.errors import AmbiguousCall, InputError, LayerNotFound, closest, listed_names
+from torchpeek.hooks.selected_layer import NO_SETS, SelectedLayer, no_such_call, split_call
 
 Selection: TypeAlias = Union[
     str,
@@ -44,14 +45,11 @@ def select(
     exclude: Selection | None = None,
     named: dict[str, nn.Module] | None = None,
 ) -> dict[str, nn.Module]:
-    """Select layers of a model.
+    """Select layers of a model, for what a layer has apart from its calls, such as its parameters.
 
     Args:
         model: The model.
-        selection: A string is an exact name, or else a glob whose `*` crosses dots. A compiled regular expression is
-            searched for in the names. A type selects its instances. A predicate is called as
-            `predicate(name, module)`. A module selects itself. A list of these selects what any of its members
-            selects.
+        selection: As for `select_calls`, without calls.
         exclude: A selection of layers to leave out.
         named: The result of `named_layers(model)`, if the caller has it already.
 
@@ -61,52 +59,116 @@ def select(
 
     Raises:
         LayerNotFound: When a part of the selection matches no layer. The message has the closest names.
+        InputError: When the selection has another type, is an empty list, or selects a call or a scripted layer.
+    """
+    selected = select_calls(model, selection, exclude=exclude, named=named)
+    if of_calls := [name for name, layer in selected.items() if layer.call is not None]:
+        raise InputError(
+            f"{listed_names(of_calls)} selects a single call, but here a layer counts with all its calls; name the "
+            f"layer alone, {selected[of_calls[0]].path!r}"
+        )
+    return {name: layer.module for name, layer in selected.items()}
+
+
+def select_calls(
+    model: nn.Module,
+    selection: Selection,
+    *,
+    exclude: Selection | None = None,
+    named: dict[str, nn.Module] | None = None,
+) -> dict[str, SelectedLayer]:
+    """Select layers of a model, or single calls of them.
+
+    Args:
+        model: The model.
+        selection: A string is an exact name, or else a glob whose `*` crosses dots and whose `?` is one character. A
+            number in brackets at the end of either selects one call: "act[0]" is the first in a pass, "act[-1]" the
+            last. A compiled regular expression is searched for in the names. A type selects its instances. A predicate
+            is called as `predicate(name, module)`. A module selects itself. A list of these selects what any of its
+            members selects.
+        exclude: A selection of layers to leave out, with all their calls.
+        named: The result of `named_layers(model)`, if the caller has it already.
+
+    Returns:
+        The layers by name, in the order of `named_modules`, then of the calls as they were selected; each call of a
+        module once. A module with several names has the first of those that are selected.
+
+    Raises:
+        LayerNotFound: When a part of the selection matches no layer. The message has the closest names.
         InputError: When the selection has another type, is an empty list, or selects a scripted layer.
     """
     named = named_layers(model) if named is None else named
-    names = _matching(model, named, selection)
+    pairs = _matching(model, named, selection)  # (name, call), without duplicates
     if exclude is not None:
-        excluded = {id(named[name]) for name in _matching(model, named, exclude)}
-        names = {name for name in names if id(named[name]) not in excluded}
-        if not names:
+        without = select(model, exclude, named=named).values()
+        excluded = set(map(id, without))
+        pairs = {(name, call): None for name, call in pairs if id(named[name]) not in excluded}
+        if not pairs:
             raise LayerNotFound(
                 f"every layer of {type(model).__name__} that {selection!r} selects is excluded by {exclude!r}"
             )
-    selected = {name: module for name, module in named.items() if name in names}
-    for name, module in selected.items():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise InputError(
-                f"layer {name!r} is scripted or traced, so it takes no hooks; use the module it was made from"
-            )
-    if len(set(map(id, selected.values()))) == len(selected):
-        return selected
-    first = {id(module): name for name, module in reversed(selected.items())}
-    return {name: module for name, module in selected.items() if first[id(module)] == name}
+    calls_by_name: dict[str, list[int | None]] = {}
+    for name, call in pairs:
+        calls_by_name.setdefault(name, []).append(call)
+    selected: dict[str, SelectedLayer] = {}
+    found: set[tuple[int, int | None]] = set()
+    for name, module in named.items():
+        for call in calls_by_name.get(name, ()):
+            if isinstance(module, torch.jit.ScriptModule):
+                raise InputError(
+                    f"layer {name!r} is scripted or traced, so it takes no hooks; use the module it was made from"
+                )
+            if (id(module), call) not in found:
+                found.add((id(module), call))
+                layer = SelectedLayer(name, module, call)
+                selected[layer.name] = layer
+    return selected
 
 
-def _matching(model: nn.Module, named: dict[str, nn.Module], selection: Selection) -> set[str]:
+def layer_at(model: nn.Module, name: str) -> SelectedLayer:
+    """The one layer or call of this name.
+
+    Raises:
+        LayerNotFound: When there is none.
+        AmbiguousCall: When the name is a glob that selects several.
+    """
+    selected = select_calls(model, name)
+    if len(selected) > 1:
+        raise AmbiguousCall(f"{name!r} selects {len(selected)} layers ({listed_names(selected)}); name one")
+    return next(iter(selected.values()))
+
+
+def has_layer(model: nn.Module, name: str) -> bool:
+    """Whether the model has the layer of this name, which may end with a call."""
+    named = named_layers(model)
+    return name in named or split_call(name)[0] in named
+
+
+_Pairs: TypeAlias = dict[tuple[str, int | None], None]
+"""(name, call) of what is selected, in order."""
+
+
+def _matching(model: nn.Module, named: dict[str, nn.Module], selection: Selection) -> _Pairs:
     match selection:
-        case str() if selection in named:
-            return {selection}
         case str():
-            matches = {name for name in named if name and fnmatchcase(name, selection)}
+            return _matching_name(model, named, selection)
         case re.Pattern():
-            matches = {name for name in named if name and selection.search(name)}
+            matches = [name for name in named if name and selection.search(name)]
         case nn.Module():
             # One name is enough: all names lead to the same module.
-            matches = {name for name, module in named.items() if module is selection}
-            matches = {next(name for name in named if name in matches)} if matches else matches
+            matches = [name for name, module in named.items() if module is selection][:1]
         case type():
-            matches = {name for name, module in named.items() if name and isinstance(module, selection)}
+            matches = [name for name, module in named.items() if name and isinstance(module, selection)]
         case _ if callable(selection):
-            matches = {name for name, module in named.items() if name and selection(name, module)}
+            matches = [name for name, module in named.items() if name and selection(name, module)]
         case Iterable():
             parts = list(selection)
             if not parts:
                 raise InputError("the layer selection is an empty list; name at least one layer")
-            matches = {part for part in parts if isinstance(part, str) and part in named}
-            rest = (part for part in parts if not (isinstance(part, str) and part in matches))
-            return matches.union(*(_matching(model, named, part) for part in rest))
+            pairs: _Pairs = {}
+            for part in parts:
+                pairs |= _matching(model, named, part)
+            return pairs
         case _:
             raise InputError(
                 "a layer selection is a name, glob, regular expression, type, predicate or module, or a list of these; "
@@ -114,7 +176,31 @@ def _matching(model: nn.Module, named: dict[str, nn.Module], selection: Selectio
             )
     if not matches:
         raise LayerNotFound(_not_found(model, named, selection))
-    return matches
+    return dict.fromkeys((name, None) for name in matches)
+
+
+def _matching_name(model: nn.Module, named: dict[str, nn.Module], selection: str) -> _Pairs:
+    """An exact name wins over a call, and both over a glob."""
+    if selection in named:
+        return {(selection, None): None}
+    layer, text = split_call(selection)
+    call = None
+    if text is not None:
+        if re.fullmatch(r"-?\d+", text) is None:
+            raise LayerNotFound(
+                f"no layer {selection!r} in {type(model).__name__}: brackets at the end of a name choose a call, such "
+                f"as {layer + '[0]'!r} or {layer + '[-1]'!r}; got [{text}]. {NO_SETS}"
+            )
+        call = int(text)
+    if layer and layer in named:
+        return {(layer, call): None}
+    pattern = layer.replace("[", "[[]")  # for fnmatch, so that a bracket stands for itself
+    matches = [name for name in named if name and fnmatchcase(name, pattern)]
+    if not matches:
+        hint = "" if call is None else f" The [{text}] at the end of {selection!r} is a call."
+        hint += f" {NO_SETS}" if "[" in selection else ""
+        raise LayerNotFound(_not_found(model, named, layer) + hint)
+    return dict.fromkeys((name, call) for name in matches)
 
 
 def _not_found(model: nn.Module, named: dict[str, nn.Module], selection: object) -> str:
@@ -131,8 +217,11 @@ def _not_found(model: nn.Module, named: dict[str, nn.Module], selection: object)
     )
 
 
-def why_not_fired(model: nn.Module, name: str, module: nn.Module) -> str:
-    """The likely reason why a layer was not called in a forward pass."""
+def why_not_fired(model: nn.Module, layer: SelectedLayer, calls: int = 0) -> str:
+    """The likely reason why a layer, or a call of it, did not take place in a pass that called the layer so often."""
+    if calls:
+        return no_such_call(layer, calls)
+    name, module = layer.path, layer.module
     parent = model.get_submodule(name.rpartition(".")[0])
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         reason = f"it is a {type(module).__name__}, a container that is never called; choose one of its members"

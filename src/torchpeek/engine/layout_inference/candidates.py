@@ -42,7 +42,7 @@ class LayoutEvidence:
         grids_from_strides: Whether a grid may be assumed because one stride gives it, where no grid is known.
         inner_grids: All grids of convolutions, whatever their number of axes: those of a view or of a spectrogram, too.
         row_major_grid: The only grid whose tokens are in row-major order. None where those of all grids are.
-        meta_outputs: Layer -> its output for one sample, on the meta device.
+        meta_outputs: Layer -> its last output for one sample, on the meta device; and call, `name[i]` -> its output.
     """
 
     input_size: Grid
@@ -68,7 +68,7 @@ class CandidateLayer:
     """A layer whose output has a grid. Of several layers that return the same tensor, the one that stands for them.
 
     Args:
-        layer: The layer's name.
+        layer: The layer's name, or that of one of its calls: `name[i]`.
         layout: The layout of its output.
     """
 
@@ -317,7 +317,9 @@ def _requested_layouts(output: Any, evidence: LayoutEvidence, spec: LayoutSpec) 
         elif len(shape) == 3 and shape[1 if kind == "sequence-first" else 0] == batch:
             tokens = {"tokens": shape[1], "channel-tokens": shape[2], "sequence-first": shape[0]}[kind]
             strided = _strided_grids(evidence.input_size)
-            known = (evidence.grids, _merged_grids(evidence), strided) if spec.views is None else (evidence.inner_grids,)
+            known = (
+                (evidence.grids, _merged_grids(evidence), strided) if spec.views is None else (evidence.inner_grids,)
+            )
             for grids in known:
                 layouts = _layouts_on_grids(kind, tokens, grids, evidence)
                 if layouts:

@@ -24,7 +24,7 @@ from torchpeek.engine.preserve import preserved
 from torchpeek.engine.targets import Target, of_samples
 from torchpeek.engine.targets.question import has_separate_branches
 from torchpeek.errors import NoSpatialLayer, TargetError
-from torchpeek.hooks import attached, containers
+from torchpeek.hooks import attached, containers, has_layer, layer_at
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def suggest_layer(model: nn.Module, call: ModelCall, target: Target | None = Non
     key = _target_key(target)
     remembered = _SUGGESTIONS.get(model, key)
     anew = anew or has_separate_branches(target)
-    if remembered is not None and not anew and remembered.layer in dict(model.named_modules()):
+    if remembered is not None and not anew and has_layer(model, remembered.layer):
         return remembered
     dry = dry_run(model, call, anew=anew)
     candidates = dry.candidates
@@ -150,7 +150,6 @@ def _score_depends_on(
 
     One forward pass, whose graph starts at the first of the candidates, and a backward pass for each score.
     """
-    modules = dict(model.named_modules())
     handles: dict[str, Handle] = {}
 
     def take_handle(candidate: CandidateLayer, module: nn.Module, args: Any, output: Any) -> Any:
@@ -160,7 +159,7 @@ def _score_depends_on(
         handles[candidate.layer], continued = start_graph(tensor, tensor.detach().clone())
         return None if continued is tensor else containers.with_part(output, candidate.layout.part, continued)
 
-    hooks = [(modules[each.layer], partial(take_handle, each)) for each in candidates]
+    hooks = [layer_at(model, each.layer).hooked(partial(take_handle, each)) for each in candidates]
     with preserved(model):
         with attached(hooks):
             output = run(model, first_sample(call).for_one_pass())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ from torchpeek.engine.model_config import (
     reorders_tokens,
 )
 from torchpeek.engine.preserve import preserved
-from torchpeek.hooks import attached, containers
+from torchpeek.hooks import SelectedLayer, attached, call_name, containers
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class LayerCall:
         parameters: How many numbers its parameters have, with those of the layers in it.
         calls: How often the pass called it.
         output: The shape of its output, or a description of another output. None where it was not called.
+        outputs: The same for each call of a layer that was called several times: `name[i]` is call i.
     """
 
     name: str
@@ -57,6 +58,7 @@ class LayerCall:
     parameters: int
     calls: int = 0
     output: str | None = None
+    outputs: Sequence[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,15 +67,17 @@ class DryRun:
 
     Args:
         calls: Layer -> how often it was called.
-        outputs: Layer -> the shape of its last output.
+        outputs: Layer -> the shape of the output of each call.
         evidence: What is known of the grids and the tokens.
-        candidates: The layers with a grid, in the order in which they returned.
+        candidates: The layers with a grid, and single calls of those that were called several times, `name[i]`, in the
+            order in which they returned. A call stands for a tensor only where no layer that was called once returned
+            it.
         dense: Whether the model predicts boxes, or something for each position of a grid.
         layers: For each tensor that layers returned, the outermost of them, in the order in which they returned.
     """
 
     calls: Mapping[str, int]
-    outputs: Mapping[str, str]
+    outputs: Mapping[str, list[str]]
     evidence: LayoutEvidence
     candidates: list[CandidateLayer]
     dense: bool
@@ -93,7 +97,8 @@ def layer_calls(model: nn.Module, call: ModelCall | None) -> list[LayerCall]:
             type(module).__name__,
             sum(parameter.numel() for parameter in module.parameters()),
             dry.calls.get(name, 0) if dry else 0,
-            dry.outputs.get(name) if dry else None,
+            dry.outputs[name][-1] if dry and name in dry.outputs else None,
+            list(dry.outputs[name]) if dry and dry.calls.get(name, 0) > 1 else [],
         )
         for name, module in model.named_modules()
         if name
@@ -106,12 +111,14 @@ def known_evidence(model: nn.Module, call: ModelCall) -> LayoutEvidence | None:
     return None if dry is None else replace(dry.evidence, batch_size=len(call))
 
 
-def layout_of(model: nn.Module, call: ModelCall, layer: str) -> Layout | None:
+def layout_of(model: nn.Module, call: ModelCall, layer: SelectedLayer) -> Layout | None:
     """The layout of a layer's output, by a dry run; None where no layout fits, or several do."""
-    evidence = dry_run(model, call).evidence
-    if layer not in evidence.meta_outputs:
+    dry = dry_run(model, call)
+    [counted] = with_known_totals(model, call, {"": layer}).values()
+    output = call_name(_first_name(model, layer.module), counted.index)
+    if output not in dry.evidence.meta_outputs:
         return None
-    layouts = candidate_layouts(dict(model.named_modules())[layer], evidence.meta_outputs[layer], evidence)
+    layouts = candidate_layouts(layer.module, dry.evidence.meta_outputs[output], dry.evidence)
     return layouts[0] if len(layouts) == 1 else None
 
 
@@ -128,6 +135,25 @@ def why_no_candidate(model: nn.Module, call: ModelCall) -> str:
         for name in dict.fromkeys(dry.layers)
     ]
     return no_grid_anywhere(type(model).__name__, call.model_picture.shape, layers, 1)
+
+
+def with_known_totals(
+    model: nn.Module, call: ModelCall, layers: Mapping[str, SelectedLayer]
+) -> Mapping[str, SelectedLayer]:
+    """The same layers and calls. Those that are counted from the end know how many calls a dry run made."""
+    if not any(layer.counts_from_end for layer in layers.values()):
+        return layers
+    calls = dry_run(model, call).calls
+    return {
+        name: layer.with_total({layer.path: calls.get(_first_name(model, layer.module), 0)})
+        for name, layer in layers.items()
+    }
+
+
+def _first_name(model: nn.Module, module: nn.Module) -> str:
+    """The name under which a dry run observes a module that may have several."""
+    names: dict[int, str] = {id(each): name for name, each in model.named_modules()}
+    return names[id(module)]
 
 
 def dry_run(model: nn.Module, call: ModelCall, *, anew: bool = False) -> DryRun:
@@ -165,6 +191,10 @@ def _input_key(call: ModelCall) -> tuple[object, ...]:
     return tuple(call.picture.shape[1:]), call.picture_path
 
 
+_NumberedCall: TypeAlias = tuple[str, int]
+"""The name of a layer, and the number of one of its calls, from 0."""
+
+
 class DryRunObserver:
     """Records what each layer returns in a dry run, and makes a DryRun of it."""
 
@@ -172,14 +202,15 @@ class DryRunObserver:
         self._call = call
         self._model = model
         self._calls: dict[str, int] = {}
-        self._outputs: dict[str, str] = {}
-        self._meta_outputs: dict[str, Any] = {}
-        self._meta_inputs: dict[str, Any] = {}
+        self._outputs: dict[str, list[str]] = {}
+        self._meta_outputs: dict[str, Any] = {}  # of each call by its name, and by the layer's name of the last one
+        self._meta_inputs: dict[str, Any] = {}  # of the last call
         self._projections: dict[str, bool] = {}
-        self._layers_of_tensor: list[list[str]] = []  # for each tensor, the layers that returned it, innermost first
+        # For each tensor, the layers and numbers of the calls that returned it, innermost first.
+        self._layers_of_tensor: list[list[_NumberedCall]] = []
         self._return_times: list[int] = []  # for each tensor, when the last of these layers returned
         self._clock = count()
-        self._reads_picture: set[str] = set()
+        self._reads_picture: set[_NumberedCall] = set()
         self._grids: dict[tuple[int, ...], None] = {}
         self._axis_counts: set[int] = set()  # of the grids of layers whose batch axis holds the samples
         self._channels_first_shapes: set[tuple[int, ...]] = set()
@@ -193,11 +224,15 @@ class DryRunObserver:
 
     def record_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         """The forward hook of one layer."""
-        self._calls[name] = self._calls.get(name, 0) + 1
-        self._outputs[name] = described(output, 1)
-        self._meta_outputs[name] = _on_meta_device(output)  # its layouts are inferred once all grids are known
+        numbered = name, self._calls.get(name, 0)
+        self._calls[name] = numbered[1] + 1
+        self._outputs.setdefault(name, []).append(described(output, 1))
+        meta_output = self._meta_outputs.get(name)
+        if not _same_shape(output, meta_output):  # a layer may be called for each of a thousand frames
+            meta_output = _on_meta_device(output)  # its layouts are inferred once all grids are known
+        self._meta_outputs[name] = self._meta_outputs[call_name(*numbered)] = meta_output
         if any(argument is self._call.model_picture for argument in args):
-            self._reads_picture.add(name)
+            self._reads_picture.add(numbered)
         if grid := grid_of(module, output):
             self._grids[grid] = None
             if len(output) == 1:
@@ -215,12 +250,12 @@ class DryRunObserver:
             if tensor is recent:
                 passes_through = any(argument is tensor for argument in args) and tensor._version == version
                 if not passes_through:
-                    self._layers_of_tensor[number].append(name)
+                    self._layers_of_tensor[number].append(numbered)
                     self._return_times[number] = next(self._clock)
                 self._recent_tensors[index] = (tensor, tensor._version, number)
                 return
         self._recent_tensors.append((tensor, tensor._version, len(self._layers_of_tensor)))
-        self._layers_of_tensor.append([name])
+        self._layers_of_tensor.append([numbered])
         self._return_times.append(next(self._clock))
 
     def result(self, output: Any, token_counts: tuple[int | None, int], *, probe_undecided: bool = False) -> DryRun:
@@ -237,8 +272,9 @@ class DryRunObserver:
             last_grid = candidates[-1].layout.grid
             evidence = replace(evidence, row_major_grid=last_grid)
             candidates = [each for each in candidates if not each.layout.flat or each.layout.grid == last_grid]
+        by_return_time = self._by_return_time()
         dense = self._call.takes_list or any(self._is_dense(path, tensor) for path, tensor in containers.leaves(output))
-        layers = tuple(min(names, key=lambda name: name.count(".")) for names in self._by_return_time())
+        layers = tuple(min((name for name, _ in each), key=lambda name: name.count(".")) for each in by_return_time)
         return DryRun(self._calls, self._outputs, evidence, candidates, dense, layers)
 
     def _evidence(self, token_counts: tuple[int | None, int], probe_undecided: bool) -> LayoutEvidence:
@@ -271,45 +307,64 @@ class DryRunObserver:
         )
 
     def _candidate_layers(self, evidence: LayoutEvidence) -> list[CandidateLayer]:
-        """One layer for each tensor with exactly one layout, in the order in which the last layer returned it."""
+        """One layer for each tensor with exactly one layout, in the order in which the last layer returned it.
+
+        Of layers that were called several times, it is one of their calls. Projections are left out if there is any
+        other layer.
+        """
         modules = dict(self._model.named_modules())
         candidates: list[CandidateLayer] = []
-        for names in self._by_return_time():
+        paths: list[str] = []  # of the candidates' layers, whatever their calls
+        for members in self._by_return_time():
             # Each layer by its own output and type: one may return the tensor in a container, and the type of another
             # may decide the channel axis.
-            layouts = {name: candidate_layouts(modules[name], self._meta_outputs[name], evidence) for name in names}
-            layer = self._representative([name for name in names if len(layouts[name]) == 1])
-            if layer and not _only_enlarges(modules[layer], layouts[layer][0], candidates):
-                candidates.append(CandidateLayer(layer, layouts[layer][0]))
-        projections = self._names_of_projections(candidates, modules)
-        others = [each for each in candidates if not _is_within(each.layer, projections)]
+            layouts = {
+                each: candidate_layouts(modules[each[0]], self._meta_outputs[call_name(*each)], evidence)
+                for each in members
+            }
+            representative = self._representative([each for each in members if len(layouts[each]) == 1])
+            if representative is None:
+                continue
+            name, layout = representative[0], layouts[representative][0]
+            if not _only_enlarges(modules[name], layout, candidates):
+                layer = name if self._calls[name] == 1 else call_name(*representative)
+                candidates.append(CandidateLayer(layer, layout))
+                paths.append(name)
+        projections = self._names_of_projections(dict(zip(paths, candidates, strict=True)), modules)
+        others = [each for path, each in zip(paths, candidates, strict=True) if not _is_within(path, projections)]
         return others or candidates
 
-    def _by_return_time(self) -> list[list[str]]:
-        """For each tensor, the layers that returned it, in the order in which the last of these layers returned it."""
+    def _by_return_time(self) -> list[list[_NumberedCall]]:
+        """For each tensor, the calls that returned it, in the order in which the last of these calls returned it."""
         # A block may write into the output of one of its layers, and return it.
         by_return_time = sorted(range(len(self._layers_of_tensor)), key=self._return_times.__getitem__)
         return [self._layers_of_tensor[number] for number in by_return_time]
 
-    def _names_of_projections(self, candidates: list[CandidateLayer], modules: Mapping[str, nn.Module]) -> set[str]:
-        """The candidates that are projections. The experiment runs once for each layer."""
-        with_grid = {each.layer for each in candidates}
+    def _names_of_projections(
+        self, candidates: Mapping[str, CandidateLayer], modules: Mapping[str, nn.Module]
+    ) -> set[str]:
+        """The layers that are projections. The experiment runs once for each layer.
+
+        Args:
+            candidates: Name of the layer -> the candidate, which may be one of its calls.
+            modules: All layers by name.
+        """
         found: set[str] = set()
         with preserved(self._model):
-            for each in sorted(candidates, key=lambda each: each.layer.count(".")):
-                if _is_within(each.layer, found):
+            for path in sorted(candidates, key=lambda path: path.count(".")):
+                if _is_within(path, found):
                     continue
-                if each.layer not in self._projections:
-                    self._projections[each.layer] = is_projection(
-                        modules[each.layer],
-                        self._meta_inputs[each.layer],
-                        self._meta_outputs[each.layer],
-                        each.layout,
+                if path not in self._projections:
+                    self._projections[path] = is_projection(
+                        modules[path],
+                        self._meta_inputs[path],
+                        self._meta_outputs[path],
+                        candidates[path].layout,
                         self._call.picture.device,
-                        inside_grid_layer=_is_within(each.layer.rpartition(".")[0], with_grid),
+                        inside_grid_layer=_is_within(path.rpartition(".")[0], candidates),
                     )
-                if self._projections[each.layer]:
-                    found.add(each.layer)
+                if self._projections[path]:
+                    found.add(path)
         return found
 
     def _is_dense(self, path: str, tensor: Tensor) -> bool:
@@ -328,18 +383,18 @@ class DryRunObserver:
             return tuple(picture.shape[2:])
         return tuple(picture.shape[-max(fewer) :])
 
-    def _representative(self, names: list[str]) -> str | None:
-        """Of layers that return one tensor, the outermost that was called once; of several outermost, the last.
+    def _representative(self, members: list[_NumberedCall]) -> _NumberedCall | None:
+        """Of calls that return one tensor, that of the outermost layer that was called once; of several, the last.
 
-        A layer that takes the model's own input is the whole feature extractor, and is taken only where there is no
-        other.
+        Where no layer was called once, it is the same of those that were called several times. A layer that takes the
+        model's own input is the whole feature extractor, and is taken only where there is no other.
         """
-        called_once = [name for name in names if self._calls[name] == 1]
-        inner = [name for name in called_once if name not in self._reads_picture] or called_once
-        return min(reversed(inner), key=lambda name: name.count(".")) if inner else None
+        eligible = [each for each in members if self._calls[each[0]] == 1] or members
+        inner = [each for each in eligible if each not in self._reads_picture] or eligible
+        return min(reversed(inner), key=lambda each: each[0].count(".")) if inner else None
 
 
-def _is_within(layer: str, names: set[str]) -> bool:
+def _is_within(layer: str, names: Container[str]) -> bool:
     """Whether a layer is one of these, or inside one of them."""
     parts = layer.split(".")
     return any(".".join(parts[:end]) in names for end in range(1, len(parts) + 1))
@@ -349,6 +404,12 @@ def _only_enlarges(module: nn.Module, layout: Layout, before: list[CandidateLaye
     """Whether it is an adaptive pooling that spreads a coarser grid to a fixed size, as in VGG for small pictures."""
     adaptive = isinstance(module, (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd))
     return adaptive and bool(before) and math.prod(layout.grid) > math.prod(before[-1].layout.grid)
+
+
+def _same_shape(output: Any, meta_output: Any) -> bool:
+    if not isinstance(output, Tensor) or not isinstance(meta_output, Tensor):
+        return False
+    return output.shape == meta_output.shape and output.dtype == meta_output.dtype
 
 
 def _on_meta_device(output: Any) -> Any:

@@ -132,7 +132,9 @@ def no_grid_anywhere(
             "C, *grid), (N, *grid, C) or tokens, such as (N, T, C); torchpeek layers lists what each layer returns"
         )
     each = "; ".join(f"{layer}: {why}" for why, layer in listed.items())
-    return f"{start}. Next: name a layer with layer=, and what its axes are with layout=. From the last layer back: {each}"
+    return (
+        f"{start}. Next: name a layer with layer=, and what its axes are with layout=. From the last layer back: {each}"
+    )
 
 
 # How many layers an error text lists.

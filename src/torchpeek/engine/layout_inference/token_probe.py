@@ -13,7 +13,7 @@ from torchpeek.engine.layout import Grid, Layout
 from torchpeek.engine.layout_inference.candidates import CandidateLayer
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.preserve import preserved
-from torchpeek.hooks import attached, containers
+from torchpeek.hooks import attached, containers, layer_at
 
 
 def token_movement(
@@ -33,7 +33,7 @@ def token_movement(
         (T,) and (T,): the movement for the first corner and for the last. None where the model fails on the changed
         pictures, or where no token moves.
     """
-    layout, module = candidate.layout, dict(model.named_modules())[candidate.layer]
+    layout, layer = candidate.layout, layer_at(model, candidate.layer)
     sides = [-(-length // cells) for length, cells in zip(size, layout.grid, strict=True)]
 
     def tokens(*corner: slice) -> Tensor:
@@ -57,7 +57,7 @@ def token_movement(
                 )
                 observed.append(before.movedim(layout.batch_axis, 0).detach().double().clone())
 
-        with preserved(model), attached([(module, observe)]):
+        with preserved(model), attached([layer.hooked(observe)]):
             run(model, sample.with_picture(picture).for_one_pass())
         [of_sample] = observed
         return of_sample[0] if layout.kind == "channel-tokens" else of_sample[0].mT

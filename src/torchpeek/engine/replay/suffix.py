@@ -19,7 +19,7 @@ from torchpeek.engine.numerics import close
 from torchpeek.engine.replay.prefix import PrefixRecording, version_of
 from torchpeek.engine.targets.question import Question
 from torchpeek.errors import TorchpeekError
-from torchpeek.hooks import Forward, ForwardHook, attached, containers, replaced
+from torchpeek.hooks import Forward, ForwardHook, SelectedLayer, at_call, attached, containers, replaced
 
 
 class ReplayMismatch(TorchpeekError):
@@ -60,8 +60,7 @@ class Suffix:
 
     Args:
         model: The model.
-        name: The layer's name.
-        layer: The layer's module.
+        layer: The layer, or the call of it.
         layout: The layout of the layer's output.
         call: The call of the recorded pass, N samples.
         prefix: The recorded calls.
@@ -69,12 +68,22 @@ class Suffix:
     """
 
     model: nn.Module
-    name: str
-    layer: nn.Module
+    layer: SelectedLayer
     layout: Layout
     call: ModelCall
     prefix: PrefixRecording
     activation: Tensor
+
+    @property
+    def call_in_replay(self) -> int | None:
+        """Where one call is selected: its number among those calls of the layer that take place in a replay.
+
+        The calls inside recorded modules do not. The selected call is the last of the layer's recorded ones, because
+        the recording ends with it.
+        """
+        if self.layer.call is None:
+            return None
+        return sum(each.module is self.layer.module for each in self.prefix.calls) - 1
 
 
 @dataclass(eq=False)
@@ -126,8 +135,9 @@ class Replay:
             return part
 
         forwards = [(module, partial(replayed, queue, module.forward)) for module, queue in queues.items()]
+        hook = at_call(returning(activation, suffix.layout), suffix.call_in_replay)
         try:
-            with replaced(forwards), attached([(suffix.layer, returning(activation, suffix.layout))]):
+            with replaced(forwards), attached([(suffix.layer.module, hook)]):
                 output = run(suffix.model, suffix.call.select(rows, picture).for_one_pass(picture))
         except torch.OutOfMemoryError:
             raise

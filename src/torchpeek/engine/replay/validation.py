@@ -29,7 +29,7 @@ from torchpeek.engine.replay.suffix import (
 )
 from torchpeek.engine.targets.question import Question
 from torchpeek.engine.wrappers import runs_replicas
-from torchpeek.hooks import attached, containers, replaced
+from torchpeek.hooks import SelectedLayer, attached, containers, replaced
 
 Key: TypeAlias = tuple[Any, ...]
 """A layer and a kind of input: what a replay plan depends on besides the model."""
@@ -39,18 +39,18 @@ _PLANS: ModelCache[Key, ReplayPlan] = ModelCache()
 _REFUSALS: ModelCache[Key, str] = ModelCache()
 
 
-def overwritten_outputs(model: nn.Module, layer: str, call: ModelCall) -> frozenset[int] | None:
+def overwritten_outputs(model: nn.Module, layer: SelectedLayer, call: ModelCall) -> frozenset[int] | None:
     """The numbers of the calls whose outputs must be copied when they are recorded; None where not known yet."""
     plan = _PLANS.get(model, _key(layer, call))
     return None if plan is None else plan.overwritten
 
 
-def refuse_replay(model: nn.Module, layer: str, call: ModelCall, reason: str) -> None:
+def refuse_replay(model: nn.Module, layer: SelectedLayer, call: ModelCall, reason: str) -> None:
     """Remember that replays from this layer are wrong."""
     _REFUSALS.put(model, _key(layer, call), reason)
 
 
-def refusal(model: nn.Module, layer: str, call: ModelCall) -> str | None:
+def refusal(model: nn.Module, layer: SelectedLayer, call: ModelCall) -> str | None:
     """Why replays from this layer are known to be wrong; None where they are not."""
     return _REFUSALS.get(model, _key(layer, call))
 
@@ -61,7 +61,7 @@ def validated_replay(suffix: Suffix, question: Question, batch: int) -> Replay:
     Raises:
         ReplayMismatch: When the replay is wrong; the message says why.
     """
-    key = _key(suffix.name, suffix.call)
+    key = _key(suffix.layer, suffix.call)
     plan = _PLANS.get(suffix.model, key)
     if plan is None or plan.largest_batch < batch or not _matches(plan, suffix.prefix):
         if any(map(runs_replicas, suffix.model.modules())):
@@ -76,8 +76,8 @@ def validated_replay(suffix: Suffix, question: Question, batch: int) -> Replay:
     return Replay(suffix, plan)
 
 
-def _key(layer: str, call: ModelCall) -> Key:
-    return layer, *call.kind
+def _key(layer: SelectedLayer, call: ModelCall) -> Key:
+    return layer.path, layer.index, *call.kind
 
 
 def _validated_plan(suffix: Suffix, question: Question, batch: int) -> ReplayPlan:
@@ -98,7 +98,7 @@ def _validated_plan(suffix: Suffix, question: Question, batch: int) -> ReplayPla
     for trial in range(2):
         changed = _changed_activation(sample_rows(activation, rows), trial)
         recording = PrefixRecording(len(picked))
-        hooks = [(layer, returning(changed[picked].clone(), suffix.layout)), (layer, recording.stop)]
+        hooks = [layer.hooked(returning(changed[picked].clone(), suffix.layout)), layer.hooked(recording.stop)]
         with replaced(recording.recording_forwards(model)), attached(hooks):
             whole = run(model, few.for_one_pass())
         if plan is None:

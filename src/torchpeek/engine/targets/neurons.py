@@ -12,7 +12,8 @@ from torch import Tensor
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.observed import ObservedOutput
 from torchpeek.engine.targets.question import index_list
-from torchpeek.errors import NotConnected, NotFired, TargetError
+from torchpeek.errors import AmbiguousCall, NotConnected, NotFired, TargetError
+from torchpeek.hooks import no_such_call, several_calls
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,7 @@ class Neuron:
     the D.
 
     Args:
-        layer: The name of the layer.
+        layer: The name of the layer; "act[1]" is its second call in a pass.
         channel: The index of a channel, or a list of these.
         position: One index for each axis of the layer's grid. None for the mean over the grid.
 
@@ -138,7 +139,8 @@ class Neuron:
         Raises:
             TargetError: When the layer has no such channel or position, the pass did not record the layer, or the layer
                 returned something else than (N, C, ...).
-            NotFired: When the layer did not run.
+            NotFired: When the layer, or the call, did not run.
+            AmbiguousCall: When the layer was called several times, and no call is named.
 
         Example:
             >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3))
@@ -167,14 +169,20 @@ def _layer_output(output: Any, layer: str, *, clean: bool = False) -> Tensor:
     """(N, C, *grid): what an observed layer returned, at least float32.
 
     Raises TargetError where the pass did not record the layer. Where the layer did not run, raises NotFired for a
-    `clean` pass, and NotConnected for a pass that starts after the target layer.
+    `clean` pass, and NotConnected for a pass that starts after the target layer. Raises AmbiguousCall where the layer
+    was called several times and the target names no call.
     """
     if not isinstance(output, ObservedOutput) or layer not in output.observed:
         raise TargetError(
             f"Neuron({layer!r}) reads a layer that this pass did not record. Give it as the target of the pass: "
             "explain(model, inputs, target=...) or trace(model, inputs, target=...)"
         )
+    selected, calls = output.observed[layer][0], output.calls.get(layer, 0)
+    if clean and selected.call is None and calls > 1:
+        raise AmbiguousCall(f"the target reads one output: {several_calls(layer, calls)}")
     if layer not in output.layers:
+        if clean and calls:
+            raise NotFired(f"the target reads a call that did not take place: {no_such_call(selected, calls)}")
         if clean:
             raise NotFired(f"layer {layer!r}, which the target reads, was not called in the pass")
         raise NotConnected(

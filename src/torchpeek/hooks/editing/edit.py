@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from torchpeek.errors import GradUnavailable, InputError, notify
 from torchpeek.hooks import containers
+from torchpeek.hooks.editing.pass_calls import PassCalls
 from torchpeek.hooks.gradient_tap import GradientTap, tap_gradient
 from torchpeek.hooks.process import eagerly
-from torchpeek.hooks.select import Selection, select, why_not_fired
+from torchpeek.hooks.select import Selection, select_calls, why_not_fired
+from torchpeek.hooks.selected_layer import SelectedLayer
 from torchpeek.hooks.temporary_hooks import attached
 from torchpeek.interrupts import uninterrupted
 
@@ -34,7 +36,8 @@ def edit(
     Nested blocks change inputs and outputs in the order in which they were opened, so a recording that is opened inside
     an edit sees the changed values. Gradients flow the other way, and must flow back inside the block.
 
-    A Notice says so if the model ran but an edited layer was not called.
+    A selection that ends with a number in brackets edits that call of each pass of `model` alone: "act[0]" is the
+    first. A Notice says so if the model ran but an edited layer, or call, did not.
 
     Args:
         model: The model.
@@ -48,8 +51,10 @@ def edit(
 
     Raises:
         LayerNotFound: When a selection matches no layer.
-        InputError: When an argument is not such a dict, or a function returns None or another type of container.
-        GradUnavailable: When gradients are edited, but no gradient can flow back through the layer.
+        InputError: When an argument is not such a dict, a call is counted from the end, or a function returns None or
+            another type of container.
+        GradUnavailable: When gradients are edited, but no gradient can flow back through the layer. Also when one call
+            is edited of a layer in a checkpointed part, where calls cannot be counted.
 
     Example:
         >>> model = nn.Sequential(nn.Identity(), nn.ReLU())
@@ -58,37 +63,52 @@ def edit(
         tensor([1., 0.])
     """
     _check(outputs, inputs, gradients)
-    fired: set[str] = set()  # the layers that ran; "" if the model ran
+    fired: set[str] = set()  # the layers and calls that ran
+    calls = PassCalls(model)
 
     def hooks(edits: Edits | None, hook: Callable[..., Any]) -> list[tuple[nn.Module, Callable[..., Any]]]:
-        return [(module, partial(hook, name, change, fired)) for name, module, change in _by_layer(model, edits)]
+        return [
+            (layer.module, calls.at(layer, partial(hook, layer.name, change, fired)))
+            for layer, change in _by_layer(model, edits)
+        ]
 
     gradient_taps: list[GradientTap] = []
-    called = hooks(inputs, _change_inputs)
+    called = [(model, calls.begin_pass), *hooks(inputs, _change_inputs)]
     returned = hooks(outputs, _change_output) + hooks(gradients, partial(_change_gradient, gradient_taps))
-    returned.append((model, lambda module, args, output: fired.add("")))
+    returned.append((model, calls.complete_pass))
+    ended = [(model, calls.end_pass)]
     try:
-        with eagerly(model.modules(), _notify_compiled), attached(returned, called=called, every_thread=True):
+        with (
+            eagerly(model.modules(), _notify_compiled),
+            attached(returned, called=called, ended=ended, every_thread=True),
+        ):
             yield
     finally:
         with uninterrupted():
             for tap in gradient_taps:
                 tap.remove()
-    for name, module, _ in (row for edits in (outputs, inputs, gradients) for row in _by_layer(model, edits)):
-        if "" in fired and name not in fired:
-            notify(f"an edit did nothing: {why_not_fired(model, name, module)}")
+    for layer, _ in (row for edits in (outputs, inputs, gradients) for row in _by_layer(model, edits)):
+        if calls.completed and layer.name not in fired:
+            notify(f"an edit did nothing: {why_not_fired(model, layer, calls.most(layer))}")
 
 
 def _notify_compiled() -> None:
     notify("the model is compiled, and compiled code ignores hooks; it runs eagerly while it is edited")
 
 
-def _by_layer(model: nn.Module, edits: Edits | None) -> list[tuple[str, nn.Module, Callable[[Any], Any]]]:
-    return [
-        (name, module, change)
+def _by_layer(model: nn.Module, edits: Edits | None) -> list[tuple[SelectedLayer, Callable[[Any], Any]]]:
+    rows = [
+        (layer, change)
         for selection, change in (edits or {}).items()
-        for name, module in select(model, _as_selection(selection)).items()
+        for layer in select_calls(model, _as_selection(selection)).values()
     ]
+    for layer, _ in rows:
+        if layer.counts_from_end:
+            raise InputError(
+                f"{layer.name!r} is counted from the end, and while a pass runs nobody knows which call is the last. "
+                f"Count from the start: {layer.path + '[0]'!r} is the first; torchpeek layers shows how many there are"
+            )
+    return rows
 
 
 def _as_selection(key: Any) -> Selection:

@@ -19,7 +19,8 @@ from torchpeek.errors import InputError, LayerNotFound
 from torchpeek.hooks.module_channels import UNKNOWN_CHANNELS, Channels, channels_of
 from torchpeek.hooks.recording.running_statistics import RunningStatistics
 from torchpeek.hooks.recording.storage import Leaf, StoredTensor, StoredValue
-from torchpeek.hooks.select import Selection, select
+from torchpeek.hooks.select import Selection, select_calls
+from torchpeek.hooks.selected_layer import SelectedLayer
 
 __all__ = ["Callback", "Captured", "Running", "Stored", "gap"]
 
@@ -214,7 +215,7 @@ def gap(tensor: Tensor) -> Tensor:
 
 
 def layer_keepers(
-    model: nn.Module, layers: Mapping[str, nn.Module], keep: Keep | Mapping[Any, Keep] | None
+    model: nn.Module, layers: Mapping[str, SelectedLayer], keep: Keep | Mapping[Any, Keep] | None
 ) -> dict[str, tuple[Keeper, bool]]:
     """The keeper of each layer that has a policy, and whether it accumulates.
 
@@ -224,17 +225,27 @@ def layer_keepers(
     if isinstance(keep, Mapping):
         for key, policy in keep.items():
             selection: Selection = list(key) if isinstance(key, tuple) else key  # a list cannot be the key of a dict
-            modules = set(map(id, select(model, selection).values()))
-            names = [name for name, module in layers.items() if id(module) in modules]
+            calls = {(id(layer.module), layer.call) for layer in select_calls(model, selection).values()}
+            names = [
+                name
+                for name, layer in layers.items()
+                if (id(layer.module), layer.call) in calls or (id(layer.module), None) in calls
+            ]
             if not names:
                 raise LayerNotFound(f"keep selects {key!r}, but no layer of that selection is recorded; record it, too")
             for name in names:
                 policies.setdefault(name, _policy(policy))
     elif keep is not None:
         policies = dict.fromkeys(layers, _policy(keep))
+    for name, policy in policies.items():
+        if layers[name].counts_from_end and not isinstance(policy, Stored):
+            raise InputError(
+                f"keep of {name!r} is tp.keep.{type(policy).__name__}, which reads a tensor when the layer returns; "
+                f"only the end of a pass shows which call that is. Count from the start: {layers[name].path + '[0]'!r}"
+            )
     channels = channels_of(model) if any(policy.accumulates for policy in policies.values()) else {}
     return {
-        name: (policy._keeper(name, channels.get(id(layers[name]), UNKNOWN_CHANNELS)), policy.accumulates)
+        name: (policy._keeper(name, channels.get(id(layers[name].module), UNKNOWN_CHANNELS)), policy.accumulates)
         for name, policy in policies.items()
     }
 

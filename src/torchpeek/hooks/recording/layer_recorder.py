@@ -15,8 +15,16 @@ from torchpeek.hooks import containers
 from torchpeek.hooks.gradient_tap import GradientTap, hooked, tap_gradient
 from torchpeek.hooks.recording.call import Call
 from torchpeek.hooks.recording.keep import Keeper, StatisticsKeeper
-from torchpeek.hooks.recording.pass_tracker import CallCounter, OutputEdge, PassTracker, PendingCalls, in_backward_pass
+from torchpeek.hooks.recording.pass_tracker import (
+    CallCounter,
+    LatestCalls,
+    OutputEdge,
+    PassTracker,
+    PendingCalls,
+    in_backward_pass,
+)
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf, StoredTensor, slot_hook
+from torchpeek.hooks.selected_layer import SelectedLayer
 from torchpeek.hooks.temporary_hooks import UncopiedHook
 
 
@@ -36,59 +44,82 @@ class LayerInputHook(UncopiedHook):
 
 
 class LayerRecorder(UncopiedHook):
-    """The recorded calls of one layer, and its forward hook: records the output."""
+    """The recorded calls of one layer, and its forward hook: records the output.
+
+    Where one call of each pass is selected, the others are counted and not recorded. A call that is counted from the
+    end is only known when the pass has ended, so the latest calls are stored until then.
+    """
 
     __slots__ = (
         "_accumulates",
         "_calls",
         "_counter",
         "_keeper",
+        "_latest",
         "_pass_number",
         "_pending",
+        "_records_every_call",
         "layer",
         "module",
+        "selected",
         "tracker",
     )
 
-    def __init__(
-        self, layer: str, module: nn.Module, tracker: PassTracker, keeper: Keeper | None, accumulates: bool
-    ) -> None:
-        self.layer = layer
-        self.module = module
+    def __init__(self, selected: SelectedLayer, tracker: PassTracker, keeper: Keeper | None, accumulates: bool) -> None:
+        self.selected = selected
+        self.layer = selected.name
+        self.module = selected.module
         self.tracker = tracker
+        call = selected.call
+        self._records_every_call = call is None
+        self._latest = LatestCalls(-call) if call is not None and call < 0 else None
         self._keeper = keeper
         self._accumulates = accumulates
         self._calls: list[Call] = []
         self._pass_number = 0
-        self._counter = CallCounter() if accumulates else None
+        self._counter = CallCounter() if accumulates or call is not None else None
         self._pending = PendingCalls() if tracker.inputs or tracker.gradients else None
 
     def start_pass(self) -> None:
         """Free the memory of the last pass, also if the new pass does not call the layer."""
         if not self._accumulates and self._pass_number != self.tracker.pass_number:
             self._pass_number = self.tracker.pass_number
-            self._calls = []
+            self._clear_calls()
             if self._pending is not None:
                 self._pending.clear()
 
     @property
     def calls(self) -> list[Call]:
-        """The calls of the last pass, or of all passes if they are recorded or accumulated."""
-        return self._calls if self._accumulates or self._pass_number == self.tracker.pass_number else []
+        """The recorded calls of the last pass, or of all passes if they are recorded or accumulated."""
+        if not self._accumulates and self._pass_number != self.tracker.pass_number:
+            return []
+        return self._calls if self._latest is None else self._latest.selected
+
+    @property
+    def call_count(self) -> int:
+        """How often the last pass called the layer, if one call is selected: also the calls that are not recorded."""
+        return 0 if self._counter is None else self._counter.total(self.tracker.pass_count)
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         # This runs for every layer in every pass, so the common case comes first and makes the fewest calls.
         tracker = self.tracker
         if not tracker.is_ours(module is not self.module):
             # The second run of a checkpointed part must build the same graph as the first one.
-            return containers.mapped(output, _as_first_run) if tracker.gradients and in_backward_pass() else None
-        if self._pending is None and self._keeper is None and self._pass_number == tracker.pass_number:
+            return self._in_second_run(output) if tracker.gradients and in_backward_pass() else None
+        if (
+            self._pending is None
+            and self._keeper is None
+            and self._records_every_call
+            and self._pass_number == tracker.pass_number
+        ):
             call = Call(self.layer, next(tracker.call_order))
             if tracker.replicas or module is not self.module:
                 call.replica = True
             self._calls.append(call)
+        elif (finished := self._finished_call(module)) is not None:
+            call = finished
         else:
-            call = self._new_call(module) if self._pending is None else self._finished_call(module)
+            return None
         if type(output) is Tensor and self._keeper is None and tracker.admit is None:
             call.stored_output = StoredTensor(output, tracker.copy)
         else:
@@ -104,6 +135,8 @@ class LayerRecorder(UncopiedHook):
         tracker, call = self.tracker, self._new_call(module)
         assert self._pending is not None
         self._pending.begin(call)
+        if call is None:
+            return None
         if tracker.inputs:
             call.stored_input = self._stored("input", call, args)
             call.stored_kwargs = self._stored("input", call, kwargs) if kwargs else kwargs
@@ -136,30 +169,56 @@ class LayerRecorder(UncopiedHook):
         )
         return None if tapped_args is args and tapped_kwargs is kwargs else (tapped_args, tapped_kwargs)
 
-    def _new_call(self, module: nn.Module) -> Call:
-        tracker = self.tracker
+    def _new_call(self, module: nn.Module) -> Call | None:
+        """A new call of the current thread; None for one that is not selected."""
+        tracker, counter = self.tracker, self._counter
         if self._pass_number != tracker.pass_number:
             self._pass_number = tracker.pass_number
             if self._pending is not None:
                 self._pending.clear()
             if not self._accumulates:
-                self._calls = []
+                self._clear_calls()
+        number = 0 if counter is None else counter.next_number(tracker.pass_count)
+        if not self._records_every_call and self._latest is None and number != self.selected.call:
+            return None
         call = Call(self.layer, next(tracker.call_order))
         if module is not self.module or tracker.replicas:
             call.replica = True
-        if self._counter is None:
+        if self._latest is not None:
+            dropped = self._latest.add(call, tracker.pass_count)
+            if dropped is not None and tracker.gradients:
+                tracker.forget(dropped)
+        elif self._accumulates:
+            # The statistics of the first call of a pass go on with those of the first calls of earlier passes, and so
+            # on. The calls of all replicas add to the same statistics. Outside a pass there is no first call.
+            call.number = number if self._records_every_call and tracker.pass_count else 0
+            call.replica = False
+            self._calls[call.number : call.number + 1] = [call]
+        else:
             self._calls.append(call)
-            return call
-        # The statistics of the first call of a pass go on with those of the first calls of earlier passes, and so on.
-        # The calls of all replicas add to the same statistics.
-        call.number = self._counter.next_number(tracker.pass_count)
-        call.replica = False
-        self._calls[call.number : call.number + 1] = [call]
         return call
 
-    def _finished_call(self, module: nn.Module) -> Call:
-        assert self._pending is not None
-        return self._pending.finish() or self._new_call(module)
+    def _finished_call(self, module: nn.Module) -> Call | None:
+        """The call that returns now; None for one that is not selected."""
+        if self._pending is not None and self._pending.has_begun:
+            return self._pending.finish()
+        return self._new_call(module)
+
+    def _clear_calls(self) -> None:
+        self._calls = []
+        if self._latest is not None:
+            self._latest.clear()
+
+    def _in_second_run(self, output: Any) -> Any:
+        """What the layer returns in the second run of a checkpointed part, inside a backward pass."""
+        first = containers.mapped(output, _as_first_run)
+        if first is not output and not self._records_every_call:
+            raise GradUnavailable(
+                f"{self.layer!r} is one call of a layer in a checkpointed part of a frozen model, which runs again in "
+                f"the backward pass, where calls cannot be counted. Next: record {self.selected.path!r} with all its "
+                "calls, or turn checkpointing off"
+            )
+        return first
 
     def _stored(self, part: str, call: Call, value: Any) -> Any:
         keeper, admit, copy = self._keeper, self.tracker.admit, self.tracker.copy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import count
@@ -134,6 +134,11 @@ class PassTracker:
             self.early_stop = EarlyStop()
             raise self.early_stop
 
+    def forget(self, call: Call) -> None:
+        """Leave out a call when gradients are computed: it is not recorded any more."""
+        slots = {id(leaf) for leaf in call.stored()}
+        self.output_edges = [edge for edge in self.output_edges if id(edge.slot) not in slots]
+
     def is_ours(self, replica: bool) -> bool:
         """Whether the call that runs now belongs to the recording.
 
@@ -159,16 +164,20 @@ class PendingCalls:
     __slots__ = ("_by_thread",)
 
     def __init__(self) -> None:
-        self._by_thread: defaultdict[int, list[Call]] = defaultdict(list)
+        self._by_thread: defaultdict[int, list[Call | None]] = defaultdict(list)
 
-    def begin(self, call: Call) -> None:
-        """Add a call of the current thread."""
+    def begin(self, call: Call | None) -> None:
+        """Add a call of the current thread; None for one that is not recorded."""
         self._by_thread[current_thread()].append(call)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a call of the current thread has begun."""
+        return bool(self._by_thread.get(current_thread()))
+
     def finish(self) -> Call | None:
-        """Remove and return the last call of the current thread; None if there is none."""
-        calls = self._by_thread[current_thread()]
-        return calls.pop() if calls else None
+        """Remove and return the last call of the current thread; None for one that is not recorded."""
+        return self._by_thread[current_thread()].pop()
 
     def clear(self) -> None:
         """Forget the calls, for example of a layer that raised."""
@@ -187,11 +196,44 @@ class CallCounter:
 
     def next_number(self, pass_count: int) -> int:
         """The number of a new call of the current thread in this pass."""
-        if self._pass_count != pass_count or not pass_count:
+        if self._pass_count != pass_count:
             self._pass_count, self._next = pass_count, {}
         number = self._next.get(current_thread(), 0)
         self._next[current_thread()] = number + 1
         return number
+
+    def total(self, pass_count: int) -> int:
+        """How many calls there were in this pass, in the thread with the most."""
+        return max(self._next.values(), default=0) if self._pass_count == pass_count else 0
+
+
+class LatestCalls:
+    """The latest calls of one layer in each pass, for each thread apart.
+
+    Args:
+        most: How many of each pass: as many as the selected call is from the end.
+    """
+
+    __slots__ = ("_by_pass", "_most")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._by_pass: dict[tuple[int, int], deque[Call]] = {}  # (pass, thread)
+
+    def add(self, call: Call, pass_count: int) -> Call | None:
+        """Add a call of the current thread; returns the one that is no longer among the latest."""
+        latest = self._by_pass.setdefault((pass_count, current_thread()), deque())
+        latest.append(call)
+        return latest.popleft() if len(latest) > self._most else None
+
+    @property
+    def selected(self) -> list[Call]:
+        """The selected call of each pass that has as many calls."""
+        return [latest[0] for latest in self._by_pass.values() if len(latest) == self._most]
+
+    def clear(self) -> None:
+        """Forget all passes."""
+        self._by_pass = {}
 
 
 class PassStartHook(UncopiedHook):

@@ -20,7 +20,8 @@ from torchpeek.hooks.recording.keep import Keep, layer_keepers
 from torchpeek.hooks.recording.layer_recorder import LayerInputHook, LayerRecorder
 from torchpeek.hooks.recording.pass_tracker import CallDepthHook, PassEndHook, PassStartHook, PassTracker
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf, MemoryBudget, StoredTensor, slot_hook
-from torchpeek.hooks.select import Selection, named_layers, select, why_not_fired
+from torchpeek.hooks.select import Selection, named_layers, select_calls, why_not_fired
+from torchpeek.hooks.selected_layer import split_call
 from torchpeek.hooks.temporary_hooks import attached
 from torchpeek.interrupts import protected, uninterrupted
 
@@ -49,7 +50,8 @@ def record(
     Args:
         model: The model.
         layers: A name, a glob whose `*` crosses dots, a compiled regular expression, a type, a predicate
-            `f(name, module)`, a module, or a list of these.
+            `f(name, module)`, a module, or a list of these. A number in brackets at the end of a name or glob records
+            that call of each pass alone: "act[0]" is the first, "act[-1]" the last.
         exclude: A selection of layers to leave out.
         inputs: Also record the inputs of the layers.
         gradients: Also record the gradients with respect to outputs and inputs. They arrive when you run `backward()`
@@ -63,7 +65,8 @@ def record(
             place, and of inference tensors, which do not count writes.
         passes: "last" records the calls of the last pass of the model, "all" those of every pass.
         stop: End the pass, and with it the block, when every layer has returned once. What comes later does not run.
-            If the recording is opened again, it does not wait for layers that a complete pass did not call.
+            If the recording is opened again, it does not wait for layers that a complete pass did not call. A pass
+            does not stop early if a call is counted from the end, because only its end shows which call is the last.
         max_bytes: The most memory of the recording, in bytes. What exceeds it is stored in temporary files.
 
     Returns:
@@ -94,7 +97,7 @@ def record(
         raise InputError("a pass that stops early has no score and so no gradients; choose stop or gradients")
     named = named_layers(model)
     modules = list(named.values())  # walk the model once: with many small layers, the walks take most of the time
-    selected = select(model, layers, exclude=exclude, named=named)
+    selected = select_calls(model, layers, exclude=exclude, named=named)
     if stop and any(map(is_sharded, modules)):
         raise InputError(
             "a pass of a sharded model (FSDP) cannot stop early, because its other ranks would wait; choose stop=False"
@@ -109,11 +112,10 @@ def record(
         all_passes=passes == "all" and not all_accumulate,
         admit=None if max_bytes is None else MemoryBudget(max_bytes).admit,
     )
-    if stop:
+    if stop and not any(layer.counts_from_end for layer in selected.values()):
         tracker.stop_after(selected)
     recorders = {
-        name: LayerRecorder(name, module, tracker, *keepers.get(name, (None, False)))
-        for name, module in selected.items()
+        name: LayerRecorder(layer, tracker, *keepers.get(name, (None, False))) for name, layer in selected.items()
     }
     return Recording(model, modules, recorders, tracker, parameters=parameters)
 
@@ -281,9 +283,10 @@ class Recording:
 
     def __getitem__(self, layer: str) -> Calls:
         if layer not in self._recorders:
-            raise LayerNotFound(
-                f"layer {layer!r} is not recorded{closest(layer, self._recorders)}; {len(self._recorders)} layers are"
-            )
+            path, call = split_call(layer)
+            hint = f"; read that call as [{path!r}][{call}]" if call and path in self._recorders else ""
+            hint = hint or closest(layer, self._recorders)
+            raise LayerNotFound(f"layer {layer!r} is not recorded{hint}; {len(self._recorders)} layers are")
         calls = self._recorders[layer].calls
         parameters = None if self._parameters is None else self._parameters[layer]
         return Calls(layer, calls, parameters, self.why_not_called)
@@ -341,7 +344,8 @@ class Recording:
             return f"layer {layer!r} was called in another thread; open the recording in the thread that runs the model"
         if tracker.early_stop is not None and not tracker.completed:
             return f"the pass was stopped before layer {layer!r} was called; record it with stop=False"
-        why = why_not_fired(self._model, layer, self._recorders[layer].module)
+        recorder = self._recorders[layer]
+        why = why_not_fired(self._model, recorder.selected, recorder.call_count)
         return why if tracker.completed else f"{why}. An exception ended the last pass before the model returned"
 
     def _on_pass_start(self) -> None:
