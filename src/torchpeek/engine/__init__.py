@@ -6,9 +6,10 @@ from torchpeek.engine.bias_gradients import FullGradients, bias_gradients
 from torchpeek.engine.capture import Capture, CaptureRequest
 from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass, Origin, with_observed_layers
-from torchpeek.engine.layout import Layout, LayoutSpec, described
+from torchpeek.engine.layout import Layout, LayoutSpec
 from torchpeek.engine.layout_inference.default_layer import Suggestion, suggest_layer, suggest_stages
 from torchpeek.engine.layout_inference.dry_run import LayerCall, layer_calls, with_known_totals
+from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import Arguments, ModelCall, as_model_call
 from torchpeek.engine.model_config import takes_a_list
 from torchpeek.engine.preserve import preserved

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torchpeek.engine.forward import why_not_finite
 from torchpeek.engine.gradients import Handle, start_graph
-from torchpeek.engine.layout import Layout, LayoutSpec, described
+from torchpeek.engine.layout import Layout, LayoutSpec
 from torchpeek.engine.layout_inference.candidates import (
     LayoutUndecided,
     resolve_layout,
@@ -21,6 +21,7 @@ from torchpeek.engine.layout_inference.candidates import (
     unambiguous_layout,
 )
 from torchpeek.engine.layout_inference.dry_run import known_evidence
+from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.errors import AmbiguousCall, NotFinite, NotFired
 from torchpeek.hooks import ForwardHook, SelectedLayer, call_name, containers, several_calls, why_not_fired
@@ -32,7 +33,8 @@ class Capture:
 
     Args:
         layer: The layer's name.
-        returned: (N, ...), samples first, as `Layout.taken` returns it: a copy, made before the next operation can write into the tensor.
+        returned: (N, ...), samples first, as `Layout.taken` returns it: a copy, made before the next operation can
+            write into the tensor.
         handle: Where the gradient of the tensor is read, in the layer's own axis order: the leaf that the graph starts
             at, or the edge of a graph that began earlier. None where the pass kept no graph.
         layout: The layout of the tensor.

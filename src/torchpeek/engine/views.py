@@ -65,10 +65,10 @@ def picture_view(forward_pass: ForwardPass) -> PictureView:
         if picture.shape[place.axis] == layout.views and _changes_this_view_alone(forward_pass, capture, place):
             return place
     raise MethodNotApplicable(
-        f"the method changes the input, and no part of the input {tuple(forward_pass.call.model_picture.shape)} changes "
-        f"view {layout.view} of layer {capture.layer!r} ({layout}) and no other view, so there is nothing to change for "
-        "a map of one view. Next: choose a method that reads the activations and gradients of the layer, such as "
-        "gradcam (torchpeek methods lists them)"
+        f"the method changes the input of one view, but no part of the input "
+        f"{tuple(forward_pass.call.model_picture.shape)} changes view {layout.view} of layer {capture.layer!r} "
+        f"({layout}) and no other view. Next: choose a method that reads the activations and gradients of the layer, "
+        "such as gradcam (torchpeek methods lists them)"
     )
 
 
@@ -113,8 +113,8 @@ def check_views(forward_pass: ForwardPass) -> None:
         if same_in_other and not same:
             right = str(replace(other, view=None))
             raise InputError(
-                f"layout={str(layout)!r} does not fit layer {capture.layer!r}: of the last sample alone it returns what "
-                f"it returns of it in the batch as {right!r}. Next: layout={right!r}"
+                f"layout={str(layout)!r} does not fit layer {capture.layer!r}: a pass of the last sample alone shows "
+                f"that its views are those of {right!r}. Next: layout={right!r}"
             )
 
 

@@ -99,9 +99,8 @@ def check_grids(heatmaps: Mapping[str, Heatmap], shape: Sequence[int]) -> None:
         maps = tuple(each.values.shape[2:])
         if of_views and (len(maps) != len(shape) - 2 or maps[0] != shape[2]):
             raise MetricNotApplicable(
-                f"the heatmap {name!r} has a map of each view ({each.provenance.layout}), (N, K, views, *grid), and the "
-                f"axes of the inputs {tuple(shape)} are not (N, C, views, *grid), so which map covers which part of the "
-                "input is not known. Next: wrap the model so that it takes (N, C, views, *grid)"
+                f"the heatmap {name!r} has a map of each view, {each.provenance.layout}, but the axes of the inputs "
+                f"{tuple(shape)} are not (N, C, views, *grid). Next: wrap the model so that it takes such inputs"
             )
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torchpeek.engine.layout import Grid, Kind, Layout, LayoutSpec, described
+from torchpeek.engine.layout import Grid, Kind, Layout, LayoutSpec
 from torchpeek.engine.layout_inference.error_texts import text_of, why_no_layout
 from torchpeek.engine.layout_inference.module_axes import channel_axis
+from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.errors import NoSpatialLayer
 from torchpeek.hooks import containers
@@ -296,11 +297,11 @@ def _inferred_layouts(name: str, module: nn.Module, output: Any, evidence: Layou
 
 def _requested_layouts(output: Any, evidence: LayoutEvidence, spec: LayoutSpec) -> Iterable[Layout]:
     """The layouts that the user's `spec` allows; what it leaves open follows from the shapes."""
-    views = {"views": spec.views, "views_first": spec.views_first, "view": spec.view}
     batch = evidence.batch_size * (spec.views or 1)
     kind, axes = spec.kind, spec.axes or len(evidence.input_size)
     if kind == "channel-tokens" and spec.grid is None and len(evidence.input_size) == 1:
         kind, axes = "channels-first", 1  # of a signal, T is the grid
+    own = Layout(kind, (), part="", views=spec.views, views_first=spec.views_first, view=spec.view)
     for path, tensor in containers.leaves(output):
         shape = tuple(tensor.shape)
         if not tensor.is_floating_point() or len(shape) < 3:
@@ -309,21 +310,22 @@ def _requested_layouts(output: Any, evidence: LayoutEvidence, spec: LayoutSpec) 
             grid = shape[2:] if kind == "channels-first" else shape[1:-1]
             fits = len(grid) == axes if spec.grid is None else grid == spec.grid
             if shape[0] == batch and fits and math.prod(grid) > 1:
-                yield Layout(kind, grid, part=path, **views)
+                yield replace(own, grid=grid, part=path)
         elif spec.grid is not None:
-            layout = Layout(kind, spec.grid, spec.prefix or 0, spec.suffix, path, **views)
+            layout = replace(own, grid=spec.grid, prefix=spec.prefix or 0, suffix=spec.suffix, part=path)
             if layout.fits(output, evidence.batch_size):
                 yield layout
         elif len(shape) == 3 and shape[1 if kind == "sequence-first" else 0] == batch:
             tokens = {"tokens": shape[1], "channel-tokens": shape[2], "sequence-first": shape[0]}[kind]
-            strided = _strided_grids(evidence.input_size)
-            known = (
-                (evidence.grids, _merged_grids(evidence), strided) if spec.views is None else (evidence.inner_grids,)
-            )
+            known: tuple[Iterable[Grid], ...] = (evidence.inner_grids,)  # those of one view
+            if spec.views is None:
+                known = (evidence.grids, _merged_grids(evidence), _strided_grids(evidence.input_size))
             for grids in known:
-                layouts = _layouts_on_grids(kind, tokens, grids, evidence)
-                if layouts:
-                    yield from (replace(each, part=path, **views) for each in layouts)
+                if layouts := _layouts_on_grids(kind, tokens, grids, evidence):
+                    yield from (
+                        replace(own, grid=each.grid, prefix=each.prefix, suffix=each.suffix, part=path)
+                        for each in layouts
+                    )
                     break
 
 

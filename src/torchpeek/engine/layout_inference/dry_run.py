@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.engine.forward import run
-from torchpeek.engine.layout import Layout, described
+from torchpeek.engine.layout import Layout
 from torchpeek.engine.layout_inference.candidates import (
     CandidateLayer,
     LayoutEvidence,
@@ -27,6 +27,7 @@ from torchpeek.engine.layout_inference.error_texts import no_grid_anywhere
 from torchpeek.engine.layout_inference.module_axes import channel_axis, grid_of
 from torchpeek.engine.layout_inference.projections import is_projection
 from torchpeek.engine.layout_inference.token_probe import locate_grid, token_movement
+from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.model_config import (
@@ -70,8 +71,7 @@ class DryRun:
         outputs: Layer -> the shape of the output of each call.
         evidence: What is known of the grids and the tokens.
         candidates: The layers with a grid, and single calls of those that were called several times, `name[i]`, in the
-            order in which they returned. A call stands for a tensor only where no layer that was called once returned
-            it.
+            order in which they returned.
         dense: Whether the model predicts boxes, or something for each position of a grid.
         layers: For each tensor that layers returned, the outermost of them, in the order in which they returned.
     """
@@ -134,7 +134,7 @@ def why_no_candidate(model: nn.Module, call: ModelCall) -> str:
         )
         for name in dict.fromkeys(dry.layers)
     ]
-    return no_grid_anywhere(type(model).__name__, call.model_picture.shape, layers, 1)
+    return no_grid_anywhere(model, call.model_picture.shape, layers, 1)
 
 
 def with_known_totals(
@@ -280,7 +280,11 @@ class DryRunObserver:
     def _evidence(self, token_counts: tuple[int | None, int], probe_undecided: bool) -> LayoutEvidence:
         prefix, suffix = token_counts
         size, rescales_input = self._input_size(), self._call.takes_list
-        of_picture = (grid for grid in (*self._grids, *configured_grids(self._model)) if len(grid) == len(size))
+        grids_of_signal = [
+            _along(size, grid) for grid in self._grids if len(grid) == 1 < len(size) == size.count(1) + 1
+        ]
+        all_grids = (*self._grids, *grids_of_signal, *configured_grids(self._model))
+        of_picture = (grid for grid in all_grids if len(grid) == len(size))
         fitting = [
             grid for grid in of_picture if rescales_input or all(a <= b for a, b in zip(grid, size, strict=True))
         ]
@@ -375,23 +379,29 @@ class DryRunObserver:
         """The sizes of the picture's own axes, such as (H, W).
 
         A picture (N, H, W) has no channel axis, and one of frames, (N, T, C, H, W), has more axes before its own. Both
-        are recognised by the grids of the convolutions, if none has as many axes as a picture (N, C, *grid).
+        are recognised by the grids of the convolutions, if none has as many axes as a picture (N, C, *grid). A signal
+        (N, C, 1, T) has axes of its own that a convolution of one axis does without.
         """
         picture = self._call.picture
         fewer = [count for count in self._axis_counts if count < picture.ndim]
-        if not fewer or picture.ndim - 2 in fewer:
+        is_signal = picture.shape[2:].numel() == picture.shape[-1] and max(fewer, default=0) == 1
+        if not fewer or picture.ndim - 2 in fewer or is_signal:
             return tuple(picture.shape[2:])
         return tuple(picture.shape[-max(fewer) :])
 
     def _representative(self, members: list[_NumberedCall]) -> _NumberedCall | None:
-        """Of calls that return one tensor, that of the outermost layer that was called once; of several, the last.
+        """Of calls that return one tensor, that of the outermost layer; of several outermost, the last.
 
-        Where no layer was called once, it is the same of those that were called several times. A layer that takes the
-        model's own input is the whole feature extractor, and is taken only where there is no other.
+        A layer that takes the model's own input is the whole feature extractor, and is taken only where there is no
+        other.
         """
-        eligible = [each for each in members if self._calls[each[0]] == 1] or members
-        inner = [each for each in eligible if each not in self._reads_picture] or eligible
+        inner = [each for each in members if each not in self._reads_picture] or members
         return min(reversed(inner), key=lambda each: each[0].count(".")) if inner else None
+
+
+def _along(size: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, ...]:
+    """The grid of one axis along the one long axis of a picture: (56,) of a signal (1, 64) is (1, 56)."""
+    return tuple(grid[0] if length > 1 else 1 for length in size)
 
 
 def _is_within(layer: str, names: Container[str]) -> bool:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx, nn
 
-from torchpeek.engine.layout import Grid, Layout, LayoutSpec, described
+from torchpeek.engine.layout import Grid, Layout, LayoutSpec
+from torchpeek.engine.layout_text import described
 from torchpeek.hooks import containers
 
 # The axes of a grid by how many they are, as texts of layouts name them.
@@ -101,18 +102,18 @@ def why_not_on_picture(tensor: Tensor, batch_size: int) -> tuple[str, list[str]]
 
 
 def no_grid_anywhere(
-    model: str, shape: Sequence[int], layers: Sequence[tuple[str, Any, int, Sequence[Layout]]], batch_size: int
+    model: nn.Module, shape: Sequence[int], layers: Sequence[tuple[str, Any, int, Sequence[Layout]]], batch_size: int
 ) -> str:
     """The error text where no layer can be suggested: what the last layers return, and what can be said of them.
 
     Args:
-        model: The name of the model.
+        model: The model.
         shape: The shape of its input.
         layers: Layer, its output for `batch_size` samples, how often it was called, and the layouts that fit, in the
             order in which they returned.
         batch_size: How many samples there were.
     """
-    start = f"no layer of {model} returns a grid of the picture for an input of {tuple(shape)}"
+    start = f"no layer of {type(model).__name__} returns a grid of the picture for an input of {tuple(shape)}"
     listed: dict[str, str] = {}  # why -> the last layer of which it is so
     for layer, output, calls, layouts in reversed(layers):
         tensors = [tensor for _, tensor in containers.leaves(output) if tensor.is_floating_point() and tensor.ndim > 2]
@@ -126,6 +127,12 @@ def no_grid_anywhere(
         why = "; ".join([reason] * bool(reason) + [" or ".join(f"layout={text!r}" for text in texts)] * bool(texts))
         if why and len(listed) < _MOST_LISTED:
             listed.setdefault(why, f"{layer!r} {described(output, batch_size)}")
+    if not listed and isinstance(model, fx.GraphModule):
+        return (
+            f"{start}: it is a graph whose operations are functions, and its modules only hold parameters. Next: "
+            "explain the network that the graph was made from, or torch.export.unflatten(exported_program), which has "
+            "its layers"
+        )
     if not listed:
         return (
             f"{start}, and none returns a tensor with axes that could be one. A heatmap needs a layer that returns (N, "

@@ -75,7 +75,7 @@ def is_projection(
             if sizes == tuple(positions):
                 responses = [respond(entry) for entry in entries]
             else:  # all in one call, as more samples
-                responses = list(respond(torch.cat(entries)).split(sizes[0]))
+                responses = list(respond(torch.cat(entries)).chunk(len(entries)))
         except torch.OutOfMemoryError:
             raise
         except Exception:  # the module takes inputs of one size, or of its own kind
