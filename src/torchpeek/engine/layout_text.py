@@ -125,6 +125,8 @@ def _described_sizes(shape: Sequence[int], count: int | None) -> list[str]:
         return sizes
     if count is None or shape[0] == count:
         return ["N", *sizes[1:]]
+    if len(shape) == 1:
+        return sizes
     if len(shape) == 3 and shape[1] == count:  # most likely a sequence (T, N, C), if its length shows no other reason
         return [sizes[0], "N", sizes[2]] if count == 1 or shape[0] % count else sizes
     return sizes if shape[0] == 0 or shape[0] % count else [f"{shape[0] // count}N", *sizes[1:]]

@@ -125,11 +125,9 @@ class Trace:
             InputError: When the layers hold no views, or not so many.
 
         Example:
-            >>> class Frames(nn.Sequential):
-            ...     def forward(self, x):
-            ...         return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
-            >>> model = Frames(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-            >>> trace = tp.trace(model, torch.rand(2, 4, 3, 10, 10), layer="0", layout="(N 4) C H W", target=5)
+            >>> parts = nn.Flatten(0, 1), nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Unflatten(0, (2, 4)), nn.Flatten()
+            >>> x = torch.rand(2, 4, 3, 10, 10)
+            >>> trace = tp.trace(nn.Sequential(*parts), x, layer="1", layout="(N 4) C H W", target=5)
             >>> trace.activations.shape, trace.of_view(3).activations.shape
             (torch.Size([2, 1, 8, 4, 8, 8]), torch.Size([2, 1, 8, 8, 8]))
         """

@@ -21,7 +21,7 @@ def resnet() -> nn.Module:
 
 
 class TestResNet:
-    """The sum at the end of a block goes into a ReLU that is called twice. Its second call returns what `layer4` did."""
+    """The sum at the end of a block goes into a ReLU that is called twice: its second call returns what layer4 did."""
 
     def expected(self, model: nn.Module, x: Tensor, method: str) -> Tensor:
         return tp.explain(model, x, layer="layer4", method=method, target=3).values
