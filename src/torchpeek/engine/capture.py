@@ -148,6 +148,8 @@ class CaptureRecorder:
             return known
         if known is None and (layout := unambiguous_layout(module, output, self._static_evidence)) is not None:
             return layout
+        if self._evidence is None and isinstance(known, LayoutSpec) and (known.grid or known.axes):
+            return resolve_layout(name, module, output, self._static_evidence, known)  # nothing is left to infer
         if self._evidence is None:
             raise LayoutUndecided(
                 f"layer {name!r} returned {described(output, len(self._call))}; a dry run has to show its layout"

@@ -125,7 +125,7 @@ class Trace:
             InputError: When the layers hold no views, or not so many.
 
         Example:
-            >>> parts = nn.Flatten(0, 1), nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Unflatten(0, (2, 4)), nn.Flatten()
+            >>> parts = nn.Flatten(0, 1), nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Unflatten(0, (-1, 4)), nn.Flatten()
             >>> x = torch.rand(2, 4, 3, 10, 10)
             >>> trace = tp.trace(nn.Sequential(*parts), x, layer="1", layout="(N 4) C H W", target=5)
             >>> trace.activations.shape, trace.of_view(3).activations.shape
