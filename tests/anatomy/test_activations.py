@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import torchpeek as tp
 from networks import InPlaceNet, PooledNet, Shared
+from networks.several_calls import SharedAct
 from torchpeek.errors import AmbiguousCall, LayerNotFound, NotFired
 
 
@@ -55,3 +56,28 @@ class TestActivations:
             tp.activations(Shared(), x, ["act", "two", "unused"])
         with pytest.raises(LayerNotFound, match="closest: 'one'"):
             tp.activations(Shared(), x, "ones")
+
+
+class TestOneCall:
+    def test_each_call(self) -> None:
+        model, x = SharedAct().eval(), torch.randn(2, 3, 8, 8)
+        with torch.no_grad():
+            first = model.act(model.one(x))
+            second = model.act(model.two(first))
+            third = model.act(second + model.three(second))
+        names = ["act[0]", "act[1]", "act[2]", "act[-1]", "act[-3]"]
+        found = tp.activations(model, x, names)
+        assert list(found) == names
+        for name, expected in zip(names, (first, second, third, third, first), strict=True):
+            torch.testing.assert_close(found[name], expected)
+
+    def test_nothing_runs_after_the_call(self) -> None:
+        model, ran = SharedAct().eval(), []
+        model.three.register_forward_hook(lambda *hook_arguments: ran.append("three"))
+        assert tp.activations(model, torch.randn(1, 3, 8, 8), "act[1]")["act[1]"].shape == (1, 6, 4, 4)
+        assert ran == []
+
+    def test_a_call_that_does_not_exist(self) -> None:
+        for call in (3, -4):
+            with pytest.raises(NotFired, match=r"called 3 times.*'act\[0\]' to 'act\[2\]'"):
+                tp.activations(SharedAct(), torch.randn(1, 3, 8, 8), f"act[{call}]")

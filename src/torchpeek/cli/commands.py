@@ -193,7 +193,8 @@ def features(
     layers: Annotated[
         list[str] | None,
         option(
-            'A layer name or a glob. Repeat it for several. By default, the layer that "cam" uses.',
+            'A layer name or a glob; "act[1]" is the second call of a layer that is called several times. Repeat it '
+            'for several. By default, the layer that "cam" uses.',
             "--layer",
             group=LAYERS,
         ),

@@ -135,9 +135,10 @@ class MethodOptions:
     layers: Annotated[
         list[str] | None,
         option(
-            'The target layer; "torchpeek layers" lists the layers. Repeat it for one heatmap from several layers. By '
-            "default, the last layer with a grid; for polycam and refinecam, the last layers of the coarsest grids. "
-            "Methods that use every layer (fullgrad, and those that read attention) ignore it.",
+            'The target layer; "torchpeek layers" lists the layers. "act[1]" is the second call of a layer that is '
+            "called several times. Repeat it for one heatmap from several layers. By default, the last layer with a "
+            "grid; for polycam and refinecam, the last layers of the coarsest grids. Methods that use every layer "
+            "(fullgrad, and those that read attention) ignore it.",
             "--layer",
         ),
     ] = None

@@ -20,7 +20,7 @@ from torchpeek.engine.replay.prefix import PrefixRecording
 from torchpeek.engine.replay.suffix import Replay, ReplayMismatch, Suffix, returning
 from torchpeek.engine.replay.validation import overwritten_outputs, refusal, refuse_replay, validated_replay
 from torchpeek.engine.targets.question import Bound
-from torchpeek.errors import notify
+from torchpeek.errors import AmbiguousCall, notify
 from torchpeek.hooks import attached, layer_at, replaced
 
 
@@ -51,8 +51,22 @@ def ablate(
         return layout.from_grid(changed.to(activation.dtype), sample_rows(returned, rows))
 
     def by_whole_pass(rows: Tensor, trial_numbers: Tensor) -> Tensor:
-        with attached([selected.hooked(returning(changed_output(rows, trial_numbers).clone(), layout))]):
-            return forward_pass.question(run(model, call.select(rows).for_one_pass()), rows)
+        calls = 0
+
+        def count_call(*hook_arguments: Any) -> None:
+            nonlocal calls
+            calls += 1
+
+        change_output = selected.hooked(returning(changed_output(rows, trial_numbers).clone(), layout))
+        with attached([change_output, (selected.module, count_call)]):
+            output = run(model, call.select(rows).for_one_pass())
+        if calls != selected.total:
+            raise AmbiguousCall(
+                f"a pass of {len(rows)} samples calls {selected.path!r} {calls} times, but the trace of {len(call)} "
+                f"called it {selected.total} times, so {selected.name!r} is not the same call in both. Next: choose a "
+                "layer that is called as often whatever the batch, or a method that does not change the layer's output"
+            )
+        return forward_pass.question(output, rows)
 
     batch = 1 if batch_statistics_layer(model) else batch
     with preserved(model), forward_pass.autocast_context():

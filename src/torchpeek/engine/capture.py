@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -23,7 +23,7 @@ from torchpeek.engine.layout_inference.candidates import (
 from torchpeek.engine.layout_inference.dry_run import known_evidence
 from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import ModelCall
-from torchpeek.errors import AmbiguousCall, NotFinite, NotFired
+from torchpeek.errors import AmbiguousCall, NotFinite, NotFired, TorchpeekError
 from torchpeek.hooks import ForwardHook, SelectedLayer, call_name, containers, several_calls, why_not_fired
 
 
@@ -103,10 +103,11 @@ class CaptureRecorder:
         self._evidence = known_evidence(model, call)
         self._captures: dict[str, Capture] = {}
         self._calls = dict.fromkeys(request.layers, 0)
+        self._errors: list[TorchpeekError] = []  # about calls that may turn out not to be the selected ones
 
     def hooks(self) -> list[tuple[nn.Module, ForwardHook]]:
         """One forward hook for each layer."""
-        return [(layer.module, partial(self._keep, layer)) for layer in self._request.layers.values()]
+        return [(layer.module, partial(self._returned, layer)) for layer in self._request.layers.values()]
 
     def captures(self) -> dict[str, Capture]:
         """The captures, in the order of the request.
@@ -119,6 +120,8 @@ class CaptureRecorder:
         layers = self._request.layers
         if any(layer.total not in (None, self._calls[name]) for name, layer in layers.items()):
             raise CallsMiscounted({layer.path: self._calls[name] for name, layer in layers.items()})
+        for error in self._errors:
+            raise error
         for name, layer in layers.items():
             if layer.call is None and self._calls[name] > 1:
                 raise AmbiguousCall(several_calls(name, self._calls[name]))
@@ -126,11 +129,25 @@ class CaptureRecorder:
                 raise NotFired(why_not_fired(self._model, layer, self._calls[name]))
         return {name: self._captures[name] for name in layers}
 
-    def _keep(self, layer: SelectedLayer, module: nn.Module, args: Any, output: Any) -> Any:
-        name, number = layer.name, self._calls[layer.name]
-        self._calls[name] += 1
+    def layers(self) -> dict[str, SelectedLayer]:
+        """The requested layers, with the number of calls that the pass made of each."""
+        return {name: replace(layer, total=self._calls[name]) for name, layer in self._request.layers.items()}
+
+    def _returned(self, layer: SelectedLayer, module: nn.Module, args: Any, output: Any) -> Any:
+        number = self._calls[layer.name]
+        self._calls[layer.name] += 1
         if number != (layer.index or 0):
             return None
+        try:
+            return self._keep(layer, module, output)
+        except TorchpeekError as error:
+            if not layer.counts_from_end:
+                raise
+            self._errors.append(error)
+            return None
+
+    def _keep(self, layer: SelectedLayer, module: nn.Module, output: Any) -> Any:
+        name = layer.name
         layout = self._layout(layer, module, output)
         tensor = containers.at(output, layout.part)
         copy = tensor.detach().clone()  # the next operation may write into the tensor

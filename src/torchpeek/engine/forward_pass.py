@@ -23,8 +23,8 @@ from torchpeek.engine.preserve import preserved
 from torchpeek.engine.replay.prefix import PrefixRecording
 from torchpeek.engine.replay.validation import overwritten_outputs
 from torchpeek.engine.targets.question import Bound, Question, Target
-from torchpeek.errors import InputError, NotFinite, notify
-from torchpeek.hooks import SelectedLayer, attached, containers, layer_at, replaced
+from torchpeek.errors import AmbiguousCall, InputError, NotFinite, listed_names, notify
+from torchpeek.hooks import SelectedLayer, attached, containers, replaced, select_calls
 from torchpeek.interrupts import uninterrupted
 
 
@@ -181,7 +181,7 @@ def _one_pass(
     return ForwardPass(
         model,
         call,
-        request.layers,
+        recorder.layers(),
         recorder.captures(),
         output,
         target.bind(output),
@@ -201,7 +201,13 @@ def with_observed_layers(model: nn.Module, call: ModelCall, target: Target) -> M
     """
     observed = {}
     for name in layers_of_target(target):
-        layer = layer_at(model, name)
+        selected = select_calls(model, name)
+        if len(selected) > 1:
+            raise AmbiguousCall(
+                f"the target reads layer {name!r}, which selects {len(selected)} layers ({listed_names(selected)}); "
+                "name one"
+            )
+        [layer] = selected.values()
         observed[name] = layer, layout_of(model, call, layer)
     return replace(call, observed=observed) if observed else call
 

@@ -125,9 +125,9 @@ class Trace:
             InputError: When the layers hold no views, or not so many.
 
         Example:
-            >>> parts = nn.Flatten(0, 1), nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Unflatten(0, (-1, 4)), nn.Flatten()
-            >>> x = torch.rand(2, 4, 3, 10, 10)
-            >>> trace = tp.trace(nn.Sequential(*parts), x, layer="1", layout="(N 4) C H W", target=5)
+            >>> head = nn.AdaptiveAvgPool2d(1), nn.Unflatten(0, (-1, 4)), nn.Flatten()
+            >>> model, x = nn.Sequential(nn.Flatten(0, 1), nn.Conv2d(3, 8, 3), *head), torch.rand(2, 4, 3, 10, 10)
+            >>> trace = tp.trace(model, x, layer="1", layout="(N 4) C H W", target=5)
             >>> trace.activations.shape, trace.of_view(3).activations.shape
             (torch.Size([2, 1, 8, 4, 8, 8]), torch.Size([2, 1, 8, 8, 8]))
         """

@@ -36,8 +36,9 @@ def trace(
         model: An nn.Module, or a LoadedModel.
         inputs: A batch (N, C, *grid), a Picture, a dict of keyword arguments, or `tp.Arguments`; with a LoadedModel
             also a path or a PIL image.
-        layer: A selection of one layer, or a list of several. None takes the default layer;
-            `trace.origin.layer_reason` says why that one.
+        layer: A selection of one layer, or a list of several. "act[1]" is the second call in a pass of a layer that is
+            called several times, "act[-1]" the last. None takes the default layer; `trace.origin.layer_reason` says why
+            that one.
         layout: The layout of what the layer returns, where its shape leaves a doubt: a `tp.Layout`, or its text.
         target: What is explained, as for `explain`; None for the predicted class.
         gradients: Whether gradients at the layer are kept. Methods that read none need no graph.
@@ -50,7 +51,7 @@ def trace(
 
     Raises:
         InputError: When the model or the inputs cannot be used.
-        LayerError: When the layer does not exist, was not called just once, or returns no grid.
+        LayerError: When the layer does not exist, was not called just once and no call is chosen, or returns no grid.
         TargetError: When the target does not fit the model's output.
         NotConnected: When a score does not depend on the layer.
         NotFinite: When the layer's output or the scores have NaN or infinity.
@@ -130,8 +131,9 @@ def explain(
         inputs: A batch (N, C, *grid), a Picture, a dict of keyword arguments, or `tp.Arguments`; with a LoadedModel
             also a path or a PIL image. A list of these, which may differ in size, gives a list of heatmaps.
         method: A method's name; `torchpeek methods` lists them.
-        layer: A selection of one layer, or a list of several, whose maps are then fused. None takes the default layer:
-            the last one at whose grid positions the score depends. The provenance says which, and why.
+        layer: A selection of one layer, or a list of several, whose maps are then fused. "act[1]" is the second call in
+            a pass of a layer that is called several times, "act[-1]" the last. None takes the default layer: the last
+            one at whose grid positions the score depends. The provenance says which, and why.
         layout: The layout of what the layer returns, where its shape leaves a doubt: a `tp.Layout`, or its text, such
             as "tokens 1+14x14". "(N 4) C H W" is for a layer with 4 frames or views of each sample in its batch axis;
             the values are then (N, K, 4, h, w), a map of each.
@@ -152,7 +154,7 @@ def explain(
         MethodNotFound: When there is no such method.
         OptionError: When the method has no such option, or its value is not allowed.
         InputError: When the model or the inputs cannot be used.
-        LayerError: When the layer does not exist, was not called just once, or returns no grid.
+        LayerError: When the layer does not exist, was not called just once and no call is chosen, or returns no grid.
         TargetError: When the target does not fit the model's output.
         NotConnected: When a score does not depend on the layer.
         NotFinite: When activations, scores or the map have NaN or infinity.
