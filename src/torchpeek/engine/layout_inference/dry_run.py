@@ -204,7 +204,7 @@ class DryRunObserver:
         self._calls: dict[str, int] = {}
         self._outputs: dict[str, list[str]] = {}
         self._meta_outputs: dict[str, Any] = {}  # of each call by its name, and by the layer's name of the last one
-        self._meta_inputs: dict[str, Any] = {}  # of the last call
+        self._meta_inputs: dict[str, Any] = {}  # of the last call; None where it is not one dense tensor
         self._projections: dict[str, bool] = {}
         # For each tensor, the layers and numbers of the calls that returned it, innermost first.
         self._layers_of_tensor: list[list[_NumberedCall]] = []
@@ -220,7 +220,9 @@ class DryRunObserver:
 
     def record_inputs(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         """The forward pre-hook of one layer."""
-        self._meta_inputs[name] = _on_meta_device((args, kwargs))
+        tensors = [tensor for _, tensor in containers.leaves((args, kwargs))]
+        is_plain = len(tensors) == 1 and tensors[0].layout == torch.strided and not tensors[0].is_nested
+        self._meta_inputs[name] = _on_meta_device((args, kwargs)) if is_plain else None
 
     def record_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         """The forward hook of one layer."""
@@ -361,7 +363,7 @@ class DryRunObserver:
                 if path not in self._projections:
                     self._projections[path] = is_projection(
                         modules[path],
-                        self._meta_inputs[path],
+                        self._meta_inputs.get(path),
                         self._meta_outputs[path],
                         candidates[path].layout,
                         self._call.picture.device,

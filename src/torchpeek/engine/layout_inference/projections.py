@@ -41,7 +41,7 @@ def is_projection(
 
     Args:
         module: The layer.
-        inputs: Its arguments in the dry run, (args, kwargs), on the meta device.
+        inputs: Its arguments in the dry run, (args, kwargs), on the meta device. None where they are not one tensor.
         output: What it returned, on the meta device.
         layout: The layout of the output.
         device: Where to make the inputs, if the module has no parameters.
@@ -49,10 +49,9 @@ def is_projection(
     """
     if isinstance(module, nn.Linear):
         return True
-    tensors = list(containers.leaves(inputs))
-    if layout.kind == "channels-first" or layout.part or len(tensors) != 1 or not isinstance(output, Tensor):
+    if inputs is None or layout.kind == "channels-first" or layout.part or not isinstance(output, Tensor):
         return False
-    [(path, like)] = tensors
+    [(path, like)] = containers.leaves(inputs)
     axis = 1 if layout.kind == "channel-tokens" else -1
     if like.ndim < 3 or not like.is_floating_point() or like.ndim != output.ndim:
         return False
