@@ -90,7 +90,8 @@ class Heatmap:
 
     Args:
         values: (N, K, *grid), signed and raw, at the layer's own resolution: what the paper's equation gives before its
-            final ReLU. float32, or float64 for a float64 model.
+            final ReLU. float32, or float64 for a float64 model. (N, K, views, *grid) where the layer holds frames or
+            views in its batch axis.
         scores: (N, K), the scores of the clean pass.
         question: What the scores are of; its `labels` are (N, K).
         provenance: Every choice that the values depend on.

@@ -66,7 +66,8 @@ def layers(model: Model, inputs: Inputs | None = None) -> LayerTable:
     Returns:
         LayerTable: a row for each layer with name, type, number of parameters and, with `inputs`, the number of calls
         and the output, call by call where the calls return different shapes. Shapes start with N, whatever the batch
-        size. `suggested` is the layer that `explain` takes by default.
+        size, or with 4N where a layer holds four parts of each sample in its batch axis. `suggested` is the layer that
+        `explain` takes by default.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -103,7 +103,7 @@ def plan(model: Model, inputs: Inputs, layers: Selection = "*", *, exclude: Sele
     module = inspectable_module(module_of(model))
     call = model_call_for(model, inputs)
     selected = with_known_totals(module, call, select(module, layers, exclude=exclude))
-    observers = {name: RecordingPlanObserver(layer.index) for name, layer in selected.items()}
+    observers = {name: RecordingPlanObserver(len(call), layer.index) for name, layer in selected.items()}
     hooks = ((layer.module, observers[name]) for name, layer in selected.items())
     with preserved(module), attached(hooks), torch.enable_grad():
         result = run(module, call)
@@ -117,10 +117,12 @@ class RecordingPlanObserver:
     """Observes what one layer returns, and whether it is written into afterwards.
 
     Args:
+        samples: How many samples the pass has.
         index: The one call that is observed; None for all.
     """
 
-    def __init__(self, index: int | None = None) -> None:
+    def __init__(self, samples: int, index: int | None = None) -> None:
+        self._samples = samples
         self._index = index
         self.all_calls = 0
         self.calls = 0
@@ -136,7 +138,7 @@ class RecordingPlanObserver:
         if self._index not in (None, self.all_calls - 1):
             return
         self.calls += 1
-        self.output = described(output)
+        self.output = described(output, self._samples)
         for _, tensor in containers.leaves(output):
             self.nbytes += tensor.numel() * tensor.element_size()
             self.gradient |= tensor.requires_grad

@@ -169,7 +169,8 @@ class MethodOptions:
         str | None,
         option(
             "How to read the output of --layer where its shape is ambiguous: channels-first, channels-last, tokens, "
-            'channel-tokens or sequence-first, alone or with the grid, such as "tokens 1+14x14".'
+            'channel-tokens or sequence-first, alone or with the grid, such as "tokens 1+14x14"; or the axes one by '
+            'one, such as "N C H W", or "(N 4) C H W" for 4 views of each sample in the batch axis.'
         ),
     ] = None
     seed: Annotated[int, option("The seed of everything that is drawn at random.")] = 0

@@ -7,9 +7,10 @@ from torchpeek.engine.capture import Capture, CaptureRequest
 from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass, Origin, with_observed_layers
 from torchpeek.engine.input_gradients import input_gradient_chunks
-from torchpeek.engine.layout import Layout, LayoutSpec, described
+from torchpeek.engine.layout import Layout, LayoutSpec
 from torchpeek.engine.layout_inference.default_layer import Suggestion, suggest_layer, suggest_stages
 from torchpeek.engine.layout_inference.dry_run import LayerCall, layer_calls, with_known_totals
+from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import Arguments, ModelCall, as_model_call
 from torchpeek.engine.model_config import takes_a_list
 from torchpeek.engine.preserve import preserved

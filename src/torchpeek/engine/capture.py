@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torchpeek.engine.forward import why_not_finite
 from torchpeek.engine.gradients import Handle, start_graph
-from torchpeek.engine.layout import Layout, LayoutSpec, described
+from torchpeek.engine.layout import Layout, LayoutSpec
 from torchpeek.engine.layout_inference.candidates import (
     LayoutUndecided,
     resolve_layout,
@@ -21,6 +21,7 @@ from torchpeek.engine.layout_inference.candidates import (
     unambiguous_layout,
 )
 from torchpeek.engine.layout_inference.dry_run import known_evidence
+from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.errors import AmbiguousCall, NotFinite, NotFired, TorchpeekError
 from torchpeek.hooks import ForwardHook, SelectedLayer, call_name, containers, several_calls, why_not_fired
@@ -32,8 +33,8 @@ class Capture:
 
     Args:
         layer: The layer's name.
-        returned: (N, ...), samples first: a copy, made before the next operation can write into the tensor. With
-            `create_graph` it is connected to the graph.
+        returned: (N, ...), samples first, as `Layout.samples_first` returns it: a copy, made before the next operation
+            can write into the tensor. With `create_graph` it is connected to the graph.
         handle: Where the gradient of the tensor is read, in the layer's own axis order: the leaf that the graph starts
             at, or the edge of a graph that began earlier. None where the pass kept no graph.
         layout: The layout of the tensor.
@@ -46,17 +47,17 @@ class Capture:
 
     @property
     def activation(self) -> Tensor:
-        """(N, C, *grid), a view."""
+        """(N, C, *grid), a view; (N, C, views, *grid) where the batch axis holds views and none of them is chosen."""
         return self.layout.to_grid(self.returned)
 
     def as_returned(self, values: Tensor) -> Tensor:
         """(N, C, *grid) -> in the axis order of the layer's tensor, with zeros at the tokens outside the grid."""
         others = torch.zeros_like(self.returned)
-        return self.layout.from_grid(values, others).movedim(0, self.layout.batch_axis)
+        return self.layout.in_layer_order(self.layout.from_grid(values, others))
 
     def to_grid(self, gradient: Tensor) -> Tensor:
         """(K, *shape of the layer's tensor) -> (N, K, C, *grid)."""
-        return self.layout.to_grid(gradient.movedim(1 + self.layout.batch_axis, 0), lead=2)
+        return self.layout.to_grid(self.layout.samples_first(gradient, lead=1), lead=2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +155,7 @@ class CaptureRecorder:
         copy = tensor.clone()  # the next operation may write into the tensor
         if not self._request.create_graph:
             copy = copy.detach()
-        returned = copy.movedim(layout.batch_axis, 0)
+        returned = layout.samples_first(copy)
         if not torch.isfinite(returned.detach()).all():
             raise NotFinite(f"layer {name!r} returned NaN or infinity{why_not_finite(self._call.picture, returned)}")
         handle, continued = start_graph(tensor, copy) if self._request.gradients else (None, tensor)
@@ -168,6 +169,10 @@ class CaptureRecorder:
             return known
         if known is None and (layout := unambiguous_layout(module, output, self._static_evidence)) is not None:
             return layout
+        if self._evidence is None and isinstance(known, LayoutSpec) and (known.grid or known.axes):
+            return resolve_layout(name, module, output, self._static_evidence, known)  # nothing is left to infer
         if self._evidence is None:
-            raise LayoutUndecided(f"layer {name!r} returned {described(output)}; a dry run has to show its layout")
+            raise LayoutUndecided(
+                f"layer {name!r} returned {described(output, len(self._call))}; a dry run has to show its layout"
+            )
         return resolve_layout(name, module, output, self._evidence, known if isinstance(known, LayoutSpec) else None)

@@ -17,6 +17,7 @@ from torchpeek.engine.batching import (
 from torchpeek.engine.forward import run, run_fast
 from torchpeek.engine.forward_pass import ForwardPass, batch_statistics_layer
 from torchpeek.engine.preserve import preserved
+from torchpeek.engine.views import PictureView
 from torchpeek.errors import NotConnected
 
 # How many bytes the gradients at the layers may take in one chunk of changed inputs.
@@ -31,17 +32,23 @@ def rescore(
     live: Tensor | None = None,
     batch: int | None = None,
     precision: str | None = None,
+    view: PictureView | None = None,
 ) -> Tensor:
-    """(N, trials, K): scores with the inputs changed. The arguments are those of `Trace.rescore`."""
+    """(N, trials, K): scores with the inputs changed. The arguments are those of `Trace.rescore`.
+
+    With a `view`, the inputs are that part of the picture.
+    """
     check_counts(trials, batch)
-    model, inputs = forward_pass.model, forward_pass.inputs
-    batch = 1 if batch_statistics_layer(model) else batch or chunk_size(inputs[:1])
+    model, picture = forward_pass.model, forward_pass.inputs
+    inputs = picture if view is None else view.taken(picture)
+    batch = 1 if batch_statistics_layer(model) else batch or chunk_size(picture[:1])
     dtype = as_dtype(precision, inputs)
     autocast = forward_pass.autocast_context(dtype)
 
     def score(rows: Tensor, trial_numbers: Tensor) -> Tensor:
         changed = change(sample_rows(inputs, rows).clone(), rows, trial_numbers)
         check_changed(changed, (len(rows), *inputs.shape[1:]))
+        changed = changed if view is None else view.placed(sample_rows(picture, rows), changed)
         with autocast:
             output = run_fast(model, forward_pass.call.select(rows, changed), half=dtype is not None)
         return forward_pass.question(output, rows)
@@ -50,13 +57,16 @@ def rescore(
         return score_chunks(score, forward_pass.scores, trials, live, batch, "changed inputs")
 
 
-def input_gradients(forward_pass: ForwardPass, inputs: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+def input_gradients(
+    forward_pass: ForwardPass, inputs: Tensor, rows: Tensor, columns: Tensor, view: PictureView | None = None
+) -> tuple[Tensor, Tensor]:
     """Scores (n,) of changed inputs (n, ...), and the gradient (n, ...) of each with respect to its input.
 
     Args:
         inputs: (n, C, *grid).
         rows: (n,): inputs[i] is a version of sample rows[i].
         columns: (n,): its score is score columns[i] of the K.
+        view: The part of the picture that the inputs are; None for the whole picture.
 
     Raises:
         NotConnected: When no gradient flows back to the input.
@@ -64,7 +74,8 @@ def input_gradients(forward_pass: ForwardPass, inputs: Tensor, rows: Tensor, col
     leaf = inputs.detach().clone()
     with preserved(forward_pass.model), forward_pass.autocast_context(), torch.enable_grad():
         leaf.requires_grad_()
-        call = forward_pass.call.select(rows, inputs).for_one_pass(leaf.clone())
+        whole = leaf.clone() if view is None else view.placed(sample_rows(forward_pass.inputs, rows), leaf)
+        call = forward_pass.call.select(rows, whole.detach()).for_one_pass(whole)
         scores = forward_pass.question(run(forward_pass.model, call), rows)  # (n, K)
         selected = scores.gather(1, columns.to(scores.device).unsqueeze(1)).squeeze(1)  # (n,)
         gradient = None

@@ -25,6 +25,7 @@ from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.observed import layers_of_target, output_for
 from torchpeek.engine.preserve import exclusive, preserved
 from torchpeek.engine.targets.question import Bound, Question, Target, bind_target
+from torchpeek.engine.views import PictureView, check_views, picture_view
 from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NoSpatialLayer, NotConnected
 from torchpeek.hooks import layer_at
 from torchpeek.interrupts import let_interrupts_through
@@ -56,6 +57,8 @@ def trace_model(
         return trace
     with preserved(model):
         trace = Trace(run_clean_pass(model, call, request, target, origin))
+        if not isinstance(target, Bound):  # another pass of the same model has been checked
+            check_views(trace.forward_pass)
         if request.gradients and request.layers:
             _ = trace.gradients_at
     return trace
@@ -82,12 +85,63 @@ class Trace:
 
     def __repr__(self) -> str:
         layers, scores = ", ".join(map(repr, self.at)), tuple(self.question.labels.shape)
-        return f"Trace({self.origin.model} at {layers}, inputs {tuple(self.inputs.shape)}, scores {scores})"
+        inputs = tuple(self.forward_pass.inputs.shape)
+        return f"Trace({self.origin.model} at {layers}, inputs {inputs}, scores {scores})"
 
     @property
     def inputs(self) -> Tensor:
-        """(N, C, *grid): the pictures."""
-        return self.forward_pass.inputs
+        """(N, C, *grid): the pictures; of a trace of one view, that part of them.
+
+        Raises MethodNotApplicable where it is not known which part of the pictures belongs to the view.
+        """
+        inputs = self.forward_pass.inputs
+        return inputs if self._picture_view is None else self._picture_view.taken(inputs)
+
+    @cached_property
+    def _picture_view(self) -> PictureView | None:
+        """Which part of the picture a trace of one view is of; None for the whole picture."""
+        one = any(capture.layout.view is not None for capture in self.at.values())
+        return picture_view(self.forward_pass) if one else None
+
+    @property
+    def views(self) -> int | None:
+        """How many views of each sample the layers hold in their batch axis; None where they hold the samples.
+
+        Raises AmbiguousCall where the layers hold different numbers of them.
+        """
+        counts = {capture.layout.views for capture in self.at.values() if capture.layout.view is None} or {None}
+        if len(counts) > 1:
+            listed = ", ".join(f"{name!r} as {each.layout}" for name, each in self.at.items())
+            raise AmbiguousCall(f"the layers hold different numbers of views: {listed}. Explain them one by one")
+        return next(iter(counts))
+
+    def of_view(self, view: int) -> Trace:
+        """The same pass, read at one of the views that the layers hold in their batch axis. Runs nothing.
+
+        The activations, gradients and inputs are those of the view. Changes of the layer's output or of the inputs
+        leave the other views as they are.
+
+        Args:
+            view: The index of the view, from 0.
+
+        Returns:
+            A trace with the same scores.
+
+        Raises:
+            InputError: When the layers hold no views, or not so many.
+
+        Example:
+            >>> head = nn.AdaptiveAvgPool2d(1), nn.Unflatten(0, (-1, 4)), nn.Flatten()
+            >>> model, x = nn.Sequential(nn.Flatten(0, 1), nn.Conv2d(3, 8, 3), *head), torch.rand(2, 4, 3, 10, 10)
+            >>> trace = tp.trace(model, x, layer="1", layout="(N 4) C H W", target=5)
+            >>> trace.activations.shape, trace.of_view(3).activations.shape
+            (torch.Size([2, 1, 8, 4, 8, 8]), torch.Size([2, 1, 8, 8, 8]))
+        """
+        captures = {name: replace(each, layout=each.layout.of_view(view)) for name, each in self.at.items()}
+        one = Trace(replace(self.forward_pass, captures=captures))
+        if "gradients_at" in self.__dict__:
+            one.__dict__["gradients_at"] = {name: each.select(3, view) for name, each in self.gradients_at.items()}
+        return one
 
     @property
     def output(self) -> Any:
@@ -182,7 +236,10 @@ class Trace:
 
     @property
     def activations(self) -> Tensor:
-        """(N, 1, C, *grid) of the one layer, at least float32; the 1 broadcasts over the K scores."""
+        """(N, 1, C, *grid) of the one layer, at least float32; the 1 broadcasts over the K scores.
+
+        Where the layer holds views in its batch axis, *grid begins with the views; `of_view` reads one of them.
+        """
         activation = self.at[self.layer].activation
         return at_least_float32(activation if self.create_graph else activation.detach()).unsqueeze(1)
 
@@ -278,7 +335,7 @@ class Trace:
             torch.Size([1, 1])
         """
         self._check_further_passes()
-        count, forward_pass = len(self.inputs), self.forward_pass
+        count, forward_pass, view = len(self.inputs), self.forward_pass, self._picture_view
         if rows is None and len(inputs) != count:
             raise InputError(f"{len(inputs)} inputs for a trace of {count}; rows= says what each is a version of")
         rows = torch.arange(count) if rows is None else rows
@@ -302,7 +359,10 @@ class Trace:
             },
         )
         target = replace(self.bound(), question=question)
-        call = forward_pass.call.select(rows, inputs).copied()
+        if view is not None and not same_size:
+            raise InputError(f"a view has inputs {tuple(self.inputs.shape[1:])}; got {tuple(inputs.shape[1:])}")
+        picture = inputs if view is None else view.placed(sample_rows(forward_pass.inputs, rows), inputs)
+        call = forward_pass.call.select(rows, picture).copied()
         if not same_size:  # the observed layers have other layouts
             call = with_observed_layers(forward_pass.model, call, target)
         with forward_pass.autocast_context():
@@ -356,7 +416,9 @@ class Trace:
             torch.Size([2, 4, 1])
         """
         self._check_further_passes()
-        return perturbation.rescore(self.forward_pass, change, trials, live=live, batch=batch, precision=precision)
+        return perturbation.rescore(
+            self.forward_pass, change, trials, live=live, batch=batch, precision=precision, view=self._picture_view
+        )
 
     def ablate(self, change: Change, trials: int, *, live: Tensor | None = None, batch: int | None = None) -> Tensor:
         """Scores with the one layer's output changed. What comes before the layer does not run again.
@@ -442,7 +504,7 @@ class Trace:
             (torch.Size([2]), torch.Size([2, 3, 10, 10]))
         """
         self._check_further_passes()
-        return perturbation.input_gradients(self.forward_pass, inputs, rows, columns)
+        return perturbation.input_gradients(self.forward_pass, inputs, rows, columns, self._picture_view)
 
     def hessian_times(self, vector: Tensor) -> Tensor:
         """The Hessian of each score with respect to the one layer's output, times `vector`.
@@ -550,7 +612,7 @@ def _grid_gradient(capture: Capture, gradient: Tensor) -> Tensor:
     layout = capture.layout
     if layout.others:
         grid_matters = (on_grid.flatten(2) != 0).any(2)  # (N, K)
-        any_matters = (gradient.movedim(1 + layout.batch_axis, 0).flatten(2) != 0).any(2)
+        any_matters = (layout.samples_first(gradient, lead=1).flatten(2) != 0).any(2)
         if bool((any_matters & ~grid_matters).any()):
             raise NotConnected(
                 f"at {capture.layer!r} ({layout}) the score depends on the tokens beside the grid alone, such as the "

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchpeek.engine import CaptureRequest, bound_to, trace_model
 from torchpeek.errors import InputError
 from torchpeek.evaluation.cases import RANDOM, Explain, by_grid, case_of, explainer_of
-from torchpeek.evaluation.checks import Metrics, check_heatmaps, check_needs, check_same, selected_metrics
+from torchpeek.evaluation.checks import Metrics, check_grids, check_heatmaps, check_needs, check_same, selected_metrics
 from torchpeek.explanation.request import LayerChoice, explanation_request
 from torchpeek.heatmap import Heatmap
 from torchpeek.metrics import (
@@ -124,6 +124,7 @@ def evaluate(
     trace = trace_model(request.module, request.call, captures, request.target, request.origin)
     heatmaps = {name: _on(each, trace.scores.device) for name, each in heatmaps.items()}
     check_same(heatmaps, trace.scores)
+    check_grids(heatmaps, trace.inputs.shape)
     for name in selected:
         check_applies(find_metric(name), trace)
     geometry = None if picture is None else picture.original_geometry

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -84,6 +84,23 @@ def check_same(heatmaps: Mapping[str, Heatmap], scores: Tensor) -> None:
             raise InputError(
                 f"the heatmap {name!r} explains scores {_few(each.scores)}, but this model gives {_few(scores)} for "
                 "these inputs. Next: give the model and the inputs that it was made with"
+            )
+
+
+def check_grids(heatmaps: Mapping[str, Heatmap], shape: Sequence[int]) -> None:
+    """Raise MetricNotApplicable for maps of views, unless the views are the first axis of the grid of the inputs.
+
+    Args:
+        heatmaps: The heatmaps.
+        shape: The shape of the inputs, (N, C, *grid).
+    """
+    for name, each in heatmaps.items():
+        of_views = each.provenance.layout.partition(",")[0].startswith("(") or " (" in each.provenance.layout
+        maps = tuple(each.values.shape[2:])
+        if of_views and (len(maps) != len(shape) - 2 or maps[0] != shape[2]):
+            raise MetricNotApplicable(
+                f"the heatmap {name!r} has a map of each view, {each.provenance.layout}, but the axes of the inputs "
+                f"{tuple(shape)} are not (N, C, views, *grid). Next: wrap the model so that it takes such inputs"
             )
 
 

@@ -161,7 +161,8 @@ def explain(
             a pass of a layer that is called several times, "act[-1]" the last. None takes the default layer: the last
             one at whose grid positions the score depends. The provenance says which, and why.
         layout: The layout of what the layer returns, where its shape leaves a doubt: a `tp.Layout`, or its text, such
-            as "tokens 1+14x14".
+            as "tokens 1+14x14". "(N 4) C H W" is for a layer with 4 frames or views of each sample in its batch axis;
+            the values are then (N, K, 4, h, w), a map of each.
         target: None for the predicted class, a class index or name, a tensor or list of indices (N,) or (N, K), or a
             target from `tp.targets`.
         fuse: How the maps of several layers become one: "max" (the default for a list), "mean" or "product". Each map

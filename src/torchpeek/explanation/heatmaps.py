@@ -219,10 +219,16 @@ def _heatmap(trace: Trace, method: CamMethod, own: Mapping[str, Any], options: H
     fuse = (options.fuse or "max") if method.layers == "one" and len(trace.at) > 1 else None
     smooth = options.smooth and without_unsuitable_flip(options.smooth, trace.question)
 
+    def of_each_view(version: Trace) -> Tensor:
+        """(N, K, *grid), or (N, K, views, *grid) where the batch axis of the layers holds views."""
+        if method.layers == "all" or version.views is None:
+            return method.compute(version, **arguments)
+        return torch.stack([method.compute(version.of_view(i), **arguments) for i in range(version.views)], dim=2)
+
     def compute(version: Trace) -> Tensor:
         if fuse is None:
-            return method.compute(version, **arguments)
-        return fused([method.compute(version.only(layer), **arguments) for layer in version.at], fuse)
+            return of_each_view(version)
+        return fused([of_each_view(version.only(layer)) for layer in version.at], fuse)
 
     # The mathematics is in float32 at least, also under the caller's autocast.
     device = trace.inputs.device.type

@@ -20,6 +20,7 @@ from torchpeek.engine import (
     with_observed_layers,
     with_wrapper_prefix,
 )
+from torchpeek.engine.layout_text import parsed_layout
 from torchpeek.engine.targets import as_target
 from torchpeek.errors import InputError
 from torchpeek.hooks import SelectedLayer, Selection, select
@@ -51,7 +52,7 @@ class LayerChoice:
     @cached_property
     def layout_spec(self) -> LayoutSpec | None:
         """The layout, parsed."""
-        return None if self.layout is None else LayoutSpec.parsed(self.layout)
+        return None if self.layout is None else parsed_layout(self.layout)
 
 
 @dataclass(frozen=True, eq=False)

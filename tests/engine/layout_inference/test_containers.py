@@ -56,7 +56,7 @@ class TestContainers:
     def test_nothing_to_look_at(self) -> None:
         model = Two(lambda a, b: (a.flatten(), "more"), lambda both: both[0].view(-1, 6, 8, 12)).eval()
         x = torch.randn(2, 3, 32, 48)
-        with pytest.raises(NoSpatialLayer, match=r"tuple of \(N\), str"):
+        with pytest.raises(NoSpatialLayer, match=r"tuple of \(1152\), str"):
             tp.trace(model, x, layer="both")
         indices = Two(lambda a, b: (a, a.argmax(1, keepdim=True))[1], lambda both: both.float().expand(-1, 6, -1, -1))
         with pytest.raises(NoSpatialLayer, match=r"of torch.int64; a heatmap needs floating-point"):

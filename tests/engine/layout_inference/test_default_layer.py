@@ -61,7 +61,7 @@ class TestSuggestedLayer:
         assert suggested_layer(Flat(), torch.randn(1, 3, 8, 8)).layer == "relu"
 
     @pytest.mark.parametrize("inplace", [False, True])
-    def test_a_module_that_is_used_twice_is_passed_over(self, inplace: bool) -> None:
+    def test_the_last_call_of_a_module_that_is_used_twice(self, inplace: bool) -> None:
         class Shared(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
@@ -72,7 +72,7 @@ class TestSuggestedLayer:
                 return self.head(self.relu(self.b(self.relu(self.a(x)))).mean((2, 3)))
 
         model, x = Shared(), torch.randn(1, 3, 8, 8)
-        assert suggested_layer(model, x).layer == "b"
+        assert suggested_layer(model, x).layer == "relu[1]"
         _ = traced(model, x, ["b"], Predicted()).gradients
 
     def test_refusals(self) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torchpeek.engine.layout import Grid, Kind, Layout, LayoutSpec, described
+from torchpeek.engine.layout import Grid, Kind, Layout, LayoutSpec
+from torchpeek.engine.layout_inference.error_texts import text_of, why_no_layout
 from torchpeek.engine.layout_inference.module_axes import channel_axis
+from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.errors import NoSpatialLayer
 from torchpeek.hooks import containers
@@ -39,6 +41,7 @@ class LayoutEvidence:
         rescales_input: Whether the model resizes its input itself, so that a grid may be larger than the input.
         probe_undecided: Whether the token probe ran and did not find how many tokens come before the grid.
         grids_from_strides: Whether a grid may be assumed because one stride gives it, where no grid is known.
+        inner_grids: All grids of convolutions, whatever their number of axes: those of a view or of a spectrogram, too.
         row_major_grid: The only grid whose tokens are in row-major order. None where those of all grids are.
         meta_outputs: Layer -> its last output for one sample, on the meta device; and call, `name[i]` -> its output.
     """
@@ -56,6 +59,7 @@ class LayoutEvidence:
     rescales_input: bool = False
     probe_undecided: bool = False
     grids_from_strides: bool = True
+    inner_grids: tuple[Grid, ...] = ()
     row_major_grid: Grid | None = None
     meta_outputs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -67,12 +71,10 @@ class CandidateLayer:
     Args:
         layer: The layer's name, or that of one of its calls: `name[i]`.
         layout: The layout of its output.
-        projection: Whether it is a linear layer inside another module, such as queries, keys or hidden units.
     """
 
     layer: str
     layout: Layout
-    projection: bool
 
 
 class LayoutUndecided(NoSpatialLayer):
@@ -265,14 +267,15 @@ def resolve_layout(
     )
     if len(layouts) == 1:
         return layouts[0]
-    shape = described(output)
+    shape = described(output, evidence.batch_size)
     if not layouts and spec is not None:
         raise NoSpatialLayer(
-            f"layer {name!r} returned {shape}, which is not {_spec_text(spec)}: its sizes do not fit. Leave "
+            f"layer {name!r} returned {shape}, which is not {text_of(spec)}: its sizes do not fit. Leave "
             "layout= (--layout) out to have the layout inferred"
         )
     if not layouts:
-        raise NoSpatialLayer(f"layer {name!r} returned {shape}{_why_no_layout(output, evidence)}")
+        why = why_no_layout(output, evidence.input_size, evidence.batch_size, evidence.row_major_grid)
+        raise NoSpatialLayer(f"layer {name!r} returned {shape}{why}")
     listed = ", ".join(f"{str(each)!r}" + (f" (of its part {each.part!r})" if each.part else "") for each in layouts)
     raise NoSpatialLayer(
         f"layer {name!r} returned {shape}, which fits {len(layouts)} layouts: {listed}. Choose one with layout= "
@@ -294,65 +297,36 @@ def _inferred_layouts(name: str, module: nn.Module, output: Any, evidence: Layou
 
 def _requested_layouts(output: Any, evidence: LayoutEvidence, spec: LayoutSpec) -> Iterable[Layout]:
     """The layouts that the user's `spec` allows; what it leaves open follows from the shapes."""
+    batch = evidence.batch_size * (spec.views or 1)
+    kind, axes = spec.kind, spec.axes or len(evidence.input_size)
+    if kind == "channel-tokens" and spec.grid is None and len(evidence.input_size) == 1:
+        kind, axes = "channels-first", 1  # of a signal, T is the grid
+    own = Layout(kind, (), part="", views=spec.views, views_first=spec.views_first, view=spec.view)
     for path, tensor in containers.leaves(output):
         shape = tuple(tensor.shape)
         if not tensor.is_floating_point() or len(shape) < 3:
             continue
-        if spec.kind in ("channels-first", "channels-last"):
-            grid = shape[2:] if spec.kind == "channels-first" else shape[1:-1]
-            fits = len(grid) == len(evidence.input_size) if spec.grid is None else grid == spec.grid
-            if shape[0] == evidence.batch_size and fits and math.prod(grid) > 1:
-                yield Layout(spec.kind, grid, part=path)
+        if kind in ("channels-first", "channels-last"):
+            grid = shape[2:] if kind == "channels-first" else shape[1:-1]
+            fits = len(grid) == axes if spec.grid is None else grid == spec.grid
+            if shape[0] == batch and fits and math.prod(grid) > 1:
+                yield replace(own, grid=grid, part=path)
         elif spec.grid is not None:
-            layout = Layout(spec.kind, spec.grid, spec.prefix or 0, spec.suffix, path)
+            layout = replace(own, grid=spec.grid, prefix=spec.prefix or 0, suffix=spec.suffix, part=path)
             if layout.fits(output, evidence.batch_size):
                 yield layout
-        elif len(shape) == 3:
-            tokens = {"tokens": shape[1], "channel-tokens": shape[2], "sequence-first": shape[0]}[spec.kind]
-            for grids in (evidence.grids, _merged_grids(evidence), _strided_grids(evidence.input_size)):
-                layouts = _layouts_on_grids(spec.kind, tokens, grids, evidence)
-                if layouts:
-                    yield from (Layout(each.kind, each.grid, each.prefix, each.suffix, path) for each in layouts)
+        elif len(shape) == 3 and shape[1 if kind == "sequence-first" else 0] == batch:
+            tokens = {"tokens": shape[1], "channel-tokens": shape[2], "sequence-first": shape[0]}[kind]
+            known: tuple[Iterable[Grid], ...] = (evidence.inner_grids,)  # those of one view
+            if spec.views is None:
+                known = (evidence.grids, _merged_grids(evidence), _strided_grids(evidence.input_size))
+            for grids in known:
+                if layouts := _layouts_on_grids(kind, tokens, grids, evidence):
+                    yield from (
+                        replace(own, grid=each.grid, prefix=each.prefix, suffix=each.suffix, part=path)
+                        for each in layouts
+                    )
                     break
-
-
-def _spec_text(spec: LayoutSpec) -> str:
-    return str(spec.kind if spec.grid is None else Layout(spec.kind, spec.grid, spec.prefix or 0, spec.suffix))
-
-
-def _why_no_layout(output: Any, evidence: LayoutEvidence) -> str:
-    """The rest of an error text that starts with the layer and the shape of its output."""
-    tensors = [tensor for _, tensor in containers.leaves(output)]
-    size = " x ".join(map(str, evidence.input_size))
-    pictures = "1 picture" if evidence.batch_size == 1 else f"{evidence.batch_size} pictures"
-    inputs = f" for {pictures}" + (f" of {size}" if size else "")
-    next_step = (
-        "Choose a layer before it, or one that contains it; torchpeek layers lists the shapes, layer=None suggests a "
-        "layer"
-    )
-    if not tensors:
-        return f"; a heatmap needs a tensor. {next_step}"
-    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
-    if not floating:
-        dtype = str(tensors[0].dtype)
-        quantised = " The layer is quantised: choose one after the dequantisation." if "q" in dtype else ""
-        return f" of {dtype}; a heatmap needs floating-point activations.{quantised}"
-    first = floating[0]
-    if evidence.row_major_grid is not None:
-        grid = " x ".join(map(str, evidence.row_major_grid))
-        return (
-            f"{inputs}: before the last stage, whose grid is {grid}, the tokens of this model are in the order in "
-            f"which they are merged, and not in that of the picture. {next_step}"
-        )
-    if first.ndim >= 3 and len(first) != evidence.batch_size and len(first) % evidence.batch_size == 0:
-        return (
-            f"{inputs}: it folds {len(first) // evidence.batch_size} parts of each picture, such as windows or heads, "
-            f"into the batch axis, so its positions are not on a grid of the picture. {next_step}"
-        )
-    return (
-        f"{inputs}: no grid of more than one position fits it. Allowed are (N, C, *grid), (N, *grid, C) and tokens, "
-        f"such as (N, T, C). {next_step}"
-    )
 
 
 def is_channels_last(module: nn.Module, output: Tensor, inputs: Tensor) -> bool:

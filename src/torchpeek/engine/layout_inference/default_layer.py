@@ -16,7 +16,7 @@ from torchpeek.engine.forward import run
 from torchpeek.engine.gradients import Handle, start_graph
 from torchpeek.engine.layout import Layout
 from torchpeek.engine.layout_inference.candidates import CandidateLayer
-from torchpeek.engine.layout_inference.dry_run import DryRun, dry_run
+from torchpeek.engine.layout_inference.dry_run import DryRun, dry_run, why_no_candidate
 from torchpeek.engine.layout_inference.input_dependence import (
     OutputDigests,
     known_unaffected,
@@ -176,11 +176,7 @@ class _LayerSearch:
     def result(self) -> Suggestion:
         """The layer, and the reason for it. Raises NoSpatialLayer."""
         if not self._candidates():
-            raise NoSpatialLayer(
-                f"no layer of {type(self._model).__name__} returns a grid of positions for an input of "
-                f"{tuple(self._sample.model_picture.shape)}. A heatmap needs a layer that returns (N, C, *grid), "
-                "(N, *grid, C) or tokens, such as (N, T, C); torchpeek layers lists what each layer returns"
-            )
+            raise NoSpatialLayer(why_no_candidate(self._model, self._sample))
         # Where there are other inputs, the last layer may be one of theirs. One pass checks all layers then.
         sizes = _CANDIDATES_PER_PASS if self._sample.is_single_tensor else (len(self._dry.candidates),)
         for most in chain(sizes, repeat(sizes[-1])):
@@ -308,7 +304,7 @@ def _has_grid_gradient(gradient: Tensor | None, layout: Layout) -> bool:
     """Whether a gradient is not zero at some position of the grid."""
     if gradient is None:
         return False
-    return bool(layout.to_grid(gradient.movedim(layout.batch_axis, 0)).any())
+    return bool(layout.to_grid(layout.samples_first(gradient)).any())
 
 
 def _scores_to_follow(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, count
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.engine.forward import run
-from torchpeek.engine.layout import Layout, described
+from torchpeek.engine.layout import Layout
 from torchpeek.engine.layout_inference.candidates import (
     CandidateLayer,
     LayoutEvidence,
@@ -23,8 +23,11 @@ from torchpeek.engine.layout_inference.candidates import (
     may_have_channels_last,
     without_attention_maps,
 )
+from torchpeek.engine.layout_inference.error_texts import no_grid_anywhere
 from torchpeek.engine.layout_inference.module_axes import channel_axis, grid_of
+from torchpeek.engine.layout_inference.projections import is_projection
 from torchpeek.engine.layout_inference.token_probe import locate_grid, token_movement
+from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall, first_sample
 from torchpeek.engine.model_config import (
@@ -67,19 +70,18 @@ class DryRun:
         calls: Layer -> how often it was called.
         outputs: Layer -> the shape of the output of each call.
         evidence: What is known of the grids and the tokens.
-        candidates: The layers with a grid, in the order in which they returned. Where none of them was called once, as
-            in a Siamese network, they are those of `call_candidates`.
-        call_candidates: The same, with single calls of layers that were called several times, `name[i]`. A call stands
-            for a tensor only where no layer that was called once returned it.
+        candidates: The layers with a grid, and single calls of those that were called several times, `name[i]`, in the
+            order in which they returned.
         dense: Whether the model predicts boxes, or something for each position of a grid.
+        layers: For each tensor that layers returned, the outermost of them, in the order in which they returned.
     """
 
     calls: Mapping[str, int]
     outputs: Mapping[str, list[str]]
     evidence: LayoutEvidence
     candidates: list[CandidateLayer]
-    call_candidates: list[CandidateLayer]
     dense: bool
+    layers: tuple[str, ...] = ()
 
 
 # One dry run for each model and signature of the call.
@@ -120,6 +122,21 @@ def layout_of(model: nn.Module, call: ModelCall, layer: SelectedLayer) -> Layout
     return layouts[0] if len(layouts) == 1 else None
 
 
+def why_no_candidate(model: nn.Module, call: ModelCall) -> str:
+    """The error text where no layer of the model has a grid: what its last layers return, for the samples of a call."""
+    dry, modules = dry_run(model, call), dict(model.named_modules())
+    layers = [
+        (
+            name,
+            output := dry.evidence.meta_outputs[name],
+            dry.calls[name],
+            candidate_layouts(modules[name], output, dry.evidence),
+        )
+        for name in dict.fromkeys(dry.layers)
+    ]
+    return no_grid_anywhere(model, call.model_picture.shape, layers, 1)
+
+
 def with_known_totals(
     model: nn.Module, call: ModelCall, layers: Mapping[str, SelectedLayer]
 ) -> Mapping[str, SelectedLayer]:
@@ -155,8 +172,10 @@ def dry_run(
         return remembered
     sample = first_sample(call).for_one_pass()
     observer = DryRunObserver(sample, model)
-    observing = ((module, partial(observer.record_call, name)) for name, module in model.named_modules() if name)
-    with preserved(model), attached(chain(observing, hooks)):
+    named = [(name, module) for name, module in model.named_modules() if name]
+    inputs = [(module, partial(observer.record_inputs, name)) for name, module in named]
+    outputs = [(module, partial(observer.record_call, name)) for name, module in named]
+    with preserved(model), attached(chain(outputs, hooks), called=inputs):
         output = run(model, sample)
     result = observer.result(output, configured_token_counts(model))
     not_configured = [each for each in result.candidates if each.layout.others and result.evidence.prefix is None]
@@ -179,22 +198,31 @@ class DryRunObserver:
         self._calls: dict[str, int] = {}
         self._outputs: dict[str, list[str]] = {}
         self._meta_outputs: dict[str, Any] = {}  # of each call by its name, and by the layer's name of the last one
+        self._meta_inputs: dict[str, Any] = {}  # of the last call; None where it is not one dense tensor
+        self._projections: dict[str, bool] = {}
         # For each tensor, the layers and numbers of the calls that returned it, innermost first.
         self._layers_of_tensor: list[list[_NumberedCall]] = []
         self._return_times: list[int] = []  # for each tensor, when the last of these layers returned
         self._clock = count()
         self._reads_picture: set[_NumberedCall] = set()
         self._grids: dict[tuple[int, ...], None] = {}
+        self._axis_counts: set[int] = set()  # of the grids of layers whose batch axis holds the samples
         self._channels_first_shapes: set[tuple[int, ...]] = set()
         self._channels_last_shapes: set[tuple[int, ...]] = set()
         # (tensor, its version, its index in the lists above) of the latest outputs.
         self._recent_tensors: deque[tuple[Tensor, int, int]] = deque(maxlen=8)
 
+    def record_inputs(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """The forward pre-hook of one layer."""
+        tensors = [tensor for _, tensor in containers.leaves((args, kwargs))]
+        is_plain = len(tensors) == 1 and tensors[0].layout == torch.strided and not tensors[0].is_nested
+        self._meta_inputs[name] = _on_meta_device((args, kwargs)) if is_plain else None
+
     def record_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         """The forward hook of one layer."""
         numbered = name, self._calls.get(name, 0)
         self._calls[name] = numbered[1] + 1
-        self._outputs.setdefault(name, []).append(described(output))
+        self._outputs.setdefault(name, []).append(described(output, 1))
         meta_output = self._meta_outputs.get(name)
         if not _same_shape(output, meta_output):  # a layer may be called for each of a thousand frames
             meta_output = _on_meta_device(output)  # its layouts are inferred once all grids are known
@@ -203,6 +231,8 @@ class DryRunObserver:
             self._reads_picture.add(numbered)
         if grid := grid_of(module, output):
             self._grids[grid] = None
+            if len(output) == 1:
+                self._axis_counts.add(len(grid))
         if isinstance(output, Tensor) and output.ndim >= 3 and len(output) == 1:
             axis = channel_axis(module, output)
             if axis is not None:
@@ -233,24 +263,24 @@ class DryRunObserver:
             probe_undecided: Whether the token probe ran and did not find these numbers.
         """
         evidence = self._evidence(token_counts, probe_undecided)
-        called_once = self._candidate_layers(evidence)
-        several = any(number > 1 for number in self._calls.values())
-        with_calls = self._candidate_layers(evidence, with_calls=True) if several else called_once
-        candidates = called_once or with_calls
+        candidates = self._candidate_layers(evidence)
         if candidates and reorders_tokens(self._model):
             last_grid = candidates[-1].layout.grid
             evidence = replace(evidence, row_major_grid=last_grid)
-            candidates, with_calls = (
-                [each for each in some if not each.layout.flat or each.layout.grid == last_grid]
-                for some in (candidates, with_calls)
-            )
+            candidates = [each for each in candidates if not each.layout.flat or each.layout.grid == last_grid]
+        by_return_time = self._by_return_time()
         dense = self._call.takes_list or any(self._is_dense(path, tensor) for path, tensor in containers.leaves(output))
-        return DryRun(self._calls, self._outputs, evidence, candidates, with_calls, dense)
+        layers = tuple(min((name for name, _ in each), key=lambda name: name.count(".")) for each in by_return_time)
+        return DryRun(self._calls, self._outputs, evidence, candidates, dense, layers)
 
     def _evidence(self, token_counts: tuple[int | None, int], probe_undecided: bool) -> LayoutEvidence:
         prefix, suffix = token_counts
         size, rescales_input = self._input_size(), self._call.takes_list
-        of_picture = (grid for grid in (*self._grids, *configured_grids(self._model)) if len(grid) == len(size))
+        grids_of_signal = [
+            _along(size, grid) for grid in self._grids if len(grid) == 1 < len(size) == size.count(1) + 1
+        ]
+        all_grids = (*self._grids, *grids_of_signal, *configured_grids(self._model))
+        of_picture = (grid for grid in all_grids if len(grid) == len(size))
         fitting = [
             grid for grid in of_picture if rescales_input or all(a <= b for a, b in zip(grid, size, strict=True))
         ]
@@ -272,37 +302,70 @@ class DryRunObserver:
             # Convolutions that run on single frames or other parts of the picture have grids, but none of the whole
             # picture. The tokens of such a model may be in any order.
             grids_from_strides=not self._grids or bool(grids),
+            inner_grids=tuple(self._grids),
             meta_outputs=self._meta_outputs,
         )
 
-    def _candidate_layers(self, evidence: LayoutEvidence, *, with_calls: bool = False) -> list[CandidateLayer]:
+    def _candidate_layers(self, evidence: LayoutEvidence) -> list[CandidateLayer]:
         """One layer for each tensor with exactly one layout, in the order in which the last layer returned it.
 
-        With `with_calls`, also single calls of layers that were called several times.
+        Of layers that were called several times, it is one of their calls. Projections are left out if there is any
+        other layer.
         """
         modules = dict(self._model.named_modules())
         candidates: list[CandidateLayer] = []
-        # A block may write into the output of one of its layers, and return it.
-        by_return_time = sorted(range(len(self._layers_of_tensor)), key=self._return_times.__getitem__)
-        for members in (self._layers_of_tensor[number] for number in by_return_time):
+        paths: list[str] = []  # of the candidates' layers, whatever their calls
+        for members in self._by_return_time():
             # Each layer by its own output and type: one may return the tensor in a container, and the type of another
             # may decide the channel axis.
             layouts = {
                 each: candidate_layouts(modules[each[0]], self._meta_outputs[call_name(*each)], evidence)
                 for each in members
             }
-            decided = [each for each in members if len(layouts[each]) == 1]
-            representative = self._representative(decided, with_calls=with_calls)
+            representative = self._representative([each for each in members if len(layouts[each]) == 1])
             if representative is None:
                 continue
-            (name, number), layout = representative, layouts[representative][0]
+            name, layout = representative[0], layouts[representative][0]
             if not _only_enlarges(modules[name], layout, candidates):
-                projection = type(modules[name]) is nn.Linear and members == [representative]
-                layer = name if self._calls[name] == 1 else call_name(name, number)
-                candidates.append(CandidateLayer(layer, layout, projection))
-        if all(each.projection for each in candidates):
-            return candidates
-        return [each for each in candidates if not each.projection]
+                layer = name if self._calls[name] == 1 else call_name(*representative)
+                candidates.append(CandidateLayer(layer, layout))
+                paths.append(name)
+        projections = self._names_of_projections(dict(zip(paths, candidates, strict=True)), modules)
+        others = [each for path, each in zip(paths, candidates, strict=True) if not _is_within(path, projections)]
+        return others or candidates
+
+    def _by_return_time(self) -> list[list[_NumberedCall]]:
+        """For each tensor, the calls that returned it, in the order in which the last of these calls returned it."""
+        # A block may write into the output of one of its layers, and return it.
+        by_return_time = sorted(range(len(self._layers_of_tensor)), key=self._return_times.__getitem__)
+        return [self._layers_of_tensor[number] for number in by_return_time]
+
+    def _names_of_projections(
+        self, candidates: Mapping[str, CandidateLayer], modules: Mapping[str, nn.Module]
+    ) -> set[str]:
+        """The layers that are projections. The experiment runs once for each layer.
+
+        Args:
+            candidates: Name of the layer -> the candidate, which may be one of its calls.
+            modules: All layers by name.
+        """
+        found: set[str] = set()
+        with preserved(self._model):
+            for path in sorted(candidates, key=lambda path: path.count(".")):
+                if _is_within(path, found):
+                    continue
+                if path not in self._projections:
+                    self._projections[path] = is_projection(
+                        modules[path],
+                        self._meta_inputs.get(path),
+                        self._meta_outputs[path],
+                        candidates[path].layout,
+                        self._call.picture.device,
+                        inside_grid_layer=_is_within(path.rpartition(".")[0], candidates),
+                    )
+                if self._projections[path]:
+                    found.add(path)
+        return found
 
     def _is_dense(self, path: str, tensor: Tensor) -> bool:
         has_grid = tensor.ndim == self._call.picture.ndim and tensor.shape[2:].numel() > 1
@@ -311,24 +374,36 @@ class DryRunObserver:
     def _input_size(self) -> tuple[int, ...]:
         """The sizes of the picture's own axes, such as (H, W).
 
-        A picture (N, H, W) has no channel axis. It is recognised by the grids of the convolutions, which have as many
-        axes as the picture has after N.
+        A picture (N, H, W) has no channel axis, and one of frames, (N, T, C, H, W), has more axes before its own. Both
+        are recognised by the grids of the convolutions, if none has as many axes as a picture (N, C, *grid). A signal
+        (N, C, 1, T) has axes of its own that a convolution of one axis does without.
         """
         picture = self._call.picture
-        axis_counts = {len(grid) for grid in self._grids}
-        has_no_channels = picture.ndim - 2 not in axis_counts and picture.ndim - 1 in axis_counts
-        return tuple(picture.shape[1:] if has_no_channels else picture.shape[2:])
+        fewer = [count for count in self._axis_counts if count < picture.ndim]
+        is_signal = picture.shape[2:].numel() == picture.shape[-1] and max(fewer, default=0) == 1
+        if not fewer or picture.ndim - 2 in fewer or is_signal:
+            return tuple(picture.shape[2:])
+        return tuple(picture.shape[-max(fewer) :])
 
-    def _representative(self, members: list[_NumberedCall], *, with_calls: bool) -> _NumberedCall | None:
-        """Of layers that return one tensor, the outermost that was called once; of several outermost, the last.
+    def _representative(self, members: list[_NumberedCall]) -> _NumberedCall | None:
+        """Of calls that return one tensor, that of the outermost layer; of several outermost, the last.
 
-        Where none was called once, and `with_calls`, the same of their calls. A layer that takes the model's own input
-        is the whole feature extractor, and is taken only where there is no other.
+        A layer that takes the model's own input is the whole feature extractor, and is taken only where there is no
+        other.
         """
-        called_once = [each for each in members if self._calls[each[0]] == 1]
-        eligible = called_once or (members if with_calls else [])
-        inner = [each for each in eligible if each not in self._reads_picture] or eligible
+        inner = [each for each in members if each not in self._reads_picture] or members
         return min(reversed(inner), key=lambda each: each[0].count(".")) if inner else None
+
+
+def _along(size: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, ...]:
+    """The grid of one axis along the one long axis of a picture: (56,) of a signal (1, 64) is (1, 56)."""
+    return tuple(grid[0] if length > 1 else 1 for length in size)
+
+
+def _is_within(layer: str, names: Container[str]) -> bool:
+    """Whether a layer is one of these, or inside one of them."""
+    parts = layer.split(".")
+    return any(".".join(parts[:end]) in names for end in range(1, len(parts) + 1))
 
 
 def _only_enlarges(module: nn.Module, layout: Layout, before: list[CandidateLayer]) -> bool:
