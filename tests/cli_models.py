@@ -184,3 +184,8 @@ embedder = partial(made, Embedder, texts=texts, spec="an embedder")
 without_texts = partial(made, Embedder)
 attentive = partial(made, transformer)
 convolutional = partial(made, lambda: nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+
+
+def grey() -> nn.Module:
+    """A bare network of one channel, whose pictures are read as three."""
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -4,7 +4,7 @@ from torchpeek.engine import targets
 from torchpeek.engine.batching import Change
 from torchpeek.engine.bias_gradients import FullGradients, bias_gradients
 from torchpeek.engine.capture import Capture, CaptureRequest
-from torchpeek.engine.forward import run
+from torchpeek.engine.forward import check_fits, run
 from torchpeek.engine.forward_pass import ForwardPass, Origin, with_observed_layers
 from torchpeek.engine.layout import Layout, LayoutSpec, described
 from torchpeek.engine.layout_inference.default_layer import Suggestion, suggest_layer, suggest_stages
@@ -37,6 +37,7 @@ __all__ = [
     "as_model_call",
     "bias_gradients",
     "bound_to",
+    "check_fits",
     "described",
     "inspectable_module",
     "is_positional",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.input_mismatch import first_layer, input_error, mismatch
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import close
 from torchpeek.engine.observed import ObservedOutput, observe
+from torchpeek.engine.preserve import preserved
+from torchpeek.errors import InputError, TorchpeekError
 from torchpeek.hooks import containers
 from torchpeek.interrupts import interruptible
 
@@ -19,15 +23,35 @@ def run(model: nn.Module, call: ModelCall) -> Any:
     """Call the model, and return its output: an ObservedOutput where the call observes layers.
 
     An exception of the model gets a note with the shapes and types of its arguments. Ctrl-C comes through.
+
+    Raises:
+        InputError: When the model raised because the inputs are none that it takes; the model's exception is the cause.
     """
-    args, kwargs = call.args_and_kwargs()
     try:
         with interruptible(), observe(call.observed) as layers:
-            output = model(*args, **kwargs)
+            output = _called(model, call)
+    except (TorchpeekError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
+        if explained := input_error(model, call, error, partial(_called, model, call)):
+            raise explained from error
         error.add_note(_description(model, call))
         raise
     return ObservedOutput(output, layers, frozenset(call.observed)) if call.observed else output
+
+
+def check_fits(model: nn.Module, call: ModelCall) -> None:
+    """Raise InputError where the first layer with weights takes no such inputs. The pass ends at that layer."""
+    with preserved(model):
+        first = first_layer(model, partial(_called, model, call.for_one_pass()))
+    if first is not None and first.is_strict and (wrong := mismatch(call, first)):
+        raise InputError(wrong)
+
+
+def _called(model: nn.Module, call: ModelCall) -> Any:
+    args, kwargs = call.args_and_kwargs()
+    output: Any = model(*args, **kwargs)
+    return output
 
 
 def _description(model: nn.Module, call: ModelCall) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchpeek.engine.attention.recorder import Attention, AttentionRecorder
 from torchpeek.engine.capture import Capture, CaptureRecorder, CaptureRequest
 from torchpeek.engine.forward import run, why_not_finite
+from torchpeek.engine.input_mismatch import unbatched_hooks
 from torchpeek.engine.layout_inference.candidates import LayoutUndecided
 from torchpeek.engine.layout_inference.dry_run import dry_run, layout_of
 from torchpeek.engine.model_call import ModelCall
@@ -167,7 +168,7 @@ def _one_pass(
             prefix = PrefixRecording(len(call), overwritten_outputs(model, name, call))
             stack.enter_context(replaced(prefix.recording_forwards(model)))
             hooks.append((layer, prefix.stop))
-        stack.enter_context(attached(hooks))
+        stack.enter_context(attached(hooks, called=unbatched_hooks(model, call)))
         if attention is not None:
             stack.enter_context(attention)
         output = run(model, call.for_one_pass())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.engine.forward import run
+from torchpeek.engine.input_mismatch import unbatched_hooks
 from torchpeek.engine.layout import Layout, described
 from torchpeek.engine.layout_inference.candidates import (
     CandidateLayer,
@@ -124,7 +125,7 @@ def dry_run(model: nn.Module, call: ModelCall, *, anew: bool = False) -> DryRun:
     sample = first_sample(call).for_one_pass()
     observer = DryRunObserver(sample, model)
     hooks = ((module, partial(observer.record_call, name)) for name, module in model.named_modules() if name)
-    with preserved(model), attached(hooks):
+    with preserved(model), attached(hooks, called=unbatched_hooks(model, sample)):
         output = run(model, sample)
     result = observer.result(output, configured_token_counts(model))
     not_configured = [each for each in result.candidates if each.layout.others and result.evidence.prefix is None]
