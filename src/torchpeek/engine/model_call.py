@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -271,9 +271,11 @@ def check_inputs(inputs: object) -> None:
     if not isinstance(inputs, Tensor):
         if _is_array(inputs):
             raise InputError(_array_advice(inputs))
+        batches = isinstance(inputs, Iterable) and not isinstance(inputs, (str, bytes))
         raise InputError(
             f"inputs is a {type(inputs).__name__}; allowed: a tensor (N, C, *grid), a dict of keyword arguments, or "
             "tp.Arguments; with a LoadedModel also a Picture, a path or a PIL image"
+            + (". Next: give one batch of it at a time" if batches else "")
         )
     if inputs.is_nested or inputs.layout != torch.strided or inputs.is_meta or inputs.is_quantized:
         layout = "quantised" if inputs.is_quantized else f"{inputs.layout} on {inputs.device}"
@@ -283,7 +285,15 @@ def check_inputs(inputs: object) -> None:
             "pictures of several sizes as a list"
         )
     if inputs.ndim < 2 or 0 in inputs.shape:
-        raise InputError(f"inputs has shape {tuple(inputs.shape)}; allowed: (N, C, *grid) with at least one sample")
+        labels = inputs.ndim == 1 and not inputs.is_floating_point()
+        raise InputError(
+            f"inputs has shape {tuple(inputs.shape)}; allowed: (N, C, *grid) with at least one sample"
+            + (
+                ". Next: if these are the labels of a batch, give the pictures alone, and target=labels"
+                if labels
+                else ""
+            )
+        )
 
 
 def _is_array(value: object) -> bool:

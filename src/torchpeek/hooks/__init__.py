@@ -1,6 +1,7 @@
 """Hooks: record and edit what flows through a network. The only package that registers a hook."""
 
 from torchpeek.hooks import containers
+from torchpeek.hooks.checked_model import checked_model
 from torchpeek.hooks.editing import edits
 from torchpeek.hooks.editing.edit import edit
 from torchpeek.hooks.patched_forward import Forward, replaceable, replaced
@@ -21,6 +22,7 @@ __all__ = [
     "Recording",
     "Selection",
     "attached",
+    "checked_model",
     "containers",
     "eagerly",
     "edit",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torchpeek.errors import GradUnavailable, InputError, notify
 from torchpeek.hooks import containers
+from torchpeek.hooks.checked_model import checked_model
 from torchpeek.hooks.gradient_tap import GradientTap, tap_gradient
 from torchpeek.hooks.process import eagerly
 from torchpeek.hooks.select import Selection, select, why_not_fired
@@ -57,6 +58,7 @@ def edit(
         ...     model(torch.tensor([-1.0, 2.0]))
         tensor([1., 0.])
     """
+    checked_model(model)
     _check(outputs, inputs, gradients)
     fired: set[str] = set()  # the layers that ran; "" if the model ran
 
