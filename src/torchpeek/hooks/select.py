@@ -140,9 +140,11 @@ def why_not_fired(model: nn.Module, name: str, module: nn.Module) -> str:
         reason = "its parent may compute attention in one fused call, without its parts; set its fused_attn to False"
     elif isinstance(parent, nn.MultiheadAttention):
         reason = "its parent, a MultiheadAttention, uses its weights directly; choose the parent"
-    elif isinstance(model, torch.fx.GraphModule) and not any(node.op == "call_module" for node in model.graph.nodes):
+    elif isinstance(model, torch.fx.GraphModule) and all(
+        node.target != name for node in model.graph.nodes if node.op == "call_module"
+    ):
         reason = (
-            "the model is a graph that computes without calling its layers, as program.module() of torch.export gives "
+            "the model is a graph that computes without calling this layer, as program.module() of torch.export gives "
             "it; give torch.export.unflatten(program), or the module that was exported"
         )
     else:
