@@ -10,7 +10,8 @@ from typing import TypeAlias, Union
 import torch
 from torch import nn
 
-from torchpeek.errors import InputError, LayerNotFound, closest
+from torchpeek.errors import InputError, LayerNotFound, closest, listed_names, notify
+from torchpeek.hooks.temporary_hooks import takes_hooks
 
 Selection: TypeAlias = Union[
     str,
@@ -61,7 +62,8 @@ def select(
 
     Raises:
         LayerNotFound: When a part of the selection matches no layer. The message has the closest names.
-        InputError: When the selection has another type, is an empty list, or selects a scripted layer.
+        InputError: When the selection has another type or is an empty list. Also when it names a scripted layer, or
+            selects no others.
     """
     named = named_layers(model) if named is None else named
     names = _matching(model, named, selection)
@@ -73,15 +75,26 @@ def select(
                 f"every layer of {type(model).__name__} that {selection!r} selects is excluded by {exclude!r}"
             )
     selected = {name: module for name, module in named.items() if name in names}
-    for name, module in selected.items():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise InputError(
-                f"layer {name!r} is scripted or traced, so it takes no hooks; use the module it was made from"
-            )
+    if scripted := [name for name, module in selected.items() if not takes_hooks(module)]:
+        _leave_out(selected, scripted, selection)
     if len(set(map(id, selected.values()))) == len(selected):
         return selected
     first = {id(module): name for name, module in reversed(selected.items())}
     return {name: module for name, module in selected.items() if first[id(module)] == name}
+
+
+def _leave_out(selected: dict[str, nn.Module], scripted: list[str], selection: Selection) -> None:
+    """Remove the scripted layers from those that are selected. Raises InputError where the user means one of them."""
+    parts = list(selection) if isinstance(selection, (list, tuple, set, frozenset)) else [selection]
+    meant = [name for name in scripted if any(part == name or part is selected[name] for part in parts)]
+    if meant or len(scripted) == len(selected):
+        raise InputError(
+            f"layer {(meant or scripted)[0]!r} is scripted or traced, so it takes no hooks; use the module it was made "
+            "from, or a layer around or beside it"
+        )
+    notify(f"scripted or traced layers take no hooks and are left out: {listed_names(scripted)}")
+    for name in scripted:
+        del selected[name]
 
 
 def _matching(model: nn.Module, named: dict[str, nn.Module], selection: Selection) -> set[str]:

@@ -36,7 +36,7 @@ from torchpeek.engine.model_config import (
     reorders_tokens,
 )
 from torchpeek.engine.preserve import preserved
-from torchpeek.hooks import attached, containers
+from torchpeek.hooks import attached, containers, takes_hooks
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,11 @@ def dry_run(model: nn.Module, call: ModelCall, *, anew: bool = False) -> DryRun:
         return remembered
     sample = first_sample(call).for_one_pass()
     observer = DryRunObserver(sample, model)
-    hooks = ((module, partial(observer.record_call, name)) for name, module in model.named_modules() if name)
+    hooks = (
+        (module, partial(observer.record_call, name))
+        for name, module in model.named_modules()
+        if name and takes_hooks(module)
+    )
     with preserved(model), attached(hooks, called=unbatched_hooks(model, sample)):
         output = run(model, sample)
     result = observer.result(output, configured_token_counts(model))
