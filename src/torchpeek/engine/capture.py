@@ -117,7 +117,8 @@ class CaptureRecorder:
             return None
         layout = self._layout(name, module, output)
         tensor = containers.at(output, layout.part)
-        copy = tensor.detach().clone()  # the next operation may write into the tensor
+        with torch.inference_mode(False):  # a tensor of inference mode takes no part in autograd
+            copy = tensor.detach().clone()  # the next operation may write into the tensor
         returned = copy.movedim(layout.batch_axis, 0)
         if not torch.isfinite(returned).all():
             raise NotFinite(f"layer {name!r} returned NaN or infinity{why_not_finite(self._call.picture, returned)}")

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.gradients import inference_mode_restored
 from torchpeek.engine.input_mismatch import first_layer, input_error, mismatch
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import close
 from torchpeek.engine.observed import ObservedOutput, observe
 from torchpeek.engine.preserve import preserved
-from torchpeek.errors import InputError, TorchpeekError
+from torchpeek.errors import InputError, NotConnected, TorchpeekError
 from torchpeek.hooks import containers
 from torchpeek.interrupts import interruptible
 
@@ -25,19 +26,30 @@ def run(model: nn.Module, call: ModelCall) -> Any:
     An exception of the model gets a note with the shapes and types of its arguments. Ctrl-C comes through.
 
     Raises:
+        NotConnected: When an operation with gradients needs a tensor from a part under inference mode.
         InputError: When the model raised because the inputs are none that it takes; the model's exception is the cause.
     """
     try:
-        with interruptible(), observe(call.observed) as layers:
+        with interruptible(), inference_mode_restored(), observe(call.observed) as layers:
             output = _called(model, call)
     except (TorchpeekError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        if _INFERENCE_TENSOR in str(error):
+            raise NotConnected(
+                "no gradient flows through a part that the model runs under torch.inference_mode(). Choose a layer "
+                "inside or after that part, or a method that needs no gradients (torchpeek methods lists them); or let "
+                "the model use torch.no_grad() there"
+            ) from error
         if explained := input_error(model, call, error, partial(_called, model, call)):
             raise explained from error
         error.add_note(_description(model, call))
         raise
     return ObservedOutput(output, layers, frozenset(call.observed)) if call.observed else output
+
+
+# The beginning of torch's message, which no type of exception tells apart.
+_INFERENCE_TENSOR = "Inference tensors cannot be saved for backward"
 
 
 def check_fits(model: nn.Module, call: ModelCall) -> None:

@@ -36,6 +36,7 @@ from torchpeek.engine.model_config import (
     reorders_tokens,
 )
 from torchpeek.engine.preserve import preserved
+from torchpeek.engine.replay.prefix import version_of
 from torchpeek.hooks import attached, containers, takes_hooks
 
 
@@ -166,7 +167,7 @@ class DryRunObserver:
         self._channels_first_shapes: set[tuple[int, ...]] = set()
         self._channels_last_shapes: set[tuple[int, ...]] = set()
         # (tensor, its version, its index in the lists above) of the latest outputs.
-        self._recent_tensors: deque[tuple[Tensor, int, int]] = deque(maxlen=8)
+        self._recent_tensors: deque[tuple[Tensor, int | None, int]] = deque(maxlen=8)
 
     def record_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         """The forward hook of one layer."""
@@ -188,13 +189,13 @@ class DryRunObserver:
         (tensor,) = tensors
         for index, (recent, version, number) in enumerate(self._recent_tensors):
             if tensor is recent:
-                passes_through = any(argument is tensor for argument in args) and tensor._version == version
+                passes_through = any(argument is tensor for argument in args) and not _wrote(module, tensor, version)
                 if not passes_through:
                     self._layers_of_tensor[number].append(name)
                     self._return_times[number] = next(self._clock)
-                self._recent_tensors[index] = (tensor, tensor._version, number)
+                self._recent_tensors[index] = (tensor, version_of(tensor), number)
                 return
-        self._recent_tensors.append((tensor, tensor._version, len(self._layers_of_tensor)))
+        self._recent_tensors.append((tensor, version_of(tensor), len(self._layers_of_tensor)))
         self._layers_of_tensor.append([name])
         self._return_times.append(next(self._clock))
 
@@ -291,6 +292,11 @@ def _only_enlarges(module: nn.Module, layout: Layout, before: list[CandidateLaye
     """Whether it is an adaptive pooling that spreads a coarser grid to a fixed size, as in VGG for small pictures."""
     adaptive = isinstance(module, (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd))
     return adaptive and bool(before) and math.prod(layout.grid) > math.prod(before[-1].layout.grid)
+
+
+def _wrote(module: nn.Module, tensor: Tensor, version: int | None) -> bool:
+    """Whether the module wrote into the tensor that it was called with. torch counts no writes in inference mode."""
+    return bool(module.__dict__.get("inplace")) if version is None else tensor._version != version
 
 
 def _on_meta_device(output: Any) -> Any:
