@@ -158,5 +158,5 @@ def test_a_model_that_is_scripted_as_a_whole(eager: Net) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         whole = torch.jit.trace(eager, X)
-    with pytest.raises(InputError, match="a scripted or traced model takes no hooks; give the nn.Module"):
+    with pytest.raises(InputError, match=r"a scripted or traced model takes no hooks; give the nn.Module"):
         tp.explain(whole, X)

@@ -126,10 +126,7 @@ def bias_gradients(forward_pass: ForwardPass, use: Callable[[FullGradients], Res
                 output = run(model, forward_pass.call.for_one_pass(leaf.clone()))
             scores = forward_pass.question(output, torch.arange(len(inputs)))  # (N, K)
         if not scores.requires_grad:
-            raise NotConnected(
-                "the score does not depend on the input: no gradient flows back to it. The model detaches it, or runs "
-                "a part under torch.no_grad() or inference_mode(). Choose a method that needs no gradients"
-            )
+            raise NotConnected(_NOT_CONNECTED)
         terms = observer.terms
         handles: list[Any] = [leaf, *(term.edge for term in terms)]
         numel = leaf.numel() + sum(term.shape.numel() for term in terms)
@@ -145,6 +142,12 @@ def bias_gradients(forward_pass: ForwardPass, use: Callable[[FullGradients], Res
                 gradients.append(_backward(score, handles))
             results.append(use(_full_gradients(gradients, leaf.detach(), terms, scores[:, columns].detach())))
     return results
+
+
+_NOT_CONNECTED = (
+    "the score does not depend on the input: no gradient flows back to it. The model detaches it, or runs a part under "
+    "torch.no_grad() or inference_mode(). Choose a method that needs no gradients, or a method of one layer"
+)
 
 
 def _backward(score: Tensor, handles: list[Any]) -> Gradients:
@@ -173,8 +176,8 @@ def _full_gradients(
         return at_least_float32(stacked)
 
     of_inputs = product(0, inputs)
-    if of_inputs is None:
-        of_inputs = scores.new_zeros(*scores.shape, *inputs.shape[1:])
+    if of_inputs is None:  # only a part of the model has a graph, and the contributions before it are unknown
+        raise NotConnected(_NOT_CONNECTED)
     biases = [
         contribution.movedim(-1, 2) if term.channels_last else contribution
         for index, term in enumerate(terms, start=1)

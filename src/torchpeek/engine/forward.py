@@ -36,11 +36,7 @@ def run(model: nn.Module, call: ModelCall) -> Any:
         raise
     except Exception as error:
         if _INFERENCE_TENSOR in str(error):
-            raise NotConnected(
-                "no gradient flows through a part that the model runs under torch.inference_mode(). Choose a layer "
-                "inside or after that part, or a method that needs no gradients (torchpeek methods lists them); or let "
-                "the model use torch.no_grad() there"
-            ) from error
+            raise NotConnected(_no_inference_tensors(model)) from error
         if explained := input_error(model, call, error, partial(_called, model, call)):
             raise explained from error
         error.add_note(_description(model, call))
@@ -50,6 +46,20 @@ def run(model: nn.Module, call: ModelCall) -> Any:
 
 # The beginning of torch's message, which no type of exception tells apart.
 _INFERENCE_TENSOR = "Inference tensors cannot be saved for backward"
+
+
+def _no_inference_tensors(model: nn.Module) -> str:
+    """Why an operation with gradients met a tensor of inference mode, and what to do."""
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        return (
+            "the model's parameters were made under torch.inference_mode(), so no gradient flows through them. Next: "
+            "make the model outside of that mode, or give copy.deepcopy(model), made outside"
+        )
+    return (
+        "no gradient flows through a part that the model runs under torch.inference_mode(). Choose a layer inside or "
+        "after that part, or a method that needs no gradients (torchpeek methods lists them); or let the model use "
+        "torch.no_grad() there"
+    )
 
 
 def check_fits(model: nn.Module, call: ModelCall) -> None:

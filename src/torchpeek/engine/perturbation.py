@@ -71,7 +71,10 @@ def input_gradients(forward_pass: ForwardPass, inputs: Tensor, rows: Tensor, col
         if selected.requires_grad:
             (gradient,) = torch.autograd.grad(selected.sum(), leaf, allow_unused=True)
     if gradient is None:
-        raise NotConnected("the score does not depend on the input: no gradient flows back to it")
+        raise NotConnected(
+            "the score does not depend on the input: no gradient flows back to it. The model detaches it, or runs a "
+            "part under torch.no_grad() or inference_mode(). Choose a method that needs no gradient of the input"
+        )
     return selected.detach(), gradient
 
 

@@ -133,8 +133,8 @@ def _change_gradient(
     fired.add(name)
     if not torch.is_grad_enabled():
         raise GradUnavailable(
-            f"layer {name!r} ran under torch.no_grad(), so no gradient can flow back through it; run the model with "
-            "gradients enabled"
+            f"layer {name!r} ran under torch.no_grad() or inference_mode(), so no gradient can flow back through it; "
+            "run the model with gradients enabled"
         )
     tap_count = 0
 
