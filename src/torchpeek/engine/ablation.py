@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchpeek.engine.batching import Change, check_changed, check_counts, chunk_size, sample_rows, score_chunks
 from torchpeek.engine.capture import CaptureRequest
+from torchpeek.engine.fixed_batch import batches, fixed_batch_size, with_fixed_batch
 from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass, batch_statistics_layer, run_clean_pass
 from torchpeek.engine.preserve import preserved
@@ -48,9 +49,18 @@ def ablate(
         check_changed(changed, (len(rows), *activation.shape[1:]))
         return layout.from_grid(changed.to(activation.dtype), sample_rows(returned, rows))
 
-    def by_whole_pass(rows: Tensor, trial_numbers: Tensor) -> Tensor:
-        with attached([(module, returning(changed_output(rows, trial_numbers).clone(), layout))]):
-            return forward_pass.question(run(model, call.select(rows).for_one_pass()), rows)
+    def by_whole_passes(size: int | None) -> Tensor:
+        def by_whole_pass(rows: Tensor, trial_numbers: Tensor) -> Tensor:
+            changed, parts = changed_output(rows, trial_numbers), []
+            for entries, count in batches(size, rows):
+                own = rows[entries]
+                with attached([(module, returning(changed[entries.to(changed.device)], layout))]):
+                    output = run(model, call.select(own).for_one_pass())
+                parts.append(forward_pass.question(output, own)[:count])
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+        most = batch or chunk_size(call.picture[:1])
+        return score_chunks(by_whole_pass, forward_pass.scores, trials, live, most, label)
 
     batch = 1 if batch_statistics_layer(model) else batch
     with preserved(model), forward_pass.autocast_context():
@@ -65,8 +75,7 @@ def ablate(
         except ReplayMismatch as error:
             reason = str(error)
         notify(f"whole passes for each change of {layer!r}, as a replay of what comes after it {reason}")
-        size = batch or chunk_size(call.picture[:1])
-        scores = score_chunks(by_whole_pass, forward_pass.scores, trials, live, size, label)
+        scores = with_fixed_batch(model, call, by_whole_passes)
         refuse_replay(model, layer, call, reason)  # only now: the model itself did not fail
     return scores
 
@@ -109,6 +118,8 @@ def _replay_in_memory(forward_pass: ForwardPass, layer: str, size: int, trials: 
     model, call, capture = forward_pass.model, forward_pass.call, forward_pass.captures[layer]
     if reason := refusal(model, layer, call):
         raise ReplayMismatch(reason)
+    if only := fixed_batch_size(model, call):
+        raise ReplayMismatch(f"is not possible: the model takes batches of {only} only")
     prefix = _prefix(forward_pass, layer)
     module = forward_pass.layers[layer]
     suffix = Suffix(model, layer, module, capture.layout, call, prefix, capture.returned.detach())

@@ -101,11 +101,12 @@ def why_not_finite(inputs: Tensor, values: Tensor) -> str:
 _CHANNELS_LAST_IS_SAFE: ModelCache[Any, bool] = ModelCache()
 
 
-def run_fast(model: nn.Module, call: ModelCall, *, half: bool) -> Any:
+def run_fast(model: nn.Module, call: ModelCall, *, half: bool, batch_size: int | None = None) -> Any:
     """`run` on a copy of the pictures in the memory format that convolutions compute fastest in.
 
     That is channels last on the CPU, and in `half` precision on every device. A model may insist on the contiguous
-    format, or return other numbers, so one sample is tried in both formats, once for each kind of input.
+    format, or return other numbers, so one sample is tried in both formats, once for each kind of input: a batch of
+    `batch_size` times that sample, for a model that takes no other batches.
     """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     picture = call.picture
@@ -114,8 +115,9 @@ def run_fast(model: nn.Module, call: ModelCall, *, half: bool) -> Any:
         return run(model, _in_memory_format(call, torch.contiguous_format))
     safe = _CHANNELS_LAST_IS_SAFE.get(model, call.kind)
     if safe is None:
-        one_sample = call.select(torch.tensor([0]), picture[:1])
-        safe = _CHANNELS_LAST_IS_SAFE.put(model, call.kind, _returns_the_same(model, one_sample, fastest))
+        safe = _CHANNELS_LAST_IS_SAFE.put(
+            model, call.kind, _returns_the_same(model, call.one_sample(batch_size), fastest)
+        )
     return run(model, _in_memory_format(call, fastest if safe else torch.contiguous_format))
 
 

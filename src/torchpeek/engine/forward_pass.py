@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchpeek.engine.attention.recorder import Attention, AttentionRecorder
 from torchpeek.engine.capture import Capture, CaptureRecorder, CaptureRequest
+from torchpeek.engine.fixed_batch import fixed_batch_size
 from torchpeek.engine.forward import run, why_not_finite
 from torchpeek.engine.input_mismatch import unbatched_hooks
 from torchpeek.engine.layout_inference.candidates import LayoutUndecided
@@ -228,10 +229,11 @@ def _check_samples_are_independent(forward_pass: ForwardPass) -> None:
     cause: Exception | None = None
     try:
         with forward_pass.autocast_context():
-            alone = run(forward_pass.model, call.select(torch.tensor([last])).for_one_pass())
+            size = fixed_batch_size(forward_pass.model, call)
+            alone = run(forward_pass.model, call.one_sample(size, last).for_one_pass())
         ours, theirs = dict(containers.leaves(alone)), dict(containers.leaves(forward_pass.output))
         batched = {path: tensor for path, tensor in theirs.items() if tensor.ndim and len(tensor) == last + 1}
-        same = all(close(ours[path], tensor[last:], ours[path].dtype) for path, tensor in batched.items())
+        same = all(close(ours[path][:1], tensor[last:], ours[path].dtype) for path, tensor in batched.items())
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

@@ -160,6 +160,12 @@ class ModelCall:
 
         return replace(self, picture=picture, arguments=containers.mapped(self.arguments, entries))
 
+    def one_sample(self, size: int | None = None, row: int = 0) -> ModelCall:
+        """The call with one of its samples only, repeated `size` times for a model that takes no other batches."""
+        rows = torch.full((size or 1,), row)
+        # A copy of the picture: a dry run recognises the model's input by identity, and must not find a view of it.
+        return self.select(rows, self.picture[rows.to(self.picture.device)].detach().clone())
+
     def with_picture(self, picture: Tensor) -> ModelCall:
         """The same call with another picture (N, C, *grid)."""
         return replace(self, picture=picture)

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.fixed_batch import fixed_batch_size
 from torchpeek.engine.forward import run
 from torchpeek.engine.gradients import Handle, start_graph
 from torchpeek.engine.layout import Layout
 from torchpeek.engine.layout_inference.candidates import CandidateLayer
-from torchpeek.engine.layout_inference.dry_run import dry_run, first_sample
+from torchpeek.engine.layout_inference.dry_run import dry_run
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.model_config import compares_texts, feature_extractors
@@ -167,7 +168,7 @@ def _score_depends_on(
     hooks = [(modules[each.layer], partial(take_handle, each)) for each in candidates]
     with preserved(model):
         with attached(hooks):
-            output = run(model, first_sample(call).for_one_pass())
+            output = run(model, call.one_sample(fixed_batch_size(model, call)).for_one_pass())
         try:
             with torch.enable_grad():
                 scores = _scores_to_follow(output, target)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.fixed_batch import with_fixed_batch
 from torchpeek.engine.forward import run
 from torchpeek.engine.input_mismatch import unbatched_hooks
 from torchpeek.engine.layout import Layout, described
@@ -123,7 +124,11 @@ def dry_run(model: nn.Module, call: ModelCall, *, anew: bool = False) -> DryRun:
     remembered = None if anew else _DRY_RUNS.get(model, key)
     if remembered is not None:
         return remembered
-    sample = first_sample(call).for_one_pass()
+    result = with_fixed_batch(model, call, lambda size: _dry_run(model, call.one_sample(size).for_one_pass()))
+    return _DRY_RUNS.put(model, key, result)
+
+
+def _dry_run(model: nn.Module, sample: ModelCall) -> DryRun:
     observer = DryRunObserver(sample, model)
     hooks = (
         (module, partial(observer.record_call, name))
@@ -137,13 +142,7 @@ def dry_run(model: nn.Module, call: ModelCall, *, anew: bool = False) -> DryRun:
     if not_configured and (movement := token_movement(model, sample, result.evidence.input_size, not_configured[0])):
         token_counts = locate_grid(*movement, not_configured[0].layout)
         result = observer.result(output, token_counts or (None, 0), probe_undecided=token_counts is None)
-    return _DRY_RUNS.put(model, key, result)
-
-
-def first_sample(call: ModelCall) -> ModelCall:
-    """The call with its first sample only."""
-    # A copy of the picture: the observer recognises the model's input by identity, and must not find a view of it.
-    return call.select(torch.tensor([0]), call.picture[:1].detach().clone())
+    return result
 
 
 def _input_key(call: ModelCall) -> tuple[object, ...]:
@@ -178,7 +177,7 @@ class DryRunObserver:
             self._reads_picture.add(name)
         if grid := grid_of(module, output):
             self._grids[grid] = None
-        if isinstance(output, Tensor) and output.ndim >= 3 and len(output) == 1:
+        if isinstance(output, Tensor) and output.ndim >= 3 and len(output) == len(self._call):
             axis = channel_axis(module, output)
             if axis is not None:
                 shapes = self._channels_last_shapes if axis == "last" else self._channels_first_shapes
@@ -227,7 +226,7 @@ class DryRunObserver:
         has_channels_last = any(len(shape) > 2 for shape in self._channels_last_shapes)
         return LayoutEvidence(
             size,
-            1,
+            len(self._call),
             grids,
             prefix,
             suffix,
@@ -242,6 +241,7 @@ class DryRunObserver:
             # picture. The tokens of such a model may be in any order.
             grids_from_strides=not self._grids or bool(grids),
             meta_outputs=self._meta_outputs,
+            dry_batch_size=len(self._call),
         )
 
     def _candidate_layers(self, evidence: LayoutEvidence) -> list[CandidateLayer]:
