@@ -21,6 +21,12 @@ from torchpeek.hooks import containers
 
 Result = TypeVar("Result")
 
+WITHOUT_BATCH_AXIS = (
+    "A model that takes one sample without a batch axis can be given inside a module that takes (1, ...) and calls it "
+    "with x[0]"
+)
+"""The end of an error text where axis 0 of the input is not that of the samples."""
+
 # By kind of input: the only batch size that the model takes.
 _SIZES: ModelCache[Any, int] = ModelCache()
 
@@ -91,18 +97,29 @@ def _found_size(model: nn.Module, call: ModelCall, error: Exception) -> int | No
             return None
         repeated = _runs(model, call.one_sample(count)) if count > 1 else whole
     if repeated is None or not _same_first_sample(whole, repeated, count):
-        raise InputError(
-            f"the model takes {count} entries along axis 0 of the input {tuple(call.user_shape)}, and not one of them, "
-            "but it does not compute each of them by itself. Either axis 0 is not that of the samples, such as the "
-            "frames of a video or the steps of a sequence, or the samples influence each other, or another argument of "
-            "that length is the same for all samples. Next: give inputs (N, C, *grid), explain one sample, or name "
-            "such arguments in tp.Arguments(..., shared=[...])"
-        ) from error
+        raise InputError(_not_of_samples(call)) from error
     notify(
         f"{type(model).__name__} takes batches of {count} only, so every pass has {count} samples: a batch with fewer "
         "is filled up with copies of its last sample, whose results are not used"
     )
     return _SIZES.put(model, call.kind, count)
+
+
+def _not_of_samples(call: ModelCall) -> str:
+    """Why a model that takes the whole call and not one sample of it does not compute each sample by itself."""
+    count, named = len(call), ", ".join(sorted(repr(path.partition(".")[2]) for path in call.sample_paths))
+    shared = (
+        f"; or one of the arguments {named}, which have {count} entries too, is the same for all samples"
+        if named
+        else ""
+    )
+    advice = f", or name such arguments in tp.Arguments(..., shared=[{named}])" if named else ""
+    return (
+        f"axis 0 of the input {call.user_shape} does not seem to be that of the samples: the model takes all {count} "
+        "entries and not one of them, and what it returns for one of them depends on the others. Perhaps axis 0 is of "
+        f"frames or steps{shared}; or the samples influence each other. Next: give inputs (N, C, *grid){advice}. "
+        f"{WITHOUT_BATCH_AXIS}"
+    )
 
 
 def _runs(model: nn.Module, call: ModelCall) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torchpeek.engine.attention.recorder import Attention, AttentionRecorder
 from torchpeek.engine.capture import Capture, CaptureRecorder, CaptureRequest
-from torchpeek.engine.fixed_batch import fixed_batch_size
+from torchpeek.engine.fixed_batch import WITHOUT_BATCH_AXIS, fixed_batch_size
 from torchpeek.engine.forward import run, why_not_finite
 from torchpeek.engine.input_mismatch import unbatched_hooks
 from torchpeek.engine.layout_inference.candidates import LayoutUndecided
@@ -173,6 +173,13 @@ def _one_pass(
         if attention is not None:
             stack.enter_context(attention)
         output = run(model, call.for_one_pass())
+    question = target.bind(output)
+    if len(question.labels) != len(call):
+        raise InputError(
+            f"the model returned {len(question.labels)} row(s) of scores for an input {call.user_shape}, whose axis 0 "
+            f"has {len(call)} entries; that axis has to be of the samples, and not of frames or steps. Next: give "
+            f"inputs (N, C, *grid). {WITHOUT_BATCH_AXIS}"
+        )
     complete = None if prefix is None else prefix.complete()
     attentions = None if attention is None else attention.attentions(len(call))
     return ForwardPass(
@@ -181,7 +188,7 @@ def _one_pass(
         request.layers,
         recorder.captures(),
         output,
-        target.bind(output),
+        question,
         origin,
         autocast,
         attentions,
