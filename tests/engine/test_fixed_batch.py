@@ -84,7 +84,7 @@ class TestOtherFunctions:
             row.output for row in tp.layers(made(None), X[:size])
         ]
 
-    @pytest.mark.parametrize("metric", ["deletion", "infidelity", "sensitivity", "randomisation"])
+    @pytest.mark.parametrize("metric", ["deletion", "infidelity", "max-sensitivity", "randomisation"])
     def test_metrics(self, size: int, metric: str) -> None:
         values = []
         for model in (made(size), made(None)):
