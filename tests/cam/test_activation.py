@@ -26,7 +26,9 @@ class TestCam:
         torch.manual_seed(0)
         flattened = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(6 * 36, 5)).double().eval()
         x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
-        with pytest.raises(MethodNotApplicable, match="Next: take hirescam, whose map adds up .* or gradcam") as caught:
+        with pytest.raises(
+            MethodNotApplicable, match=r"Next: take hirescam, whose map adds up .* or gradcam"
+        ) as caught:
             tp.explain(flattened, x, method="cam", layer="0", target=1)
         assert "only where cam is defined" in str(caught.value)
         maps = tp.compare(flattened, x, methods=["hirescam", "gradcam"], layer="0", target=1)
