@@ -204,3 +204,13 @@ class TestAxis0IsNotOfTheSamples:
             InputError, match=r"axis 0 of the input \(7, 2, 6\) does not seem to be that of the samples"
         ):
             tp.explain(TimeFirst().eval(), torch.rand(7, 2, 6))
+
+
+@pytest.mark.filterwarnings("ignore::torchpeek.Notice")
+def test_what_was_found_for_one_batch_does_not_speak_for_another() -> None:
+    """The model is rebuilt for another batch size."""
+    model = made(2)
+    tp.explain(model, X[:2], method="scorecam", layer="last", target=1)
+    model.size, model.table = 4, model.table[:1].repeat(4, 1, 1, 1)
+    got = tp.explain(model, X, method="scorecam", layer="last", target=1).values
+    torch.testing.assert_close(got, tp.explain(made(None), X, method="scorecam", layer="last", target=1).values)

@@ -137,6 +137,23 @@ class TestOtherFirstLayers:
         with pytest.raises(InputError, match=r"write x.to\(torch.float32\)"):
             tp.activations(model, torch.rand(2, 1, 12, 12).double(), "2")
 
+    def test_a_norm(self) -> None:
+        model = nn.Sequential(nn.BatchNorm2d(3), Net()).eval()
+        with pytest.raises(InputError, match=r"'0' \(BatchNorm2d\), takes \(N, 3, H, W\).*x.expand\(-1, 3, -1, -1\)"):
+            tp.explain(model, torch.rand(2, 1, 14, 12), layer="1.last")
+        with pytest.raises(InputError, match=r"write x.permute\(0, 3, 1, 2\)"):
+            tp.explain(model, torch.rand(2, 14, 12, 3), layer="1.last")
+
+    def test_a_step_that_takes_no_integers(self) -> None:
+        """The failure comes before the first layer, and its words name the type."""
+
+        class Normalising(Net):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x - x.mean((2, 3), keepdim=True))
+
+        with pytest.raises(InputError, match=r"write x.float\(\) / 255"):
+            tp.explain(Normalising().eval(), bytes_of(1, 3, 14, 12), layer="last")
+
     def test_an_embedding(self) -> None:
         model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 2)).eval()
         with pytest.raises(InputError, match=r"'0' \(Embedding\), takes indices.* write x.long\(\)"):

@@ -27,7 +27,7 @@ WITHOUT_BATCH_AXIS = (
 )
 """The end of an error text where axis 0 of the input is not that of the samples."""
 
-# By kind of input: the only batch size that the model takes.
+# By kind of input and number of samples: that number, where the model takes no other.
 _SIZES: ModelCache[Any, int] = ModelCache()
 
 
@@ -40,8 +40,8 @@ class BatchTooLarge(InputError):
 
 
 def fixed_batch_size(model: nn.Module, call: ModelCall) -> int | None:
-    """The only batch size that the model takes, where it has been found; otherwise None."""
-    return _SIZES.get(model, call.kind)
+    """The number of samples of the call, where it has been found that the model takes no other; otherwise None."""
+    return _SIZES.get(model, (*call.kind, len(call)))
 
 
 def with_fixed_batch(model: nn.Module, call: ModelCall, compute: Callable[[int | None], Result]) -> Result:
@@ -102,7 +102,7 @@ def _found_size(model: nn.Module, call: ModelCall, error: Exception) -> int | No
         f"{type(model).__name__} takes batches of {count} only, so every pass has {count} samples: a batch with fewer "
         "is filled up with copies of its last sample, whose results are not used"
     )
-    return _SIZES.put(model, call.kind, count)
+    return _SIZES.put(model, (*call.kind, count), count)
 
 
 def _not_of_samples(call: ModelCall) -> str:

@@ -23,6 +23,7 @@ from torchpeek.hooks import BeforeHook, attached, containers, is_sharded, takes_
 
 _CONVOLUTION = nn.modules.conv._ConvNd
 _STRICT = (_CONVOLUTION, nn.Linear, nn.Embedding)
+_NORMS = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
 _GRID_AXES = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}
 # How torch's messages name the types that pictures come in.
 _DTYPE_NAMES = {
@@ -66,8 +67,16 @@ class FirstLayer:
 
     @property
     def grid_ndim(self) -> int:
-        """How many axes the grid of a convolution has; 0 for other layers."""
-        return len(self.module.kernel_size) if isinstance(self.module, _CONVOLUTION) else 0
+        """How many axes the grid of a convolution or a normalisation of channels has; 0 for other layers."""
+        if isinstance(self.module, _CONVOLUTION):
+            return len(self.module.kernel_size)
+        return next((axes for norm, axes in _NORMS.items() if isinstance(self.module, norm)), 0)
+
+    @property
+    def channels(self) -> int:
+        """How many channels such a layer takes."""
+        count: int = getattr(self.module, "in_channels" if isinstance(self.module, _CONVOLUTION) else "num_features")
+        return count
 
     @property
     def is_strict(self) -> bool:
@@ -88,8 +97,8 @@ class FirstLayer:
         if isinstance(module, nn.Embedding):
             return f"{self.name!r} (Embedding), takes indices, torch.int64"
         takes = "numbers"
-        if isinstance(module, _CONVOLUTION):
-            takes = "(" + ", ".join(("N", str(module.in_channels), *_GRID_AXES[self.grid_ndim])) + ")"
+        if self.grid_ndim:
+            takes = "(" + ", ".join(("N", str(self.channels), *_GRID_AXES[self.grid_ndim])) + ")"
         elif isinstance(module, nn.Linear):
             takes = f"(..., {module.in_features})"
         typed = "" if weight is None else f" of {weight.dtype} on {weight.device}"
@@ -258,8 +267,7 @@ def _sentence(shape: tuple[int, ...], call: ModelCall, first: FirstLayer, steps:
 
 def _layout_steps(shape: tuple[int, ...], first: FirstLayer) -> list[_Step] | None:
     """The steps that turn `shape` into (N, C, *grid) for a convolution; None where no steps are known to do so."""
-    assert isinstance(first.module, _CONVOLUTION)
-    channels, ndim, steps = first.module.in_channels, first.grid_ndim, []
+    channels, ndim, steps = first.channels, first.grid_ndim, list[_Step]()
     if len(shape) == ndim:
         steps.append(_Step("the batch axis and the channel axis are missing", "[None, None]"))
         shape = (1, 1, *shape)
