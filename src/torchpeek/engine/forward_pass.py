@@ -240,7 +240,10 @@ def _check_samples_are_independent(forward_pass: ForwardPass) -> None:
             alone = run(forward_pass.model, call.one_sample(size, last).for_one_pass())
         ours, theirs = dict(containers.leaves(alone)), dict(containers.leaves(forward_pass.output))
         batched = {path: tensor for path, tensor in theirs.items() if tensor.ndim and len(tensor) == last + 1}
-        same = all(close(ours[path][:1], tensor[last:], ours[path].dtype) for path, tensor in batched.items())
+        same = all(
+            len(ours[path]) == (size or 1) and close(ours[path][:1], tensor[last:], ours[path].dtype)
+            for path, tensor in batched.items()
+        )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

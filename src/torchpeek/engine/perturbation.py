@@ -73,7 +73,7 @@ def input_gradients(forward_pass: ForwardPass, inputs: Tensor, rows: Tensor, col
 
     def of_batch(entries: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
         own = rows[entries]
-        leaf = inputs.detach()[entries.to(inputs.device)].clone().requires_grad_()
+        leaf = inputs.detach()[entries.to(inputs.device)].requires_grad_()  # indices make a copy
         call = forward_pass.call.select(own, leaf).for_one_pass(leaf.clone())
         scores = forward_pass.question(run(model, call), own)  # (n, K)
         selected = scores.gather(1, columns[entries].to(scores.device).unsqueeze(1)).squeeze(1)[:count]  # (n,)
