@@ -225,3 +225,8 @@ def foreground() -> tp.LoadedModel:
 def dense() -> tp.LoadedModel:
     """A detector with a box for each cell of three grids."""
     return tp.LoadedModel(DenseDetector(yolov8_with_raw), tp.Preprocess(resize=64, crop=(64, 64)), CLASSES[:3])
+
+
+def grey() -> nn.Module:
+    """A bare network of one channel, whose pictures are read as three."""
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -88,11 +88,20 @@ class TestErrors:
             traced(PooledNet(), bad, ["act"], Predicted())
 
     def test_an_error_of_the_models_own_says_what_it_was_given(self) -> None:
-        with pytest.raises(RuntimeError) as caught:
-            traced(PooledNet().double(), torch.randn(1, 3, 4, 4), ["act"], Predicted())
+        class Failing(PooledNet):
+            def forward(self, x):
+                raise RuntimeError("its own")
+
+        with pytest.raises(RuntimeError, match="its own") as caught:
+            traced(Failing().double(), torch.randn(1, 3, 4, 4), ["act"], Predicted())
         assert caught.value.__notes__ == [
-            "PooledNet was given torch.float32 of shape (1, 3, 4, 4) on cpu; its parameters are torch.float64 on cpu"
+            "Failing was given torch.float32 of shape (1, 3, 4, 4) on cpu; its parameters are torch.float64 on cpu"
         ]
+
+    def test_an_error_of_torchpeeks_own_has_no_such_note(self) -> None:
+        with pytest.raises(NotFinite) as caught:
+            traced(PooledNet(), torch.full((1, 3, 4, 4), torch.nan), ["act"], Predicted())
+        assert not hasattr(caught.value, "__notes__")
 
     def test_models_that_are_none(self) -> None:
         with pytest.raises(InputError, match="model is a function"):

@@ -14,8 +14,8 @@ from torchpeek.anatomy.statistics import Loss, one_number
 from torchpeek.anatomy.table import Table
 from torchpeek.engine import inspectable_module, output_part, preserved, run
 from torchpeek.engine.targets import as_target, class_logits
-from torchpeek.errors import GradUnavailable, LayerNotFound, TargetError
-from torchpeek.hooks import Selection, record, select_modules
+from torchpeek.errors import GradUnavailable, LayerNotFound, TargetError, notify
+from torchpeek.hooks import Selection, record, select_modules, takes_hooks
 from torchpeek.models import Inputs, LoadedModel, Model, model_call_for, module_of
 
 
@@ -159,7 +159,10 @@ def gradient_flow(
 
 def _with_parameters(module: nn.Module) -> list[nn.Module]:
     """Return every layer that owns parameters, also the model itself."""
-    layers = [layer for layer in module.modules() if any(True for _ in layer.parameters(recurse=False))]
+    owning = [layer for layer in module.modules() if any(True for _ in layer.parameters(recurse=False))]
+    layers = [layer for layer in owning if takes_hooks(layer)]
+    if len(layers) < len(owning):
+        notify("scripted or traced layers take no hooks, and their parameters are left out")
     if not layers:
         raise LayerNotFound(f"{type(module).__name__} has no parameters, so it has no gradients")
     return layers

@@ -31,8 +31,9 @@ def cam(trace: Trace) -> Tensor:
         raise MethodNotApplicable(
             "cam is defined for class logits of a network that ends in global average pooling and a linear layer, "
             f"and at the layer before these; {trace.origin.model} at {trace.layer!r} does not compute its scores that "
-            "way. Next: take gradcam, which is the same there up to a factor, the number of positions, and is defined "
-            "everywhere"
+            "way. Next: take hirescam, whose map adds up to the score without the biases wherever that is linear in "
+            "the layer's output, as after flattening; or gradcam, which is defined at every layer, and is cam divided "
+            "by the number of positions only where cam is defined"
         )
     weights = trace.head.view(*trace.head.shape, *(1 for _ in trace.activations.shape[3:]))  # (N, K, C, *1)
     return weighted_sum(weights, trace.activations)

@@ -209,7 +209,7 @@ def fullgrad(trace: Trace) -> Tensor:
     if missing > _INCOMPLETE:
         notify(
             f"fullgrad: the contributions do not add up to the score of {trace.origin.model}; up to {missing:.0%} of "
-            "it comes from parts that are not modules, such as functions in its forward"
+            "it comes from parts that are not modules, such as functions in its forward, or that are scripted"
         )
     return maps
 

@@ -10,7 +10,7 @@ from torchpeek.cli.cam_run import CamRun
 from torchpeek.cli.console import print_json, print_skipped, print_table, progress
 from torchpeek.cli.drawing import check_overlay
 from torchpeek.cli.explainer import make_explainer
-from torchpeek.cli.loading import check_max_size, loaded_model
+from torchpeek.cli.loading import check_max_size, check_pictures_fit, loaded_model
 from torchpeek.cli.method_selection import check_methods
 from torchpeek.cli.options import FolderOptions, MethodOptions, ModelOptions, OverlayOptions, TargetOptions
 from torchpeek.cli.targets import check_target
@@ -50,6 +50,7 @@ def run(
     check_methods(method)
     files = find_pictures(pictures)
     loaded = loaded_model(model, device)
+    check_pictures_fit(loaded, files)
     explainer = make_explainer(loaded, files, target, method, options, top=top, contrast=contrast, max_size=max_size)
     folder = OutputFolder.prepared(output.out, overwrite=output.overwrite)
     cam_run = CamRun(explainer, folder, overlay, len(files))

@@ -9,7 +9,7 @@ from typing import Any
 from torchpeek.cli.console import counted, print_json, print_skipped, print_table, print_written, progress
 from torchpeek.cli.evaluation_run import COLUMNS, EvaluationRun
 from torchpeek.cli.explainer import make_explainer
-from torchpeek.cli.loading import check_max_size, loaded_model, titled
+from torchpeek.cli.loading import check_max_size, check_pictures_fit, loaded_model, titled
 from torchpeek.cli.method_selection import check_methods, metric_options
 from torchpeek.cli.options import MethodOptions, MetricOptions, ModelOptions, OutputOptions, TargetOptions
 from torchpeek.cli.output import output_folder
@@ -50,6 +50,7 @@ def run(
     files = find_pictures(pictures)
     regions = read_regions(files, metrics, metric.boxes, metric.masks)
     loaded = loaded_model(model, device)
+    check_pictures_fit(loaded, files)
     explainer = make_explainer(loaded, files, target, method, HeatmapOptions(seed=method.seed), max_size=max_size)
     evaluation = EvaluationRun(explainer, metrics, regions, named=frozenset(metric.metrics or ()))
     with output_folder(output) as folder:

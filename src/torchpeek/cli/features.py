@@ -13,7 +13,7 @@ from torchpeek.anatomy import activations, statistics
 from torchpeek.anatomy.statistics import LayerStatistics
 from torchpeek.cli.console import counted, print_json, print_skipped, print_table, print_written, progress
 from torchpeek.cli.drawing import check_grid
-from torchpeek.cli.loading import about, check_max_size, loaded_model, remark, titled
+from torchpeek.cli.loading import about, check_max_size, check_pictures_fit, loaded_model, remark, titled
 from torchpeek.cli.options import ModelOptions, OutputOptions, layer_names
 from torchpeek.cli.output import file_names, output_folder, tensorboard_writer
 from torchpeek.cli.skipped import Skipped
@@ -48,6 +48,7 @@ def run(
     check_grid(most=most, scale=scale, colormap=colormap)
     files = find_pictures(pictures)
     loaded = loaded_model(model, device)
+    check_pictures_fit(loaded, files)
     grid_options = {"most": most, "scale": scale, "colormap": colormap}
     stems = file_names({str(file): file.stem for file in files}, reserved="features.json")
     rows: list[dict[str, Any]] = []

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchpeek.anatomy import GradientFlow, gradient_flow
 from torchpeek.cli.console import print_json, print_skipped, print_table, print_written
-from torchpeek.cli.loading import about, check_max_size, loaded_model, titled
+from torchpeek.cli.loading import about, check_max_size, check_pictures_fit, loaded_model, titled
 from torchpeek.cli.options import ModelOptions, OutputOptions, layer_names
 from torchpeek.cli.output import output_folder, tensorboard_writer
 from torchpeek.cli.skipped import Skipped
@@ -43,6 +43,7 @@ def run(
     check_max_size(max_size)
     files = find_pictures(pictures)
     loaded = loaded_model(model, device)
+    check_pictures_fit(loaded, files)
     label = int(target) if target is not None and target.isascii() and target.isdigit() else target
     mode = "train" if train else "eval"
     with output_folder(output) as folder, tensorboard_writer(tensorboard) as writer:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import torch
 
 from torchpeek.cli.options import ModelOptions
-from torchpeek.errors import OptionError
-from torchpeek.models import LoadedModel, load_model
+from torchpeek.engine import check_fits, inspectable_module
+from torchpeek.errors import InputError, OptionError
+from torchpeek.models import LoadedModel, load_model, model_call_for
 
 
 def loaded_model(options: ModelOptions, device: str | None = None) -> LoadedModel:
@@ -31,6 +35,23 @@ def check_max_size(max_size: int | None) -> None:
     """Raise OptionError for a --max-size that no picture can have."""
     if max_size is not None and max_size < 1:
         raise OptionError(f"--max-size is {max_size}; allowed: a number of pixels, 1 or more")
+
+
+def check_pictures_fit(loaded: LoadedModel, files: Iterable[Path]) -> None:
+    """Raise InputError where the model takes no pictures as its preprocessing makes them, by the first that is read."""
+    for file in files:
+        try:
+            call = model_call_for(loaded, loaded.read(file))
+        except Exception:  # an error of this picture; it is reported when its turn comes
+            continue
+        try:
+            check_fits(inspectable_module(loaded.module), call)
+        except InputError as error:
+            raise InputError(
+                f"{file}: {str(error).partition(' Next: ')[0]} Next: give a model with a preprocessing that makes such "
+                "a tensor of a picture; a package.module:callable may return tp.LoadedModel(network, preprocess)"
+            ) from error
+        return
 
 
 def about(loaded: LoadedModel) -> dict[str, str]:

@@ -4,7 +4,7 @@ from torchpeek.engine import targets
 from torchpeek.engine.batching import Change
 from torchpeek.engine.bias_gradients import FullGradients, bias_gradients
 from torchpeek.engine.capture import Capture, CaptureRequest
-from torchpeek.engine.forward import run
+from torchpeek.engine.forward import check_fits, run
 from torchpeek.engine.forward_pass import ForwardPass, Origin, with_observed_layers
 from torchpeek.engine.input_gradients import input_gradient_chunks
 from torchpeek.engine.layout import Layout, LayoutSpec
@@ -39,6 +39,7 @@ __all__ = [
     "as_model_call",
     "bias_gradients",
     "bound_to",
+    "check_fits",
     "described",
     "input_gradient_chunks",
     "inspectable_module",

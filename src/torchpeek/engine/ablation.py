@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchpeek.engine.batching import Change, check_changed, check_counts, chunk_size, sample_rows, score_chunks
 from torchpeek.engine.capture import CaptureRequest
+from torchpeek.engine.fixed_batch import batches, fixed_batch_size, with_fixed_batch
 from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass, batch_statistics_layer, run_clean_pass
 from torchpeek.engine.observed import counted_from_end
@@ -50,14 +51,24 @@ def ablate(
         check_changed(changed, (len(rows), *activation.shape[1:]))
         return layout.from_grid(changed.to(activation.dtype), sample_rows(returned, rows))
 
-    def by_whole_pass(rows: Tensor, trial_numbers: Tensor) -> Tensor:
+    def by_whole_passes(size: int | None) -> Tensor:
+        def by_whole_pass(rows: Tensor, trial_numbers: Tensor) -> Tensor:
+            changed, parts = changed_output(rows, trial_numbers), []
+            for entries, count in batches(size, rows):
+                parts.append(score_changed(changed[entries.to(changed.device)], rows[entries])[:count])
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+        most = batch or chunk_size(call.picture[:1])
+        return score_chunks(by_whole_pass, forward_pass.scores, trials, live, most, label)
+
+    def score_changed(changed: Tensor, rows: Tensor) -> Tensor:
         calls = 0
 
         def count_call(*hook_arguments: Any) -> None:
             nonlocal calls
             calls += 1
 
-        change_output = selected.hooked(returning(changed_output(rows, trial_numbers).clone(), layout))
+        change_output = selected.hooked(returning(changed, layout))
         with attached([change_output, (selected.module, count_call)]):
             output = run(model, call.select(rows).for_one_pass())
         if calls != selected.total:
@@ -81,8 +92,7 @@ def ablate(
         except ReplayMismatch as error:
             reason = str(error)
         notify(f"whole passes for each change of {layer!r}, as a replay of what comes after it {reason}")
-        size = batch or chunk_size(call.picture[:1])
-        scores = score_chunks(by_whole_pass, forward_pass.scores, trials, live, size, label)
+        scores = with_fixed_batch(model, call, by_whole_passes)
         refuse_replay(model, selected, call, reason)  # only now: the model itself did not fail
     return scores
 
@@ -127,6 +137,8 @@ def _replay_in_memory(forward_pass: ForwardPass, layer: str, size: int, trials: 
     selected = forward_pass.layers[layer]
     if reason := refusal(model, selected, call):
         raise ReplayMismatch(reason)
+    if only := fixed_batch_size(model, call):
+        raise ReplayMismatch(f"is not possible: the model takes batches of {only} only")
     prefix = _prefix(forward_pass, layer)
     call = replace(call, observed=counted_from_end(forward_pass.output))
     suffix = Suffix(model, selected, capture.layout, call, prefix, capture.returned.detach())

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from torchpeek.engine.fixed_batch import BatchTooLarge
 from torchpeek.errors import InputError, OptionError
 from torchpeek.interrupts import let_interrupts_through
 from torchpeek.progress import progress
@@ -88,7 +89,8 @@ def chunks(
 ) -> Iterator[tuple[Tensor, Tensor, Result]]:
     """Call `function(rows, trials)` for every sample and trial, in chunks.
 
-    When a chunk does not fit into memory, this chunk and all later ones have half the size.
+    When a chunk does not fit into memory, this chunk and all later ones have half the size. When it is larger than the
+    only batch that the model takes, they have that size.
 
     Args:
         function: Called with the samples (b,) and the trials (b,) of a chunk.
@@ -118,6 +120,9 @@ def chunks(
             rows, trial_indices = chunk.unbind(1)
             try:
                 result = function(rows, trial_indices)
+            except BatchTooLarge as error:
+                batch = error.size
+                continue
             except torch.OutOfMemoryError:
                 if len(chunk) == 1:
                     raise

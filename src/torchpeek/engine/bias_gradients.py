@@ -140,10 +140,7 @@ def bias_gradients(forward_pass: ForwardPass, use: Callable[[FullGradients], Res
                 output = run(model, call)
             scores = forward_pass.question(output, torch.arange(len(inputs)))  # (N, K)
         if not scores.requires_grad:
-            raise NotConnected(
-                "the score does not depend on the input: no gradient flows back to it. The model detaches it, or runs "
-                "a part under torch.no_grad() or inference_mode(). Choose a method that needs no gradients"
-            )
+            raise NotConnected(_NOT_CONNECTED)
         terms = observer.terms
         handles: list[Any] = [leaf, *(term.edge for term in terms), *others]
         numel = sum(each.numel() for each in (leaf, *others)) + sum(term.shape.numel() for term in terms)
@@ -159,6 +156,12 @@ def bias_gradients(forward_pass: ForwardPass, use: Callable[[FullGradients], Res
                 gradients.append(_backward(score, handles))
             results.append(use(_full_gradients(gradients, leaf.detach(), terms, others, scores[:, columns].detach())))
     return results
+
+
+_NOT_CONNECTED = (
+    "the score does not depend on the input: no gradient flows back to it. The model detaches it, or runs a part under "
+    "torch.no_grad() or inference_mode(). Choose a method that needs no gradients, or a method of one layer"
+)
 
 
 def _backward(score: Tensor, handles: list[Any]) -> Gradients:
@@ -190,8 +193,8 @@ def _full_gradients(
         return contribution.flatten(2).sum(2).cpu().double()  # on the CPU, because not every device has float64
 
     of_inputs = product(0, inputs)
-    if of_inputs is None:
-        of_inputs = scores.new_zeros(*scores.shape, *inputs.shape[1:])
+    if of_inputs is None:  # only a part of the model has a graph, and the contributions before it are unknown
+        raise NotConnected(_NOT_CONNECTED)
     biases, elsewhere = [], torch.zeros(scores.shape, dtype=torch.float64)
     for index, term in enumerate(terms, start=1):
         contribution = product(index, term.bias.expand(term.shape))

@@ -152,9 +152,9 @@ class CaptureRecorder:
         name = layer.name
         layout = self._layout(layer, module, output)
         tensor = containers.at(output, layout.part)
-        copy = tensor.clone()  # the next operation may write into the tensor
-        if not self._request.create_graph:
-            copy = copy.detach()
+        with torch.inference_mode(False):  # a tensor of inference mode takes no part in autograd
+            copy = tensor.clone() if self._request.create_graph else tensor.detach().clone()
+        # The copy is made now, because the next operation may write into the tensor.
         returned = layout.samples_first(copy)
         if not torch.isfinite(returned.detach()).all():
             raise NotFinite(f"layer {name!r} returned NaN or infinity{why_not_finite(self._call.picture, returned)}")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.gradients import inference_mode_restored
+from torchpeek.engine.input_mismatch import first_layer, input_error, mismatch
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import close
 from torchpeek.engine.observed import Observer
+from torchpeek.engine.preserve import preserved
+from torchpeek.errors import InputError, NotConnected, TorchpeekError
 from torchpeek.hooks import containers
 from torchpeek.interrupts import interruptible
 
@@ -19,16 +24,57 @@ def run(model: nn.Module, call: ModelCall) -> Any:
     """Call the model, and return its output: an ObservedOutput where the call observes layers.
 
     An exception of the model gets a note with the shapes and types of its arguments. Ctrl-C comes through.
+
+    Raises:
+        NotConnected: When an operation with gradients needs a tensor from a part under inference mode.
+        InputError: When the model raised because the inputs are none that it takes; the model's exception is the cause.
     """
-    args, kwargs = call.args_and_kwargs()
     try:
         observer = Observer(call.observed)
-        with interruptible(), observer.observing():
-            output = model(*args, **kwargs)
+        with interruptible(), inference_mode_restored(), observer.observing():
+            output = _called(model, call)
+    except (TorchpeekError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
+        if _INFERENCE_TENSOR in str(error):
+            raise NotConnected(_no_inference_tensors(model)) from error
+        if explained := input_error(model, call, error, partial(_called, model, call)):
+            raise explained from error
         error.add_note(_description(model, call))
         raise
     return observer.result(output) if call.observed else output
+
+
+# The beginning of torch's message, which no type of exception tells apart.
+_INFERENCE_TENSOR = "Inference tensors cannot be saved for backward"
+
+
+def _no_inference_tensors(model: nn.Module) -> str:
+    """Why an operation with gradients met a tensor of inference mode, and what to do."""
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        return (
+            "the model's parameters were made under torch.inference_mode(), so no gradient flows through them. Next: "
+            "make the model outside of that mode, or give copy.deepcopy(model), made outside"
+        )
+    return (
+        "no gradient flows through a part that the model runs under torch.inference_mode(). Choose a layer inside or "
+        "after that part, or a method that needs no gradients (torchpeek methods lists them); or let the model use "
+        "torch.no_grad() there"
+    )
+
+
+def check_fits(model: nn.Module, call: ModelCall) -> None:
+    """Raise InputError where the first layer with weights takes no such inputs. The pass ends at that layer."""
+    with preserved(model):
+        first = first_layer(model, partial(_called, model, call.for_one_pass()))
+    if first is not None and first.is_strict and (wrong := mismatch(call, first)):
+        raise InputError(wrong)
+
+
+def _called(model: nn.Module, call: ModelCall) -> Any:
+    args, kwargs = call.args_and_kwargs()
+    output: Any = model(*args, **kwargs)
+    return output
 
 
 def _description(model: nn.Module, call: ModelCall) -> str:
@@ -56,11 +102,12 @@ def why_not_finite(inputs: Tensor, values: Tensor) -> str:
 _CHANNELS_LAST_IS_SAFE: ModelCache[Any, bool] = ModelCache()
 
 
-def run_fast(model: nn.Module, call: ModelCall, *, half: bool) -> Any:
+def run_fast(model: nn.Module, call: ModelCall, *, half: bool, batch_size: int | None = None) -> Any:
     """`run` on a copy of the pictures in the memory format that convolutions compute fastest in.
 
     That is channels last on the CPU, and in `half` precision on every device. A model may insist on the contiguous
-    format, or return other numbers, so one sample is tried in both formats, once for each kind of input.
+    format, or return other numbers, so one sample is tried in both formats, once for each kind of input: a batch of
+    `batch_size` times that sample, for a model that takes no other batches.
     """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     picture = call.picture
@@ -69,8 +116,9 @@ def run_fast(model: nn.Module, call: ModelCall, *, half: bool) -> Any:
         return run(model, _in_memory_format(call, torch.contiguous_format))
     safe = _CHANNELS_LAST_IS_SAFE.get(model, call.kind)
     if safe is None:
-        one_sample = call.select(torch.tensor([0]), picture[:1])
-        safe = _CHANNELS_LAST_IS_SAFE.put(model, call.kind, _returns_the_same(model, one_sample, fastest))
+        safe = _CHANNELS_LAST_IS_SAFE.put(
+            model, call.kind, _returns_the_same(model, call.one_sample(batch_size), fastest)
+        )
     return run(model, _in_memory_format(call, fastest if safe else torch.contiguous_format))
 
 

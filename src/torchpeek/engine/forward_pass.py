@@ -14,7 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchpeek.engine.attention.recorder import Attention, AttentionRecorder
 from torchpeek.engine.capture import CallsMiscounted, Capture, CaptureRecorder, CaptureRequest
+from torchpeek.engine.fixed_batch import WITHOUT_BATCH_AXIS, fixed_batch_size
 from torchpeek.engine.forward import run, why_not_finite
+from torchpeek.engine.input_mismatch import unbatched_hooks
 from torchpeek.engine.layout_inference.candidates import LayoutUndecided
 from torchpeek.engine.layout_inference.dry_run import dry_run, layout_of, with_known_totals
 from torchpeek.engine.layout_inference.input_dependence import (
@@ -214,10 +216,17 @@ def _one_pass(
             prefix = PrefixRecording(len(call), overwritten_outputs(model, layer, call))
             stack.enter_context(replaced(prefix.recording_forwards(model)))
             hooks.append(layer.hooked(prefix.stop))
-        stack.enter_context(attached(hooks))
+        stack.enter_context(attached(hooks, called=unbatched_hooks(model, call)))
         if attention is not None:
             stack.enter_context(attention)
         output = run(model, call.for_one_pass())
+    question = bind_target(target, output, call.picture.shape)
+    if len(question.labels) != len(call):
+        raise InputError(
+            f"the model returned {len(question.labels)} row(s) of scores for an input {call.user_shape}, whose axis 0 "
+            f"has {len(call)} entries; that axis has to be of the samples, and not of frames or steps. Next: give "
+            f"inputs (N, C, *grid). {WITHOUT_BATCH_AXIS}"
+        )
     complete = None if prefix is None else prefix.complete()
     attentions = None if attention is None else attention.attentions(len(call))
     return ForwardPass(
@@ -226,7 +235,7 @@ def _one_pass(
         recorder.layers(),
         recorder.captures(),
         output,
-        bind_target(target, output, call.picture.shape),
+        question,
         origin,
         autocast,
         attentions,
@@ -275,10 +284,14 @@ def _check_samples_are_independent(forward_pass: ForwardPass) -> None:
     cause: Exception | None = None
     try:
         with forward_pass.autocast_context():
-            alone = run(forward_pass.model, call.select(torch.tensor([last])).for_one_pass())
+            size = fixed_batch_size(forward_pass.model, call)
+            alone = run(forward_pass.model, call.one_sample(size, last).for_one_pass())
         ours, theirs = dict(containers.leaves(alone)), dict(containers.leaves(forward_pass.output))
         batched = {path: tensor for path, tensor in theirs.items() if tensor.ndim and len(tensor) == last + 1}
-        same = all(close(ours[path], tensor[last:], ours[path].dtype) for path, tensor in batched.items())
+        same = all(
+            len(ours[path]) == (size or 1) and close(ours[path][:1], tensor[last:], ours[path].dtype)
+            for path, tensor in batched.items()
+        )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -27,13 +29,58 @@ def start_graph(tensor: Tensor, copy: Tensor) -> tuple[Handle, Tensor]:
 
     A tensor that requires a gradient is in a graph already, and the handle is its edge. Otherwise the graph starts
     here: `copy`, a copy of the tensor that nobody writes into, becomes the leaf, and a clone of it goes on. Gradients
-    are then on for the operations that follow, until the surrounding `preserved` ends.
+    are then on for the operations that follow, until the surrounding `preserved` ends. Inside a block of the model's
+    own under `torch.inference_mode()` that mode is off for the rest of the block.
     """
     if tensor.requires_grad:
         return get_gradient_edge(tensor), tensor
+    _leave_inference_mode()
     torch.set_grad_enabled(True)
-    leaf = copy.detach().requires_grad_()
+    leaf = copy.detach()
+    leaf = (leaf.clone() if leaf.is_inference() else leaf).requires_grad_()
     return leaf, leaf.clone()  # not the leaf itself: the next operation may write into it
+
+
+# The guards that have left inference mode in the pass that this thread runs; the outermost pass has a list.
+_LOCAL = threading.local()
+
+
+@contextmanager
+def inference_mode_restored() -> Iterator[None]:
+    """Inside the block, `start_graph` may leave inference mode. On exit the thread's inference mode is as it was.
+
+    1. A guard of torch restores, when it ends, the state of the thread that it found when it began.
+    2. The model's own guard ends inside the pass, before the guard of `start_graph` that began inside of it. It
+       restores the state outside of the model's block, as it should.
+    3. The guard of `start_graph` ends last, and would restore inference mode. So a guard around the whole pass, which
+       began before all of them, ends after it and restores the state from before the pass.
+
+    Whether gradients are on stays as the pass leaves it.
+    """
+    outer = getattr(_LOCAL, "guards", None)
+    guards: list[torch.inference_mode] = []
+    gradients = torch.is_grad_enabled()
+    try:
+        with torch.inference_mode(torch.is_inference_mode_enabled()):
+            torch.set_grad_enabled(gradients)  # the guard has turned them on
+            _LOCAL.guards = guards
+            try:
+                yield
+            finally:
+                gradients = torch.is_grad_enabled()
+                for guard in reversed(guards):
+                    guard.__exit__(None, None, None)
+    finally:
+        _LOCAL.guards = outer
+        torch.set_grad_enabled(gradients)
+
+
+def _leave_inference_mode() -> None:
+    guards = getattr(_LOCAL, "guards", None)
+    if guards is not None and torch.is_inference_mode_enabled():
+        guard = torch.inference_mode(False)
+        guard.__enter__()
+        guards.append(guard)
 
 
 def score_gradients(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,9 @@ from torchpeek.engine.model_config import (
 from torchpeek.engine.observed import ObservedLayers
 from torchpeek.errors import InputError
 from torchpeek.hooks import containers
+
+PICTURE_CHANNELS = (1, 3, 4)
+"""How many channels pictures come in: grey, RGB, RGB with opacity."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +92,7 @@ class ModelCall:
         observed: Layers whose outputs the target reads.
         takes_list: Whether the model takes a list of pictures (C, H, W), as torchvision's detectors do.
         axis_order: The axis order that the model takes; None for (N, C, *grid).
+        user_count: The length of axis 0 of the user's own tensor, for error texts; 0 for that of the picture.
     """
 
     picture: Tensor
@@ -98,9 +102,15 @@ class ModelCall:
     observed: ObservedLayers = field(default_factory=dict)
     takes_list: bool = False
     axis_order: AxisOrder | None = None
+    user_count: int = 0
 
     def __len__(self) -> int:
         return len(self.picture)
+
+    @property
+    def user_shape(self) -> tuple[int, ...]:
+        """The shape of the user's own tensor, also where this call is of one of its samples."""
+        return (self.user_count or len(self), *self.model_picture.shape[1:])
 
     @property
     def size(self) -> torch.Size:
@@ -165,6 +175,12 @@ class ModelCall:
 
         return replace(self, picture=picture, arguments=containers.mapped(self.arguments, entries))
 
+    def one_sample(self, size: int | None = None, row: int = 0) -> ModelCall:
+        """The call with one of its samples only, repeated `size` times for a model that takes no other batches."""
+        rows = torch.full((size or 1,), row)
+        # A copy of the picture: a dry run recognises the model's input by identity, and must not find a view of it.
+        return self.select(rows, self.picture[rows.to(self.picture.device)].detach().clone())
+
     def with_picture(self, picture: Tensor) -> ModelCall:
         """The same call with another picture (N, C, *grid)."""
         return replace(self, picture=picture)
@@ -199,7 +215,7 @@ def as_model_call(model: nn.Module, inputs: object) -> ModelCall:
         if takes_list and inputs.ndim == 3:
             inputs = inputs.unsqueeze(0)
         check_inputs(inputs)
-        return _with_channels_first(model, ModelCall(inputs, takes_list=takes_list))
+        return _with_channels_first(model, ModelCall(inputs, takes_list=takes_list, user_count=len(inputs)))
     if isinstance(inputs, Mapping):
         inputs = Arguments(kwargs=inputs)
     if not isinstance(inputs, Arguments):
@@ -212,7 +228,8 @@ def as_model_call(model: nn.Module, inputs: object) -> ModelCall:
         )
     arguments = (tuple(inputs.args), dict(inputs.kwargs))
     tensors = {_user_path(path): (path, tensor) for path, tensor in containers.leaves(arguments)}
-    name = _picture_path(tensors, None if inputs.picture is None else str(inputs.picture))
+    values = {**{str(place): each for place, each in enumerate(inputs.args)}, **inputs.kwargs}
+    name = _picture_path(tensors, None if inputs.picture is None else str(inputs.picture), values)
     path, picture = tensors[name]
     check_inputs(picture)
     shared = _shared_paths(model, inputs, tensors, name)
@@ -223,13 +240,8 @@ def as_model_call(model: nn.Module, inputs: object) -> ModelCall:
     }
     # The picture's place is left empty, because each pass copies the other arguments.
     without_picture = containers.with_part(arguments, path, None)
-    return _with_channels_first(model, ModelCall(picture, without_picture, path, frozenset(sample_paths)))
-
-
-def first_sample(call: ModelCall) -> ModelCall:
-    """The call with its first sample only."""
-    # A copy of the picture: an observer that recognises the model's input by identity must not find a view of it.
-    return call.select(torch.tensor([0]), call.picture[:1].detach().clone())
+    whole = ModelCall(picture, without_picture, path, frozenset(sample_paths), user_count=len(picture))
+    return _with_channels_first(model, whole)
 
 
 def _with_channels_first(model: nn.Module, call: ModelCall) -> ModelCall:
@@ -252,7 +264,7 @@ def _shared_paths(
     return shared
 
 
-def _picture_path(tensors: Mapping[str, tuple[str, Tensor]], named: str | None) -> str:
+def _picture_path(tensors: Mapping[str, tuple[str, Tensor]], named: str | None, values: Mapping[str, object]) -> str:
     """The path of the picture, as users write it: the `named` one, or the first tensor that can be a picture."""
     listed = ", ".join(f"{name!r} {tuple(tensor.shape)}" for name, (_, tensor) in tensors.items()) or "none"
     if named is not None:
@@ -263,6 +275,8 @@ def _picture_path(tensors: Mapping[str, tuple[str, Tensor]], named: str | None) 
         for name, (_, tensor) in tensors.items():
             if tensor.is_floating_point() and tensor.ndim >= least_axes:
                 return name
+    if arrays := [name for name, each in values.items() if _is_array(each)]:
+        raise InputError(f"argument {arrays[0]!r}: {_array_advice(values[arrays[0]])}")
     raise InputError(
         f"no picture among the model's arguments: none is a floating-point tensor (N, C, *grid). There are: {listed}"
     )
@@ -276,9 +290,13 @@ def _user_path(path: str) -> str:
 def check_inputs(inputs: object) -> None:
     """Raise InputError unless `inputs` is a plain tensor with at least one sample."""
     if not isinstance(inputs, Tensor):
+        if _is_array(inputs):
+            raise InputError(_array_advice(inputs))
+        batches = isinstance(inputs, Iterable) and not isinstance(inputs, (str, bytes))
         raise InputError(
             f"inputs is a {type(inputs).__name__}; allowed: a tensor (N, C, *grid), a dict of keyword arguments, or "
             "tp.Arguments; with a LoadedModel also a Picture, a path or a PIL image"
+            + (". Next: give one batch of it at a time" if batches else "")
         )
     if inputs.is_nested or inputs.layout != torch.strided or inputs.is_meta or inputs.is_quantized:
         layout = "quantised" if inputs.is_quantized else f"{inputs.layout} on {inputs.device}"
@@ -288,7 +306,36 @@ def check_inputs(inputs: object) -> None:
             "pictures of several sizes as a list"
         )
     if inputs.ndim < 2 or 0 in inputs.shape:
-        raise InputError(f"inputs has shape {tuple(inputs.shape)}; allowed: (N, C, *grid) with at least one sample")
+        labels = inputs.ndim == 1 and not inputs.is_floating_point()
+        raise InputError(
+            f"inputs has shape {tuple(inputs.shape)}; allowed: (N, C, *grid) with at least one sample"
+            + (
+                ". Next: if these are the labels of a batch, give the pictures alone, and target=labels"
+                if labels
+                else ""
+            )
+        )
+
+
+def _is_array(value: object) -> bool:
+    """Whether it is an array of NumPy, or of another library that NumPy can read."""
+    return not isinstance(value, Tensor) and all(hasattr(value, name) for name in ("shape", "dtype", "__array__"))
+
+
+def _array_advice(array: Any) -> str:
+    """What to write in place of a NumPy array, or of another array that is no tensor."""
+    start = "torch.from_numpy(a)" if type(array).__module__ == "numpy" else "torch.as_tensor(a)"
+    shape, text = tuple(array.shape), start
+    if len(shape) in (3, 4) and shape[-1] in PICTURE_CHANNELS and shape[-3] not in PICTURE_CHANNELS:
+        text += ".permute(2, 0, 1).unsqueeze(0)" if len(shape) == 3 else ".permute(0, 3, 1, 2)"
+    elif len(shape) == 3 and shape[0] in PICTURE_CHANNELS:
+        text += ".unsqueeze(0)"
+    kind = str(array.dtype)
+    text += {"uint8": ".float() / 255", "float64": ".float()"}.get(kind, "")
+    return (
+        f"inputs is a {type(array).__name__} of shape {shape} and type {kind}; allowed: a tensor (N, C, *grid). Next: "
+        f"{text}, normalised as in training; or, with a LoadedModel, a path or a PIL image"
+    )
 
 
 # (N, frames, C, H, W), and (N, time, frequency), which the model convolves as a grid (frequency, time).

@@ -14,6 +14,7 @@ from torchpeek.engine.batching import (
     sample_rows,
     score_chunks,
 )
+from torchpeek.engine.fixed_batch import batches, with_fixed_batch
 from torchpeek.engine.forward import run, run_fast
 from torchpeek.engine.forward_pass import ForwardPass, batch_statistics_layer
 from torchpeek.engine.preserve import preserved
@@ -45,16 +46,23 @@ def rescore(
     dtype = as_dtype(precision, inputs)
     autocast = forward_pass.autocast_context(dtype)
 
-    def score(rows: Tensor, trial_numbers: Tensor) -> Tensor:
-        changed = change(sample_rows(inputs, rows).clone(), rows, trial_numbers)
-        check_changed(changed, (len(rows), *inputs.shape[1:]))
-        changed = changed if view is None else view.placed(sample_rows(picture, rows), changed)
-        with autocast:
-            output = run_fast(model, forward_pass.call.select(rows, changed), half=dtype is not None)
-        return forward_pass.question(output, rows)
+    def scores(size: int | None) -> Tensor:
+        def score(rows: Tensor, trial_numbers: Tensor) -> Tensor:
+            changed = change(sample_rows(inputs, rows).clone(), rows, trial_numbers)
+            check_changed(changed, (len(rows), *inputs.shape[1:]))
+            changed = changed if view is None else view.placed(sample_rows(picture, rows), changed)
+            parts = []
+            for entries, count in batches(size, rows):
+                call = forward_pass.call.select(rows[entries], changed if size is None else changed[entries])
+                with autocast:
+                    output = run_fast(model, call, half=dtype is not None, batch_size=size)
+                parts.append(forward_pass.question(output, rows[entries])[:count])
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+        return score_chunks(score, forward_pass.scores, trials, live, batch, "changed inputs")
 
     with preserved(model):
-        return score_chunks(score, forward_pass.scores, trials, live, batch, "changed inputs")
+        return with_fixed_batch(model, forward_pass.call, scores)
 
 
 def input_gradients(
@@ -71,19 +79,32 @@ def input_gradients(
     Raises:
         NotConnected: When no gradient flows back to the input.
     """
-    leaf = inputs.detach().clone()
-    with preserved(forward_pass.model), forward_pass.autocast_context(), torch.enable_grad():
-        leaf.requires_grad_()
-        whole = leaf.clone() if view is None else view.placed(sample_rows(forward_pass.inputs, rows), leaf)
-        call = forward_pass.call.select(rows, whole.detach()).for_one_pass(whole)
-        scores = forward_pass.question(run(forward_pass.model, call), rows)  # (n, K)
-        selected = scores.gather(1, columns.to(scores.device).unsqueeze(1)).squeeze(1)  # (n,)
+    model = forward_pass.model
+
+    def of_batch(entries: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
+        own = rows[entries]
+        leaf = inputs.detach()[entries.to(inputs.device)].requires_grad_()  # indices make a copy
+        whole = leaf.clone() if view is None else view.placed(sample_rows(forward_pass.inputs, own), leaf)
+        call = forward_pass.call.select(own, whole.detach()).for_one_pass(whole)
+        scores = forward_pass.question(run(model, call), own)  # (n, K)
+        selected = scores.gather(1, columns[entries].to(scores.device).unsqueeze(1)).squeeze(1)[:count]  # (n,)
         gradient = None
         if selected.requires_grad:
             (gradient,) = torch.autograd.grad(selected.sum(), leaf, allow_unused=True)
-    if gradient is None:
-        raise NotConnected("the score does not depend on the input: no gradient flows back to it")
-    return selected.detach(), gradient
+        return selected.detach(), None if gradient is None else gradient[:count]
+
+    def of_batches(size: int | None) -> list[tuple[Tensor, Tensor | None]]:
+        return [of_batch(*batch) for batch in batches(size, rows)]
+
+    with preserved(model), forward_pass.autocast_context(), torch.enable_grad():
+        parts = with_fixed_batch(model, forward_pass.call, of_batches)
+    gradients = [gradient for _, gradient in parts if gradient is not None]
+    if len(gradients) < len(parts):
+        raise NotConnected(
+            "the score does not depend on the input: no gradient flows back to it. The model detaches it, or runs a "
+            "part under torch.no_grad() or inference_mode(). Choose a method that needs no gradient of the input"
+        )
+    return torch.cat([scores for scores, _ in parts]), torch.cat(gradients)
 
 
 def gradient_batch_size(forward_pass: ForwardPass) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
@@ -45,9 +45,10 @@ def preserved(model: nn.Module, *, evaluating: bool = True) -> Iterator[None]:
         _lock(modules, stack)
         _models_running().append(model)
         stack.callback(_models_running().remove, model)
-        modes = [(module, module.training) for module in modules]
-        buffers = [_SavedBuffers(module) for module in modules if module._buffers]
-        without_buffers = [module for module in modules if not module._buffers]
+        # A frozen script has no mode.
+        modes = [(module, module.training) for module in modules if hasattr(module, "training")]
+        buffers = [_saved_buffers(module) for module in modules if len(module._buffers)]
+        without_buffers = [module for module in modules if not len(module._buffers)]
         for device in _devices(modules):
             stack.enter_context(shared(f"random state of {device}", partial(_random_state, device)))
         stack.enter_context(eagerly(modules))
@@ -125,7 +126,29 @@ class _SavedBuffers:
             module._non_persistent_buffers_set = self._non_persistent
 
 
-def _restore_all(buffers: list[_SavedBuffers], without_buffers: list[nn.Module]) -> None:
+class _SavedScriptBuffers:
+    """The saved buffers of a scripted or traced module, which holds them outside of Python."""
+
+    __slots__ = ("_module", "_values")
+
+    def __init__(self, module: torch.jit.ScriptModule) -> None:
+        self._module = module
+        buffers = module.named_buffers(recurse=False)
+        self._values = [(name, tensor, tensor.detach().clone()) for name, tensor in buffers]
+
+    def restore(self) -> None:
+        for name, tensor, value in self._values:
+            if _needs_restoring(tensor, value):
+                _restore(tensor, value)
+            if getattr(self._module, name) is not tensor:
+                setattr(self._module, name, tensor)
+
+
+def _saved_buffers(module: nn.Module) -> _SavedBuffers | _SavedScriptBuffers:
+    return _SavedScriptBuffers(module) if isinstance(module, torch.jit.ScriptModule) else _SavedBuffers(module)
+
+
+def _restore_all(buffers: Sequence[_SavedBuffers | _SavedScriptBuffers], without_buffers: list[nn.Module]) -> None:
     """Restore all buffers, and remove those of modules that had none. Then raise the first error."""
     errors = []
     for each in buffers:
@@ -134,7 +157,7 @@ def _restore_all(buffers: list[_SavedBuffers], without_buffers: list[nn.Module])
         except Exception as error:  # the others are restored first
             errors.append(error)
     for module in without_buffers:
-        if module._buffers:
+        if len(module._buffers):
             module._buffers.clear()
             module._non_persistent_buffers_set.clear()
     if errors:

@@ -15,6 +15,7 @@ from torchpeek.engine.attention.gradients import attention_gradients, layerwise_
 from torchpeek.engine.attention.recorder import Attention
 from torchpeek.engine.batching import Change, Precision, check_changed, check_counts, chunks, sample_rows
 from torchpeek.engine.capture import Capture, CaptureRequest
+from torchpeek.engine.fixed_batch import BatchTooLarge, batches, with_fixed_batch
 from torchpeek.engine.forward_pass import ForwardPass, Origin, run_clean_pass, run_training_pass, with_observed_layers
 from torchpeek.engine.gradients import NO_GRAPH, hessian_product, score_gradients
 from torchpeek.engine.layout import Layout
@@ -27,7 +28,7 @@ from torchpeek.engine.preserve import exclusive, preserved
 from torchpeek.engine.targets.question import Bound, Question, Target, bind_target
 from torchpeek.engine.views import PictureView, check_views, picture_view
 from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NoSpatialLayer, NotConnected
-from torchpeek.hooks import layer_at
+from torchpeek.hooks import containers, layer_at
 from torchpeek.interrupts import let_interrupts_through
 
 
@@ -234,6 +235,43 @@ class Trace:
             one.__dict__["gradients_at"] = {layer: self.gradients_at[layer]}
         return one
 
+    def first(self, count: int) -> Trace:
+        """The same pass for its first samples alone, with the activations, scores and gradients that it has.
+
+        Args:
+            count: How many samples.
+
+        Returns:
+            The trace of these samples. It holds no graph.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> tp.trace(model, torch.rand(3, 3, 10, 10), layer="0").first(2).scores.shape
+            torch.Size([2, 1])
+        """
+        forward_pass, rows = self.forward_pass, torch.arange(count)
+
+        def of_samples(path: str, tensor: Tensor) -> Tensor:
+            return tensor.detach()[:count] if tensor.ndim and len(tensor) == len(forward_pass.call) else tensor.detach()
+
+        of_first = Trace(
+            replace(
+                forward_pass,
+                call=forward_pass.call.select(rows),
+                captures={
+                    name: replace(each, returned=each.returned[:count], handle=None) for name, each in self.at.items()
+                },
+                output=containers.mapped(self.output, of_samples),
+                question=self.question.select(rows.to(self.question.labels.device), slice(None)),
+                attentions=None,
+                prefixes={},
+            )
+        )
+        of_first.forward_pass.__dict__["scores_with_graph"] = self.scores[:count]
+        if "gradients_at" in self.__dict__:
+            of_first.__dict__["gradients_at"] = {name: each[:count] for name, each in self.gradients_at.items()}
+        return of_first
+
     @property
     def activations(self) -> Tensor:
         """(N, 1, C, *grid) of the one layer, at least float32; the 1 broadcasts over the K scores.
@@ -365,8 +403,19 @@ class Trace:
         call = forward_pass.call.select(rows, picture).copied()
         if not same_size:  # the observed layers have other layouts
             call = with_observed_layers(forward_pass.model, call, target)
+        model = forward_pass.model
+
+        def of_batches(size: int | None) -> Trace:
+            if size in (None, len(rows)):
+                return trace_model(model, call, request, target, self.origin)
+            if len(rows) > size:
+                raise BatchTooLarge(model, size, len(rows))
+            [(entries, count)] = batches(size, rows)
+            bound = replace(target, question=question.select(entries.to(question.labels.device), slice(None)))
+            return trace_model(model, call.select(entries), request, bound, self.origin).first(count)
+
         with forward_pass.autocast_context():
-            return trace_model(forward_pass.model, call, request, target, self.origin)
+            return with_fixed_batch(model, forward_pass.call, of_batches)
 
     def bound(self) -> Bound:
         """The question of this trace, as a target for another pass over the same inputs.

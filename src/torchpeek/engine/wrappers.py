@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from torch import jit, nn
+from torch import nn
 
 from torchpeek.errors import InputError
-from torchpeek.hooks import Selection, is_compile_wrapper
+from torchpeek.hooks import Selection, checked_model, is_compile_wrapper
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -17,10 +17,7 @@ def inspectable_module(model: object) -> nn.Module:
         InputError: For anything but an nn.Module, for a scripted model, a model on the meta device, and DataParallel
             over several devices, none of which can be hooked.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}; allowed: an nn.Module or a LoadedModel (tp.load_model)")
-    if isinstance(model, jit.ScriptModule):
-        raise InputError("a scripted or traced model takes no hooks; give the nn.Module that it was made from")
+    model = checked_model(model, "an nn.Module or a LoadedModel (tp.load_model)")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise InputError("the model is on the meta device, which has no numbers; load its weights on a real one")
     if isinstance(model, nn.DataParallel) and runs_replicas(model):

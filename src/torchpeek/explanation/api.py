@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
 from torchpeek.cam import Smoothing, find_method
 from torchpeek.engine import Arguments, Trace
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, OptionError
 from torchpeek.explanation.heatmaps import HeatmapOptions, compute_heatmaps
 from torchpeek.explanation.plan import PassRequirements, run_pass
 from torchpeek.explanation.request import LayerChoice, LayoutLike, TargetLike, explanation_request
@@ -192,10 +193,41 @@ def explain(
         (torch.Size([2, 2, 8, 8]), '0')
     """
     method = find_method(method).name
+    _check_keywords(method, options)
     heatmap_options, choice = HeatmapOptions(fuse, smooth, seed), LayerChoice(layer, layout)
     heatmaps = compute_heatmaps(model, inputs, {method: options}, choice, target, heatmap_options)
     heatmap: Heatmap | list[Heatmap] = heatmaps[method]
     return heatmap
+
+
+def _check_keywords(method: str, options: Mapping[str, Any]) -> None:
+    """Raise OptionError for a keyword that is no option of the method, but close to one of explain's own."""
+    own = find_method(method).options
+    for name in options:
+        if name not in own and (keyword := _closest_keyword(name)):
+            allowed = ", ".join(own) or "none"
+            raise OptionError(
+                f"explain has no keyword {name!r}; did you mean {keyword}=? {method!r} has the options: {allowed}"
+            )
+
+
+# Words in the names of arguments of other libraries.
+_KEYWORDS = {
+    "layer": ("layer",),
+    "target": ("target", "class", "label", "category"),
+    "inputs": ("input", "image", "picture", "tensor"),
+    "method": ("method", "algorithm"),
+    "layout": ("layout", "reshape"),
+}
+
+
+def _closest_keyword(name: str) -> str | None:
+    """The keyword of explain that a misspelt one stands for; None where it is like none."""
+    for keyword, words in _KEYWORDS.items():
+        if any(word in name.lower() for word in words):
+            return keyword
+    keywords = ("method", "layer", "layout", "target", "fuse", "smooth", "seed")
+    return next(iter(difflib.get_close_matches(name.lower(), keywords, n=1, cutoff=0.6)), None)
 
 
 @overload

@@ -1,20 +1,22 @@
 """Hooks: record and edit what flows through a network. The only package that registers a hook."""
 
 from torchpeek.hooks import containers
+from torchpeek.hooks.checked_model import checked_model
 from torchpeek.hooks.editing import edits
 from torchpeek.hooks.editing.edit import edit
 from torchpeek.hooks.graph_nodes import edited_gradients
 from torchpeek.hooks.patched_forward import Forward, replaceable, replaced
-from torchpeek.hooks.process import eagerly, is_compile_wrapper, shared
+from torchpeek.hooks.process import eagerly, is_compile_wrapper, is_sharded, shared
 from torchpeek.hooks.recording import keep
 from torchpeek.hooks.recording.call import Call, Calls
 from torchpeek.hooks.recording.record import Recording, record
 from torchpeek.hooks.select import Selection, has_layer, layer_at, select, select_modules, why_not_fired
 from torchpeek.hooks.selected_layer import SelectedLayer, at_call, call_name, no_such_call, several_calls
-from torchpeek.hooks.temporary_hooks import ForwardHook, attached
+from torchpeek.hooks.temporary_hooks import BeforeHook, ForwardHook, attached, takes_hooks
 from torchpeek.hooks.tensors import edit_gradient, record_gradients
 
 __all__ = [
+    "BeforeHook",
     "Call",
     "Calls",
     "Forward",
@@ -25,6 +27,7 @@ __all__ = [
     "at_call",
     "attached",
     "call_name",
+    "checked_model",
     "containers",
     "eagerly",
     "edit",
@@ -33,6 +36,7 @@ __all__ = [
     "edits",
     "has_layer",
     "is_compile_wrapper",
+    "is_sharded",
     "keep",
     "layer_at",
     "no_such_call",
@@ -44,5 +48,6 @@ __all__ = [
     "select_modules",
     "several_calls",
     "shared",
+    "takes_hooks",
     "why_not_fired",
 ]

@@ -10,8 +10,9 @@ from typing import TypeAlias, Union
 import torch
 from torch import nn
 
-from torchpeek.errors import AmbiguousCall, InputError, LayerNotFound, closest, listed_names
+from torchpeek.errors import AmbiguousCall, InputError, LayerNotFound, closest, listed_names, notify
 from torchpeek.hooks.selected_layer import NO_SETS, SelectedLayer, no_such_call, split_call
+from torchpeek.hooks.temporary_hooks import takes_hooks
 
 Selection: TypeAlias = Union[
     str,
@@ -95,7 +96,8 @@ def select(
 
     Raises:
         LayerNotFound: When a part of the selection matches no layer. The message has the closest names.
-        InputError: When the selection has another type, is an empty list, or selects a scripted layer.
+        InputError: When the selection has another type or is an empty list. Also when it names a scripted layer, or
+            selects no others.
     """
     named = named_layers(model) if named is None else named
     pairs = _matching(model, named, selection)  # (name, call), without duplicates
@@ -114,15 +116,27 @@ def select(
     found: set[tuple[int, int | None]] = set()
     for name, module in named.items():
         for call in calls_by_name.get(name, ()):
-            if isinstance(module, torch.jit.ScriptModule):
-                raise InputError(
-                    f"layer {name!r} is scripted or traced, so it takes no hooks; use the module it was made from"
-                )
             if (id(module), call) not in found:
                 found.add((id(module), call))
                 layer = SelectedLayer(name, module, call)
                 selected[layer.name] = layer
+    if scripted := [name for name, layer in selected.items() if not takes_hooks(layer.module)]:
+        _leave_out(selected, scripted, selection)
     return selected
+
+
+def _leave_out(selected: dict[str, SelectedLayer], scripted: list[str], selection: Selection) -> None:
+    """Remove the scripted layers from those that are selected. Raises InputError where the user means one of them."""
+    parts = list(selection) if isinstance(selection, (list, tuple, set, frozenset)) else [selection]
+    meant = [name for name in scripted if any(part == name or part is selected[name].module for part in parts)]
+    if meant or len(scripted) == len(selected):
+        raise InputError(
+            f"layer {(meant or scripted)[0]!r} is scripted or traced, so it takes no hooks; use the module it was made "
+            "from, or a layer around or beside it"
+        )
+    notify(f"scripted or traced layers take no hooks and are left out: {listed_names(scripted)}")
+    for name in scripted:
+        del selected[name]
 
 
 def layer_at(model: nn.Module, name: str) -> SelectedLayer:
@@ -229,6 +243,13 @@ def why_not_fired(model: nn.Module, layer: SelectedLayer, calls: int = 0) -> str
         reason = "its parent may compute attention in one fused call, without its parts; set its fused_attn to False"
     elif isinstance(parent, nn.MultiheadAttention):
         reason = "its parent, a MultiheadAttention, uses its weights directly; choose the parent"
+    elif isinstance(model, torch.fx.GraphModule) and all(
+        node.target != name for node in model.graph.nodes if node.op == "call_module"
+    ):
+        reason = (
+            "the model is a graph that computes without calling this layer, as program.module() of torch.export gives "
+            "it; give torch.export.unflatten(program), or the module that was exported"
+        )
     else:
         reason = (
             "forward takes a path without it, or uses its weights or its .forward directly, or the model that ran was "

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -20,6 +21,11 @@ Another thread that runs the model at the moment of the removal calls it as `hoo
 
 ForwardHook: TypeAlias = Callable[[nn.Module, tuple[Any, ...], Any], Any]
 """Called as `hook(module, args, output)` when the module returns. A result other than None replaces the output."""
+
+
+def takes_hooks(module: nn.Module) -> bool:
+    """Whether hooks can be registered on the module. Scripted and traced ones take none."""
+    return not isinstance(module, torch.jit.ScriptModule)
 
 
 class UncopiedHook:

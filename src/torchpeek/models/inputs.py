@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 from PIL import Image
 from torch import Tensor, nn
 
-from torchpeek.engine import Arguments, ModelCall, as_model_call
+from torchpeek.engine import Arguments, ModelCall, Trace, as_model_call
 from torchpeek.errors import InputError
+from torchpeek.hooks import checked_model
 from torchpeek.models.loaded import LoadedModel
 from torchpeek.picture import Picture
 
@@ -41,5 +42,15 @@ def model_call_for(model: Model, inputs: object) -> ModelCall:
 
 
 def module_of(model: Model) -> nn.Module:
-    """Return the network: that of a LoadedModel, or the module itself."""
-    return model.module if isinstance(model, LoadedModel) else model
+    """Return the network: that of a LoadedModel, or the module itself.
+
+    Raises:
+        InputError: When `model` is neither, or takes no hooks. The message says what to give.
+    """
+    if isinstance(model, Trace):
+        raise InputError(
+            "model is a Trace, which explain and compare take in place of the model and its inputs; allowed here: an "
+            "nn.Module or a LoadedModel"
+        )
+    module = model.module if isinstance(model, LoadedModel) else model
+    return checked_model(module, "an nn.Module or a LoadedModel (tp.load_model)")

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from torchpeek.errors import InputError, ModelError
+from torchpeek.hooks import checked_model
 from torchpeek.models.detectors import detector_preprocess
 from torchpeek.models.preprocess import Preprocess
 from torchpeek.picture import Geometry, Picture
@@ -43,7 +44,7 @@ class LoadedModel:
         texts: From K texts and a device to their embeddings (K, D), for a model that compares pictures with texts.
 
     Raises:
-        InputError: When `class_names` is not a sequence of strings.
+        InputError: When `module` is no nn.Module, or `class_names` is not a sequence of strings.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -59,6 +60,8 @@ class LoadedModel:
     texts: TextFunction | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.module, nn.Module):
+            checked_model(self.module)  # raises, and says what to give
         if self.preprocess is None:
             object.__setattr__(self, "preprocess", detector_preprocess(self.module) or Preprocess())
         names = self.class_names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
@@ -53,10 +54,12 @@ class TestUnsupported:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = nn.Sequential(nn.Linear(2, 2), torch.jit.script(nn.Linear(2, 2)))
-        with pytest.raises(InputError, match="layer '1' is scripted"):
-            tp.record(model, "*")
-        with tp.record(model, "0") as tape:
+        for named in ("1", model[1], ["0", "1"], re.compile("1")):
+            with pytest.raises(InputError, match="layer '1' is scripted"):
+                tp.record(model, named)
+        with pytest.warns(tp.Notice, match="take no hooks and are left out: '1'"), tp.record(model, "*") as tape:
             model(torch.ones(1, 2))
+        assert list(tape) == ["0"]
         assert tape["0"].output.shape == (1, 2)
 
     def test_a_nested_tensor(self) -> None:

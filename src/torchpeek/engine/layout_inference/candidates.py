@@ -43,7 +43,8 @@ class LayoutEvidence:
         grids_from_strides: Whether a grid may be assumed because one stride gives it, where no grid is known.
         inner_grids: All grids of convolutions, whatever their number of axes: those of a view or of a spectrogram, too.
         row_major_grid: The only grid whose tokens are in row-major order. None where those of all grids are.
-        meta_outputs: Layer -> its last output for one sample, on the meta device; and call, `name[i]` -> its output.
+        meta_outputs: Layer -> its last output in the dry run, on the meta device; and call, `name[i]` -> its output.
+        dry_batch_size: How many samples the dry run had: one, or as many as the model takes.
     """
 
     input_size: Grid
@@ -62,6 +63,7 @@ class LayoutEvidence:
     inner_grids: tuple[Grid, ...] = ()
     row_major_grid: Grid | None = None
     meta_outputs: Mapping[str, Any] = field(default_factory=dict)
+    dry_batch_size: int = 1
 
 
 @dataclass(frozen=True)
@@ -290,9 +292,10 @@ def _inferred_layouts(name: str, module: nn.Module, output: Any, evidence: Layou
     """
     if name not in evidence.meta_outputs:
         return candidate_layouts(module, output, evidence)
-    of_one_sample = candidate_layouts(module, evidence.meta_outputs[name], replace(evidence, batch_size=1))
-    fitting = [layout for layout in of_one_sample if layout.fits(output, evidence.batch_size)]
-    return fitting if fitting or not of_one_sample else candidate_layouts(module, output, evidence)
+    in_dry_run = replace(evidence, batch_size=evidence.dry_batch_size)
+    layouts = candidate_layouts(module, evidence.meta_outputs[name], in_dry_run)
+    fitting = [layout for layout in layouts if layout.fits(output, evidence.batch_size)]
+    return fitting if fitting or not layouts else candidate_layouts(module, output, evidence)
 
 
 def _requested_layouts(output: Any, evidence: LayoutEvidence, spec: LayoutSpec) -> Iterable[Layout]:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.fixed_batch import fixed_batch_size
 from torchpeek.engine.forward import run
 from torchpeek.engine.gradients import Handle, start_graph
 from torchpeek.engine.layout import Layout
 from torchpeek.engine.layout_inference.candidates import CandidateLayer
-from torchpeek.engine.layout_inference.dry_run import DryRun, dry_run, why_no_candidate
+from torchpeek.engine.layout_inference.dry_run import dry_run, why_no_candidate
 from torchpeek.engine.layout_inference.input_dependence import (
     OutputDigests,
     known_unaffected,
@@ -25,7 +26,7 @@ from torchpeek.engine.layout_inference.input_dependence import (
     with_changed_picture,
 )
 from torchpeek.engine.model_cache import ModelCache
-from torchpeek.engine.model_call import ModelCall, first_sample
+from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.model_config import compares_texts, feature_extractors
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.targets import Target, of_samples
@@ -157,18 +158,15 @@ class _LayerSearch:
         self._model = model
         self._target = target
         self._these_scores = these_scores
-        self._sample = first_sample(call)
         self._unaffected = None if anew else known_unaffected(model, call)
-        self._dry_digests: OutputDigests | None = None
-        hooks: Iterable[tuple[nn.Module, ForwardHook]] = ()
-        dry_call = call
-        if self._unaffected is None:
+        self._dry_digests = OutputDigests() if self._unaffected is None else None
+        if self._dry_digests is None:
+            self._dry = dry_run(model, call, anew=anew)
+        else:
             # Of the dry run and the first check, one has the changed picture. Boxes are those of the true picture.
-            self._dry_digests = OutputDigests()
-            hooks = self._dry_digests.hooks(model)
-            if has_separate_branches(target):
-                dry_call = with_changed_picture(self._sample)
-        self._dry: DryRun = dry_run(model, dry_call, anew=anew or self._dry_digests is not None, hooks=hooks)
+            dry_call = with_changed_picture(call) if has_separate_branches(target) else call
+            self._dry = dry_run(model, dry_call, anew=True, hooks=partial(self._dry_digests.hooks, model))
+        self._sample = call.one_sample(fixed_batch_size(model, call))
         self._is_dependent: dict[str, bool] = {}  # by layer, as far as they were checked
         self._labels: frozenset[int] = frozenset()  # the classes of the target
         self._layers_of_labels: set[str] = set()  # the layers on which the scores of these classes depend

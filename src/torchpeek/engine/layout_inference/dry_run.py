@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, count
@@ -13,7 +13,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.fixed_batch import with_fixed_batch
 from torchpeek.engine.forward import run
+from torchpeek.engine.input_mismatch import unbatched_hooks
 from torchpeek.engine.layout import Layout
 from torchpeek.engine.layout_inference.candidates import (
     CandidateLayer,
@@ -29,7 +31,7 @@ from torchpeek.engine.layout_inference.projections import is_projection
 from torchpeek.engine.layout_inference.token_probe import locate_grid, token_movement
 from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_cache import ModelCache
-from torchpeek.engine.model_call import ModelCall, first_sample
+from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.model_config import (
     configured_grids,
     configured_query_counts,
@@ -38,7 +40,8 @@ from torchpeek.engine.model_config import (
     reorders_tokens,
 )
 from torchpeek.engine.preserve import preserved
-from torchpeek.hooks import ForwardHook, SelectedLayer, attached, call_name, containers
+from torchpeek.engine.replay.prefix import version_of
+from torchpeek.hooks import ForwardHook, SelectedLayer, attached, call_name, containers, takes_hooks
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class DryRun:
     dense: bool
     layers: tuple[str, ...] = ()
 
+
+LayerHook: TypeAlias = tuple[nn.Module, ForwardHook]
 
 # One dry run for each model and signature of the call.
 _DRY_RUNS: ModelCache[Any, DryRun] = ModelCache(capacity=16)
@@ -157,11 +162,11 @@ def _first_name(model: nn.Module, module: nn.Module) -> str:
 
 
 def dry_run(
-    model: nn.Module, call: ModelCall, *, anew: bool = False, hooks: Iterable[tuple[nn.Module, ForwardHook]] = ()
+    model: nn.Module, call: ModelCall, *, anew: bool = False, hooks: Callable[[], Iterable[LayerHook]] = tuple
 ) -> DryRun:
     """Run the first sample once and return what it showed, or return the remembered dry run unless `anew`.
 
-    `hooks` are attached in that run, too.
+    What `hooks()` returns is attached in that run, too; it is called once more where the run has to be repeated.
 
     Where the model has tokens outside the grid and its configuration does not say where, the token probe makes three
     more passes.
@@ -170,19 +175,23 @@ def dry_run(
     remembered = None if anew else _DRY_RUNS.get(model, key)
     if remembered is not None:
         return remembered
-    sample = first_sample(call).for_one_pass()
+    result = with_fixed_batch(model, call, lambda size: _dry_run(model, call.one_sample(size).for_one_pass(), hooks()))
+    return _DRY_RUNS.put(model, key, result)
+
+
+def _dry_run(model: nn.Module, sample: ModelCall, hooks: Iterable[LayerHook]) -> DryRun:
     observer = DryRunObserver(sample, model)
-    named = [(name, module) for name, module in model.named_modules() if name]
+    named = [(name, module) for name, module in model.named_modules() if name and takes_hooks(module)]
     inputs = [(module, partial(observer.record_inputs, name)) for name, module in named]
     outputs = [(module, partial(observer.record_call, name)) for name, module in named]
-    with preserved(model), attached(chain(outputs, hooks), called=inputs):
+    with preserved(model), attached(chain(outputs, hooks), called=[*inputs, *unbatched_hooks(model, sample)]):
         output = run(model, sample)
     result = observer.result(output, configured_token_counts(model))
     not_configured = [each for each in result.candidates if each.layout.others and result.evidence.prefix is None]
     if not_configured and (movement := token_movement(model, sample, result.evidence.input_size, not_configured[0])):
         token_counts = locate_grid(*movement, not_configured[0].layout)
         result = observer.result(output, token_counts or (None, 0), probe_undecided=token_counts is None)
-    return _DRY_RUNS.put(model, key, result)
+    return result
 
 
 _NumberedCall: TypeAlias = tuple[str, int]
@@ -210,7 +219,7 @@ class DryRunObserver:
         self._channels_first_shapes: set[tuple[int, ...]] = set()
         self._channels_last_shapes: set[tuple[int, ...]] = set()
         # (tensor, its version, its index in the lists above) of the latest outputs.
-        self._recent_tensors: deque[tuple[Tensor, int, int]] = deque(maxlen=8)
+        self._recent_tensors: deque[tuple[Tensor, int | None, int]] = deque(maxlen=8)
 
     def record_inputs(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         """The forward pre-hook of one layer."""
@@ -231,9 +240,9 @@ class DryRunObserver:
             self._reads_picture.add(numbered)
         if grid := grid_of(module, output):
             self._grids[grid] = None
-            if len(output) == 1:
+            if len(output) == len(self._call):
                 self._axis_counts.add(len(grid))
-        if isinstance(output, Tensor) and output.ndim >= 3 and len(output) == 1:
+        if isinstance(output, Tensor) and output.ndim >= 3 and len(output) == len(self._call):
             axis = channel_axis(module, output)
             if axis is not None:
                 shapes = self._channels_last_shapes if axis == "last" else self._channels_first_shapes
@@ -244,13 +253,13 @@ class DryRunObserver:
         (tensor,) = tensors
         for index, (recent, version, number) in enumerate(self._recent_tensors):
             if tensor is recent:
-                passes_through = any(argument is tensor for argument in args) and tensor._version == version
+                passes_through = any(argument is tensor for argument in args) and not _wrote(module, tensor, version)
                 if not passes_through:
                     self._layers_of_tensor[number].append(numbered)
                     self._return_times[number] = next(self._clock)
-                self._recent_tensors[index] = (tensor, tensor._version, number)
+                self._recent_tensors[index] = (tensor, version_of(tensor), number)
                 return
-        self._recent_tensors.append((tensor, tensor._version, len(self._layers_of_tensor)))
+        self._recent_tensors.append((tensor, version_of(tensor), len(self._layers_of_tensor)))
         self._layers_of_tensor.append([numbered])
         self._return_times.append(next(self._clock))
 
@@ -288,7 +297,7 @@ class DryRunObserver:
         has_channels_last = any(len(shape) > 2 for shape in self._channels_last_shapes)
         return LayoutEvidence(
             size,
-            1,
+            len(self._call),
             grids,
             prefix,
             suffix,
@@ -304,6 +313,7 @@ class DryRunObserver:
             grids_from_strides=not self._grids or bool(grids),
             inner_grids=tuple(self._grids),
             meta_outputs=self._meta_outputs,
+            dry_batch_size=len(self._call),
         )
 
     def _candidate_layers(self, evidence: LayoutEvidence) -> list[CandidateLayer]:
@@ -416,6 +426,11 @@ def _same_shape(output: Any, meta_output: Any) -> bool:
     if not isinstance(output, Tensor) or not isinstance(meta_output, Tensor):
         return False
     return output.shape == meta_output.shape and output.dtype == meta_output.dtype
+
+
+def _wrote(module: nn.Module, tensor: Tensor, version: int | None) -> bool:
+    """Whether the module wrote into the tensor that it was called with. torch counts no writes in inference mode."""
+    return bool(module.__dict__.get("inplace")) if version is None else tensor._version != version
 
 
 def _on_meta_device(output: Any) -> Any:

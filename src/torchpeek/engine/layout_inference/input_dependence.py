@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.fixed_batch import fixed_batch_size, with_fixed_batch
 from torchpeek.engine.forward import run
 from torchpeek.engine.model_cache import ModelCache
-from torchpeek.engine.model_call import ModelCall, first_sample
+from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.preserve import preserved
-from torchpeek.hooks import ForwardHook, attached, containers
+from torchpeek.hooks import ForwardHook, attached, containers, takes_hooks
 
 # How much of the changed picture comes from elsewhere in the picture, and how much darker it is. Little enough for a
 # detector to find the same objects, and a model that depends on values to take the same branches.
@@ -63,8 +64,13 @@ class OutputDigests:
         self._digests: dict[str, list[dict[str, tuple[object, ...]]]] = {}  # layer -> for each call: path -> digest
 
     def hooks(self, model: nn.Module) -> Iterable[tuple[nn.Module, ForwardHook]]:
-        """A forward hook for each layer of the model."""
-        return [(module, partial(self._record, name)) for name, module in model.named_modules() if name]
+        """A forward hook for each layer of the model. What was recorded before is dropped."""
+        self._digests.clear()
+        return [
+            (module, partial(self._record, name))
+            for name, module in model.named_modules()
+            if name and takes_hooks(module)
+        ]
 
     def unaffected(self, other: OutputDigests) -> frozenset[str]:
         """The layers that returned the same in both passes, in all of their calls, and `layer[i]` for each call."""
@@ -110,13 +116,18 @@ def unaffected_layers(model: nn.Module, call: ModelCall) -> frozenset[str]:
     known = known_unaffected(model, call)
     if known is not None:
         return known
-    sample = first_sample(call)
-    digests = []
-    for each in (sample, with_changed_picture(sample)):
-        digests.append(OutputDigests())
-        with preserved(model), attached(digests[-1].hooks(model)):
-            run(model, each.for_one_pass())
-    return remember_unaffected(model, call, digests[0].unaffected(digests[1]))
+
+    def digests(each: ModelCall, size: int | None) -> OutputDigests:
+        recorded = OutputDigests()
+        with attached(recorded.hooks(model)):
+            run(model, each.one_sample(size).for_one_pass())
+        return recorded
+
+    def unaffected(size: int | None) -> frozenset[str]:
+        return digests(call, size).unaffected(digests(with_changed_picture(call), size))
+
+    with preserved(model):
+        return remember_unaffected(model, call, with_fixed_batch(model, call, unaffected))
 
 
 def known_unaffected(model: nn.Module, call: ModelCall) -> frozenset[str] | None:
@@ -144,7 +155,7 @@ def unconnected_layers(model: nn.Module, call: ModelCall) -> frozenset[str]:
     modules = {
         name: module for name, module in model.named_modules() if name in unaffected or f"{name}[0]" in unaffected
     }
-    unconnected = unaffected - connected_layers(model, first_sample(call), modules)
+    unconnected = unaffected - connected_layers(model, call.one_sample(fixed_batch_size(model, call)), modules)
     return _UNCONNECTED.put(model, call.signature, unconnected)
 
 

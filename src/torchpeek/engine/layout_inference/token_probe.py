@@ -49,7 +49,7 @@ def token_movement(
         observed: list[Tensor] = []
 
         def observe(module: nn.Module, args: Any, output: Any) -> None:
-            if layout.fits(output, 1):
+            if layout.fits(output, len(sample)):
                 returned = containers.at(output, layout.part)
                 # The layer's input, if it is the same tokens: the layer itself may let each token depend on all others.
                 before = next(
@@ -59,8 +59,8 @@ def token_movement(
 
         with preserved(model), attached([layer.hooked(observe)]):
             run(model, sample.with_picture(picture).for_one_pass())
-        [of_sample] = observed
-        return of_sample[0] if layout.kind == "channel-tokens" else of_sample[0].mT
+        [of_samples] = observed
+        return of_samples[0] if layout.kind == "channel-tokens" else of_samples[0].mT
 
     try:
         clean = tokens()

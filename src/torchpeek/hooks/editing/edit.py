@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torchpeek.errors import GradUnavailable, InputError, notify
 from torchpeek.hooks import containers
+from torchpeek.hooks.checked_model import checked_model
 from torchpeek.hooks.editing.pass_calls import PassCalls
 from torchpeek.hooks.gradient_tap import GradientTap, tap_gradient
 from torchpeek.hooks.process import eagerly
@@ -62,6 +63,7 @@ def edit(
         ...     model(torch.tensor([-1.0, 2.0]))
         tensor([1., 0.])
     """
+    checked_model(model)
     _check(outputs, inputs, gradients)
     fired: set[str] = set()  # the layers and calls that ran
     calls = PassCalls(model)
@@ -151,8 +153,8 @@ def _change_gradient(
     fired.add(name)
     if not torch.is_grad_enabled():
         raise GradUnavailable(
-            f"layer {name!r} ran under torch.no_grad(), so no gradient can flow back through it; run the model with "
-            "gradients enabled"
+            f"layer {name!r} ran under torch.no_grad() or inference_mode(), so no gradient can flow back through it; "
+            "run the model with gradients enabled"
         )
     tap_count = 0
 

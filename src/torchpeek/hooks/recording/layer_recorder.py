@@ -149,7 +149,7 @@ class LayerRecorder(UncopiedHook):
         def tapped(container: str) -> Callable[[str, Tensor], Tensor]:
             def tap_tensor(path: str, tensor: Tensor) -> Tensor:
                 slots[container, path] = slot = self._slot(call, "grad_input", path)
-                if not tensor.requires_grad:
+                if not tensor.requires_grad or torch.is_inference_mode_enabled():  # then the output hook raises
                     return tensor
                 # The tap gives the gradient of this layer alone, whatever else uses the tensor.
                 tap, view = tap_gradient(tensor, slot_hook(slot), hook_base=False)
@@ -242,9 +242,9 @@ class LayerRecorder(UncopiedHook):
         tracker = self.tracker
         if not torch.is_grad_enabled():
             raise GradUnavailable(
-                f"layer {self.layer!r} ran under torch.no_grad(), so it has no gradients; enable gradients while the "
-                "model runs, or record without gradients=True. A part that is checkpointed with use_reentrant=True "
-                "also runs under no_grad; choose use_reentrant=False"
+                f"layer {self.layer!r} ran under torch.no_grad() or inference_mode(), so it has no gradients; enable "
+                "gradients while the model runs, or record without gradients=True. A part that is checkpointed with "
+                "use_reentrant=True also runs under no_grad; choose use_reentrant=False"
             )
         # If the output is one tensor, which this call made and which is no view, then every gradient that arrives at
         # the tensor belongs to the layer. Otherwise the tensor may have other uses, such as the computation of another

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NotConnected, closest, notify
+from torchpeek.hooks.checked_model import checked_model
 from torchpeek.hooks.gradient_tap import hooked
 from torchpeek.hooks.process import eagerly, is_sharded
 from torchpeek.hooks.recording.call import Calls, describe
@@ -95,7 +96,7 @@ def record(
         raise InputError(f"max_bytes is {max_bytes}; allowed: 0 or more, or None for no bound")
     if stop and gradients:
         raise InputError("a pass that stops early has no score and so no gradients; choose stop or gradients")
-    named = named_layers(model)
+    named = named_layers(checked_model(model))
     modules = list(named.values())  # walk the model once: with many small layers, the walks take most of the time
     selected = select(model, layers, exclude=exclude, named=named)
     if stop and any(map(is_sharded, modules)):

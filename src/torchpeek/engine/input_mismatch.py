@@ -1,0 +1,354 @@
+"""Say which inputs a model takes, where its call fails because they are of another shape, type or device.
+
+An exception of the model becomes an InputError only on evidence: the first layer with weights is found, what it was
+called with is compared with what it takes, and it is the layer that raised. Other exceptions are the model's own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchpeek.engine.model_cache import ModelCache
+from torchpeek.engine.model_call import PICTURE_CHANNELS, ModelCall
+from torchpeek.errors import InputError, closest
+from torchpeek.hooks import BeforeHook, attached, containers, is_sharded, takes_hooks
+
+_CONVOLUTION = nn.modules.conv._ConvNd
+_STRICT = (_CONVOLUTION, nn.Linear, nn.Embedding)
+_NORMS = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
+_GRID_AXES = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}
+# How torch's messages name the types that pictures come in.
+_DTYPE_NAMES = {
+    torch.uint8: ("Byte", "uint8", "unsigned char"),
+    torch.int32: ("Int", "int32"),
+    torch.int64: ("Long", "int64"),
+    torch.bool: ("Bool", "bool"),
+    torch.float64: ("Double", "float64", "double"),
+    torch.float16: ("Half", "float16"),
+    torch.bfloat16: ("BFloat16", "bfloat16"),
+    torch.float32: ("Float", "float32"),
+}
+
+
+class _Reached(BaseException):
+    """Ends a pass at the first layer with weights. It is not an Exception, so that no network catches it."""
+
+
+@dataclass(frozen=True)
+class FirstLayer:
+    """The first layer with weights that a pass called, and the tensor that it was called with.
+
+    Args:
+        name: The layer's name.
+        module: The layer.
+        shape: The shape of the tensor.
+        dtype: The type of its numbers.
+        device: Its device.
+    """
+
+    name: str
+    module: nn.Module
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def weight(self) -> Tensor | None:
+        """The layer's first floating-point parameter."""
+        return next((each for each in self.module.parameters() if each.is_floating_point()), None)
+
+    @property
+    def grid_ndim(self) -> int:
+        """How many axes the grid of a convolution or a normalisation of channels has; 0 for other layers."""
+        if isinstance(self.module, _CONVOLUTION):
+            return len(self.module.kernel_size)
+        return next((axes for norm, axes in _NORMS.items() if isinstance(self.module, norm)), 0)
+
+    @property
+    def channels(self) -> int:
+        """How many channels such a layer takes."""
+        count: int = getattr(self.module, "in_channels" if isinstance(self.module, _CONVOLUTION) else "num_features")
+        return count
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether it is of a type that takes its own number of channels and its own type of numbers only."""
+        return isinstance(self.module, _STRICT)
+
+    @property
+    def refuses_shape(self) -> bool:
+        """Whether it is a linear layer or a convolution that takes no tensor of this shape."""
+        if isinstance(self.module, nn.Linear):
+            return self.shape[-1] != self.module.in_features
+        return self.grid_ndim > 0 and len(self.shape) not in (self.grid_ndim + 1, self.grid_ndim + 2)
+
+    @property
+    def in_words(self) -> str:
+        """The layer and what it takes: 'conv1' (Conv2d), takes (N, 3, H, W) of torch.float32 on cpu."""
+        weight, module = self.weight, self.module
+        if isinstance(module, nn.Embedding):
+            return f"{self.name!r} (Embedding), takes indices, torch.int64"
+        takes = "numbers"
+        if self.grid_ndim:
+            takes = "(" + ", ".join(("N", str(self.channels), *_GRID_AXES[self.grid_ndim])) + ")"
+        elif isinstance(module, nn.Linear):
+            takes = f"(..., {module.in_features})"
+        typed = "" if weight is None else f" of {weight.dtype} on {weight.device}"
+        return f"{self.name!r} ({type(module).__name__}), takes {takes}{typed}"
+
+
+def first_layer(model: nn.Module, run: Callable[[], object]) -> FirstLayer | None:
+    """The first layer with weights that `run` calls in the model. The pass ends there. None where it calls none."""
+    found: list[FirstLayer] = []
+
+    def before(name: str, module: nn.Module, args: Any, kwargs: Any = None) -> None:
+        for _, tensor in containers.leaves((args, kwargs)):
+            found.append(FirstLayer(name, module, tuple(tensor.shape), tensor.dtype, tensor.device))
+            raise _Reached
+
+    hooks = [(module, partial(before, name)) for name, module in model.named_modules() if _has_weights(module)]
+    try:
+        with attached(called=hooks):
+            run()
+    except _Reached:
+        pass
+    except Exception:  # before any layer with weights
+        return None
+    return found[0] if found else None
+
+
+def _has_weights(module: nn.Module) -> bool:
+    if not takes_hooks(module):
+        return False
+    if isinstance(module, _STRICT):
+        return True
+    return bool(module._parameters) and not module._modules
+
+
+def input_error(model: nn.Module, call: ModelCall, error: Exception, run: Callable[[], object]) -> InputError | None:
+    """What is wrong with the inputs where a call of the model raised `error`; None where that is not certain.
+
+    Args:
+        model: The model.
+        call: The call that raised.
+        error: What it raised.
+        run: Makes the same call once more. It ends at the first layer with weights.
+    """
+    if isinstance(error, TypeError) and (wrong := wrong_arguments(model, call)):
+        return InputError(wrong)
+    if any(map(is_sharded, model.modules())) or isinstance(model, nn.parallel.DistributedDataParallel):
+        return None  # the other processes would wait for a pass that one of them makes alone
+    first = first_layer(model, run)
+    if first is None:
+        return _error_before_any_layer(model, call, error)
+    if first.module not in _modules_of(error.__traceback__) and not _is_unbatched(call, first):
+        return None
+    wrong = mismatch(call, first)
+    return None if wrong is None else InputError(wrong)
+
+
+def mismatch(call: ModelCall, first: FirstLayer) -> str | None:
+    """What is wrong with the inputs for the first layer, and what to write. None where they fit.
+
+    Only what the layer refuses for certain, and only where its input is the picture: of the same shape and type, or a
+    view of the same numbers.
+    """
+    picture, weight = call.model_picture, first.weight
+    if first.dtype != picture.dtype or first.device != picture.device or len(first.shape) == 0:
+        return None
+    shape = call.user_shape
+    is_picture = first.shape[1:] == tuple(picture.shape[1:])
+    autocast = torch.is_autocast_enabled(picture.device.type) and first.dtype.is_floating_point
+    steps: list[_Step] = []
+    if first.grid_ndim and is_picture:
+        layout = _layout_steps(shape, first)
+        if layout is None:
+            return _sentence(shape, call, first, None)
+        steps += layout
+    elif first.refuses_shape:
+        same_numbers = torch.Size(first.shape).numel() == picture.numel()
+        return _sentence(shape, call, first, None) if same_numbers else None
+    if isinstance(first.module, nn.Embedding):
+        if first.dtype not in (torch.int32, torch.int64):
+            steps.append(_Step("the type is another", ".long()"))
+    elif weight is not None and first.dtype != weight.dtype and not autocast:
+        steps.append(_dtype_step(first.dtype, weight.dtype))
+    if weight is not None and first.device != weight.device:
+        steps.append(_Step("the device is another", f".to({str(weight.device)!r})"))
+    return _sentence(shape, call, first, steps) if steps else None
+
+
+def unbatched_hooks(model: nn.Module, call: ModelCall) -> list[tuple[nn.Module, BeforeHook]]:
+    """Hooks that raise InputError where a convolution takes the picture as one sample without a batch axis.
+
+    torch's convolutions take (C, H, W), too, so a model may run to its end on what has no samples.
+    """
+    axes = _CONVOLUTION_AXES.get(model, "")
+    if axes is None:
+        modules = (module for module in model.modules() if isinstance(module, _CONVOLUTION))
+        axes = _CONVOLUTION_AXES.put(model, "", frozenset(len(module.kernel_size) for module in modules))
+    if call.picture.ndim - 1 not in axes or call.takes_list:
+        return []
+
+    def before(name: str, module: nn.Module, args: Any, kwargs: Any = None) -> None:
+        for _, tensor in containers.leaves((args, kwargs)):
+            first = FirstLayer(name, module, tuple(tensor.shape), tensor.dtype, tensor.device)
+            if _is_unbatched(call, first) and (wrong := mismatch(call, first)):
+                raise InputError(wrong)
+            return
+
+    return [
+        (module, partial(before, name))
+        for name, module in model.named_modules()
+        if isinstance(module, _CONVOLUTION) and takes_hooks(module)
+    ]
+
+
+# The numbers of grid axes of the model's convolutions.
+_CONVOLUTION_AXES: ModelCache[str, frozenset[int]] = ModelCache()
+
+
+def wrong_arguments(model: nn.Module, call: ModelCall) -> str | None:
+    """What is wrong with the arguments by the signature of the model's `forward`; None where they fit."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return None
+    args, kwargs = call.args_and_kwargs()
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        names = list(signature.parameters)
+        wrong = str(error)
+    else:
+        return None
+    required = [
+        name
+        for name, each in signature.parameters.items()
+        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
+    unknown = next((name for name in kwargs if name not in names), None)
+    similar = "" if unknown is None else closest(unknown, names)
+    takes = f"{type(model).__name__}.forward({', '.join(names)})"
+    if len(required) > 1:
+        example = f"tp.Arguments(({', '.join(required)}))"
+        return f"{takes} was called with {len(args) + len(kwargs)} of its arguments: {wrong}{similar}. Next: {example}"
+    passed = f"{len(args)} positional" + (f" and {', '.join(map(repr, kwargs))}" if kwargs else "")
+    return f"{takes} was called with {passed}: {wrong}{similar}. Next: give the arguments that forward takes"
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What is wrong in one respect, and what to append to the expression of the input."""
+
+    reason: str
+    code: str
+
+
+def _sentence(shape: tuple[int, ...], call: ModelCall, first: FirstLayer, steps: Sequence[_Step] | None) -> str:
+    picture = call.model_picture
+    got = f"the inputs do not fit the model: got {shape} of {picture.dtype} on {picture.device}"
+    made = f", and was called with {first.shape}" if first.shape[1:] != shape[1:] and first.shape != shape else ""
+    takes = f"the first layer with weights, {first.in_words}{made}"
+    if steps is None:
+        return f"{got}; {takes}. Next: give inputs of the size and the axes that the model was trained with"
+    code = "x" + "".join(each.code for each in steps)
+    reasons = "; ".join(each.reason for each in steps)
+    return f"{got}; {takes}: {reasons}. Next: for this input x, write {code}"
+
+
+def _layout_steps(shape: tuple[int, ...], first: FirstLayer) -> list[_Step] | None:
+    """The steps that turn `shape` into (N, C, *grid) for a convolution; None where no steps are known to do so."""
+    channels, ndim, steps = first.channels, first.grid_ndim, list[_Step]()
+    if len(shape) == ndim:
+        steps.append(_Step("the batch axis and the channel axis are missing", "[None, None]"))
+        shape = (1, 1, *shape)
+    elif len(shape) == ndim + 1:
+        last_to_first = ", ".join(map(str, (ndim, *range(ndim))))
+        if shape[0] == channels:
+            steps.append(_Step("the batch axis is missing (in a list, too: torch.stack(x))", ".unsqueeze(0)"))
+            shape = (1, *shape)
+        elif shape[-1] in (channels, *PICTURE_CHANNELS) and shape[0] not in PICTURE_CHANNELS:
+            reason = "the channels are last and the batch axis is missing"
+            steps.append(_Step(reason, f".permute({last_to_first}).unsqueeze(0)"))
+            shape = (1, shape[-1], *shape[:-1])
+        elif shape[0] in PICTURE_CHANNELS and channels != 1:
+            steps.append(_Step("the batch axis is missing", ".unsqueeze(0)"))
+            shape = (1, *shape)
+        elif channels == 1:
+            steps.append(_Step("the channel axis is missing", ".unsqueeze(1)"))
+            shape = (shape[0], 1, *shape[1:])
+    elif len(shape) == ndim + 2 and shape[1] != channels and _has_channels_last(shape, channels):
+        axes = ", ".join(map(str, (0, ndim + 1, *range(1, ndim + 1))))
+        steps.append(_Step("the channels are last", f".permute({axes})"))
+        shape = (shape[0], shape[-1], *shape[1:-1])
+    if len(shape) != ndim + 2:
+        return None
+    if shape[1] == channels:
+        return steps
+    counts = f"it has {shape[1]} channel{'s' if shape[1] > 1 else ''}, not {channels}"
+    match shape[1], channels:
+        case 1, _:
+            steps.append(_Step(counts, f".expand(-1, {channels}, {', '.join(['-1'] * ndim)})"))
+        case 4, 3:
+            steps.append(_Step(f"{counts} (the fourth is the opacity)", "[:, :3]"))
+        case 3, 1:
+            steps.append(_Step(counts, ".mean(1, keepdim=True)"))
+        case _:
+            return None
+    return steps
+
+
+def _has_channels_last(shape: tuple[int, ...], channels: int) -> bool:
+    return shape[-1] == channels or (shape[-1] in PICTURE_CHANNELS and shape[1] not in PICTURE_CHANNELS)
+
+
+def _dtype_step(got: torch.dtype, wanted_dtype: torch.dtype) -> _Step:
+    if got == torch.uint8:
+        scaled = ".float() / 255" if wanted_dtype == torch.float32 else f".to({wanted_dtype}) / 255"
+        return _Step("integers from 0 to 255 have to be scaled, and normalised as in training", scaled)
+    return _Step("the type is another", f".to({wanted_dtype})")
+
+
+def _is_unbatched(call: ModelCall, first: FirstLayer) -> bool:
+    """Whether a convolution takes the whole picture as one sample, because it has no batch axis."""
+    return 0 < first.grid_ndim == len(first.shape) - 1 and first.shape == tuple(call.model_picture.shape)
+
+
+def _error_before_any_layer(model: nn.Module, call: ModelCall, error: Exception) -> InputError | None:
+    """Where the model fails before its first layer: the first convolution, if the axes or the type cannot be right."""
+    picture = call.model_picture
+    convolution = next(((name, each) for name, each in model.named_modules() if isinstance(each, _CONVOLUTION)), None)
+    if convolution is None or not call.is_single_tensor:
+        return None
+    name, module = convolution
+    first = FirstLayer(name, module, tuple(picture.shape), picture.dtype, picture.device)
+    names_type = any(word in str(error) for word in _DTYPE_NAMES.get(picture.dtype, ()))
+    channels_last = picture.ndim == first.grid_ndim + 2 and picture.shape[-1] == module.in_channels != picture.shape[1]
+    unbatched = len(call.user_shape) == first.grid_ndim + 1 and module.in_channels in (
+        call.user_shape[0],
+        call.user_shape[-1],
+    )
+    if not (channels_last or unbatched or (names_type and not picture.is_floating_point())):
+        return None
+    wrong = mismatch(call, first)
+    return None if wrong is None else InputError(wrong)
+
+
+def _modules_of(traceback: TracebackType | None) -> set[nn.Module]:
+    """The modules whose methods were running when an exception was raised."""
+    return {each for each in _selves(traceback) if isinstance(each, nn.Module)}
+
+
+def _selves(traceback: TracebackType | None) -> Iterator[object]:
+    while traceback is not None:
+        yield traceback.tb_frame.f_locals.get("self")
+        traceback = traceback.tb_next
