@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import torchpeek as tp
-from networks.several_calls import Frames, SampleBySample, SharedAct, Siamese, Tied
+from networks.several_calls import DependentPair, Frames, SampleBySample, SharedAct, Siamese, Tied
 from replicas.calls import changing, outputs_and_gradients
 from torchpeek.errors import AmbiguousCall, LayerNotFound, NotFired, Notice
 
@@ -29,8 +29,13 @@ CASES = {
     "activation in place": (lambda: SharedAct(nn.ReLU(inplace=True)), lambda: (pictures(),), "act", 3),
     "tied block": (Tied, lambda: (pictures(),), "block", 3),
     "layer of a tied block": (Tied, lambda: (pictures(),), "block.0", 3),
-    "siamese": (Siamese, lambda: (pictures(seed=1), pictures(seed=2)), "backbone.layer4", 2),
-    "layer of the siamese backbone": (Siamese, lambda: (pictures(seed=1), pictures(seed=2)), "backbone.layer1.0", 2),
+    "pair": (DependentPair, lambda: (pictures(seed=1), pictures(seed=2)), "backbone.layer4", 2),
+    "layer of the pair's backbone": (
+        DependentPair,
+        lambda: (pictures(seed=1), pictures(seed=2)),
+        "backbone.layer1.0",
+        2,
+    ),
 }
 
 
@@ -133,7 +138,7 @@ class TestSiamese:
 
     def test_evaluate_runs_the_method_at_that_call(self) -> None:
         torch.manual_seed(0)
-        model = Siamese().double().eval()
+        model = DependentPair().double().eval()
         _, arguments = siamese_inputs("0")
         found = [
             tp.evaluate(
@@ -145,7 +150,6 @@ class TestSiamese:
             for call in (0, -2, 1)
         ]
         torch.testing.assert_close(found[0], found[1])
-        # The other picture's map does not follow what is changed.
         assert bool((found[0] > 1e-6).all())
         assert not torch.allclose(found[0], found[2])
 

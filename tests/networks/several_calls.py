@@ -30,6 +30,13 @@ class Siamese(nn.Module):
         return self.fc(torch.tanh(torch.cat([self.backbone(a), self.backbone(b)], 1)))
 
 
+class DependentPair(Siamese):
+    """Both calls of the backbone depend on the first picture."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return super().forward(a, b + a)
+
+
 class SharedAct(nn.Module):
     """One activation after each convolution, and around a residual sum; its calls return different shapes."""
 

@@ -31,7 +31,8 @@ def run(model: nn.Module, call: ModelCall) -> Any:
     """
     try:
         observer = Observer(call.observed)
-        with interruptible(), inference_mode_restored(), observer.observing():
+        # The mode is restored outside of the part that Ctrl-C may interrupt.
+        with inference_mode_restored(), interruptible(), observer.observing():
             output = _called(model, call)
     except (TorchpeekError, torch.OutOfMemoryError):
         raise

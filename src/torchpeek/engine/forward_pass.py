@@ -343,7 +343,8 @@ def _captures_of_changed_picture(forward_pass: ForwardPass, request: CaptureRequ
     request, target = replace(request, prefix=False, attention=False), Bound(forward_pass.question)
     origin, autocast = forward_pass.origin, forward_pass.autocast
     try:
-        return _one_pass(forward_pass.model, call, request, target, origin, autocast).captures
+        with torch.no_grad():  # the pass before it has left gradients on
+            return _one_pass(forward_pass.model, call, request, target, origin, autocast).captures
     except torch.OutOfMemoryError:
         raise
     except Exception:  # the model may depend on values of this picture

@@ -16,6 +16,7 @@ from torchpeek.engine.gradients import score_gradients
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.rectifiers import rectifiers_between
+from torchpeek.engine.views import PictureView
 from torchpeek.errors import NotConnected
 from torchpeek.hooks import edited_gradients
 
@@ -29,7 +30,13 @@ _MEMORY_MULTIPLE = 16
 
 
 def input_gradient_chunks(
-    forward_pass: ForwardPass, change: Change, trials: int, reduce: Reduce, *, guided: bool = False
+    forward_pass: ForwardPass,
+    change: Change,
+    trials: int,
+    reduce: Reduce,
+    *,
+    guided: bool = False,
+    view: PictureView | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Compute the gradients of all K scores with respect to changed inputs, and reduce them chunk by chunk.
 
@@ -39,6 +46,7 @@ def input_gradient_chunks(
         trials: How many changed versions there are of each sample.
         reduce: Called with the gradients, at least float32; what it returns is kept in their place.
         guided: Whether negative gradients are set to zero where they arrive at a ReLU (arXiv:1412.6806).
+        view: The part of the picture that the inputs are; None for the whole picture.
 
     Yields:
         (rows (b,), trials (b,), reduced (b, K, ...)).
@@ -49,7 +57,8 @@ def input_gradient_chunks(
         MethodNotApplicable: When `guided`, and there is no ReLU.
     """
     check_counts(trials, None)
-    model, inputs = forward_pass.model, forward_pass.inputs
+    model, picture = forward_pass.model, forward_pass.inputs
+    inputs = picture if view is None else view.taken(picture)
 
     def reduced(rows: Tensor, trial_numbers: Tensor) -> Tensor:
         changed = change(sample_rows(inputs, rows).clone(), rows, trial_numbers)
@@ -58,7 +67,8 @@ def input_gradient_chunks(
         with preserved(model):
             with forward_pass.autocast_context(), torch.enable_grad():
                 leaf.requires_grad_()
-                call = forward_pass.call.select(rows, changed).for_one_pass(leaf.clone())
+                whole = leaf.clone() if view is None else view.placed(sample_rows(picture, rows), leaf)
+                call = forward_pass.call.select(rows, whole.detach()).for_one_pass(whole)
                 scores = forward_pass.question(run(model, call), rows)  # (b, K)
             nodes = rectifiers_between(_connected(scores), leaf) if guided else []
             parts = []
@@ -73,7 +83,7 @@ def input_gradient_chunks(
                         parts.append(reduce(at_least_float32(gradient).movedim(0, 1), rows, trial_numbers))
         return torch.cat(parts, dim=1)
 
-    batch = 1 if batch_statistics_layer(model) else max(1, chunk_size(inputs[:1]) // 2)
+    batch = 1 if batch_statistics_layer(model) else max(1, chunk_size(picture[:1]) // 2)
     yield from chunks(reduced, len(inputs), trials, batch, "changed inputs")
 
 

@@ -65,15 +65,18 @@ class TestSiamese:
     def test_each_call(self, call: int) -> None:
         torch.manual_seed(0)
         model, pair = Siamese().double().eval(), self.inputs()
-        found = tp.explain(model, tp.Arguments(pair), layer=f"encoder[{call}]", target=1)
+        found = tp.explain(model, tp.Arguments(pair, picture=call), layer=f"encoder[{call}]", target=1)
         expected = by_autograd(model, "encoder", pair, 1, call)
         torch.testing.assert_close(found.values, expected, rtol=1e-9, atol=1e-12)
 
-    def test_a_call_is_suggested(self) -> None:
+    @pytest.mark.parametrize("call", [0, 1])
+    def test_the_call_of_the_picture_is_suggested(self, call: int) -> None:
         torch.manual_seed(0)
-        suggested = tp.layers(Siamese().double().eval(), tp.Arguments(self.inputs())).suggested
-        assert suggested is not None
-        assert suggested.layer.startswith("encoder[")
+        model, pair = Siamese().double().eval(), self.inputs()
+        found = tp.explain(model, tp.Arguments(pair, picture=call), target=1)
+        assert found.provenance.layer.endswith(f"[{call}]")
+        expected = by_autograd(model, "encoder", pair, 1, call)
+        torch.testing.assert_close(found.values, expected, rtol=1e-9, atol=1e-12)
 
 
 class TestFrames:

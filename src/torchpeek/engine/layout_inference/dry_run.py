@@ -231,7 +231,7 @@ class DryRunObserver:
         """The forward hook of one layer."""
         numbered = name, self._calls.get(name, 0)
         self._calls[name] = numbered[1] + 1
-        self._outputs.setdefault(name, []).append(described(output, 1))
+        self._outputs.setdefault(name, []).append(described(output, len(self._call)))
         meta_output = self._meta_outputs.get(name)
         if not _same_shape(output, meta_output):  # a layer may be called for each of a thousand frames
             meta_output = _on_meta_device(output)  # its layouts are inferred once all grids are known
