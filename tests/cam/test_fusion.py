@@ -57,9 +57,8 @@ class TestSeveralLayers:
         heatmap = tp.explain(grids, X, layer=["fine", "coarse"], target=self.LABELS, fuse=how)
         torch.testing.assert_close(heatmap.values, expected)
         assert how in heatmap.provenance.steps[0]
-        by_pattern = tp.explain(
-            grids, X, layer=re.compile("^[fc].*e$"), target=self.LABELS, fuse=how
-        )  # fine and coarse
+        fine_and_coarse = re.compile("^[fc].*e$")
+        by_pattern = tp.explain(grids, X, layer=fine_and_coarse, target=self.LABELS, fuse=how)
         torch.testing.assert_close(by_pattern.values, expected)
         by_suggestion = tp.explain(grids, X, target=self.LABELS, fuse=how)
         torch.testing.assert_close(by_suggestion.values, expected)

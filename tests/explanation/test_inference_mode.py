@@ -87,7 +87,7 @@ class TestInside:
         "method", ["gradcam", "layercam", "eigencam", "scorecam", "ablationcam", "smoothgradcam++", "shapleycam"]
     )
     @pytest.mark.parametrize("make", [Net, AllInside])
-    @pytest.mark.filterwarnings("ignore:the model turns gradients off")
+    @pytest.mark.filterwarnings("ignore:the model turns gradients off", "ignore:eigencam at")
     def test_the_map_is_that_of_the_network_without_the_mode(
         self, make: type[Net], method: str, layer: str, mode: Mode
     ) -> None:

@@ -72,6 +72,7 @@ def model(request: pytest.FixtureRequest, eager: Net) -> Net:
 @pytest.mark.parametrize(
     "method", ["gradcam", "layercam", "eigencam", "scorecam", "ablationcam", "smoothgradcam++", "opticam"]
 )
+@pytest.mark.filterwarnings("ignore:eigencam at")
 def test_other_layers_give_the_maps_of_the_eager_model(eager: Net, model: Net, layer: str, method: str) -> None:
     got = tp.explain(model, X, layer=layer, method=method, target=1)
     expected = tp.explain(eager, X, layer=layer, method=method, target=1)
