@@ -71,8 +71,19 @@ class TestDigest:
         assert digest(tensor) != digest(tensor.flip(0))
         assert digest(tensor) != digest(tensor.double())
 
+    @pytest.mark.parametrize("value", [torch.tensor(True), torch.zeros(0), torch.randn(4).to(torch.float8_e4m3fn)])
+    def test_of_other_types(self, value: Tensor) -> None:
+        assert digest(value) == digest(value.clone())
+
+    @pytest.mark.filterwarnings("ignore::UserWarning")  # torch will remove quantised tensors
+    def test_of_quantised_tensors(self) -> None:
+        values = torch.tensor([0.1, 0.2, 0.3])
+        one, two = (torch.quantize_per_tensor(each, 0.1, 0, torch.qint8) for each in (values, values.flip(0)))
+        assert digest(one) == digest(one.clone()) != digest(two)
+
     def test_of_what_cannot_be_read(self) -> None:
-        assert digest(torch.empty(3, device="meta")) != digest(torch.empty(3, device="meta"))
+        for tensor in (torch.empty(3, device="meta"), torch.eye(3).to_sparse()):
+            assert digest(tensor) != digest(tensor)
 
 
 class TestUnaffectedLayers:

@@ -27,7 +27,7 @@ _CHUNK = 2**22
 _UNAFFECTED: ModelCache[object, frozenset[str]] = ModelCache(capacity=16)
 _UNCONNECTED: ModelCache[object, frozenset[str]] = ModelCache(capacity=16)
 
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}  # by bytes of an element
 
 
 def with_changed_picture(call: ModelCall) -> ModelCall:
@@ -92,19 +92,26 @@ class OutputDigests:
 
 def digest(tensor: Tensor) -> tuple[object, ...]:
     """The shape of a tensor and a number that depends on every bit of it; unique where the values cannot be read."""
-    try:
-        values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-        flat = values.detach().reshape(-1)
-        total = 0
-        for start in range(0, len(flat), _CHUNK):
-            chunk = flat[start : start + _CHUNK]
-            chunk = chunk + 0.0 if chunk.is_floating_point() else chunk.clone()  # -0.0 and 0.0 are the same value
-            bits = chunk.view(_BITS[chunk.element_size()]).long()
-            weights = torch.arange(1, 2 * len(bits), 2, device=bits.device) * 0x9E3779B97F4A7C1
-            total = hash((total, int((bits * weights).sum())))
-        return tuple(tensor.shape), tensor.dtype, total
-    except (RuntimeError, NotImplementedError, KeyError):  # sparse, nested, quantised, or without values
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta or tensor.element_size() not in _BITS:
         return (object(),)
+    try:
+        return tuple(tensor.shape), tensor.dtype, _number(tensor.detach())
+    except RuntimeError:  # a type of tensor that has no values, such as a fake one
+        return (object(),)
+
+
+def _number(tensor: Tensor) -> int:
+    values = tensor.int_repr() if tensor.is_quantized else tensor  # torch reads no bits of quantised tensors
+    flat = (torch.view_as_real(values) if values.is_complex() else values).reshape(-1)
+    total = 0
+    for start in range(0, len(flat), _CHUNK):
+        chunk = flat[start : start + _CHUNK]
+        if chunk.is_floating_point() and chunk.element_size() > 1:  # torch does not add numbers of 8 bits
+            chunk = chunk + 0.0  # -0.0 and 0.0 are the same value
+        bits = chunk.contiguous().view(_BITS[chunk.element_size()]).long()
+        weights = torch.arange(1, 2 * len(bits), 2, device=bits.device) * 0x9E3779B97F4A7C1
+        total = hash((total, int((bits * weights).sum())))
+    return total
 
 
 def unaffected_layers(model: nn.Module, call: ModelCall) -> frozenset[str]:
