@@ -137,10 +137,10 @@ def test_a_picture_that_the_model_cannot_take(place, capsys) -> None:
 
 
 def test_what_was_done_before_an_interrupt_is_listed(place, capsys, monkeypatch) -> None:
-    def until_b(loaded, path):
+    def until_b(loaded, path, **options):
         if "b.png" in str(path):
             raise KeyboardInterrupt
-        return read(loaded, path)
+        return read(loaded, path, **options)
 
     read = tp.LoadedModel.read
     monkeypatch.setattr(tp.LoadedModel, "read", until_b)

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 # These read the inputs through all layers, attention, or a head after global average pooling.
 ELSEWHERE = {"cam", "fullgrad", "rollout", "legrad", "transformer-attribution"}
+ELSEWHERE |= {name for name, method in tp.METHODS.items() if method.layers == "none"}  # these have no layer
 
 
 def network(**options: Any) -> nn.Module:
@@ -74,11 +75,13 @@ class TestByAutograd:
 class TestAllMethods:
     """A view's map is that of the network as a function of that view alone, which folds nothing."""
 
-    @pytest.mark.filterwarnings("ignore:.*maps are exactly zero")
+    @pytest.mark.filterwarnings("ignore:.*maps are exactly zero", "ignore:guided backpropagation changes")
     @pytest.mark.parametrize("method", [name for name in tp.METHODS if name not in {*ELSEWHERE, "random"}])
     @pytest.mark.parametrize("channels_second", [False, True])
     def test_as_a_network_of_one_frame(self, method: str, channels_second: bool) -> None:
         model = network(channels_second=channels_second)
+        if method == "guided-gradcam":
+            model.encoder[1] = nn.ReLU()
         x = frames(2).transpose(1, 2).contiguous() if channels_second else frames(2)
         options = {"opticam": {"steps": 3}, "groupcam": {"groups": 3}, "sscam": {"samples": 2}}.get(method, {})
         found = tp.explain(model, x, layer="encoder.3", layout="(N 4) C H W", method=method, target=1, **options)

@@ -189,7 +189,9 @@ def _of_inputs(trace: Trace, method: str, *, guided: bool = False) -> Tensor:
 def _summed(trace: Trace, change: Change, trials: int, reduce: Reduction, *, guided: bool = False) -> Tensor:
     """The sum over the trials of what `reduce` makes of the gradients, (N, K, ...)."""
     total: Tensor | None = None
-    for rows, _, part in input_gradient_chunks(trace.forward_pass, change, trials, reduce, guided=guided):
+    for rows, _, part in input_gradient_chunks(
+        trace.forward_pass, change, trials, reduce, guided=guided, view=trace.view
+    ):
         if total is None:
             total = part.new_zeros(len(trace.inputs), *part.shape[1:])
         total.index_add_(0, rows.to(part.device), part)

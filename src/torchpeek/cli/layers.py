@@ -39,7 +39,7 @@ def run(
         inputs = torch.zeros(1, *shape, device=loaded.device, dtype=loaded.dtype)
     with output_folder(output) as folder:
         table = layers(loaded, inputs)
-        suggested = None if table.suggested is None else asdict(table.suggested)
+        suggested = table.suggested and {"layer": table.suggested.layer, "reason": table.suggested.reason}
         results = {"model": model.model, "suggested": suggested, "layers": [asdict(row) for row in table]}
         if folder is not None:
             folder.write("layers.json", json_text(results).encode())

@@ -96,10 +96,10 @@ class Trace:
         Raises MethodNotApplicable where it is not known which part of the pictures belongs to the view.
         """
         inputs = self.forward_pass.inputs
-        return inputs if self._picture_view is None else self._picture_view.taken(inputs)
+        return inputs if self.view is None else self.view.taken(inputs)
 
     @cached_property
-    def _picture_view(self) -> PictureView | None:
+    def view(self) -> PictureView | None:
         """Which part of the picture a trace of one view is of; None for the whole picture."""
         one = any(capture.layout.view is not None for capture in self.at.values())
         return picture_view(self.forward_pass) if one else None
@@ -373,7 +373,7 @@ class Trace:
             torch.Size([1, 1])
         """
         self._check_further_passes()
-        count, forward_pass, view = len(self.inputs), self.forward_pass, self._picture_view
+        count, forward_pass, view = len(self.inputs), self.forward_pass, self.view
         if rows is None and len(inputs) != count:
             raise InputError(f"{len(inputs)} inputs for a trace of {count}; rows= says what each is a version of")
         rows = torch.arange(count) if rows is None else rows
@@ -466,7 +466,7 @@ class Trace:
         """
         self._check_further_passes()
         return perturbation.rescore(
-            self.forward_pass, change, trials, live=live, batch=batch, precision=precision, view=self._picture_view
+            self.forward_pass, change, trials, live=live, batch=batch, precision=precision, view=self.view
         )
 
     def ablate(self, change: Change, trials: int, *, live: Tensor | None = None, batch: int | None = None) -> Tensor:
@@ -553,7 +553,7 @@ class Trace:
             (torch.Size([2]), torch.Size([2, 3, 10, 10]))
         """
         self._check_further_passes()
-        return perturbation.input_gradients(self.forward_pass, inputs, rows, columns, self._picture_view)
+        return perturbation.input_gradients(self.forward_pass, inputs, rows, columns, self.view)
 
     def hessian_times(self, vector: Tensor) -> Tensor:
         """The Hessian of each score with respect to the one layer's output, times `vector`.
