@@ -20,7 +20,18 @@ if TYPE_CHECKING:
 Curves: TypeAlias = Mapping[str, Tensor]
 """Name -> (N, steps + 1): the curve of each of N pictures, at shares from 0 to 1."""
 
-_COLOURS = "#3366aa #dd7711 #2a9d5c #cc2233 #8855bb #8c5a3c #d657a5 #11a3b5 #9a9a11 #14315c".split()
+_COLOURS = [
+    "#3366aa",
+    "#dd7711",
+    "#2a9d5c",
+    "#cc2233",
+    "#8855bb",
+    "#8c5a3c",
+    "#d657a5",
+    "#11a3b5",
+    "#9a9a11",
+    "#14315c",
+]
 _STYLES = ("-", "-.", ":", (0, (8, 1, 1, 1, 1, 1)))
 # Baselines: three greys and four dashes, each in turn, make twelve styles. The first three share neither.
 _GREYS, _DASHES = ("#222222", "#8a8a8a", "#555555"), ((6, 2), (3, 1.5), (1.5, 1), (6, 1, 1, 1))

@@ -45,6 +45,7 @@ def test_methods_that_read_attention(pair, method: str) -> None:
     torch.testing.assert_close(tied, untied, rtol=0, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:eigencam at")
 @pytest.mark.parametrize("method", ["gradcam", "layercam", "ablationcam", "eigencam"])
 @pytest.mark.parametrize("depth", [0, 2, -2])
 def test_methods_of_one_layer_at_each_depth(pair, method: str, depth: int) -> None:
