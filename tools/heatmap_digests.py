@@ -31,6 +31,9 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "integrated-gradcam": {"steps": 3},
     "opticam": {"steps": 3},
     "groupcam": {"groups": 4},
+    "smoothgrad": {"samples": 2},
+    "integrated-gradients": {"steps": 3},
+    "rise": {"samples": 8},
 }
 
 
