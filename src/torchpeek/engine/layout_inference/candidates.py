@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchpeek.engine.layout import Grid, Kind, Layout, LayoutSpec
-from torchpeek.engine.layout_inference.error_texts import text_of, why_no_layout
+from torchpeek.engine.layout_inference.error_texts import NOT_OF_PICTURE, text_of, why_no_layout
 from torchpeek.engine.layout_inference.module_axes import channel_axis
 from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import ModelCall
@@ -45,6 +45,8 @@ class LayoutEvidence:
         row_major_grid: The only grid whose tokens are in row-major order. None where those of all grids are.
         meta_outputs: Layer -> its last output in the dry run, on the meta device; and call, `name[i]` -> its output.
         dry_batch_size: How many samples the dry run had: one, or as many as the model takes.
+        other_positions: Layer or call, and part of its output -> those whose positions are not those of the picture, but
+            of words, object queries or the like.
     """
 
     input_size: Grid
@@ -64,6 +66,7 @@ class LayoutEvidence:
     row_major_grid: Grid | None = None
     meta_outputs: Mapping[str, Any] = field(default_factory=dict)
     dry_batch_size: int = 1
+    other_positions: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -275,6 +278,10 @@ def resolve_layout(
             f"layer {name!r} returned {shape}, which is not {text_of(spec)}: its sizes do not fit. Leave "
             "layout= (--layout) out to have the layout inferred"
         )
+    if not layouts and any((name, path) in evidence.other_positions for path, _ in containers.leaves(output)):
+        raise NoSpatialLayer(
+            f"layer {name!r} returned {shape}, {NOT_OF_PICTURE}"
+        )
     if not layouts:
         why = why_no_layout(output, evidence.input_size, evidence.batch_size, evidence.row_major_grid)
         raise NoSpatialLayer(f"layer {name!r} returned {shape}{why}")
@@ -292,10 +299,24 @@ def _inferred_layouts(name: str, module: nn.Module, output: Any, evidence: Layou
     """
     if name not in evidence.meta_outputs:
         return candidate_layouts(module, output, evidence)
-    in_dry_run = replace(evidence, batch_size=evidence.dry_batch_size)
-    layouts = candidate_layouts(module, evidence.meta_outputs[name], in_dry_run)
+    layouts = layouts_in_dry_run(name, module, evidence)
     fitting = [layout for layout in layouts if layout.fits(output, evidence.batch_size)]
-    return fitting if fitting or not layouts else candidate_layouts(module, output, evidence)
+    if fitting or not layouts:
+        return fitting
+    return _of_picture(name, candidate_layouts(module, output, evidence), evidence)
+
+
+def layouts_in_dry_run(name: str, module: nn.Module, evidence: LayoutEvidence) -> list[Layout]:
+    """The candidate layouts of what a layer, or a call `name[i]`, returned in the dry run.
+
+    The positions of words or object queries are no grid of the picture, whatever their number.
+    """
+    in_dry_run = replace(evidence, batch_size=evidence.dry_batch_size)
+    return _of_picture(name, candidate_layouts(module, evidence.meta_outputs[name], in_dry_run), evidence)
+
+
+def _of_picture(name: str, layouts: list[Layout], evidence: LayoutEvidence) -> list[Layout]:
+    return [each for each in layouts if (name, each.part) not in evidence.other_positions]
 
 
 def _requested_layouts(output: Any, evidence: LayoutEvidence, spec: LayoutSpec) -> Iterable[Layout]:

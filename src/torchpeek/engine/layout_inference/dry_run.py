@@ -20,13 +20,14 @@ from torchpeek.engine.layout import Layout
 from torchpeek.engine.layout_inference.candidates import (
     CandidateLayer,
     LayoutEvidence,
-    candidate_layouts,
+    layouts_in_dry_run,
     linear_widths,
     may_have_channels_last,
     without_attention_maps,
 )
 from torchpeek.engine.layout_inference.error_texts import no_grid_anywhere
 from torchpeek.engine.layout_inference.module_axes import channel_axis, grid_of
+from torchpeek.engine.layout_inference.position_origin import PositionTracker
 from torchpeek.engine.layout_inference.projections import is_projection
 from torchpeek.engine.layout_inference.token_probe import locate_grid, token_movement
 from torchpeek.engine.layout_text import described
@@ -123,7 +124,7 @@ def layout_of(model: nn.Module, call: ModelCall, layer: SelectedLayer) -> Layout
     output = call_name(_first_name(model, layer.module), counted.index)
     if output not in dry.evidence.meta_outputs:
         return None
-    layouts = candidate_layouts(layer.module, dry.evidence.meta_outputs[output], dry.evidence)
+    layouts = layouts_in_dry_run(output, layer.module, dry.evidence)
     return layouts[0] if len(layouts) == 1 else None
 
 
@@ -133,9 +134,9 @@ def why_no_candidate(model: nn.Module, call: ModelCall) -> str:
     layers = [
         (
             name,
-            output := dry.evidence.meta_outputs[name],
+            dry.evidence.meta_outputs[name],
             dry.calls[name],
-            candidate_layouts(modules[name], output, dry.evidence),
+            layouts_in_dry_run(name, modules[name], dry.evidence),
         )
         for name in dict.fromkeys(dry.layers)
     ]
@@ -180,12 +181,13 @@ def dry_run(
 
 
 def _dry_run(model: nn.Module, sample: ModelCall, hooks: Iterable[LayerHook]) -> DryRun:
-    observer = DryRunObserver(sample, model)
+    tracker = PositionTracker(model, sample.model_picture)
+    observer = DryRunObserver(sample, model, tracker)
     named = [(name, module) for name, module in model.named_modules() if name and takes_hooks(module)]
     inputs = [(module, partial(observer.record_inputs, name)) for name, module in named]
     outputs = [(module, partial(observer.record_call, name)) for name, module in named]
     with preserved(model), attached(chain(outputs, hooks), called=[*inputs, *unbatched_hooks(model, sample)]):
-        output = run(model, sample)
+        output = tracker.followed(partial(run, model, sample))
     result = observer.result(output, configured_token_counts(model))
     not_configured = [each for each in result.candidates if each.layout.others and result.evidence.prefix is None]
     if not_configured and (movement := token_movement(model, sample, result.evidence.input_size, not_configured[0])):
@@ -201,9 +203,11 @@ _NumberedCall: TypeAlias = tuple[str, int]
 class DryRunObserver:
     """Records what each layer returns in a dry run, and makes a DryRun of it."""
 
-    def __init__(self, call: ModelCall, model: nn.Module) -> None:
+    def __init__(self, call: ModelCall, model: nn.Module, tracker: PositionTracker) -> None:
         self._call = call
         self._model = model
+        self._tracker = tracker
+        self._other_positions: set[tuple[str, str]] = set()  # of calls, by their names, and parts of their outputs
         self._calls: dict[str, int] = {}
         self._outputs: dict[str, list[str]] = {}
         self._meta_outputs: dict[str, Any] = {}  # of each call by its name, and by the layer's name of the last one
@@ -236,6 +240,10 @@ class DryRunObserver:
         if not _same_shape(output, meta_output):  # a layer may be called for each of a thousand frames
             meta_output = _on_meta_device(output)  # its layouts are inferred once all grids are known
         self._meta_outputs[name] = self._meta_outputs[call_name(*numbered)] = meta_output
+        for path, tensor in containers.leaves(output):
+            has_other_positions = self._tracker.has_other_positions(tensor)
+            for each in (name, call_name(*numbered)):
+                (self._other_positions.add if has_other_positions else self._other_positions.discard)((each, path))
         if any(argument is self._call.model_picture for argument in args):
             self._reads_picture.add(numbered)
         if grid := grid_of(module, output):
@@ -314,6 +322,7 @@ class DryRunObserver:
             inner_grids=tuple(self._grids),
             meta_outputs=self._meta_outputs,
             dry_batch_size=len(self._call),
+            other_positions=frozenset(self._other_positions),
         )
 
     def _candidate_layers(self, evidence: LayoutEvidence) -> list[CandidateLayer]:
@@ -328,10 +337,7 @@ class DryRunObserver:
         for members in self._by_return_time():
             # Each layer by its own output and type: one may return the tensor in a container, and the type of another
             # may decide the channel axis.
-            layouts = {
-                each: candidate_layouts(modules[each[0]], self._meta_outputs[call_name(*each)], evidence)
-                for each in members
-            }
+            layouts = {each: layouts_in_dry_run(call_name(*each), modules[each[0]], evidence) for each in members}
             representative = self._representative([each for each in members if len(layouts[each]) == 1])
             if representative is None:
                 continue

@@ -1,0 +1,170 @@
+"""Whose positions a tensor has: follow the tensor operations of one pass from the picture on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# What is known of a tensor, as bits. A tensor without any does not depend on the picture.
+_DEPENDENT = 1  # its values depend on the picture
+_ON_PICTURE = 2  # its positions may be those of the picture
+_SCORES = 4  # a product of queries that have no positions of the picture with keys that have them
+_WEIGHTS = 8  # a softmax of such scores: each query's weights of the positions of the picture
+_NOTHING, _PICTURE = 0, _DEPENDENT | _ON_PICTURE
+
+Result = TypeVar("Result")
+
+# Operations by the part of their name after "aten::", without underscores at its ends. Attention in one operation takes
+# queries, keys and values.
+_ATTENTION = ("scaled_dot_product", "native_multi_head_attention", "flash_att", "efficient_attention")
+_RECURRENT = ("lstm", "gru", "mkldnn_rnn_layer", "cudnn_rnn")  # one position of the input after the other
+_SOFTMAX = ("softmax", "safe_softmax", "masked_softmax")
+_BATCHED_PRODUCTS = ("bmm", "baddbmm")
+_PRODUCTS = ("mm", "addmm", "linear", "mkldnn_linear", "mkl_linear")
+_FACTORY_PREFIX, _FACTORY_SUFFIX = "new_", "_like"  # they take the shape of a tensor and not its values
+_RANKING = ("sort", "topk", "argsort", "nonzero", "masked_select")  # the positions of the result are ranks
+_READING = ("index", "gather", "index_select", "take", "embedding", "grid_sampler_2d", "grid_sampler_3d")
+_JOINING = ("cat", "stack")
+
+
+class PositionTracker(TorchDispatchMode):
+    """Inside the block, follows which tensors have the positions of the picture.
+
+    Words, object queries and other latent vectors take values from the picture through attention and keep their own
+    positions. An operation gives its result the positions of all its arguments, with these exceptions:
+
+    1. Attention gives its result the positions of the queries. Written as two products, the softmax of the first marks
+       attention weights, and the second takes no positions from the values.
+    2. A ranking of positions, such as the best k, has the positions of none. To read a tensor at indices that depend on
+       the picture gives the positions of the indices.
+    3. One vector for each sample that is broadcast over positions, or joined to other tokens, brings no positions.
+
+    A tensor of unknown origin is taken to have the positions of the picture.
+
+    Args:
+        model: The model, whose parameters and buffers are known not to depend on the picture.
+        picture: The tensor that is the model's input.
+    """
+
+    def __init__(self, model: nn.Module, picture: Tensor) -> None:
+        super().__init__()
+        self._states: dict[int, dict[object, int]] = {}  # storage -> for each view of it, its bits
+        self._constants = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
+        self._count = len(picture)
+        # In a signal, one vector for each sample may be its positions.
+        self._vectors = sum(size > 1 for size in picture.shape[2:]) > 1
+        self._put(picture, _PICTURE)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        arguments = list(_tensors((*args, *(kwargs or {}).values())))
+        states = [self._state(each) for each in arguments]
+        name: str = func._schema.name.partition("::")[2]
+        inplace = func._schema.is_mutable
+        of_arguments = {_storage(each) for each in arguments}
+        for each in _tensors((result,)):
+            state = self._state_of_result(name.strip("_"), arguments, states, each)
+            if _storage(each) not in of_arguments:
+                self._states.pop(_storage(each), None)  # another tensor may have been there before
+            elif inplace:  # all views of it may have changed
+                for view in self._states.get(_storage(each), {}):
+                    self._states[_storage(each)][view] |= state
+                state |= self._state(each)
+            self._put(each, state)
+        return result
+
+    def followed(self, run: Callable[[], Result]) -> Result:
+        """What `run()` returns, with its operations followed."""
+        with self:
+            return run()
+
+    def has_other_positions(self, tensor: Tensor) -> bool:
+        """Whether what a layer returned depends on the picture, and has positions that are not those of the picture."""
+        storage = _storage(tensor)
+        if storage not in self._states and storage not in self._constants:
+            self._put(tensor, _PICTURE)  # it comes from a part whose operations are not seen
+        return self._state(tensor) & _PICTURE == _DEPENDENT
+
+    def _state(self, tensor: Tensor) -> int:
+        views = self._states.get(_storage(tensor), {})
+        state = views.get(_view(tensor))
+        return _union(views.values()) if state is None else state
+
+    def _put(self, tensor: Tensor, state: int) -> None:
+        self._states.setdefault(_storage(tensor), {})[_view(tensor)] = state
+
+    def _state_of_result(self, name: str, arguments: list[Tensor], states: list[int], result: Tensor) -> int:
+        state = _union(states)
+        if not state & _DEPENDENT or name.startswith(_FACTORY_PREFIX) or name.endswith(_FACTORY_SUFFIX):
+            return _NOTHING
+        if name.startswith((*_ATTENTION, *_RECURRENT)):
+            return _DEPENDENT | states[0] & _ON_PICTURE
+        if name in _SOFTMAX:
+            return _DEPENDENT | _WEIGHTS if state & _SCORES else state
+        if name in _BATCHED_PRODUCTS:
+            one, other = states[-2:]
+            if (one | other) & _WEIGHTS:
+                return _DEPENDENT
+            scores = bool(one & _ON_PICTURE) != bool(other & _ON_PICTURE)
+            return _DEPENDENT | (one | other) & _ON_PICTURE | (_SCORES if scores else 0)
+        if name in _PRODUCTS:
+            return state & ~_SCORES
+        if name in _RANKING:
+            return _DEPENDENT
+        if name in _READING and _union(states[1:]) & _DEPENDENT:
+            chosen = any(each.dtype == torch.bool for each in arguments[1:])
+            return _DEPENDENT | (0 if chosen else _union(states[1:]) & _ON_PICTURE)
+        if self._vectors and not name.startswith("conv"):
+            state = self._without_vectors(name, arguments, states, result)
+        return state & ~_WEIGHTS if state & _ON_PICTURE else state
+
+    def _without_vectors(self, name: str, arguments: list[Tensor], states: list[int], result: Tensor) -> int:
+        """The bits of the result, where one vector for each sample brings no positions to a longer tensor."""
+        vectors = [self._is_vector(each) and each.numel() < result.numel() for each in arguments]
+        if name in _JOINING and sum(map(bool, vectors)) > 1:  # a sequence, position by position
+            return _union(states)
+        return _union(
+            each & ~_ON_PICTURE if is_vector else each for each, is_vector in zip(states, vectors, strict=True)
+        )
+
+    def _is_vector(self, tensor: Tensor) -> bool:
+        shape = tensor.shape[1:] if tensor.ndim and len(tensor) == self._count else tensor.shape
+        return sum(size > 1 for size in shape) <= 1
+
+
+def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+    """The tensors among the arguments or results of an operation, also in lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)
+
+
+def _storage(tensor: Tensor) -> int:
+    """What identifies the memory of a tensor, as long as it exists."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError, AttributeError):  # sparse tensors, and others without a memory of their own
+        return id(tensor)
+
+
+def _view(tensor: Tensor) -> object:
+    """What identifies a view among those of one memory."""
+    try:
+        return tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+    except (NotImplementedError, RuntimeError, AttributeError):
+        return None
+
+
+def _union(states: Any) -> int:
+    union = _NOTHING
+    for state in states:
+        union |= state
+    return union
