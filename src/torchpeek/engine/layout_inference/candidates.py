@@ -19,7 +19,8 @@ from torchpeek.hooks import containers
 from torchpeek.hooks.module_channels import CHANNELS_LAST_NORMS, ChannelAxis
 
 # Class, distillation and register tokens: no model is known to have more.
-_MAX_PREFIX = 16
+MOST_SPECIAL_TOKENS = 16
+"""The largest number of tokens outside the grid that are not words."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class LayoutEvidence:
         prefix: How many tokens come before the grid, by the model's configuration or by the token probe. None where
             neither says so.
         suffix: How many tokens come after the grid, from the same source.
+        token_counts: Number of tokens -> how many come before and after the grid, where the token probe found it for
+            layers of so many tokens: those with words beside the picture have others than the rest of the model.
+        most_others: The largest number of tokens outside the grid: that of class and register tokens, and of words.
         query_counts: Numbers of tokens that are object queries and not a grid.
         channels_first_shapes: Shapes, without N, of outputs that are channels-first for certain.
         channels_last_shapes: Shapes, without N, of outputs that are channels-last for certain.
@@ -54,6 +58,8 @@ class LayoutEvidence:
     grids: tuple[Grid, ...] = ()
     prefix: int | None = None
     suffix: int = 0
+    token_counts: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    most_others: int = MOST_SPECIAL_TOKENS
     query_counts: frozenset[int] = frozenset()
     channels_first_shapes: frozenset[tuple[int, ...]] = frozenset()
     channels_last_shapes: frozenset[tuple[int, ...]] = frozenset()
@@ -219,7 +225,7 @@ def _token_layouts(token_counts: Mapping[Kind, int], evidence: LayoutEvidence) -
         # Most (N, C, T) are the output of a convolution, flattened, before a class token is added. And a merged grid
         # that no layer has shown is weak evidence. In both cases only a known number of tokens outside the grid counts.
         weak = grids is not evidence.grids and bool(evidence.grids)
-        known = {(0, 0), (evidence.prefix, evidence.suffix)}
+        known = {(0, 0), (evidence.prefix, evidence.suffix), *evidence.token_counts.values()}
         layouts = [
             layout
             for layout in layouts
@@ -239,10 +245,15 @@ def _layouts_on_grids(kind: Kind, tokens: int, grids: Iterable[Grid], evidence: 
     """The layouts of so many tokens: on a grid of all of them, else with the known prefix and suffix, else with any."""
     layouts = []
     for grid in dict.fromkeys(grids):
+        others = tokens - math.prod(grid)
+        if not 0 <= others <= evidence.most_others + evidence.suffix or math.prod(grid) < 2:
+            continue
+        probed = evidence.token_counts.get(tokens)
+        if probed is not None and sum(probed) == others:
+            return [Layout(kind, grid, *probed)]
         for suffix in {0, evidence.suffix}:
-            prefix = tokens - math.prod(grid) - suffix
-            if 0 <= prefix <= _MAX_PREFIX and math.prod(grid) > 1:
-                layouts.append(Layout(kind, grid, prefix, suffix))
+            if 0 <= others - suffix <= evidence.most_others:
+                layouts.append(Layout(kind, grid, others - suffix, suffix))
     known = [layout for layout in layouts if (layout.prefix, layout.suffix) == (evidence.prefix, evidence.suffix)]
     exact = [layout for layout in layouts if not layout.others]
     if evidence.probe_undecided and not exact and not known:

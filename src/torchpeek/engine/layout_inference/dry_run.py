@@ -18,6 +18,7 @@ from torchpeek.engine.forward import run
 from torchpeek.engine.input_mismatch import unbatched_hooks
 from torchpeek.engine.layout import Layout
 from torchpeek.engine.layout_inference.candidates import (
+    MOST_SPECIAL_TOKENS,
     CandidateLayer,
     LayoutEvidence,
     layouts_in_dry_run,
@@ -29,7 +30,7 @@ from torchpeek.engine.layout_inference.error_texts import no_grid_anywhere
 from torchpeek.engine.layout_inference.module_axes import channel_axis, grid_of
 from torchpeek.engine.layout_inference.position_origin import PositionTracker
 from torchpeek.engine.layout_inference.projections import is_projection
-from torchpeek.engine.layout_inference.token_probe import locate_grid, token_movement
+from torchpeek.engine.layout_inference.token_probe import locate_grid, token_movements
 from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
@@ -181,7 +182,7 @@ def dry_run(
 
 
 def _dry_run(model: nn.Module, sample: ModelCall, hooks: Iterable[LayerHook]) -> DryRun:
-    tracker = PositionTracker(model, sample.model_picture)
+    tracker = PositionTracker(model, sample)
     observer = DryRunObserver(sample, model, tracker)
     named = [(name, module) for name, module in model.named_modules() if name and takes_hooks(module)]
     inputs = [(module, partial(observer.record_inputs, name)) for name, module in named]
@@ -189,11 +190,31 @@ def _dry_run(model: nn.Module, sample: ModelCall, hooks: Iterable[LayerHook]) ->
     with preserved(model), attached(chain(outputs, hooks), called=[*inputs, *unbatched_hooks(model, sample)]):
         output = tracker.followed(partial(run, model, sample))
     result = observer.result(output, configured_token_counts(model))
-    not_configured = [each for each in result.candidates if each.layout.others and result.evidence.prefix is None]
-    if not_configured and (movement := token_movement(model, sample, result.evidence.input_size, not_configured[0])):
-        token_counts = locate_grid(*movement, not_configured[0].layout)
-        result = observer.result(output, token_counts or (None, 0), probe_undecided=token_counts is None)
-    return result
+    to_probe = _layers_to_probe(result)
+    if not to_probe:
+        return result
+    movements = token_movements(model, sample, result.evidence.input_size, to_probe)
+    found = [movement and locate_grid(*movement, each.layout) for each, movement in zip(to_probe, movements, strict=True)]
+    counts = {_tokens(each.layout): place for each, place in zip(to_probe, found, strict=True) if place}
+    if result.evidence.prefix is not None or not movements[0]:
+        return observer.result(output, configured_token_counts(model), counts)
+    return observer.result(output, found[0] or (None, 0), counts, probe_undecided=found[0] is None)
+
+
+def _layers_to_probe(result: DryRun) -> list[CandidateLayer]:
+    """One layer for each number of tokens of which it is not known which are outside the grid, on one grid."""
+    known = result.evidence.prefix, result.evidence.suffix
+    unknown = [each for each in result.candidates if each.layout.others]
+    unknown = [each for each in unknown if (each.layout.prefix, each.layout.suffix) != known]
+    layers: dict[int, CandidateLayer] = {}
+    for each in unknown:
+        if each.layout.grid == unknown[0].layout.grid:
+            layers.setdefault(_tokens(each.layout), each)
+    return list(layers.values())
+
+
+def _tokens(layout: Layout) -> int:
+    return math.prod(layout.grid) + layout.others
 
 
 _NumberedCall: TypeAlias = tuple[str, int]
@@ -207,7 +228,8 @@ class DryRunObserver:
         self._call = call
         self._model = model
         self._tracker = tracker
-        self._other_positions: set[tuple[str, str]] = set()  # of calls, by their names, and parts of their outputs
+        self._other_positions: set[tuple[str, str]] = set()  # layers and calls, parts of their outputs
+        self._without_picture: set[tuple[str, str]] = set()  # the same, of outputs that do not depend on the picture
         self._calls: dict[str, int] = {}
         self._outputs: dict[str, list[str]] = {}
         self._meta_outputs: dict[str, Any] = {}  # of each call by its name, and by the layer's name of the last one
@@ -240,10 +262,7 @@ class DryRunObserver:
         if not _same_shape(output, meta_output):  # a layer may be called for each of a thousand frames
             meta_output = _on_meta_device(output)  # its layouts are inferred once all grids are known
         self._meta_outputs[name] = self._meta_outputs[call_name(*numbered)] = meta_output
-        for path, tensor in containers.leaves(output):
-            has_other_positions = self._tracker.has_other_positions(tensor)
-            for each in (name, call_name(*numbered)):
-                (self._other_positions.add if has_other_positions else self._other_positions.discard)((each, path))
+        self._record_positions(numbered, output)
         if any(argument is self._call.model_picture for argument in args):
             self._reads_picture.add(numbered)
         if grid := grid_of(module, output):
@@ -271,15 +290,34 @@ class DryRunObserver:
         self._layers_of_tensor.append([numbered])
         self._return_times.append(next(self._clock))
 
-    def result(self, output: Any, token_counts: tuple[int | None, int], *, probe_undecided: bool = False) -> DryRun:
+    def _record_positions(self, numbered: _NumberedCall, output: Any) -> None:
+        """Note the parts of an output that have no positions of the picture."""
+        for path, tensor in containers.leaves(output):
+            if not self._tracker.depends_on_picture(tensor):
+                self._without_picture.add((call_name(*numbered), path))
+            has_others = not self._tracker.has_positions_of_picture(tensor)
+            for name in (numbered[0], call_name(*numbered)):
+                self._other_positions.discard((name, path))
+                if has_others and self._tracker.depends_on_picture(tensor):
+                    self._other_positions.add((name, path))
+
+    def result(
+        self,
+        output: Any,
+        token_counts: tuple[int | None, int],
+        probed: Mapping[int, tuple[int, int]] | None = None,
+        *,
+        probe_undecided: bool = False,
+    ) -> DryRun:
         """What the pass showed.
 
         Args:
             output: What the model returned.
             token_counts: How many tokens come before and after the grid; the first is None where that is not known.
+            probed: Number of tokens -> the same for layers of so many tokens, by the token probe.
             probe_undecided: Whether the token probe ran and did not find these numbers.
         """
-        evidence = self._evidence(token_counts, probe_undecided)
+        evidence = replace(self._evidence(token_counts, probe_undecided), token_counts=probed or {})
         candidates = self._candidate_layers(evidence)
         if candidates and reorders_tokens(self._model):
             last_grid = candidates[-1].layout.grid
@@ -309,6 +347,7 @@ class DryRunObserver:
             grids,
             prefix,
             suffix,
+            most_others=MOST_SPECIAL_TOKENS + sum(_lengths(self._call)),
             query_counts=configured_query_counts(self._model),
             channels_first_shapes=frozenset(self._channels_first_shapes),
             channels_last_shapes=frozenset(self._channels_last_shapes),
@@ -338,7 +377,10 @@ class DryRunObserver:
             # Each layer by its own output and type: one may return the tensor in a container, and the type of another
             # may decide the channel axis.
             layouts = {each: layouts_in_dry_run(call_name(*each), modules[each[0]], evidence) for each in members}
-            representative = self._representative([each for each in members if len(layouts[each]) == 1])
+            fitting = [each for each in members if len(layouts[each]) == 1]
+            representative = self._representative(
+                [each for each in fitting if (call_name(*each), layouts[each][0].part) not in self._without_picture]
+            )
             if representative is None:
                 continue
             name, layout = representative[0], layouts[representative][0]
@@ -409,6 +451,11 @@ class DryRunObserver:
         """
         inner = [each for each in members if each not in self._reads_picture] or members
         return min(reversed(inner), key=lambda each: each[0].count(".")) if inner else None
+
+
+def _lengths(call: ModelCall) -> set[int]:
+    """How many entries the other arguments have for each sample, such as the words of a text."""
+    return {tensor.shape[1] for _, tensor in containers.leaves(call.arguments) if tensor.ndim > 1}
 
 
 def _along(size: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from torchpeek.engine.model_call import ModelCall
+from torchpeek.hooks import containers
 
 # What is known of a tensor, as bits. A tensor without any does not depend on the picture.
 _DEPENDENT = 1  # its values depend on the picture
@@ -26,6 +30,7 @@ _SOFTMAX = ("softmax", "safe_softmax", "masked_softmax")
 _BATCHED_PRODUCTS = ("bmm", "baddbmm")
 _PRODUCTS = ("mm", "addmm", "linear", "mkldnn_linear", "mkl_linear")
 _FACTORY_PREFIX, _FACTORY_SUFFIX = "new_", "_like"  # they take the shape of a tensor and not its values
+_NUMBERS = "lift_fresh"  # torch.tensor(...)
 _RANKING = ("sort", "topk", "argsort", "nonzero", "masked_select")  # the positions of the result are ranks
 _READING = ("index", "gather", "index_select", "take", "embedding", "grid_sampler_2d", "grid_sampler_3d")
 _JOINING = ("cat", "stack")
@@ -43,21 +48,28 @@ class PositionTracker(TorchDispatchMode):
        the picture gives the positions of the indices.
     3. One vector for each sample that is broadcast over positions, or joined to other tokens, brings no positions.
 
-    A tensor of unknown origin is taken to have the positions of the picture.
+    A tensor of unknown origin is taken to have the positions of the picture: it may come from operations that are not
+    seen, such as those of NumPy. Known are parameters, buffers and other tensors that modules hold, the other arguments,
+    and numbers that the model makes itself.
 
     Args:
-        model: The model, whose parameters and buffers are known not to depend on the picture.
-        picture: The tensor that is the model's input.
+        model: The model.
+        call: What it is called with.
     """
 
-    def __init__(self, model: nn.Module, picture: Tensor) -> None:
+    def __init__(self, model: nn.Module, call: ModelCall) -> None:
         super().__init__()
         self._states: dict[int, dict[object, int]] = {}  # storage -> for each view of it, its bits
-        self._constants = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
-        self._count = len(picture)
+        held = (vars(module).values() for module in model.modules())
+        arguments = (tensor for _, tensor in containers.leaves(call.arguments))
+        self._held = {
+            _storage(tensor)
+            for tensor in chain(model.parameters(), model.buffers(), arguments, _tensors(chain.from_iterable(held)))
+        }
+        self._count = len(call)
         # In a signal, one vector for each sample may be its positions.
-        self._vectors = sum(size > 1 for size in picture.shape[2:]) > 1
-        self._put(picture, _PICTURE)
+        self._vectors = sum(size > 1 for size in call.picture.shape[2:]) > 1
+        self._put(call.model_picture, _PICTURE)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -84,15 +96,19 @@ class PositionTracker(TorchDispatchMode):
         with self:
             return run()
 
-    def has_other_positions(self, tensor: Tensor) -> bool:
-        """Whether what a layer returned depends on the picture, and has positions that are not those of the picture."""
-        storage = _storage(tensor)
-        if storage not in self._states and storage not in self._constants:
-            self._put(tensor, _PICTURE)  # it comes from a part whose operations are not seen
-        return self._state(tensor) & _PICTURE == _DEPENDENT
+    def depends_on_picture(self, tensor: Tensor) -> bool:
+        """Whether the values of a tensor that a layer returned depend on the picture."""
+        return bool(self._state(tensor) & _DEPENDENT)
+
+    def has_positions_of_picture(self, tensor: Tensor) -> bool:
+        """Whether the positions of a tensor that a layer returned may be those of the picture."""
+        return bool(self._state(tensor) & _ON_PICTURE)
 
     def _state(self, tensor: Tensor) -> int:
-        views = self._states.get(_storage(tensor), {})
+        storage = _storage(tensor)
+        views = self._states.get(storage)
+        if views is None:
+            return _NOTHING if storage in self._held else _PICTURE
         state = views.get(_view(tensor))
         return _union(views.values()) if state is None else state
 
@@ -101,6 +117,8 @@ class PositionTracker(TorchDispatchMode):
 
     def _state_of_result(self, name: str, arguments: list[Tensor], states: list[int], result: Tensor) -> int:
         state = _union(states)
+        if name == _NUMBERS and result.ndim < 2:  # a number or a list of them
+            return _NOTHING
         if not state & _DEPENDENT or name.startswith(_FACTORY_PREFIX) or name.endswith(_FACTORY_SUFFIX):
             return _NOTHING
         if name.startswith((*_ATTENTION, *_RECURRENT)):
@@ -138,7 +156,7 @@ class PositionTracker(TorchDispatchMode):
         return sum(size > 1 for size in shape) <= 1
 
 
-def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
     """The tensors among the arguments or results of an operation, also in lists."""
     for value in values:
         if isinstance(value, Tensor):
