@@ -347,7 +347,7 @@ class DryRunObserver:
             grids,
             prefix,
             suffix,
-            most_others=MOST_SPECIAL_TOKENS + sum(_lengths(self._call)),
+            most_others=MOST_SPECIAL_TOKENS + max(sum(_lengths(self._call)), self._tracker.most_joined),
             query_counts=configured_query_counts(self._model),
             channels_first_shapes=frozenset(self._channels_first_shapes),
             channels_last_shapes=frozenset(self._channels_last_shapes),

@@ -34,6 +34,7 @@ _NUMBERS = "lift_fresh"  # torch.tensor(...)
 _RANKING = ("sort", "topk", "argsort", "nonzero", "masked_select")  # the positions of the result are ranks
 _READING = ("index", "gather", "index_select", "take", "embedding", "grid_sampler_2d", "grid_sampler_3d")
 _JOINING = ("cat", "stack")
+_POOLING = ("mean", "amax", "max", "adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d")
 
 
 class PositionTracker(TorchDispatchMode):
@@ -46,7 +47,8 @@ class PositionTracker(TorchDispatchMode):
        attention weights, and the second takes no positions from the values.
     2. A ranking of positions, such as the best k, has the positions of none. To read a tensor at indices that depend on
        the picture gives the positions of the indices.
-    3. One vector for each sample that is broadcast over positions, or joined to other tokens, brings no positions.
+    3. One vector for each sample brings no positions if it was pooled, is broadcast over positions, or is joined to other
+       tokens.
 
     A tensor of unknown origin is taken to have the positions of the picture: it may come from operations that are not
     seen, such as those of NumPy. Known are parameters, buffers and other tensors that modules hold, the other arguments,
@@ -55,6 +57,9 @@ class PositionTracker(TorchDispatchMode):
     Args:
         model: The model.
         call: What it is called with.
+
+    Attributes:
+        most_joined: The largest number of tokens without positions of the picture that were joined to some with them.
     """
 
     def __init__(self, model: nn.Module, call: ModelCall) -> None:
@@ -70,6 +75,7 @@ class PositionTracker(TorchDispatchMode):
         # In a signal, one vector for each sample may be its positions.
         self._vectors = sum(size > 1 for size in call.picture.shape[2:]) > 1
         self._put(call.model_picture, _PICTURE)
+        self.most_joined = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -80,6 +86,8 @@ class PositionTracker(TorchDispatchMode):
         name: str = func._schema.name.partition("::")[2]
         inplace = func._schema.is_mutable
         of_arguments = {_storage(each) for each in arguments}
+        if name == "cat":
+            self._note_joined(arguments, states, *args[1:])
         for each in _tensors((result,)):
             state = self._state_of_result(name.strip("_"), arguments, states, each)
             if _storage(each) not in of_arguments:
@@ -144,12 +152,22 @@ class PositionTracker(TorchDispatchMode):
 
     def _without_vectors(self, name: str, arguments: list[Tensor], states: list[int], result: Tensor) -> int:
         """The bits of the result, where one vector for each sample brings no positions to a longer tensor."""
+        if name in _POOLING and self._is_vector(result):
+            return _union(states) & ~_ON_PICTURE
         vectors = [self._is_vector(each) and each.numel() < result.numel() for each in arguments]
         if name in _JOINING and sum(map(bool, vectors)) > 1:  # a sequence, position by position
             return _union(states)
         return _union(
             each & ~_ON_PICTURE if is_vector else each for each, is_vector in zip(states, vectors, strict=True)
         )
+
+    def _note_joined(self, arguments: list[Tensor], states: list[int], axis: int = 0) -> None:
+        """Count the tokens (N, T, C) that are joined to those of the picture."""
+        if any(state & _ON_PICTURE for state in states) and all(each.ndim == 3 for each in arguments):
+            others = [
+                each.shape[axis] for each, state in zip(arguments, states, strict=True) if not state & _ON_PICTURE
+            ]
+            self.most_joined = max(self.most_joined, sum(others))
 
     def _is_vector(self, tensor: Tensor) -> bool:
         shape = tensor.shape[1:] if tensor.ndim and len(tensor) == self._count else tensor.shape
