@@ -79,6 +79,8 @@ class DryRun:
             order in which they returned.
         dense: Whether the model predicts boxes, or something for each position of a grid.
         layers: For each tensor that layers returned, the outermost of them, in the order in which they returned.
+        branches: The candidates that do not carry all of the picture: others with the same grid are added or joined to
+            them later. Tokens are not among them, as a class token goes around its grid.
     """
 
     calls: Mapping[str, int]
@@ -87,6 +89,7 @@ class DryRun:
     candidates: list[CandidateLayer]
     dense: bool
     layers: tuple[str, ...] = ()
+    branches: frozenset[str] = frozenset()
 
 
 LayerHook: TypeAlias = tuple[nn.Module, ForwardHook]
@@ -177,18 +180,18 @@ def dry_run(
     remembered = None if anew else _DRY_RUNS.get(model, key)
     if remembered is not None:
         return remembered
-    result = with_fixed_batch(model, call, lambda size: _dry_run(model, call.one_sample(size).for_one_pass(), hooks()))
+    result = with_fixed_batch(model, call, lambda size: _dry_run(model, call.one_sample(size), hooks))
     return _DRY_RUNS.put(model, key, result)
 
 
-def _dry_run(model: nn.Module, sample: ModelCall, hooks: Iterable[LayerHook]) -> DryRun:
-    tracker = PositionTracker(model, sample)
-    observer = DryRunObserver(sample, model, tracker)
-    named = [(name, module) for name, module in model.named_modules() if name and takes_hooks(module)]
-    inputs = [(module, partial(observer.record_inputs, name)) for name, module in named]
-    outputs = [(module, partial(observer.record_call, name)) for name, module in named]
-    with preserved(model), attached(chain(outputs, hooks), called=[*inputs, *unbatched_hooks(model, sample)]):
-        output = tracker.followed(partial(run, model, sample))
+def _dry_run(model: nn.Module, sample: ModelCall, hooks: Callable[[], Iterable[LayerHook]]) -> DryRun:
+    try:
+        observer, output = _observed(model, sample.for_one_pass(), hooks(), PositionTracker(model, sample))
+    except Exception as error:
+        if "mode" not in str(error):
+            raise
+        # Some parts, such as a compiled flex_attention, cannot be followed by a dispatch mode.
+        observer, output = _observed(model, sample.for_one_pass(), hooks(), None)
     result = observer.result(output, configured_token_counts(model))
     to_probe = _layers_to_probe(result)
     if not to_probe:
@@ -199,6 +202,19 @@ def _dry_run(model: nn.Module, sample: ModelCall, hooks: Iterable[LayerHook]) ->
     if result.evidence.prefix is not None or not movements[0]:
         return observer.result(output, configured_token_counts(model), counts)
     return observer.result(output, found[0] or (None, 0), counts, probe_undecided=found[0] is None)
+
+
+def _observed(
+    model: nn.Module, sample: ModelCall, hooks: Iterable[LayerHook], tracker: PositionTracker | None
+) -> tuple[DryRunObserver, Any]:
+    """One pass: what it showed, and what the model returned."""
+    observer = DryRunObserver(sample, model, tracker)
+    named = [(name, module) for name, module in model.named_modules() if name and takes_hooks(module)]
+    inputs = [(module, partial(observer.record_inputs, name)) for name, module in named]
+    outputs = [(module, partial(observer.record_call, name)) for name, module in named]
+    with preserved(model), attached(chain(outputs, hooks), called=[*inputs, *unbatched_hooks(model, sample)]):
+        forward = partial(run, model, sample)
+        return observer, forward() if tracker is None else tracker.followed(sample, forward)
 
 
 def _layers_to_probe(result: DryRun) -> list[CandidateLayer]:
@@ -224,7 +240,7 @@ _NumberedCall: TypeAlias = tuple[str, int]
 class DryRunObserver:
     """Records what each layer returns in a dry run, and makes a DryRun of it."""
 
-    def __init__(self, call: ModelCall, model: nn.Module, tracker: PositionTracker) -> None:
+    def __init__(self, call: ModelCall, model: nn.Module, tracker: PositionTracker | None) -> None:
         self._call = call
         self._model = model
         self._tracker = tracker
@@ -235,6 +251,7 @@ class DryRunObserver:
         self._meta_outputs: dict[str, Any] = {}  # of each call by its name, and by the layer's name of the last one
         self._meta_inputs: dict[str, Any] = {}  # of the last call; None where it is not one dense tensor
         self._projections: dict[str, bool] = {}
+        self._nodes: dict[tuple[str, str], int | None] = {}  # of layers and calls, and parts of their outputs
         # For each tensor, the layers and numbers of the calls that returned it, innermost first.
         self._layers_of_tensor: list[list[_NumberedCall]] = []
         self._return_times: list[int] = []  # for each tensor, when the last of these layers returned
@@ -262,7 +279,8 @@ class DryRunObserver:
         if not _same_shape(output, meta_output):  # a layer may be called for each of a thousand frames
             meta_output = _on_meta_device(output)  # its layouts are inferred once all grids are known
         self._meta_outputs[name] = self._meta_outputs[call_name(*numbered)] = meta_output
-        self._record_positions(numbered, output)
+        if self._tracker is not None:
+            self._record_positions(self._tracker, numbered, output)
         if any(argument is self._call.model_picture for argument in args):
             self._reads_picture.add(numbered)
         if grid := grid_of(module, output):
@@ -290,15 +308,16 @@ class DryRunObserver:
         self._layers_of_tensor.append([numbered])
         self._return_times.append(next(self._clock))
 
-    def _record_positions(self, numbered: _NumberedCall, output: Any) -> None:
+    def _record_positions(self, tracker: PositionTracker, numbered: _NumberedCall, output: Any) -> None:
         """Note the parts of an output that have no positions of the picture."""
         for path, tensor in containers.leaves(output):
-            if not self._tracker.depends_on_picture(tensor):
+            is_dependent = tracker.depends_on_picture(tensor)
+            if not is_dependent:
                 self._without_picture.add((call_name(*numbered), path))
-            has_others = not self._tracker.has_positions_of_picture(tensor)
             for name in (numbered[0], call_name(*numbered)):
+                self._nodes[name, path] = tracker.node(tensor)
                 self._other_positions.discard((name, path))
-                if has_others and self._tracker.depends_on_picture(tensor):
+                if is_dependent and not tracker.has_positions_of_picture(tensor):
                     self._other_positions.add((name, path))
 
     def result(
@@ -326,7 +345,28 @@ class DryRunObserver:
         by_return_time = self._by_return_time()
         dense = self._call.takes_list or any(self._is_dense(path, tensor) for path, tensor in containers.leaves(output))
         layers = tuple(min((name for name, _ in each), key=lambda name: name.count(".")) for each in by_return_time)
-        return DryRun(self._calls, self._outputs, evidence, candidates, dense, layers)
+        branches = self._branches(candidates, output)
+        return DryRun(self._calls, self._outputs, evidence, candidates, dense, layers, branches)
+
+    def _branches(self, candidates: Sequence[CandidateLayer], output: Any) -> frozenset[str]:
+        """The candidates around which others with the same grid reach the output, from the last grid only."""
+        if self._tracker is None or not candidates or candidates[-1].layout.flat:
+            return frozenset()
+        outputs = [self._tracker.node(tensor) for _, tensor in containers.leaves(output)]
+        nodes = {
+            each.layer: node
+            for each in candidates
+            if not each.layout.flat
+            and each.layout.grid == candidates[-1].layout.grid
+            and (node := self._nodes.get((each.layer, each.layout.part))) is not None
+        }
+        branches: set[str] = set()
+        for layer in reversed(nodes):
+            others = [node for other, node in nodes.items() if other != layer]
+            if self._tracker.flow.carries_all(nodes[layer], others, [each for each in outputs if each is not None]):
+                break
+            branches.add(layer)
+        return frozenset(branches)
 
     def _evidence(self, token_counts: tuple[int | None, int], probe_undecided: bool) -> LayoutEvidence:
         prefix, suffix = token_counts
@@ -347,7 +387,7 @@ class DryRunObserver:
             grids,
             prefix,
             suffix,
-            most_others=MOST_SPECIAL_TOKENS + max(sum(_lengths(self._call)), self._tracker.most_joined),
+            most_others=MOST_SPECIAL_TOKENS + max(sum(_lengths(self._call)), 0 if self._tracker is None else self._tracker.most_joined),
             query_counts=configured_query_counts(self._model),
             channels_first_shapes=frozenset(self._channels_first_shapes),
             channels_last_shapes=frozenset(self._channels_last_shapes),

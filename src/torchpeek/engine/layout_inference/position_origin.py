@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from torchpeek.engine.layout_inference.data_flow import DataFlow
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.hooks import containers
 
@@ -24,7 +25,7 @@ Result = TypeVar("Result")
 
 # Operations by the part of their name after "aten::", without underscores at its ends. Attention in one operation takes
 # queries, keys and values.
-_ATTENTION = ("scaled_dot_product", "native_multi_head_attention", "flash_att", "efficient_attention")
+_ATTENTION = ("scaled_dot_product", "native_multi_head_attention", "flash_att", "flex_att", "efficient_attention")
 _RECURRENT = ("lstm", "gru", "mkldnn_rnn_layer", "cudnn_rnn")  # one position of the input after the other
 _SOFTMAX = ("softmax", "safe_softmax", "masked_softmax")
 _BATCHED_PRODUCTS = ("bmm", "baddbmm")
@@ -56,25 +57,28 @@ class PositionTracker(TorchDispatchMode):
 
     Args:
         model: The model.
-        call: What it is called with.
+        call: A call of the same form as the one to follow.
 
     Attributes:
+        flow: The graph of the operations.
         most_joined: The largest number of tokens without positions of the picture that were joined to some with them.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self, model: nn.Module, call: ModelCall) -> None:
         super().__init__()
+        self.flow = DataFlow()
         self._states: dict[int, dict[object, int]] = {}  # storage -> for each view of it, its bits
+        self._nodes: dict[int, int] = {}  # storage -> the operation that wrote into it last
         held = (vars(module).values() for module in model.modules())
-        arguments = (tensor for _, tensor in containers.leaves(call.arguments))
         self._held = {
             _storage(tensor)
-            for tensor in chain(model.parameters(), model.buffers(), arguments, _tensors(chain.from_iterable(held)))
+            for tensor in chain(model.parameters(), model.buffers(), _tensors(chain.from_iterable(held)))
         }
         self._count = len(call)
         # In a signal, one vector for each sample may be its positions.
         self._vectors = sum(size > 1 for size in call.picture.shape[2:]) > 1
-        self._put(call.model_picture, _PICTURE)
         self.most_joined = 0
 
     def __torch_dispatch__(
@@ -83,24 +87,30 @@ class PositionTracker(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         arguments = list(_tensors((*args, *(kwargs or {}).values())))
         states = [self._state(each) for each in arguments]
-        name: str = func._schema.name.partition("::")[2]
-        inplace = func._schema.is_mutable
+        schema = getattr(func, "_schema", None)  # an operation of higher order, such as flex_attention, has a name only
+        name: str = func.__name__ if schema is None else schema.name.partition("::")[2]
+        inplace = schema is not None and schema.is_mutable
         of_arguments = {_storage(each) for each in arguments}
+        node = self.flow.add({self._nodes[each] for each in of_arguments if each in self._nodes})
         if name == "cat":
             self._note_joined(arguments, states, *args[1:])
         for each in _tensors((result,)):
             state = self._state_of_result(name.strip("_"), arguments, states, each)
             if _storage(each) not in of_arguments:
                 self._states.pop(_storage(each), None)  # another tensor may have been there before
+                self._nodes[_storage(each)] = node
             elif inplace:  # all views of it may have changed
+                self._nodes[_storage(each)] = node
                 for view in self._states.get(_storage(each), {}):
                     self._states[_storage(each)][view] |= state
                 state |= self._state(each)
             self._put(each, state)
         return result
 
-    def followed(self, run: Callable[[], Result]) -> Result:
-        """What `run()` returns, with its operations followed."""
+    def followed(self, call: ModelCall, run: Callable[[], Result]) -> Result:
+        """What `run()` returns, with its operations followed. It runs the model with this call."""
+        self._put(call.model_picture, _PICTURE)
+        self._held.update(_storage(tensor) for _, tensor in containers.leaves(call.arguments))
         with self:
             return run()
 
@@ -111,6 +121,10 @@ class PositionTracker(TorchDispatchMode):
     def has_positions_of_picture(self, tensor: Tensor) -> bool:
         """Whether the positions of a tensor that a layer returned may be those of the picture."""
         return bool(self._state(tensor) & _ON_PICTURE)
+
+    def node(self, tensor: Tensor) -> int | None:
+        """The node in the flow of the operation that wrote into a tensor last; None where it is not known."""
+        return self._nodes.get(_storage(tensor))
 
     def _state(self, tensor: Tensor) -> int:
         storage = _storage(tensor)
