@@ -21,7 +21,7 @@ class Encoder(nn.Module):
 
 
 class Captioner(nn.Module):
-    """A transformer decoder over the positions of a convolution. Its queries are words, or learned if there are none."""
+    """A transformer decoder over the positions of a convolution. Its queries are words, or learned."""
 
     def __init__(self, queries: int = 0) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Captioner(nn.Module):
 
 
 class Latents(nn.Module):
-    """Learned latent vectors that read the picture once, and then each other. `spelling` is how attention is written."""
+    """Learned latent vectors that read the picture, then each other. `spelling` is how attention is written."""
 
     def __init__(self, count: int, spelling: str) -> None:
         super().__init__()

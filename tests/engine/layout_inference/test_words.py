@@ -152,7 +152,8 @@ class TestTransformers:
             text = {**SMALL, "vocab_size": 50, "encoder_hidden_size": 32, "projection_dim": 16}
             ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "sep_token_id": 2}
             config = transformers.BlipConfig(
-                text_config={**text, **ids, "max_position_embeddings": 80}, vision_config={**VISION, "projection_dim": 16}
+                text_config={**text, **ids, "max_position_embeddings": 80},
+                vision_config={**VISION, "projection_dim": 16},
             )
             model = transformers.BlipForConditionalGeneration(config)
             inside, layout = "vision_model", "tokens 1+8x8"

@@ -49,7 +49,7 @@ class LayoutEvidence:
         row_major_grid: The only grid whose tokens are in row-major order. None where those of all grids are.
         meta_outputs: Layer -> its last output in the dry run, on the meta device; and call, `name[i]` -> its output.
         dry_batch_size: How many samples the dry run had: one, or as many as the model takes.
-        other_positions: Layer or call, and part of its output -> those whose positions are not those of the picture, but
+        other_positions: Layers or calls, and parts of their outputs, whose positions are not those of the picture, but
             of words, object queries or the like.
     """
 
@@ -290,9 +290,7 @@ def resolve_layout(
             "layout= (--layout) out to have the layout inferred"
         )
     if not layouts and any((name, path) in evidence.other_positions for path, _ in containers.leaves(output)):
-        raise NoSpatialLayer(
-            f"layer {name!r} returned {shape}, {NOT_OF_PICTURE}"
-        )
+        raise NoSpatialLayer(f"layer {name!r} returned {shape}, {NOT_OF_PICTURE}")
     if not layouts:
         why = why_no_layout(output, evidence.input_size, evidence.batch_size, evidence.row_major_grid)
         raise NoSpatialLayer(f"layer {name!r} returned {shape}{why}")

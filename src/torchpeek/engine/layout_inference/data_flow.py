@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -20,6 +20,20 @@ class DataFlow:
         """Add a node, and return its number."""
         self.parents.append(tuple(parents))
         return len(self.parents) - 1
+
+    def branches(self, nodes: Mapping[str, int], outputs: Sequence[int]) -> frozenset[str]:
+        """The layers after the last one that carries all; each layer if none does.
+
+        Args:
+            nodes: Layer -> its result, in the order in which they returned.
+            outputs: What the model returned.
+        """
+        branches: set[str] = set()
+        for layer in reversed(list(nodes)):
+            if self.carries_all(nodes[layer], [node for other, node in nodes.items() if other != layer], outputs):
+                break
+            branches.add(layer)
+        return frozenset(branches)
 
     def carries_all(self, node: int, others: Iterable[int], outputs: Iterable[int]) -> bool:
         """Whether the others reach the outputs through this node alone, or come after it.

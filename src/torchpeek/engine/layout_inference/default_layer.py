@@ -201,15 +201,11 @@ class _LayerSearch:
             reason = "the last layer at which the score depends on the positions of the grid"
         if last.layer in self._dry.branches and not self._dry.dense:
             before = candidates[: candidates.index(last)]
-            carrying = [
-                each for each in before if each.layout == last.layout and each.layer not in self._dry.branches
-            ]
+            carrying = [each for each in before if each.layout == last.layout and each.layer not in self._dry.branches]
             if carrying:
                 return Suggestion(carrying[-1].layer, f"the last layer with a grid, except for {_BRANCHES}")
             reason += f"; it is one of {_BRANCHES}"
-        return Suggestion(
-            last.layer, reason, self._labels if last.layer in self._layers_of_labels else frozenset()
-        )
+        return Suggestion(last.layer, reason, self._labels if last.layer in self._layers_of_labels else frozenset())
 
     def _candidates(self) -> list[CandidateLayer]:
         """The candidates that depend on the picture, as far as that is known, without those in a head."""

@@ -197,7 +197,9 @@ def _dry_run(model: nn.Module, sample: ModelCall, hooks: Callable[[], Iterable[L
     if not to_probe:
         return result
     movements = token_movements(model, sample, result.evidence.input_size, to_probe)
-    found = [movement and locate_grid(*movement, each.layout) for each, movement in zip(to_probe, movements, strict=True)]
+    found = [
+        movement and locate_grid(*movement, each.layout) for each, movement in zip(to_probe, movements, strict=True)
+    ]
     counts = {_tokens(each.layout): place for each, place in zip(to_probe, found, strict=True) if place}
     if result.evidence.prefix is not None or not movements[0]:
         return observer.result(output, configured_token_counts(model), counts)
@@ -360,13 +362,7 @@ class DryRunObserver:
             and each.layout.grid == candidates[-1].layout.grid
             and (node := self._nodes.get((each.layer, each.layout.part))) is not None
         }
-        branches: set[str] = set()
-        for layer in reversed(nodes):
-            others = [node for other, node in nodes.items() if other != layer]
-            if self._tracker.flow.carries_all(nodes[layer], others, [each for each in outputs if each is not None]):
-                break
-            branches.add(layer)
-        return frozenset(branches)
+        return self._tracker.flow.branches(nodes, [each for each in outputs if each is not None])
 
     def _evidence(self, token_counts: tuple[int | None, int], probe_undecided: bool) -> LayoutEvidence:
         prefix, suffix = token_counts
@@ -387,7 +383,8 @@ class DryRunObserver:
             grids,
             prefix,
             suffix,
-            most_others=MOST_SPECIAL_TOKENS + max(sum(_lengths(self._call)), 0 if self._tracker is None else self._tracker.most_joined),
+            most_others=MOST_SPECIAL_TOKENS
+            + max(sum(_lengths(self._call)), 0 if self._tracker is None else self._tracker.most_joined),
             query_counts=configured_query_counts(self._model),
             channels_first_shapes=frozenset(self._channels_first_shapes),
             channels_last_shapes=frozenset(self._channels_last_shapes),

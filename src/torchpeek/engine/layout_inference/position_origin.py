@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchpeek.engine.layout_inference.data_flow import DataFlow
@@ -17,8 +18,8 @@ from torchpeek.hooks import containers
 # What is known of a tensor, as bits. A tensor without any does not depend on the picture.
 _DEPENDENT = 1  # its values depend on the picture
 _ON_PICTURE = 2  # its positions may be those of the picture
-_SCORES = 4  # a product of queries that have no positions of the picture with keys that have them
-_WEIGHTS = 8  # a softmax of such scores: each query's weights of the positions of the picture
+_SCORES = 4  # a product of two tensors, of which one has positions of the picture: queries and keys, perhaps
+_WEIGHTS = 8  # a softmax of such scores, with one axis for the positions of the picture, and one for others
 _NOTHING, _PICTURE = 0, _DEPENDENT | _ON_PICTURE
 
 Result = TypeVar("Result")
@@ -38,22 +39,22 @@ _JOINING = ("cat", "stack")
 _POOLING = ("mean", "amax", "max", "adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d")
 
 
-class PositionTracker(TorchDispatchMode):
+class PositionTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside the block, follows which tensors have the positions of the picture.
 
     Words, object queries and other latent vectors take values from the picture through attention and keep their own
     positions. An operation gives its result the positions of all its arguments, with these exceptions:
 
     1. Attention gives its result the positions of the queries. Written as two products, the softmax of the first marks
-       attention weights, and the second takes no positions from the values.
+       attention weights, and the second sums over the positions of the values.
     2. A ranking of positions, such as the best k, has the positions of none. To read a tensor at indices that depend on
        the picture gives the positions of the indices.
-    3. One vector for each sample brings no positions if it was pooled, is broadcast over positions, or is joined to other
-       tokens.
+    3. One vector for each sample brings no positions if it was pooled, is broadcast over positions, or is joined to
+       other tokens.
 
     A tensor of unknown origin is taken to have the positions of the picture: it may come from operations that are not
-    seen, such as those of NumPy. Known are parameters, buffers and other tensors that modules hold, the other arguments,
-    and numbers that the model makes itself.
+    seen, such as those of NumPy. Known are parameters, buffers and other tensors that modules hold, the other
+    arguments, and numbers that the model makes itself.
 
     Args:
         model: The model.
@@ -67,9 +68,11 @@ class PositionTracker(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, model: nn.Module, call: ModelCall) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flow = DataFlow()
         self._states: dict[int, dict[object, int]] = {}  # storage -> for each view of it, its bits
+        # No other storage comes to the same place as long as there is a weak reference.
+        self._references: list[object] = []
         self._nodes: dict[int, int] = {}  # storage -> the operation that wrote into it last
         held = (vars(module).values() for module in model.modules())
         self._held = {
@@ -97,7 +100,6 @@ class PositionTracker(TorchDispatchMode):
         for each in _tensors((result,)):
             state = self._state_of_result(name.strip("_"), arguments, states, each)
             if _storage(each) not in of_arguments:
-                self._states.pop(_storage(each), None)  # another tensor may have been there before
                 self._nodes[_storage(each)] = node
             elif inplace:  # all views of it may have changed
                 self._nodes[_storage(each)] = node
@@ -119,8 +121,8 @@ class PositionTracker(TorchDispatchMode):
         return bool(self._state(tensor) & _DEPENDENT)
 
     def has_positions_of_picture(self, tensor: Tensor) -> bool:
-        """Whether the positions of a tensor that a layer returned may be those of the picture."""
-        return bool(self._state(tensor) & _ON_PICTURE)
+        """Whether the positions of a tensor that a layer returned may be those of the picture, and of nothing else."""
+        return self._state(tensor) & (_ON_PICTURE | _WEIGHTS) == _ON_PICTURE
 
     def node(self, tensor: Tensor) -> int | None:
         """The node in the flow of the operation that wrote into a tensor last; None where it is not known."""
@@ -135,6 +137,8 @@ class PositionTracker(TorchDispatchMode):
         return _union(views.values()) if state is None else state
 
     def _put(self, tensor: Tensor, state: int) -> None:
+        if _storage(tensor) not in self._states:
+            self._references.append(_reference(tensor))
         self._states.setdefault(_storage(tensor), {})[_view(tensor)] = state
 
     def _state_of_result(self, name: str, arguments: list[Tensor], states: list[int], result: Tensor) -> int:
@@ -146,11 +150,13 @@ class PositionTracker(TorchDispatchMode):
         if name.startswith((*_ATTENTION, *_RECURRENT)):
             return _DEPENDENT | states[0] & _ON_PICTURE
         if name in _SOFTMAX:
-            return _DEPENDENT | _WEIGHTS if state & _SCORES else state
+            return state & ~_SCORES | _WEIGHTS if state & _SCORES else state
         if name in _BATCHED_PRODUCTS:
             one, other = states[-2:]
             if (one | other) & _WEIGHTS:
-                return _DEPENDENT
+                # The product sums over the positions of the values. Those of the other axis of the weights remain.
+                values = other if one & _WEIGHTS else one
+                return _DEPENDENT if values & _ON_PICTURE else _PICTURE
             scores = bool(one & _ON_PICTURE) != bool(other & _ON_PICTURE)
             return _DEPENDENT | (one | other) & _ON_PICTURE | (_SCORES if scores else 0)
         if name in _PRODUCTS:
@@ -162,7 +168,8 @@ class PositionTracker(TorchDispatchMode):
             return _DEPENDENT | (0 if chosen else _union(states[1:]) & _ON_PICTURE)
         if self._vectors and not name.startswith("conv"):
             state = self._without_vectors(name, arguments, states, result)
-        return state & ~_WEIGHTS if state & _ON_PICTURE else state
+        weighted = any(each & _ON_PICTURE and not each & _WEIGHTS for each in states)  # something else, by weights
+        return state & ~_WEIGHTS if weighted else state
 
     def _without_vectors(self, name: str, arguments: list[Tensor], states: list[int], result: Tensor) -> int:
         """The bits of the result, where one vector for each sample brings no positions to a longer tensor."""
@@ -201,8 +208,20 @@ def _storage(tensor: Tensor) -> int:
     """What identifies the memory of a tensor, as long as it exists."""
     try:
         return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError, AttributeError):  # sparse tensors, and others without a memory of their own
+    except (
+        NotImplementedError,
+        RuntimeError,
+        AttributeError,
+    ):  # sparse tensors, and others without a memory of their own
         return id(tensor)
+
+
+def _reference(tensor: Tensor) -> object:
+    """What keeps the identity of the memory of a tensor, but not its values."""
+    try:
+        return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+    except (NotImplementedError, RuntimeError, AttributeError):
+        return tensor
 
 
 def _view(tensor: Tensor) -> object:
