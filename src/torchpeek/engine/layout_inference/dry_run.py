@@ -188,9 +188,9 @@ def _dry_run(model: nn.Module, sample: ModelCall, hooks: Callable[[], Iterable[L
     try:
         observer, output = _observed(model, sample.for_one_pass(), hooks(), PositionTracker(model, sample))
     except Exception as error:
-        if "mode" not in str(error):
+        if not any(text in str(error) for text in ("dispatch mode", PositionTracker.__name__)):
             raise
-        # Some parts, such as a compiled flex_attention, cannot be followed by a dispatch mode.
+        # Some parts, such as a compiled flex_attention, take no dispatch mode of others, and say so.
         observer, output = _observed(model, sample.for_one_pass(), hooks(), None)
     result = observer.result(output, configured_token_counts(model))
     to_probe = _layers_to_probe(result)
