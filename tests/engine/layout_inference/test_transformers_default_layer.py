@@ -150,7 +150,7 @@ class TestSuggestions:
         assert "decoder" not in trace.layer
         assert str(trace.at[trace.layer].layout) in ("tokens 4x4", "channels-first 4x4")
         for layer in ("model.decoder", "model.decoder.layers.1", "class_labels_classifier"):
-            with pytest.raises(NoSpatialLayer, match="no grid of more than one position"):
+            with pytest.raises(NoSpatialLayer, match="not positions of the picture"):
                 tp.trace(model, x, layer=layer, target=tp.targets.Output(0, part="logits"))
 
     @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchpeek.engine.layout import Grid, Kind, Layout, LayoutSpec
-from torchpeek.engine.layout_inference.error_texts import text_of, why_no_layout
+from torchpeek.engine.layout_inference.error_texts import NOT_OF_PICTURE, text_of, why_no_layout
 from torchpeek.engine.layout_inference.module_axes import channel_axis
 from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import ModelCall
@@ -19,7 +19,8 @@ from torchpeek.hooks import containers
 from torchpeek.hooks.module_channels import CHANNELS_LAST_NORMS, ChannelAxis
 
 # Class, distillation and register tokens: no model is known to have more.
-_MAX_PREFIX = 16
+MOST_SPECIAL_TOKENS = 16
+"""The largest number of tokens outside the grid that are not words."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class LayoutEvidence:
         prefix: How many tokens come before the grid, by the model's configuration or by the token probe. None where
             neither says so.
         suffix: How many tokens come after the grid, from the same source.
+        token_counts: Number of tokens -> how many come before and after the grid, where the token probe found it for
+            layers of so many tokens: those with words beside the picture have others than the rest of the model.
+        most_others: The largest number of tokens outside the grid: that of class and register tokens, and of words.
         query_counts: Numbers of tokens that are object queries and not a grid.
         channels_first_shapes: Shapes, without N, of outputs that are channels-first for certain.
         channels_last_shapes: Shapes, without N, of outputs that are channels-last for certain.
@@ -45,6 +49,8 @@ class LayoutEvidence:
         row_major_grid: The only grid whose tokens are in row-major order. None where those of all grids are.
         meta_outputs: Layer -> its last output in the dry run, on the meta device; and call, `name[i]` -> its output.
         dry_batch_size: How many samples the dry run had: one, or as many as the model takes.
+        other_positions: Layers or calls, and parts of their outputs, whose positions are not those of the picture, but
+            of words, object queries or the like.
     """
 
     input_size: Grid
@@ -52,6 +58,8 @@ class LayoutEvidence:
     grids: tuple[Grid, ...] = ()
     prefix: int | None = None
     suffix: int = 0
+    token_counts: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    most_others: int = MOST_SPECIAL_TOKENS
     query_counts: frozenset[int] = frozenset()
     channels_first_shapes: frozenset[tuple[int, ...]] = frozenset()
     channels_last_shapes: frozenset[tuple[int, ...]] = frozenset()
@@ -64,6 +72,7 @@ class LayoutEvidence:
     row_major_grid: Grid | None = None
     meta_outputs: Mapping[str, Any] = field(default_factory=dict)
     dry_batch_size: int = 1
+    other_positions: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -216,7 +225,7 @@ def _token_layouts(token_counts: Mapping[Kind, int], evidence: LayoutEvidence) -
         # Most (N, C, T) are the output of a convolution, flattened, before a class token is added. And a merged grid
         # that no layer has shown is weak evidence. In both cases only a known number of tokens outside the grid counts.
         weak = grids is not evidence.grids and bool(evidence.grids)
-        known = {(0, 0), (evidence.prefix, evidence.suffix)}
+        known = {(0, 0), (evidence.prefix, evidence.suffix), *evidence.token_counts.values()}
         layouts = [
             layout
             for layout in layouts
@@ -236,10 +245,15 @@ def _layouts_on_grids(kind: Kind, tokens: int, grids: Iterable[Grid], evidence: 
     """The layouts of so many tokens: on a grid of all of them, else with the known prefix and suffix, else with any."""
     layouts = []
     for grid in dict.fromkeys(grids):
+        others = tokens - math.prod(grid)
+        if not 0 <= others <= evidence.most_others + evidence.suffix or math.prod(grid) < 2:
+            continue
+        probed = evidence.token_counts.get(tokens)
+        if probed is not None and sum(probed) == others:
+            return [Layout(kind, grid, *probed)]
         for suffix in {0, evidence.suffix}:
-            prefix = tokens - math.prod(grid) - suffix
-            if 0 <= prefix <= _MAX_PREFIX and math.prod(grid) > 1:
-                layouts.append(Layout(kind, grid, prefix, suffix))
+            if 0 <= others - suffix <= evidence.most_others:
+                layouts.append(Layout(kind, grid, others - suffix, suffix))
     known = [layout for layout in layouts if (layout.prefix, layout.suffix) == (evidence.prefix, evidence.suffix)]
     exact = [layout for layout in layouts if not layout.others]
     if evidence.probe_undecided and not exact and not known:
@@ -275,6 +289,8 @@ def resolve_layout(
             f"layer {name!r} returned {shape}, which is not {text_of(spec)}: its sizes do not fit. Leave "
             "layout= (--layout) out to have the layout inferred"
         )
+    if not layouts and any((name, path) in evidence.other_positions for path, _ in containers.leaves(output)):
+        raise NoSpatialLayer(f"layer {name!r} returned {shape}, {NOT_OF_PICTURE}")
     if not layouts:
         why = why_no_layout(output, evidence.input_size, evidence.batch_size, evidence.row_major_grid)
         raise NoSpatialLayer(f"layer {name!r} returned {shape}{why}")
@@ -292,10 +308,24 @@ def _inferred_layouts(name: str, module: nn.Module, output: Any, evidence: Layou
     """
     if name not in evidence.meta_outputs:
         return candidate_layouts(module, output, evidence)
-    in_dry_run = replace(evidence, batch_size=evidence.dry_batch_size)
-    layouts = candidate_layouts(module, evidence.meta_outputs[name], in_dry_run)
+    layouts = layouts_in_dry_run(name, module, evidence)
     fitting = [layout for layout in layouts if layout.fits(output, evidence.batch_size)]
-    return fitting if fitting or not layouts else candidate_layouts(module, output, evidence)
+    if fitting or not layouts:
+        return fitting
+    return _of_picture(name, candidate_layouts(module, output, evidence), evidence)
+
+
+def layouts_in_dry_run(name: str, module: nn.Module, evidence: LayoutEvidence) -> list[Layout]:
+    """The candidate layouts of what a layer, or a call `name[i]`, returned in the dry run.
+
+    The positions of words or object queries are no grid of the picture, whatever their number.
+    """
+    in_dry_run = replace(evidence, batch_size=evidence.dry_batch_size)
+    return _of_picture(name, candidate_layouts(module, evidence.meta_outputs[name], in_dry_run), evidence)
+
+
+def _of_picture(name: str, layouts: list[Layout], evidence: LayoutEvidence) -> list[Layout]:
+    return [each for each in layouts if (name, each.part) not in evidence.other_positions]
 
 
 def _requested_layouts(output: Any, evidence: LayoutEvidence, spec: LayoutSpec) -> Iterable[Layout]:

@@ -65,6 +65,8 @@ _SUGGESTIONS: ModelCache[tuple[object, ...], Suggestion] = ModelCache(capacity=6
 # graph over the whole model is seldom needed.
 _CANDIDATES_PER_PASS = (1, 3, 12)
 
+_BRANCHES = "the branches of a sum or a concatenation that no layer returns"
+
 # The fields of a target on which the layer may depend. Its class indices are not among them.
 _TARGET_FIELDS = ("layers", "part", "what", "function")
 
@@ -186,16 +188,24 @@ class _LayerSearch:
                 if each.layer not in self._is_dependent:
                     break
                 if self._is_dependent[each.layer]:
-                    reason = "the last layer with a grid before the head"
-                    if each is not candidates[-1]:
-                        reason = "the last layer at which the score depends on the positions of the grid"
-                    return Suggestion(
-                        each.layer, reason, self._labels if each.layer in self._layers_of_labels else frozenset()
-                    )
+                    return self._chosen(each, candidates)
         last = (self._candidates() or self._dry.candidates)[-1]
         return Suggestion(
             last.layer, "the last layer with a grid; no gradient shows that the score depends on it", dependent=False
         )
+
+    def _chosen(self, last: CandidateLayer, candidates: list[CandidateLayer]) -> Suggestion:
+        """The last candidate on which the score depends, or the one before it that carries all of the picture."""
+        reason = "the last layer with a grid before the head"
+        if last is not candidates[-1]:
+            reason = "the last layer at which the score depends on the positions of the grid"
+        if last.layer in self._dry.branches and not self._dry.dense:
+            before = candidates[: candidates.index(last)]
+            carrying = [each for each in before if each.layout == last.layout and each.layer not in self._dry.branches]
+            if carrying:
+                return Suggestion(carrying[-1].layer, f"the last layer with a grid, except for {_BRANCHES}")
+            reason += f"; it is one of {_BRANCHES}"
+        return Suggestion(last.layer, reason, self._labels if last.layer in self._layers_of_labels else frozenset())
 
     def _candidates(self) -> list[CandidateLayer]:
         """The candidates that depend on the picture, as far as that is known, without those in a head."""

@@ -18,17 +18,19 @@ from torchpeek.engine.forward import run
 from torchpeek.engine.input_mismatch import unbatched_hooks
 from torchpeek.engine.layout import Layout
 from torchpeek.engine.layout_inference.candidates import (
+    MOST_SPECIAL_TOKENS,
     CandidateLayer,
     LayoutEvidence,
-    candidate_layouts,
+    layouts_in_dry_run,
     linear_widths,
     may_have_channels_last,
     without_attention_maps,
 )
 from torchpeek.engine.layout_inference.error_texts import no_grid_anywhere
 from torchpeek.engine.layout_inference.module_axes import channel_axis, grid_of
+from torchpeek.engine.layout_inference.position_origin import PositionTracker
 from torchpeek.engine.layout_inference.projections import is_projection
-from torchpeek.engine.layout_inference.token_probe import locate_grid, token_movement
+from torchpeek.engine.layout_inference.token_probe import locate_grid, token_movements
 from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
@@ -77,6 +79,8 @@ class DryRun:
             order in which they returned.
         dense: Whether the model predicts boxes, or something for each position of a grid.
         layers: For each tensor that layers returned, the outermost of them, in the order in which they returned.
+        branches: The candidates that do not carry all of the picture: others with the same grid are added or joined to
+            them later. Tokens are not among them, as a class token goes around its grid.
     """
 
     calls: Mapping[str, int]
@@ -85,6 +89,7 @@ class DryRun:
     candidates: list[CandidateLayer]
     dense: bool
     layers: tuple[str, ...] = ()
+    branches: frozenset[str] = frozenset()
 
 
 LayerHook: TypeAlias = tuple[nn.Module, ForwardHook]
@@ -123,7 +128,7 @@ def layout_of(model: nn.Module, call: ModelCall, layer: SelectedLayer) -> Layout
     output = call_name(_first_name(model, layer.module), counted.index)
     if output not in dry.evidence.meta_outputs:
         return None
-    layouts = candidate_layouts(layer.module, dry.evidence.meta_outputs[output], dry.evidence)
+    layouts = layouts_in_dry_run(output, layer.module, dry.evidence)
     return layouts[0] if len(layouts) == 1 else None
 
 
@@ -133,9 +138,9 @@ def why_no_candidate(model: nn.Module, call: ModelCall) -> str:
     layers = [
         (
             name,
-            output := dry.evidence.meta_outputs[name],
+            dry.evidence.meta_outputs[name],
             dry.calls[name],
-            candidate_layouts(modules[name], output, dry.evidence),
+            layouts_in_dry_run(name, modules[name], dry.evidence),
         )
         for name in dict.fromkeys(dry.layers)
     ]
@@ -175,23 +180,59 @@ def dry_run(
     remembered = None if anew else _DRY_RUNS.get(model, key)
     if remembered is not None:
         return remembered
-    result = with_fixed_batch(model, call, lambda size: _dry_run(model, call.one_sample(size).for_one_pass(), hooks()))
+    result = with_fixed_batch(model, call, lambda size: _dry_run(model, call.one_sample(size), hooks))
     return _DRY_RUNS.put(model, key, result)
 
 
-def _dry_run(model: nn.Module, sample: ModelCall, hooks: Iterable[LayerHook]) -> DryRun:
-    observer = DryRunObserver(sample, model)
+def _dry_run(model: nn.Module, sample: ModelCall, hooks: Callable[[], Iterable[LayerHook]]) -> DryRun:
+    try:
+        observer, output = _observed(model, sample.for_one_pass(), hooks(), PositionTracker(model, sample))
+    except Exception as error:
+        if not any(text in str(error) for text in ("dispatch mode", PositionTracker.__name__)):
+            raise
+        # Some parts, such as a compiled flex_attention, take no dispatch mode of others, and say so.
+        observer, output = _observed(model, sample.for_one_pass(), hooks(), None)
+    result = observer.result(output, configured_token_counts(model))
+    to_probe = _layers_to_probe(result)
+    if not to_probe:
+        return result
+    movements = token_movements(model, sample, result.evidence.input_size, to_probe)
+    found = [
+        movement and locate_grid(*movement, each.layout) for each, movement in zip(to_probe, movements, strict=True)
+    ]
+    counts = {_tokens(each.layout): place for each, place in zip(to_probe, found, strict=True) if place}
+    if result.evidence.prefix is not None or not movements[0]:
+        return observer.result(output, configured_token_counts(model), counts)
+    return observer.result(output, found[0] or (None, 0), counts, probe_undecided=found[0] is None)
+
+
+def _observed(
+    model: nn.Module, sample: ModelCall, hooks: Iterable[LayerHook], tracker: PositionTracker | None
+) -> tuple[DryRunObserver, Any]:
+    """One pass: what it showed, and what the model returned."""
+    observer = DryRunObserver(sample, model, tracker)
     named = [(name, module) for name, module in model.named_modules() if name and takes_hooks(module)]
     inputs = [(module, partial(observer.record_inputs, name)) for name, module in named]
     outputs = [(module, partial(observer.record_call, name)) for name, module in named]
     with preserved(model), attached(chain(outputs, hooks), called=[*inputs, *unbatched_hooks(model, sample)]):
-        output = run(model, sample)
-    result = observer.result(output, configured_token_counts(model))
-    not_configured = [each for each in result.candidates if each.layout.others and result.evidence.prefix is None]
-    if not_configured and (movement := token_movement(model, sample, result.evidence.input_size, not_configured[0])):
-        token_counts = locate_grid(*movement, not_configured[0].layout)
-        result = observer.result(output, token_counts or (None, 0), probe_undecided=token_counts is None)
-    return result
+        forward = partial(run, model, sample)
+        return observer, forward() if tracker is None else tracker.followed(sample, forward)
+
+
+def _layers_to_probe(result: DryRun) -> list[CandidateLayer]:
+    """One layer for each number of tokens of which it is not known which are outside the grid, on one grid."""
+    known = result.evidence.prefix, result.evidence.suffix
+    unknown = [each for each in result.candidates if each.layout.others]
+    unknown = [each for each in unknown if (each.layout.prefix, each.layout.suffix) != known]
+    layers: dict[int, CandidateLayer] = {}
+    for each in unknown:
+        if each.layout.grid == unknown[0].layout.grid:
+            layers.setdefault(_tokens(each.layout), each)
+    return list(layers.values())
+
+
+def _tokens(layout: Layout) -> int:
+    return math.prod(layout.grid) + layout.others
 
 
 _NumberedCall: TypeAlias = tuple[str, int]
@@ -201,14 +242,18 @@ _NumberedCall: TypeAlias = tuple[str, int]
 class DryRunObserver:
     """Records what each layer returns in a dry run, and makes a DryRun of it."""
 
-    def __init__(self, call: ModelCall, model: nn.Module) -> None:
+    def __init__(self, call: ModelCall, model: nn.Module, tracker: PositionTracker | None) -> None:
         self._call = call
         self._model = model
+        self._tracker = tracker
+        self._other_positions: set[tuple[str, str]] = set()  # layers and calls, parts of their outputs
+        self._without_picture: set[tuple[str, str]] = set()  # the same, of outputs that do not depend on the picture
         self._calls: dict[str, int] = {}
         self._outputs: dict[str, list[str]] = {}
         self._meta_outputs: dict[str, Any] = {}  # of each call by its name, and by the layer's name of the last one
         self._meta_inputs: dict[str, Any] = {}  # of the last call; None where it is not one dense tensor
         self._projections: dict[str, bool] = {}
+        self._nodes: dict[tuple[str, str], int | None] = {}  # of layers and calls, and parts of their outputs
         # For each tensor, the layers and numbers of the calls that returned it, innermost first.
         self._layers_of_tensor: list[list[_NumberedCall]] = []
         self._return_times: list[int] = []  # for each tensor, when the last of these layers returned
@@ -236,6 +281,8 @@ class DryRunObserver:
         if not _same_shape(output, meta_output):  # a layer may be called for each of a thousand frames
             meta_output = _on_meta_device(output)  # its layouts are inferred once all grids are known
         self._meta_outputs[name] = self._meta_outputs[call_name(*numbered)] = meta_output
+        if self._tracker is not None:
+            self._record_positions(self._tracker, numbered, output)
         if any(argument is self._call.model_picture for argument in args):
             self._reads_picture.add(numbered)
         if grid := grid_of(module, output):
@@ -263,15 +310,35 @@ class DryRunObserver:
         self._layers_of_tensor.append([numbered])
         self._return_times.append(next(self._clock))
 
-    def result(self, output: Any, token_counts: tuple[int | None, int], *, probe_undecided: bool = False) -> DryRun:
+    def _record_positions(self, tracker: PositionTracker, numbered: _NumberedCall, output: Any) -> None:
+        """Note the parts of an output that have no positions of the picture."""
+        for path, tensor in containers.leaves(output):
+            is_dependent = tracker.depends_on_picture(tensor)
+            if not is_dependent:
+                self._without_picture.add((call_name(*numbered), path))
+            for name in (numbered[0], call_name(*numbered)):
+                self._nodes[name, path] = tracker.node(tensor)
+                self._other_positions.discard((name, path))
+                if is_dependent and not tracker.has_positions_of_picture(tensor):
+                    self._other_positions.add((name, path))
+
+    def result(
+        self,
+        output: Any,
+        token_counts: tuple[int | None, int],
+        probed: Mapping[int, tuple[int, int]] | None = None,
+        *,
+        probe_undecided: bool = False,
+    ) -> DryRun:
         """What the pass showed.
 
         Args:
             output: What the model returned.
             token_counts: How many tokens come before and after the grid; the first is None where that is not known.
+            probed: Number of tokens -> the same for layers of so many tokens, by the token probe.
             probe_undecided: Whether the token probe ran and did not find these numbers.
         """
-        evidence = self._evidence(token_counts, probe_undecided)
+        evidence = replace(self._evidence(token_counts, probe_undecided), token_counts=probed or {})
         candidates = self._candidate_layers(evidence)
         if candidates and reorders_tokens(self._model):
             last_grid = candidates[-1].layout.grid
@@ -280,7 +347,22 @@ class DryRunObserver:
         by_return_time = self._by_return_time()
         dense = self._call.takes_list or any(self._is_dense(path, tensor) for path, tensor in containers.leaves(output))
         layers = tuple(min((name for name, _ in each), key=lambda name: name.count(".")) for each in by_return_time)
-        return DryRun(self._calls, self._outputs, evidence, candidates, dense, layers)
+        branches = self._branches(candidates, output)
+        return DryRun(self._calls, self._outputs, evidence, candidates, dense, layers, branches)
+
+    def _branches(self, candidates: Sequence[CandidateLayer], output: Any) -> frozenset[str]:
+        """The candidates around which others with the same grid reach the output, from the last grid only."""
+        if self._tracker is None or not candidates or candidates[-1].layout.flat:
+            return frozenset()
+        outputs = [self._tracker.node(tensor) for _, tensor in containers.leaves(output)]
+        nodes = {
+            each.layer: node
+            for each in candidates
+            if not each.layout.flat
+            and each.layout.grid == candidates[-1].layout.grid
+            and (node := self._nodes.get((each.layer, each.layout.part))) is not None
+        }
+        return self._tracker.flow.branches(nodes, [each for each in outputs if each is not None])
 
     def _evidence(self, token_counts: tuple[int | None, int], probe_undecided: bool) -> LayoutEvidence:
         prefix, suffix = token_counts
@@ -301,6 +383,8 @@ class DryRunObserver:
             grids,
             prefix,
             suffix,
+            most_others=MOST_SPECIAL_TOKENS
+            + max(sum(_lengths(self._call)), 0 if self._tracker is None else self._tracker.most_joined),
             query_counts=configured_query_counts(self._model),
             channels_first_shapes=frozenset(self._channels_first_shapes),
             channels_last_shapes=frozenset(self._channels_last_shapes),
@@ -314,6 +398,7 @@ class DryRunObserver:
             inner_grids=tuple(self._grids),
             meta_outputs=self._meta_outputs,
             dry_batch_size=len(self._call),
+            other_positions=frozenset(self._other_positions),
         )
 
     def _candidate_layers(self, evidence: LayoutEvidence) -> list[CandidateLayer]:
@@ -328,11 +413,11 @@ class DryRunObserver:
         for members in self._by_return_time():
             # Each layer by its own output and type: one may return the tensor in a container, and the type of another
             # may decide the channel axis.
-            layouts = {
-                each: candidate_layouts(modules[each[0]], self._meta_outputs[call_name(*each)], evidence)
-                for each in members
-            }
-            representative = self._representative([each for each in members if len(layouts[each]) == 1])
+            layouts = {each: layouts_in_dry_run(call_name(*each), modules[each[0]], evidence) for each in members}
+            fitting = [each for each in members if len(layouts[each]) == 1]
+            representative = self._representative(
+                [each for each in fitting if (call_name(*each), layouts[each][0].part) not in self._without_picture]
+            )
             if representative is None:
                 continue
             name, layout = representative[0], layouts[representative][0]
@@ -403,6 +488,11 @@ class DryRunObserver:
         """
         inner = [each for each in members if each not in self._reads_picture] or members
         return min(reversed(inner), key=lambda each: each[0].count(".")) if inner else None
+
+
+def _lengths(call: ModelCall) -> set[int]:
+    """How many entries the other arguments have for each sample, such as the words of a text."""
+    return {tensor.shape[1] for _, tensor in containers.leaves(call.arguments) if tensor.ndim > 1}
 
 
 def _along(size: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, ...]:

@@ -16,6 +16,14 @@ from torchpeek.hooks import containers
 _LETTERS = {1: "T", 2: "H W", 3: "D H W"}
 
 
+NOT_OF_PICTURE = (
+    "whose tokens are not positions of the picture: they are words, object queries, selected tokens or the like. "
+    "Next: name a layer of the picture's own tokens, or leave layer= out to have one suggested. If these tokens are a "
+    "grid all the same, say so with layout="
+)
+"""The end of an error text of a layer whose positions are those of other tokens."""
+
+
 def text_of(spec: LayoutSpec) -> str:
     """The text of what a user said of a layout."""
     if spec.grid is not None:

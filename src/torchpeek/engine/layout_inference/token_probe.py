@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +18,9 @@ from torchpeek.engine.preserve import preserved
 from torchpeek.hooks import attached, containers, layer_at
 
 
-def token_movement(
-    model: nn.Module, sample: ModelCall, size: Grid, candidate: CandidateLayer
-) -> tuple[Tensor, Tensor] | None:
+def token_movements(
+    model: nn.Module, sample: ModelCall, size: Grid, candidates: Sequence[CandidateLayer]
+) -> list[tuple[Tensor, Tensor] | None]:
     """How far each token moves when a corner of the picture changes. Three passes of one sample each.
 
     A corner is as large as one cell of the grid, rounded up.
@@ -27,17 +29,17 @@ def token_movement(
         model: The model.
         sample: The call of one sample. Some models take no more.
         size: The sizes of the picture's own axes.
-        candidate: The layer whose tokens are observed.
+        candidates: The layers whose tokens are observed. All have the same grid.
 
     Returns:
-        (T,) and (T,): the movement for the first corner and for the last. None where the model fails on the changed
-        pictures, or where no token moves.
+        For each candidate (T,) and (T,): the movement for the first corner and for the last. None where the model
+        fails on the changed pictures, or where no token moves.
     """
-    layout, layer = candidate.layout, layer_at(model, candidate.layer)
-    sides = [-(-length // cells) for length, cells in zip(size, layout.grid, strict=True)]
+    grid = candidates[0].layout.grid
+    sides = [-(-length // cells) for length, cells in zip(size, grid, strict=True)]
 
-    def tokens(*corner: slice) -> Tensor:
-        """(C, T): the tokens for the picture with this corner changed, or for the picture itself."""
+    def tokens(*corner: slice) -> list[Tensor]:
+        """(C, T) of each candidate: the tokens for the picture with this corner changed, or for the picture itself."""
         picture = sample.picture.clone()
         region: Any = (..., *corner)
         patch = picture[region]
@@ -46,40 +48,55 @@ def token_movement(
             picture[region] = low + high - patch + (high - low + 1) / 4  # differs from the patch everywhere
         elif corner:  # integers, of which only those in the picture are known to be valid
             picture[region] = patch.flip(-1).roll(1, -1)
-        observed: list[Tensor] = []
+        observed: dict[str, Tensor] = {}
 
-        def observe(module: nn.Module, args: Any, output: Any) -> None:
+        def observe(candidate: CandidateLayer, module: nn.Module, args: Any, output: Any) -> None:
+            layout = candidate.layout
             if layout.fits(output, len(sample)):
                 returned = containers.at(output, layout.part)
                 # The layer's input, if it is the same tokens: the layer itself may let each token depend on all others.
                 before = next(
                     (each for each in args if isinstance(each, Tensor) and each.shape == returned.shape), returned
                 )
-                observed.append(before.movedim(layout.batch_axis, 0).detach().double().clone())
+                of_sample = before.movedim(layout.batch_axis, 0)[0].detach().double().clone()
+                observed[candidate.layer] = of_sample if layout.kind == "channel-tokens" else of_sample.mT
 
-        with preserved(model), attached([layer.hooked(observe)]):
+        hooks = [layer_at(model, each.layer).hooked(partial(observe, each)) for each in candidates]
+        with preserved(model), attached(hooks):
             run(model, sample.with_picture(picture).for_one_pass())
-        [of_samples] = observed
-        return of_samples[0] if layout.kind == "channel-tokens" else of_samples[0].mT
+        return [observed[each.layer] for each in candidates]
 
     try:
         clean = tokens()
         corners = [slice(side) for side in sides], [slice(-side, None) for side in sides]
-        differences = [tokens(*corner) - clean for corner in corners]
-        # Attention with untrained weights moves all tokens alike. The median removes that.
-        movement = [(each - each.median(1, keepdim=True).values).abs().sum(0) for each in differences]
+        first, last = (
+            [_movement(one - other, math.prod(grid)) for one, other in zip(tokens(*corner), clean, strict=True)]
+            for corner in corners
+        )
     except torch.OutOfMemoryError:
         raise
     except Exception:  # the model's own error; the clean pass raises it again if it matters
-        return None
-    return (movement[0], movement[1]) if all(bool(each.any()) for each in movement) else None
+        return [None] * len(candidates)
+    return [(one, other) if one.any() and other.any() else None for one, other in zip(first, last, strict=True)]
+
+
+def _movement(difference: Tensor, positions: int) -> Tensor:
+    """(C, T), the difference that a corner makes -> (T,), how far each token moves, without what is common to them.
+
+    Attention with untrained weights moves all tokens alike, and the median removes that. Where at least as many tokens
+    move as the grid has positions, those that do not move, such as words, are no part of it.
+    """
+    moves = difference.any(0)
+    if moves.sum() < positions:
+        return (difference - difference.median(1, keepdim=True).values).abs().sum(0)
+    return (difference - difference[:, moves].median(1, keepdim=True).values).abs().sum(0) * moves
 
 
 def locate_grid(first: Tensor, last: Tensor, layout: Layout) -> tuple[int, int] | None:
     """How many tokens come before and after the grid, by how far each token moves for the first and the last corner.
 
     Before any attention, only the tokens at the changed corner move, so the first and the last token that move are the
-    ends of the grid. After attention all tokens move, and those at the corner move farthest.
+    ends of the grid. After attention all tokens of the grid move, and those at the corner move farthest.
 
     Args:
         first: (T,), the movement when the first corner changes.
@@ -96,6 +113,8 @@ def locate_grid(first: Tensor, last: Tensor, layout: Layout) -> tuple[int, int] 
     few_moved = (2 * (first > 0).sum() <= len(first)) & (2 * (last > 0).sum() <= len(last))
     if bool(few_moved):  # no attention yet, so the ends are right, and no layout has them there
         return None
-    moved = [float(first[prefix] / first.max() + last[prefix + count - 1] / last.max()) for prefix in range(others + 1)]
-    prefix = max(range(others + 1), key=moved.__getitem__)
+    distances = first / first.max() + last.roll(1 - count) / last.max()  # where the grid starts there
+    moves = (first > 0) | (last > 0)
+    possible = [start for start in range(others + 1) if bool(moves[start : start + count].all())]
+    prefix = max(possible or range(others + 1), key=distances.__getitem__)
     return prefix, others - prefix
