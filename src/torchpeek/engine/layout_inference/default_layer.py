@@ -240,8 +240,7 @@ class _LayerSearch:
         one = self._one_layer()
         if self._scales is None:
             return _Choice(one)
-        layers = self._scales.layers
-        reason = f"the last layers of each of the {len(layers)} scales that the boxes are read from"
+        reason = f"the last layers of each of the {self._scales.count} scales that the boxes are read from"
         before_head = [
             each.layer
             for each in self._dry.candidates
@@ -249,7 +248,7 @@ class _LayerSearch:
         ]
         if before_head:
             one = Suggestion(before_head[-1], "the last layer with a grid before the head")
-        scales = tuple(Suggestion(layer, reason) for layer in layers)
+        scales = tuple(Suggestion(layer, reason) for layer in self._scales.layers)
         return _Choice(one, scales, frozenset(before_head) or None)
 
     def _one_layer(self) -> Suggestion:

@@ -32,10 +32,12 @@ class ScaleLayers:
     """The layers that the boxes of a detector are read from.
 
     Args:
-        layers: One for each scale, from the finest grid to the coarsest.
+        count: How many scales there are.
+        layers: One for each scale, from the finest grid to the coarsest. Two scales may share a layer.
         head: The layers between these and the boxes.
     """
 
+    count: int
     layers: tuple[str, ...]
     head: frozenset[str]
 
@@ -76,7 +78,7 @@ def scale_layers(
         count = counts[grid]
         if layers := common[grid][min(most if count is None else count, len(common[grid]) - 1) :]:
             found[layers[0].layer] = None
-    return None if len(found) < 2 else ScaleLayers(tuple(found), graph.layers_before(starts, found))
+    return None if len(found) < 2 else ScaleLayers(len(common), tuple(found), graph.layers_before(starts, found))
 
 
 def _common_layers(
