@@ -144,6 +144,20 @@ def test_three_passes() -> None:
         assert count == 3
 
 
+class BoxLater:
+    """A target that is known to be of boxes only when it is bound."""
+
+    def bind(self, output: Any) -> Any:
+        return Box(classes=3).bind(output)
+
+
+def test_a_target_that_turns_out_to_be_of_boxes() -> None:
+    net = detector(PathAggregation, Branches)
+    for _ in range(2):
+        trace = tp.trace(net, INPUTS, target=BoxLater(), gradients=False)
+        assert list(trace.at) == NECKS[PathAggregation]
+
+
 @pytest.mark.parametrize("name", BY_OVERLAP)
 def test_a_scale_without_a_box_among_the_rows(name: str) -> None:
     """Its layer is as far from the last one as those of the other scales are."""

@@ -71,11 +71,13 @@ class _Choice:
         one: The one layer.
         scales: The layers of all scales, for boxes that are read from several.
         before_head: In that case, the layers on which the scores depend and that no scale's head holds.
+        separate_branches: Whether each score has its own branch, so that the choice holds for these scores alone.
     """
 
     one: Suggestion
     scales: tuple[Suggestion, ...] = ()
     before_head: frozenset[str] | None = None
+    separate_branches: bool = False
 
 
 # By the form of the call and the kind of target.
@@ -187,7 +189,8 @@ def _choice(
     anew = anew or has_separate_branches(target)
     key = (call.signature, classes, *_target_key(target))
     remembered = _CHOICES.get(model, key)
-    if remembered is not None and not anew and has_layer(model, remembered.one.layer):
+    holds = remembered is not None and not remembered.separate_branches and has_layer(model, remembered.one.layer)
+    if remembered is not None and holds and not anew:
         return remembered
     search = _LayerSearch(model, call, target, these_scores=classes is not None, anew=anew)
     return _CHOICES.put(model, key, search.result())
@@ -234,12 +237,14 @@ class _LayerSearch:
         self._labels: frozenset[int] = frozenset()  # the classes of the target
         self._layers_of_labels: set[str] = set()  # the layers on which the scores of these classes depend
         self._scales: ScaleLayers | None = None
+        # Whether each score has its own branch. The target may not know that before it is bound.
+        self._separate_branches = has_separate_branches(target)
 
     def result(self) -> _Choice:
         """The layers, and the reason for them. Raises NoSpatialLayer."""
         one = self._one_layer()
         if self._scales is None:
-            return _Choice(one)
+            return _Choice(one, separate_branches=self._separate_branches)
         reason = f"the last layers of each of the {self._scales.count} scales that the boxes are read from"
         before_head = [
             each.layer
@@ -249,21 +254,23 @@ class _LayerSearch:
         if before_head:
             one = Suggestion(before_head[-1], "the last layer with a grid before the head")
         scales = tuple(Suggestion(layer, reason) for layer in self._scales.layers)
-        return _Choice(one, scales, frozenset(before_head) or None)
+        return _Choice(one, scales, frozenset(before_head) or None, separate_branches=True)
 
     def _one_layer(self) -> Suggestion:
         if not self._candidates():
             raise NoSpatialLayer(why_no_candidate(self._model, self._sample))
-        # Where there are other inputs, the last layer may be one of theirs. Where there are boxes, they may be of
-        # several scales, each with layers of its own. One pass checks all layers then.
-        boxes = has_separate_branches(self._target) and not self._sample.takes_list
-        one_by_one = self._sample.is_single_tensor and not boxes
-        sizes = _CANDIDATES_PER_PASS if one_by_one else (len(self._dry.candidates),)
+        # Where there are other inputs, the last layer may be one of theirs. One pass checks all layers then.
+        sizes = _CANDIDATES_PER_PASS if self._sample.is_single_tensor else (len(self._dry.candidates),)
         for most in chain(sizes, repeat(sizes[-1])):
-            layers = self._dry.candidates if boxes else self._candidates()  # scales may have layers in the head, too
+            layers = self._candidates()
+            if self._may_have_scales:  # one pass for all layers, those of heads too
+                layers, most = self._dry.candidates, len(self._dry.candidates)
             checked = [each for each in layers if each.layer not in self._is_dependent][-most:]
             if not checked or not self._check(checked):
                 break
+            if self._may_have_scales and len(checked) < len(self._dry.candidates):  # this pass has shown it
+                self._is_dependent, self._scales = {}, None
+                continue
             candidates = self._candidates()
             for each in reversed(candidates):
                 if each.layer not in self._is_dependent:
@@ -280,6 +287,11 @@ class _LayerSearch:
             last.layer, "the last layer with a grid; no gradient shows that the score depends on it", dependent=False
         )
 
+    @property
+    def _may_have_scales(self) -> bool:
+        """Whether the boxes may be of several scales. torchvision's detectors are explained at one layer."""
+        return self._separate_branches and not self._sample.takes_list
+
     def _candidates(self) -> list[CandidateLayer]:
         """The candidates that depend on the picture, as far as that is known, without those in a head."""
         candidates = [each for each in self._dry.candidates if each.layer not in (self._unaffected or ())]
@@ -293,7 +305,7 @@ class _LayerSearch:
         hooks: Iterable[tuple[nn.Module, ForwardHook]] = ()
         if self._dry_digests is not None:
             hooks = digests.hooks(self._model)
-            if not has_separate_branches(self._target):
+            if not self._separate_branches:
                 sample = with_changed_picture(sample)
         dependence = _score_dependence(
             self._model,
@@ -307,7 +319,7 @@ class _LayerSearch:
         self._compared(digests)
         if dependence is None:
             return False
-        self._scales = dependence.scales
+        self._scales, self._separate_branches = dependence.scales, dependence.separate_branches
         for each in candidates:
             self._is_dependent[each.layer] = each.layer in dependence.layers
         self._labels = dependence.labels
@@ -331,12 +343,14 @@ class _Dependence:
         labels: Where `layers` is about all entries of a tensor: the classes that the target asks for.
         layers_of_labels: The layers on which the scores of these classes depend.
         scales: The layers that boxes of several scales are read from; None for any other score.
+        separate_branches: Whether each score has its own branch.
     """
 
     layers: frozenset[str] = frozenset()
     labels: frozenset[int] = frozenset()
     layers_of_labels: frozenset[str] = frozenset()
     scales: ScaleLayers | None = None
+    separate_branches: bool = False
 
 
 def _score_dependence(
@@ -374,7 +388,7 @@ def _score_dependence(
             if not handles:
                 return None
             if not scores.requires_grad:  # no path leads from these layers to the scores, or one without a graph
-                return _Dependence()
+                return _Dependence(separate_branches=has_separate_branches(question))
             inputs: Any = list(handles.values())  # torch accepts gradient edges, but its type hints do not
             gradients = [
                 torch.autograd.grad(one, inputs, retain_graph=True, allow_unused=True) for one in scores.unbind()
@@ -398,7 +412,8 @@ def _score_dependence(
     if labels:
         of_all, of_labels = map(frozenset, by_score)
         return _Dependence(of_all, labels, of_labels)
-    return _Dependence(frozenset.intersection(*map(frozenset, by_score)), scales=scales)
+    layers = frozenset.intersection(*map(frozenset, by_score))
+    return _Dependence(layers, scales=scales, separate_branches=has_separate_branches(question))
 
 
 def _has_grid_gradient(gradient: Tensor | None, layout: Layout) -> bool:
@@ -427,7 +442,7 @@ def _scores_to_follow(
             question = None
     if question is None:
         return None, weighted_sum(tensor for _, tensor in containers.leaves(output)).unsqueeze(0), frozenset()
-    if has_separate_branches(target):
+    if has_separate_branches(question):
         return question, scores, frozenset()
     tensor = output_tensors(output).get(output_part(question))
     if these_scores or not reads_entries(question) or tensor is None:
