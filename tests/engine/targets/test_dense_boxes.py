@@ -251,7 +251,8 @@ def test_the_totals_of_all_boxes(name: str) -> None:
     """Sums with weights cos(0), cos(1), ...: of coordinates, and of the scores of every second class."""
     form, options = FORMS[name]
     net = dense_detector(form)
-    output = net(X).detach()
+    with torch.no_grad():
+        output = net(X)
     question = Box(**options).for_pictures(X.shape).bind(output)
     if name == "end to end":
         boxes, scores = [each[:-1, :4] for each in output], [each[:-1, 4:5] for each in output]  # without the padding
