@@ -96,6 +96,17 @@ def test_a_dense_detector(place, capsys) -> None:
     check(dense(), t.Box(label="bee", part="0"), layer="stem")
 
 
+def test_the_layers_of_all_scales(place, capsys) -> None:
+    row = explained("dense", capsys, "--box", "0", "--box", "1", "--method", "gradcam", "--method", "refinecam")
+    heatmap = check(dense(), t.Box([0, 1]))
+    assert heatmap.provenance.layer == "neck.0, neck.1, neck.2"
+    assert {each["layer"] for each in row["maps"] if each["method"] == "gradcam"} == {heatmap.provenance.layer}
+    assert all("head" not in each["layer"] for each in row["maps"])
+    explained("dense", capsys, "--box", "0", "--fuse", "mean")
+    check(dense(), t.Box(), fuse="mean")
+    assert "each of the 3 scales that the boxes are read from" in Path("peek/report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("name", "words", "message"),
     [

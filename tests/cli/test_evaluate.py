@@ -119,6 +119,7 @@ class TestNumbers:
         ("model", "words", "names"),
         [
             ("queries", ["--box", "0", "--box", "1"], 2),
+            ("dense", ["--box", "0", "--box", "1", "--metric", "average-sensitivity"], 2),
             ("listing", [], 1),
             ("segmenter", ["--pixels"], 1),
             ("embedder", ["--text", "cat", "--text", "a dog"], 2),

@@ -85,17 +85,21 @@ class TestEvaluate:
         with pytest.raises(MetricNotApplicable, match="another class"):
             tp.evaluate(model, x, entry, metrics=["random-class"])
 
-    def test_a_fused_heatmap_is_asked_again_by_its_owner(self) -> None:
+    def test_a_fused_heatmap_is_asked_again(self) -> None:
+        """From its layers and its fusion; a smoothed one by its owner."""
         model, x = PooledNet().eval(), torch.randn(1, 3, 8, 8)
         fused = tp.explain(model, x, layer=["features.0", "act"], fuse="mean", target=1)
-        with pytest.raises(MetricNotApplicable, match="explain="):
-            tp.evaluate(model, x, fused, metrics=["max-sensitivity"])
 
         def explain(module: nn.Module, inputs: Tensor, question: Any) -> Tensor:
             return tp.explain(module, inputs, layer=["features.0", "act"], fuse="mean", target=1).values
 
-        found = tp.evaluate(model, x, fused, metrics=["max-sensitivity"], explain=explain)
-        assert 0 < found["max-sensitivity"].values.item() < 10
+        found = tp.evaluate(model, x, fused, metrics=["max-sensitivity"], explain=explain)["max-sensitivity"]
+        assert 0 < found.values.item() < 10
+        again = tp.evaluate(model, x, fused, metrics=["max-sensitivity"])["max-sensitivity"]
+        torch.testing.assert_close(again.values, found.values)
+        smooth = tp.explain(model, x, layer=["features.0", "act"], target=1, smooth=tp.Smoothing())
+        with pytest.raises(MetricNotApplicable, match="explain="):
+            tp.evaluate(model, x, smooth, metrics=["max-sensitivity"])
 
     @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
     def test_left_as_found_after_an_error(self, error: BaseException) -> None:

@@ -1,7 +1,7 @@
 """CAM methods: from a trace to the values of a heatmap. Mathematics only."""
 
 from torchpeek.cam import activation, attention, gradient, input_gradients, input_masks, perturbation
-from torchpeek.cam.fusion import FUSIONS, fused
+from torchpeek.cam.fusion import FUSIONS, fused, fusion_in, fusion_step
 from torchpeek.cam.method import METHODS, CamMethod, Layers, Needs, cam_method, find_method
 from torchpeek.cam.smoothing import Smoothing, smoothed, without_unsuitable_flip
 
@@ -17,6 +17,8 @@ __all__ = [
     "cam_method",
     "find_method",
     "fused",
+    "fusion_in",
+    "fusion_step",
     "gradient",
     "input_gradients",
     "input_masks",

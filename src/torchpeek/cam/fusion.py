@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -29,6 +29,16 @@ def fused(maps: Sequence[Tensor], fusion: str) -> Tensor:
         raise OptionError(f"fuse is {fusion!r}; allowed: {', '.join(map(repr, FUSIONS))}")
     size = max((each.shape[2:] for each in maps), key=lambda grid: grid.numel())
     return FUSIONS[fusion](torch.stack([upsample(unit_range(each.clamp(min=0)), size) for each in maps]))
+
+
+def fusion_step(fusion: str) -> str:
+    """What `fused` does, for the steps of a heatmap's provenance."""
+    return f"each layer's map positive, unit, on the same grid, and their {fusion}"
+
+
+def fusion_in(steps: Iterable[str]) -> str | None:
+    """The fusion that is among the steps of a heatmap's provenance; None where its map is of one layer."""
+    return next((fusion for fusion in FUSIONS if fusion_step(fusion) in steps), None)
 
 
 @cam_method("refinecam", needs="gradients", layers="many", differentiable=True, paper="arXiv:2605.14641")

@@ -102,6 +102,11 @@ class OutputTarget:
     class_count: int | None = None
     picture: Sequence[int] | None = None
 
+    @property
+    def separate_branches(self) -> bool:
+        """Whether boxes are named, each of which comes from its own branch of the model."""
+        return bool(self.boxes)
+
     def for_pictures(self, shape: Sequence[int]) -> OutputTarget:
         """The target for pictures of this shape, (N, C, *grid)."""
         return replace(self, picture=tuple(shape))

@@ -8,7 +8,12 @@ from torchpeek.engine.forward import check_fits, run
 from torchpeek.engine.forward_pass import ForwardPass, Origin, with_observed_layers
 from torchpeek.engine.input_gradients import input_gradient_chunks
 from torchpeek.engine.layout import Layout, LayoutSpec
-from torchpeek.engine.layout_inference.default_layer import Suggestion, suggest_layer, suggest_stages
+from torchpeek.engine.layout_inference.default_layer import (
+    Suggestion,
+    suggest_layer,
+    suggest_layers,
+    suggest_stages,
+)
 from torchpeek.engine.layout_inference.dry_run import LayerCall, layer_calls, with_known_totals
 from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import Arguments, ModelCall, as_model_call
@@ -52,6 +57,7 @@ __all__ = [
     "run",
     "score_kind",
     "suggest_layer",
+    "suggest_layers",
     "suggest_stages",
     "takes_a_list",
     "targets",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -29,3 +31,13 @@ def close(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> bool:
     finite = expected[expected.isfinite()]
     largest = float(finite.abs().max()) if finite.numel() else 0.0
     return torch.allclose(actual, expected, rtol=0, atol=_TOLERANCE.get(dtype, 1e-3) * largest, equal_nan=True)
+
+
+def weighted_sum(tensors: Iterable[Tensor]) -> Tensor:
+    """A sum over all entries, with weights that do not cancel by a normalisation or a symmetry of the tensors."""
+    total = torch.zeros(())
+    for tensor in tensors:
+        if tensor.is_floating_point() and tensor.numel():
+            weights = torch.cos(torch.arange(tensor.numel(), device=tensor.device)).view(tensor.shape)
+            total = total + (tensor.float() * weights).sum().cpu()
+    return total

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torchpeek.cam import find_method
+from torchpeek.cam import find_method, fusion_in
 from torchpeek.engine import ModelCall, Question, Trace, bound_to
 from torchpeek.errors import InputError
 from torchpeek.explanation import HeatmapOptions, LayerChoice
@@ -77,14 +77,14 @@ def explainer_of(trace: Trace, heatmap: Heatmap, explain: Explain | None) -> Exp
 
 def _explained_again(model: nn.Module, call: ModelCall, question: Question, provenance: Provenance) -> Tensor:
     """Explain other inputs with the method, layer and options of the provenance, (n, K, *grid)."""
-    method = find_method(provenance.method)
+    method, fusion = find_method(provenance.method), fusion_in(provenance.steps)
     layer: Any = provenance.layer.split(", ")
     if method.layers in ("all", "none"):
         layer = None
-    elif method.layers == "one":
+    elif method.layers == "one" and fusion is None:
         layer = provenance.layer
     layout = provenance.layout if layer is not None and provenance.layout and "," not in provenance.layout else None
-    choice, options = LayerChoice(layer, layout), HeatmapOptions()
+    choice, options = LayerChoice(layer, layout), HeatmapOptions(fuse=fusion)
     call_as_input: Any = call  # a ModelCall, which the public types of inputs do not include
     heatmaps = compute_heatmaps(
         model, call_as_input, {provenance.method: provenance.options}, choice, bound_to(question), options

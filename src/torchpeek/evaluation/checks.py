@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from torchpeek.cam import METHODS
+from torchpeek.cam import METHODS, fusion_in, fusion_step
 from torchpeek.engine.numerics import close
 from torchpeek.errors import InputError, MetricNotApplicable, NotFinite
 from torchpeek.heatmap import Heatmap
@@ -64,9 +64,10 @@ def check_needs(
         )
     metrics = [name for name, need in needs.items() if need == "explanations"]
     for name, each in heatmaps.items() if metrics and not explained else ():
-        provenance = each.provenance
-        if provenance.steps or provenance.method not in METHODS:
-            reason = "; ".join(provenance.steps) or f"made by {provenance.method!r}, which is not in METHODS"
+        provenance, fusion = each.provenance, fusion_in(each.provenance.steps)
+        steps = [step for step in provenance.steps if fusion is None or step != fusion_step(fusion)]
+        if steps or provenance.method not in METHODS:
+            reason = "; ".join(steps) or f"made by {provenance.method!r}, which is not in METHODS"
             raise MetricNotApplicable(
                 f"{', '.join(metrics)} cannot make the heatmap {name!r} again: {reason}. Next: give "
                 "explain=, a function (module, inputs, question) -> (n, K, *grid), or choose other metrics"

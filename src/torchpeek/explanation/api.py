@@ -40,8 +40,8 @@ def trace(
         inputs: A batch (N, C, *grid), a Picture, a dict of keyword arguments, or `tp.Arguments`; with a LoadedModel
             also a path or a PIL image.
         layer: A selection of one layer, or a list of several. "act[1]" is the second call in a pass of a layer that is
-            called several times, "act[-1]" the last. None takes the default layer; `trace.origin.layer_reason` says why
-            that one.
+            called several times, "act[-1]" the last. None takes the default layer, or one for each scale that the boxes
+            of a dense detector are read from; `trace.origin.layer_reason` says why.
         layout: The layout of what the layer returns, where its shape leaves a doubt: a `tp.Layout`, or its text.
         target: What is explained, as for `explain`; None for the predicted class.
         gradients: Whether gradients at the layer are kept. Methods that read none need no graph.
@@ -160,7 +160,8 @@ def explain(
         method: A method's name; `torchpeek methods` lists them.
         layer: A selection of one layer, or a list of several, whose maps are then fused. "act[1]" is the second call in
             a pass of a layer that is called several times, "act[-1]" the last. None takes the default layer: the last
-            one at whose grid positions the score depends. The provenance says which, and why.
+            one at whose grid positions the score depends. For the boxes of a dense detector, it takes the layers of all
+            scales, whose maps are fused. The provenance says which, and why.
         layout: The layout of what the layer returns, where its shape leaves a doubt: a `tp.Layout`, or its text, such
             as "tokens 1+14x14". "(N 4) C H W" is for a layer with 4 frames or views of each sample in its batch axis;
             the values are then (N, K, 4, h, w), a map of each.
@@ -168,8 +169,8 @@ def explain(
             target from `tp.targets`.
         fuse: How the maps of several layers become one: "max" (the default for a list), "mean" or "product". Each map
             is cut off below zero, scaled to [0, 1] and resized to the largest grid first. With `layer=None` the layers
-            are the last ones of the three coarsest sizes of grid. Methods that combine layers by themselves (polycam,
-            refinecam) take a list as it is.
+            are the last ones of the three coarsest sizes of grid or, for the boxes of a dense detector, those of all
+            scales. Methods that combine layers by themselves (polycam, refinecam) take a list as it is.
         smooth: Average the maps of mirrored and scaled versions of the input; a `tp.Smoothing`.
         seed: The seed of methods that draw random numbers.
         **options: The method's own options; `torchpeek methods --json` lists them.

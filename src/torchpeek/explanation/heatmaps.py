@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from torchpeek import _version
-from torchpeek.cam import FUSIONS, METHODS, CamMethod, Smoothing, fused, smoothed, without_unsuitable_flip
+from torchpeek.cam import (
+    FUSIONS,
+    METHODS,
+    CamMethod,
+    Smoothing,
+    fused,
+    fusion_step,
+    smoothed,
+    without_unsuitable_flip,
+)
 from torchpeek.engine import ModelCall, Question, Trace, label_noun, output_part, score_kind
 from torchpeek.engine.targets import ClassesPerSample, as_target, innermost, of_samples
 from torchpeek.errors import InputError, MethodNotApplicable, NotConnected, NotFinite, OptionError, TargetError, notify
@@ -240,9 +249,15 @@ def _heatmap(trace: Trace, method: CamMethod, own: Mapping[str, Any], options: H
     if not torch.isfinite(values).all():
         raise NotFinite(f"{method.name} at {provenance.layer!r} gave NaN or infinity, though the scores have none")
     if zeros := int((values.flatten(2) == 0).all(2).sum()):
+        why = "at this layer the method finds no evidence for or against the target"
+        if fuse:
+            why = (
+                "fusing sets negative values to zero, and leaves nothing of them. Next: name one of the layers for "
+                "its signed map"
+            )
         notify(
             f"{method.name} at {provenance.layer!r}: {zeros} of {trace.scores.numel()} maps are exactly zero "
-            "everywhere; at this layer the method finds no evidence for or against the target",
+            f"everywhere; {why}",
         )
     return Heatmap(values, trace.scores, trace.question, provenance)
 
@@ -262,7 +277,7 @@ def _provenance(
     elif method.layers == "none":
         layer, ignored = "the input", reason == ASKED_FOR
         reason = "the method looks at the input" + ("; the layer that was asked for is ignored" if ignored else "")
-    steps = [f"each layer's map positive, unit, on the same grid, and their {fuse}"] if fuse else []
+    steps = [fusion_step(fuse)] if fuse else []
     return Provenance(
         method=method.name,
         layer=layer,

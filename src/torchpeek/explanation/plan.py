@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from torchpeek.cam import CamMethod, find_method
-from torchpeek.engine import CaptureRequest, Suggestion, Trace, suggest_layer, suggest_stages, trace_model
+from torchpeek.engine import CaptureRequest, Suggestion, Trace, suggest_layers, suggest_stages, trace_model
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.observed import layers_of_target
 from torchpeek.engine.targets.question import output_part, reads_entries
@@ -41,6 +41,8 @@ class PassRequirements:
         stages: Where no layer is named, how many to take: the last of each of the coarsest sizes of grid. 0 takes the
             one default layer.
         several: Whether a selection may match more than one layer.
+        fused: Whether the maps of the layers become one. Of boxes at several scales, these are then the layers of the
+            scales, whatever `stages` is.
         create_graph: Whether everything stays connected to the graph of the whole pass, for a training loss.
         no_layer: Whether no layer is captured, because the methods read all layers by themselves, or the input.
     """
@@ -50,6 +52,7 @@ class PassRequirements:
     attention: bool = False
     stages: int = 0
     several: bool = False
+    fused: bool = False
     no_layer: bool = False
     create_graph: bool = False
 
@@ -105,6 +108,7 @@ def plan_passes(methods: MethodSelection, *, layer_named: bool, fused: bool) -> 
                 attention=attention,
                 stages=stages,
                 several=fused or all(method.layers in ("many", "none") for method, _ in group),
+                fused=fused,
                 no_layer=attention
                 or all(method.layers == "none" or (method.layers == "all" and not layer_named) for method, _ in group),
             ),
@@ -132,24 +136,29 @@ def run_pass(request: ExplanationRequest, requirements: PassRequirements) -> Tra
             )
         return _trace_at(request, requirements, request.layers, ASKED_FOR)
     if requirements.stages:
-        stages = suggest_stages(request.module, request.call, requirements.stages, request.target)
+        stages = suggest_stages(
+            request.module, request.call, requirements.stages, request.target, scales=requirements.fused
+        )
         return _trace_at_suggestions(request, requirements, stages)
     if requirements.create_graph:  # a step of a training loop, which is not repeated at another layer
-        suggestion = suggest_layer(request.module, request.call, request.target, anew=True)
-        return _trace_at_suggestions(request, requirements, [suggestion])
+        suggestions = suggest_layers(request.module, request.call, request.target, anew=True)
+        return _trace_at_suggestions(request, requirements, suggestions)
     try:
-        suggestion = suggest_layer(request.module, request.call, request.target)
-        trace = _trace_at_suggestions(request, requirements, [suggestion])
+        suggestions = suggest_layers(request.module, request.call, request.target)
+        trace = _trace_at_suggestions(request, requirements, suggestions)
     except (NoSpatialLayer, NotFired, AmbiguousCall, NotConnected):
         # The remembered layer may have been found for another version of the model.
-        suggestion = suggest_layer(request.module, request.call, request.target, anew=True)
-        return _trace_at_suggestions(request, requirements, [suggestion])
+        suggestions = suggest_layers(request.module, request.call, request.target, anew=True)
+        return _trace_at_suggestions(request, requirements, suggestions)
+    if len(suggestions) > 1:  # each box depends on some of them
+        return trace
+    [suggestion] = suggestions
     checkable = suggestion.dependent and reads_entries(trace.question)
     if not checkable or _depends_on_layer(trace, request, requirements, suggestion):
         return trace
     # Not all classes of this model have the same branch.
     classes = frozenset(trace.question.labels.flatten().tolist())
-    of_classes = suggest_layer(request.module, request.call, request.target, classes=classes)
+    [of_classes] = suggest_layers(request.module, request.call, request.target, classes=classes)
     if of_classes.layer == suggestion.layer:
         return trace
     return _trace_at_suggestions(request, requirements, [of_classes])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -79,7 +80,7 @@ def test_boxes_classes_and_scores(name: str, batch: int) -> None:
         torch.testing.assert_close(trace.scores[n], scores[n, numbers, classes].detach())
     words = "score of a detected box" + ", objectness times class probability" * (name in WITH_OBJECTNESS)
     assert question.kind == words
-    assert question.several_scales == (name not in BY_OVERLAP)
+    assert question.several_scales
     assert question.relative == (name == "rt-detr")
     grids = ((8, 12), (4, 6), (2, 3))
     assert tuple(question.grids) == (grids if name not in BY_OVERLAP and name != "rt-detr" else ())
@@ -245,26 +246,25 @@ def test_bad_arguments(make: Any) -> None:
         make()
 
 
-@pytest.mark.parametrize("name", ["yolov8", "yolov5"])
-def test_the_totals_of_a_scale_depend_on_its_own_layers(name: str) -> None:
-    """By construction, the neck's map of one stride reaches the boxes of that stride alone."""
+@pytest.mark.parametrize("name", ["yolov8", "yolov5", "end to end"])
+def test_the_totals_of_all_boxes(name: str) -> None:
+    """Sums with weights cos(0), cos(1), ...: of coordinates, and of the scores of every second class."""
     form, options = FORMS[name]
     net = dense_detector(form)
-    outputs: list[Tensor] = []
-    hooks = [neck.register_forward_hook(lambda module, args, output: outputs.append(output)) for neck in net.neck]
-    output = net(X)
-    for hook in hooks:
-        hook.remove()
+    with torch.no_grad():
+        output = net(X)
     question = Box(**options).for_pictures(X.shape).bind(output)
-    corners, scores = by_hand(net, X, name)
-    totals = question.scale_totals(output)
-    torch.testing.assert_close(sum(totals), torch.cat([corners, scores.sum(2, keepdim=True)], dim=2).sum(1))
-    for scale, total in enumerate(totals):
-        assert tuple(total.shape) == (2, 5)
-        gradients = torch.autograd.grad(total.sum(), outputs, retain_graph=True, allow_unused=True)
-        assert [bool(each.any()) if each is not None else False for each in gradients] == [
-            other == scale for other in range(3)
-        ]
+    if name == "end to end":
+        boxes, scores = [each[:-1, :4] for each in output], [each[:-1, 4:5] for each in output]  # without the padding
+    else:
+        corners, all_scores = by_hand(net, X, name)
+        boxes, scores = list(corners.detach()), list(all_scores.detach())
+
+    def total(tensors: list[Tensor]) -> float:
+        return sum(math.cos(i) * each for t in tensors for i, each in enumerate(t.flatten().tolist()))
+
+    expected = [total(boxes), *(total([each[:, half::2] for each in scores]) for half in (0, 1))]
+    assert [float(each) for each in question.box_totals(output)] == pytest.approx(expected, rel=1e-4)
 
 
 def test_queries_say_what_was_assumed() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, repeat
@@ -25,17 +25,22 @@ from torchpeek.engine.layout_inference.input_dependence import (
     unaffected_layers,
     with_changed_picture,
 )
+from torchpeek.engine.layout_inference.scales import ScaleLayers, scale_layers
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.model_config import compares_texts, feature_extractors
+from torchpeek.engine.numerics import weighted_sum
 from torchpeek.engine.preserve import preserved
-from torchpeek.engine.targets import Target, of_samples
+from torchpeek.engine.targets import Question, Target, of_samples
 from torchpeek.engine.targets.output_parts import output_tensors
 from torchpeek.engine.targets.question import (
+    Bound,
     bind_target,
+    box_totals,
     has_separate_branches,
     output_part,
     reads_entries,
+    scale_grids,
 )
 from torchpeek.errors import NoSpatialLayer, TargetError
 from torchpeek.hooks import ForwardHook, attached, containers, has_layer, layer_at
@@ -58,8 +63,25 @@ class Suggestion:
     dependent: bool = True
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """What a search found.
+
+    Args:
+        one: The one layer.
+        scales: The layers of all scales, for boxes that are read from several.
+        before_head: In that case, the layers on which the scores depend and that no scale's head holds.
+        separate_branches: Whether each score has its own branch, so that the choice holds for these scores alone.
+    """
+
+    one: Suggestion
+    scales: tuple[Suggestion, ...] = ()
+    before_head: frozenset[str] | None = None
+    separate_branches: bool = False
+
+
 # By the form of the call and the kind of target.
-_SUGGESTIONS: ModelCache[tuple[object, ...], Suggestion] = ModelCache(capacity=64)
+_CHOICES: ModelCache[tuple[object, ...], _Choice] = ModelCache(capacity=64)
 
 # How many candidates each pass checks, from the last one back. The last candidate is most often the right one, and a
 # graph over the whole model is seldom needed.
@@ -67,19 +89,22 @@ _CANDIDATES_PER_PASS = (1, 3, 12)
 
 _BRANCHES = "the branches of a sum or a concatenation that no layer returns"
 
-# The fields of a target on which the layer may depend. Its class indices are not among them.
+# The fields of a target, or question, on which the layer may depend. Its class indices are not among them.
 _TARGET_FIELDS = ("layers", "part", "what", "function")
 
 
-def suggest_layer(
+def suggest_layers(
     model: nn.Module,
     call: ModelCall,
     target: Target | None = None,
     *,
     anew: bool = False,
     classes: frozenset[int] | None = None,
-) -> Suggestion:
+) -> Sequence[Suggestion]:
     """The last layer with a grid that depends on the picture, and on whose positions the score depends.
+
+    For the boxes of a dense detector, it is one layer for each scale: the last one before the predictions of that scale
+    (`scales.py: scale_layers`).
 
     A dry run finds the layers with a grid. In a second pass, with a changed picture, the layers that return the same do
     not depend on it, and a backward pass shows what the score depends on. In a transformer that is read by its class
@@ -102,26 +127,47 @@ def suggest_layer(
     Raises:
         NoSpatialLayer: When no layer has a grid.
     """
-    anew = anew or has_separate_branches(target)
-    key = (call.signature, classes, *_target_key(target))
-    remembered = _SUGGESTIONS.get(model, key)
-    if remembered is not None and not anew and has_layer(model, remembered.layer):
-        return remembered
-    search = _LayerSearch(model, call, target, these_scores=classes is not None, anew=anew)
-    return _SUGGESTIONS.put(model, key, search.result())
+    choice = _choice(model, call, target, anew=anew, classes=classes)
+    return choice.scales or (choice.one,)
 
 
-def suggest_stages(model: nn.Module, call: ModelCall, most: int, target: Target | None = None) -> Sequence[Suggestion]:
-    """The layers to fuse: for each of the `most` coarsest sizes of grid, the last of the outermost layers.
-
-    No layer comes after the one that `suggest_layer` returns, which is the last of them.
+def suggest_layer(model: nn.Module, call: ModelCall, *, anew: bool = False) -> Suggestion:
+    """The last layer with a grid on which anything that the model returns depends; see `suggest_layers`.
 
     Raises:
         NoSpatialLayer: When no layer has a grid.
     """
-    last = suggest_layer(model, call, target)
+    return _choice(model, call, None, anew=anew).one
+
+
+def suggest_stages(
+    model: nn.Module, call: ModelCall, most: int, target: Target | None = None, *, scales: bool = False
+) -> Sequence[Suggestion]:
+    """The layers to combine: for each of the `most` coarsest sizes of grid, the last of the outermost layers.
+
+    No layer comes after the one that the score is explained at, which is the last of them. For the boxes of a dense
+    detector, none is in the head of a scale.
+
+    Args:
+        model: The model.
+        call: As for `suggest_layers`.
+        most: How many layers.
+        target: As for `suggest_layers`.
+        scales: Whether the layers of all scales take their place, where boxes are read from several.
+
+    Raises:
+        NoSpatialLayer: When no layer has a grid.
+    """
+    choice = _choice(model, call, target)
+    if scales and choice.scales:
+        return choice.scales
+    last, before_head = choice.one, choice.before_head
     unaffected = unaffected_layers(model, call)
-    candidates = [each for each in dry_run(model, call).candidates if each.layer not in unaffected]
+    candidates = [
+        each
+        for each in dry_run(model, call).candidates
+        if each.layer not in unaffected and (before_head is None or each.layer in before_head)
+    ]
     end = next((index for index, each in enumerate(candidates) if each.layer == last.layer), len(candidates) - 1)
     layer_by_size: dict[int, str] = {}
     for each in candidates[:end]:
@@ -133,9 +179,29 @@ def suggest_stages(model: nn.Module, call: ModelCall, most: int, target: Target 
     return [Suggestion(layer, f"the last layers of the {len(layers)} coarsest sizes of grid") for layer in layers]
 
 
+def _choice(
+    model: nn.Module,
+    call: ModelCall,
+    target: Target | None,
+    *,
+    anew: bool = False,
+    classes: frozenset[int] | None = None,
+) -> _Choice:
+    """The layers for this target, as they are remembered or by a search. Raises NoSpatialLayer."""
+    anew = anew or has_separate_branches(target)
+    key = (call.signature, classes, *_target_key(target))
+    remembered = _CHOICES.get(model, key)
+    holds = remembered is not None and not remembered.separate_branches and has_layer(model, remembered.one.layer)
+    if remembered is not None and holds and not anew:
+        return remembered
+    search = _LayerSearch(model, call, target, these_scores=classes is not None, anew=anew)
+    return _CHOICES.put(model, key, search.result())
+
+
 def _target_key(target: Target | None) -> tuple[object, ...]:
     """The same for all targets whose scores are likely to depend on the same layers."""
-    return type(target), *(getattr(target, name, None) for name in _TARGET_FIELDS)
+    subject = target.question if isinstance(target, Bound) else target
+    return type(subject), *(getattr(subject, name, None) for name in _TARGET_FIELDS)
 
 
 def _layers_before_head(model: nn.Module, candidates: list[CandidateLayer]) -> list[CandidateLayer]:
@@ -172,17 +238,41 @@ class _LayerSearch:
         self._is_dependent: dict[str, bool] = {}  # by layer, as far as they were checked
         self._labels: frozenset[int] = frozenset()  # the classes of the target
         self._layers_of_labels: set[str] = set()  # the layers on which the scores of these classes depend
+        self._scales: ScaleLayers | None = None
+        # Whether each score has its own branch. The target may not know that before it is bound.
+        self._separate_branches = has_separate_branches(target)
 
-    def result(self) -> Suggestion:
-        """The layer, and the reason for it. Raises NoSpatialLayer."""
+    def result(self) -> _Choice:
+        """The layers, and the reason for them. Raises NoSpatialLayer."""
+        one = self._one_layer()
+        if self._scales is None:
+            return _Choice(one, separate_branches=self._separate_branches)
+        reason = f"the last layers of each of the {self._scales.count} scales that the boxes are read from"
+        before_head = [
+            each.layer
+            for each in self._dry.candidates
+            if self._is_dependent.get(each.layer) and each.layer not in self._scales.head
+        ]
+        if before_head:
+            one = Suggestion(before_head[-1], "the last layer with a grid before the head")
+        scales = tuple(Suggestion(layer, reason) for layer in self._scales.layers)
+        return _Choice(one, scales, frozenset(before_head) or None, separate_branches=True)
+
+    def _one_layer(self) -> Suggestion:
         if not self._candidates():
             raise NoSpatialLayer(why_no_candidate(self._model, self._sample))
         # Where there are other inputs, the last layer may be one of theirs. One pass checks all layers then.
         sizes = _CANDIDATES_PER_PASS if self._sample.is_single_tensor else (len(self._dry.candidates),)
         for most in chain(sizes, repeat(sizes[-1])):
-            checked = [each for each in self._candidates() if each.layer not in self._is_dependent][-most:]
+            layers = self._candidates()
+            if self._may_have_scales:  # one pass for all layers, those of heads too
+                layers, most = self._dry.candidates, len(self._dry.candidates)
+            checked = [each for each in layers if each.layer not in self._is_dependent][-most:]
             if not checked or not self._check(checked):
                 break
+            if self._may_have_scales and len(checked) < len(self._dry.candidates):  # this pass has shown it
+                self._is_dependent, self._scales = {}, None
+                continue
             candidates = self._candidates()
             for each in reversed(candidates):
                 if each.layer not in self._is_dependent:
@@ -207,6 +297,11 @@ class _LayerSearch:
             reason += f"; it is one of {_BRANCHES}"
         return Suggestion(last.layer, reason, self._labels if last.layer in self._layers_of_labels else frozenset())
 
+    @property
+    def _may_have_scales(self) -> bool:
+        """Whether the boxes may be of several scales. torchvision's detectors are explained at one layer."""
+        return self._separate_branches and not self._sample.takes_list
+
     def _candidates(self) -> list[CandidateLayer]:
         """The candidates that depend on the picture, as far as that is known, without those in a head."""
         candidates = [each for each in self._dry.candidates if each.layer not in (self._unaffected or ())]
@@ -220,21 +315,33 @@ class _LayerSearch:
         hooks: Iterable[tuple[nn.Module, ForwardHook]] = ()
         if self._dry_digests is not None:
             hooks = digests.hooks(self._model)
-            if not has_separate_branches(self._target):
+            if not self._separate_branches:
                 sample = with_changed_picture(sample)
         dependence = _score_dependence(
-            self._model, sample, candidates, self._target, these_scores=self._these_scores, hooks=hooks
+            self._model,
+            sample,
+            candidates,
+            self._target,
+            these_scores=self._these_scores,
+            hooks=hooks,
+            unaffected=partial(self._compared, digests),
         )
-        if self._dry_digests is not None:
-            unaffected = self._dry_digests.unaffected(digests)
-            self._unaffected, self._dry_digests = remember_unaffected(self._model, sample, unaffected), None
+        self._compared(digests)
         if dependence is None:
             return False
+        self._scales, self._separate_branches = dependence.scales, dependence.separate_branches
         for each in candidates:
             self._is_dependent[each.layer] = each.layer in dependence.layers
         self._labels = dependence.labels
         self._layers_of_labels |= dependence.layers_of_labels
         return True
+
+    def _compared(self, digests: OutputDigests) -> frozenset[str]:
+        """The layers that do not depend on the picture, as known, or by these digests and those of the dry run."""
+        if self._dry_digests is not None:
+            unaffected = self._dry_digests.unaffected(digests)
+            self._unaffected, self._dry_digests = remember_unaffected(self._model, self._sample, unaffected), None
+        return self._unaffected or frozenset()
 
 
 @dataclass(frozen=True)
@@ -245,11 +352,15 @@ class _Dependence:
         layers: The layers on whose grids they depend.
         labels: Where `layers` is about all entries of a tensor: the classes that the target asks for.
         layers_of_labels: The layers on which the scores of these classes depend.
+        scales: The layers that boxes of several scales are read from; None for any other score.
+        separate_branches: Whether each score has its own branch.
     """
 
     layers: frozenset[str] = frozenset()
     labels: frozenset[int] = frozenset()
     layers_of_labels: frozenset[str] = frozenset()
+    scales: ScaleLayers | None = None
+    separate_branches: bool = False
 
 
 def _score_dependence(
@@ -260,11 +371,12 @@ def _score_dependence(
     *,
     these_scores: bool,
     hooks: Iterable[tuple[nn.Module, ForwardHook]],
+    unaffected: Callable[[], Container[str]],
 ) -> _Dependence | None:
     """On the grids of which candidates the scores of the sample depend; None where no gradient exists.
 
     One forward pass, with these hooks, whose graph starts at the first of the candidates, and a backward pass for each
-    score.
+    score. After it, `unaffected` returns the layers that do not depend on the picture.
     """
     handles: dict[str, Handle] = {}
 
@@ -281,15 +393,20 @@ def _score_dependence(
             output = run(model, sample.for_one_pass())
         try:
             with torch.enable_grad():
-                scores, labels = _scores_to_follow(output, target, sample, these_scores=these_scores)
+                question, scores, labels = _scores_to_follow(output, target, sample, these_scores=these_scores)
+                totals = box_totals(question, output)
             if not handles:
                 return None
             if not scores.requires_grad:  # no path leads from these layers to the scores, or one without a graph
-                return _Dependence()
+                return _Dependence(separate_branches=has_separate_branches(question))
             inputs: Any = list(handles.values())  # torch accepts gradient edges, but its type hints do not
             gradients = [
                 torch.autograd.grad(one, inputs, retain_graph=True, allow_unused=True) for one in scores.unbind()
             ]
+            scales = None
+            if totals:
+                on_picture = [each for each in candidates if each.layer not in unaffected()]
+                scales = scale_layers(totals, on_picture, handles, scale_grids(question))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:  # the model has no backward pass; the trace says so if it needs gradients
@@ -305,7 +422,8 @@ def _score_dependence(
     if labels:
         of_all, of_labels = map(frozenset, by_score)
         return _Dependence(of_all, labels, of_labels)
-    return _Dependence(frozenset.intersection(*map(frozenset, by_score)))
+    layers = frozenset.intersection(*map(frozenset, by_score))
+    return _Dependence(layers, scales=scales, separate_branches=has_separate_branches(question))
 
 
 def _has_grid_gradient(gradient: Tensor | None, layout: Layout) -> bool:
@@ -317,8 +435,8 @@ def _has_grid_gradient(gradient: Tensor | None, layout: Layout) -> bool:
 
 def _scores_to_follow(
     output: Any, target: Target | None, sample: ModelCall, *, these_scores: bool
-) -> tuple[Tensor, frozenset[int]]:
-    """(n,): the scores of the first sample, and class labels.
+) -> tuple[Question | None, Tensor, frozenset[int]]:
+    """The question, (n,): the scores of the first sample, and class labels.
 
     One score for each box of a detector, otherwise one in all. For a target that reads entries of one tensor, such as
     class logits, a sum over all entries of that tensor, so that every class has the same layer; then the score of the
@@ -333,21 +451,11 @@ def _scores_to_follow(
         except TargetError:  # the target may be for all samples together; the trace raises if it is wrong
             question = None
     if question is None:
-        return _weighted_sum(tensor for _, tensor in containers.leaves(output)).unsqueeze(0), frozenset()
-    if has_separate_branches(target):
-        return scores, frozenset()
+        return None, weighted_sum(tensor for _, tensor in containers.leaves(output)).unsqueeze(0), frozenset()
+    if has_separate_branches(question):
+        return question, scores, frozenset()
     tensor = output_tensors(output).get(output_part(question))
     if these_scores or not reads_entries(question) or tensor is None:
-        return scores.sum().unsqueeze(0), frozenset()
+        return question, scores.sum().unsqueeze(0), frozenset()
     labels = frozenset(question.labels.flatten().tolist())
-    return torch.stack([_weighted_sum([tensor]), scores.sum().cpu().float()]), labels
-
-
-def _weighted_sum(tensors: Iterable[Tensor]) -> Tensor:
-    """A sum over all entries, with weights that do not cancel by a normalisation or a symmetry of the output."""
-    total = torch.zeros(())
-    for tensor in tensors:
-        if tensor.is_floating_point() and tensor.numel():
-            weights = torch.cos(torch.arange(tensor.numel(), device=tensor.device)).view(tensor.shape)
-            total = total + (tensor.float() * weights).sum().cpu()
-    return total
+    return question, torch.stack([weighted_sum([tensor]), scores.sum().cpu().float()]), labels

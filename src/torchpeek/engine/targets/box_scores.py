@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from torchpeek.engine.numerics import weighted_sum
 from torchpeek.engine.targets.detections import (
     Detections,
     NamedReader,
@@ -68,6 +69,7 @@ class BoxScores:
     what: BoxQuantity = "score"
     least_iou: float = 0.5
     positional: ClassVar[bool] = True
+    separate_branches: ClassVar[bool] = True
     scored: ScoreActivation = "softmax"
     reader: Reader | None = None
     numbers: Tensor | None = None
@@ -82,8 +84,8 @@ class BoxScores:
 
     @property
     def several_scales(self) -> bool:
-        """Whether the boxes belong to the cells of several grids, so that the scores come from several layers."""
-        return self.numbers is not None
+        """Whether the boxes may come from several scales, each with layers of its own."""
+        return self.reader is not None and self.reader.several_scales
 
     @property
     def grids(self) -> Sequence[tuple[int, int]]:
@@ -151,15 +153,15 @@ class BoxScores:
             numbers=None if self.numbers is None else self.numbers[rows][:, columns],
         )
 
-    def scale_totals(self, output: Any) -> Sequence[Tensor]:
-        """Sum up all boxes of each scale, to find the layers that a scale depends on.
+    def box_totals(self, output: Any) -> Sequence[Tensor]:
+        """Sum up all boxes, to find the layers that they are read from.
 
         Args:
             output: What the detector returned for n samples.
 
         Returns:
-            For each of the `grids` (n, 5): the sums of left, top, right, bottom and of all class scores over the boxes
-            of that grid. Empty where the grids are not known.
+            Sums, each with one number: of the coordinates of all boxes, of the scores of classes 0, 2, 4, ..., and of
+            those of classes 1, 3, 5, .... They are weighted, so that probabilities that add up to 1 do not cancel.
 
         Raises:
             TargetError: When the output is not that of a detector.
@@ -167,20 +169,14 @@ class BoxScores:
         Example:
             >>> rows = torch.cat([torch.full((1, 2, 84), 32.0), torch.ones(1, 2, 84), torch.rand(1, 3, 84)], 1)
             >>> question = tp.targets.Box().for_pictures((1, 3, 64, 64)).bind(rows)
-            >>> [totals.shape for totals in question.scale_totals(rows)]
-            [torch.Size([1, 5]), torch.Size([1, 5]), torch.Size([1, 5])]
+            >>> [total.shape for total in question.box_totals(rows)]
+            [torch.Size([]), torch.Size([]), torch.Size([])]
         """
-        if self.reader is None or not self.grids:
-            return []
-        detections = self.reader(containers.at(output, self.part))
-        cells = [height * width for height, width in self.grids]
-        sizes = [count * (len(detections[0].boxes) // sum(cells)) for count in cells]
-        columns = [
-            torch.cat([each.boxes, each.by_class.sum(1, keepdim=True)], dim=1)
-            for each in detections
-            if each.by_class is not None
-        ]
-        return [scale.sum(1) for scale in torch.split(torch.stack(columns), sizes, dim=1)]
+        reader = self.reader or NamedReader(self.scored)
+        detections = reader(containers.at(output, self.part))
+        scores = [each.scores[:, None] if each.by_class is None else each.by_class for each in detections]
+        halves = [weighted_sum(each[:, start::2] for each in scores) for start in (0, 1)]
+        return [weighted_sum(each.boxes for each in detections), *halves]
 
     def _values_in_sample(self, index: int, detections: Detections) -> Tensor:
         """(K,): the score or coordinate of each box, matched among the Q detections of one sample."""

@@ -70,6 +70,7 @@ class DenseReader:
     relative: bool
     grids: Sequence[GridSize] = ()
     by_row: bool = True
+    several_scales: bool = True
 
     @property
     def words(self) -> str:
@@ -100,6 +101,7 @@ class ScaleReader:
     grids: Sequence[GridSize]
     relative: bool = False
     by_row: bool = True
+    several_scales: bool = True
     words: str = ""
 
     def __call__(self, output: Any) -> list[Detections]:
@@ -139,6 +141,7 @@ class ListReader:
     part: str | None
     relative: bool
     by_row: bool = False
+    several_scales: bool = True
     words: str = ""
     grids: Sequence[GridSize] = ()
 

@@ -66,6 +66,11 @@ class Reader(Protocol):
         ...
 
     @property
+    def several_scales(self) -> bool:
+        """Whether the output may hold the boxes of several scales, each with layers of its own."""
+        ...
+
+    @property
     def grids(self) -> Sequence[tuple[int, int]]:
         """The grids (h, w) whose cells the boxes belong to; empty where these are not known."""
         ...
@@ -87,6 +92,7 @@ class NamedReader:
     activation: ScoreActivation
     relative: bool = False
     by_row: bool = False
+    several_scales: bool = False
     grids: Sequence[tuple[int, int]] = ()
     words: str = ""
 
@@ -112,7 +118,9 @@ def named_reader(output: Any, activation: ScoreActivation | None) -> NamedReader
     if _detections_in_queries(output, reader.activation) is None:
         return None
     assumed = activation is None and not type(output).__name__.endswith(_DETECTION_OUTPUT)
-    return replace(reader, relative=True, words=", by a softmax with 'no object' as its last class" if assumed else "")
+    # Deformable DETR and RT-DETR read several scales, DETR one.
+    words = ", by a softmax with 'no object' as its last class" if assumed else ""
+    return replace(reader, relative=True, several_scales=True, words=words)
 
 
 def finite_detections(detections: list[Detections]) -> list[Detections]:

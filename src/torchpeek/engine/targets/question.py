@@ -75,7 +75,8 @@ class Question(Protocol):
     - `noun`: what a label counts, where labels are not class indices; see `label_noun`.
     - `part`: the path of the tensor that the scores are read from; see `output_part`.
     - `positional`: whether the question is about a position; see `is_positional`.
-    - `grids`: the grids of all scales that the question reads; see `scale_grids`.
+    - `several_scales`, `box_totals` and `grids`: whether it reads boxes of several scales, sums over all of these
+      boxes, and the grids of the scales; see `box_totals` and `scale_grids`.
     - `layers`: names of the inner layers that it reads; see `layers_of_target`.
 
     Example:
@@ -148,18 +149,24 @@ def bind_target(target: Target, output: Any, picture: Sequence[int]) -> Question
 
 
 def has_separate_branches(target: object) -> bool:
-    """Whether each score of the target comes from its own branch of the model, as that of a detected box does."""
+    """Whether each score of a target, or question, comes from its own branch of the model, as a detected box does."""
     return bool(getattr(target, "separate_branches", False))
 
 
 def scale_grids(question: object) -> Sequence[tuple[int, int]]:
-    """The grids (h, w) of all scales that the question reads, as of a dense detector; empty where there is one scale.
-
-    A box of a dense detector belongs to a cell of one of these grids, so a single layer does not explain all boxes. See
-    `BoxScores.scale_totals` for what depends on each scale.
-    """
+    """The grids (h, w) of all scales that a question reads, as of a dense detector; empty where these are not known."""
     grids: Sequence[tuple[int, int]] = getattr(question, "grids", ())
     return grids
+
+
+def box_totals(question: object, output: Any) -> Sequence[Tensor]:
+    """Weighted sums over all boxes in an output, of coordinates and of scores; empty where there is one scale.
+
+    A box of a dense detector belongs to one of several scales, so a single layer does not explain all boxes. The sums
+    depend on the layers of all scales. See `BoxScores.box_totals`.
+    """
+    totals: Sequence[Tensor] = question.box_totals(output) if getattr(question, "several_scales", False) else ()  # type: ignore[attr-defined]
+    return totals
 
 
 def is_positional(question: object) -> bool:
@@ -200,6 +207,11 @@ class Bound:
 
     question: Question
     layers: tuple[str, ...] = ()
+
+    @property
+    def separate_branches(self) -> bool:
+        """Whether each score comes from its own branch of the model; see `has_separate_branches`."""
+        return has_separate_branches(self.question)
 
     def bind(self, output: Any) -> Question:
         """Return the question, whatever the output is."""
