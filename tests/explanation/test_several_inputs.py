@@ -267,3 +267,13 @@ class TestNothingIsRemembered:
             for stages in (2, 1, 2)
         ]
         assert [layer.partition(".")[0] for layer in layers] == ["second", "first", "second"]
+
+
+def test_a_layer_of_the_other_branch_is_refused_in_a_training_loss() -> None:
+    model = float64(TwoEncoders()).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    inputs = tp.Arguments((rand(2, 3, 32, 32), rand(2, 1, 32, 32, seed=2)), picture="0")
+    with pytest.raises(NotConnected, match="layer 'depth'"):
+        tp.trace(model, inputs, layer="depth", create_graph=True)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert tp.trace(model, inputs, layer="rgb", create_graph=True).layer == "rgb"

@@ -22,6 +22,7 @@ from torchpeek.engine.layout_inference.dry_run import dry_run, layout_of, with_k
 from torchpeek.engine.layout_inference.input_dependence import (
     connected_layers,
     known_unaffected,
+    unconnected_layers,
     with_changed_picture,
 )
 from torchpeek.engine.model_cache import ModelCache
@@ -185,7 +186,11 @@ def run_training_pass(
     Raises:
         TorchpeekError: As `run_clean_pass` does.
     """
-    dry_run(model, call)  # of its own, in eval mode: a pass that stops at an undecided layout would count as a step
+    # Passes of their own, in eval mode, once: one that stops at an undecided layout or layer would count as a step.
+    dry_run(model, call)
+    unconnected = unconnected_layers(model, call) if request.layers else frozenset()
+    if names := [name for name, layer in request.layers.items() if call_name(layer.path, layer.call) in unconnected]:
+        raise NotConnected(_not_connected_to_picture(model, call, names))
     device = call.picture.device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     # Fused attention has no second derivative; computed in steps it is the same, and has one.

@@ -141,7 +141,7 @@ def run_pass(request: ExplanationRequest, requirements: PassRequirements) -> Tra
         )
         return _trace_at_suggestions(request, requirements, stages)
     if requirements.create_graph:  # a step of a training loop, which is not repeated at another layer
-        suggestions = suggest_layers(request.module, request.call, request.target, anew=True)
+        suggestions = suggest_layers(request.module, request.call, request.target)
         return _trace_at_suggestions(request, requirements, suggestions)
     try:
         suggestions = suggest_layers(request.module, request.call, request.target)
