@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from torchpeek.engine.batching import Change, check_changed, check_counts, chunk_size, chunks, sample_rows
+from torchpeek.engine.fixed_batch import BatchTooLarge, batches, with_fixed_batch
 from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass, batch_statistics_layer
 from torchpeek.engine.gradients import score_gradients
@@ -61,6 +63,13 @@ def input_gradient_chunks(
     inputs = picture if view is None else view.taken(picture)
 
     def reduced(rows: Tensor, trial_numbers: Tensor) -> Tensor:
+        return with_fixed_batch(model, forward_pass.call, partial(reduced_in_batch, rows, trial_numbers))
+
+    def reduced_in_batch(rows: Tensor, trial_numbers: Tensor, size: int | None) -> Tensor:
+        if size is not None and len(rows) > size:
+            raise BatchTooLarge(model, size, len(rows))
+        [(entries, count)] = batches(size, rows)
+        rows, trial_numbers = rows[entries], trial_numbers[entries]
         changed = change(sample_rows(inputs, rows).clone(), rows, trial_numbers)
         check_changed(changed, (len(rows), *inputs.shape[1:]))
         leaf = changed.detach().clone()
@@ -81,7 +90,7 @@ def input_gradient_chunks(
                         raise NotConnected(_NOT_CONNECTED)
                     with torch.no_grad():
                         parts.append(reduce(at_least_float32(gradient).movedim(0, 1), rows, trial_numbers))
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1)[:count]
 
     batch = 1 if batch_statistics_layer(model) else max(1, chunk_size(picture[:1]) // 2)
     yield from chunks(reduced, len(inputs), trials, batch, "changed inputs")
