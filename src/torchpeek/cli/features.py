@@ -48,7 +48,7 @@ def run(
     check_grid(most=most, scale=scale, colormap=colormap)
     files = find_pictures(pictures)
     loaded = loaded_model(model, device)
-    check_pictures_fit(loaded, files)
+    check_pictures_fit(loaded, files, max_size)
     grid_options = {"most": most, "scale": scale, "colormap": colormap}
     stems = file_names({str(file): file.stem for file in files}, reserved="features.json")
     rows: list[dict[str, Any]] = []
