@@ -81,11 +81,6 @@ class BoxScores:
         return f"score of a detected box{self.reader.words if self.reader else ''}"
 
     @property
-    def several_scales(self) -> bool:
-        """Whether the boxes belong to the cells of several grids, so that the scores come from several layers."""
-        return self.numbers is not None
-
-    @property
     def grids(self) -> Sequence[tuple[int, int]]:
         """The grids (h, w) whose cells the boxes belong to, from fine to coarse; empty where these are not known."""
         return self.reader.grids if self.reader else ()
