@@ -153,7 +153,8 @@ def run_clean_pass(
             ) from error
 
     with preserved(model):
-        request = replace(request, layers=with_known_totals(model, call, request.layers))
+        if any(layer.counts_from_end for layer in request.layers.values()):
+            request = replace(request, layers=with_known_totals(model, call, request.layers))
         try:
             forward_pass = one_pass(request)
         except LayoutUndecided:
@@ -320,9 +321,8 @@ def _check_layers_depend_on_picture(forward_pass: ForwardPass, request: CaptureR
     unaffected = known_unaffected(model, call)
     suspected = []
     for name in captures:
-        if unaffected is not None and names[name] not in unaffected:
-            _CONNECTED.put(model, (call.signature, names[name]), True)
-        elif _CONNECTED.get(model, (call.signature, names[name])) is None:
+        affected = unaffected is not None and names[name] not in unaffected
+        if not affected and _CONNECTED.get(model, (call.signature, names[name])) is None:
             suspected.append(name)
     if not suspected:
         return

@@ -101,6 +101,8 @@ def class_logits(output: Any, part: str = "") -> Tensor:
 
 def locate_logits(output: Any, part: str = "") -> tuple[str, Tensor]:
     """The path of the class logits in what a model returned, and the logits (N, classes). See `class_logits`."""
+    if isinstance(output, Tensor) and not part and output.ndim == 2 and output.is_floating_point():
+        return "", output  # as most classifiers return them
     tensors = {path: tensor for path, tensor in output_tensors(output).items() if tensor.ndim}
     names = _names(output)
     if part:

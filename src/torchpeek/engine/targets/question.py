@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,8 +15,9 @@ from torchpeek.engine.observed import layers_of_target
 class Target(Protocol):
     """What a user asks for, such as the predicted class, class 281, or the top 5.
 
-    A target may also have the members `layers` (names of the inner layers that it reads, see `layers_of_target`) and
-    `separate_branches` (see `has_separate_branches`).
+    A target may also have the members `layers` (names of the inner layers that it reads, see `layers_of_target`),
+    `separate_branches` (see `has_separate_branches`) and `for_pictures(shape)`, which returns the target for pictures
+    (N, C, *grid) of this shape (see `bind_target`).
 
     Example:
         >>> target = tp.targets.Predicted()
@@ -54,15 +55,6 @@ class BySample(Target, Protocol):
 
     def of_samples(self, first: int, last: int) -> Target:
         """Return the target for the samples from `first` to before `last`."""
-        ...
-
-
-@runtime_checkable
-class OfPictures(Target, Protocol):
-    """A target that reads an output with the help of the shape of the pictures."""
-
-    def for_pictures(self, shape: Sequence[int]) -> Target:
-        """Return the target for pictures of this shape, (N, C, *grid)."""
         ...
 
 
@@ -144,7 +136,9 @@ def bind_target(target: Target, output: Any, picture: Sequence[int]) -> Question
     Returns:
         The question.
     """
-    return (target.for_pictures(picture) if isinstance(target, OfPictures) else target).bind(output)
+    # Not by isinstance, which for a protocol takes as long as all the rest here.
+    for_pictures: Callable[[Sequence[int]], Target] | None = getattr(target, "for_pictures", None)
+    return (target if for_pictures is None else for_pictures(picture)).bind(output)
 
 
 def has_separate_branches(target: object) -> bool:
