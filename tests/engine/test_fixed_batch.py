@@ -138,6 +138,18 @@ def test_a_model_that_runs_with_other_batches_and_returns_too_few_rows(size: int
     torch.testing.assert_close(got.values, expected.values)
 
 
+@pytest.mark.parametrize("method", ["scorecam", "ablationcam", "recipro-cam", "smoothgrad", "integrated-gradcam"])
+@pytest.mark.filterwarnings("ignore::torchpeek.Notice")
+def test_one_that_regroups_smaller_batches_without_an_error(method: str) -> None:
+    """Of 32 samples, 16 of a chunk and one of a dry run become 32 rows, too: 16 * 16 values can be divided by 32."""
+    model, free = Regrouped(32).double().eval(), Regrouped(None).double().eval()
+    free.load_state_dict(model.state_dict())
+    x = torch.rand(32, 3, 18, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    options = {"samples": 2} if method == "smoothgrad" else {}
+    got, expected = (tp.explain(each, x, method=method, layer="act", target=1, **options) for each in (model, free))
+    torch.testing.assert_close(got.values, expected.values)
+
+
 def test_a_trace_of_fewer_samples() -> None:
     model, rows = made(3), torch.tensor([2, 0])
     trace = tp.trace(model, X[:3], layer="last", target=1)

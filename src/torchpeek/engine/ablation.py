@@ -20,7 +20,7 @@ from torchpeek.engine.preserve import preserved
 from torchpeek.engine.replay.prefix import PrefixRecording
 from torchpeek.engine.replay.suffix import Replay, ReplayMismatch, Suffix, returning
 from torchpeek.engine.replay.validation import overwritten_outputs, refusal, refuse_replay, validated_replay
-from torchpeek.engine.targets.question import Bound
+from torchpeek.engine.targets.question import Bound, RowCountMismatch, scores_of
 from torchpeek.errors import AmbiguousCall, notify
 from torchpeek.hooks import attached, call_name, layer_at, replaced
 
@@ -77,7 +77,7 @@ def ablate(
                 f"called it {selected.total} times, so {selected.name!r} is not the same call in both. Next: choose a "
                 "layer that is called as often whatever the batch, or a method that does not change the layer's output"
             )
-        return forward_pass.question(output, rows)
+        return scores_of(forward_pass.question, output, rows)
 
     batch = 1 if batch_statistics_layer(model) else batch
     with preserved(model), forward_pass.autocast_context():
@@ -86,11 +86,13 @@ def ablate(
             size, replay = _replay_in_memory(forward_pass, layer, largest, trials)
 
             def by_replay(rows: Tensor, trial_numbers: Tensor) -> Tensor:
-                return forward_pass.question(replay.output(changed_output(rows, trial_numbers), rows), rows)
+                return scores_of(forward_pass.question, replay.output(changed_output(rows, trial_numbers), rows), rows)
 
             return score_chunks(by_replay, forward_pass.scores, trials, live, size, label)
         except ReplayMismatch as error:
             reason = str(error)
+        except RowCountMismatch:
+            reason = "is not possible: the model returns another number of rows than it has samples"
         notify(f"whole passes for each change of {layer!r}, as a replay of what comes after it {reason}")
         scores = with_fixed_batch(model, call, by_whole_passes)
         refuse_replay(model, selected, call, reason)  # only now: the model itself did not fail

@@ -16,6 +16,7 @@ from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import close
 from torchpeek.engine.preserve import preserved
+from torchpeek.engine.targets.question import RowCountMismatch
 from torchpeek.errors import InputError, TorchpeekError, notify
 from torchpeek.hooks import containers
 
@@ -63,9 +64,11 @@ def with_fixed_batch(model: nn.Module, call: ModelCall, compute: Callable[[int |
         return compute(size)
     try:
         return compute(None)
-    except (TorchpeekError, torch.OutOfMemoryError):
+    except torch.OutOfMemoryError:
         raise
     except Exception as error:
+        if isinstance(error, TorchpeekError) and not isinstance(error, RowCountMismatch):
+            raise
         size = _found_size(model, call, error)
         if size is None:
             raise

@@ -31,7 +31,7 @@ from torchpeek.engine.observed import layers_of_target
 from torchpeek.engine.preserve import exclusive, preserved
 from torchpeek.engine.replay.prefix import PrefixRecording
 from torchpeek.engine.replay.validation import overwritten_outputs
-from torchpeek.engine.targets.question import Bound, Question, Target, bind_target
+from torchpeek.engine.targets.question import Bound, Question, Target, bind_target, scores_of
 from torchpeek.errors import AmbiguousCall, InputError, NotConnected, NotFinite, listed_names, notify
 from torchpeek.hooks import SelectedLayer, attached, call_name, containers, replaced, select, shared
 from torchpeek.interrupts import uninterrupted
@@ -98,7 +98,7 @@ class ForwardPass:
         """(N, K): the scores, connected to the graph behind the output."""
         # The caller may be inside no_grad or inference_mode, where no graph would be made.
         with uninterrupted(), torch.inference_mode(False), torch.enable_grad():
-            return self.question(self.output, torch.arange(len(self.call)))
+            return scores_of(self.question, self.output, torch.arange(len(self.call)))
 
     @cached_property
     def scores(self) -> Tensor:

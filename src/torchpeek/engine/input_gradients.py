@@ -18,6 +18,7 @@ from torchpeek.engine.gradients import score_gradients
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.rectifiers import rectifiers_between
+from torchpeek.engine.targets.question import scores_of
 from torchpeek.engine.views import PictureView
 from torchpeek.errors import NotConnected
 from torchpeek.hooks import edited_gradients
@@ -78,7 +79,7 @@ def input_gradient_chunks(
                 leaf.requires_grad_()
                 whole = leaf.clone() if view is None else view.placed(sample_rows(picture, rows), leaf)
                 call = forward_pass.call.select(rows, whole.detach()).for_one_pass(whole)
-                scores = forward_pass.question(run(model, call), rows)  # (b, K)
+                scores = scores_of(forward_pass.question, run(model, call), rows)  # (b, K)
             nodes = rectifiers_between(_connected(scores), leaf) if guided else []
             parts = []
             with edited_gradients(nodes, lambda gradient: gradient.clamp(min=0)) if guided else nullcontext():

@@ -18,6 +18,7 @@ from torchpeek.engine.fixed_batch import batches, with_fixed_batch
 from torchpeek.engine.forward import run, run_fast
 from torchpeek.engine.forward_pass import ForwardPass, batch_statistics_layer
 from torchpeek.engine.preserve import preserved
+from torchpeek.engine.targets.question import scores_of
 from torchpeek.engine.views import PictureView
 from torchpeek.errors import NotConnected
 
@@ -56,7 +57,7 @@ def rescore(
                 call = forward_pass.call.select(rows[entries], changed if size is None else changed[entries])
                 with autocast:
                     output = run_fast(model, call, half=dtype is not None, batch_size=size)
-                parts.append(forward_pass.question(output, rows[entries])[:count])
+                parts.append(scores_of(forward_pass.question, output, rows[entries])[:count])
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
         return score_chunks(score, forward_pass.scores, trials, live, batch, "changed inputs")
@@ -86,7 +87,7 @@ def input_gradients(
         leaf = inputs.detach()[entries.to(inputs.device)].requires_grad_()  # indices make a copy
         whole = leaf.clone() if view is None else view.placed(sample_rows(forward_pass.inputs, own), leaf)
         call = forward_pass.call.select(own, whole.detach()).for_one_pass(whole)
-        scores = forward_pass.question(run(model, call), own)  # (n, K)
+        scores = scores_of(forward_pass.question, run(model, call), own)  # (n, K)
         selected = scores.gather(1, columns[entries].to(scores.device).unsqueeze(1)).squeeze(1)[:count]  # (n,)
         gradient = None
         if selected.requires_grad:

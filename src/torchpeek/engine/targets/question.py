@@ -9,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from torchpeek.engine.observed import layers_of_target
+from torchpeek.engine.targets.output_parts import output_tensors
+from torchpeek.errors import InputError
 
 
 @runtime_checkable
@@ -104,6 +106,26 @@ class Question(Protocol):
             The question of these samples and scores.
         """
         ...
+
+
+class RowCountMismatch(InputError):
+    """A later pass returned more or fewer rows of scores than it had samples."""
+
+
+def scores_of(question: Question, output: Any, rows: Tensor) -> Tensor:
+    """Compute the scores of a later pass over the samples `rows` (n,), and check that there is a row for each of them.
+
+    Raises:
+        RowCountMismatch: When the tensor that the scores are read from has another number of rows.
+    """
+    tensor = output_tensors(output).get(output_part(question)) if reads_entries(question) else None
+    if tensor is not None and tensor.ndim and len(tensor) != len(rows):
+        raise RowCountMismatch(
+            f"the model returned {len(tensor)} row(s) of scores for {len(rows)} samples. Perhaps it takes batches of "
+            "one size only, and regroups the values of others, as view(4, -1) does. Next: give it in a form that takes "
+            "any batch, such as view(len(x), -1)"
+        )
+    return question(output, rows)
 
 
 def of_samples(target: Target, first: int, last: int) -> Target:
