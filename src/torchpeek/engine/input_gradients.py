@@ -14,7 +14,7 @@ from torchpeek.engine.batching import Change, check_changed, check_counts, chunk
 from torchpeek.engine.fixed_batch import BatchTooLarge, batches, with_fixed_batch
 from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass, batch_statistics_layer
-from torchpeek.engine.gradients import score_gradients
+from torchpeek.engine.gradients import NOT_CONNECTED_TO_INPUT, score_gradients
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.rectifiers import rectifiers_between
@@ -88,7 +88,7 @@ def input_gradient_chunks(
                         of_columns = scores[:, columns[0] : columns[-1] + 1]
                     [gradient] = score_gradients(of_columns, [leaf], leaf.nbytes * _MEMORY_MULTIPLE)
                     if gradient is None:
-                        raise NotConnected(_NOT_CONNECTED)
+                        raise NotConnected(NOT_CONNECTED_TO_INPUT)
                     with torch.no_grad():
                         parts.append(reduce(at_least_float32(gradient).movedim(0, 1), rows, trial_numbers))
         return torch.cat(parts, dim=1)[:count]
@@ -97,13 +97,7 @@ def input_gradient_chunks(
     yield from chunks(reduced, len(inputs), trials, batch, "changed inputs")
 
 
-_NOT_CONNECTED = (
-    "the score does not depend on the input: no gradient flows back to it. The model detaches it, or runs a part under "
-    "torch.no_grad() or inference_mode(). Choose a method that needs no gradients, such as occlusion or rise"
-)
-
-
 def _connected(scores: Tensor) -> Tensor:
     if not scores.requires_grad:
-        raise NotConnected(_NOT_CONNECTED)
+        raise NotConnected(NOT_CONNECTED_TO_INPUT)
     return scores

@@ -17,6 +17,7 @@ from torchpeek.engine.batching import (
 from torchpeek.engine.fixed_batch import batches, with_fixed_batch
 from torchpeek.engine.forward import run, run_fast
 from torchpeek.engine.forward_pass import ForwardPass, batch_statistics_layer
+from torchpeek.engine.gradients import NOT_CONNECTED_TO_INPUT
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.targets.question import scores_of
 from torchpeek.engine.views import PictureView
@@ -101,10 +102,7 @@ def input_gradients(
         parts = with_fixed_batch(model, forward_pass.call, of_batches)
     gradients = [gradient for _, gradient in parts if gradient is not None]
     if len(gradients) < len(parts):
-        raise NotConnected(
-            "the score does not depend on the input: no gradient flows back to it. The model detaches it, or runs a "
-            "part under torch.no_grad() or inference_mode(). Choose a method that needs no gradient of the input"
-        )
+        raise NotConnected(NOT_CONNECTED_TO_INPUT)
     return torch.cat([scores for scores, _ in parts]), torch.cat(gradients)
 
 
