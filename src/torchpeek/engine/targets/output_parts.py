@@ -29,6 +29,8 @@ _TRAINING_NAMES = ("aux", "loss")
 
 def output_tensors(output: Any) -> dict[str, Tensor]:
     """Path -> floating-point tensor of what a model returned; of an object that is no container, its attributes."""
+    if isinstance(output, Tensor):  # the most common case, without a walk
+        return {"": output} if output.is_floating_point() else {}
     return {path: tensor for path, tensor in containers.leaves(_readable(output)) if tensor.is_floating_point()}
 
 
