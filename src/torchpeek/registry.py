@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 from torchpeek.errors import OptionError
@@ -21,7 +22,7 @@ class Registered:
         """The first line of the function's docstring."""
         return inspect.getdoc(self.compute).splitlines()[0]  # type: ignore[union-attr]  # registration requires a docstring
 
-    @property
+    @cached_property
     def options(self) -> Mapping[str, Any]:
         """The function's options: name -> default value."""
         parameters = inspect.signature(self.compute).parameters.values()

@@ -57,13 +57,18 @@ class TestOcclusion:
             ({"window": 2.5}, "option window is 2.5"),
             ({"window": 2, "stride": 3}, "option stride is 3.*up to 2, 2, the window, so that every position"),
             ({"fill": "mean"}, "option fill is 'mean'"),
-            ({"fill": torch.zeros(4)}, r"option fill is a tensor of shape \(4,\)"),
+            ({"fill": torch.zeros(4)}, r"option fill is a tensor \(4,\)"),
             ({"precision": "int8"}, "precision is 'int8'"),
         ],
     )
     def test_options_that_make_no_sense(self, net: SplitNet, options: dict, message: str) -> None:
         with pytest.raises(OptionError, match=message):
             tp.explain(net, X, method="occlusion", **options)
+
+    def test_a_number_for_each_column_is_not_taken_for_one_for_each_channel(self, net: SplitNet) -> None:
+        """(C,) would broadcast where the picture has as many columns as channels."""
+        with pytest.raises(OptionError, match=r"is a tensor \(\d+,\).*one number for each channel is"):
+            tp.explain(net, X, method="occlusion", fill=torch.zeros(X.shape[-1]))
 
 
 class TestRise:

@@ -134,6 +134,20 @@ def test_other_commands(place, capsys, command: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("command", ["cam", "evaluate", "features", "gradients"])
+def test_no_picture_is_read_in_full(place, capsys, monkeypatch, command: str) -> None:
+    """Also not the one that shows whether the model takes the pictures."""
+    sizes, read = [], tp.LoadedModel.read
+
+    def recorded(loaded, picture, *, max_size=None):
+        sizes.append(max_size)
+        return read(loaded, picture, max_size=max_size)
+
+    monkeypatch.setattr(tp.LoadedModel, "read", recorded)
+    assert run(command, "pictures", *of("pooled"), "--max-size", "20") == 0
+    assert set(sizes) == {20}
+
+
 def test_layers(place, capsys) -> None:
     words = ("layers", *of("any_size"), "--picture", "pictures/a.png", "--max-size", "20")
     shapes = [row["output"] for row in asked(capsys, *words)["layers"]]

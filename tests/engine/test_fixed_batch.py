@@ -29,7 +29,14 @@ METHODS = [
     "opticam",
     "polycam",
     "refinecam",
+    "saliency",
+    "smoothgrad",
+    "integrated-gradients",
+    "guided-backprop",
+    "occlusion",
+    "rise",
 ]
+OPTIONS = {"smoothgrad": {"samples": 5}, "integrated-gradients": {"steps": 5}, "rise": {"samples": 20}}
 
 
 class Net(nn.Module):
@@ -66,8 +73,10 @@ def bound_to(size: int, how: str) -> nn.Module:
 @pytest.mark.filterwarnings("ignore::torchpeek.Notice")
 def test_the_map_is_that_of_the_free_model(size: int, how: str, method: str) -> None:
     layer = None if method == "fullgrad" else ["act", "last"] if method in ("polycam", "refinecam") else "last"
-    got = tp.explain(bound_to(size, how), X[:size], method=method, layer=layer, target=1)
-    expected = tp.explain(made(None), X[:size], method=method, layer=layer, target=1)
+    got, expected = (
+        tp.explain(model, X[:size], method=method, layer=layer, target=1, **OPTIONS.get(method, {}))
+        for model in (bound_to(size, how), made(None))
+    )
     torch.testing.assert_close(got.values, expected.values, rtol=1e-8, atol=1e-11)
 
 
@@ -102,6 +111,43 @@ class TestOtherFunctions:
         )
         torch.testing.assert_close(scores, their_scores)
         torch.testing.assert_close(gradients, theirs)
+
+
+class Regrouped(nn.Module):
+    """Runs with any batch, but returns a row for each of `size` samples."""
+
+    def __init__(self, size: int | None) -> None:
+        super().__init__()
+        self.act, self.conv, self.head, self.size = nn.ReLU(), nn.Conv2d(3, 6, 3), nn.Linear(6, 5), size
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.act(self.conv(x))
+        return self.head(features.reshape(self.size or len(x), 6, -1).mean(2))
+
+
+@pytest.mark.parametrize("method", ["scorecam", "ablationcam", "smoothgrad", "integrated-gradcam"])
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.filterwarnings("ignore::torchpeek.Notice")
+def test_a_model_that_runs_with_other_batches_and_returns_too_few_rows(size: int, method: str) -> None:
+    model, free = Regrouped(size).double().eval(), Regrouped(None).double().eval()
+    free.load_state_dict(model.state_dict())
+    got, expected = (
+        tp.explain(each, X[:size], method=method, layer="act", target=1, **OPTIONS.get(method, {}))
+        for each in (model, free)
+    )
+    torch.testing.assert_close(got.values, expected.values)
+
+
+@pytest.mark.parametrize("method", ["scorecam", "ablationcam", "recipro-cam", "smoothgrad", "integrated-gradcam"])
+@pytest.mark.filterwarnings("ignore::torchpeek.Notice")
+def test_one_that_regroups_smaller_batches_without_an_error(method: str) -> None:
+    """Of 32 samples, 16 of a chunk and one of a dry run become 32 rows, too: 16 * 16 values can be divided by 32."""
+    model, free = Regrouped(32).double().eval(), Regrouped(None).double().eval()
+    free.load_state_dict(model.state_dict())
+    x = torch.rand(32, 3, 18, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    options = {"samples": 2} if method == "smoothgrad" else {}
+    got, expected = (tp.explain(each, x, method=method, layer="act", target=1, **options) for each in (model, free))
+    torch.testing.assert_close(got.values, expected.values)
 
 
 def test_a_trace_of_fewer_samples() -> None:

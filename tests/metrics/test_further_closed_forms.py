@@ -341,3 +341,26 @@ def test_the_cost_that_is_listed_is_what_runs(name: str) -> None:
         "road-lerf": 12 * 18,
     }.get(name, listed * (1 if METRICS[name].shared else 12))
     assert found == expected
+
+
+def test_the_logits_are_those_of_the_part_that_the_target_names() -> None:
+    class WithFeatures(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = PooledNet()
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.net(x)
+            return logits, logits.detach().repeat(1, 3)
+
+    torch.manual_seed(0)
+    model, x, names = WithFeatures().double().eval(), torch.rand(3, 3, 8, 8).double(), ("sufficiency", *RELATIVE)
+    heatmaps = [
+        tp.explain(each, x, method="layercam", layer=layer, target=tp.targets.Predicted(part=part))
+        for each, layer, part in ((model, "net.act", "0"), (model.net, "act", ""))
+    ]
+    got, expected = (
+        tp.evaluate(each, x, heatmap, metrics=names) for each, heatmap in zip((model, model.net), heatmaps, strict=True)
+    )
+    for name in names:
+        torch.testing.assert_close(got[name].values, expected[name].values, equal_nan=True)

@@ -226,10 +226,27 @@ def filled(name: str, value: object, inputs: Tensor) -> Tensor:
         most = torch.finfo(inputs.dtype).max
         check_number(name, value, -most, most)
         return inputs.new_tensor(value).expand_as(inputs)
-    try:
-        return value.detach().to(inputs).expand_as(inputs)
-    except RuntimeError as error:
+    return expanded(value, inputs, f"option {name} is a tensor {tuple(value.shape)} of {value.dtype}")
+
+
+def expanded(tensor: Tensor, inputs: Tensor, got: str) -> Tensor:
+    """Expand a tensor to the inputs (N, C, *grid). Raises OptionError, whose text begins with `got`.
+
+    The tensor needs all axes of the grid, so that no channel is taken for a column.
+    """
+    size = tuple(inputs.shape)
+    shapes = size, size[1:], size[2:], ()
+    fits = any(
+        len(tensor.shape) == len(shape) and all(a in (1, b) for a, b in zip(tensor.shape, shape, strict=True))
+        for shape in shapes
+    )
+    plain = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta)
+    if not (fits and plain) or tensor.is_complex() or tensor.dtype == torch.bool:
         raise OptionError(
-            f"option {name} is a tensor of shape {tuple(value.shape)}; allowed: a number, or a tensor that broadcasts "
-            f"to the inputs, {tuple(inputs.shape)}"
-        ) from error
+            f"{got}; allowed: real numbers of shape {size[2:]}, {size[1:]} or {size}, or with 1 in place of any of "
+            f"these lengths: one number for each channel is {(size[1], *(1 for _ in size[2:]))}"
+        )
+    values = tensor.detach().to(inputs)
+    if not bool(values.isfinite().all()):
+        raise OptionError(f"{got}, with NaN or infinity as {inputs.dtype}; give finite numbers")
+    return values.expand_as(inputs)

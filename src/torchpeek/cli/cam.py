@@ -50,7 +50,7 @@ def run(
     check_methods(method)
     files = find_pictures(pictures)
     loaded = loaded_model(model, device)
-    check_pictures_fit(loaded, files)
+    check_pictures_fit(loaded, files, max_size)
     explainer = make_explainer(loaded, files, target, method, options, top=top, contrast=contrast, max_size=max_size)
     folder = OutputFolder.prepared(output.out, overwrite=output.overwrite)
     cam_run = CamRun(explainer, folder, overlay, len(files))

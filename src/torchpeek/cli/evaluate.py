@@ -50,7 +50,7 @@ def run(
     files = find_pictures(pictures)
     regions = read_regions(files, metrics, metric.boxes, metric.masks)
     loaded = loaded_model(model, device)
-    check_pictures_fit(loaded, files)
+    check_pictures_fit(loaded, files, max_size)
     explainer = make_explainer(loaded, files, target, method, HeatmapOptions(seed=method.seed), max_size=max_size)
     evaluation = EvaluationRun(explainer, metrics, regions, named=frozenset(metric.metrics or ()))
     with output_folder(output) as folder:

@@ -22,7 +22,6 @@ from torchpeek.errors import InputError, LayerError, OptionError
 from torchpeek.hooks import containers, select
 from torchpeek.integrations.tensorboard import add_features
 from torchpeek.models import LoadedModel, model_call_for
-from torchpeek.picture import Picture
 from torchpeek.render import feature_grid
 from torchpeek.store import OutputFolder, find_pictures, json_text, png_bytes, tensor_bytes
 
@@ -48,7 +47,7 @@ def run(
     check_grid(most=most, scale=scale, colormap=colormap)
     files = find_pictures(pictures)
     loaded = loaded_model(model, device)
-    check_pictures_fit(loaded, files)
+    check_pictures_fit(loaded, files, max_size)
     grid_options = {"most": most, "scale": scale, "colormap": colormap}
     stems = file_names({str(file): file.stem for file in files}, reserved="features.json")
     rows: list[dict[str, Any]] = []
@@ -131,10 +130,6 @@ class _LayerOutput:
         if self.tensor is None:
             return _ONE_OF_SEVERAL
         return "one of several tensors, not drawn" if ":" in self.name else "no grid to draw"
-
-
-def _default_layer(loaded: LoadedModel, picture: Picture) -> str:
-    return suggest_layer(loaded.module, model_call_for(loaded, picture)).layer
 
 
 def _layer_outputs(loaded: LoadedModel, inputs: Tensor, selected: list[str]) -> list[_LayerOutput]:

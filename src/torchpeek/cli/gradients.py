@@ -43,7 +43,7 @@ def run(
     check_max_size(max_size)
     files = find_pictures(pictures)
     loaded = loaded_model(model, device)
-    check_pictures_fit(loaded, files)
+    check_pictures_fit(loaded, files, max_size)
     label = int(target) if target is not None and target.isascii() and target.isdigit() else target
     mode = "train" if train else "eval"
     with output_folder(output) as folder, tensorboard_writer(tensorboard) as writer:

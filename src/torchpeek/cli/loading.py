@@ -37,11 +37,11 @@ def check_max_size(max_size: int | None) -> None:
         raise OptionError(f"--max-size is {max_size}; allowed: a number of pixels, 1 or more")
 
 
-def check_pictures_fit(loaded: LoadedModel, files: Iterable[Path]) -> None:
+def check_pictures_fit(loaded: LoadedModel, files: Iterable[Path], max_size: int | None) -> None:
     """Raise InputError where the model takes no pictures as its preprocessing makes them, by the first that is read."""
     for file in files:
         try:
-            call = model_call_for(loaded, loaded.read(file))
+            call = model_call_for(loaded, loaded.read(file, max_size=max_size))
         except Exception:  # an error of this picture; it is reported when its turn comes
             continue
         try:

@@ -15,12 +15,14 @@ from torchpeek.engine.capture import CaptureRequest
 from torchpeek.engine.fixed_batch import batches, fixed_batch_size, with_fixed_batch
 from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass, batch_statistics_layer, run_clean_pass
+from torchpeek.engine.layout_inference.input_dependence import changed_picture
 from torchpeek.engine.observed import counted_from_end
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.replay.prefix import PrefixRecording
 from torchpeek.engine.replay.suffix import Replay, ReplayMismatch, Suffix, returning
 from torchpeek.engine.replay.validation import overwritten_outputs, refusal, refuse_replay, validated_replay
-from torchpeek.engine.targets.question import Bound
+from torchpeek.engine.targets.output_parts import output_tensors
+from torchpeek.engine.targets.question import Bound, RowCountMismatch, output_part, scores_of
 from torchpeek.errors import AmbiguousCall, notify
 from torchpeek.hooks import attached, call_name, layer_at, replaced
 
@@ -77,7 +79,7 @@ def ablate(
                 f"called it {selected.total} times, so {selected.name!r} is not the same call in both. Next: choose a "
                 "layer that is called as often whatever the batch, or a method that does not change the layer's output"
             )
-        return forward_pass.question(output, rows)
+        return scores_of(forward_pass.question, output, rows)
 
     batch = 1 if batch_statistics_layer(model) else batch
     with preserved(model), forward_pass.autocast_context():
@@ -86,15 +88,35 @@ def ablate(
             size, replay = _replay_in_memory(forward_pass, layer, largest, trials)
 
             def by_replay(rows: Tensor, trial_numbers: Tensor) -> Tensor:
-                return forward_pass.question(replay.output(changed_output(rows, trial_numbers), rows), rows)
+                return scores_of(forward_pass.question, replay.output(changed_output(rows, trial_numbers), rows), rows)
 
             return score_chunks(by_replay, forward_pass.scores, trials, live, size, label)
         except ReplayMismatch as error:
             reason = str(error)
+        except RowCountMismatch:
+            reason = "is not possible: the model returns another number of rows than it has samples"
         notify(f"whole passes for each change of {layer!r}, as a replay of what comes after it {reason}")
         scores = with_fixed_batch(model, call, by_whole_passes)
         refuse_replay(model, selected, call, reason)  # only now: the model itself did not fail
     return scores
+
+
+def dependent_classes(forward_pass: ForwardPass, layer: str) -> frozenset[int]:
+    """The classes whose score depends on the grid of `layer`: one pass with other values there, of all classes at once.
+
+    The question reads its scores from a tensor (N, classes, ...) of the output.
+    """
+    model, call, question = forward_pass.model, forward_pass.call, forward_pass.question
+    capture, selected = forward_pass.captures[layer], forward_pass.layers[layer]
+    changed = capture.layout.from_grid(changed_picture(capture.activation.detach()), capture.returned.detach())
+    with preserved(model), forward_pass.autocast_context():
+        with attached([selected.hooked(returning(changed, capture.layout))]):
+            output = run(model, call.for_one_pass())
+    before, after = (output_tensors(each).get(output_part(question)) for each in (forward_pass.output, output))
+    if before is None or after is None or before.shape != after.shape:
+        return frozenset(question.labels.flatten().tolist())  # nothing is known of such an output
+    differs = (before != after).movedim(1, 0).flatten(1).any(1)  # (classes,)
+    return frozenset(differs.nonzero().flatten().tolist())
 
 
 def scores_after_layer(forward_pass: ForwardPass, layer: str) -> Callable[[Any], Tensor]:

@@ -25,6 +25,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass
+from torchpeek.engine.gradients import NOT_CONNECTED_TO_INPUT
 from torchpeek.engine.layout_inference.candidates import is_channels_last
 from torchpeek.engine.layout_inference.input_dependence import unconnected_layers
 from torchpeek.engine.numerics import at_least_float32
@@ -140,7 +141,7 @@ def bias_gradients(forward_pass: ForwardPass, use: Callable[[FullGradients], Res
                 output = run(model, call)
             scores = forward_pass.question(output, torch.arange(len(inputs)))  # (N, K)
         if not scores.requires_grad:
-            raise NotConnected(_NOT_CONNECTED)
+            raise NotConnected(f"{NOT_CONNECTED_TO_INPUT}, or a method of one layer")
         terms = observer.terms
         handles: list[Any] = [leaf, *(term.edge for term in terms), *others]
         numel = sum(each.numel() for each in (leaf, *others)) + sum(term.shape.numel() for term in terms)
@@ -156,12 +157,6 @@ def bias_gradients(forward_pass: ForwardPass, use: Callable[[FullGradients], Res
                 gradients.append(_backward(score, handles))
             results.append(use(_full_gradients(gradients, leaf.detach(), terms, others, scores[:, columns].detach())))
     return results
-
-
-_NOT_CONNECTED = (
-    "the score does not depend on the input: no gradient flows back to it. The model detaches it, or runs a part under "
-    "torch.no_grad() or inference_mode(). Choose a method that needs no gradients, or a method of one layer"
-)
 
 
 def _backward(score: Tensor, handles: list[Any]) -> Gradients:
@@ -194,7 +189,7 @@ def _full_gradients(
 
     of_inputs = product(0, inputs)
     if of_inputs is None:  # only a part of the model has a graph, and the contributions before it are unknown
-        raise NotConnected(_NOT_CONNECTED)
+        raise NotConnected(f"{NOT_CONNECTED_TO_INPUT}, or a method of one layer")
     biases, elsewhere = [], torch.zeros(scores.shape, dtype=torch.float64)
     for index, term in enumerate(terms, start=1):
         contribution = product(index, term.bias.expand(term.shape))

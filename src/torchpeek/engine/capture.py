@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -133,7 +133,10 @@ class CaptureRecorder:
 
     def layers(self) -> dict[str, SelectedLayer]:
         """The requested layers, with the number of calls that the pass made of each."""
-        return {name: replace(layer, total=self._calls[name]) for name, layer in self._request.layers.items()}
+        return {
+            name: SelectedLayer(layer.path, layer.module, layer.call, self._calls[name])
+            for name, layer in self._request.layers.items()
+        }
 
     def _returned(self, layer: SelectedLayer, module: nn.Module, args: Any, output: Any) -> Any:
         number = self._calls[layer.name]

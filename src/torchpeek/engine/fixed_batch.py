@@ -16,6 +16,7 @@ from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import close
 from torchpeek.engine.preserve import preserved
+from torchpeek.engine.targets.question import RowCountMismatch
 from torchpeek.errors import InputError, TorchpeekError, notify
 from torchpeek.hooks import containers
 
@@ -63,9 +64,11 @@ def with_fixed_batch(model: nn.Module, call: ModelCall, compute: Callable[[int |
         return compute(size)
     try:
         return compute(None)
-    except (TorchpeekError, torch.OutOfMemoryError):
+    except torch.OutOfMemoryError:
         raise
     except Exception as error:
+        if isinstance(error, TorchpeekError) and not isinstance(error, RowCountMismatch):
+            raise
         size = _found_size(model, call, error)
         if size is None:
             raise
@@ -91,9 +94,11 @@ def batches(size: int | None, rows: Tensor) -> Iterator[tuple[Tensor, int]]:
 def _found_size(model: nn.Module, call: ModelCall, error: Exception) -> int | None:
     """The batch size of `call`, if the model takes that and does not take another; otherwise None."""
     count = len(call)
-    other = call.one_sample(1 if count > 1 else 2)
+    other_count = 1 if count > 1 else 2
     with preserved(model):
-        if _runs(model, other) is not None or (whole := _runs(model, call)) is None:
+        other = _runs(model, call.one_sample(other_count))
+        whole = _runs(model, call)
+        if whole is None or (other is not None and _has_rows(whole, count, other, other_count)):
             return None
         repeated = _runs(model, call.one_sample(count)) if count > 1 else whole
     if repeated is None or not _same_first_sample(whole, repeated, count):
@@ -132,10 +137,23 @@ def _runs(model: nn.Module, call: ModelCall) -> Any:
         return None
 
 
+def _has_rows(whole: Any, count: int, other: Any, other_count: int) -> bool:
+    """Whether the output for another batch has a row for each of its samples, where that for `count` samples has them.
+
+    A model with a `view(4, -1)` may run with other batches, and return four rows for them.
+    """
+    batched, others = _batched(whole, count), dict(containers.leaves(other))
+    return not batched or any(path in others and len(others[path]) == other_count for path in batched)
+
+
+def _batched(output: Any, count: int) -> dict[str, Tensor]:
+    """Path -> each tensor of an output that has a row for each of `count` samples."""
+    return {path: tensor for path, tensor in containers.leaves(output) if tensor.ndim and len(tensor) == count}
+
+
 def _same_first_sample(whole: Any, repeated: Any, count: int) -> bool:
     """Whether the first sample has the same outputs in both batches."""
-    ours, theirs = dict(containers.leaves(whole)), dict(containers.leaves(repeated))
-    batched = [path for path, tensor in ours.items() if tensor.ndim and len(tensor) == count]
-    return bool(batched) and all(
-        path in theirs and close(theirs[path][:1], ours[path][:1], ours[path].dtype) for path in batched
+    ours, theirs = _batched(whole, count), dict(containers.leaves(repeated))
+    return bool(ours) and all(
+        path in theirs and close(theirs[path][:1], tensor[:1], tensor.dtype) for path, tensor in ours.items()
     )

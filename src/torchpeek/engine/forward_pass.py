@@ -32,7 +32,7 @@ from torchpeek.engine.observed import layers_of_target
 from torchpeek.engine.preserve import exclusive, preserved
 from torchpeek.engine.replay.prefix import PrefixRecording
 from torchpeek.engine.replay.validation import overwritten_outputs
-from torchpeek.engine.targets.question import Bound, Question, Target, bind_target
+from torchpeek.engine.targets.question import Bound, Question, Target, bind_target, scores_of
 from torchpeek.errors import AmbiguousCall, InputError, NotConnected, NotFinite, listed_names, notify
 from torchpeek.hooks import SelectedLayer, attached, call_name, containers, replaced, select, shared
 from torchpeek.interrupts import uninterrupted
@@ -99,7 +99,7 @@ class ForwardPass:
         """(N, K): the scores, connected to the graph behind the output."""
         # The caller may be inside no_grad or inference_mode, where no graph would be made.
         with uninterrupted(), torch.inference_mode(False), torch.enable_grad():
-            return self.question(self.output, torch.arange(len(self.call)))
+            return scores_of(self.question, self.output, torch.arange(len(self.call)))
 
     @cached_property
     def scores(self) -> Tensor:
@@ -154,7 +154,8 @@ def run_clean_pass(
             ) from error
 
     with preserved(model):
-        request = replace(request, layers=with_known_totals(model, call, request.layers))
+        if any(layer.counts_from_end for layer in request.layers.values()):
+            request = replace(request, layers=with_known_totals(model, call, request.layers))
         try:
             forward_pass = one_pass(request)
         except LayoutUndecided:
@@ -325,9 +326,8 @@ def _check_layers_depend_on_picture(forward_pass: ForwardPass, request: CaptureR
     unaffected = known_unaffected(model, call)
     suspected = []
     for name in captures:
-        if unaffected is not None and names[name] not in unaffected:
-            _CONNECTED.put(model, (call.signature, names[name]), True)
-        elif _CONNECTED.get(model, (call.signature, names[name])) is None:
+        affected = unaffected is not None and names[name] not in unaffected
+        if not affected and _CONNECTED.get(model, (call.signature, names[name])) is None:
             suspected.append(name)
     if not suspected:
         return

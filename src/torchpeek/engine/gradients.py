@@ -22,6 +22,10 @@ _BYTES = 64 * 2**20
 
 
 NO_GRAPH = "this trace was made with gradients=False. Next: make it again with gradients=True"
+NOT_CONNECTED_TO_INPUT = (
+    "the score does not depend on the input: no gradient flows back to it. The model detaches it, or runs a part under "
+    "torch.no_grad() or inference_mode(). Choose a method that needs no gradients, such as occlusion or rise"
+)
 
 
 def start_graph(tensor: Tensor, copy: Tensor) -> tuple[Handle, Tensor]:

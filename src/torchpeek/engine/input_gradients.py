@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from torchpeek.engine.batching import Change, check_changed, check_counts, chunk_size, chunks, sample_rows
+from torchpeek.engine.fixed_batch import BatchTooLarge, batches, with_fixed_batch
 from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass, batch_statistics_layer
-from torchpeek.engine.gradients import score_gradients
+from torchpeek.engine.gradients import NOT_CONNECTED_TO_INPUT, score_gradients
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.rectifiers import rectifiers_between
+from torchpeek.engine.targets.question import scores_of
 from torchpeek.engine.views import PictureView
 from torchpeek.errors import NotConnected
 from torchpeek.hooks import edited_gradients
@@ -61,6 +64,13 @@ def input_gradient_chunks(
     inputs = picture if view is None else view.taken(picture)
 
     def reduced(rows: Tensor, trial_numbers: Tensor) -> Tensor:
+        return with_fixed_batch(model, forward_pass.call, partial(reduced_in_batch, rows, trial_numbers))
+
+    def reduced_in_batch(rows: Tensor, trial_numbers: Tensor, size: int | None) -> Tensor:
+        if size is not None and len(rows) > size:
+            raise BatchTooLarge(model, size, len(rows))
+        [(entries, count)] = batches(size, rows)
+        rows, trial_numbers = rows[entries], trial_numbers[entries]
         changed = change(sample_rows(inputs, rows).clone(), rows, trial_numbers)
         check_changed(changed, (len(rows), *inputs.shape[1:]))
         leaf = changed.detach().clone()
@@ -69,7 +79,7 @@ def input_gradient_chunks(
                 leaf.requires_grad_()
                 whole = leaf.clone() if view is None else view.placed(sample_rows(picture, rows), leaf)
                 call = forward_pass.call.select(rows, whole.detach()).for_one_pass(whole)
-                scores = forward_pass.question(run(model, call), rows)  # (b, K)
+                scores = scores_of(forward_pass.question, run(model, call), rows)  # (b, K)
             nodes = rectifiers_between(_connected(scores), leaf) if guided else []
             parts = []
             with edited_gradients(nodes, lambda gradient: gradient.clamp(min=0)) if guided else nullcontext():
@@ -78,22 +88,16 @@ def input_gradient_chunks(
                         of_columns = scores[:, columns[0] : columns[-1] + 1]
                     [gradient] = score_gradients(of_columns, [leaf], leaf.nbytes * _MEMORY_MULTIPLE)
                     if gradient is None:
-                        raise NotConnected(_NOT_CONNECTED)
+                        raise NotConnected(NOT_CONNECTED_TO_INPUT)
                     with torch.no_grad():
                         parts.append(reduce(at_least_float32(gradient).movedim(0, 1), rows, trial_numbers))
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1)[:count]
 
     batch = 1 if batch_statistics_layer(model) else max(1, chunk_size(picture[:1]) // 2)
     yield from chunks(reduced, len(inputs), trials, batch, "changed inputs")
 
 
-_NOT_CONNECTED = (
-    "the score does not depend on the input: no gradient flows back to it. The model detaches it, or runs a part under "
-    "torch.no_grad() or inference_mode(). Choose a method that needs no gradients, such as occlusion or rise"
-)
-
-
 def _connected(scores: Tensor) -> Tensor:
     if not scores.requires_grad:
-        raise NotConnected(_NOT_CONNECTED)
+        raise NotConnected(NOT_CONNECTED_TO_INPUT)
     return scores

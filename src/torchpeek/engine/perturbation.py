@@ -17,7 +17,9 @@ from torchpeek.engine.batching import (
 from torchpeek.engine.fixed_batch import batches, with_fixed_batch
 from torchpeek.engine.forward import run, run_fast
 from torchpeek.engine.forward_pass import ForwardPass, batch_statistics_layer
+from torchpeek.engine.gradients import NOT_CONNECTED_TO_INPUT
 from torchpeek.engine.preserve import preserved
+from torchpeek.engine.targets.question import scores_of
 from torchpeek.engine.views import PictureView
 from torchpeek.errors import NotConnected
 
@@ -56,7 +58,7 @@ def rescore(
                 call = forward_pass.call.select(rows[entries], changed if size is None else changed[entries])
                 with autocast:
                     output = run_fast(model, call, half=dtype is not None, batch_size=size)
-                parts.append(forward_pass.question(output, rows[entries])[:count])
+                parts.append(scores_of(forward_pass.question, output, rows[entries])[:count])
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
         return score_chunks(score, forward_pass.scores, trials, live, batch, "changed inputs")
@@ -86,7 +88,7 @@ def input_gradients(
         leaf = inputs.detach()[entries.to(inputs.device)].requires_grad_()  # indices make a copy
         whole = leaf.clone() if view is None else view.placed(sample_rows(forward_pass.inputs, own), leaf)
         call = forward_pass.call.select(own, whole.detach()).for_one_pass(whole)
-        scores = forward_pass.question(run(model, call), own)  # (n, K)
+        scores = scores_of(forward_pass.question, run(model, call), own)  # (n, K)
         selected = scores.gather(1, columns[entries].to(scores.device).unsqueeze(1)).squeeze(1)[:count]  # (n,)
         gradient = None
         if selected.requires_grad:
@@ -100,10 +102,7 @@ def input_gradients(
         parts = with_fixed_batch(model, forward_pass.call, of_batches)
     gradients = [gradient for _, gradient in parts if gradient is not None]
     if len(gradients) < len(parts):
-        raise NotConnected(
-            "the score does not depend on the input: no gradient flows back to it. The model detaches it, or runs a "
-            "part under torch.no_grad() or inference_mode(). Choose a method that needs no gradient of the input"
-        )
+        raise NotConnected(NOT_CONNECTED_TO_INPUT)
     return torch.cat([scores for scores, _ in parts]), torch.cat(gradients)
 
 

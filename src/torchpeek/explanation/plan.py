@@ -8,12 +8,12 @@ from typing import Any, TypeAlias
 
 from torchpeek.cam import CamMethod, find_method
 from torchpeek.engine import CaptureRequest, Suggestion, Trace, suggest_layers, suggest_stages, trace_model
+from torchpeek.engine.ablation import dependent_classes
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.observed import layers_of_target
 from torchpeek.engine.targets.question import output_part, reads_entries
 from torchpeek.errors import (
     AmbiguousCall,
-    GradUnavailable,
     InputError,
     NoSpatialLayer,
     NotConnected,
@@ -154,7 +154,7 @@ def run_pass(request: ExplanationRequest, requirements: PassRequirements) -> Tra
         return trace
     [suggestion] = suggestions
     checkable = suggestion.dependent and reads_entries(trace.question)
-    if not checkable or _depends_on_layer(trace, request, requirements, suggestion):
+    if not checkable or _depends_on_layer(trace, request, suggestion):
         return trace
     # Not all classes of this model have the same branch.
     classes = frozenset(trace.question.labels.flatten().tolist())
@@ -168,35 +168,25 @@ def run_pass(request: ExplanationRequest, requirements: PassRequirements) -> Tra
 _DEPENDENT_CLASSES: ModelCache[tuple[object, str, str], frozenset[int]] = ModelCache(capacity=64)
 
 
-def _depends_on_layer(
-    trace: Trace, request: ExplanationRequest, requirements: PassRequirements, suggestion: Suggestion
-) -> bool:
+def _depends_on_layer(trace: Trace, request: ExplanationRequest, suggestion: Suggestion) -> bool:
     """Whether each score depends on the suggested layer, which was chosen for all classes of the model together.
 
-    The gradients of the pass show it. A pass without gradients is made once more with them where a class is new.
+    The gradients of the pass show it for its own classes. A pass without gradients takes one more, which shows it for
+    all classes of the model. What is known of a class is remembered.
     """
-    if requirements.gradients:
-        return _have_gradients(trace)
     key = request.call.signature, output_part(trace.question), suggestion.layer
     classes = frozenset(trace.question.labels.flatten().tolist())
     known = (_DEPENDENT_CLASSES.get(request.module, key) or frozenset()) | suggestion.labels
     if classes <= known:
         return True
-    try:
-        with_gradients = replace(requirements, gradients=True, prefix=False)
-        if not _have_gradients(_trace_at_suggestions(request, with_gradients, [suggestion])):
+    if "gradients_at" in trace.__dict__:
+        if not bool((trace.gradients.flatten(2) != 0).any(2).all()):
             return False
-    except NotConnected:
-        return False
-    except (GradUnavailable, RuntimeError):  # the model has no backward pass
-        return True
-    _DEPENDENT_CLASSES.put(request.module, key, known | classes)
-    return True
-
-
-def _have_gradients(trace: Trace) -> bool:
-    """Whether each score has a gradient at some position of the layer's grid."""
-    return bool((trace.gradients.flatten(2) != 0).any(2).all())
+        known |= classes
+    else:
+        known |= dependent_classes(trace.forward_pass, suggestion.layer)
+    _DEPENDENT_CLASSES.put(request.module, key, known)
+    return classes <= known
 
 
 def _trace_at_suggestions(

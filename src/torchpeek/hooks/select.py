@@ -146,6 +146,13 @@ def layer_at(model: nn.Module, name: str) -> SelectedLayer:
         LayerNotFound: When there is none.
         AmbiguousCall: When the name is a glob that selects several.
     """
+    path, text = name, None
+    module = _module_at(model, path)
+    if module is None:
+        path, text = split_call(name)
+        module = _module_at(model, path) if path and re.fullmatch(_NUMBER, text or "") else None
+    if module is not None and takes_hooks(module):  # without a walk through the model, which takes time
+        return SelectedLayer(path, module, None if text is None else int(text))
     selected = select(model, name)
     if len(selected) > 1:
         raise AmbiguousCall(f"{name!r} selects {len(selected)} layers ({listed_names(selected)}); name one")
@@ -154,8 +161,18 @@ def layer_at(model: nn.Module, name: str) -> SelectedLayer:
 
 def has_layer(model: nn.Module, name: str) -> bool:
     """Whether the model has the layer of this name, which may end with a call."""
-    named = named_layers(model)
-    return name in named or split_call(name)[0] in named
+    return any(_module_at(model, path) is not None for path in (name, split_call(name)[0]))
+
+
+def _module_at(model: nn.Module, name: str) -> nn.Module | None:
+    """The module of exactly this name; None where there is none."""
+    module: nn.Module | None = model
+    for part in name.split(".") if name else ():
+        module = None if module is None else module._modules.get(part)
+    return module
+
+
+_NUMBER = r"-?\d+"  # of a call
 
 
 _Pairs: TypeAlias = dict[tuple[str, int | None], None]
@@ -200,7 +217,7 @@ def _matching_name(model: nn.Module, named: dict[str, nn.Module], selection: str
     layer, text = split_call(selection)
     call = None
     if text is not None:
-        if re.fullmatch(r"-?\d+", text) is None:
+        if re.fullmatch(_NUMBER, text) is None:
             raise LayerNotFound(
                 f"no layer {selection!r} in {type(model).__name__}: brackets at the end of a name choose a call, such "
                 f"as {layer + '[0]'!r} or {layer + '[-1]'!r}; got [{text}]. {NO_SETS}"

@@ -81,6 +81,7 @@ def test_boxes_classes_and_scores(name: str, batch: int) -> None:
     words = "score of a detected box" + ", objectness times class probability" * (name in WITH_OBJECTNESS)
     assert question.kind == words
     assert question.several_scales
+    assert (question.numbers is not None) == (name not in BY_OVERLAP)
     assert question.relative == (name == "rt-detr")
     grids = ((8, 12), (4, 6), (2, 3))
     assert tuple(question.grids) == (grids if name not in BY_OVERLAP and name != "rt-detr" else ())

@@ -29,6 +29,8 @@ _TRAINING_NAMES = ("aux", "loss")
 
 def output_tensors(output: Any) -> dict[str, Tensor]:
     """Path -> floating-point tensor of what a model returned; of an object that is no container, its attributes."""
+    if isinstance(output, Tensor):  # the most common case, without a walk
+        return {"": output} if output.is_floating_point() else {}
     return {path: tensor for path, tensor in containers.leaves(_readable(output)) if tensor.is_floating_point()}
 
 
@@ -101,6 +103,8 @@ def class_logits(output: Any, part: str = "") -> Tensor:
 
 def locate_logits(output: Any, part: str = "") -> tuple[str, Tensor]:
     """The path of the class logits in what a model returned, and the logits (N, classes). See `class_logits`."""
+    if isinstance(output, Tensor) and not part and output.ndim == 2 and output.is_floating_point():
+        return "", output  # as most classifiers return them
     tensors = {path: tensor for path, tensor in output_tensors(output).items() if tensor.ndim}
     names = _names(output)
     if part:

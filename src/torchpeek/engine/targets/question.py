@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from torchpeek.engine.observed import layers_of_target
+from torchpeek.engine.targets.output_parts import output_tensors
+from torchpeek.errors import InputError
 
 
 @runtime_checkable
 class Target(Protocol):
     """What a user asks for, such as the predicted class, class 281, or the top 5.
 
-    A target may also have the members `layers` (names of the inner layers that it reads, see `layers_of_target`) and
-    `separate_branches` (see `has_separate_branches`).
+    A target may also have the members `layers` (names of the inner layers that it reads, see `layers_of_target`),
+    `separate_branches` (see `has_separate_branches`) and `for_pictures(shape)`, which returns the target for pictures
+    (N, C, *grid) of this shape (see `bind_target`).
 
     Example:
         >>> target = tp.targets.Predicted()
@@ -54,15 +57,6 @@ class BySample(Target, Protocol):
 
     def of_samples(self, first: int, last: int) -> Target:
         """Return the target for the samples from `first` to before `last`."""
-        ...
-
-
-@runtime_checkable
-class OfPictures(Target, Protocol):
-    """A target that reads an output with the help of the shape of the pictures."""
-
-    def for_pictures(self, shape: Sequence[int]) -> Target:
-        """Return the target for pictures of this shape, (N, C, *grid)."""
         ...
 
 
@@ -115,6 +109,26 @@ class Question(Protocol):
         ...
 
 
+class RowCountMismatch(InputError):
+    """A later pass returned more or fewer rows of scores than it had samples."""
+
+
+def scores_of(question: Question, output: Any, rows: Tensor) -> Tensor:
+    """Compute the scores of a later pass over the samples `rows` (n,), and check that there is a row for each of them.
+
+    Raises:
+        RowCountMismatch: When the tensor that the scores are read from has another number of rows.
+    """
+    tensor = output_tensors(output).get(output_part(question)) if reads_entries(question) else None
+    if tensor is not None and tensor.ndim and len(tensor) != len(rows):
+        raise RowCountMismatch(
+            f"the model returned {len(tensor)} row(s) of scores for {len(rows)} samples. Perhaps it takes batches of "
+            "one size only, and regroups the values of others, as view(4, -1) does. Next: give it in a form that takes "
+            "any batch, such as view(len(x), -1)"
+        )
+    return question(output, rows)
+
+
 def of_samples(target: Target, first: int, last: int) -> Target:
     """Restrict a target that has an entry for each sample to some of the samples.
 
@@ -145,7 +159,9 @@ def bind_target(target: Target, output: Any, picture: Sequence[int]) -> Question
     Returns:
         The question.
     """
-    return (target.for_pictures(picture) if isinstance(target, OfPictures) else target).bind(output)
+    # Not by isinstance, which for a protocol takes as long as all the rest here.
+    for_pictures: Callable[[Sequence[int]], Target] | None = getattr(target, "for_pictures", None)
+    return (target if for_pictures is None else for_pictures(picture)).bind(output)
 
 
 def has_separate_branches(target: object) -> bool:

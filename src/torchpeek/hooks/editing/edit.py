@@ -66,19 +66,21 @@ def edit(
     checked_model(model)
     _check(outputs, inputs, gradients)
     fired: set[str] = set()  # the layers and calls that ran
-    calls = PassCalls(model)
-
-    def hooks(edits: Edits | None, hook: Callable[..., Any]) -> list[tuple[nn.Module, Callable[..., Any]]]:
-        return [
-            (layer.module, calls.at(layer, partial(hook, layer.name, change, fired)))
-            for layer, change in _by_layer(model, edits)
-        ]
-
+    calls = PassCalls()
     gradient_taps: list[GradientTap] = []
-    called = [(model, calls.begin_pass), *hooks(inputs, _change_inputs)]
-    returned = hooks(outputs, _change_output) + hooks(gradients, partial(_change_gradient, gradient_taps))
+    of_outputs, of_inputs, of_gradients = (_by_layer(model, edits) for edits in (outputs, inputs, gradients))
+    every_layer = [layer for layer, _ in (*of_outputs, *of_inputs, *of_gradients)]
+
+    def hooks(edits: _EditsByLayer, hook: Callable[..., Any]) -> list[_Hook]:
+        return [(layer.module, calls.at(layer, partial(hook, layer.name, change, fired))) for layer, change in edits]
+
+    called = hooks(of_inputs, _change_inputs)
+    returned = hooks(of_outputs, _change_output) + hooks(of_gradients, partial(_change_gradient, gradient_taps))
     returned.append((model, calls.complete_pass))
-    ended = [(model, calls.end_pass)]
+    ended: list[_Hook] = []
+    if any(layer.call is not None for layer in every_layer):  # only then are the calls of a pass counted
+        called.insert(0, (model, calls.begin_pass))
+        ended.append((model, calls.end_pass))
     try:
         with (
             eagerly(model.modules(), _notify_compiled),
@@ -89,7 +91,7 @@ def edit(
         with uninterrupted():
             for tap in gradient_taps:
                 tap.remove()
-    for layer, _ in (row for edits in (outputs, inputs, gradients) for row in _by_layer(model, edits)):
+    for layer in every_layer:
         if calls.completed and layer.name not in fired:
             notify(f"an edit did nothing: {why_not_fired(model, layer, calls.most(layer))}")
 
@@ -98,7 +100,11 @@ def _notify_compiled() -> None:
     notify("the model is compiled, and compiled code ignores hooks; it runs eagerly while it is edited")
 
 
-def _by_layer(model: nn.Module, edits: Edits | None) -> list[tuple[SelectedLayer, Callable[[Any], Any]]]:
+_Hook: TypeAlias = tuple[nn.Module, Callable[..., Any]]
+_EditsByLayer: TypeAlias = list[tuple[SelectedLayer, Callable[[Any], Any]]]
+
+
+def _by_layer(model: nn.Module, edits: Edits | None) -> _EditsByLayer:
     rows = [
         (layer, change)
         for selection, change in (edits or {}).items()

@@ -6,8 +6,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
 from torchpeek.errors import GradUnavailable
 from torchpeek.hooks.recording.pass_tracker import in_backward_pass
 from torchpeek.hooks.selected_layer import SelectedLayer
@@ -16,15 +14,12 @@ from torchpeek.hooks.selected_layer import SelectedLayer
 class PassCalls:
     """Counts the calls of layers in each pass of a model, for each thread apart.
 
-    A thread that no pass has begun in counts from 0. So does each replica of DataParallel, which runs in a new thread.
-
-    Args:
-        model: The model. A pass is one of its outermost calls.
+    A pass is an outermost call of the model. A thread that no pass has begun in counts from 0. So does each replica of
+    DataParallel, which runs in a new thread.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self) -> None:
         self.completed = False  # whether a pass has returned
-        self._model = model
         self._most: dict[str, int] = {}  # layer -> the most calls of a pass so far
         self._of_thread = threading.local()
 
