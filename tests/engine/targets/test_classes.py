@@ -172,7 +172,7 @@ def test_one_hot_labels_of_a_binary_classifier(target) -> None:
     """[0, 1] may also name both classes, so it is refused where the model has no others."""
     binary = torch.tensor([[0.1, 0.7], [0.9, 0.1]])
     with pytest.raises(
-        TargetError, match=r"onehot\.argmax\(1\); for both classes give tp\.targets\.Classes\(\[0, 1\]\)"
+        TargetError, match=r"onehot\.argmax\(1\); for both classes give .*Classes\(\[0, 1\]\)"
     ):
         as_target(target).bind(binary)
     assert Classes([0, 1]).bind(binary).labels.tolist() == [[0, 1], [0, 1]]
@@ -181,7 +181,7 @@ def test_one_hot_labels_of_a_binary_classifier(target) -> None:
 
 def test_a_list_of_tensors() -> None:
     assert labels([torch.tensor(2), torch.tensor(0)]) == [[2], [0]]
-    assert labels([torch.tensor([2, 1]), torch.tensor([0, 3])]) == [[2, 1], [0, 3]]
+    assert labels([torch.tensor([2, 1]), torch.tensor([0, 1])]) == [[2, 1], [0, 1]]
     with pytest.raises(TargetError, match="one-hot"):
         labels(list(ONE_HOT))
 

@@ -57,6 +57,21 @@ def changed_picture(picture: Tensor) -> Tensor:
     return torch.where(empty, shares.to(values), changed).to(picture.dtype)
 
 
+def with_varied_picture(call: ModelCall) -> ModelCall:
+    """The same call, with random numbers from 0 to 1 for a picture that has the same value everywhere.
+
+    A black picture may leave every ReLU of a layer at zero. What is remembered for all pictures must not follow from
+    one that shows so little.
+    """
+    picture = call.picture
+    values = picture.flatten(2)
+    if not picture.is_floating_point() or values.shape[-1] < 2 or not bool((values == values[..., :1]).all()):
+        return call
+    generator = torch.Generator().manual_seed(0)
+    random = torch.rand(picture.shape[1:], generator=generator).to(picture)
+    return call.with_picture(random.expand(picture.shape).clone())
+
+
 class OutputDigests:
     """A digest of every tensor that each layer returns in one pass. Equal tensors have equal digests."""
 
@@ -131,7 +146,8 @@ def unaffected_layers(model: nn.Module, call: ModelCall) -> frozenset[str]:
         return recorded
 
     def unaffected(size: int | None) -> frozenset[str]:
-        return digests(call, size).unaffected(digests(with_changed_picture(call), size))
+        varied = with_varied_picture(call)
+        return digests(varied, size).unaffected(digests(with_changed_picture(varied), size))
 
     with preserved(model):
         return remember_unaffected(model, call, with_fixed_batch(model, call, unaffected))

@@ -127,10 +127,10 @@ def locate_logits(output: Any, part: str = "") -> tuple[str, Tensor]:
             return path, tensor
     shapes = {f"{name!r} " * bool(name) + str(tuple(each.shape)) for name, each in output_tensors(output).items()}
     got = f"{type(output).__name__} of {', '.join(sorted(shapes)) or 'no floating-point tensor'}"
+    instead = f"and part {part!r} is none" if is_named(part) else "or the part of that shape"
     raise TargetError(
-        f"the model returned a {got}; class scores are read from a (N, classes) tensor"
-        f"{f', and part {part!r} is none' if is_named(part) else ', or the part of that shape'}. For other outputs there are "
-        "targets in tp.targets: Pixels for a segmentation, Box for a detector, Similarity for an embedding, Output for "
+        f"the model returned a {got}; class scores are read from a (N, classes) tensor, {instead}. For other outputs "
+        "there are targets in tp.targets: Pixels for a segmentation, Box for a detector, Similarity for an embedding, Output for "
         "a regression or a single number (N,), Computed for any function"
     )
 
