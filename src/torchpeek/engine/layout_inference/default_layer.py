@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, repeat
@@ -24,6 +25,8 @@ from torchpeek.engine.layout_inference.input_dependence import (
     remember_unaffected,
     unaffected_layers,
     with_changed_picture,
+    with_random_picture,
+    with_varied_picture,
 )
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
@@ -105,8 +108,18 @@ def suggest_layer(
     remembered = _SUGGESTIONS.get(model, key)
     if remembered is not None and not anew and has_layer(model, remembered.layer):
         return remembered
-    search = _LayerSearch(model, call, target, these_scores=classes is not None, anew=anew)
-    return _SUGGESTIONS.put(model, key, search.result())
+    if anew:
+        suggestion = _LayerSearch(model, call, target, these_scores=classes is not None, anew=True).result()
+        # A layer that was found for an even picture in particular is not remembered for other pictures.
+        return suggestion if with_varied_picture(call) is not call else _SUGGESTIONS.put(model, key, suggestion)
+    search = _LayerSearch(model, with_varied_picture(call), target, these_scores=classes is not None, anew=False)
+    suggestion = search.result()
+    if not suggestion.dependent and search.connected:
+        # All gradients are zero, perhaps only for this picture.
+        with suppress(Exception):  # the model may not take a random picture
+            again = _LayerSearch(model, with_random_picture(call), target, these_scores=classes is not None, anew=True)
+            suggestion = max(again.result(), suggestion, key=lambda each: each.dependent)
+    return _SUGGESTIONS.put(model, key, suggestion)
 
 
 def suggest_stages(model: nn.Module, call: ModelCall, most: int, target: Target | None = None) -> Sequence[Suggestion]:
@@ -167,6 +180,7 @@ class _LayerSearch:
             dry_call = with_changed_picture(call) if has_separate_branches(target) else call
             self._dry = dry_run(model, dry_call, anew=True, hooks=partial(self._dry_digests.hooks, model))
         self._sample = call.one_sample(fixed_batch_size(model, call))
+        self.connected = False  # whether a gradient can flow from the scores to a candidate, even if it is zero
         self._is_dependent: dict[str, bool] = {}  # by layer, as far as they were checked
         self._labels: frozenset[int] = frozenset()  # the classes of the target
         self._layers_of_labels: set[str] = set()  # the layers on which the scores of these classes depend
@@ -220,6 +234,7 @@ class _LayerSearch:
             self._unaffected, self._dry_digests = remember_unaffected(self._model, sample, unaffected), None
         if dependence is None:
             return False
+        self.connected |= dependence.connected
         for each in candidates:
             self._is_dependent[each.layer] = each.layer in dependence.layers
         self._labels = dependence.labels
@@ -235,11 +250,13 @@ class _Dependence:
         layers: The layers on whose grids they depend.
         labels: Where `layers` is about all entries of a tensor: the classes that the target asks for.
         layers_of_labels: The layers on which the scores of these classes depend.
+        connected: Whether a path leads from one of the layers to the scores.
     """
 
     layers: frozenset[str] = frozenset()
     labels: frozenset[int] = frozenset()
     layers_of_labels: frozenset[str] = frozenset()
+    connected: bool = True
 
 
 def _score_dependence(
@@ -275,7 +292,7 @@ def _score_dependence(
             if not handles:
                 return None
             if not scores.requires_grad:  # no path leads from these layers to the scores, or one without a graph
-                return _Dependence()
+                return _Dependence(connected=False)
             inputs: Any = list(handles.values())  # torch accepts gradient edges, but its type hints do not
             gradients = [
                 torch.autograd.grad(one, inputs, retain_graph=True, allow_unused=True) for one in scores.unbind()

@@ -58,18 +58,28 @@ def changed_picture(picture: Tensor) -> Tensor:
 
 
 def with_varied_picture(call: ModelCall) -> ModelCall:
-    """The same call, with random numbers from 0 to 1 for a picture that has the same value everywhere.
+    """The same call, with a random picture if the first one has the same value everywhere.
 
     A black picture may leave every ReLU of a layer at zero. What is remembered for all pictures must not follow from
     one that shows so little.
     """
-    picture = call.picture
-    values = picture.flatten(2)
-    if not picture.is_floating_point() or values.shape[-1] < 2 or not bool((values == values[..., :1]).all()):
+    if call.size.numel() < 2:
         return call
-    generator = torch.Generator().manual_seed(0)
-    random = torch.rand(picture.shape[1:], generator=generator).to(picture)
-    return call.with_picture(random.expand(picture.shape).clone())
+    values = call.picture[:1].flatten(2)
+    is_even = bool((values == values[..., :1]).all())
+    return with_random_picture(call) if is_even else call
+
+
+def with_random_picture(call: ModelCall) -> ModelCall:
+    """The same call, with random numbers from 0 to 1 in the picture, or from 0 to 255 for bytes.
+
+    A picture of other integers stays as it is, because they may be indices.
+    """
+    picture, is_bytes = call.picture, call.picture.dtype == torch.uint8
+    if not (picture.is_floating_point() or is_bytes):
+        return call
+    random = torch.rand(picture.shape[1:], generator=torch.Generator().manual_seed(0)) * (255 if is_bytes else 1)
+    return call.with_picture(random.to(picture).expand(picture.shape).clone())
 
 
 class OutputDigests:
@@ -146,8 +156,15 @@ def unaffected_layers(model: nn.Module, call: ModelCall) -> frozenset[str]:
         return recorded
 
     def unaffected(size: int | None) -> frozenset[str]:
-        varied = with_varied_picture(call)
-        return digests(varied, size).unaffected(digests(with_changed_picture(varied), size))
+        of_picture, random = digests(call, size), with_random_picture(call)
+        if random is not call:  # a layer that is zero for one dark picture is not zero for a random one
+            try:
+                return of_picture.unaffected(digests(random, size))
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # the model depends on values of its picture
+                pass
+        return of_picture.unaffected(digests(with_changed_picture(call), size))
 
     with preserved(model):
         return remember_unaffected(model, call, with_fixed_batch(model, call, unaffected))
