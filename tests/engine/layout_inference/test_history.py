@@ -13,7 +13,7 @@ import torchpeek as tp
 
 
 class Network(nn.Module):
-    """Two stages. The ReLU of the second is zero everywhere for dark pictures; with `skip`, the first is added to it."""
+    """Two stages. For dark pictures the second is zero everywhere. With `skip`, the head reads both."""
 
     def __init__(self, *, skip: bool = False) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ DARK = {
 
 @pytest.mark.parametrize("before", DARK.values(), ids=DARK.keys())
 @pytest.mark.parametrize("method", ["gradcam", "eigencam", "fullgrad", "polycam", "fuse"])
-@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("skip", [False, True], ids=["chain", "skip"])
 def test_after_a_dark_picture(before: Tensor, method: str, skip: bool) -> None:
     model, x = Network(skip=skip).eval(), torch.rand(2, 3, 8, 8)
     options: dict[str, Any] = {"fuse": "mean"} if method == "fuse" else {"method": method}

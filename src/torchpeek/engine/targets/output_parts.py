@@ -130,8 +130,8 @@ def locate_logits(output: Any, part: str = "") -> tuple[str, Tensor]:
     instead = f"and part {part!r} is none" if is_named(part) else "or the part of that shape"
     raise TargetError(
         f"the model returned a {got}; class scores are read from a (N, classes) tensor, {instead}. For other outputs "
-        "there are targets in tp.targets: Pixels for a segmentation, Box for a detector, Similarity for an embedding, Output for "
-        "a regression or a single number (N,), Computed for any function"
+        "there are targets in tp.targets: Pixels for a segmentation, Box for a detector, Similarity for an embedding, "
+        "Output for a regression or a single number (N,), Computed for any function"
     )
 
 
