@@ -28,6 +28,7 @@ from torchpeek.engine.layout_inference.input_dependence import (
     with_random_picture,
     with_varied_picture,
 )
+from torchpeek.engine.layout_inference.positions import layers_without_positions
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.model_config import compares_texts, feature_extractors
@@ -203,6 +204,8 @@ class _LayerSearch:
                     reason = "the last layer with a grid before the head"
                     if each is not candidates[-1]:
                         reason = "the last layer at which the score depends on the positions of the grid"
+                    if (other := self._last_with_positions(each, candidates)) is not each:
+                        each, reason = other, "the last layer whose positions are those of the picture"
                     return Suggestion(
                         each.layer, reason, self._labels if each.layer in self._layers_of_labels else frozenset()
                     )
@@ -210,6 +213,23 @@ class _LayerSearch:
         return Suggestion(
             last.layer, "the last layer with a grid; no gradient shows that the score depends on it", dependent=False
         )
+
+    def _last_with_positions(self, last: CandidateLayer, candidates: list[CandidateLayer]) -> CandidateLayer:
+        """The last candidate on which the score depends and that has the positions of the picture, or `last`.
+
+        One more pass finds it out where another input may have given `last` its positions: layers with a grid that do
+        not depend on the picture ran before it, and it is in no module that takes the picture alone.
+        """
+        names = [each.layer for each in self._dry.candidates]
+        before = set(names[: names.index(last.layer)])
+        parts = layer_at(self._model, last.layer).path.split(".")
+        encoders = {".".join(parts[:end]) for end in range(1, len(parts) + 1)} & self._dry.picture_only
+        if self._sample.is_single_tensor or encoders or not before & (self._unaffected or frozenset()):
+            return last
+        until = candidates[: candidates.index(last) + 1]
+        dependent = [each for each in until if self._is_dependent.get(each.layer)]
+        without = layers_without_positions(self._model, self._sample, dependent)
+        return next((each for each in reversed(dependent) if each.layer not in without), last)
 
     def _candidates(self) -> list[CandidateLayer]:
         """The candidates that depend on the picture, as far as that is known, without those in a head."""

@@ -77,6 +77,7 @@ class DryRun:
             order in which they returned.
         dense: Whether the model predicts boxes, or something for each position of a grid.
         layers: For each tensor that layers returned, the outermost of them, in the order in which they returned.
+        picture_only: The layers that took the model's own picture and no other tensor.
     """
 
     calls: Mapping[str, int]
@@ -85,6 +86,7 @@ class DryRun:
     candidates: list[CandidateLayer]
     dense: bool
     layers: tuple[str, ...] = ()
+    picture_only: frozenset[str] = frozenset()
 
 
 LayerHook: TypeAlias = tuple[nn.Module, ForwardHook]
@@ -214,6 +216,7 @@ class DryRunObserver:
         self._return_times: list[int] = []  # for each tensor, when the last of these layers returned
         self._clock = count()
         self._reads_picture: set[_NumberedCall] = set()
+        self._picture_only: set[str] = set()
         self._grids: dict[tuple[int, ...], None] = {}
         self._axis_counts: set[int] = set()  # of the grids of layers whose batch axis holds the samples
         self._channels_first_shapes: set[tuple[int, ...]] = set()
@@ -224,6 +227,8 @@ class DryRunObserver:
     def record_inputs(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         """The forward pre-hook of one layer."""
         tensors = [tensor for _, tensor in containers.leaves((args, kwargs))]
+        if len(tensors) == 1 and tensors[0] is self._call.model_picture:
+            self._picture_only.add(name)
         is_plain = len(tensors) == 1 and tensors[0].layout == torch.strided and not tensors[0].is_nested
         self._meta_inputs[name] = _on_meta_device((args, kwargs)) if is_plain else None
 
@@ -280,7 +285,8 @@ class DryRunObserver:
         by_return_time = self._by_return_time()
         dense = self._call.takes_list or any(self._is_dense(path, tensor) for path, tensor in containers.leaves(output))
         layers = tuple(min((name for name, _ in each), key=lambda name: name.count(".")) for each in by_return_time)
-        return DryRun(self._calls, self._outputs, evidence, candidates, dense, layers)
+        picture_only = frozenset(self._picture_only)
+        return DryRun(self._calls, self._outputs, evidence, candidates, dense, layers, picture_only)
 
     def _evidence(self, token_counts: tuple[int | None, int], probe_undecided: bool) -> LayoutEvidence:
         prefix, suffix = token_counts
