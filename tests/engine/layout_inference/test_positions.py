@@ -125,3 +125,34 @@ def test_a_model_that_takes_one_sample_only() -> None:
             return super().forward(colour, depth)
 
     assert tp.explain(One().double().eval(), tp.Arguments(inputs(1), picture="0")).provenance.layer == "fuse"
+
+
+class Towers(nn.Module):
+    """Two transformers, each read by its class token. torch runs such layers in another way where gradients are off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0, batch_first=True)
+        for name, channels in (("colour", 3), ("depth", 1)):
+            self.add_module(f"{name}_patches", nn.Conv2d(channels, 16, 4, 4))
+            self.add_module(name, nn.TransformerEncoder(layer, 3, enable_nested_tensor=False))
+        self.token, self.head = nn.Parameter(torch.randn(1, 1, 16)), nn.Linear(32, 4)
+
+    def read(self, name: str, x: Tensor) -> Tensor:
+        tokens = self.get_submodule(f"{name}_patches")(x).flatten(2).mT
+        return self.get_submodule(name)(torch.cat([self.token.expand(len(x), -1, -1), tokens], 1))[:, 0]
+
+    def forward(self, colour: Tensor, depth: Tensor) -> Tensor:
+        return self.head(torch.cat([self.read("colour", colour), self.read("depth", depth)], 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("picture", [0, 1])
+def test_two_transformers(picture: int, dtype: torch.dtype) -> None:
+    model, args = Towers().to(dtype).eval(), [each.to(dtype) for each in inputs(1)]
+    heatmap = tp.explain(model, tp.Arguments(args, picture=str(picture)), target=1)
+    assert heatmap.provenance.layer.startswith(("colour.", "depth.")[picture])
+    args[picture] = args[picture].flip(3)
+    assert not torch.equal(heatmap.values, tp.explain(model, tp.Arguments(args, picture=str(picture)), target=1).values)
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -21,6 +21,7 @@ from torchpeek.engine.layout_inference.candidates import CandidateLayer
 from torchpeek.engine.layout_inference.dry_run import dry_run, why_no_candidate
 from torchpeek.engine.layout_inference.input_dependence import (
     OutputDigests,
+    comparable,
     known_unaffected,
     remember_unaffected,
     unaffected_layers,
@@ -179,7 +180,8 @@ class _LayerSearch:
         else:
             # Of the dry run and the first check, one has the changed picture. Boxes are those of the true picture.
             dry_call = with_changed_picture(call) if has_separate_branches(target) else call
-            self._dry = dry_run(model, dry_call, anew=True, hooks=partial(self._dry_digests.hooks, model))
+            with comparable():
+                self._dry = dry_run(model, dry_call, anew=True, hooks=partial(self._dry_digests.hooks, model))
         self._sample = call.one_sample(fixed_batch_size(model, call))
         self.connected = False  # whether a gradient can flow from the scores to a candidate, even if it is zero
         self._is_dependent: dict[str, bool] = {}  # by layer, as far as they were checked
@@ -246,9 +248,10 @@ class _LayerSearch:
             hooks = digests.hooks(self._model)
             if not has_separate_branches(self._target):
                 sample = with_changed_picture(sample)
-        dependence = _score_dependence(
-            self._model, sample, candidates, self._target, these_scores=self._these_scores, hooks=hooks
-        )
+        with comparable():
+            dependence = _score_dependence(
+                self._model, sample, candidates, self._target, these_scores=self._these_scores, hooks=hooks
+            )
         if self._dry_digests is not None:
             unaffected = self._dry_digests.unaffected(digests)
             self._unaffected, self._dry_digests = remember_unaffected(self._model, sample, unaffected), None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from torchpeek.engine.forward import run
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.preserve import preserved
-from torchpeek.hooks import ForwardHook, attached, containers, takes_hooks
+from torchpeek.hooks import ForwardHook, attached, containers, shared, takes_hooks
 
 # How much of the changed picture comes from elsewhere in the picture, and how much darker it is. Little enough for a
 # detector to find the same objects, and a model that depends on values to take the same branches.
@@ -113,6 +114,24 @@ class OutputDigests:
     def _record(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         digests = {path: digest(tensor) for path, tensor in containers.leaves(output)}
         self._digests.setdefault(name, []).append(digests)
+
+
+def comparable() -> AbstractContextManager[None]:
+    """A block in which a pass with gradients and one without compute the same, to the last bit.
+
+    torch's attention and transformer layers have fast paths without gradients, which round differently.
+    """
+    return shared("no fast paths", _without_fast_paths)
+
+
+@contextmanager
+def _without_fast_paths() -> Iterator[None]:
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def digest(tensor: Tensor) -> tuple[object, ...]:

@@ -21,8 +21,8 @@ from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.preserve import preserved
 from torchpeek.hooks import attached, containers, layer_at
 
-# The least odds ratio of a layer with the positions of the picture. A layer that is scaled by a vector has 1, or up to 2
-# after an activation function. A deep network with global normalisation or attention has 10 and more.
+# The least odds ratio of a layer with the positions of the picture. A layer that is scaled by a vector has 1, or up to
+# 2 after an activation function. A deep network with global normalisation or attention has 10 and more.
 _LEAST_ODDS = 3.0
 
 # On a coarser grid, a deep network sees the whole picture at each position.
