@@ -214,7 +214,7 @@ class TestTransformers:
             def forward(self, x: Tensor) -> Tensor:
                 return self.clip(input_ids=ids, pixel_values=x, attention_mask=mask).logits_per_image
 
-        target = [[0, 1], [1, 0], [1, 0]]
+        target = tp.targets.Classes([1, 0])
         given = BatchFeature({"input_ids": ids, "pixel_values": pictures, "attention_mask": mask})
         call = tp.Arguments(kwargs=given, shared=shared) if shared else given
         got = tp.explain(clip, call, method=method, layer=self.LAYER, target=target)

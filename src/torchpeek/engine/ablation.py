@@ -109,9 +109,9 @@ def dependent_classes(forward_pass: ForwardPass, layer: str) -> frozenset[int]:
     model, call, question = forward_pass.model, forward_pass.call, forward_pass.question
     capture, selected = forward_pass.captures[layer], forward_pass.layers[layer]
     changed = capture.layout.from_grid(changed_picture(capture.activation.detach()), capture.returned.detach())
-    with preserved(model), forward_pass.autocast_context():
-        with attached([selected.hooked(returning(changed, capture.layout))]):
-            output = run(model, call.for_one_pass())
+    change = attached([selected.hooked(returning(changed, capture.layout))])
+    with preserved(model), forward_pass.autocast_context(), change:
+        output = run(model, call.for_one_pass())
     before, after = (output_tensors(each).get(output_part(question)) for each in (forward_pass.output, output))
     if before is None or after is None or before.shape != after.shape:
         return frozenset(question.labels.flatten().tolist())  # nothing is known of such an output

@@ -22,6 +22,7 @@ from torchpeek.engine.layout_inference.dry_run import dry_run, layout_of, with_k
 from torchpeek.engine.layout_inference.input_dependence import (
     connected_layers,
     known_unaffected,
+    unaffected_layers,
     unconnected_layers,
     with_changed_picture,
 )
@@ -214,7 +215,10 @@ def _one_pass(
 ) -> ForwardPass:
     recorder = CaptureRecorder(model, call, request)
     hooks = recorder.hooks()
-    attention = AttentionRecorder(request.gradients, model) if request.attention else None
+    attention: AttentionRecorder | None = None
+    if request.attention:
+        others = frozenset[str]() if call.is_single_tensor else unaffected_layers(model, call)
+        attention = AttentionRecorder(request.gradients, model, others)
     prefix: PrefixRecording | None = None
     with ExitStack() as stack:
         if request.prefix and len(request.layers) == 1:

@@ -259,3 +259,34 @@ def test_cam_reads_the_head_of_the_part() -> None:
     weight = net.head.weight.detach()
     expected = torch.einsum("c,nchw->nhw", weight[2] - 0.5 * weight[0], net.conv(X).detach())
     torch.testing.assert_close(heatmap.values[:, 0], expected)
+
+
+class TestPartsByNumber:
+    """`part=0` is the first tensor, and not the default."""
+
+    @pytest.mark.parametrize("make", [lambda grid, features, logits: (logits, features), lambda g, f, x: Fields(x, f)])
+    @pytest.mark.parametrize(
+        "target",
+        [
+            t.Predicted(part=0),
+            t.Contrast(part=0),
+            t.ClassProbability(t.Predicted(part=0)),
+            t.ClassProbability(t.Predicted(), part=0),
+            t.ClassProbability(t.Predicted(part="0"), part=0),
+            t.Output(0, part=0),
+        ],
+        ids=str,
+    )
+    def test_number(self, make: Callable[..., Any], target: Any) -> None:
+        question = target.bind(make(None, torch.randn(2, 9), torch.tensor([[0.1, 0.7, 0.2], [0.9, 0.0, 0.1]])))
+        assert question.part == "0"
+
+    def test_two_parts(self) -> None:
+        with pytest.raises(TargetError, match="give part= once"):
+            t.ClassProbability(t.Predicted(part=1), part=0).bind((torch.zeros(2, 3), torch.zeros(2, 4)))
+
+    def test_the_example_of_the_error_is_the_single_number(self) -> None:
+        for output in ((torch.zeros(2), torch.zeros(2, 64)), (torch.zeros(2, 64), torch.zeros(2))):
+            number = str([each.ndim for each in output].index(1))
+            with pytest.raises(TargetError, match=rf"Predicted\(part='{number}'\)"):
+                t.Predicted().bind(output)

@@ -166,9 +166,28 @@ def test_one_hot_labels_of_a_single_sample() -> None:
 
 
 @pytest.mark.parametrize(
+    "target", [[[0, 1], [1, 0]], torch.tensor([[0, 1], [0, 1]]), ClassProbability([[1, 0], [1, 0]])], ids=str
+)
+def test_one_hot_labels_of_a_binary_classifier(target) -> None:
+    """[0, 1] may also name both classes, so it is refused where the model has no others."""
+    binary = torch.tensor([[0.1, 0.7], [0.9, 0.1]])
+    with pytest.raises(TargetError, match=r"onehot\.argmax\(1\); for both classes give .*Classes\(\[0, 1\]\)"):
+        as_target(target).bind(binary)
+    assert Classes([0, 1]).bind(binary).labels.tolist() == [[0, 1], [0, 1]]
+    assert as_target(torch.tensor([[0, 1], [1, 0]]).argmax(1)).bind(binary).labels.tolist() == [[1], [0]]
+
+
+def test_a_list_of_tensors() -> None:
+    assert labels([torch.tensor(2), torch.tensor(0)]) == [[2], [0]]
+    assert labels([torch.tensor([2, 1]), torch.tensor([0, 1])]) == [[2, 1], [0, 1]]
+    with pytest.raises(TargetError, match="one-hot"):
+        labels(list(ONE_HOT))
+
+
+@pytest.mark.parametrize(
     "target",
     [[[0, 1], [1, 0]], [[0, 1], [0, 1]], [[0], [1]], [0, 1], [1, 1], [[2, 2], [0, 0]], [[0, 1], [2, 2]]],
 )
 def test_lists_of_classes_0_and_1(target) -> None:
-    """Without repeats they name both classes, as of a binary classifier."""
+    """Without repeats they name the first two classes of several."""
     assert labels(target) == torch.tensor(target).view(2, -1).tolist()

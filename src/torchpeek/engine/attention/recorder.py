@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Container
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torchpeek.engine.attention.function_mode import AttentionMode, OtherAttention, active
 from torchpeek.engine.gradients import Handle, start_graph
 from torchpeek.errors import MethodNotApplicable
-from torchpeek.hooks import attached, containers
+from torchpeek.hooks import attached, call_name, containers
 from torchpeek.interrupts import uninterrupted
 
 
@@ -67,12 +68,17 @@ class AttentionRecorder:
 
     With `gradients`, the graph starts at the first attention weights: nothing before them is in it, and gradients are
     on from there to the end of the block. A recorder is used once.
+
+    Attention in the layers `excluded`, or in their calls `layer[i]`, does not count: that among the words of a text, or
+    in the branch of another input.
     """
 
-    def __init__(self, gradients: bool, model: nn.Module) -> None:
+    def __init__(self, gradients: bool, model: nn.Module, excluded: Container[str] = ()) -> None:
         self._gradients = gradients
         self._model = model
+        self._excluded = excluded
         self._attention_calls: list[_AttentionCall] = []
+        self._calls_of_layer = Counter[str]()
         self._other_calls = Counter[OtherAttention]()
         self._module_calls: list[_ModuleCall] = []  # those that are running, the innermost last
         self._exits = ExitStack()
@@ -173,11 +179,15 @@ class AttentionRecorder:
 
         `private`: no one but the recorder has the tensor, so nothing will write into it.
         """
+        innermost = self._module_calls[-1].name if self._module_calls else ""
+        number = self._calls_of_layer[innermost]
+        self._calls_of_layer[innermost] += 1
+        if innermost in self._excluded or call_name(innermost, number) in self._excluded:
+            return weights
         recorded = weights.detach() if private else weights.detach().clone()
         handle: Handle | None = None
         if self._gradients:
             handle, weights = start_graph(weights, recorded)
-        innermost = self._module_calls[-1].name if self._module_calls else ""
         call = _AttentionCall(innermost, recorded, handle, batch)
         self._attention_calls.append(call)
         for module_call in self._module_calls:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, repeat
@@ -20,10 +21,13 @@ from torchpeek.engine.layout_inference.candidates import CandidateLayer
 from torchpeek.engine.layout_inference.dry_run import dry_run, why_no_candidate
 from torchpeek.engine.layout_inference.input_dependence import (
     OutputDigests,
+    comparable,
     known_unaffected,
     remember_unaffected,
     unaffected_layers,
     with_changed_picture,
+    with_random_picture,
+    with_varied_picture,
 )
 from torchpeek.engine.layout_inference.scales import ScaleLayers, scale_layers
 from torchpeek.engine.model_cache import ModelCache
@@ -194,8 +198,19 @@ def _choice(
     holds = remembered is not None and not remembered.separate_branches and has_layer(model, remembered.one.layer)
     if remembered is not None and holds and not anew:
         return remembered
-    search = _LayerSearch(model, call, target, these_scores=classes is not None, anew=anew)
-    return _CHOICES.put(model, key, search.result())
+    these_scores = classes is not None
+    if anew:
+        choice = _LayerSearch(model, call, target, these_scores=these_scores, anew=True).result()
+        # A layer that was found for an even picture in particular is not remembered for other pictures.
+        return choice if with_varied_picture(call) is not call else _CHOICES.put(model, key, choice)
+    search = _LayerSearch(model, with_varied_picture(call), target, these_scores=these_scores, anew=False)
+    choice = search.result()
+    if not choice.one.dependent and search.connected:
+        # All gradients are zero, perhaps only for this picture.
+        with suppress(Exception):  # the model may not take a random picture
+            again = _LayerSearch(model, with_random_picture(call), target, these_scores=these_scores, anew=True)
+            choice = max(again.result(), choice, key=lambda each: each.one.dependent)
+    return _CHOICES.put(model, key, choice)
 
 
 def _target_key(target: Target | None) -> tuple[object, ...]:
@@ -233,8 +248,10 @@ class _LayerSearch:
         else:
             # Of the dry run and the first check, one has the changed picture. Boxes are those of the true picture.
             dry_call = with_changed_picture(call) if has_separate_branches(target) else call
-            self._dry = dry_run(model, dry_call, anew=True, hooks=partial(self._dry_digests.hooks, model))
+            with comparable():
+                self._dry = dry_run(model, dry_call, anew=True, hooks=partial(self._dry_digests.hooks, model))
         self._sample = call.one_sample(fixed_batch_size(model, call))
+        self.connected = False  # whether a gradient can flow from the scores to a candidate, even if it is zero
         self._is_dependent: dict[str, bool] = {}  # by layer, as far as they were checked
         self._labels: frozenset[int] = frozenset()  # the classes of the target
         self._layers_of_labels: set[str] = set()  # the layers on which the scores of these classes depend
@@ -317,19 +334,21 @@ class _LayerSearch:
             hooks = digests.hooks(self._model)
             if not self._separate_branches:
                 sample = with_changed_picture(sample)
-        dependence = _score_dependence(
-            self._model,
-            sample,
-            candidates,
-            self._target,
-            these_scores=self._these_scores,
-            hooks=hooks,
-            unaffected=partial(self._compared, digests),
-        )
+        with comparable():
+            dependence = _score_dependence(
+                self._model,
+                sample,
+                candidates,
+                self._target,
+                these_scores=self._these_scores,
+                hooks=hooks,
+                unaffected=partial(self._compared, digests),
+            )
         self._compared(digests)
         if dependence is None:
             return False
         self._scales, self._separate_branches = dependence.scales, dependence.separate_branches
+        self.connected |= dependence.connected
         for each in candidates:
             self._is_dependent[each.layer] = each.layer in dependence.layers
         self._labels = dependence.labels
@@ -354,6 +373,7 @@ class _Dependence:
         layers_of_labels: The layers on which the scores of these classes depend.
         scales: The layers that boxes of several scales are read from; None for any other score.
         separate_branches: Whether each score has its own branch.
+        connected: Whether a path leads from one of the layers to the scores.
     """
 
     layers: frozenset[str] = frozenset()
@@ -361,6 +381,7 @@ class _Dependence:
     layers_of_labels: frozenset[str] = frozenset()
     scales: ScaleLayers | None = None
     separate_branches: bool = False
+    connected: bool = True
 
 
 def _score_dependence(
@@ -398,7 +419,7 @@ def _score_dependence(
             if not handles:
                 return None
             if not scores.requires_grad:  # no path leads from these layers to the scores, or one without a graph
-                return _Dependence(separate_branches=has_separate_branches(question))
+                return _Dependence(separate_branches=has_separate_branches(question), connected=False)
             inputs: Any = list(handles.values())  # torch accepts gradient edges, but its type hints do not
             gradients = [
                 torch.autograd.grad(one, inputs, retain_graph=True, allow_unused=True) for one in scores.unbind()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from torchpeek.engine.forward import run
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.preserve import preserved
-from torchpeek.hooks import ForwardHook, attached, containers, takes_hooks
+from torchpeek.hooks import ForwardHook, attached, containers, shared, takes_hooks
 
 # How much of the changed picture comes from elsewhere in the picture, and how much darker it is. Little enough for a
 # detector to find the same objects, and a model that depends on values to take the same branches.
@@ -57,6 +58,31 @@ def changed_picture(picture: Tensor) -> Tensor:
     return torch.where(empty, shares.to(values), changed).to(picture.dtype)
 
 
+def with_varied_picture(call: ModelCall) -> ModelCall:
+    """The same call, with a random picture if the first one has the same value everywhere.
+
+    A black picture may leave every ReLU of a layer at zero. What is remembered for all pictures must not follow from
+    one that shows so little.
+    """
+    if call.size.numel() < 2:
+        return call
+    values = call.picture[:1].flatten(2)
+    is_even = bool((values == values[..., :1]).all())
+    return with_random_picture(call) if is_even else call
+
+
+def with_random_picture(call: ModelCall) -> ModelCall:
+    """The same call, with random numbers from 0 to 1 in the picture, or from 0 to 255 for bytes.
+
+    A picture of other integers stays as it is, because they may be indices.
+    """
+    picture, is_bytes = call.picture, call.picture.dtype == torch.uint8
+    if not (picture.is_floating_point() or is_bytes):
+        return call
+    random = torch.rand(picture.shape[1:], generator=torch.Generator().manual_seed(0)) * (255 if is_bytes else 1)
+    return call.with_picture(random.to(picture).expand(picture.shape).clone())
+
+
 class OutputDigests:
     """A digest of every tensor that each layer returns in one pass. Equal tensors have equal digests."""
 
@@ -88,6 +114,24 @@ class OutputDigests:
     def _record(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         digests = {path: digest(tensor) for path, tensor in containers.leaves(output)}
         self._digests.setdefault(name, []).append(digests)
+
+
+def comparable() -> AbstractContextManager[None]:
+    """A block in which a pass with gradients and one without compute the same, to the last bit.
+
+    torch's attention and transformer layers have fast paths without gradients, which round differently.
+    """
+    return shared("no fast paths", _without_fast_paths)
+
+
+@contextmanager
+def _without_fast_paths() -> Iterator[None]:
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def digest(tensor: Tensor) -> tuple[object, ...]:
@@ -131,7 +175,15 @@ def unaffected_layers(model: nn.Module, call: ModelCall) -> frozenset[str]:
         return recorded
 
     def unaffected(size: int | None) -> frozenset[str]:
-        return digests(call, size).unaffected(digests(with_changed_picture(call), size))
+        of_picture, random = digests(call, size), with_random_picture(call)
+        if random is not call:  # a layer that is zero for one dark picture is not zero for a random one
+            try:
+                return of_picture.unaffected(digests(random, size))
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # the model depends on values of its picture
+                pass
+        return of_picture.unaffected(digests(with_changed_picture(call), size))
 
     with preserved(model):
         return remember_unaffected(model, call, with_fixed_batch(model, call, unaffected))

@@ -25,6 +25,7 @@ from torchpeek.engine.targets.detections import (
     overlaps,
 )
 from torchpeek.engine.targets.naming import class_index
+from torchpeek.engine.targets.output_parts import is_named
 from torchpeek.engine.targets.question import python_values
 from torchpeek.errors import InputError, TargetError
 from torchpeek.hooks import containers
@@ -175,10 +176,10 @@ class Box:
 
     def _boxes_in(self, output: Any) -> tuple[str, Any]:
         """The path of the part that the user named, and what is there. Raises TargetError."""
-        if not self.part:
+        if not is_named(self.part):
             return "", output
         spellings = containers.spellings(output)
-        part = next((path for path, of_path in spellings.items() if self.part in of_path), self.part)
+        part = next((path for path, of_path in spellings.items() if str(self.part) in of_path), str(self.part))
         try:
             return part, containers.at(output, part)
         except InputError as error:

@@ -355,7 +355,7 @@ class ClassesPerSample:
         """
         part, logits = locate_logits(output, self.part)
         labels = self.labels.to(logits.device).long()
-        check_not_one_hot(labels, len(logits))
+        check_not_one_hot(labels, len(logits), logits.shape[1])
         if labels.ndim == 1:
             labels = labels[:, None]
         if labels.ndim != 2 or len(labels) != len(logits) or labels.shape[1] == 0:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchpeek.engine.targets.question import python_values
 from torchpeek.errors import AmbiguousClass, ClassNotFound, TargetError, closest
 
 _CLASSES_OF_ONE_HOT = "onehot.argmax(1)"
@@ -16,6 +17,7 @@ _CLASSES_OF_MULTI_HOT = "onehot.nonzero()[:, 1].view(-1, {})"
 
 def label_tensor(target: Sequence[Any], class_names: Sequence[str] | None) -> Tensor:
     """The class indices (N,) or (N, K) of a list of classes, or of a list of such lists. Raises TargetError."""
+    target = [python_values(each) for each in target]  # such as a list of tensors
     nested = [isinstance(each, Sequence) and not isinstance(each, str) for each in target]
     if any(nested) and not all(nested):
         raise TargetError(f"target mixes classes and lists of classes: {target!r}; allowed: (N,) or (N, K)")
@@ -81,25 +83,32 @@ def check_integers(labels: Tensor) -> None:
     raise TargetError(f"target is a tensor of {labels.dtype}; class indices are integers{advice}")
 
 
-def check_not_one_hot(labels: Tensor, samples: int | None = None) -> None:
+def check_not_one_hot(labels: Tensor, samples: int | None = None, classes: int | None = None) -> None:
     """Raise TargetError where labels are not class indices, but ones at the classes and zeros elsewhere.
 
     A row of zeros and ones that names a class twice is no sensible list of classes. A row without repeats, such as
-    [0, 1], is: it names both classes of a binary classifier.
+    [0, 1], is: it names the first two classes. If the model has no others, it may be one-hot, too.
 
     Args:
         labels: (N,) or (N, K), integers.
         samples: The number of samples. One-hot labels (K,) of a single sample are recognised by it.
+        classes: The number of the model's classes, where [0, 1] of two classes is to be refused.
     """
     rows = labels
     if labels.ndim == 1:
         rows = labels[None] if samples == 1 else labels[:0, None]
     if rows.ndim != 2 or rows.shape[1] < 2 or not bool(((rows == 0) | (rows == 1)).all()):
         return
-    ones = rows.sum(1)
+    ones, argmax = rows.sum(1), _CLASSES_OF_ONE_HOT if labels.ndim == 2 else "onehot.argmax()"
     if bool(((ones == 1) & (rows.shape[1] == 2)).all()):
+        if classes == 2:
+            raise TargetError(
+                f"target has shape {_shape(labels)} and the model has two classes, so these may be one-hot labels, or "
+                f"both classes of each sample. For one-hot labels give {argmax}; for both classes give "
+                "tp.targets.Classes([0, 1])"
+            )
         return
-    advice = f"give {_CLASSES_OF_ONE_HOT if labels.ndim == 2 else 'onehot.argmax()'}"
+    advice = f"give {argmax}"
     if bool((ones != 1).any()):
         advice = "give the indices of the classes, the same number K for every sample, (N, K)"
         if bool((ones == ones[0]).all()) and int(ones[0]):

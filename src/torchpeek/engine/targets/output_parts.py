@@ -53,7 +53,7 @@ def resolve_part(output: Any, part: str, preferred: Sequence[str]) -> str:
             f"the model returned a {type(output).__name__} of {content}; a score is read from a tensor whose first "
             "axis is the samples. Wrap the model so that it returns one"
         )
-    if part:
+    if is_named(part):
         return _named_path(output, tensors, part)
     path = _path_with_name(output, tensors, preferred) or _only_path(output, tensors)
     if path is None:
@@ -62,6 +62,11 @@ def resolve_part(output: Any, part: str, preferred: Sequence[str]) -> str:
             f"{described_parts(output, list(tensors))}"
         )
     return path
+
+
+def is_named(part: str | int) -> bool:
+    """Whether `part` names a tensor. The first of a tuple may be named by the number 0, too."""
+    return part not in ("", None)
 
 
 def tensor_at(output: Any, part: str) -> Tensor:
@@ -107,7 +112,7 @@ def locate_logits(output: Any, part: str = "") -> tuple[str, Tensor]:
         return "", output  # as most classifiers return them
     tensors = {path: tensor for path, tensor in output_tensors(output).items() if tensor.ndim}
     names = _names(output)
-    if part:
+    if is_named(part):
         path: str | None = _named_path(output, tensors, part)
     elif any(name in _BOX_NAMES for path in tensors for name in names[path]):
         path = None
@@ -120,17 +125,17 @@ def locate_logits(output: Any, part: str = "") -> tuple[str, Tensor]:
                 raise TargetError(_ambiguous_logits(output, possible))
     if path is not None:
         tensor = tensors[path]
-        if tensor.ndim == 1 and (part or any(name in _SINGLE_LOGIT_NAMES for name in names[path])):
+        if tensor.ndim == 1 and (is_named(part) or any(name in _SINGLE_LOGIT_NAMES for name in names[path])):
             tensor = tensor.unsqueeze(1)
         if tensor.ndim == 2:
             return path, tensor
     shapes = {f"{name!r} " * bool(name) + str(tuple(each.shape)) for name, each in output_tensors(output).items()}
     got = f"{type(output).__name__} of {', '.join(sorted(shapes)) or 'no floating-point tensor'}"
+    instead = f"and part {part!r} is none" if is_named(part) else "or the part of that shape"
     raise TargetError(
-        f"the model returned a {got}; class scores are read from a (N, classes) tensor"
-        f"{f', and part {part!r} is none' if part else ', or the part of that shape'}. For other outputs there are "
-        "targets in tp.targets: Pixels for a segmentation, Box for a detector, Similarity for an embedding, Output for "
-        "a regression or a single number (N,), Computed for any function"
+        f"the model returned a {got}; class scores are read from a (N, classes) tensor, {instead}. For other outputs "
+        "there are targets in tp.targets: Pixels for a segmentation, Box for a detector, Similarity for an embedding, "
+        "Output for a regression or a single number (N,), Computed for any function"
     )
 
 
@@ -144,7 +149,9 @@ def described_parts(output: Any, paths: Sequence[str]) -> str:
 
 def _ambiguous_logits(output: Any, possible: Sequence[str]) -> str:
     """The error text where more than one tensor could hold the class logits."""
-    example = next((path for path in possible if output_tensors(output)[path].ndim == 2), possible[0])
+    # One number for each sample is more likely a logit than a row of numbers, which may be features.
+    tensors = output_tensors(output)
+    example = min(possible, key=lambda path: (tensors[path].ndim > 2, tensors[path].ndim))
     return (
         f"the model returned a {type(output).__name__} of several tensors, and more than one could be meant; class "
         f"scores are read from one of (N, classes) or (N,). Choose it with part=: {described_parts(output, possible)}. "

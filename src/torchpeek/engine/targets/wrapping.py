@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from torchpeek.engine.observed import layers_of_target
 from torchpeek.engine.targets.classes import ClassScores, Predicted, as_target
+from torchpeek.engine.targets.output_parts import is_named
 from torchpeek.engine.targets.question import Target, of_samples
 from torchpeek.errors import TargetError
 
@@ -46,7 +47,7 @@ class WrappingTarget:
             ClassProbability(of=Classes(classes=[1], part=''), part='')
         """
         target = as_target(self.of, class_names)
-        return replace(self, of=target, part=self.part or getattr(target, "part", ""))
+        return replace(self, of=target, part=self.part if is_named(self.part) else getattr(target, "part", ""))
 
     def of_samples(self, first: int, last: int) -> Self:
         """Restrict the target to some of the samples.
@@ -93,9 +94,11 @@ class WrappingTarget:
 def _in_part(target: Target, part: str, wrapper: str) -> Target:
     """The target, reading the part that the wrapping target names. Raises TargetError where it names another one."""
     own = getattr(target, "part", None)
-    if part and own and own != part:
-        raise TargetError(f"{wrapper}(part={part!r}) is made from a target with part={own!r}; give part= once")
-    if not part or own != "":
+    if not is_named(part) or own is None:
+        return target
+    if is_named(own):
+        if str(own) != str(part):
+            raise TargetError(f"{wrapper}(part={part!r}) is made from a target with part={own!r}; give part= once")
         return target
     in_part: Target = replace(target, part=part)  # type: ignore[type-var]
     return in_part
