@@ -93,7 +93,11 @@ def _found_size(model: nn.Module, call: ModelCall, error: Exception) -> int | No
     count = len(call)
     other = call.one_sample(1 if count > 1 else 2)
     with preserved(model):
-        if _runs(model, other) is not None or (whole := _runs(model, call)) is None:
+        if (whole := _runs(model, call)) is None:
+            return None
+        # One sample may be broadcast to the rows of a buffer, which is no result for a batch of one.
+        smaller = _runs(model, other)
+        if smaller is not None and _row_counts(smaller, _batched(whole, count)) <= {len(other)}:
             return None
         repeated = _runs(model, call.one_sample(count)) if count > 1 else whole
     if repeated is None or not _same_first_sample(whole, repeated, count):
@@ -135,7 +139,17 @@ def _runs(model: nn.Module, call: ModelCall) -> Any:
 def _same_first_sample(whole: Any, repeated: Any, count: int) -> bool:
     """Whether the first sample has the same outputs in both batches."""
     ours, theirs = dict(containers.leaves(whole)), dict(containers.leaves(repeated))
-    batched = [path for path, tensor in ours.items() if tensor.ndim and len(tensor) == count]
+    batched = _batched(whole, count)
     return bool(batched) and all(
         path in theirs and close(theirs[path][:1], ours[path][:1], ours[path].dtype) for path in batched
     )
+
+
+def _batched(output: Any, count: int) -> list[str]:
+    """The paths of the tensors in an output of `count` samples that have a row for each."""
+    return [path for path, tensor in containers.leaves(output) if tensor.ndim and len(tensor) == count]
+
+
+def _row_counts(output: Any, paths: list[str]) -> set[int]:
+    """How many rows the tensors at these paths have."""
+    return {len(tensor) for path, tensor in containers.leaves(output) if path in paths and tensor.ndim}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchpeek.engine.batching import Change, check_changed, check_counts, chunk_size, chunks, sample_rows
+from torchpeek.engine.fixed_batch import batches, with_fixed_batch
 from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass, batch_statistics_layer
 from torchpeek.engine.gradients import score_gradients
@@ -63,6 +64,16 @@ def input_gradient_chunks(
     def reduced(rows: Tensor, trial_numbers: Tensor) -> Tensor:
         changed = change(sample_rows(inputs, rows).clone(), rows, trial_numbers)
         check_changed(changed, (len(rows), *inputs.shape[1:]))
+
+        def of_batches(size: int | None) -> list[Tensor]:
+            return [
+                of_batch(changed[entries.to(changed.device)], rows[entries], trial_numbers[entries])[:count]
+                for entries, count in batches(size, rows)
+            ]
+
+        return torch.cat(with_fixed_batch(model, forward_pass.call, of_batches))
+
+    def of_batch(changed: Tensor, rows: Tensor, trial_numbers: Tensor) -> Tensor:
         leaf = changed.detach().clone()
         with preserved(model):
             with forward_pass.autocast_context(), torch.enable_grad():
