@@ -8,7 +8,19 @@ from collections.abc import Sequence
 from torch import nn
 
 from torchpeek.engine.model_call import ModelCall
-from torchpeek.errors import closest
+from torchpeek.errors import closest, listed_names
+
+
+def without_forward(model: nn.Module) -> str | None:
+    """Why a model cannot be called that has no `forward`, such as an nn.ModuleList; None where it has one."""
+    if type(model).forward is not nn.Module.forward or "forward" in vars(model):
+        return None
+    members = listed_names(model._modules, most=3)
+    next_step = f"give one of its members ({members}), or" if members else "give"
+    return (
+        f"model is of type {type(model).__name__}, which has no forward; allowed: a module that can be called. Next: "
+        f"{next_step} a module whose forward computes the scores"
+    )
 
 
 def wrong_arguments(model: nn.Module, call: ModelCall) -> str | None:

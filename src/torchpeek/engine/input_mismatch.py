@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchpeek.engine.forward_arguments import wrong_arguments
+from torchpeek.engine.forward_arguments import without_forward, wrong_arguments
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import PICTURE_CHANNELS, ModelCall
 from torchpeek.errors import InputError
@@ -144,6 +144,8 @@ def input_error(model: nn.Module, call: ModelCall, error: Exception, run: Callab
         run: Makes the same call once more. It ends at the first layer with weights.
     """
     if isinstance(error, TypeError) and (wrong := wrong_arguments(model, call)):
+        return InputError(wrong)
+    if isinstance(error, NotImplementedError) and (wrong := without_forward(model)):
         return InputError(wrong)
     if wrong := _other_batch_size(call, error):
         return InputError(wrong)
