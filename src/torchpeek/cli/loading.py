@@ -26,7 +26,7 @@ def loaded_model(options: ModelOptions, device: str | None = None) -> LoadedMode
         try:
             torch.empty(0, device=torch.device(device))
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0].partition(". ")[0]
             raise OptionError(f"--device {device!r} cannot be used here ({reason}); cpu always can") from error
         loaded.module.to(device)
     return loaded
