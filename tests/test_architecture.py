@@ -18,6 +18,7 @@ ROOMS = [
     "_version",
     "errors",
     "interrupts",
+    "keywords",
     "progress",
     "registry",
     "bootstrap",

@@ -373,3 +373,56 @@ class TestInputs:
 class _One(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.ones(len(x), 1, dtype=x.dtype) + 0 * x.sum()
+
+
+class Frames(nn.Module):
+    """Reads (N, frames, C, H, W) frame by frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = torch.relu(self.conv(x.flatten(0, 1))).mean((2, 3))
+        return self.head(features.view(*x.shape[:2], -1).mean(1))
+
+
+class Moved(nn.Module):
+    """What the error says to write."""
+
+    def __init__(self, model: nn.Module, axis: int) -> None:
+        super().__init__()
+        self.model, self.axis = model, axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x.movedim(1, self.axis))
+
+
+class TestTheAxisOfTheChannels:
+    VIDEO = torch.rand(2, 5, 3, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+    @pytest.mark.parametrize("method", ["saliency", "input-x-gradient", "guided-backprop", "occlusion"])
+    def test_frames_are_no_channels(self, method: str) -> None:
+        model = Frames().double().eval()
+        with pytest.raises(MethodNotApplicable, match=r"on axis 2. Next: give x.movedim\(2, 1\) to a module"):
+            tp.explain(model, self.VIDEO, method=method, target=1)
+        values = tp.explain(Moved(model, 2), self.VIDEO.movedim(2, 1), method=method, target=1).values
+        assert values.shape == (2, 1, 5, 8, 6)
+        if method == "saliency":
+            x = self.VIDEO.clone().requires_grad_()
+            [gradient] = torch.autograd.grad(model(x)[:, 1].sum(), x)
+            torch.testing.assert_close(values[:, 0], gradient.abs().amax(2))
+
+    def test_as_many_frames_as_channels(self) -> None:
+        with pytest.warns(Notice, match=r"axis 1 of the inputs .* is read as the channels. If they are on axis 2"):
+            tp.explain(Frames().double().eval(), self.VIDEO[:, :3], method="saliency", target=1)
+
+    def test_channels_last(self) -> None:
+        class ChannelsLast(Rectified):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x.permute(0, 3, 1, 2))
+
+        model = ChannelsLast().double().eval()
+        with pytest.raises(MethodNotApplicable, match=r"the 3 channels .* are on axis 3"):
+            tp.explain(model, X.permute(0, 2, 3, 1), method="saliency", target=1)
+        assert tp.explain(Moved(model, 3), X, method="saliency", target=1).values.shape == (2, 1, *X.shape[2:])

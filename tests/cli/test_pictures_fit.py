@@ -26,3 +26,13 @@ def test_a_grey_network_of_a_bare_builder(command: str, place: Path, capsys: pyt
 def test_one_that_fits_is_not_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("features", "pictures", "--model", "cli_models:pooled") == 0
     assert "do not fit" not in capsys.readouterr().err
+
+
+def test_layers_says_what_to_do_in_a_shell(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grey = ("layers", "--model", "cli_models:grey")
+    assert run(*grey) == run(*grey, "--input-size", "3", "16", "16") == 2
+    assert capsys.readouterr().err.count("it has 3 channels, not 1. Next: say what it takes with --input-size") == 2
+    assert run(*grey, "--picture", "pictures/a.png") == 2
+    assert "a.png: the inputs do not fit the model" in (err := capsys.readouterr().err)
+    assert "Next: give a model with a preprocessing" in err
+    assert run(*grey, "--input-size", "1", "28", "28") == 0

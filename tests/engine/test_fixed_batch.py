@@ -14,6 +14,12 @@ from torchpeek.errors import InputError, Notice
 
 X = torch.rand(4, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 METHODS = [
+    "saliency",
+    "smoothgrad",
+    "integrated-gradients",
+    "guided-backprop",
+    "guided-gradcam",
+    "occlusion",
     "gradcam",
     "gradcam++",
     "eigencam",
@@ -78,6 +84,39 @@ def test_the_map_is_that_of_the_free_model(size: int, how: str, method: str) -> 
         for model in (bound_to(size, how), made(None))
     )
     torch.testing.assert_close(got.values, expected.values, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("method", ["scorecam", "ablationcam", "integrated-gradcam", "smoothgrad", "rise"])
+@pytest.mark.filterwarnings("ignore::torchpeek.Notice")
+def test_a_buffer_that_one_sample_is_broadcast_to(method: str) -> None:
+    """The model runs on one sample, but returns a row for each of the buffer."""
+
+    class Shifted(Net):
+        def __init__(self) -> None:
+            super().__init__(None)
+            self.register_buffer("shift", torch.zeros(3, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.shift
+
+    model, options = Shifted().double().eval(), {"samples": 20} if method == "rise" else {}
+    model.load_state_dict(made(None).state_dict(), strict=False)
+    got = tp.explain(model, X[:3], method=method, layer="last", target=1, **options)
+    expected = tp.explain(made(None), X[:3], method=method, layer="last", target=1, **options)
+    torch.testing.assert_close(got.values, expected.values, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("unflatten", [True, False])
+def test_another_batch_than_that_of_an_exported_program(unflatten: bool) -> None:
+    program = torch.export.export(made(None), (X[:2],))
+    model = torch.export.unflatten(program) if unflatten else program.module()
+    for count in (1, 3):
+        with pytest.raises(
+            InputError, match=f"takes batches of 2 only; got {count}. Next: give 2 at a time, or export"
+        ):
+            tp.explain(model, X[:count], method="saliency")
+    dynamic = torch.export.export(made(None), (X[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    assert tp.explain(dynamic.module(), X[:3], method="saliency").values.shape == (3, 1, 12, 12)
 
 
 @pytest.mark.parametrize("size", [1, 3])

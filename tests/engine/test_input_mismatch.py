@@ -52,6 +52,51 @@ CASES: list[tuple[str, Callable[[], nn.Module], Callable[[], Tensor]]] = [
     ("x.expand(-1, 3, -1, -1)", Net, lambda: torch.rand(2, 1, 14, 12)),
     ("x[:, :3]", Net, lambda: torch.rand(2, 4, 14, 12)),
     ("x.mean(1, keepdim=True)", lambda: Net(1), lambda: torch.rand(2, 3, 14, 12)),
+    ("x.abs()", Net, lambda: torch.rand(2, 3, 14, 12).to(torch.complex64)),
+    ("x.to(torch.float32)", Net, lambda: bytes_of(2, 3, 14, 12).long()),
+    ("x.flatten(0, 1)", Net, lambda: torch.rand(1, 2, 3, 14, 12)),
+    ("x.flatten(0, 1)", Net, lambda: torch.rand(2, 1, 3, 14, 12)),
+]
+
+
+class Normalising(nn.Module):
+    """Takes the mean colour of the training pictures off, which is broadcast to an input without batch axis, too."""
+
+    def __init__(self, moved: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.full((1,) if moved else (3, 1, 1), 0.5))
+        self.stem, self.head, self.moved = nn.Conv2d(3, 8, 3), nn.Linear(8, 5), moved
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 3, 1, 2) if self.moved else x
+        return self.head(self.stem(x.float() - self.mean).mean((2, 3)))
+
+
+class Functional(nn.Module):
+    """Its weights are its own parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.act, self.head = nn.Parameter(torch.rand(8, 3, 3, 3)), nn.ReLU(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.act(nn.functional.conv2d(x, self.weight)).mean((2, 3)))
+
+
+INDIRECT: list[tuple[str, Callable[[], nn.Module], Callable[[], Tensor], str]] = [
+    ("x.unsqueeze(0)", Normalising, lambda: torch.rand(3, 14, 12), "stem"),
+    ("x.permute(2, 0, 1).unsqueeze(0).float() / 255", Normalising, lambda: bytes_of(14, 12, 3), "stem"),
+    ("x[None, None].expand(-1, 3, -1, -1)", Normalising, lambda: torch.rand(14, 12), "stem"),
+    ("x[:, :3]", Normalising, lambda: torch.rand(2, 4, 14, 12), "stem"),
+    ("x.permute(0, 2, 3, 1)", lambda: Normalising(moved=True), lambda: torch.rand(2, 3, 14, 12), "stem"),
+    ("x.float() / 255", Functional, lambda: bytes_of(2, 3, 14, 12), "act"),
+    ("x.to(torch.float32)", Functional, lambda: torch.rand(2, 3, 14, 12).double(), "act"),
+    (
+        "x.to(torch.float32)",
+        lambda: nn.Sequential(nn.BatchNorm2d(3), Net()),
+        lambda: torch.rand(2, 3, 14, 12).half(),
+        "1.last",
+    ),
 ]
 
 
@@ -74,6 +119,23 @@ class TestWhatToWrite:
         assert f"got {tuple(x.shape)} of {x.dtype} on cpu; the first layer with weights, 'stem' (Conv2d), takes" in text
         repaired = eval(code, {"torch": torch, "x": x})
         assert tp.explain(model, repaired, layer=layer).values.shape[0] == len(repaired)
+
+    @pytest.mark.parametrize(("code", "make_model", "make_input", "layer"), INDIRECT)
+    def test_where_the_first_layer_is_not_what_fails(
+        self, code: str, make_model: Callable[[], nn.Module], make_input: Callable[[], Tensor], layer: str
+    ) -> None:
+        """The numbers were broadcast, moved or converted before it, or it has no module."""
+        model, x = make_model().eval(), make_input()
+        with pytest.raises(InputError) as caught:
+            tp.explain(model, x, layer=layer)
+        assert str(caught.value).endswith(f"Next: for this input x, write {code}")
+        assert tp.activations(model, eval(code, {"torch": torch, "x": x}), layer)
+
+    @pytest.mark.parametrize(("channels", "takes"), [(2, 1), (4, 1), (1, 100), (7, 3)])
+    def test_channels_that_nothing_makes_right(self, channels: int, takes: int) -> None:
+        words = f"it has {channels} channels?, not {takes}. Next: give inputs with {takes} on axis 1, as in training"
+        with pytest.raises(InputError, match=words):
+            tp.explain(Net(takes).eval(), torch.rand(2, channels, 14, 12))
 
     @pytest.mark.parametrize(
         "function",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import torchpeek as tp
-from torchpeek.errors import NotConnected
+from torchpeek.errors import InputError, NotConnected
 
 
 def encoder(channels: int) -> nn.Sequential:
@@ -277,3 +277,56 @@ def test_a_layer_of_the_other_branch_is_refused_in_a_training_loss() -> None:
         tp.trace(model, inputs, layer="depth", create_graph=True)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert tp.trace(model, inputs, layer="rgb", create_graph=True).layer == "rgb"
+
+
+class Optional(nn.Module):
+    """The second input is optional."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(1, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, rgb: Tensor, depth: Tensor | None = None) -> Tensor:
+        features = self.first(rgb)
+        return self.head((features if depth is None else features * self.second(depth)).mean((2, 3)))
+
+
+class TestListsAndArguments:
+    RGB, DEPTH = torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8)
+
+    def test_a_tuple_where_forward_takes_so_many(self) -> None:
+        for pair in ((self.RGB, self.DEPTH), (self.RGB, self.RGB)):
+            with pytest.raises(InputError, match=r"a tuple of 2 tensors.* tp.Arguments\(\(rgb, depth\)\) for one call"):
+                tp.explain(Optional().eval(), pair)
+        assert len(tp.explain(Optional().eval(), [self.RGB, self.RGB])) == 2
+        assert tp.explain(Optional().eval(), tp.Arguments((self.RGB, self.DEPTH))).values.shape == (2, 1, 6, 6)
+
+    def test_a_list_that_does_not_fit(self) -> None:
+        with pytest.raises(
+            InputError, match=r"it has 1 channel.* for one call with these arguments: tp.Arguments\(\(rgb"
+        ):
+            tp.explain(Optional().eval(), [self.RGB, self.DEPTH])
+
+    def test_a_tuple_for_one_argument_is_a_list(self) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+        assert len(tp.explain(model, (self.RGB, self.RGB))) == 2
+
+    def test_a_keyword_that_forward_takes_by_name_only(self) -> None:
+        class Named(Optional):
+            def forward(self, rgb: Tensor, *, depth: Tensor) -> Tensor:
+                return super().forward(rgb, depth)
+
+        with pytest.raises(InputError, match=r"Next: tp.Arguments\(\(rgb,\), \{'depth': depth\}\)"):
+            tp.explain(Named().eval(), tp.Arguments((self.RGB, self.DEPTH)))
+        assert tp.explain(Named().eval(), tp.Arguments((self.RGB,), {"depth": self.DEPTH})).values.shape == (2, 1, 6, 6)
+        with pytest.raises(InputError, match="it has no argument 'dept'; closest: 'depth'"):
+            tp.explain(Named().eval(), {"rgb": self.RGB, "dept": self.DEPTH})
+
+    def test_a_dict_for_a_forward_that_takes_one(self) -> None:
+        class OfDict(Optional):
+            def forward(self, batch: dict[str, Tensor]) -> Tensor:
+                return super().forward(batch["rgb"])
+
+        with pytest.raises(InputError, match=r"if 'batch' is itself a dict, tp.Arguments\(\(inputs,\)\)"):
+            tp.explain(OfDict().eval(), {"rgb": self.RGB})
+        assert tp.explain(OfDict().eval(), tp.Arguments(({"rgb": self.RGB},))).values.shape == (2, 1, 6, 6)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import torchpeek as tp
-from torchpeek.errors import InputError, OptionError
+from torchpeek.errors import InputError, NoSpatialLayer, OptionError
 
 X = torch.rand(1, 3, 8, 8)
 
@@ -31,6 +31,27 @@ class Wrapper:
 
     def predict(self, x: torch.Tensor) -> Any:
         return self.model(x)
+
+
+class Pipeline:
+    """Has its network in a list of another object."""
+
+    def __init__(self) -> None:
+        self.stage = type("Stage", (), {})()
+        self.stage.nets = build()
+
+
+class Slotted:
+    __slots__ = ("net",)
+
+    def __init__(self) -> None:
+        self.net = build()
+
+
+class Lazy:
+    @property
+    def model(self) -> nn.Module:
+        return build()
 
 
 def scripted() -> Any:
@@ -54,6 +75,11 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "a class": (lambda: nn.Linear, r"the class Linear itself;.*model = Linear\(...\)"),
     "a method": (lambda: build().forward, r"the method forward of a Sequential;.*give that module itself"),
     "a wrapper": (Wrapper, r"model is a Wrapper, which is no module;.*give its .model, a Sequential"),
+    "a wrapper of a wrapper": (Pipeline, r"a Pipeline, which is no module;.*give its .stage.nets, a Sequential"),
+    "a wrapper with slots": (Slotted, r"give its .net, a Sequential"),
+    "a wrapper with a property": (Lazy, r"give its .model, a Sequential"),
+    "what load_state_dict returns": (lambda: build().load_state_dict(build().state_dict()), "give the network itself"),
+    "an exported file": (lambda: "net.pt2", r"torch.export.unflatten\(torch.export.load\('net.pt2'\)\)"),
     "its method": (lambda: Wrapper().predict, r"the method predict of a Wrapper;.*give its .model, a Sequential"),
     "an exported program": (exported, r"an ExportedProgram;.*give torch.export.unflatten\(program\)"),
     "a scripted model": (scripted, "a scripted or traced model takes no hooks; give the nn.Module"),
@@ -144,3 +170,27 @@ class TestKeywords:
     def test_the_labels_of_a_batch(self) -> None:
         with pytest.raises(InputError, match="give the pictures alone, and target=labels"):
             tp.explain(build(), [X, torch.tensor([1])])
+
+
+def test_a_module_without_forward() -> None:
+    with pytest.raises(
+        InputError, match=r"ModuleList, which has no forward;.*give one of its members \('0'\), or a module"
+    ):
+        tp.explain(nn.ModuleList([build()]), X)
+    assert tp.layers(nn.ModuleList([build()]))  # without inputs, nothing is called
+
+
+def test_a_network_whose_layers_are_all_scripted() -> None:
+    class Outer(nn.Module):
+        def __init__(self, part: nn.Module) -> None:
+            super().__init__()
+            self.part = part
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.part(x)
+
+    with pytest.raises(NoSpatialLayer, match=r"'part' is scripted or traced.* such as saliency or rise"):
+        tp.explain(Outer(scripted()), X)
+    assert tp.explain(Outer(scripted()), X, method="saliency").values.shape == (1, 1, 8, 8)
+    with pytest.raises(NoSpatialLayer, match=r"'part' is a graph whose operations are functions"):
+        tp.explain(Outer(exported().module()), X)

@@ -6,9 +6,11 @@ from typing import Any
 
 from torchpeek.engine import inspectable_module, preserved, run
 from torchpeek.hooks import Selection, record
+from torchpeek.keywords import checked_keywords
 from torchpeek.models import Inputs, Model, model_call_for, module_of
 
 
+@checked_keywords
 def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Selection | None = None) -> dict[str, Any]:
     """Return the outputs of layers for these inputs, in eval mode.
 

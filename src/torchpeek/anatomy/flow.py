@@ -16,6 +16,7 @@ from torchpeek.engine import inspectable_module, output_part, preserved, run
 from torchpeek.engine.targets import as_target, class_logits
 from torchpeek.errors import GradUnavailable, LayerNotFound, TargetError, notify
 from torchpeek.hooks import Selection, record, select_modules, takes_hooks
+from torchpeek.keywords import checked_keywords
 from torchpeek.models import Inputs, LoadedModel, Model, model_call_for, module_of
 
 
@@ -85,6 +86,7 @@ class GradientFlow(Table[ParameterGradient]):
         return f"loss {self.loss:.4g}; gradient norm over these parameters {self.total_norm:.4g}"
 
 
+@checked_keywords
 def gradient_flow(
     model: Model,
     inputs: Inputs,

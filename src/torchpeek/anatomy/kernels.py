@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchpeek.engine import inspectable_module, preserved
 from torchpeek.errors import LayerNotFound
 from torchpeek.hooks import Selection, select_modules
+from torchpeek.keywords import checked_keywords
 from torchpeek.models import Model, module_of
 
 _CONVOLUTION = nn.modules.conv._ConvNd
@@ -36,6 +37,7 @@ class Kernels(dict[str, Tensor]):
         }
 
 
+@checked_keywords
 def kernels(model: Model, layers: Selection | None = None) -> Kernels:
     """Return copies of the weights of convolutions, or of other layers.
 

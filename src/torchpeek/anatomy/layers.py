@@ -9,6 +9,7 @@ from torchpeek.anatomy.table import Table
 from torchpeek.engine import LayerCall, Suggestion, inspectable_module, layer_calls, suggest_layer
 from torchpeek.errors import NoSpatialLayer
 from torchpeek.hooks import call_name
+from torchpeek.keywords import checked_keywords
 from torchpeek.models import Inputs, Model, model_call_for, module_of
 
 
@@ -54,6 +55,7 @@ def _outputs(row: LayerCall) -> str:
     return ", ".join(calls) if len(calls) <= 3 else f"{calls[0]}, {calls[1]}, ..., {calls[-1]}"
 
 
+@checked_keywords
 def layers(model: Model, inputs: Inputs | None = None) -> LayerTable:
     """Return a table of the model's layers.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchpeek.anatomy.table import Table
 from torchpeek.engine import described, inspectable_module, preserved, run, with_known_totals
 from torchpeek.hooks import SelectedLayer, Selection, attached, containers, select, why_not_fired
+from torchpeek.keywords import checked_keywords
 from torchpeek.models import Inputs, Model, model_call_for, module_of
 
 
@@ -74,6 +75,7 @@ class Plan(Table[PlannedLayer]):
         return f"{self.nbytes:,} bytes in one pass of this size"
 
 
+@checked_keywords
 def plan(model: Model, inputs: Inputs, layers: Selection = "*", *, exclude: Selection | None = None) -> Plan:
     """Find out what a recording of these layers would hold, without recording them.
 

@@ -29,6 +29,7 @@ from torchpeek.hooks import (
 )
 from torchpeek.hooks.recording.running_statistics import RunningStatistics
 from torchpeek.interrupts import interruptible
+from torchpeek.keywords import checked_keywords
 from torchpeek.models import Model, model_call_for, module_of
 
 Loss: TypeAlias = Callable[..., Tensor]
@@ -109,6 +110,7 @@ class Statistics(Table[LayerStatistics]):
         return "; ".join(parts)
 
 
+@checked_keywords
 def statistics(
     model: Model,
     batches: Iterable[Any],

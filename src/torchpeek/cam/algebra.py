@@ -201,7 +201,8 @@ def floating_inputs(trace: Trace, method: str) -> Tensor:
     """Return the inputs (N, C, *grid) as float32 at least. Raises MethodNotApplicable for other inputs.
 
     The second axis is read as the channels. A notice says so if the first convolution takes more axes than the inputs
-    have: then the model may add the axis of the channels itself.
+    have: then the model may add the axis of the channels itself. Where another axis has the channels of that
+    convolution, such as in videos (N, frames, C, H, W), the error says how to move it.
     """
     inputs = trace.inputs
     if inputs.ndim < 3 or not inputs.is_floating_point():
@@ -211,6 +212,8 @@ def floating_inputs(trace: Trace, method: str) -> Tensor:
         )
     convolutions = (each for each in trace.forward_pass.model.modules() if isinstance(each, _ConvNd))
     first = next(convolutions, None)
+    if first is not None and trace.view is None:
+        _check_channel_axis(inputs, first, method, known=trace.forward_pass.call.axis_order is not None)
     if first is not None and inputs.shape[1] > 1 and len(first.kernel_size) + 2 > inputs.ndim:
         channels, *grid = inputs.shape[1:]
         notify(
@@ -218,6 +221,26 @@ def floating_inputs(trace: Trace, method: str) -> Tensor:
             "model adds the axis of channels itself, wrap it so that it takes (N, 1, *grid)"
         )
     return at_least_float32(inputs)
+
+
+def _check_channel_axis(inputs: Tensor, convolution: _ConvNd, method: str, *, known: bool) -> None:
+    """Raise MethodNotApplicable where the channels that the convolution takes are on another axis than 1."""
+    count, shape = convolution.in_channels, tuple(inputs.shape)
+    before = range(2, inputs.ndim - len(convolution.kernel_size))  # axes before the grid of the convolution
+    axes = [axis for axis in (*before, inputs.ndim - 1) if shape[axis] == count]
+    if not axes or known:
+        return
+    if shape[1] != count:
+        raise MethodNotApplicable(
+            f"{method} reads axis 1 of the inputs as the channels; in {shape} the {count} channels that the first "
+            f"convolution takes are on axis {axes[0]}. Next: give x.movedim({axes[0]}, 1) to a module whose forward "
+            f"returns model(x.movedim(1, {axes[0]}))"
+        )
+    if before and axes[0] in before:
+        notify(
+            f"{method}: axis 1 of the inputs {shape} is read as the channels. If they are on axis {axes[0]}, give "
+            f"x.movedim({axes[0]}, 1) to a module whose forward returns model(x.movedim(1, {axes[0]}))"
+        )
 
 
 def filled(name: str, value: object, inputs: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from torchpeek.anatomy import layers
 from torchpeek.cli.console import print_json, print_table, print_written
-from torchpeek.cli.loading import check_max_size, loaded_model
+from torchpeek.cli.loading import check_max_size, check_pictures_fit, check_size_fits, loaded_model
 from torchpeek.cli.options import ModelOptions, OutputOptions
 from torchpeek.cli.output import output_folder
 from torchpeek.errors import InputError
@@ -33,10 +33,12 @@ def run(
     check_max_size(max_size)
     loaded = loaded_model(model)
     if picture is not None:
+        check_pictures_fit(loaded, [picture])
         inputs = loaded.read(picture, max_size=max_size).tensor
     else:
         shape = input_size or _input_size(loaded.preprocess)
         inputs = torch.zeros(1, *shape, device=loaded.device, dtype=loaded.dtype)
+        check_size_fits(loaded, inputs)
     with output_folder(output) as folder:
         table = layers(loaded, inputs)
         suggested = table.suggested and {"layer": table.suggested.layer, "reason": table.suggested.reason}

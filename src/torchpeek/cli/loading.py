@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from torchpeek.cli.options import ModelOptions
-from torchpeek.engine import check_fits, inspectable_module
+from torchpeek.engine import ModelCall, check_fits, inspectable_module
 from torchpeek.errors import InputError, OptionError
 from torchpeek.models import LoadedModel, load_model, model_call_for
 
@@ -25,7 +26,7 @@ def loaded_model(options: ModelOptions, device: str | None = None) -> LoadedMode
         try:
             torch.empty(0, device=torch.device(device))
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0].partition(". ")[0]
             raise OptionError(f"--device {device!r} cannot be used here ({reason}); cpu always can") from error
         loaded.module.to(device)
     return loaded
@@ -44,14 +45,28 @@ def check_pictures_fit(loaded: LoadedModel, files: Iterable[Path], max_size: int
             call = model_call_for(loaded, loaded.read(file, max_size=max_size))
         except Exception:  # an error of this picture; it is reported when its turn comes
             continue
-        try:
-            check_fits(inspectable_module(loaded.module), call)
-        except InputError as error:
-            raise InputError(
-                f"{file}: {str(error).partition(' Next: ')[0]} Next: give a model with a preprocessing that makes such "
-                "a tensor of a picture; a package.module:callable may return tp.LoadedModel(network, preprocess)"
-            ) from error
+        _check_fits(loaded, call, f"{file}: ", _OTHER_PREPROCESSING)
         return
+
+
+def check_size_fits(loaded: LoadedModel, inputs: Tensor) -> None:
+    """Raise InputError where the model takes no inputs of the size that --input-size, or its preprocessing, says."""
+    next_step = "say what it takes with --input-size, such as --input-size 1 28 28"
+    _check_fits(loaded, model_call_for(loaded, inputs), "", next_step)
+
+
+_OTHER_PREPROCESSING = (
+    "give a model with a preprocessing that makes such a tensor of a picture; a package.module:callable may return "
+    "tp.LoadedModel(network, preprocess)"
+)
+
+
+def _check_fits(loaded: LoadedModel, call: ModelCall, start: str, next_step: str) -> None:
+    """Raise InputError where the model takes no such inputs, with what to do in a shell in place of Python."""
+    try:
+        check_fits(inspectable_module(loaded.module), call)
+    except InputError as error:
+        raise InputError(f"{start}{str(error).partition(' Next: ')[0]} Next: {next_step}") from error
 
 
 def about(loaded: LoadedModel) -> dict[str, str]:

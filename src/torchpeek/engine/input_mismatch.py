@@ -6,7 +6,7 @@ called with is compared with what it takes, and it is the layer that raised. Oth
 
 from __future__ import annotations
 
-import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.forward_arguments import without_forward, wrong_arguments
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import PICTURE_CHANNELS, ModelCall
-from torchpeek.errors import InputError, closest
+from torchpeek.errors import InputError
 from torchpeek.hooks import BeforeHook, attached, containers, is_sharded, takes_hooks
 
 _CONVOLUTION = nn.modules.conv._ConvNd
@@ -144,12 +145,18 @@ def input_error(model: nn.Module, call: ModelCall, error: Exception, run: Callab
     """
     if isinstance(error, TypeError) and (wrong := wrong_arguments(model, call)):
         return InputError(wrong)
+    if isinstance(error, NotImplementedError) and (wrong := without_forward(model)):
+        return InputError(wrong)
+    if wrong := _other_batch_size(call, error):
+        return InputError(wrong)
     if any(map(is_sharded, model.modules())) or isinstance(model, nn.parallel.DistributedDataParallel):
         return None  # the other processes would wait for a pass that one of them makes alone
     first = first_layer(model, run)
     if first is None:
         return _error_before_any_layer(model, call, error)
-    if first.module not in _modules_of(error.__traceback__) and not _is_unbatched(call, first):
+    # A layer may also hand on what the next one refuses: other numbers, or one sample without a batch axis.
+    refused = first.module in _modules_of(error.__traceback__) or _names_type(error, first.dtype)
+    if not refused and not _has_too_few_axes(call, first):
         return None
     wrong = mismatch(call, first)
     return None if wrong is None else InputError(wrong)
@@ -162,10 +169,10 @@ def mismatch(call: ModelCall, first: FirstLayer) -> str | None:
     view of the same numbers.
     """
     picture, weight = call.model_picture, first.weight
-    if first.dtype != picture.dtype or first.device != picture.device or len(first.shape) == 0:
+    if first.device != picture.device or len(first.shape) == 0:
         return None
     shape = call.user_shape
-    is_picture = first.shape[1:] == tuple(picture.shape[1:])
+    is_picture = first.shape[1:] == tuple(picture.shape[1:]) or _has_too_few_axes(call, first)
     autocast = torch.is_autocast_enabled(picture.device.type) and first.dtype.is_floating_point
     steps: list[_Step] = []
     if first.grid_ndim and is_picture:
@@ -173,13 +180,18 @@ def mismatch(call: ModelCall, first: FirstLayer) -> str | None:
         if layout is None:
             return _sentence(shape, call, first, None)
         steps += layout
+    elif first.grid_ndim and first.shape == _channels_first(picture.shape) and picture.shape[1] == first.channels:
+        axes = ", ".join(map(str, (0, *range(2, picture.ndim), 1)))
+        steps.append(
+            _Step("the model moves the last axis to the front, so it takes the channels last", f".permute({axes})")
+        )
     elif first.refuses_shape:
         same_numbers = torch.Size(first.shape).numel() == picture.numel()
         return _sentence(shape, call, first, None) if same_numbers else None
     if isinstance(first.module, nn.Embedding):
         if first.dtype not in (torch.int32, torch.int64):
             steps.append(_Step("the type is another", ".long()"))
-    elif weight is not None and first.dtype != weight.dtype and not autocast:
+    elif weight is not None and first.dtype == picture.dtype != weight.dtype and not autocast:
         steps.append(_dtype_step(first.dtype, weight.dtype))
     if weight is not None and first.device != weight.device:
         steps.append(_Step("the device is another", f".to({str(weight.device)!r})"))
@@ -216,35 +228,6 @@ def unbatched_hooks(model: nn.Module, call: ModelCall) -> list[tuple[nn.Module, 
 _CONVOLUTION_AXES: ModelCache[str, frozenset[int]] = ModelCache()
 
 
-def wrong_arguments(model: nn.Module, call: ModelCall) -> str | None:
-    """What is wrong with the arguments by the signature of the model's `forward`; None where they fit."""
-    try:
-        signature = inspect.signature(model.forward)
-    except (TypeError, ValueError):
-        return None
-    args, kwargs = call.args_and_kwargs()
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        names = list(signature.parameters)
-        wrong = str(error)
-    else:
-        return None
-    required = [
-        name
-        for name, each in signature.parameters.items()
-        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-    ]
-    unknown = next((name for name in kwargs if name not in names), None)
-    similar = "" if unknown is None else closest(unknown, names)
-    takes = f"{type(model).__name__}.forward({', '.join(names)})"
-    if len(required) > 1:
-        example = f"tp.Arguments(({', '.join(required)}))"
-        return f"{takes} was called with {len(args) + len(kwargs)} of its arguments: {wrong}{similar}. Next: {example}"
-    passed = f"{len(args)} positional" + (f" and {', '.join(map(repr, kwargs))}" if kwargs else "")
-    return f"{takes} was called with {passed}: {wrong}{similar}. Next: give the arguments that forward takes"
-
-
 @dataclass(frozen=True)
 class _Step:
     """What is wrong in one respect, and what to append to the expression of the input."""
@@ -259,10 +242,21 @@ def _sentence(shape: tuple[int, ...], call: ModelCall, first: FirstLayer, steps:
     made = f", and was called with {first.shape}" if first.shape[1:] != shape[1:] and first.shape != shape else ""
     takes = f"the first layer with weights, {first.in_words}{made}"
     if steps is None:
-        return f"{got}; {takes}. Next: give inputs of the size and the axes that the model was trained with"
+        return f"{got}; {takes}{_channels_in_words(shape, first)}"
     code = "x" + "".join(each.code for each in steps)
     reasons = "; ".join(each.reason for each in steps)
     return f"{got}; {takes}: {reasons}. Next: for this input x, write {code}"
+
+
+def _channels_in_words(shape: tuple[int, ...], first: FirstLayer) -> str:
+    """The end of a sentence without steps."""
+    if not first.grid_ndim or len(shape) != first.grid_ndim + 2 or shape[1] == first.channels:
+        return ". Next: give inputs of the size and the axes that the model was trained with"
+    return f": {_counts(shape, first)}. Next: give inputs with {first.channels} on axis 1, as in training"
+
+
+def _counts(shape: tuple[int, ...], first: FirstLayer) -> str:
+    return f"it has {shape[1]} channel{'s' if shape[1] > 1 else ''}, not {first.channels}"
 
 
 def _layout_steps(shape: tuple[int, ...], first: FirstLayer) -> list[_Step] | None:
@@ -286,6 +280,9 @@ def _layout_steps(shape: tuple[int, ...], first: FirstLayer) -> list[_Step] | No
         elif channels == 1:
             steps.append(_Step("the channel axis is missing", ".unsqueeze(1)"))
             shape = (shape[0], 1, *shape[1:])
+    elif len(shape) == ndim + 3 and shape[2] == channels:
+        steps.append(_Step("there is one axis more, before the channels", ".flatten(0, 1)"))
+        shape = (shape[0] * shape[1], *shape[2:])
     elif len(shape) == ndim + 2 and shape[1] != channels and _has_channels_last(shape, channels):
         axes = ", ".join(map(str, (0, ndim + 1, *range(1, ndim + 1))))
         steps.append(_Step("the channels are last", f".permute({axes})"))
@@ -294,9 +291,9 @@ def _layout_steps(shape: tuple[int, ...], first: FirstLayer) -> list[_Step] | No
         return None
     if shape[1] == channels:
         return steps
-    counts = f"it has {shape[1]} channel{'s' if shape[1] > 1 else ''}, not {channels}"
+    counts = _counts(shape, first)
     match shape[1], channels:
-        case 1, _:
+        case 1, 3:
             steps.append(_Step(counts, f".expand(-1, {channels}, {', '.join(['-1'] * ndim)})"))
         case 4, 3:
             steps.append(_Step(f"{counts} (the fourth is the opacity)", "[:, :3]"))
@@ -315,7 +312,52 @@ def _dtype_step(got: torch.dtype, wanted_dtype: torch.dtype) -> _Step:
     if got == torch.uint8:
         scaled = ".float() / 255" if wanted_dtype == torch.float32 else f".to({wanted_dtype}) / 255"
         return _Step("integers from 0 to 255 have to be scaled, and normalised as in training", scaled)
+    if got.is_complex:
+        return _Step("complex numbers; their magnitude is", ".abs()" + _conversion(got.to_real(), wanted_dtype))
+    if not got.is_floating_point and got != torch.bool:
+        reason = "integers; if they are from 0 to 255, also divide them by 255, and normalise as in training"
+        return _Step(reason, _conversion(got, wanted_dtype))
     return _Step("the type is another", f".to({wanted_dtype})")
+
+
+def _conversion(got: torch.dtype, wanted_dtype: torch.dtype) -> str:
+    return "" if got == wanted_dtype else f".to({wanted_dtype})"
+
+
+def _channels_first(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape after the last axis has become the second."""
+    return (shape[0], shape[-1], *shape[1:-1])
+
+
+def _has_too_few_axes(call: ModelCall, first: FirstLayer) -> bool:
+    """Whether a convolution takes the picture as one sample, also where other numbers were broadcast to it."""
+    picture = call.model_picture
+    unbatched = 0 < first.grid_ndim == len(first.shape) - 1 and picture.ndim <= first.grid_ndim + 1
+    grid = tuple(picture.shape[1:])
+    return unbatched and first.shape[len(first.shape) - len(grid) :] == grid
+
+
+def _names_type(error: Exception, dtype: torch.dtype) -> bool:
+    """Whether an exception is about numbers of this type."""
+    return any(word in str(error) for word in _DTYPE_NAMES.get(dtype, ()))
+
+
+def _other_batch_size(call: ModelCall, error: Exception) -> str | None:
+    """What to do where a program of torch.export takes batches of one size only, and the user gave another."""
+    match = _EXPORTED_SIZE.search(str(error))
+    if match is None or (size := int(match[1] or match[2])) == call.user_shape[0]:
+        return None
+    return (
+        f"the model is an exported program, which takes batches of {size} only; got {call.user_shape[0]}. Next: give "
+        f"{size} at a time, or export the network with a batch axis of any size, torch.export.export(network, (x,), "
+        "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))"
+    )
+
+
+# What a program of torch.export says of another size of axis 0: called as it is, or unflattened.
+_EXPORTED_SIZE = re.compile(
+    r"Guard failed: \w+\.size\(\)\[0\] == (\d+)|Expected input at \*args\[0\]\.shape\[0\] to be equal to (\d+)"
+)
 
 
 def _is_unbatched(call: ModelCall, first: FirstLayer) -> bool:
@@ -327,20 +369,37 @@ def _error_before_any_layer(model: nn.Module, call: ModelCall, error: Exception)
     """Where the model fails before its first layer: the first convolution, if the axes or the type cannot be right."""
     picture = call.model_picture
     convolution = next(((name, each) for name, each in model.named_modules() if isinstance(each, _CONVOLUTION)), None)
-    if convolution is None or not call.is_single_tensor:
+    if not call.is_single_tensor:
         return None
+    if convolution is None:
+        return _error_of_type(model, picture, error)
     name, module = convolution
     first = FirstLayer(name, module, tuple(picture.shape), picture.dtype, picture.device)
-    names_type = any(word in str(error) for word in _DTYPE_NAMES.get(picture.dtype, ()))
     channels_last = picture.ndim == first.grid_ndim + 2 and picture.shape[-1] == module.in_channels != picture.shape[1]
     unbatched = len(call.user_shape) == first.grid_ndim + 1 and module.in_channels in (
         call.user_shape[0],
         call.user_shape[-1],
     )
-    if not (channels_last or unbatched or (names_type and not picture.is_floating_point())):
+    counts = {picture.shape[1], module.in_channels}
+    other_channels = picture.ndim == first.grid_ndim + 2 and len(counts) == 2 and counts <= {*PICTURE_CHANNELS}
+    names_type = _names_type(error, picture.dtype) and not picture.is_floating_point()
+    if not (channels_last or unbatched or other_channels or names_type):
         return None
     wrong = mismatch(call, first)
     return None if wrong is None else InputError(wrong)
+
+
+def _error_of_type(model: nn.Module, picture: Tensor, error: Exception) -> InputError | None:
+    """Where no layer with weights is called: the model's own parameters, if the error names the type of the picture."""
+    dtypes = {each.dtype for each in model.parameters() if each.is_floating_point()} - {picture.dtype}
+    if len(dtypes) != 1 or not _names_type(error, picture.dtype):
+        return None
+    [dtype] = dtypes
+    step = _dtype_step(picture.dtype, dtype)
+    return InputError(
+        f"the inputs do not fit the model: got {tuple(picture.shape)} of {picture.dtype}; its parameters are {dtype}: "
+        f"{step.reason}. Next: for this input x, write x{step.code}"
+    )
 
 
 def _modules_of(traceback: TracebackType | None) -> set[nn.Module]:

@@ -19,6 +19,7 @@ from torchpeek.evaluation.cases import RANDOM, Explain, by_grid, case_of, explai
 from torchpeek.evaluation.checks import Metrics, check_grids, check_heatmaps, check_needs, check_same, selected_metrics
 from torchpeek.explanation.request import LayerChoice, explanation_request
 from torchpeek.heatmap import Heatmap
+from torchpeek.keywords import checked_keywords
 from torchpeek.metrics import (
     CleanPass,
     Measurement,
@@ -60,6 +61,7 @@ def evaluate(
     batch: int | None = ...,
     seed: int = ...,
 ) -> dict[str, Measurements]: ...
+@checked_keywords
 def evaluate(
     model: Model,
     inputs: Inputs | Sequence[Inputs],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
@@ -14,10 +13,12 @@ from torchpeek.explanation.plan import PassRequirements, run_pass
 from torchpeek.explanation.request import LayerChoice, LayoutLike, TargetLike, explanation_request
 from torchpeek.heatmap import Heatmap
 from torchpeek.hooks import Selection, containers
+from torchpeek.keywords import checked_keywords, closest_keyword
 from torchpeek.models import Inputs, Model, module_of
 from torchpeek.models.quantised import quantisation_errors
 
 
+@checked_keywords
 def trace(
     model: Model,
     inputs: Inputs,
@@ -136,6 +137,7 @@ def explain(
     seed: int = ...,
     **options: Any,
 ) -> list[Heatmap]: ...
+@checked_keywords
 def explain(
     model: Model | Trace,
     inputs: Inputs | Sequence[Inputs] | None = None,
@@ -201,34 +203,19 @@ def explain(
     return heatmap
 
 
+# The keywords of explain besides the options of the method.
+_OWN = ("inputs", "method", "layer", "layout", "target", "fuse", "smooth", "seed")
+
+
 def _check_keywords(method: str, options: Mapping[str, Any]) -> None:
     """Raise OptionError for a keyword that is no option of the method, but close to one of explain's own."""
     own = find_method(method).options
     for name in options:
-        if name not in own and (keyword := _closest_keyword(name)):
+        if name not in own and (keyword := closest_keyword(name, _OWN)):
             allowed = ", ".join(own) or "none"
             raise OptionError(
                 f"explain has no keyword {name!r}; did you mean {keyword}=? {method!r} has the options: {allowed}"
             )
-
-
-# Words in the names of arguments of other libraries.
-_KEYWORDS = {
-    "layer": ("layer",),
-    "target": ("target", "class", "label", "category"),
-    "inputs": ("input", "image", "picture", "tensor"),
-    "method": ("method", "algorithm"),
-    "layout": ("layout", "reshape"),
-}
-
-
-def _closest_keyword(name: str) -> str | None:
-    """The keyword of explain that a misspelt one stands for; None where it is like none."""
-    for keyword, words in _KEYWORDS.items():
-        if any(word in name.lower() for word in words):
-            return keyword
-    keywords = ("method", "layer", "layout", "target", "fuse", "smooth", "seed")
-    return next(iter(difflib.get_close_matches(name.lower(), keywords, n=1, cutoff=0.6)), None)
 
 
 @overload
@@ -267,6 +254,7 @@ def compare(
     smooth: Smoothing | None = ...,
     seed: int = ...,
 ) -> dict[str, list[Heatmap]]: ...
+@checked_keywords
 def compare(
     model: Model | Trace,
     inputs: Inputs | Sequence[Inputs] | None = None,

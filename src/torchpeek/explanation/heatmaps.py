@@ -20,7 +20,8 @@ from torchpeek.cam import (
     smoothed,
     without_unsuitable_flip,
 )
-from torchpeek.engine import ModelCall, Question, Trace, label_noun, output_part, score_kind
+from torchpeek.engine import ModelCall, Question, Trace, label_noun, output_part, score_kind, takes_a_list
+from torchpeek.engine.forward_arguments import call_with
 from torchpeek.engine.targets import ClassesPerSample, as_target, innermost, of_samples
 from torchpeek.errors import InputError, MethodNotApplicable, NotConnected, NotFinite, OptionError, TargetError, notify
 from torchpeek.explanation.plan import ASKED_FOR, MethodSelection, PlannedPass, plan_passes, run_pass, selected_methods
@@ -176,6 +177,34 @@ def _of_list(
     options: HeatmapOptions,
 ) -> dict[str, list[Heatmap]]:
     """One batch for each run of inputs of the same shape; its heatmaps are taken apart again."""
+    arguments = call_with(module_of(model), len(inputs)) if _are_tensors(inputs) else None
+    if arguments and isinstance(inputs, tuple) and not takes_a_list(module_of(model)):
+        raise InputError(
+            f"inputs is a tuple of {len(inputs)} tensors, and forward takes so many arguments. Next: {arguments} for "
+            "one call with these arguments, or a list for inputs one by one"
+        )
+    try:
+        return _one_by_one(model, inputs, selection, choice, target, options)
+    except InputError as error:
+        if arguments is None or isinstance(error, TargetError) or arguments in str(error):
+            raise
+        advice = f"A list is of inputs one by one; for one call with these arguments: {arguments}"
+        raise InputError(f"{error}. {advice}") from error
+
+
+def _are_tensors(inputs: Sequence[Any]) -> bool:
+    """Whether these may be the arguments of one call. What has one axis are labels."""
+    return len(inputs) > 1 and all(isinstance(each, Tensor) and each.ndim > 1 for each in inputs)
+
+
+def _one_by_one(
+    model: Model,
+    inputs: Sequence[Any],
+    selection: MethodSelection,
+    choice: LayerChoice,
+    target: TargetLike,
+    options: HeatmapOptions,
+) -> dict[str, list[Heatmap]]:
     calls = [model_call_for(model, each) for each in inputs]
     if not calls:
         raise InputError("inputs is an empty list; give at least one")

@@ -61,6 +61,8 @@ def _described(model: object) -> tuple[str, str]:
         return "a Tensor", "give the model first, then the inputs"
     if isinstance(model, Mapping):
         return _of_mapping(model)
+    if type(model).__name__ == "_IncompatibleKeys":
+        return "what load_state_dict returns", "give the network itself, which load_state_dict changes in place"
     if isinstance(model, (list, tuple)):
         modules = any(isinstance(each, nn.Module) for each in model)
         return f"{name} of {len(model)}", "give one model at a time" if modules else ""
@@ -69,7 +71,7 @@ def _described(model: object) -> tuple[str, str]:
             "give torch.export.unflatten(program), whose layers are called; program.module() computes without them"
         )
     if found := _wrapped(model):
-        network = _with_article(type(getattr(model, found)).__name__)
+        network = _with_article(type(_attributes(model)[found]).__name__)
         return f"{name}, which is no module", f"give its .{found}, {network}"
     return "None" if model is None else name, ""
 
@@ -80,6 +82,10 @@ def _with_article(name: str) -> str:
 
 def _of_text(text: str) -> tuple[str, str]:
     path = PurePath(text)
+    if path.suffix.lower() == ".pt2":
+        return f"the name of a file, {text!r}", f"give torch.export.unflatten(torch.export.load({text!r}))"
+    if not text:
+        return "an empty str", "load a model by its name: tp.load_model('torchvision:resnet18')"
     if path.suffix.lower() in _WEIGHTS_FILES:
         return f"the name of a file, {text!r}", (
             f"a file has weights, not the network: tp.load_model('package.module:callable', weights={text!r}), where "
@@ -111,7 +117,38 @@ def _is_weights(mapping: Mapping[object, object]) -> bool:
 
 
 def _wrapped(model: object) -> str | None:
-    """The attribute of the object that is a network; None where it has none."""
-    own = getattr(model, "__dict__", {})
-    names = [name for name, value in own.items() if isinstance(value, nn.Module)]
-    return next((name for name in (*_WRAPPED, *names) if name in names), None)
+    """Where the object has a network: the path of an attribute, also inside another one; None where it has none."""
+    found = {path: value for path, value in _attributes(model).items() if isinstance(value, nn.Module)}
+    first = next((path for name in _WRAPPED for path in found if path == name), None)
+    return first or next(iter(found), None)
+
+
+def _attributes(model: object) -> dict[str, object]:
+    """The attributes of an object by their paths, those of its own first, then those inside them, then properties.
+
+    An entry of a list or a dict has its index in brackets as its name.
+    """
+    outer = _members(model)
+    inner = {
+        f"{path}.{name}" if name.isidentifier() else f"{path}{name}": value
+        for path, each in outer.items()
+        if not isinstance(each, (nn.Module, Tensor, str))
+        for name, value in _members(each).items()
+    }
+    properties = {}
+    for name in _WRAPPED:
+        if isinstance(getattr(type(model), name, None), property):
+            try:
+                properties[name] = getattr(model, name)
+            except Exception:  # a property that cannot be read now
+                continue
+    return outer | inner | properties
+
+
+def _members(value: object) -> dict[str, object]:
+    if isinstance(value, (list, tuple)):
+        return {f"[{index}]": each for index, each in enumerate(value)}
+    if isinstance(value, Mapping):
+        return {f"[{key!r}]": each for key, each in value.items()}
+    slots = [name for owner in type(value).__mro__ for name in vars(owner).get("__slots__", ())]
+    return {name: getattr(value, name) for name in slots if hasattr(value, name)} | dict(getattr(value, "__dict__", {}))

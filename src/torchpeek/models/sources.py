@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from torchpeek.errors import ModelError, ModelNotFound, WeightsError, closest
+from torchpeek.keywords import checked_keywords
 from torchpeek.models.detectors import detector_preprocess
 from torchpeek.models.fetching import RANDOM, assumed
 from torchpeek.models.huggingface import huggingface_model
@@ -20,6 +21,7 @@ from torchpeek.models.torchvision_models import torchvision_model
 from torchpeek.models.weights import load_weights_file
 
 
+@checked_keywords
 def load_model(
     spec: str,
     weights: str | Path | None = None,

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from torchpeek.engine.layout import Grid, Layout, LayoutSpec
 from torchpeek.engine.layout_text import described
-from torchpeek.hooks import containers
+from torchpeek.hooks import containers, takes_hooks
 
 # The axes of a grid by how many they are, as texts of layouts name them.
 _LETTERS = {1: "T", 2: "H W", 3: "D H W"}
@@ -135,9 +135,17 @@ def no_grid_anywhere(
         why = "; ".join([reason] * bool(reason) + [" or ".join(f"layout={text!r}" for text in texts)] * bool(texts))
         if why and len(listed) < _MOST_LISTED:
             listed.setdefault(why, f"{layer!r} {described(output, batch_size)}")
-    if not listed and isinstance(model, fx.GraphModule):
+    scripted = [name for name, module in model.named_modules() if name and not takes_hooks(module)]
+    if not listed and scripted:
         return (
-            f"{start}: it is a graph whose operations are functions, and its modules only hold parameters. Next: "
+            f"{start}: {scripted[0]!r} is scripted or traced, and its layers take no hooks. Next: put the module that "
+            "it was made from in its place, or choose a method that looks at the input, such as saliency or rise"
+        )
+    graphs = [name for name, module in model.named_modules() if isinstance(module, fx.GraphModule)]
+    if not listed and graphs:
+        what = f"{graphs[0]!r}" if graphs[0] else "it"
+        return (
+            f"{start}: {what} is a graph whose operations are functions, and its modules only hold parameters. Next: "
             "explain the network that the graph was made from, or torch.export.unflatten(exported_program), which has "
             "its layers"
         )

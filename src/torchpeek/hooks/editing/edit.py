@@ -20,11 +20,13 @@ from torchpeek.hooks.select import Selection, select, why_not_fired
 from torchpeek.hooks.selected_layer import SelectedLayer
 from torchpeek.hooks.temporary_hooks import attached
 from torchpeek.interrupts import uninterrupted
+from torchpeek.keywords import checked_keywords
 
 Edits: TypeAlias = Mapping[Any, Callable[[Any], Any]]
 """Layer selection -> a function of the current value that returns the value to use instead."""
 
 
+@checked_keywords
 @contextmanager
 def edit(
     model: nn.Module, *, outputs: Edits | None = None, inputs: Edits | None = None, gradients: Edits | None = None

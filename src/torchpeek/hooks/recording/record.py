@@ -25,10 +25,12 @@ from torchpeek.hooks.select import Selection, named_layers, select, why_not_fire
 from torchpeek.hooks.selected_layer import split_call
 from torchpeek.hooks.temporary_hooks import attached
 from torchpeek.interrupts import protected, uninterrupted
+from torchpeek.keywords import checked_keywords
 
 Snapshot: TypeAlias = Literal["auto", "clone", "alias"]
 
 
+@checked_keywords
 def record(
     model: nn.Module,
     layers: Selection,
