@@ -42,7 +42,7 @@ def test_spikes_of_a_fine_map_do_not_hide_the_rest() -> None:
     values = [*(i / 2000 for i in range(1981)), *(50.0 + i for i in range(19))]  # 0 ... 0.99, and 19 of 2000 spikes
     arguments = {"colormap": "viridis", "limit": None, "signed": False}
     assert scale_of(heatmap_of(*values), **arguments).limit == pytest.approx(1979 / 2000)
-    assert scale_of(heatmap_of(*values), **arguments).numbers[2] == "0.99 or more"
+    assert scale_of(heatmap_of(*values), **arguments).numbers[2] == "0.989 or more"
     negative = heatmap_of(*(-value for value in values))
     assert scale_of(negative, **arguments | {"signed": True}).limit == pytest.approx(1979 / 2000)
     assert scale_of(negative, **arguments).limit == 0

@@ -113,8 +113,9 @@ class CleanPass(_Memo):
     @cached_property
     def logits(self) -> Trace:
         """The same pass with the logits of all classes, (N, classes), as its scores. The question is of classes."""
-        labels = torch.arange(class_logits(self.trace.output).shape[1]).expand(len(self.trace.scores), -1)
-        question: Any = replace(self.trace.question, labels=labels, kind="logit")  # type: ignore[type-var]  # a ClassScores
+        question: Any = self.trace.question  # a ClassScores
+        labels = torch.arange(class_logits(self.trace.output, question.part).shape[1])
+        question = replace(question, labels=labels.expand(len(self.trace.scores), -1), kind="logit")
         return self.trace.with_target(replace(self.trace.bound(), question=question))
 
     @cached_property
