@@ -57,7 +57,7 @@ class TestOcclusion:
             ({"window": 2.5}, "option window is 2.5"),
             ({"window": 2, "stride": 3}, "option stride is 3.*up to 2, 2, the window, so that every position"),
             ({"fill": "mean"}, "option fill is 'mean'"),
-            ({"fill": torch.zeros(4)}, r"option fill is a tensor of shape \(4,\)"),
+            ({"fill": torch.zeros(4)}, r"option fill is a tensor \(4,\)"),
             ({"precision": "int8"}, "precision is 'int8'"),
         ],
     )

@@ -333,7 +333,8 @@ class TestSensitivity:
 
         model, x = nn.Sequential(nn.Identity(), Odd()).eval(), torch.full((1, 1, 4, 4), 0.5).double()
         heatmap = heatmap_of(model, x, x, tp.targets.SigmoidProbability(torch.tensor([[1, 2]])))
-        found = tp.evaluate(model, x, heatmap, metrics=RELATIVE, explain=lambda model, x, question: x.expand(1, 2, 4, 4))
+        explain = lambda model, inputs, question: inputs.expand(1, 2, 4, 4)  # noqa: E731
+        found = tp.evaluate(model, x, heatmap, metrics=RELATIVE, explain=explain)
         assert all(each.values.isnan().tolist() == [[True, False]] for each in found.values())
 
     @pytest.mark.parametrize("name", [*RELATIVE, "sufficiency"])

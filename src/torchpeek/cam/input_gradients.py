@@ -106,8 +106,8 @@ def integrated_gradients(trace: Trace, *, steps: int = 50, baseline: float | Ten
 
     Args:
         steps: Number of parts of the path.
-        baseline: A number, or a tensor that broadcasts to the inputs (N, C, *grid). After normalisation 0 is the mean
-            colour.
+        baseline: A number, or a tensor (*grid), (C, *grid) or (N, C, *grid) with 1 in place of any length. After
+            normalisation 0 is the mean colour.
     """
     check_whole("steps", steps)
     x = floating_inputs(trace, "integrated-gradients")

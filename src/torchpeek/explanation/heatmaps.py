@@ -272,7 +272,7 @@ def _provenance(
         weights=trace.origin.weights,
         preprocess=trace.origin.preprocess,
         paper=method.paper,
-        options={**method.options, **options},
+        options={name: _frozen(value) for name, value in {**method.options, **options}.items()},
         score=_score_name(trace.question),
         class_names={label: names[label] for label in labels if label in names},
         device=str(returned.device),
@@ -281,6 +281,16 @@ def _provenance(
         torchpeek=_version.__version__,
         steps=(*steps, str(smooth)) if smooth else tuple(steps),
     )
+
+
+def _frozen(value: object) -> object:
+    """A copy of an option's value that a later change of the user's own tensor, array or list does not reach."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, Tensor) or hasattr(value, "__array__"):
+        copied = torch.as_tensor(value).detach().clone()
+        return copied if copied.ndim else copied.item()
+    return value
 
 
 def _score_name(question: Question) -> str:

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from torchpeek.cam.algebra import gaussian_blur
+from torchpeek.cam.algebra import expanded, gaussian_blur
+from torchpeek.cam.algebra import filled as numbers
 from torchpeek.errors import OptionError
 from torchpeek.metrics.case import CleanPass
 from torchpeek.metrics.draws import fingerprint
@@ -34,44 +35,15 @@ def _values(clean: CleanPass, baseline: Any) -> Tensor:
     inputs = clean.trace.inputs
     if isinstance(baseline, str) and baseline in FILLS:
         return FILLS[baseline](clean)
-    if isinstance(baseline, Real) and not isinstance(baseline, bool):
-        return _expanded(torch.tensor(float(baseline), dtype=torch.float64), inputs, f"option baseline is {baseline}")
-    if isinstance(baseline, Tensor) or hasattr(baseline, "__array__"):
-        tensor = _as_tensor(baseline)
-        return _expanded(tensor, inputs, f"option baseline is a tensor {tuple(tensor.shape)} of {tensor.dtype}")
+    number = isinstance(baseline, Real) and not isinstance(baseline, bool)
+    if number or isinstance(baseline, Tensor) or hasattr(baseline, "__array__"):
+        return numbers("baseline", baseline, inputs)
     if callable(baseline):
         return _of_function(baseline, inputs, clean.seed)
     raise OptionError(
         f"option baseline is {baseline!r}; allowed: {', '.join(map(repr, FILLS))}, a number, a tensor, or a function "
         "of the inputs that returns a tensor of their shape"
     )
-
-
-def _as_tensor(array: Any) -> Tensor:
-    try:
-        return torch.as_tensor(array)
-    except (TypeError, ValueError) as error:
-        raise OptionError(f"option baseline is {array!r}, which is no tensor: {error}; give real numbers") from error
-
-
-def _expanded(tensor: Tensor, inputs: Tensor, got: str) -> Tensor:
-    """Expand a tensor to the inputs. It needs all axes of the grid, so that no channel is taken for a column."""
-    size = tuple(inputs.shape)
-    shapes = size, size[1:], size[2:], ()
-    fits = any(
-        len(tensor.shape) == len(shape) and all(a in (1, b) for a, b in zip(tensor.shape, shape, strict=True))
-        for shape in shapes
-    )
-    plain = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta)
-    if not (fits and plain) or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise OptionError(
-            f"{got}; allowed: real numbers of shape {size[2:]}, {size[1:]} or {size}, or with 1 in place of any of "
-            f"these lengths: one number for each channel is {(size[1], *(1 for _ in size[2:]))}"
-        )
-    values = tensor.detach().to(inputs)
-    if not bool(values.isfinite().all()):
-        raise OptionError(f"{got}, with NaN or infinity as {inputs.dtype}; give finite numbers")
-    return values.expand_as(inputs)
 
 
 def _of_function(function: Callable[[Tensor], Any], inputs: Tensor, seed: int) -> Tensor:
@@ -88,7 +60,7 @@ def _of_function(function: Callable[[Tensor], Any], inputs: Tensor, seed: int) -
         got += f" {tuple(values.shape)}"
     if not isinstance(values, Tensor) or values.shape != inputs.shape:
         raise OptionError(f"{got}; allowed: a tensor {tuple(inputs.shape)}, like the inputs")
-    return _expanded(values, inputs, got)
+    return expanded(values, inputs, got)
 
 
 def described(value: object) -> object:

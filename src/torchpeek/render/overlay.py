@@ -50,9 +50,9 @@ def overlay(
         colormap: A key of `render.COLORMAPS`.
         alpha: How much of the colour is mixed in, from 0 (the picture) to 1 (the colour).
         fade: Whether the colour is mixed in proportion to the value, up to `alpha`. False is an even mix.
-        limit: The value of the last colour, which larger values have, too. None is the map's own largest. In a fine map, of
-            1000 positions or more, where less than 1 % of them are above half of that, it is the value that 1 % exceed.
-            Give one to compare maps.
+        limit: The value of the last colour, which larger values have, too. Give one to compare maps. None is the map's
+            own largest. In a fine map, of 1000 positions or more, where less than 1 % of them are above half of that,
+            it is the value that 1 % exceed.
         signed: Whether negative values are drawn, too, in the colormap "diverging".
         colorbar: Whether a colour bar with the map's values is drawn below the picture.
         edge: Whether a thin line marks what the model saw, where that is not the whole picture.
