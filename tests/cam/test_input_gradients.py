@@ -81,6 +81,8 @@ class TestGuided:
             lambda a: a.clamp(min=0),
             lambda a: a.clamp_(min=0),
             lambda a: a.clamp_min(0),
+            lambda a: torch.maximum(a, torch.zeros_like(a)),
+            lambda a: torch.max(torch.zeros((), dtype=a.dtype), a),
             lambda a: torch.clip(a, 0.0),
             lambda a: F.threshold(a, 0.0, 0.0),
             nn.Threshold(0.0, 0.0, inplace=True),

@@ -242,7 +242,7 @@ def _heatmap(trace: Trace, method: CamMethod, own: Mapping[str, Any], options: H
     if zeros := int((values.flatten(2) == 0).all(2).sum()):
         notify(
             f"{method.name} at {provenance.layer!r}: {zeros} of {trace.scores.numel()} maps are exactly zero "
-            "everywhere; at this layer the method finds no evidence for or against the target",
+            "everywhere; the method finds no evidence for or against the target there",
         )
     return Heatmap(values, trace.scores, trace.question, provenance)
 
