@@ -374,6 +374,30 @@ class TestInputs:
         assert torch.equal(tp.load(tmp_path / "map.safetensors").provenance.options["baseline"], torch.zeros(3, 1, 1))
 
 
+class _Moved(nn.Module):
+    """Moves axis `axis` of its inputs to the channels: the last one, or that of frames in the batch axis."""
+
+    def __init__(self, frames: bool) -> None:
+        super().__init__()
+        self.frames, self.convolution, self.head = frames, nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, x = len(x), x.flatten(0, 1) if self.frames else x.movedim(-1, 1)
+        return self.head(self.convolution(x).relu().mean((2, 3)).view(batch, -1, 4).mean(1))
+
+
+@pytest.mark.parametrize("method", ["saliency", "occlusion"])
+@pytest.mark.parametrize(
+    ("frames", "shape", "axis", "own"),
+    [(False, (2, 8, 7, 3), 3, r"\(2, 3, 8, 7\)"), (True, (2, 5, 3, 8, 7), 2, r"\(2, 3, 5, 8, 7\)")],
+)
+def test_a_notice_where_the_second_axis_is_not_of_channels(
+    frames: bool, shape: tuple[int, ...], axis: int, own: str, method: str
+) -> None:
+    with pytest.warns(Notice, match=f"take 3 channels, the length of axis {axis}. Next: wrap .* takes {own}"):
+        tp.explain(_Moved(frames), torch.rand(shape), method=method, target=1)
+
+
 class _One(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.ones(len(x), 1, dtype=x.dtype) + 0 * x.sum()

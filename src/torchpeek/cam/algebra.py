@@ -201,8 +201,9 @@ def along_samples(values: Tensor, like: Tensor) -> Tensor:
 def floating_inputs(trace: Trace, method: str) -> Tensor:
     """Return the inputs (N, C, *grid) as float32 at least. Raises MethodNotApplicable for other inputs.
 
-    The second axis is read as the channels. A notice says so if the first convolution takes more axes than the inputs
-    have: then the model may add the axis of the channels itself.
+    The second axis is read as the channels. A notice says so if the convolutions show that this may be wrong: if the
+    first one takes more axes than the inputs have, the model may add the axis of the channels itself. If none takes the
+    second axis as channels, and one takes another axis, that is the channels.
     """
     inputs = trace.inputs
     if inputs.ndim < 3 or not inputs.is_floating_point():
@@ -210,15 +211,37 @@ def floating_inputs(trace: Trace, method: str) -> Tensor:
             f"{method} needs floating-point inputs (N, C, *grid); got {inputs.dtype} of shape {tuple(inputs.shape)}. "
             "Next: if the model adds the channel axis itself, wrap it so that it takes (N, 1, *grid)"
         )
-    convolutions = (each for each in trace.forward_pass.model.modules() if isinstance(each, _ConvNd))
-    first = next(convolutions, None)
-    if first is not None and inputs.shape[1] > 1 and len(first.kernel_size) + 2 > inputs.ndim:
+    convolutions = [each for each in trace.forward_pass.model.modules() if isinstance(each, _ConvNd)]
+    first = next(iter(convolutions), None)
+    if (axis := _axis_of_channels(convolutions, inputs.shape)) != 1:
+        channels, *grid = inputs.shape[1:]
+        own = len(inputs), *inputs.movedim(axis, 1).shape[1:]
+        notify(
+            f"{method}: the inputs are read as {channels} channels on a grid of {' x '.join(map(str, grid))}, but the "
+            f"model's convolutions take {own[1]} channels, the length of axis {axis}. Next: wrap the model so that it "
+            f"takes {own}"
+        )
+    elif first is not None and inputs.shape[1] > 1 and len(first.kernel_size) + 2 > inputs.ndim:
         channels, *grid = inputs.shape[1:]
         notify(
             f"{method}: the inputs are read as {channels} channels on a grid of {' x '.join(map(str, grid))}. If the "
             "model adds the axis of channels itself, wrap it so that it takes (N, 1, *grid)"
         )
     return at_least_float32(inputs)
+
+
+def _axis_of_channels(convolutions: Sequence[_ConvNd], shape: Sequence[int]) -> int:
+    """Return which axis of inputs of this shape a convolution takes as channels: 1, unless only another one fits.
+
+    Axis 2 of (N, frames, C, H, W) goes to convolutions of (H, W), and the last axis of (N, H, W, C) to those, too.
+    """
+    sizes = {(len(each.kernel_size), each.in_channels) for each in convolutions}
+    axes = len(shape) - 2
+    if (axes, shape[1]) in sizes:
+        return 1
+    if (axes, shape[-1]) in sizes:
+        return len(shape) - 1
+    return 2 if axes > 1 and (axes - 1, shape[2]) in sizes else 1
 
 
 def filled(name: str, value: object, inputs: Tensor) -> Tensor:
