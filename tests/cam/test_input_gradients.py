@@ -81,6 +81,8 @@ class TestGuided:
             lambda a: a.clamp(min=0),
             lambda a: a.clamp_(min=0),
             lambda a: a.clamp_min(0),
+            lambda a: torch.maximum(a, torch.zeros_like(a)),
+            lambda a: torch.max(torch.zeros((), dtype=a.dtype), a),
             lambda a: torch.clip(a, 0.0),
             lambda a: F.threshold(a, 0.0, 0.0),
             nn.Threshold(0.0, 0.0, inplace=True),
@@ -218,6 +220,8 @@ class TestIntegratedGradients:
             ({"steps": 0}, "option steps is 0"),
             ({"baseline": "black"}, "option baseline is 'black'"),
             ({"baseline": float("nan")}, "option baseline is nan"),
+            ({"baseline": torch.full((), float("nan"))}, "with NaN or infinity"),
+            ({"baseline": torch.zeros(1, dtype=torch.complex64)}, "allowed: real numbers"),
             ({"baseline": torch.zeros(5)}, r"option baseline is a tensor \(5,\)"),
         ],
     )
@@ -367,7 +371,7 @@ class TestInputs:
     def test_saved_with_a_tensor_as_baseline(self, net: SplitNet, tmp_path) -> None:
         heatmap = tp.explain(net, X, method="integrated-gradients", baseline=torch.zeros(3, 1, 1))
         tp.save(heatmap, tmp_path / "map.safetensors")
-        assert tp.load(tmp_path / "map.safetensors").provenance.options["baseline"] == [[[0.0]], [[0.0]], [[0.0]]]
+        assert torch.equal(tp.load(tmp_path / "map.safetensors").provenance.options["baseline"], torch.zeros(3, 1, 1))
 
 
 class _One(nn.Module):

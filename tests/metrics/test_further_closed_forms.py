@@ -212,6 +212,27 @@ class TestSufficiency:
         whole = one(model, x, heatmap_of(model, x, -corner), "sufficiency", {**options, "share": 1.0})
         assert whole.values.item() == 1
 
+    def test_under_a_sigmoid_a_class_is_predicted_by_itself(self) -> None:
+        class Labels(nn.Module):
+            """Class 0 is always there, and the largest. Class 1 is there if the upper left position is bright."""
+
+            def forward(self, x: Tensor) -> Tensor:
+                return torch.stack([0 * x[:, 0, 0, 0] + 5, x[:, 0, 0, 0] - 0.5], 1)
+
+        model, x = nn.Sequential(nn.Identity(), Labels()).eval(), torch.ones(1, 1, 8, 8)
+        corner = torch.zeros(1, 1, 8, 8)
+        corner[..., 0, 0] = 1
+        stays = 1 - random_patches(16, 0.5, 32, 0)[:, 0].float().mean().item()
+        options = {"cells": 4, "samples": 32, "share": 1 / 64, "baseline": "zeros"}
+        for values, target, expected in (
+            (corner, tp.targets.SigmoidProbability(1), 1.0),
+            (-corner, tp.targets.SigmoidLogOdds(1), stays),
+            (-corner, tp.targets.SigmoidProbability(1, absent=True), 1 - stays),
+            (corner, 1, 0.0),
+        ):
+            found = one(model, x, heatmap_of(model, x, values, target), "sufficiency", options)
+            assert found.values.item() == pytest.approx(expected, abs=1e-6)
+
     def test_only_of_several_classes(self) -> None:
         model, x = linear(3, 64), torch.rand(1, 1, 8, 8, dtype=torch.float64)
         entry = heatmap_of(model, x, x, tp.targets.Output([1]))
@@ -301,6 +322,37 @@ class TestSensitivity:
         model, x = nn.Sequential(nn.Identity(), Odd()).eval(), torch.full((1, 1, 4, 4), 0.5).double()
         found = tp.evaluate(model, x, heatmap_of(model, x, x, 0), metrics=RELATIVE, explain=self.itself)
         assert all(bool(each.values.isnan().all()) for each in found.values())
+
+    def test_under_a_sigmoid_the_class_itself_must_stay(self) -> None:
+        class Odd(nn.Module):
+            """Class 0 is the largest in any case. Class 1 is there for the picture alone, class 2 in any case."""
+
+            def forward(self, x: Tensor) -> Tensor:
+                same = (x.flatten(1) == 0.5).all(1).double()
+                return torch.stack([5 + 0 * same, same - 0.5, 1 + 0 * same], 1) + 0 * x.sum()
+
+        model, x = nn.Sequential(nn.Identity(), Odd()).eval(), torch.full((1, 1, 4, 4), 0.5).double()
+        heatmap = heatmap_of(model, x, x, tp.targets.SigmoidProbability(torch.tensor([[1, 2]])))
+        explain = lambda model, inputs, question: inputs.expand(1, 2, 4, 4)  # noqa: E731
+        found = tp.evaluate(model, x, heatmap, metrics=RELATIVE, explain=explain)
+        assert all(each.values.isnan().tolist() == [[True, False]] for each in found.values())
+
+    @pytest.mark.parametrize("name", [*RELATIVE, "sufficiency"])
+    def test_the_logits_are_read_from_the_part_of_the_target(self, name: str) -> None:
+        class Several(nn.Module):
+            def __init__(self, inside: nn.Module) -> None:
+                super().__init__()
+                self.inside = inside
+
+            def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+                return x.flatten(1)[:, :5], self.inside(x)
+
+        model, x = linear(3, 64), torch.rand(2, 1, 8, 8, dtype=torch.float64)
+        several = nn.Sequential(nn.Identity(), Several(model)).eval()
+        in_part = tp.targets.Classes([1], part="1")
+        explain = {} if name == "sufficiency" else {"explain": self.itself}
+        expected = one(model, x, heatmap_of(model, x, x), name, **explain)
+        assert torch.equal(one(several, x, heatmap_of(several, x, x, in_part), name, **explain).values, expected.values)
 
     @pytest.mark.parametrize("target", [None, tp.targets.Output([0])])
     def test_one_logit_and_other_targets(self, target: Any) -> None:

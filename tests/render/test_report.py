@@ -181,5 +181,5 @@ class TestImages:
         assert sides == sorted(sides, reverse=True)
         assert sides[0] == sides[2] == 800
         assert sides[-1] == 200
-        assert 3500 * 0.2 * embedded_side(3500) ** 2 == pytest.approx(40e6, rel=0.02)
+        assert 700 * 0.35 * embedded_side(700) ** 2 == pytest.approx(40e6, rel=0.02)
         assert IMAGE.startswith(DATA)

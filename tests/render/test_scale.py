@@ -37,6 +37,26 @@ def test_numbers(values, options, numbers) -> None:
     assert scale_of(heatmap_of(*values), **arguments).numbers == numbers
 
 
+def test_spikes_of_a_fine_map_do_not_hide_the_rest() -> None:
+    """The scale ends at the value that 1 % of the positions exceed; signed, at their largest magnitudes."""
+    values = [*(i / 2000 for i in range(1981)), *(50.0 + i for i in range(19))]  # 0 ... 0.99, and 19 of 2000 spikes
+    arguments = {"colormap": "viridis", "limit": None, "signed": False}
+    assert scale_of(heatmap_of(*values), **arguments).limit == pytest.approx(1979 / 2000)
+    assert scale_of(heatmap_of(*values), **arguments).numbers[2] == "0.989 or more"
+    negative = heatmap_of(*(-value for value in values))
+    assert scale_of(negative, **arguments | {"signed": True}).limit == pytest.approx(1979 / 2000)
+    assert scale_of(negative, **arguments).limit == 0
+    assert scale_of(heatmap_of(*values), **arguments | {"limit": 68.0}).limit == 68
+    assert scale_of(heatmap_of(*values[:980], *values[-9:]), **arguments).limit == 68  # 989 positions: not fine
+
+
+def test_a_fine_map_without_spikes_has_its_largest_value_as_the_end() -> None:
+    values = [i / 2000 for i in range(2001)]
+    assert scale_of(heatmap_of(*values), colormap="viridis", limit=None, signed=False).limit == 1
+    single = [0.0] * 1999 + [4.0]  # nothing but one position: no other value to end at
+    assert scale_of(heatmap_of(*single), colormap="viridis", limit=None, signed=False).limit == 4
+
+
 @pytest.mark.parametrize(("colormap", "signed"), [("viridis", False), ("jet", False), ("viridis", True)])
 def test_the_bar_is_the_colormap_from_end_to_end(colormap, signed) -> None:
     photo = Image.new("RGB", (600, 400), (100, 100, 100))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -39,6 +40,36 @@ class TestFiles:
         tp.save(made, tmp_path / "h.safetensors")
         assert tp.load(tmp_path / "h.safetensors").values.dtype == dtype
         assert tp.load(tmp_path / "h.safetensors").provenance.score == "probability"
+
+    @pytest.mark.parametrize(
+        "baseline",
+        [0.5, np.float32(0.5), torch.rand(3, 1, 1), np.ones((3, 6, 5)), torch.rand(2, 3, 6, 5, dtype=torch.float64)],
+    )
+    def test_an_option_of_any_type_makes_the_same_map_again(self, tmp_path, baseline) -> None:
+        model, x = PooledNet(), torch.randn(2, 3, 6, 5)
+        made = tp.explain(model, x, method="integrated-gradients", baseline=baseline, steps=4, target=1)
+        tp.save(made, tmp_path / "h.safetensors")
+        back = tp.load(tmp_path / "h.safetensors")
+        stored, option = back.provenance.options["baseline"], made.provenance.options["baseline"]
+        assert torch.equal(torch.as_tensor(stored), torch.as_tensor(option))
+        assert torch.as_tensor(stored).dtype == torch.as_tensor(option).dtype
+        again = tp.explain(model, x, method=back.provenance.method, target=1, **back.provenance.options)
+        assert torch.equal(again.values, made.values)
+        drawn = [tp.evaluate(model, x, each, metrics=["max-sensitivity"]) for each in (made, back)]
+        assert torch.equal(*(each["max-sensitivity"].values for each in drawn))
+
+    def test_the_options_are_those_of_the_call(self, tmp_path) -> None:
+        """A later change of the user's own tensor or list does not reach them."""
+        baseline, window = torch.zeros(3, 1, 1), [2, 3]
+        model, x = PooledNet(), torch.randn(1, 3, 6, 5)
+        integrated = tp.explain(model, x, method="integrated-gradients", baseline=baseline, steps=2)
+        covered = tp.explain(model, x, method="occlusion", window=window, fill=baseline)
+        baseline += 1
+        window += [9]
+        assert bool((integrated.provenance.options["baseline"] == 0).all())
+        assert covered.provenance.options["window"] == (2, 3)
+        tp.save(covered, tmp_path / "h.safetensors")
+        assert tp.load(tmp_path / "h.safetensors").provenance.options["window"] == (2, 3)
 
     def test_the_header_is_readable_without_torchpeek(self, heatmap, tmp_path) -> None:
         tp.save(heatmap, tmp_path / "h.safetensors")

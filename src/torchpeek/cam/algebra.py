@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,6 @@ from torchpeek.engine import Trace
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.errors import MethodNotApplicable, OptionError, notify
 from torchpeek.heatmap import upsample
-from torchpeek.registry import check_number
 
 # Up to this size all eigenvectors of a symmetric matrix are computed; for a larger one only the first.
 _WHOLE = 512
@@ -245,17 +246,33 @@ def _check_channel_axis(inputs: Tensor, convolution: _ConvNd, method: str, *, kn
 
 def filled(name: str, value: object, inputs: Tensor) -> Tensor:
     """Return an option's value, a number or a tensor, at the size of the inputs (N, C, *grid). Raises OptionError."""
-    if not isinstance(value, Tensor):
-        most = torch.finfo(inputs.dtype).max
-        check_number(name, value, -most, most)
-        return inputs.new_tensor(value).expand_as(inputs)
-    return expanded(value, inputs, f"option {name} is a tensor {tuple(value.shape)} of {value.dtype}")
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return expanded(torch.tensor(float(value), dtype=torch.float64), inputs, f"option {name} is {value}")
+    if isinstance(value, Tensor) or hasattr(value, "__array__"):
+        tensor = as_tensor(name, value)
+        return expanded(tensor, inputs, f"option {name} is a tensor {tuple(tensor.shape)} of {tensor.dtype}")
+    raise OptionError(f"option {name} is {value!r}; allowed: a number or a tensor")
+
+
+def as_tensor(name: str, array: Any) -> Tensor:
+    """Return a tensor, or what NumPy takes for an array, as a tensor. Raises OptionError for what is none."""
+    try:
+        return torch.as_tensor(array)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"option {name} is {array!r}, which is no tensor: {error}; give real numbers") from error
 
 
 def expanded(tensor: Tensor, inputs: Tensor, got: str) -> Tensor:
-    """Expand a tensor to the inputs (N, C, *grid). Raises OptionError, whose text begins with `got`.
+    """Expand a tensor to the inputs. It needs all axes of the grid, so that no channel is taken for a column.
 
-    The tensor needs all axes of the grid, so that no channel is taken for a column.
+    Args:
+        tensor: Real numbers of shape (*grid), (C, *grid) or (N, C, *grid), with 1 in place of any length, or a single
+            number.
+        inputs: (N, C, *grid).
+        got: What the user gave, for the error text.
+
+    Raises:
+        OptionError: When the tensor has another shape, or has NaN or infinity.
     """
     size = tuple(inputs.shape)
     shapes = size, size[1:], size[2:], ()

@@ -106,7 +106,7 @@ def integrated_gradients(trace: Trace, *, steps: int = 50, baseline: float | Ten
 
     Args:
         steps: Number of parts of the path.
-        baseline: A number, or a tensor with an axis for each of the grid, such as (C, 1, 1) or (N, C, *grid). After
+        baseline: A number, or a tensor (*grid), (C, *grid) or (N, C, *grid) with 1 in place of any length. After
             normalisation 0 is the mean colour.
     """
     check_whole("steps", steps)

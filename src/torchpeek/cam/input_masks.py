@@ -42,8 +42,8 @@ def occlusion(
     Args:
         window: Length of the window along each axis of the grid, or one for all axes. None is a seventh of the input.
         stride: From one window to the next, as for `window`; not longer than it. None is half of the window.
-        fill: What the window is filled with: a number, or a tensor with an axis for each of the grid, such as (C, 1, 1)
-            or (N, C, *grid). After normalisation 0 is the mean colour, the paper's grey.
+        fill: What the window is filled with: a number, or a tensor (*grid), (C, *grid) or (N, C, *grid) with 1 in
+            place of any length. After normalisation 0 is the mean colour, the paper's grey.
         precision: None runs the passes as the model is, "bfloat16" under autocast. The scores are float32 either way.
     """
     x = floating_inputs(trace, "occlusion")

@@ -33,7 +33,7 @@ def run(
     check_max_size(max_size)
     loaded = loaded_model(model)
     if picture is not None:
-        check_pictures_fit(loaded, [picture])
+        check_pictures_fit(loaded, [picture], max_size)
         inputs = loaded.read(picture, max_size=max_size).tensor
     else:
         shape = input_size or _input_size(loaded.preprocess)

@@ -34,9 +34,9 @@ _OPAQUE = {
 def rectifiers_between(scores: Tensor, leaf: Tensor) -> list[Node]:
     """The backward nodes of the ReLUs through which the scores depend on the leaf.
 
-    A ReLU is a call of relu, relu6, threshold or hardtanh from zero, or clamp from zero, as a module, a function or a
-    method, in place or not. Where other activation functions lie there, too, a notice names them. The list is empty
-    where the scores do not depend on the leaf.
+    A ReLU is a call of relu, relu6, threshold or hardtanh from zero, clamp from zero, or maximum with zeros, as a
+    module, a function or a method, in place or not. Where other activation functions lie there, too, a notice names
+    them. The list is empty where the scores do not depend on the leaf.
 
     Args:
         scores: A tensor with its graph.
@@ -82,6 +82,8 @@ def _is_rectifier(node: Any) -> bool:
         return bool(node._saved_min_val == 0)
     if name.startswith(("ClampMinBackward0", "ClampBackward1")):  # the bounds are numbers
         return node._saved_min is not None and bool(node._saved_min == 0)
+    if name.startswith("MaximumBackward"):  # torch.maximum(a, zero), or max(a, zero)
+        return any(not bool(each.any()) for each in (node._saved_self, node._saved_other))
     return False
 
 

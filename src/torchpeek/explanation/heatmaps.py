@@ -278,7 +278,7 @@ def _heatmap(trace: Trace, method: CamMethod, own: Mapping[str, Any], options: H
     if not torch.isfinite(values).all():
         raise NotFinite(f"{method.name} at {provenance.layer!r} gave NaN or infinity, though the scores have none")
     if zeros := int((values.flatten(2) == 0).all(2).sum()):
-        why = "at this layer the method finds no evidence for or against the target"
+        why = "the method finds no evidence for or against the target there"
         if fuse:
             why = (
                 "fusing sets negative values to zero, and leaves nothing of them. Next: name one of the layers for "
@@ -316,7 +316,7 @@ def _provenance(
         weights=trace.origin.weights,
         preprocess=trace.origin.preprocess,
         paper=method.paper,
-        options={**method.options, **options},
+        options={name: _frozen(value) for name, value in {**method.options, **options}.items()},
         score=_score_name(trace.question),
         class_names={label: names[label] for label in labels if label in names},
         device=str(returned.device),
@@ -325,6 +325,16 @@ def _provenance(
         torchpeek=_version.__version__,
         steps=(*steps, str(smooth)) if smooth else tuple(steps),
     )
+
+
+def _frozen(value: object) -> object:
+    """A copy of an option's value that a later change of the user's own tensor, array or list does not reach."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, Tensor) or hasattr(value, "__array__"):
+        copied = torch.as_tensor(value).detach().clone()
+        return copied if copied.ndim else copied.item()
+    return value
 
 
 def _score_name(question: Question) -> str:

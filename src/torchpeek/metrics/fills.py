@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchpeek.cam.algebra import expanded, gaussian_blur
+from torchpeek.cam.algebra import filled as numbers
 from torchpeek.errors import OptionError
 from torchpeek.metrics.case import CleanPass
 from torchpeek.metrics.draws import fingerprint
@@ -34,24 +35,15 @@ def _values(clean: CleanPass, baseline: Any) -> Tensor:
     inputs = clean.trace.inputs
     if isinstance(baseline, str) and baseline in FILLS:
         return FILLS[baseline](clean)
-    if isinstance(baseline, Real) and not isinstance(baseline, bool):
-        return expanded(torch.tensor(float(baseline), dtype=torch.float64), inputs, f"option baseline is {baseline}")
-    if isinstance(baseline, Tensor) or hasattr(baseline, "__array__"):
-        tensor = _as_tensor(baseline)
-        return expanded(tensor, inputs, f"option baseline is a tensor {tuple(tensor.shape)} of {tensor.dtype}")
+    number = isinstance(baseline, Real) and not isinstance(baseline, bool)
+    if number or isinstance(baseline, Tensor) or hasattr(baseline, "__array__"):
+        return numbers("baseline", baseline, inputs)
     if callable(baseline):
         return _of_function(baseline, inputs, clean.seed)
     raise OptionError(
         f"option baseline is {baseline!r}; allowed: {', '.join(map(repr, FILLS))}, a number, a tensor, or a function "
         "of the inputs that returns a tensor of their shape"
     )
-
-
-def _as_tensor(array: Any) -> Tensor:
-    try:
-        return torch.as_tensor(array)
-    except (TypeError, ValueError) as error:
-        raise OptionError(f"option baseline is {array!r}, which is no tensor: {error}; give real numbers") from error
 
 
 def _of_function(function: Callable[[Tensor], Any], inputs: Tensor, seed: int) -> Tensor:

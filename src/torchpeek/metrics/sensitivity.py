@@ -6,6 +6,7 @@ All of them share their draws: the explanations run once for all metrics with th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -146,9 +147,9 @@ def relative_output_stability(case: Case, *, samples: int = 10, radius: float = 
 
 
 def _largest(ratios: Tensor, counts: Tensor, case: Case) -> MetricResult:
-    """The largest ratio (N, J, draws) of the draws that count, (N, draws). NaN if none does."""
-    largest = torch.where(counts.unsqueeze(1), ratios, -torch.inf).amax(2)
-    return MetricResult(torch.where(counts.any(1, keepdim=True), largest, torch.nan).to(case.values))
+    """The largest ratio (N, J, draws) of the draws that count, (N, 1 or J, draws). NaN if none does."""
+    largest = torch.where(counts, ratios, -torch.inf).amax(2)
+    return MetricResult(torch.where(counts.any(2), largest, torch.nan).to(case.values))
 
 
 def _changed_inputs(case: Case, samples: int, radius: float) -> Iterator[Tensor]:
@@ -203,9 +204,9 @@ def _relative(change: Tensor, values: Tensor) -> Tensor:
 
 
 def _output_changes(case: Case, samples: int, radius: float) -> tuple[Tensor, Tensor]:
-    """Return how far the output changes, (N, J, draws), and whether the predicted class stays, (N, draws)."""
-    of_classes = isinstance(case.clean.trace.question, ClassScores)
-    trace = case.clean.logits if of_classes else case.clean.trace
+    """Return how far the output changes, and whether the predicted class stays. Both (N, 1 or J, draws)."""
+    question = case.clean.trace.question
+    trace = case.clean.logits if isinstance(question, ClassScores) else case.clean.trace
 
     def make() -> Tensor:
         each = [
@@ -216,15 +217,24 @@ def _output_changes(case: Case, samples: int, radius: float) -> tuple[Tensor, Te
 
     before = trace.scores.unsqueeze(1)
     after = case.clean.once(("output of changes", samples, radius), make)
-    if not of_classes:  # each score is an output of its own
+    if not isinstance(question, ClassScores):  # each score is an output of its own
         moved = (after - before).double().abs().mT[:, case.columns]
-        return moved, torch.ones_like(moved[:, 0], dtype=torch.bool)
-    same = _predicted(after) == _predicted(before)
-    return (after - before).double().norm(dim=2).unsqueeze(1), same
+        return moved, torch.ones_like(moved, dtype=torch.bool)
+    moved = (after - before).double().norm(dim=2).unsqueeze(1)
+    if question.is_sigmoid:  # the model decides for each class by itself
+        likely = [_likely(question, logits) for logits in (after, before)]
+        return moved, (likely[0] == likely[1])[:, case.columns]
+    return moved, (_predicted(after) == _predicted(before)).unsqueeze(1)
 
 
 def _replaced(changed: Tensor, inputs: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
     return changed[rows].to(inputs)
+
+
+def _likely(question: ClassScores, logits: Tensor) -> Tensor:
+    """Return whether each class of the question is predicted under a sigmoid, (N, draws, classes) -> (N, K, draws)."""
+    probability, rows = replace(question.as_probabilities(), part=""), torch.arange(len(logits))
+    return torch.stack([probability(each, rows) > 0.5 for each in logits.unbind(1)], dim=2)
 
 
 def _predicted(logits: Tensor) -> Tensor:

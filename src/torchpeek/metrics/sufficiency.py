@@ -29,7 +29,8 @@ def sufficiency(
 ) -> MetricResult:
     """Share of inputs with the same highest positions for which the class is predicted (Dasgupta et al.).
 
-    Each of these inputs has half of the patches removed, at random. The highest positions stay in all of them.
+    Each of these inputs has half of the patches removed, at random. The highest positions stay in all of them. For a
+    target under a sigmoid, the class is predicted where its probability is above 0.5.
 
     Args:
         share: Share of the positions that stay.
@@ -48,9 +49,12 @@ def sufficiency(
         gone = removed[trials].to(inputs.device) & (case.ranks[rows, maps] >= count)  # (b, *size)
         return torch.where(gone.unsqueeze(1), fill[rows].to(inputs), inputs)
 
+    question: Any = case.clean.trace.question  # a ClassScores
+    if question.is_sigmoid:  # the model decides for each class by itself
+        return MetricResult((case.rescored(changed, samples) > 0.5).to(case.values).mean(2))
     logits = case.rescored_logits(changed, samples)  # (N, J, samples, classes)
     if logits.shape[3] < 2:
         raise MetricNotApplicable(ONE_LOGIT)
-    labels = case.clean.trace.question.labels[:, case.columns].to(logits.device)  # (N, J)
+    labels = question.labels[:, case.columns].to(logits.device)  # (N, J)
     predicted = logits.argmax(3) == labels.unsqueeze(2)
     return MetricResult(predicted.to(case.values).mean(2))

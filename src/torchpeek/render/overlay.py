@@ -50,7 +50,9 @@ def overlay(
         colormap: A key of `render.COLORMAPS`.
         alpha: How much of the colour is mixed in, from 0 (the picture) to 1 (the colour).
         fade: Whether the colour is mixed in proportion to the value, up to `alpha`. False is an even mix.
-        limit: The value of the last colour. None is the map's own largest. Give one to compare maps.
+        limit: The value of the last colour, which larger values have, too. Give one to compare maps. None is the map's
+            own largest. In a fine map, of 1000 positions or more, where less than 1 % of them are above half of that,
+            it is the value that 1 % exceed.
         signed: Whether negative values are drawn, too, in the colormap "diverging".
         colorbar: Whether a colour bar with the map's values is drawn below the picture.
         edge: Whether a thin line marks what the model saw, where that is not the whole picture.
@@ -90,7 +92,8 @@ def overlay(
 def extract(picture: Flat, heatmap: Heatmap, *, enlarge: bool = True) -> Image.Image:
     """Multiply the picture by the heatmap, so that everything without positive values is black.
 
-    The factor is `heatmap.positive()` scaled to a maximum of 1. It is 0 outside of the model's input.
+    The factor is `heatmap.positive()` divided by the end of the scale that `overlay` has, at most 1. It is 0 outside of
+    the model's input.
 
     Args:
         picture: A Picture. Or a PIL image or the tensor of one sample, which are taken to be shown to the model as a

@@ -23,7 +23,9 @@ INDEXED = 20
 """With as many pictures, a page has an index and a filter."""
 
 _LARGEST, _SMALLEST = 800, 200  # the longest side of an embedded image, in pixels
-_BYTES, _BYTES_PER_PIXEL = 40e6, 0.2  # of the embedded images together, and of a JPEG
+# Of the embedded images together, and of an image for each pixel of a square with its longest side: measured on
+# overlays of photographs, in base64.
+_BYTES, _BYTES_PER_PIXEL = 40e6, 0.35
 _MOST_LAYERS = 2  # names in a caption
 
 
@@ -132,7 +134,10 @@ def fitted(image: Image.Image, longest: int) -> Image.Image:
 
 
 def embedded_side(images: int) -> int:
-    """Return the longest side, in pixels, at which so many images make a page of about 40 MB, which opens fast."""
+    """Return the longest side, in pixels, at which so many images make a page of about 40 MB, which opens fast.
+
+    More images than fit at the smallest side make a larger page.
+    """
     return int(min(_LARGEST, max(_SMALLEST, math.sqrt(_BYTES / _BYTES_PER_PIXEL / max(1, images)))))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from torchpeek.errors import OptionError, closest, notify
 from torchpeek.heatmap import Heatmap
@@ -15,6 +16,7 @@ from torchpeek.render.colormaps import COLORMAPS, DIVERGING, Plane, Table
 from torchpeek.render.text import caption
 
 _DEFAULT = "viridis"
+_FINE = 1000  # positions of a map in which 1 % is more than a few
 _NARROWEST = 160  # pixels of a colour bar, so that its numbers fit
 
 
@@ -63,6 +65,9 @@ class ColourScale:
 def scale_of(heatmap: Heatmap, *, colormap: str, limit: float | None, signed: bool) -> ColourScale:
     """Return the scale of a map, up to its own largest value unless `limit` names another.
 
+    The largest value of a fine map can be a spike that leaves nothing else visible. If less than 1 % of the positions
+    are above half of it, the scale ends at the value that 1 % of them exceed.
+
     Raises:
         OptionError: When there is no such colormap, it cannot be signed, or the limit is negative.
     """
@@ -77,8 +82,16 @@ def scale_of(heatmap: Heatmap, *, colormap: str, limit: float | None, signed: bo
     signed = signed or colormap == DIVERGING
     lowest, highest = value_range(heatmap.values.detach())
     if limit is None:
-        limit = max(0.0, highest, -lowest if signed else 0.0)
+        limit = _own_limit(heatmap.values.detach(), signed)
     return ColourScale(DIVERGING if signed else colormap, limit, signed, lowest, highest)
+
+
+def _own_limit(values: Tensor, signed: bool) -> float:
+    drawn = (values.abs() if signed else values.clamp(min=0)).flatten()
+    largest, above = float(drawn.max()), drawn.numel() // 100
+    if drawn.numel() < _FINE or int((drawn > largest / 2).sum()) >= above:
+        return largest
+    return float(drawn.float().kthvalue(drawn.numel() - above).values) or largest
 
 
 def sign_words(heatmap: Heatmap, scale: ColourScale, *, beside: bool = True) -> str:

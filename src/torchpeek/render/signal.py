@@ -42,7 +42,7 @@ def signal(
         heatmap: A heatmap of one sample and score, `heatmap[n, k]`: values (1, 1, t), or with a further axis of
             length 1. Between the positions of the grid, the map is interpolated.
         colormap: A key of `render.COLORMAPS`.
-        limit: The value of the last colour. None is the map's own largest.
+        limit: The value of the last colour, as for `overlay`. None is the map's own.
         signed: Whether negative values are drawn, too, in the colormap "diverging".
         most: Largest number of channels to draw.
         width: Width of the picture, in pixels.

@@ -44,7 +44,7 @@ def filmstrip(
         colormap: A key of `render.COLORMAPS`.
         alpha: How much of the colour is mixed in, from 0 (the frame) to 1 (the colour).
         fade: Whether the colour is mixed in proportion to the value, up to `alpha`. False is an even mix.
-        limit: The value of the last colour. None is the map's own largest, over all frames.
+        limit: The value of the last colour, as for `overlay`. None is the map's own, over all frames.
         signed: Whether negative values are drawn, too, in the colormap "diverging".
 
     Returns:
@@ -108,7 +108,7 @@ def montage(
         colormap: A key of `render.COLORMAPS`.
         alpha: How much of the colour is mixed in, from 0 (the slice) to 1 (the colour).
         fade: Whether the colour is mixed in proportion to the value, up to `alpha`. False is an even mix.
-        limit: The value of the last colour. None is the map's own largest, over all slices.
+        limit: The value of the last colour, as for `overlay`. None is the map's own, over all slices.
         signed: Whether negative values are drawn, too, in the colormap "diverging".
 
     Returns:

@@ -55,20 +55,20 @@ def save_bytes(heatmap: Heatmap) -> bytes:
         case _:  # the question can be named, but not evaluated again
             tensors["labels"] = question.labels
             stored = {"kind": score_kind(question), "answered": "yes"}
+    options = {name: value for name, value in heatmap.provenance.options.items() if isinstance(value, Tensor)}
+    tensors |= {_OPTION + name: value for name, value in options.items()}
     about = {"format": _VERSION, "question": stored, "provenance": asdict(heatmap.provenance)}
     header = {_KEY: json.dumps(about, ensure_ascii=False, default=_as_json)}
     return to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, header)
 
 
-# Tensors among the options of a method: larger ones are described.
-_LARGEST_OPTION = 64
+# What the name of a tensor begins with that is an option of the method.
+_OPTION = "option."
 
 
 def _as_json(value: object) -> object:
-    """An option's value that JSON has no type for: the numbers of a small tensor, otherwise a description."""
-    if isinstance(value, Tensor):
-        return value.tolist() if value.numel() <= _LARGEST_OPTION else f"a tensor of shape {tuple(value.shape)}"
-    return repr(value)
+    """The description of an option's value that JSON has no type for. Tensors stand beside the values in the file."""
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 def load(path: str | PathLike[str]) -> Heatmap:
@@ -106,6 +106,9 @@ def load(path: str | PathLike[str]) -> Heatmap:
         provenance = about["provenance"]
         provenance["class_names"] = {int(label): name for label, name in provenance["class_names"].items()}
         provenance["steps"] = tuple(provenance["steps"])
+        options = provenance["options"]
+        options |= {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
+        options |= {name.removeprefix(_OPTION): each for name, each in tensors.items() if name.startswith(_OPTION)}
         stored = about["question"]
         part = stored.get("part", "")  # older files do not have it
         question: Question

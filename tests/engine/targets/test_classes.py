@@ -166,14 +166,22 @@ def test_one_hot_labels_of_a_single_sample() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", [[[0, 1], [1, 0]], torch.tensor([[0, 1], [0, 1]]), ClassProbability([[1, 0], [1, 0]])], ids=str
+    "target",
+    [
+        np.array([[0, 1], [1, 0]]),
+        torch.tensor([[0, 1], [0, 1]]),
+        [torch.tensor([0, 1]), torch.tensor([1, 0])],
+        ClassProbability(torch.tensor([[1, 0], [1, 0]])),
+    ],
+    ids=str,
 )
 def test_one_hot_labels_of_a_binary_classifier(target) -> None:
-    """[0, 1] may also name both classes, so it is refused where the model has no others."""
+    """[0, 1] in a tensor may also name both classes, so it is refused where the model has no others."""
     binary = torch.tensor([[0.1, 0.7], [0.9, 0.1]])
     with pytest.raises(TargetError, match=r"onehot\.argmax\(1\); for both classes give .*Classes\(\[0, 1\]\)"):
         as_target(target).bind(binary)
     assert Classes([0, 1]).bind(binary).labels.tolist() == [[0, 1], [0, 1]]
+    assert as_target([[0, 1], [1, 0]]).bind(binary).labels.tolist() == [[0, 1], [1, 0]]  # lists of classes
     assert as_target(torch.tensor([[0, 1], [1, 0]]).argmax(1)).bind(binary).labels.tolist() == [[1], [0]]
 
 

@@ -55,6 +55,31 @@ def test_other_classes_do_not_matter() -> None:
     torch.testing.assert_close(gradient[:, 3], p * (1 - p))
 
 
+@pytest.mark.parametrize("absent", [False, True])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_of_a_model_that_squeezes_its_logit(absent: bool, samples: int) -> None:
+    class Squeezed(torch.nn.Module):
+        def __init__(self, inside: torch.nn.Module) -> None:
+            super().__init__()
+            self.inside = inside
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inside(x)[:, 2]  # (N,)
+
+    net, x = PooledNet().double().eval(), torch.rand(samples, 3, 8, 8, dtype=torch.float64)
+    squeezed, target = Squeezed(net), t.SigmoidProbability(absent=absent)
+    for method, options in (("gradcam", {}), ("occlusion", {}), ("rise", {"samples": 5})):
+        heatmap = tp.explain(squeezed, x, method=method, target=target, **options)
+        plain = tp.explain(net, x, method=method, target=t.SigmoidProbability(2, absent=absent), **options)
+        assert torch.equal(heatmap.values, plain.values)
+        torch.testing.assert_close(heatmap.scores, (-net(x) if absent else net(x)).detach()[:, 2:3].sigmoid())
+        metrics = {"deletion": {"steps": 4}, "relative-output-stability": {"samples": 2}}
+        measured = tp.evaluate(squeezed, x, heatmap, metrics=metrics)
+        assert torch.equal(measured["deletion"].values, tp.evaluate(net, x, plain, metrics=metrics)["deletion"].values)
+    with pytest.raises(TargetError, match=r"SigmoidProbability for a single logit \(N,\)"):
+        tp.explain(squeezed, x)
+
+
 def test_of_one_logit() -> None:
     """A binary classifier: both sides, and no saturation of the log-odds."""
     logits = torch.tensor([[2.0], [-40.0]], dtype=torch.float64)

@@ -315,6 +315,8 @@ class ClassesPerSample:
     Args:
         labels: (N,) or (N, K), integers: the class indices.
         part: The path of the logits in the model's output, as in `Predicted`.
+        listed: Whether the labels were written as lists of classes. Then [0, 1] names both classes of a binary
+            classifier; in a tensor, it may be a one-hot label.
 
     Raises:
         TargetError: When `labels` is not a tensor of integers.
@@ -329,6 +331,7 @@ class ClassesPerSample:
     labels: Tensor
     _: KW_ONLY
     part: str = ""
+    listed: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.labels, Tensor):
@@ -355,7 +358,7 @@ class ClassesPerSample:
         """
         part, logits = locate_logits(output, self.part)
         labels = self.labels.to(logits.device).long()
-        check_not_one_hot(labels, len(logits), logits.shape[1])
+        check_not_one_hot(labels, len(logits), None if self.listed else logits.shape[1])
         if labels.ndim == 1:
             labels = labels[:, None]
         if labels.ndim != 2 or len(labels) != len(logits) or labels.shape[1] == 0:
@@ -405,7 +408,7 @@ def as_target(target: Any, class_names: Sequence[str] | None = None) -> Target:
         >>> tp.targets.as_target("dog", names)
         Classes(classes=[1], part='')
         >>> tp.targets.as_target([0, "dog"], names)
-        ClassesPerSample(labels=tensor([0, 1]), part='')
+        ClassesPerSample(labels=tensor([0, 1]), part='', listed=True)
     """
     match target:
         case None:
@@ -424,9 +427,11 @@ def as_target(target: Any, class_names: Sequence[str] | None = None) -> Target:
         case Target():
             return target
     if (values := python_values(target)) is not target:  # a NumPy array or number
-        return as_target(values, class_names)
+        found = as_target(values, class_names)
+        return replace(found, listed=False) if isinstance(found, ClassesPerSample) else found
     if isinstance(target, Sequence):
-        return ClassesPerSample(label_tensor(target, class_names))
+        listed = not any(hasattr(each, "tolist") for each in target)  # not a list of tensors or arrays
+        return ClassesPerSample(label_tensor(target, class_names), listed=listed)
     raise TargetError(
         f"target is a {type(target).__name__}; allowed: None (the predicted class), a class index or name, a tensor "
         "or list (N,) or (N, K) of these, or a target from tp.targets"

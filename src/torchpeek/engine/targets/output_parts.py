@@ -91,7 +91,8 @@ def class_logits(output: Any, part: str = "") -> Tensor:
         part: The path of the logits, as `tp.record` names it, or the name of a field of a named tuple.
 
     Returns:
-        (N, classes), at least float32. Where `part` or the name `logits` points to a tensor (N,), it is (N, 1).
+        (N, classes), at least float32. A tensor (N,) is (N, 1), where it is the output itself, or `part` or the name
+        `logits` points to it.
 
     Raises:
         TargetError: When there are none, or more than one tensor could hold them.
@@ -103,7 +104,12 @@ def class_logits(output: Any, part: str = "") -> Tensor:
         >>> tp.targets.class_logits((torch.zeros(2), torch.zeros(2, 64)), part="0").shape
         torch.Size([2, 1])
     """
-    return at_least_float32(locate_logits(output, part)[1])
+    return at_least_float32(locate_logits(with_class_axis(output), part)[1])
+
+
+def with_class_axis(output: Any) -> Any:
+    """The output; a tensor (N,), one logit for each sample, as (N, 1)."""
+    return output.unsqueeze(1) if isinstance(output, Tensor) and output.ndim == 1 else output
 
 
 def locate_logits(output: Any, part: str = "") -> tuple[str, Tensor]:
@@ -135,7 +141,8 @@ def locate_logits(output: Any, part: str = "") -> tuple[str, Tensor]:
     raise TargetError(
         f"the model returned a {got}; class scores are read from a (N, classes) tensor, {instead}. For other outputs "
         "there are targets in tp.targets: Pixels for a segmentation, Box for a detector, Similarity for an embedding, "
-        "Output for a regression or a single number (N,), Computed for any function"
+        "Output for a regression or a single number (N,), SigmoidProbability for a single logit (N,), Computed for any "
+        "function"
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 from torchpeek.engine.targets.classes import ClassScores, ScoreKind
-from torchpeek.engine.targets.output_parts import class_logits
+from torchpeek.engine.targets.output_parts import class_logits, with_class_axis
 from torchpeek.engine.targets.wrapping import WrappingTarget
 from torchpeek.errors import TargetError
 
@@ -101,8 +101,8 @@ class SigmoidProbability(WrappingTarget):
     """The probabilities p = sigmoid(logit) of the classes that another target names, each class by itself.
 
     This is the probability of a class in a multi-label classifier, which decides for each class by itself whether it is
-    present, and of the only class of a binary classifier with one logit. The model must return logits. If it
-    returns probabilities, they are the scores without this target.
+    present, and of the only class of a binary classifier with one logit, (N, 1) or (N,). The model must return logits.
+    If it returns probabilities, they are the scores without this target.
 
     Args:
         of: A target that names classes, or what `explain(target=...)` takes for one.
@@ -137,7 +137,7 @@ class SigmoidProbability(WrappingTarget):
             'sigmoid probability'
         """
         kind: ScoreKind = "sigmoid probability of absence" if self.absent else "sigmoid probability"
-        return replace(self.bind_classes(output), kind=kind)
+        return replace(self.bind_classes(with_class_axis(output)), kind=kind)
 
 
 @dataclass(frozen=True)
@@ -180,4 +180,4 @@ class SigmoidLogOdds(WrappingTarget):
             'sigmoid log-odds'
         """
         kind: ScoreKind = "sigmoid log-odds of absence" if self.absent else "sigmoid log-odds"
-        return replace(self.bind_classes(output), kind=kind)
+        return replace(self.bind_classes(with_class_axis(output)), kind=kind)

@@ -143,7 +143,7 @@ def of_samples(target: Target, first: int, last: int) -> Target:
     Example:
         >>> target = tp.targets.ClassesPerSample(torch.tensor([4, 5, 6]))
         >>> tp.targets.of_samples(target, 1, 3)
-        ClassesPerSample(labels=tensor([5, 6]), part='')
+        ClassesPerSample(labels=tensor([5, 6]), part='', listed=False)
     """
     return target.of_samples(first, last) if isinstance(target, BySample) else target
 
