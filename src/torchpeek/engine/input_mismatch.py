@@ -369,7 +369,7 @@ def _error_before_any_layer(model: nn.Module, call: ModelCall, error: Exception)
     """Where the model fails before its first layer: the first convolution, if the axes or the type cannot be right."""
     picture = call.model_picture
     convolution = next(((name, each) for name, each in model.named_modules() if isinstance(each, _CONVOLUTION)), None)
-    if not call.is_single_tensor:
+    if not call.is_single_tensor or call.axis_order is not None:
         return None
     if convolution is None:
         return _error_of_type(model, picture, error)
@@ -382,6 +382,7 @@ def _error_before_any_layer(model: nn.Module, call: ModelCall, error: Exception)
     )
     counts = {picture.shape[1], module.in_channels}
     other_channels = picture.ndim == first.grid_ndim + 2 and len(counts) == 2 and counts <= {*PICTURE_CHANNELS}
+    other_channels &= module.in_channels not in picture.shape[2:]  # the model may move its channels
     names_type = _names_type(error, picture.dtype) and not picture.is_floating_point()
     if not (channels_last or unbatched or other_channels or names_type):
         return None

@@ -289,7 +289,8 @@ def resolve_layout(
             f"layer {name!r} returned {shape}, which is not {text_of(spec)}: its sizes do not fit. Leave "
             "layout= (--layout) out to have the layout inferred"
         )
-    if not layouts and any((name, path) in evidence.other_positions for path, _ in containers.leaves(output)):
+    tokens = [path for path, tensor in containers.leaves(output) if tensor.ndim > 2]
+    if not layouts and any((name, path) in evidence.other_positions for path in tokens):
         raise NoSpatialLayer(f"layer {name!r} returned {shape}, {NOT_OF_PICTURE}")
     if not layouts:
         why = why_no_layout(output, evidence.input_size, evidence.batch_size, evidence.row_major_grid)
