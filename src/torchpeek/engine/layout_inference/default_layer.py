@@ -24,6 +24,7 @@ from torchpeek.engine.layout_inference.input_dependence import (
     comparable,
     known_unaffected,
     remember_unaffected,
+    separate_layers,
     unaffected_layers,
     with_changed_picture,
     with_random_picture,
@@ -166,11 +167,12 @@ def suggest_stages(
     if scales and choice.scales:
         return choice.scales
     last, before_head = choice.one, choice.before_head
-    unaffected = unaffected_layers(model, call)
+    dry = dry_run(model, call)
+    separate = separate_layers(model, call, unaffected_layers(model, call), [each.layer for each in dry.candidates])
     candidates = [
         each
-        for each in dry_run(model, call).candidates
-        if each.layer not in unaffected and (before_head is None or each.layer in before_head)
+        for each in dry.candidates
+        if each.layer not in separate and (before_head is None or each.layer in before_head)
     ]
     end = next((index for index, each in enumerate(candidates) if each.layer == last.layer), len(candidates) - 1)
     layer_by_size: dict[int, str] = {}
@@ -321,7 +323,9 @@ class _LayerSearch:
 
     def _candidates(self) -> list[CandidateLayer]:
         """The candidates that depend on the picture, as far as that is known, without those in a head."""
-        candidates = [each for each in self._dry.candidates if each.layer not in (self._unaffected or ())]
+        names = [each.layer for each in self._dry.candidates]
+        separate = separate_layers(self._model, self._sample, self._unaffected or frozenset(), names)
+        candidates = [each for each in self._dry.candidates if each.layer not in separate]
         if self._dry.dense or compares_texts(self._model):
             candidates = _layers_before_head(self._model, candidates)
         return candidates

@@ -347,14 +347,13 @@ class DryRunObserver:
         by_return_time = self._by_return_time()
         dense = self._call.takes_list or any(self._is_dense(path, tensor) for path, tensor in containers.leaves(output))
         layers = tuple(min((name for name, _ in each), key=lambda name: name.count(".")) for each in by_return_time)
-        branches = self._branches(candidates, output)
+        branches = self._branches(candidates)
         return DryRun(self._calls, self._outputs, evidence, candidates, dense, layers, branches)
 
-    def _branches(self, candidates: Sequence[CandidateLayer], output: Any) -> frozenset[str]:
+    def _branches(self, candidates: Sequence[CandidateLayer]) -> frozenset[str]:
         """The candidates around which others with the same grid reach the output, from the last grid only."""
         if self._tracker is None or not candidates or candidates[-1].layout.flat:
             return frozenset()
-        outputs = [self._tracker.node(tensor) for _, tensor in containers.leaves(output)]
         nodes = {
             each.layer: node
             for each in candidates
@@ -362,7 +361,7 @@ class DryRunObserver:
             and each.layout.grid == candidates[-1].layout.grid
             and (node := self._nodes.get((each.layer, each.layout.part))) is not None
         }
-        return self._tracker.flow.branches(nodes, [each for each in outputs if each is not None])
+        return self._tracker.flow.branches(nodes)
 
     def _evidence(self, token_counts: tuple[int | None, int], probe_undecided: bool) -> LayoutEvidence:
         prefix, suffix = token_counts

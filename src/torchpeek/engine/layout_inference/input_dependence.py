@@ -218,28 +218,68 @@ def unconnected_layers(model: nn.Module, call: ModelCall) -> frozenset[str]:
     return _UNCONNECTED.put(model, call.signature, unconnected)
 
 
+def separate_layers(
+    model: nn.Module, call: ModelCall, unaffected: frozenset[str], layers: Iterable[str]
+) -> frozenset[str]:
+    """Those of the `unaffected` layers that have no path to the picture, if any of `layers` is among them.
+
+    A layer may be unaffected by accident: a ReLU that is never positive, or a network whose signal vanishes.
+    """
+    if unaffected.isdisjoint(layers):
+        return frozenset()
+    try:
+        return unconnected_layers(model, call)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # the model has no gradients; then values alone decide
+        return unaffected
+
+
 def connected_layers(model: nn.Module, call: ModelCall, layers: Mapping[str, nn.Module]) -> set[str]:
     """The layers, and calls `layer[i]`, with a path to the picture that gradients can take, even where they are zero.
 
     One pass with the graph from the picture on. A layer whose ReLU is never positive returns the same for all pictures
     and is connected all the same.
     """
-    sums: dict[str, list[Tensor]] = {name: [] for name in layers}
+    nodes: dict[str, list[list[Any]]] = {name: [] for name in layers}  # layer -> for each call: where its graph ends
 
     def keep(name: str, module: nn.Module, args: Any, output: Any) -> None:
-        tensors = [tensor.sum() for _, tensor in containers.leaves(output) if tensor.requires_grad]
-        sums[name].append(sum(tensors, torch.zeros((), device=call.picture.device)))
+        nodes[name].append([tensor.grad_fn for _, tensor in containers.leaves(output) if tensor.grad_fn is not None])
 
     hooks = [(module, partial(keep, name)) for name, module in layers.items()]
     connected = set()
     with preserved(model), torch.enable_grad(), attached(hooks):
         leaf = call.picture.detach().clone().requires_grad_()
-        run(model, call.for_one_pass(leaf.clone()))
-        for name, of_calls in sums.items():
-            for index, total in enumerate(of_calls):
-                if not total.requires_grad:
-                    continue
-                (gradient,) = torch.autograd.grad(total, leaf, retain_graph=True, allow_unused=True)
-                if gradient is not None:
-                    connected |= {name, f"{name}[{index}]"}
+        start = leaf.clone()
+        output = run(model, call.for_one_pass(start))
+        reached = _nodes_that_reach(
+            start.grad_fn, [node for calls in nodes.values() for each in calls for node in each]
+        )
+        del output
+    for name, calls in nodes.items():
+        for index, of_call in enumerate(calls):
+            if any(node in reached for node in of_call):
+                connected |= {name, f"{name}[{index}]"}
     return connected
+
+
+def _nodes_that_reach(start: Any, ends: Iterable[Any]) -> set[Any]:
+    """The nodes of a graph, from `ends` back, from which `start` is reached."""
+    children: dict[Any, list[Any]] = {}
+    remaining, visited = list(ends), set[Any]()
+    while remaining:
+        node = remaining.pop()
+        if node in visited:
+            continue
+        visited.add(node)
+        for parent, _ in node.next_functions:
+            if parent is not None:
+                children.setdefault(parent, []).append(node)
+                remaining.append(parent)
+    reached, remaining = set[Any](), [start]
+    while remaining:
+        node = remaining.pop()
+        if node not in reached:
+            reached.add(node)
+            remaining += children.get(node, ())
+    return reached

@@ -79,7 +79,7 @@ class PositionTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             _storage(tensor)
             for tensor in chain(model.parameters(), model.buffers(), _tensors(chain.from_iterable(held)))
         }
-        self._count = len(call)
+        self._count, self._axes = len(call), call.picture.ndim
         # In a signal, one vector for each sample may be its positions.
         self._vectors = sum(size > 1 for size in call.picture.shape[2:]) > 1
         self.most_joined = 0
@@ -94,7 +94,8 @@ class PositionTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name: str = func.__name__ if schema is None else schema.name.partition("::")[2]
         inplace = schema is not None and schema.is_mutable
         of_arguments = {_storage(each) for each in arguments}
-        node = self.flow.add({self._nodes[each] for each in of_arguments if each in self._nodes})
+        has_grid = any(each.ndim == self._axes and each.shape[2:].numel() > 1 for each in _tensors((result,)))
+        node = self.flow.add({self._nodes[each] for each in of_arguments if each in self._nodes}, has_grid=has_grid)
         if name == "cat":
             self._note_joined(arguments, states, *args[1:])
         for each in _tensors((result,)):
