@@ -39,7 +39,7 @@ _JOINING = ("cat", "stack")
 _POOLING = ("mean", "amax", "max", "adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d")
 
 
-class PositionTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class PositionTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no type hints
     """Inside the block, follows which tensors have the positions of the picture.
 
     Words, object queries and other latent vectors take values from the picture through attention and keep their own
@@ -68,7 +68,7 @@ class PositionTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     supports_higher_order_operators = True
 
     def __init__(self, model: nn.Module, call: ModelCall) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's class has no type hints
         self.flow = DataFlow()
         self._states: dict[int, dict[object, int]] = {}  # storage -> for each view of it, its bits
         # No other storage comes to the same place as long as there is a weak reference.
@@ -205,23 +205,23 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
+# What torch raises for sparse tensors, and others without a memory of their own.
+_WITHOUT_MEMORY = (RuntimeError, AttributeError)
+
+
 def _storage(tensor: Tensor) -> int:
     """What identifies the memory of a tensor, as long as it exists."""
     try:
         return int(tensor.untyped_storage()._cdata)
-    except (
-        NotImplementedError,
-        RuntimeError,
-        AttributeError,
-    ):  # sparse tensors, and others without a memory of their own
+    except _WITHOUT_MEMORY:
         return id(tensor)
 
 
 def _reference(tensor: Tensor) -> object:
     """What keeps the identity of the memory of a tensor, but not its values."""
     try:
-        return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
-    except (NotImplementedError, RuntimeError, AttributeError):
+        return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]  # torch's has no type hints
+    except _WITHOUT_MEMORY:
         return tensor
 
 
@@ -229,7 +229,7 @@ def _view(tensor: Tensor) -> object:
     """What identifies a view among those of one memory."""
     try:
         return tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
-    except (NotImplementedError, RuntimeError, AttributeError):
+    except _WITHOUT_MEMORY:
         return None
 
 
