@@ -14,7 +14,8 @@ from PIL import Image
 
 from images import noise
 from report_pages import DATA, IMAGE, page_of, picture, row
-from torchpeek.render.report import INDEXED, Report, ReportBar, embedded, embedded_side, fitted, report_html
+from torchpeek.html import fitted
+from torchpeek.render.report import INDEXED, Report, ReportBar, embedded, embedded_side, report_html
 
 VOID = {"meta", "img", "br", "input"}
 

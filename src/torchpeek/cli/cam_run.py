@@ -17,6 +17,7 @@ from torchpeek.cli.predictions import Corners, PicturePredictions, Prediction, p
 from torchpeek.cli.skipped import REQUEST, Skipped
 from torchpeek.errors import InputError, notify
 from torchpeek.heatmap import Heatmap
+from torchpeek.html import fitted
 from torchpeek.picture import Picture
 from torchpeek.render import extract, mosaic, overlay
 from torchpeek.render.canvas import enlarged
@@ -28,7 +29,6 @@ from torchpeek.render.report import (
     ReportRow,
     embedded,
     embedded_side,
-    fitted,
     report_html,
 )
 from torchpeek.render.scale import scale_of, sign_words, with_colorbar

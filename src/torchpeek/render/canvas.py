@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from torchpeek.errors import InputError
-from torchpeek.heatmap import Heatmap
 from torchpeek.picture import Geometry, Picture
 from torchpeek.render.colormaps import Plane
+from torchpeek.render.heatmap_like import HeatmapLike
 
 Flat: TypeAlias = Picture | Image.Image | Tensor
 """What has one image: a Picture, a PIL image, or the tensor that the model took."""
@@ -100,7 +100,7 @@ def value_range(values: Tensor) -> tuple[float, float]:
     return (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 0.0)
 
 
-def one_map(heatmap: Heatmap, grid: int) -> Tensor:
+def one_map(heatmap: HeatmapLike, grid: int) -> Tensor:
     """Return the values (*grid) of a heatmap of one sample and score."""
     shape = tuple(heatmap.values.shape)
     if shape[:2] != (1, 1):

@@ -7,10 +7,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from torchpeek.errors import OptionError
-from torchpeek.heatmap import Heatmap
 from torchpeek.picture import Geometry
 from torchpeek.render.canvas import Canvas, Flat, as_numpy, canvas_of, interpolation, one_map
 from torchpeek.render.colormaps import DIVERGING, Plane
+from torchpeek.render.heatmap_like import HeatmapLike
 from torchpeek.render.scale import ColourScale, scale_of, sign_words, with_colorbar
 from torchpeek.render.slices import Stack, slices_of
 from torchpeek.render.text import stamped
@@ -20,7 +20,7 @@ _BAND = 1 << 21  # pixels that are coloured at a time, so that a huge picture ne
 
 def overlay(
     picture: Flat | Stack,
-    heatmap: Heatmap,
+    heatmap: HeatmapLike,
     *,
     colormap: str = "viridis",
     alpha: float = 0.6,
@@ -89,7 +89,7 @@ def overlay(
     return with_colorbar(drawn, scale, words) if colorbar else drawn
 
 
-def extract(picture: Flat, heatmap: Heatmap, *, enlarge: bool = True) -> Image.Image:
+def extract(picture: Flat, heatmap: HeatmapLike, *, enlarge: bool = True) -> Image.Image:
     """Multiply the picture by the heatmap, so that everything without positive values is black.
 
     The factor is `heatmap.positive()` divided by the end of the scale that `overlay` has, at most 1. It is 0 outside of
@@ -174,7 +174,7 @@ def check_alpha(alpha: float) -> None:
         raise OptionError(f"alpha is {alpha}; allowed: 0 (the picture) to 1 (the colour)")
 
 
-def stamped_if_random(image: Image.Image, heatmap: Heatmap) -> Image.Image:
+def stamped_if_random(image: Image.Image, heatmap: HeatmapLike) -> Image.Image:
     """Return the image, which says so where the weights are random."""
     return stamped(image, "random weights") if heatmap.provenance.weights == "random" else image
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from urllib.parse import quote
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
+from torchpeek.html import data_uri, fitted
 from torchpeek.render.colormaps import COLORMAPS, DIVERGING
 
 INDEXED = 20
@@ -119,18 +119,7 @@ def report_html(report: Report) -> str:
 
 def embedded(image: Image.Image, longest: int = _LARGEST) -> str:
     """Return an image as a data URI of a JPEG, at most `longest` pixels wide or high, to keep the page small."""
-    packed = io.BytesIO()
-    fitted(image, longest).save(packed, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(packed.getvalue()).decode()
-
-
-def fitted(image: Image.Image, longest: int) -> Image.Image:
-    """Return the image in its proportions, at most `longest` pixels wide or high; the same image if it is smaller."""
-    scale = longest / max(image.size)
-    if scale >= 1:
-        return image
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return data_uri(fitted(image, longest))
 
 
 def embedded_side(images: int) -> int:

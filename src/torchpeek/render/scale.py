@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from torchpeek.errors import OptionError, closest, notify
-from torchpeek.heatmap import Heatmap
 from torchpeek.render.canvas import value_range
 from torchpeek.render.colormaps import COLORMAPS, DIVERGING, Plane, Table
+from torchpeek.render.heatmap_like import HeatmapLike
 from torchpeek.render.text import caption
 
 _DEFAULT = "viridis"
@@ -62,7 +62,7 @@ class ColourScale:
         return "0 or less" if self.lowest < 0 else "0", _number(self.limit / 2), top
 
 
-def scale_of(heatmap: Heatmap, *, colormap: str, limit: float | None, signed: bool) -> ColourScale:
+def scale_of(heatmap: HeatmapLike, *, colormap: str, limit: float | None, signed: bool) -> ColourScale:
     """Return the scale of a map, up to its own largest value unless `limit` names another.
 
     The largest value of a fine map can be a spike that leaves nothing else visible. If less than 1 % of the positions
@@ -94,7 +94,7 @@ def _own_limit(values: Tensor, signed: bool) -> float:
     return float(drawn.float().kthvalue(drawn.numel() - above).values) or largest
 
 
-def sign_words(heatmap: Heatmap, scale: ColourScale, *, beside: bool = True) -> str:
+def sign_words(heatmap: HeatmapLike, scale: ColourScale, *, beside: bool = True) -> str:
     """Return what positive values alone hide, for the line below the bar. Notifies where it is not said there.
 
     Where nothing at all is drawn, a notice says so in any case.

@@ -9,9 +9,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from torchpeek.errors import InputError, OptionError
-from torchpeek.heatmap import Heatmap
 from torchpeek.render.canvas import as_numpy, channels_first, interpolation, value_range
 from torchpeek.render.colormaps import Plane, coloured
+from torchpeek.render.heatmap_like import HeatmapLike
 from torchpeek.render.overlay import stamped_if_random
 from torchpeek.render.scale import scale_of, sign_words, with_colorbar
 
@@ -22,7 +22,7 @@ _FONT = 12
 
 def signal(
     values: Tensor,
-    heatmap: Heatmap,
+    heatmap: HeatmapLike,
     *,
     colormap: str = "viridis",
     limit: float | None = None,
@@ -147,7 +147,7 @@ def _channels(values: Tensor, grid: int) -> Tensor:
     return channels.flatten(1)
 
 
-def _heat(heatmap: Heatmap) -> Plane:
+def _heat(heatmap: HeatmapLike) -> Plane:
     shape = tuple(heatmap.values.shape)
     if shape[:2] != (1, 1) or any(length > 1 for length in shape[2:-1]) or len(shape) < 3:
         raise InputError(

@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from torchpeek.errors import InputError, OptionError
-from torchpeek.heatmap import Heatmap
 from torchpeek.picture import Picture
 from torchpeek.render.canvas import (
     Canvas,
@@ -27,6 +26,7 @@ from torchpeek.render.canvas import (
     one_map,
     value_range,
 )
+from torchpeek.render.heatmap_like import HeatmapLike
 
 Stack: TypeAlias = Tensor | Sequence[Picture | Image.Image]
 """What has several images: the tensor of a volume or a video, or its frames."""
@@ -79,7 +79,7 @@ class Slices:
         return torch.from_numpy(interpolation(len(self), 0, len(self), len(self.grid)))  # (count, d)
 
 
-def slices_of(stack: Flat | Stack, heatmap: Heatmap, axis: int, noun: str = "slice") -> Slices:
+def slices_of(stack: Flat | Stack, heatmap: HeatmapLike, axis: int, noun: str = "slice") -> Slices:
     """Return the slices of a volume and of its map across an axis.
 
     Args:

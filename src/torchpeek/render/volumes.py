@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from torchpeek.errors import OptionError
-from torchpeek.heatmap import Heatmap
+from torchpeek.render.heatmap_like import HeatmapLike
 from torchpeek.render.mosaic import mosaic
 from torchpeek.render.overlay import check_alpha, drawn_over, stamped_if_random
 from torchpeek.render.scale import scale_of, sign_words, with_colorbar
@@ -18,7 +18,7 @@ _FONT = 13  # of the colour bar
 
 def filmstrip(
     frames: Stack,
-    heatmap: Heatmap,
+    heatmap: HeatmapLike,
     *,
     most: int = 8,
     indices: Sequence[int] | None = None,
@@ -78,7 +78,7 @@ def filmstrip(
 
 def montage(
     volume: Stack,
-    heatmap: Heatmap,
+    heatmap: HeatmapLike,
     *,
     axis: int = 0,
     most: int = 16,
