@@ -26,6 +26,7 @@ ROOMS = [
     "hooks",
     "engine",
     "picture",
+    "provenance",
     "render",
     "heatmap",
     "store",

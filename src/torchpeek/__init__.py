@@ -68,11 +68,12 @@ if TYPE_CHECKING:
     from torchpeek.errors import Notice, TorchpeekError
     from torchpeek.evaluation import evaluate
     from torchpeek.explanation import compare, explain, trace
-    from torchpeek.heatmap import Heatmap, Provenance
+    from torchpeek.heatmap import Heatmap
     from torchpeek.hooks import edit, edit_gradient, edits, keep, record, record_gradients
     from torchpeek.metrics import METRICS, Measurement, Measurements
     from torchpeek.models import LoadedModel, Preprocess, load_model
     from torchpeek.picture import Geometry, Picture
+    from torchpeek.provenance import Provenance
     from torchpeek.store import TensorStream, load, save
 else:
     _MODULES = {
@@ -83,11 +84,12 @@ else:
         "torchpeek.errors": ("Notice", "TorchpeekError"),
         "torchpeek.evaluation": ("evaluate",),
         "torchpeek.explanation": ("compare", "explain", "trace"),
-        "torchpeek.heatmap": ("Heatmap", "Provenance"),
+        "torchpeek.heatmap": ("Heatmap",),
         "torchpeek.hooks": ("edit", "edit_gradient", "edits", "keep", "record", "record_gradients"),
         "torchpeek.metrics": ("METRICS", "Measurement", "Measurements"),
         "torchpeek.models": ("LoadedModel", "Preprocess", "load_model"),
         "torchpeek.picture": ("Geometry", "Picture"),
+        "torchpeek.provenance": ("Provenance",),
         "torchpeek.store": ("TensorStream", "load", "save"),
     }
     _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -2,83 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice, product
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from torchpeek.engine import Question
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, OptionError
+from torchpeek.html import collapsed, notebook_html, paragraph
+from torchpeek.picture import Picture
+from torchpeek.provenance import Provenance
+from torchpeek.render.heatmaps import MOST, ShownMap, drawn_maps, maps_html, plot_map
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 Index: TypeAlias = int | slice
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Every choice that a heatmap depends on. It is saved with the heatmap and printed beside its picture.
-
-    Args:
-        method: Name of the method, a key of `METHODS`.
-        layer: Name of the target layer. Several names are joined by ", ".
-        layer_reason: Why this layer was taken, where it was suggested.
-        layout: How the layer's output was read: "channels-first 7x7", "tokens 1+14x14".
-        model: Name of the model's class.
-        weights: Name of the weights; "random" if they are not trained.
-        preprocess: The preprocessing of the pictures.
-        paper: Where the method was published: "arXiv:..." or "doi:...".
-        options: The method's options, name -> value.
-        score: What a score is: "logit", "probability", ...
-        class_names: Class index -> name, for the labels of the question.
-        device: The device on which the model ran.
-        dtype: The dtype of the activations.
-        torch: Version of torch.
-        torchpeek: Version of torchpeek.
-        steps: What was done to the values afterwards: "positive", "unit", "resized to 224 x 224".
-
-    Example:
-        >>> tp.Provenance("gradcam", "layer4", class_names={281: "tabby"})
-        Provenance(method='gradcam', layer='layer4', ...)
-        >>> tp.Provenance("gradcam", "layer4").options
-        {}
-    """
-
-    method: str
-    layer: str
-    layer_reason: str = ""
-    layout: str = ""
-    model: str = ""
-    weights: str = ""
-    preprocess: str = ""
-    paper: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    score: str = ""
-    class_names: Mapping[int, str] = field(default_factory=dict)
-    device: str = ""
-    dtype: str = ""
-    torch: str = ""
-    torchpeek: str = ""
-    steps: Sequence[str] = ()
-
-    def class_name(self, label: int) -> str:
-        """Return the name of a class, or `class 281` if the model has no class names.
-
-        Args:
-            label: The class index.
-
-        Returns:
-            The name.
-
-        Example:
-            >>> provenance = tp.Provenance("gradcam", "layer4", class_names={281: "tabby"})
-            >>> provenance.class_name(281), provenance.class_name(7)
-            ('tabby', 'class 7')
-        """
-        return self.class_names.get(label, f"class {label}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +34,7 @@ class Heatmap:
     """The maps that a method returned for N samples and K scores.
 
     `heatmap[n]` and `heatmap[n, k]` are again a Heatmap, of one sample, or of one sample and score; slices work too.
-    `len(heatmap)` is N.
+    `len(heatmap)` is N, and `np.asarray(heatmap)` are the values. A notebook shows a heatmap as `overlay` draws it.
 
     Args:
         values: (N, K, *grid), signed and raw, at the layer's own resolution: what the paper's equation gives before its
@@ -95,6 +43,13 @@ class Heatmap:
         scores: (N, K), the scores of the clean pass.
         question: What the scores are of; its `labels` are (N, K).
         provenance: Every choice that the values depend on.
+        pictures: What the maps lie over: a Picture for each of the N samples; empty where it is not known, as for a
+            bare tensor. These are the Pictures that `explain` was called with. A picture that `explain` itself read is
+            here with an image of at most 800 pixels a side, so that many heatmaps need little memory. `tp.save` does
+            not store them.
+
+    Raises:
+        InputError: When there are pictures, but not one for each sample.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -107,6 +62,15 @@ class Heatmap:
     scores: Tensor
     question: Question
     provenance: Provenance
+    pictures: Sequence[Picture] = ()
+
+    def __post_init__(self) -> None:
+        pictures = (self.pictures,) if isinstance(self.pictures, Picture) else tuple(self.pictures)
+        if pictures and len(pictures) != len(self.values):
+            raise InputError(
+                f"pictures has {len(pictures)} entries for {len(self.values)} samples; give one for each, or none"
+            )
+        object.__setattr__(self, "pictures", pictures)
 
     def __getitem__(self, index: Index | tuple[Index, Index]) -> Heatmap:
         """Return one sample (1, K, *grid), or one sample and score (1, 1, *grid), as a Heatmap. Slices take several."""
@@ -117,11 +81,20 @@ class Heatmap:
             _as_slice(each, size, axis) for each, size, axis in zip(pair, self.scores.shape, "NK", strict=True)
         )
         return Heatmap(
-            self.values[rows, columns], self.scores[rows, columns], self.question.select(rows, columns), self.provenance
+            self.values[rows, columns],
+            self.scores[rows, columns],
+            self.question.select(rows, columns),
+            self.provenance,
+            self.pictures[rows],
         )
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        if copy is False and self.values.device.type != "cpu":
+            raise ValueError(f"values on {self.values.device} become an array only by a copy")
+        return np.array(self.values.detach().cpu().numpy(), dtype, copy=copy)
 
     def __repr__(self) -> str:
         steps = "".join(f", {step}" for step in self.provenance.steps)
@@ -169,6 +142,92 @@ class Heatmap:
             return "zero everywhere" if above == below == 0 else ""
         what = "mostly negative values" if above > 0 else "no positive value"
         return f"{what}: read it signed (signed=True, --signed)"
+
+    def overlay(
+        self,
+        picture: Any = None,
+        *,
+        colormap: str = "viridis",
+        alpha: float = 0.6,
+        limit: float | None = None,
+        signed: bool = False,
+        colorbar: bool = True,
+        most: int = MOST,
+    ) -> Image.Image:
+        """Draw the map over its picture; several maps in a grid, each with its class and its score.
+
+        Without a picture, the map is drawn alone, each value as a square. So is a map whose grid has one axis or three,
+        unless `picture` is a volume: of three axes, the slice with the highest value is drawn.
+        `tp.render.overlay` has further options, and `tp.render.signal`, `filmstrip` and `montage` draw other inputs.
+
+        Args:
+            picture: What the map lies over, where it is not `pictures`: a Picture, or what else `tp.render.overlay`
+                takes; of several samples a sequence of these, one for each.
+            colormap: A key of `render.COLORMAPS`.
+            alpha: How much of the colour is mixed in, from 0 (the picture) to 1 (the colour). Without effect on a map
+                that is drawn alone.
+            limit: The value of the last colour. None is each map's own, as for `tp.render.overlay`.
+            signed: Whether negative values are drawn, too, in the colormap "diverging".
+            colorbar: Whether a colour bar with the map's values is drawn below it.
+            most: Most maps of a grid. The image says where there are more.
+
+        Returns:
+            A PIL image in RGB: of one map in the size of its picture, with the colour bar below.
+
+        Raises:
+            InputError: When there is not one picture for each sample, or there are no maps.
+            OptionError: When an option has a value that is not allowed.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> heatmap = tp.explain(model, torch.rand(1, 3, 8, 8), layer="0", target=2)
+            >>> heatmap.overlay(torch.rand(3, 300, 400), colorbar=False).size
+            (400, 300)
+        """
+        if most < 1:
+            raise OptionError(f"most is {most}; allowed: 1 or more")
+        maps = shown_maps(self, most, picture)
+        if not maps:
+            raise InputError(f"the heatmap has no maps: its values have the shape {tuple(self.values.shape)}")
+        return drawn_maps(
+            maps, self.scores.numel(), colormap=colormap, alpha=alpha, limit=limit, signed=signed, colorbar=colorbar
+        )
+
+    def plot(
+        self, ax: Axes | None = None, *, colormap: str = "viridis", alpha: float = 0.6, signed: bool = False
+    ) -> Axes:
+        """Draw the map over its picture with matplotlib, with a title and a colour bar. Needs the extra `plot`.
+
+        Args:
+            ax: The axes to draw on. None makes a new figure with pyplot.
+            colormap: As for `overlay`.
+            alpha: As for `overlay`.
+            signed: As for `overlay`.
+
+        Returns:
+            The matplotlib Axes.
+
+        Raises:
+            InputError: When the heatmap has several maps.
+            TorchpeekError: When matplotlib is not installed.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> heatmap = tp.explain(model, torch.rand(1, 3, 8, 8), layer="0", target=2)
+            >>> heatmap.plot(signed=True).get_title().startswith("class 2")
+            True
+        """
+        if self.scores.numel() != 1:
+            raise InputError(
+                f"heatmap has {self.scores.numel()} maps; plot draws one. Next: heatmap[n, k].plot(ax), or "
+                "heatmap.overlay() for a grid"
+            )
+        return plot_map(shown_maps(self, 1)[0], ax, colormap=colormap, alpha=alpha, signed=signed)
+
+    @notebook_html
+    def _repr_html_(self) -> str:
+        maps = maps_html(shown_maps(self, MOST), self.scores.numel())
+        return paragraph(heading(self)) + maps + collapsed("provenance", self.provenance._repr_html_())
 
     def positive(self) -> Heatmap:
         """Set negative values to zero: the ReLU with which most papers end.
@@ -222,6 +281,45 @@ class Heatmap:
 
     def _stepped(self, values: Tensor, step: str) -> Heatmap:
         return replace(self, values=values, provenance=replace(self.provenance, steps=(*self.provenance.steps, step)))
+
+
+def heading(heatmap: Heatmap) -> str:
+    """Return in a line what a heatmap is of: method, layer, model and what was done to the values."""
+    about = heatmap.provenance
+    weights = f", {about.weights} weights" if about.weights == "random" else ""
+    return ", ".join([f"{about.method} at {about.layer} of {about.model or 'a model'}{weights}", *about.steps])
+
+
+def shown_maps(heatmap: Heatmap, most: int, picture: Any = None) -> list[ShownMap]:
+    """Return the first maps, sample by sample, with what they lie over and the words beside them.
+
+    Raises:
+        InputError: When there is not one picture for each sample.
+    """
+    samples, scores = heatmap.scores.shape
+    pictures = _pictures_of(heatmap, picture)
+    return [_shown(heatmap, n, k, pictures[n]) for n, k in islice(product(range(samples), range(scores)), most)]
+
+
+def _pictures_of(heatmap: Heatmap, picture: Any) -> Sequence[Any]:
+    flat = heatmap.values.ndim == 4  # a map of one axis or of three does not lie over a Picture
+    if picture is None:
+        return heatmap.pictures if heatmap.pictures and flat else [None] * len(heatmap)
+    # Of three axes, a sequence for one sample is the frames of a video.
+    several = isinstance(picture, (list, tuple)) and (flat or len(heatmap) != 1)
+    if several and len(picture) == len(heatmap):
+        return tuple(picture)
+    if not several and len(heatmap) == 1:
+        return (picture,)
+    got = f"has {len(picture)} entries" if several else f"is a {type(picture).__name__}"
+    raise InputError(f"picture {got}, and the heatmap has {len(heatmap)} samples; give a list with one for each")
+
+
+def _shown(heatmap: Heatmap, n: int, k: int, picture: Any) -> ShownMap:
+    score = f"{heatmap.provenance.score or 'score'} {float(heatmap.scores[n, k]):.4g}"
+    of_sample = (picture.name if isinstance(picture, Picture) else "") or (f"sample {n}" if len(heatmap) > 1 else "")
+    title = heatmap.provenance.class_name(heatmap.label(n, k))
+    return ShownMap(heatmap[n, k], picture, title, tuple(filter(None, [score, of_sample])))
 
 
 def unit_range(values: Tensor) -> Tensor:

@@ -113,6 +113,11 @@ def figure(image: str, *captions: str, width: int | None = None) -> str:
     return f'<div style="{size}overflow-wrap:anywhere;line-height:1.3">{"".join(lines)}{image}</div>'
 
 
+def collapsed(summary: str, content: str) -> str:
+    """Return HTML that is shown when the reader opens it."""
+    return f'<details><summary style="{_FAINT};cursor:pointer">{escape(summary)}</summary>{content}</details>'
+
+
 def side_by_side(figures: Sequence[str]) -> str:
     """Return figures in rows, as many in a row as there is room for."""
     return (

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
+
+from torchpeek.html import figure, fitted, image_tag, notebook_html
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,58 @@ class Picture:
         """
         return "; ".join(filter(None, (self.reduction, of_model)))
 
+    def reduced(self, max_size: int) -> Picture:
+        """Reduce the image, but not the tensor, in its proportions.
+
+        Args:
+            max_size: Largest width and height, in pixels.
+
+        Returns:
+            A Picture with the same tensor, whose geometry is in pixels of the smaller image; the same Picture if it is
+            no larger.
+
+        Example:
+            >>> from PIL import Image
+            >>> photo = Image.new("RGB", (640, 480))
+            >>> picture = tp.Picture(photo, torch.zeros(1, 3, 24, 32), tp.Geometry.whole(photo.size), "cat.png")
+            >>> picture.reduced(64)
+            Picture('cat.png', 64 x 48, tensor (1, 3, 24, 32))
+        """
+        image = fitted(self.image, max_size)
+        if image is self.image:
+            return self
+        across, down = (now / before for now, before in zip(image.size, self.geometry.size, strict=True))
+        left, top, right, bottom = self.geometry.box
+        geometry = Geometry(image.size, (left * across, top * down, right * across, bottom * down))
+        return replace(self, image=image, geometry=geometry, original_size=self.original_size or self.image.size)
+
+    @notebook_html
+    def _repr_html_(self) -> str:
+        small, shape = self.reduced(_SHOWN), tuple(self.tensor.shape)
+        image, inside = small.image.copy(), small.geometry.inside
+        draw_outline(image, inside)
+        part = inside != (0, 0, *image.size)
+        return figure(
+            image_tag(image, self.name),
+            self.name,
+            f"{self.image.width} x {self.image.height}, tensor {shape} {str(self.tensor.dtype).removeprefix('torch.')}",
+            "the line marks what the model sees" if part else "",
+            "; ".join(self.notes),
+            width=_SHOWN,
+        )
+
     def __repr__(self) -> str:
         width, height = self.image.size
         return f"Picture({self.name!r}, {width} x {height}, tensor {tuple(self.tensor.shape)})"
+
+
+_SHOWN = 400  # longest side in a notebook, in pixels
+
+
+def draw_outline(image: Image.Image, inside: tuple[int, int, int, int]) -> None:
+    """Draw a line around what the model saw: white, and black outside of it, which is visible on any picture."""
+    draw, thick = ImageDraw.Draw(image), max(1, round(max(image.size) / 1000))
+    left, top, right, bottom = inside
+    for distance, colour in ((2 * thick, "black"), (thick, "white")):
+        corners = (left - distance, top - distance, right - 1 + distance, bottom - 1 + distance)
+        draw.rectangle(corners, outline=colour, width=thick)

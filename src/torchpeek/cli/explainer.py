@@ -19,9 +19,10 @@ from torchpeek.cli.targets import box_ranks, distinct_texts, make_target
 from torchpeek.engine import Target, Trace
 from torchpeek.errors import LayerNotFound, TargetError
 from torchpeek.explanation import HeatmapOptions, LayerChoice, explain_methods, trace
-from torchpeek.heatmap import Heatmap, Provenance
+from torchpeek.heatmap import Heatmap
 from torchpeek.models import LoadedModel
 from torchpeek.picture import Picture
+from torchpeek.provenance import Provenance
 
 # What a score is of, where its own name does not say it.
 _SCORE_OF = {

@@ -49,6 +49,7 @@ class Origin:
         preprocess: How pictures became tensors.
         layer_reason: Why these layers were chosen.
         class_names: The names of the model's classes, by index.
+        pictures: The Picture of each sample, for the heatmaps. Nothing in the engine reads them.
     """
 
     model: str
@@ -56,6 +57,7 @@ class Origin:
     preprocess: str = ""
     layer_reason: str = "asked for"
     class_names: Sequence[str] | None = None
+    pictures: Sequence[object] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,9 @@ from torchpeek.engine import ModelCall, Question, Trace, bound_to
 from torchpeek.errors import InputError
 from torchpeek.explanation import HeatmapOptions, LayerChoice
 from torchpeek.explanation.heatmaps import compute_heatmaps
-from torchpeek.heatmap import Heatmap, Provenance
+from torchpeek.heatmap import Heatmap
 from torchpeek.metrics import Case, CleanPass, Explainer, centre, constant_explainer, random_explainer
+from torchpeek.provenance import Provenance
 
 Explain: TypeAlias = Callable[[nn.Module, Tensor, Question], Tensor | Heatmap]
 

@@ -11,6 +11,7 @@ from torchpeek.errors import InputError, OptionError
 from torchpeek.explanation.heatmaps import HeatmapOptions, compute_heatmaps
 from torchpeek.explanation.plan import PassRequirements, run_pass
 from torchpeek.explanation.request import LayerChoice, LayoutLike, TargetLike, explanation_request
+from torchpeek.explanation.results import HeatmapList, HeatmapsByMethod
 from torchpeek.heatmap import Heatmap
 from torchpeek.hooks import Selection, containers
 from torchpeek.keywords import checked_keywords, closest_keyword
@@ -200,7 +201,7 @@ def explain(
     heatmap_options, choice = HeatmapOptions(fuse, smooth, seed), LayerChoice(layer, layout)
     heatmaps = compute_heatmaps(model, inputs, {method: options}, choice, target, heatmap_options)
     heatmap: Heatmap | list[Heatmap] = heatmaps[method]
-    return heatmap
+    return heatmap if isinstance(heatmap, Heatmap) else HeatmapList(heatmap)
 
 
 # The keywords of explain besides the options of the method.
@@ -298,7 +299,8 @@ def compare(
         {'gradcam': (1, 1, 8, 8), 'layercam': (1, 1, 8, 8)}
     """
     choice, options = LayerChoice(layer, layout), HeatmapOptions(fuse, smooth, seed)
-    heatmaps: dict[str, Heatmap] | dict[str, list[Heatmap]] = compute_heatmaps(
-        model, inputs, methods, choice, target, options
+    heatmaps = compute_heatmaps(model, inputs, methods, choice, target, options)
+    by_method: Any = HeatmapsByMethod(  # the overloads give the type
+        (name, each if isinstance(each, Heatmap) else HeatmapList(each)) for name, each in heatmaps.items()
     )
-    return heatmaps
+    return by_method

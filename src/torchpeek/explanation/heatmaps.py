@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,12 +25,19 @@ from torchpeek.engine.forward_arguments import call_with
 from torchpeek.engine.targets import ClassesPerSample, as_target, innermost, of_samples
 from torchpeek.errors import InputError, MethodNotApplicable, NotConnected, NotFinite, OptionError, TargetError, notify
 from torchpeek.explanation.plan import ASKED_FOR, MethodSelection, PlannedPass, plan_passes, run_pass, selected_methods
-from torchpeek.explanation.request import ExplanationRequest, LayerChoice, TargetLike, explanation_request
-from torchpeek.heatmap import Heatmap, Provenance
+from torchpeek.explanation.request import (
+    ExplanationRequest,
+    LayerChoice,
+    TargetLike,
+    explanation_request,
+    inputs_with_picture,
+)
+from torchpeek.heatmap import Heatmap
 from torchpeek.interrupts import uninterrupted
 from torchpeek.models import Inputs, Model, model_call_for, module_of
 from torchpeek.models.quantised import quantisation_errors, quantised_layers
 from torchpeek.picture import Picture
+from torchpeek.provenance import Provenance
 
 
 @dataclass(frozen=True)
@@ -205,9 +212,13 @@ def _one_by_one(
     target: TargetLike,
     options: HeatmapOptions,
 ) -> dict[str, list[Heatmap]]:
-    calls = [model_call_for(model, each) for each in inputs]
-    if not calls:
+    if not inputs:
         raise InputError("inputs is an empty list; give at least one")
+    calls, pictures = [], []
+    for each in inputs:
+        read, picture = inputs_with_picture(model, each)
+        calls.append(model_call_for(model, read))
+        pictures.append(picture if len(calls[-1]) == len(picture) else ())
     request = explanation_request(model, calls[0], choice, target)
     total = sum(len(call) for call in calls)
     per_sample = innermost(request.target)
@@ -227,15 +238,18 @@ def _one_by_one(
                 heatmaps[name].append(heatmap[start : start + len(call)])
                 start += len(call)
         first += size
-    return {name: [_of_picture(*pair) for pair in zip(inputs, each, strict=True)] for name, each in heatmaps.items()}
+    return {
+        name: [_of_picture(*each) for each in zip(inputs, pictures, of_method, strict=True)]
+        for name, of_method in heatmaps.items()
+    }
 
 
-def _of_picture(picture: object, heatmap: Heatmap) -> Heatmap:
-    """The heatmap, whose provenance says that the picture was reduced if it was."""
-    if not isinstance(picture, Picture) or not picture.reduction:
-        return heatmap
+def _of_picture(inputs: object, pictures: Sequence[Picture], heatmap: Heatmap) -> Heatmap:
+    """The heatmap with its picture. Its provenance says that the picture was reduced if it was."""
     provenance = heatmap.provenance
-    return replace(heatmap, provenance=replace(provenance, preprocess=picture.preprocessing(provenance.preprocess)))
+    if isinstance(inputs, Picture):
+        provenance = replace(provenance, preprocess=inputs.preprocessing(provenance.preprocess))
+    return replace(heatmap, pictures=pictures, provenance=provenance)
 
 
 def _runs_of_one_shape(calls: list[ModelCall], most: int = 16) -> list[list[ModelCall]]:
@@ -288,7 +302,8 @@ def _heatmap(trace: Trace, method: CamMethod, own: Mapping[str, Any], options: H
             f"{method.name} at {provenance.layer!r}: {zeros} of {trace.scores.numel()} maps are exactly zero "
             f"everywhere; {why}",
         )
-    return Heatmap(values, trace.scores, trace.question, provenance)
+    pictures = cast(Sequence[Picture], trace.origin.pictures)
+    return Heatmap(values, trace.scores, trace.question, provenance, pictures if len(pictures) == len(values) else ())
 
 
 def _provenance(

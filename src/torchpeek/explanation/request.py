@@ -24,7 +24,7 @@ from torchpeek.engine.layout_text import parsed_layout
 from torchpeek.engine.targets import as_target
 from torchpeek.errors import InputError
 from torchpeek.hooks import SelectedLayer, Selection, select
-from torchpeek.models import LoadedModel, Model, model_call_for, module_of
+from torchpeek.models import LoadedModel, Model, model_call_for, module_of, with_picture_read
 from torchpeek.picture import Picture
 
 TargetLike: TypeAlias = Any
@@ -32,6 +32,8 @@ TargetLike: TypeAlias = Any
 
 LayoutLike: TypeAlias = Layout | str
 """How to read what a layer returns: `tp.Layout`, or its text, such as "tokens 1+14x14" or "channels-last"."""
+
+_STORED = 800  # longest side, in pixels, of a picture that is read here: about as many bytes as two inputs of 224 x 224
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,26 @@ def explanation_request(model: Model, inputs: object, choice: LayerChoice, targe
         TargetError: When `target` is nothing that names a target.
     """
     module = inspectable_module(module_of(model))
+    inputs, pictures = inputs_with_picture(model, inputs)
     call = model_call_for(model, inputs)
     target = as_target(target, class_names_of(model))
     call = with_observed_layers(module, call, target)
     layers = None if choice.layer is None else select(module, with_wrapper_prefix(module, choice.layer))
     several = isinstance(choice.layer, (list, tuple))
-    return ExplanationRequest(module, call, target, _origin(model, inputs), layers, several, choice.layout_spec)
+    origin = replace(_origin(model, inputs), pictures=pictures if len(call) == len(pictures) else ())
+    return ExplanationRequest(module, call, target, origin, layers, several, choice.layout_spec)
+
+
+def inputs_with_picture(model: Model, inputs: object) -> tuple[object, tuple[Picture, ...]]:
+    """The inputs, of which a path or a PIL image is read, and the Picture that their heatmap lies over, if any.
+
+    A Picture of the user is that Picture. Of one that is read here, the image is reduced and the tensor is on the CPU,
+    because a heatmap keeps it, and there may be many.
+    """
+    read = with_picture_read(model, inputs)
+    if not isinstance(read, Picture):
+        return read, ()
+    return read, (read if read is inputs else replace(read.reduced(_STORED), tensor=read.tensor.cpu()),)
 
 
 def class_names_of(model: Model) -> Sequence[str] | None:

@@ -27,18 +27,28 @@ def model_call_for(model: Model, inputs: object) -> ModelCall:
     """
     if isinstance(inputs, ModelCall):
         return inputs
-    module = module_of(model)
-    if isinstance(inputs, (str, PathLike, Image.Image)):
-        if not isinstance(model, LoadedModel):
-            raise InputError(
-                f"inputs is a {type(inputs).__name__}, and a bare {type(model).__name__} does not say how it becomes "
-                "a tensor. Next: give a tensor, or tp.LoadedModel(model, preprocess) as the model"
-            )
-        inputs = model.read(inputs)
+    module, inputs = module_of(model), with_picture_read(model, inputs)
     if isinstance(inputs, Picture):
         first = next(module.parameters(), None)
         inputs = inputs.tensor if first is None else inputs.tensor.to(first.device)
     return as_model_call(module, inputs).copied()
+
+
+def with_picture_read(model: Model, inputs: object) -> object:
+    """Return the Picture of a path or a PIL image, and any other inputs as they are.
+
+    Raises:
+        InputError: When the model has no preprocessing.
+    """
+    if not isinstance(inputs, (str, PathLike, Image.Image)):
+        return inputs
+    if not isinstance(model, LoadedModel):
+        module_of(model)  # raises where it is no model at all
+        raise InputError(
+            f"inputs is a {type(inputs).__name__}, and a bare {type(model).__name__} does not say how it becomes "
+            "a tensor. Next: give a tensor, or tp.LoadedModel(model, preprocess) as the model"
+        )
+    return model.read(inputs)
 
 
 def module_of(model: Model) -> nn.Module:

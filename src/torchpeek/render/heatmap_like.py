@@ -6,24 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-
-class ProvenanceLike(Protocol):
-    """What drawings read of a provenance."""
-
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-        ...
-
-    @property
-    def layout(self) -> str:
-        """How the layer's output was read."""
-        ...
-
-    @property
-    def weights(self) -> str:
-        """Name of the weights; "random" if they are not trained."""
-        ...
+from torchpeek.provenance import Provenance
 
 
 class HeatmapLike(Protocol):
@@ -35,7 +18,7 @@ class HeatmapLike(Protocol):
         ...
 
     @property
-    def provenance(self) -> ProvenanceLike:
+    def provenance(self) -> Provenance:
         """The choices that the values depend on."""
         ...
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from torchpeek.errors import OptionError
-from torchpeek.picture import Geometry
+from torchpeek.picture import Geometry, draw_outline
 from torchpeek.render.canvas import Canvas, Flat, as_numpy, canvas_of, interpolation, one_map
 from torchpeek.render.colormaps import DIVERGING, Plane
 from torchpeek.render.heatmap_like import HeatmapLike
@@ -164,7 +164,7 @@ def drawn_over(
         part = image.crop((left, start, right, stop))
         image.paste(scale.mixed(part, rows[start - top : stop - top] @ heat, alpha, fade=fade), (left, start))
     if edge and alpha > 0:
-        _draw_edge(image, (left, top, right, bottom))
+        draw_outline(image, (left, top, right, bottom))
     return image
 
 
@@ -185,12 +185,3 @@ def _weights(values: Tensor, geometry: Geometry) -> tuple[Plane, Plane]:
     first_column, first_row, last_column, last_row = geometry.inside
     rows = interpolation(height, top, bottom, values.shape[0])[first_row:last_row]
     return rows, interpolation(width, left, right, values.shape[1])[first_column:last_column]
-
-
-def _draw_edge(image: Image.Image, inside: tuple[int, int, int, int]) -> None:
-    """Draw a line around what the model saw: white, and black outside of it, which is visible on any picture."""
-    draw, thick = ImageDraw.Draw(image), max(1, round(max(image.size) / 1000))
-    left, top, right, bottom = inside
-    for distance, colour in ((2 * thick, "black"), (thick, "white")):
-        corners = (left - distance, top - distance, right - 1 + distance, bottom - 1 + distance)
-        draw.rectangle(corners, outline=colour, width=thick)

@@ -165,6 +165,24 @@ def figure_class() -> type[Figure]:
     return Figure
 
 
+def plot_axes(ax: Axes | None, size: tuple[float, float] = (6.4, 4.8)) -> Axes:
+    """Return the axes to draw on: those of the caller, or those of a new figure of pyplot, which notebooks show.
+
+    Raises:
+        InputError: When `ax` is something else than axes.
+        TorchpeekError: When matplotlib is not installed.
+    """
+    figure_class()
+    if ax is None:
+        from matplotlib import pyplot
+
+        axes: Axes = pyplot.subplots(figsize=size, layout="constrained")[1]
+        return axes
+    if not hasattr(ax, "plot"):
+        raise InputError(f"ax is a {type(ax).__name__}; allowed: matplotlib's Axes, such as plt.gca(), or None")
+    return ax
+
+
 @dataclass(frozen=True)
 class _Point:
     """One parameter's gradient norm, above its layer."""

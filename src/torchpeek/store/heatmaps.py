@@ -14,7 +14,8 @@ from torch import Tensor
 from torchpeek.engine import score_kind
 from torchpeek.engine.targets import Answered, ClassScores, ContrastScores, Question
 from torchpeek.errors import FormatError
-from torchpeek.heatmap import Heatmap, Provenance
+from torchpeek.heatmap import Heatmap
+from torchpeek.provenance import Provenance
 from torchpeek.store.folder import write_whole
 
 _KEY = "torchpeek"

@@ -1,0 +1,41 @@
+"""What explain and compare return for several inputs and methods: a list and a dict that notebooks show as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+
+from torchpeek.heatmap import Heatmap, heading, shown_maps
+from torchpeek.html import notebook_html, paragraph
+from torchpeek.render.heatmaps import MOST, maps_html
+
+
+class HeatmapList(list[Heatmap]):
+    """The heatmaps of inputs one by one, which may differ in size."""
+
+    @notebook_html
+    def _repr_html_(self) -> str:
+        return paragraph(heading(self[0])) + _of_inputs(self, MOST) if self else "[]"
+
+
+class HeatmapsByMethod(dict[str, Heatmap | list[Heatmap]]):
+    """Method name -> Heatmap, or a list of them for a list of inputs."""
+
+    @notebook_html
+    def _repr_html_(self) -> str:
+        by_method = {name: [each] if isinstance(each, Heatmap) else each for name, each in self.items()}
+        if all(len(each) == 1 and each[0].scores.numel() == 1 for each in by_method.values()):
+            maps = [
+                replace(shown, title=name, lines=(shown.title, *shown.lines))
+                for name, [heatmap] in islice(by_method.items(), MOST)
+                for shown in shown_maps(heatmap, 1)
+            ]
+            return maps_html(maps, len(by_method))
+        most = max(2, MOST // max(1, len(by_method)))  # in a row for each method
+        return "".join(paragraph(heading(each[0])) + _of_inputs(each, most) for each in by_method.values() if each)
+
+
+def _of_inputs(heatmaps: Sequence[Heatmap], most: int) -> str:
+    maps = [shown for heatmap in islice(heatmaps, most) for shown in shown_maps(heatmap, most)]
+    return maps_html(maps[:most], sum(heatmap.scores.numel() for heatmap in heatmaps))

@@ -1,0 +1,142 @@
+"""Heatmaps as they show themselves: each over its picture, or alone where there is none; several in a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from torchpeek.html import bar, figure, fitted, image_tag, paragraph, side_by_side
+from torchpeek.picture import Picture
+from torchpeek.render.canvas import as_numpy, enlarged, one_map
+from torchpeek.render.colormaps import COLORMAPS, coloured
+from torchpeek.render.heatmap_like import HeatmapLike
+from torchpeek.render.mosaic import mosaic
+from torchpeek.render.overlay import overlay, stamped_if_random
+from torchpeek.render.plots import plot_axes
+from torchpeek.render.scale import scale_of, sign_words, with_colorbar
+from torchpeek.render.text import caption, stamped
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST = 16
+"""Most maps of a grid."""
+
+_LARGE, _SMALL = 400, 240  # longest side of an image in a notebook, in pixels: of one map, and of several
+
+
+@dataclass(frozen=True, eq=False)
+class ShownMap:
+    """One map, what it lies over, and the words beside it.
+
+    Args:
+        heatmap: A heatmap of one sample and score.
+        picture: What `overlay` takes, or None where the map is drawn alone.
+        title: What is explained.
+        lines: Further words.
+    """
+
+    heatmap: HeatmapLike
+    picture: Any
+    title: str
+    lines: tuple[str, ...] = ()
+
+
+def drawn_map(
+    shown: ShownMap, *, colormap: str, alpha: float, limit: float | None, signed: bool, colorbar: bool
+) -> Image.Image:
+    """Draw one map over its picture, or alone where there is none."""
+    if shown.picture is None:
+        return bare_map(shown.heatmap, colormap=colormap, limit=limit, signed=signed, colorbar=colorbar)
+    return overlay(
+        shown.picture,
+        shown.heatmap,
+        colormap=colormap,
+        alpha=alpha,
+        limit=limit,
+        signed=signed,
+        colorbar=colorbar,
+    )
+
+
+def bare_map(heatmap: HeatmapLike, *, colormap: str, limit: float | None, signed: bool, colorbar: bool) -> Image.Image:
+    """Draw one map alone: each value is a square, a grid of one axis a row of them.
+
+    Of three axes, the slice across the first one is drawn that has the highest value, and the image says which it is.
+    """
+    scale = scale_of(heatmap, colormap=colormap, limit=limit, signed=signed)
+    axes = heatmap.values.ndim - 2
+    values, words = one_map(heatmap, axes).detach(), ""
+    if axes == 1:
+        values = values[None]
+    elif axes == 3:
+        index = int((values.abs() if scale.signed else values).flatten(1).amax(1).argmax())
+        values, words = values[index], f"slice {index} of 0 to {len(values) - 1}"
+    drawn = enlarged(Image.fromarray(coloured(scale.unit(as_numpy(values)), scale.colormap)))
+    drawn = stamped_if_random(stamped(drawn, words) if words else drawn, heatmap)
+    words = sign_words(heatmap, scale, beside=colorbar)
+    return with_colorbar(drawn, scale, words) if colorbar else drawn
+
+
+def plot_map(shown: ShownMap, ax: Axes | None, *, colormap: str, alpha: float, signed: bool) -> Axes:
+    """Draw one map over its picture, or alone, on matplotlib's axes, with a title and a colour bar."""
+    axes = plot_axes(ax)
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    image = drawn_map(shown, colormap=colormap, alpha=alpha, limit=None, signed=signed, colorbar=False)
+    scale = scale_of(shown.heatmap, colormap=colormap, limit=None, signed=signed)
+    axes.imshow(np.asarray(image))
+    axes.set_axis_off()
+    axes.set_title("\n".join([shown.title, *shown.lines]), fontsize=10)
+    colours = ListedColormap(COLORMAPS[scale.colormap] / 255.0)
+    norm = Normalize(-scale.limit if scale.signed else 0, scale.limit or 1)
+    axes.figure.colorbar(ScalarMappable(norm, colours), ax=axes, shrink=0.8)
+    return axes
+
+
+def drawn_maps(maps: Sequence[ShownMap], total: int, **style: Any) -> Image.Image:
+    """Draw maps in a grid, each with its words; a line below says where they are not all of `total`."""
+    images = [drawn_map(each, **style) for each in maps]
+    if total == 1:
+        return images[0]
+    sheet = mosaic(images, [" · ".join([each.title, *each.lines]) for each in maps])
+    if len(maps) == total:
+        return sheet
+    below = caption(_cut(len(maps), total), sheet.width)
+    whole = Image.new("RGB", (sheet.width, sheet.height + below.height), "white")
+    whole.paste(sheet, (0, 0))
+    whole.paste(below, (0, sheet.height))
+    return whole
+
+
+def maps_html(maps: Sequence[ShownMap], total: int) -> str:
+    """Return maps as HTML figures, each with its words, its colour bar and what positive values alone hide."""
+    longest = _LARGE if total == 1 else _SMALL
+    cut = _cut(len(maps), total) if len(maps) < total else ""
+    return side_by_side([_figure(each, longest) for each in maps]) + paragraph(cut)
+
+
+def _cut(count: int, total: int) -> str:
+    return f"{count} of {total:,} maps; heatmap[n, k] is one of them, and slices take several"
+
+
+def _figure(shown: ShownMap, longest: int) -> str:
+    style = {"colormap": "viridis", "limit": None, "signed": False}
+    scale = scale_of(shown.heatmap, colormap="viridis", limit=None, signed=False)
+    if isinstance(shown.picture, Picture):  # reduced first: a large picture would take long
+        image = overlay(shown.picture.reduced(longest), shown.heatmap)
+    else:
+        image = drawn_map(shown, alpha=0.6, colorbar=False, **style)  # type: ignore[arg-type]
+    image = fitted(image, longest)
+    strip = Image.fromarray(np.ascontiguousarray(COLORMAPS[scale.colormap][None]))
+    remark = sign_words(shown.heatmap, scale)
+    under = bar(strip, image.width, scale.numbers) + paragraph(remark, faint=True)
+    lossless = shown.picture is None
+    return figure(
+        image_tag(image, shown.title, lossless=lossless) + under, shown.title, *shown.lines, width=max(image.width, 160)
+    )
