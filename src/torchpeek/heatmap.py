@@ -189,9 +189,8 @@ class Heatmap:
         maps = shown_maps(self, most, picture)
         if not maps:
             raise InputError(f"the heatmap has no maps: its values have the shape {tuple(self.values.shape)}")
-        return drawn_maps(
-            maps, self.scores.numel(), colormap=colormap, alpha=alpha, limit=limit, signed=signed, colorbar=colorbar
-        )
+        style = {"colormap": colormap, "alpha": alpha, "limit": limit, "signed": signed, "colorbar": colorbar}
+        return drawn_maps(maps, self.scores.numel(), _columns(self), **style)
 
     def plot(
         self, ax: Axes | None = None, *, colormap: str = "viridis", alpha: float = 0.6, signed: bool = False
@@ -226,7 +225,7 @@ class Heatmap:
 
     @notebook_html
     def _repr_html_(self) -> str:
-        maps = maps_html(shown_maps(self, MOST), self.scores.numel())
+        maps = maps_html(shown_maps(self, MOST), self.scores.numel(), _columns(self))
         return paragraph(heading(self)) + maps + collapsed("provenance", self.provenance._repr_html_())
 
     def positive(self) -> Heatmap:
@@ -299,6 +298,12 @@ def shown_maps(heatmap: Heatmap, most: int, picture: Any = None) -> list[ShownMa
     samples, scores = heatmap.scores.shape
     pictures = _pictures_of(heatmap, picture)
     return [_shown(heatmap, n, k, pictures[n]) for n, k in islice(product(range(samples), range(scores)), most)]
+
+
+def _columns(heatmap: Heatmap) -> int | None:
+    """The maps in a row of a grid: those of one sample, where there are several of each. None: as many as fit."""
+    samples, scores = heatmap.scores.shape
+    return scores if samples > 1 and 1 < scores <= MOST // 2 else None
 
 
 def _pictures_of(heatmap: Heatmap, picture: Any) -> Sequence[Any]:

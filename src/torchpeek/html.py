@@ -121,7 +121,7 @@ def collapsed(summary: str, content: str) -> str:
 def side_by_side(figures: Sequence[str]) -> str:
     """Return figures in rows, as many in a row as there is room for."""
     return (
-        '<div style="display:flex;flex-wrap:wrap;gap:14px;align-items:flex-end;margin:6px 0">'
+        '<div style="display:flex;flex-wrap:wrap;gap:14px;align-items:flex-start;margin:6px 0">'
         + "".join(figures)
         + "</div>"
     )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from torchpeek.anatomy.tensor_table import TensorTable
 from torchpeek.engine import inspectable_module, preserved, run
 from torchpeek.hooks import Selection, record
 from torchpeek.keywords import checked_keywords
@@ -11,7 +10,7 @@ from torchpeek.models import Inputs, Model, model_call_for, module_of
 
 
 @checked_keywords
-def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Selection | None = None) -> dict[str, Any]:
+def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Selection | None = None) -> TensorTable:
     """Return the outputs of layers for these inputs, in eval mode.
 
     The forward pass stops when each of the layers has returned once, so the rest of the model does not run. If a layer
@@ -28,7 +27,7 @@ def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Sel
         exclude: Layers to leave out, selected in the same ways.
 
     Returns:
-        A dict from layer name to the layer's output: a tensor, or a container of tensors.
+        A dict from layer name to the layer's output: a tensor, or a container of tensors. It prints as a table.
 
     Raises:
         LayerNotFound: When the selection matches no layer.
@@ -46,4 +45,4 @@ def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Sel
     tape = record(module, layers, exclude=exclude, snapshot="clone", stop=True)
     with preserved(module), tape:
         run(module, call)
-    return {name: tape[name].output for name in tape}
+    return TensorTable({name: tape[name].output for name in tape})

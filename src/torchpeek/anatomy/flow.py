@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,10 @@ from torchpeek.errors import GradUnavailable, LayerNotFound, TargetError, notify
 from torchpeek.hooks import Selection, record, select_modules, takes_hooks
 from torchpeek.keywords import checked_keywords
 from torchpeek.models import Inputs, LoadedModel, Model, model_call_for, module_of
+from torchpeek.render.axes_plots import gradient_plot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,28 @@ class GradientFlow(Table[ParameterGradient]):
             )
             for row in self.rows
         ]
+
+    def plot(self, ax: Axes | None = None, *, log: bool = True) -> Axes:
+        """Plot the gradient norm of each parameter, layer by layer. Needs the extra `plot`.
+
+        Norms that the axis cannot show, such as zero, are marked along its lower edge.
+
+        Args:
+            ax: matplotlib's Axes to draw on. None makes a new figure with pyplot.
+            log: Whether the axis of the norm is logarithmic.
+
+        Returns:
+            The matplotlib Axes.
+
+        Raises:
+            TorchpeekError: When matplotlib is not installed.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> tp.gradient_flow(model, torch.rand(2, 3, 8, 8)).plot().get_ylabel()
+            'gradient norm'
+        """
+        return gradient_plot(ax, self.rows, log=log)
 
     @property
     def total_norm(self) -> float:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
+from PIL import Image
 from torch import Tensor, nn
 
+from torchpeek.anatomy.tensor_table import TensorTable
 from torchpeek.engine import inspectable_module, preserved
-from torchpeek.errors import LayerNotFound
+from torchpeek.errors import LayerNotFound, TorchpeekError, closest
 from torchpeek.hooks import Selection, select_modules
+from torchpeek.html import fitted, image_tag, notebook_html
 from torchpeek.keywords import checked_keywords
 from torchpeek.models import Model, module_of
+from torchpeek.render import kernel_grid
+from torchpeek.render.axes_plots import image_plot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _CONVOLUTION = nn.modules.conv._ConvNd
 
 
-class Kernels(dict[str, Tensor]):
-    """Layer name -> weight, in torch's own order of axes and in the order of the layers."""
+class Kernels(TensorTable):
+    """Layer name -> weight, in torch's own order of axes and in the order of the layers. It prints as a table."""
 
     def __init__(self, weights: Mapping[str, Tensor], groups: Mapping[str, int]) -> None:
         super().__init__(weights)
@@ -35,6 +45,41 @@ class Kernels(dict[str, Tensor]):
             name: _output_first(weight, self._groups[name]) if name in self._groups else weight
             for name, weight in self.items()
         }
+
+    def plot(self, layer: str | None = None, ax: Axes | None = None) -> Axes:
+        """Draw the kernels of one layer as tiles, as `tp.render.kernel_grid` does. Needs the extra `plot`.
+
+        Args:
+            layer: Name of the layer. None is the first.
+            ax: matplotlib's Axes to draw on. None makes a new figure with pyplot.
+
+        Returns:
+            The matplotlib Axes.
+
+        Raises:
+            LayerNotFound: When there is no weight of that layer.
+            TorchpeekError: When matplotlib is not installed.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3))
+            >>> tp.kernels(model).plot("2").get_images()[0].get_array().shape[2]
+            3
+        """
+        return image_plot(ax, self._drawn(layer))
+
+    @notebook_html
+    def _repr_html_(self) -> str:
+        tables = super()._repr_html_()
+        with suppress(TorchpeekError):  # weights that are no kernels
+            tables += image_tag(fitted(self._drawn(None), 640), "the kernels of the first layer", lossless=True)
+        return tables
+
+    def _drawn(self, layer: str | None) -> Image.Image:
+        name = next(iter(self)) if layer is None else layer
+        if name not in self:
+            raise LayerNotFound(f"there is no weight of layer {name!r}{closest(name, self)}; there are {len(self)}")
+        weight = _output_first(self[name], self._groups[name]) if name in self._groups else self[name]
+        return kernel_grid(weight, title=name)
 
 
 @checked_keywords

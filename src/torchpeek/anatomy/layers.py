@@ -34,6 +34,12 @@ class LayerTable(Table[LayerCall]):
         return [(r.name, r.type, _outputs(r), str(r.calls or ""), f"{r.parameters:,}") for r in self.rows]
 
     @property
+    def marked(self) -> list[int]:
+        """The row of the suggested layer."""
+        suggested = self.suggested.layer if self.suggested else None
+        return [number for number, row in enumerate(self.rows) if row.name == suggested]
+
+    @property
     def footer(self) -> str:
         """The suggested target layer with the reason, and how one of several calls is named."""
         lines = [f"suggested for heatmaps: {self.suggested.layer}, {self.suggested.reason}"] if self.suggested else []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,10 @@ from torchpeek.hooks.recording.running_statistics import RunningStatistics
 from torchpeek.interrupts import interruptible
 from torchpeek.keywords import checked_keywords
 from torchpeek.models import Model, model_call_for, module_of
+from torchpeek.render.axes_plots import spread_plot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Loss: TypeAlias = Callable[..., Tensor]
 """Called as `loss(output)`, or as `loss(output, target)` for batches (inputs, target); returns one number."""
@@ -87,6 +91,31 @@ class Statistics(Table[LayerStatistics]):
     def first_not_finite_gradient(self) -> str | None:
         """The layer whose output gradient first had NaN or infinity: the last that ran, in the first such batch."""
         return _first(self.rows[::-1], lambda row: row.first_not_finite_gradient)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Plot the mean of each output, with one standard deviation above and below it. Needs the extra `plot`.
+
+        Args:
+            ax: matplotlib's Axes to draw on. None makes a new figure with pyplot.
+
+        Returns:
+            The matplotlib Axes.
+
+        Raises:
+            InputError: When no layer has statistics.
+            TorchpeekError: When matplotlib is not installed.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+            >>> axes = tp.statistics(model, [torch.rand(2, 3, 8, 8)]).plot()
+            >>> [label.get_text() for label in axes.get_xticklabels()]
+            ['0', '1']
+        """
+        summaries = {row.name: row.output.summary() for row in self.rows if row.output is not None and row.output.calls}
+        if not summaries:
+            raise InputError("no layer has statistics, so there is nothing to plot")
+        means, deviations = [each.mean for each in summaries.values()], [each.std for each in summaries.values()]
+        return spread_plot(ax, list(summaries), means, deviations)
 
     def cells(self) -> list[tuple[str, ...]]:
         """Return the rows as text, as in `Table.cells`."""

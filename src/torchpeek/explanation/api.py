@@ -300,7 +300,6 @@ def compare(
     """
     choice, options = LayerChoice(layer, layout), HeatmapOptions(fuse, smooth, seed)
     heatmaps = compute_heatmaps(model, inputs, methods, choice, target, options)
-    by_method: Any = HeatmapsByMethod(  # the overloads give the type
+    return HeatmapsByMethod(
         (name, each if isinstance(each, Heatmap) else HeatmapList(each)) for name, each in heatmaps.items()
     )
-    return by_method

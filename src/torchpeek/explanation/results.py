@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 from torchpeek.heatmap import Heatmap, heading, shown_maps
 from torchpeek.html import notebook_html, paragraph
@@ -19,7 +20,7 @@ class HeatmapList(list[Heatmap]):
         return paragraph(heading(self[0])) + _of_inputs(self, MOST) if self else "[]"
 
 
-class HeatmapsByMethod(dict[str, Heatmap | list[Heatmap]]):
+class HeatmapsByMethod(dict[str, Any]):  # the overloads of compare say which
     """Method name -> Heatmap, or a list of them for a list of inputs."""
 
     @notebook_html

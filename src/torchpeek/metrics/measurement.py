@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from torchpeek.bootstrap import bootstrap_interval
-from torchpeek.errors import InputError, MetricNotFound, closest
+from torchpeek.errors import InputError, MetricNotFound, TorchpeekError, closest
+from torchpeek.html import image_tag, notebook_html, side_by_side, table
+from torchpeek.render.axes_plots import curve_plot, interval_plot
+from torchpeek.render.plots import figure_class
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class Interval(NamedTuple):
@@ -37,7 +46,7 @@ class Interval(NamedTuple):
         return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]" if self.low == self.low else f"{self.mean:.4g}"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Measurement:
     """The values of one metric for the heatmaps of N samples and K scores.
 
@@ -179,6 +188,49 @@ class Measurement:
         interval = self.ahead_of(baseline, confidence)
         return interval.low > 0 if interval.samples >= FEWEST else None
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Plot the mean curve with its confidence interval and the baselines' curves. Needs the extra `plot`.
+
+        Of a metric without a curve, the mean over the samples is drawn with its interval, beside those of the
+        baselines.
+
+        Args:
+            ax: matplotlib's Axes to draw on. None makes a new figure with pyplot.
+
+        Returns:
+            The matplotlib Axes.
+
+        Raises:
+            TorchpeekError: When matplotlib is not installed.
+
+        Example:
+            >>> m = tp.Measurement("iou", torch.tensor([[0.5], [0.75]]), True, {"centre": torch.zeros(2, 1)})
+            >>> [label.get_text() for label in m.plot().get_xticklabels()]
+            ['heatmap', 'centre']
+        """
+        title = f"{self.metric}: {'higher' if self.higher_is_better else 'lower'} is better"
+        if self.curve is None:
+            intervals = {"heatmap": self.interval(), **self._baseline_intervals()}
+            means = {name: each[:3] for name, each in intervals.items()}
+            return interval_plot(ax, means, title=title, label=f"{self.metric}, mean and 95 % interval")
+        curves = {self.metric: of_samples(self.curve)}
+        baselines = {name: of_samples(curve) for name, curve in self.baseline_curves.items()}
+        return curve_plot(ax, curves, baselines, title=title, metric=self.metric, seed=self.seed)
+
+    def _baseline_intervals(self) -> dict[str, Interval]:
+        return {name: bootstrap(of_samples(values), seed=self.seed) for name, values in self.baselines.items()}
+
+    def __repr__(self) -> str:
+        better = f"{'higher' if self.higher_is_better else 'lower'} is better"
+        baselines = "".join(f", {name} {_mean(of_samples(values)):.4g}" for name, values in self.baselines.items())
+        curve = "" if self.curve is None else f", curve {tuple(self.curve.shape)}"
+        shape = tuple(self.values.shape)
+        return f"Measurement({self.metric}, {better}: {self.interval()}{baselines}; values {shape}{curve})"
+
+    @notebook_html
+    def _repr_html_(self) -> str:
+        return Measurements("", {self.metric: self})._repr_html_()
+
     def _once(self, key: object, make: Callable[[], Interval]) -> Interval:
         if key not in self._intervals:
             self._intervals[key] = make()
@@ -225,6 +277,45 @@ class Measurements(Mapping[str, Measurement]):
     def __repr__(self) -> str:
         return "\n".join("  ".join(cells).rstrip() for cells in _aligned([HEADER, *self.rows()]))
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Plot the mean curve of each metric that has one. Needs the extra `plot`.
+
+        Args:
+            ax: matplotlib's Axes to draw on. None makes a new figure with pyplot.
+
+        Returns:
+            The matplotlib Axes.
+
+        Raises:
+            InputError: When no metric has a curve.
+            TorchpeekError: When matplotlib is not installed.
+
+        Example:
+            >>> curve = torch.linspace(1, 0, 5).expand(2, 1, 5)
+            >>> deletion = tp.Measurement("deletion", torch.full((2, 1), 0.5), False, {}, curve)
+            >>> tp.Measurements("gradcam", {"deletion": deletion}).plot().get_title()
+            'gradcam'
+        """
+        curves = {name: of_samples(each.curve) for name, each in self.items() if each.curve is not None}
+        if not curves:
+            first = next(iter(self), "iou")
+            raise InputError(f"no metric here has a curve. Next: plot one of them, such as m[{first!r}].plot()")
+        if len(self) == 1:
+            return next(iter(self.values())).plot(ax)
+        baselines = {
+            f"{name}, {baseline}": of_samples(curve)
+            for name in curves
+            for baseline, curve in self[name].baseline_curves.items()
+        }
+        return curve_plot(ax, curves, baselines, title=self.method, seed=self[next(iter(curves))].seed)
+
+    @notebook_html
+    def _repr_html_(self) -> str:
+        shown = table(HEADER, self.rows())
+        with suppress(TorchpeekError):  # matplotlib is not installed
+            shown += side_by_side([_curve_image(each) for each in self.values() if each.curve is not None])
+        return shown
+
     def rows(self) -> list[tuple[str, ...]]:
         """Return the rows of the table, one for each metric, as text.
 
@@ -234,7 +325,7 @@ class Measurements(Mapping[str, Measurement]):
         Example:
             >>> iou = tp.Measurement("iou", torch.tensor([[0.25]]), True, {"random": torch.zeros(1, 1)})
             >>> tp.Measurements("gradcam", {"iou": iou}).rows()
-            [('gradcam', 'iou', 'higher', '0.25', '0', 'too few to tell')]
+            [('gradcam', 'iou', 'higher', '0.25', '0', '', 'too few to tell')]
         """
         return [row(self.method, each) for each in self.values()]
 
@@ -258,15 +349,15 @@ def row(method: str, each: Measurement) -> tuple[str, ...]:
     Example:
         >>> iou = tp.Measurement("iou", torch.tensor([[0.25]]), True, {"random": torch.zeros(1, 1)})
         >>> tp.metrics.row("gradcam", iou)
-        ('gradcam', 'iou', 'higher', '0.25', '0', 'too few to tell')
+        ('gradcam', 'iou', 'higher', '0.25', '0', '', 'too few to tell')
     """
     interval = each.interval()
     verdicts = {name: each.verdict(name) for name in each.baselines}
     beaten = [name for name, better in verdicts.items() if better]
-    verdict = "both" if len(beaten) == 2 else " and ".join(beaten) or "neither"
+    verdict = "both" if len(beaten) == 2 else " and ".join(beaten) or ("neither" if verdicts else "")
     if None in verdicts.values():
         verdict = "too few to tell"
-    means = [f"{_mean(of_samples(values)):.4g}" for values in each.baselines.values()]
+    means = [f"{_mean(of_samples(each.baselines[name])):.4g}" if name in each.baselines else "" for name in HEADER[4:6]]
     return method, each.metric, "higher" if each.higher_is_better else "lower", str(interval), *means, verdict
 
 
@@ -347,6 +438,14 @@ def of_samples(values: Tensor) -> Tensor:
 def _mean(values: Tensor) -> float:
     known = values[~values.isnan()]
     return float(known.double().mean()) if len(known) else float("nan")
+
+
+def _curve_image(each: Measurement) -> str:
+    figure = figure_class()(figsize=(4.6, 3.4), layout="constrained")
+    each.plot(figure.subplots())
+    packed = io.BytesIO()
+    figure.savefig(packed, format="png", dpi=90)
+    return image_tag(Image.open(packed), f"the curve of {each.metric}", lossless=True)
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[list[str]]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Curves: TypeAlias = Mapping[str, Tensor]
 """Name -> (N, steps + 1): the curve of each of N pictures, at shares from 0 to 1."""
 
-_COLOURS = [
+CURVE_COLOURS = [
     "#3366aa",
     "#dd7711",
     "#2a9d5c",
@@ -83,7 +83,7 @@ def curves(
     _check(panels, dashed)
     names = list(dict.fromkeys(name for methods in panels.values() for name in methods))
     styles: list[dict[str, Any]] = [
-        {"color": colour, "linestyle": dashes} for dashes, colour in product(_STYLES, _COLOURS)
+        {"color": colour, "linestyle": dashes} for dashes, colour in product(_STYLES, CURVE_COLOURS)
     ]
     baseline_styles: list[dict[str, Any]] = [
         {"color": _GREYS[number % 3], "linestyle": (0, _DASHES[number % 4])} for number in range(12)
@@ -96,13 +96,13 @@ def curves(
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (panel, methods) in zip(grid, panels.items(), strict=True):
         for number, (name, values) in enumerate(dashed.get(panel, {}).items()):
-            _draw(axes, f"{name}, baseline", values, **baseline_styles[number % len(baseline_styles)], zorder=3)
+            draw_curve(axes, f"{name}, baseline", values, **baseline_styles[number % len(baseline_styles)], zorder=3)
         for name, values in methods.items():
             style = styles[names.index(name) % len(styles)]
-            _draw(axes, name, values, **style, zorder=2)
-            _draw_band(axes, values, seed, color=style["color"], alpha=min(0.14, 0.3 / len(methods)))
+            draw_curve(axes, name, values, **style, zorder=2)
+            draw_band(axes, values, seed, color=style["color"], alpha=min(0.14, 0.3 / len(methods)))
         axes.set_title(f"{panel}: {_BETTER[panel]}" if panel in _BETTER else panel, fontsize=10, loc="left")
-        axes.set_xlabel(_SHARES.get(panel, "share of the picture"), fontsize=9)
+        axes.set_xlabel(share_label(panel), fontsize=9)
         axes.set_xlim(0, 1)
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.tick_params(labelsize=8, labelleft=True)
@@ -135,7 +135,13 @@ def _shares(values: Tensor) -> list[float]:
     return shares
 
 
-def _draw(axes: Axes, name: str, values: Tensor, *, color: str, linestyle: Any, zorder: int) -> None:
+def share_label(metric: str) -> str:
+    """Return the label of the axis along which a metric's curve goes."""
+    return _SHARES.get(metric, "share of the picture")
+
+
+def draw_curve(axes: Axes, name: str, values: Tensor, *, color: str, linestyle: Any, zorder: int) -> None:
+    """Draw the mean of curves (N, steps + 1), named with the area under it."""
     mean = _known(values).mean(0)
     area = float(torch.trapezoid(mean, dx=1 / (len(mean) - 1)))
     label = f"{area:.3f}  {name if len(name) <= _LONG else f'{name[: _LONG - 1]}…'}"
@@ -143,7 +149,8 @@ def _draw(axes: Axes, name: str, values: Tensor, *, color: str, linestyle: Any, 
     axes.plot(_shares(values), mean.tolist(), label=label, **style)
 
 
-def _draw_band(axes: Axes, values: Tensor, seed: int, *, color: str, alpha: float) -> None:
+def draw_band(axes: Axes, values: Tensor, seed: int, *, color: str, alpha: float) -> None:
+    """Draw the 95 % confidence interval of the mean curve, if there are at least two."""
     known = _known(values)
     if len(known) < 2:  # one picture has no interval
         return

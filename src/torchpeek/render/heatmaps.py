@@ -11,12 +11,12 @@ from PIL import Image
 
 from torchpeek.html import bar, figure, fitted, image_tag, paragraph, side_by_side
 from torchpeek.picture import Picture
+from torchpeek.render.axes_plots import plot_axes
 from torchpeek.render.canvas import as_numpy, enlarged, one_map
 from torchpeek.render.colormaps import COLORMAPS, coloured
 from torchpeek.render.heatmap_like import HeatmapLike
 from torchpeek.render.mosaic import mosaic
 from torchpeek.render.overlay import overlay, stamped_if_random
-from torchpeek.render.plots import plot_axes
 from torchpeek.render.scale import scale_of, sign_words, with_colorbar
 from torchpeek.render.text import caption, stamped
 
@@ -99,12 +99,12 @@ def plot_map(shown: ShownMap, ax: Axes | None, *, colormap: str, alpha: float, s
     return axes
 
 
-def drawn_maps(maps: Sequence[ShownMap], total: int, **style: Any) -> Image.Image:
+def drawn_maps(maps: Sequence[ShownMap], total: int, columns: int | None = None, **style: Any) -> Image.Image:
     """Draw maps in a grid, each with its words; a line below says where they are not all of `total`."""
     images = [drawn_map(each, **style) for each in maps]
     if total == 1:
         return images[0]
-    sheet = mosaic(images, [" · ".join([each.title, *each.lines]) for each in maps])
+    sheet = mosaic(images, [" · ".join([each.title, *each.lines]) for each in maps], columns=columns)
     if len(maps) == total:
         return sheet
     below = caption(_cut(len(maps), total), sheet.width)
@@ -114,11 +114,17 @@ def drawn_maps(maps: Sequence[ShownMap], total: int, **style: Any) -> Image.Imag
     return whole
 
 
-def maps_html(maps: Sequence[ShownMap], total: int) -> str:
-    """Return maps as HTML figures, each with its words, its colour bar and what positive values alone hide."""
+def maps_html(maps: Sequence[ShownMap], total: int, columns: int | None = None) -> str:
+    """Return maps as HTML figures, each with its words, its colour bar and what positive values alone hide.
+
+    With `columns`, so many maps begin a row of their own: those of a sample.
+    """
     longest = _LARGE if total == 1 else _SMALL
     cut = _cut(len(maps), total) if len(maps) < total else ""
-    return side_by_side([_figure(each, longest) for each in maps]) + paragraph(cut)
+    figures = [_figure(each, longest) for each in maps]
+    step = columns or len(figures) or 1
+    rows = [side_by_side(figures[start : start + step]) for start in range(0, len(figures), step)]
+    return "".join(rows) + paragraph(cut)
 
 
 def _cut(count: int, total: int) -> str:

@@ -26,6 +26,7 @@ _MARKERS = {
     "other": ("s", _GREY, 0.0),
 }  # marker, colour, and offset in the strip
 _MARKS = ("zero", "NaN or infinite", "no gradient")
+_EDGE_MARKERS = {"zero": "v", "NaN or infinite": "X", "no gradient": "|"}
 _LABEL_INCHES = 0.13  # room for a label of 7 points
 _BROADEST = 24.0  # inches
 _FINEST = 200  # bins across a plot; finer ones cannot be distinguished
@@ -80,23 +81,14 @@ def gradient_flow(rows: Sequence[GradientRow], *, log: bool = True, title: str =
     figure_of = figure_class()
     if not rows:
         raise InputError("rows is empty; give at least one parameter's gradient norm")
-    layers = list(dict.fromkeys(row.layer for row in rows))
-    place = {layer: x for x, layer in enumerate(layers)}
-    points = [_Point(place[row.layer], _kind(row.parameter), row.gradient_norm) for row in rows]
+    layers, points = _points(rows)
     marked = [point for point in points if point.mark]
     width = min(_BROADEST, max(7.0, 1.5 + _LABEL_INCHES * len(layers)))
     figure = figure_of(figsize=(width, 5.0), layout="constrained")
     heights = [6, 0.2 + 0.35 * len({point.mark for point in marked})] if marked else [1]
     panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     axes = panels[0]
-    axes.set_yscale("log" if log else "linear")
-    for kind, (marker, colour, _) in _MARKERS.items():
-        drawn = [(point.x, point.on_axis(log)) for point in points if point.kind == kind]
-        if any(math.isfinite(y) for _, y in drawn):
-            x, y = zip(*drawn, strict=True)
-            axes.plot(x, y, marker=marker, color=colour, label=kind, markersize=4, linewidth=0.8, alpha=0.9)
-    axes.set_ylabel("gradient norm")
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    _draw_norms(axes, points, log)
     summary = _summary(len(rows), len(layers), [point.mark for point in marked])
     axes.set_title(f"{title}\n{summary}" if title else summary, fontsize=10, loc="left")
     if marked:
@@ -106,7 +98,7 @@ def gradient_flow(rows: Sequence[GradientRow], *, log: bool = True, title: str =
     }  # a group of parameters may be in the strip only
     handles = [lines[kind] for kind in _MARKERS if kind in lines]
     axes.legend(handles=handles, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    _name_layers(panels[-1], layers, {point.x for point in marked}, width)
+    name_layers(panels[-1], layers, {point.x for point in marked}, width)
     return figure
 
 
@@ -165,24 +157,6 @@ def figure_class() -> type[Figure]:
     return Figure
 
 
-def plot_axes(ax: Axes | None, size: tuple[float, float] = (6.4, 4.8)) -> Axes:
-    """Return the axes to draw on: those of the caller, or those of a new figure of pyplot, which notebooks show.
-
-    Raises:
-        InputError: When `ax` is something else than axes.
-        TorchpeekError: When matplotlib is not installed.
-    """
-    figure_class()
-    if ax is None:
-        from matplotlib import pyplot
-
-        axes: Axes = pyplot.subplots(figsize=size, layout="constrained")[1]
-        return axes
-    if not hasattr(ax, "plot"):
-        raise InputError(f"ax is a {type(ax).__name__}; allowed: matplotlib's Axes, such as plt.gca(), or None")
-    return ax
-
-
 @dataclass(frozen=True)
 class _Point:
     """One parameter's gradient norm, above its layer."""
@@ -203,6 +177,38 @@ class _Point:
     def on_axis(self, log: bool) -> float:
         """Return the norm, or NaN, which breaks the line, if the axis cannot show it."""
         return math.nan if self.norm is None or (self.mark and (log or self.norm != 0)) else float(self.norm)
+
+
+def draw_gradient_norms(axes: Axes, rows: Sequence[GradientRow], *, log: bool, width: float) -> None:
+    """Draw the norms on one pair of axes. What the axis cannot show is marked along its lower edge."""
+    layers, points = _points(rows)
+    _draw_norms(axes, points, log)
+    marked = [point for point in points if point.mark]
+    for line, mark in enumerate(mark for mark in _MARKS if any(mark == point.mark for point in marked)):
+        x = [point.x for point in marked if point.mark == mark]
+        y = [0.02 + 0.03 * line] * len(x)
+        style: dict[str, Any] = {"linestyle": "", "marker": _EDGE_MARKERS[mark], "color": _RED, "markersize": 5}
+        axes.plot(x, y, label=mark, transform=axes.get_xaxis_transform(), clip_on=False, **style)
+    axes.set_title(_summary(len(rows), len(layers), [point.mark for point in marked]), fontsize=10, loc="left")
+    axes.legend(fontsize=8)
+    name_layers(axes, layers, {point.x for point in marked}, width)
+
+
+def _points(rows: Sequence[GradientRow]) -> tuple[list[str], list[_Point]]:
+    layers = list(dict.fromkeys(row.layer for row in rows))
+    place = {layer: x for x, layer in enumerate(layers)}
+    return layers, [_Point(place[row.layer], _kind(row.parameter), row.gradient_norm) for row in rows]
+
+
+def _draw_norms(axes: Axes, points: Sequence[_Point], log: bool) -> None:
+    axes.set_yscale("log" if log else "linear")
+    for kind, (marker, colour, _) in _MARKERS.items():
+        drawn = [(point.x, point.on_axis(log)) for point in points if point.kind == kind]
+        if any(math.isfinite(y) for _, y in drawn):
+            x, y = zip(*drawn, strict=True)
+            axes.plot(x, y, marker=marker, color=colour, label=kind, markersize=4, linewidth=0.8, alpha=0.9)
+    axes.set_ylabel("gradient norm")
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
 
 
 def _kind(parameter: str) -> str:
@@ -228,7 +234,7 @@ def _draw_marks(axes: Axes, marked: Sequence[_Point]) -> None:
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
 
 
-def _name_layers(axes: Axes, layers: Sequence[str], marked: set[int], width: float) -> None:
+def name_layers(axes: Axes, layers: Sequence[str], marked: set[int], width: float) -> None:
     """Write the names of the layers along the axis, as many as fit, those of marked layers first and in red."""
     step = math.ceil(len(layers) * _LABEL_INCHES / (width - 1.5))
     named: list[int] = []

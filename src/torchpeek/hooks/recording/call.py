@@ -12,6 +12,7 @@ from torchpeek.errors import AmbiguousCall, InputError, NotFired
 from torchpeek.hooks import containers
 from torchpeek.hooks.gradient_tap import GradientTap
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf, StoredTensor
+from torchpeek.html import notebook_html, paragraph, table
 
 _NOT_RECORDED = object()  # not None, which a layer may return
 
@@ -152,6 +153,10 @@ class Call:
             if name == "gradients" and not self.complete and self.stored_grad_input is not _NOT_RECORDED:
                 raise NotFired(f"layer {self.layer!r} did not return, so no gradient can flow back to it")
             raise InputError(f"the {name} of layer {self.layer!r} were not recorded; record(..., {name}=True) does so")
+
+    @notebook_html
+    def _repr_html_(self) -> str:
+        return _calls_html(self.layer, [self])
 
     def __repr__(self) -> str:
         content = describe(self.stored_output) if self.complete else "did not return"
@@ -332,8 +337,24 @@ class Calls(Sequence[Call]):
             )
         return _concatenated(values)
 
+    @notebook_html
+    def _repr_html_(self) -> str:
+        return _calls_html(self._layer, self._calls) if self._calls else paragraph(self._why_none(self._layer))
+
     def __repr__(self) -> str:
         return f"Calls({self._layer!r}, {len(self)})"
+
+
+def _calls_html(layer: str, calls: Sequence[Call]) -> str:
+    """The calls as a table with a row for each recorded value: what it is, with its shapes and dtypes."""
+    rows = [
+        (f"[{number}]" if len(calls) > 1 else "", name, describe(stored))
+        for number, call in enumerate(calls)
+        for name in ("input", "kwargs", "output", "grad_output", "grad_input", "grad_kwargs")
+        if (stored := getattr(call, f"stored_{name}")) is not _NOT_RECORDED and not (name == "kwargs" and stored == {})
+    ]
+    footer = "" if all(call.complete for call in calls) else "an exception was raised in the last call"
+    return table(("call", layer, "shape and dtype"), rows, footer=footer)
 
 
 def _read(value: Any) -> Any:

@@ -24,6 +24,7 @@ from torchpeek.hooks.recording.storage import GradientSlot, Leaf, MemoryBudget, 
 from torchpeek.hooks.select import Selection, named_layers, select, why_not_fired
 from torchpeek.hooks.selected_layer import split_call
 from torchpeek.hooks.temporary_hooks import attached
+from torchpeek.html import notebook_html, table
 from torchpeek.interrupts import protected, uninterrupted
 from torchpeek.keywords import checked_keywords
 
@@ -319,12 +320,21 @@ class Recording:
                 storages[start] = size
         return sum(storages.values())
 
-    def __repr__(self) -> str:
+    def _rows(self) -> list[tuple[str, str, str]]:
         rows = [("layer", "calls", "output")]
         for name, recorder in self._recorders.items():
             calls = recorder.calls
             output = describe(calls[-1].stored_output) if calls and calls[-1].complete else "was not called"
             rows.append((name, str(len(calls)), output))
+        return rows
+
+    @notebook_html
+    def _repr_html_(self) -> str:
+        header, *rows = self._rows()
+        return table(header, rows)
+
+    def __repr__(self) -> str:
+        rows = self._rows()
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
