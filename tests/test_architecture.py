@@ -22,6 +22,7 @@ ROOMS = [
     "progress",
     "registry",
     "bootstrap",
+    "text_table",
     "html",
     "hooks",
     "engine",

@@ -181,7 +181,7 @@ class Heatmap:
         Example:
             >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
             >>> heatmap = tp.explain(model, torch.rand(1, 3, 8, 8), layer="0", target=2)
-            >>> heatmap.overlay(torch.rand(3, 300, 400), colorbar=False).size
+            >>> heatmap.overlay(torch.rand(3, 300, 400), signed=True, colorbar=False).size
             (400, 300)
         """
         if most < 1:

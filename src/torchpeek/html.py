@@ -14,6 +14,8 @@ from functools import wraps
 from html import escape
 from typing import TYPE_CHECKING, TypeVar
 
+from torchpeek.text_table import without_empty_columns
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -23,6 +25,7 @@ MOST_ROWS = 1000
 """Most rows of a table in a notebook, which stays responsive."""
 
 _NUMBER = re.compile(r"[-+]?[\d,.]*\d(e[-+]?\d+)?%?|[-+]?(nan|inf)|")
+_LONG = 80  # letters of a cell that is wrapped
 _FAINT = "opacity:0.7"
 _MARKED = "background:rgba(255,193,7,0.28);font-weight:bold"
 
@@ -68,7 +71,7 @@ def table(
     footer: str = "",
     marked: Collection[int] = (),
 ) -> str:
-    """Return a table that scrolls if it is long. Numbers are right-aligned.
+    """Return a table that scrolls if it is long. Numbers are right-aligned. Columns without an entry are left out.
 
     Args:
         header: The names of the columns; empty for a table without a header.
@@ -76,15 +79,17 @@ def table(
         footer: The text below the table.
         marked: Indices of the rows that are highlighted.
     """
+    if header:
+        header, rows = without_empty_columns(header, rows)
     right = [all(_NUMBER.fullmatch(cell) for cell in column) for column in zip(*rows, strict=True)]
 
     def line(cells: Sequence[str], tag: str, style: str = "") -> str:
         made = (
-            f'<{tag} style="text-align:{"right" if number else "left"};padding:2px 10px;white-space:nowrap">'
-            f"{escaped_lines(cell)}</{tag}>"
+            f'<{tag} style="text-align:{"right" if number else "left"};vertical-align:top;padding:2px 10px;'
+            f'white-space:{"nowrap" if len(cell) < _LONG else "normal"}">{escaped_lines(cell)}</{tag}>'
             for cell, number in zip(cells, right or [False] * len(cells), strict=True)
         )
-        return f'<tr style="{style}">' + "".join(made) + "</tr>"
+        return (f'<tr style="{style}">' if style else "<tr>") + "".join(made) + "</tr>"
 
     head = f"<thead>{line(header, 'th')}</thead>" if header else ""
     body = "".join(

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchpeek.anatomy.table import table_text, without_empty_columns
 from torchpeek.hooks import containers
 from torchpeek.html import MOST_ROWS, notebook_html, table
+from torchpeek.text_table import text_table
 
 _HEADER = ("layer", "shape", "dtype", "device", "min", "max", "mean")
 _PRINTED = 60  # most rows of a printed table; of more, those in the middle are left out
@@ -27,18 +27,18 @@ class TensorTable(dict[str, Any]):
         rows = self._tensors()
         half = _PRINTED // 2
         if len(rows) <= _PRINTED:
-            header, cells = without_empty_columns(_HEADER, _cells(rows))
+            cells = _cells(rows)
         else:
-            header, cells = without_empty_columns(_HEADER, _cells(rows[:half] + rows[-half:]))
-            cells.insert(half, (f"... {len(rows) - 2 * half:,} more", *[""] * (len(header) - 1)))
-        return table_text(header, cells, _footer(rows, cells))
+            cells = _cells(rows[:half] + rows[-half:])
+            cells.insert(half, (f"... {len(rows) - 2 * half:,} more", *[""] * (len(_HEADER) - 1)))
+        return text_table(_HEADER, cells, _footer(rows, cells))
 
     @notebook_html
     def _repr_html_(self) -> str:
         rows = self._tensors()
         cells = _cells(rows[:MOST_ROWS])
         rest = [(name, *[""] * (len(_HEADER) - 1)) for name, _ in rows[MOST_ROWS:]]  # which `table` counts
-        return table(*without_empty_columns(_HEADER, [*cells, *rest]), footer=_footer(rows, cells))
+        return table(_HEADER, [*cells, *rest], footer=_footer(rows, cells))
 
     def _tensors(self) -> list[tuple[str, Any]]:
         """A name for each tensor: `lstm:1.0` is the tensor at that path of the layer's output."""

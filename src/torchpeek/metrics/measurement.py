@@ -17,6 +17,7 @@ from torchpeek.errors import InputError, MetricNotFound, TorchpeekError, closest
 from torchpeek.html import image_tag, notebook_html, side_by_side, table
 from torchpeek.render.axes_plots import curve_plot, interval_plot
 from torchpeek.render.plots import figure_class
+from torchpeek.text_table import text_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -275,7 +276,7 @@ class Measurements(Mapping[str, Measurement]):
         return len(self.by_metric)
 
     def __repr__(self) -> str:
-        return "\n".join("  ".join(cells).rstrip() for cells in _aligned([HEADER, *self.rows()]))
+        return text_table(HEADER, self.rows())
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Plot the mean curve of each metric that has one. Needs the extra `plot`.
@@ -300,14 +301,14 @@ class Measurements(Mapping[str, Measurement]):
         if not curves:
             first = next(iter(self), "iou")
             raise InputError(f"no metric here has a curve. Next: plot one of them, such as m[{first!r}].plot()")
-        if len(self) == 1:
-            return next(iter(self.values())).plot(ax)
         baselines = {
             f"{name}, {baseline}": of_samples(curve)
             for name in curves
             for baseline, curve in self[name].baseline_curves.items()
         }
-        return curve_plot(ax, curves, baselines, title=self.method, seed=self[next(iter(curves))].seed)
+        first = next(iter(curves))
+        metric = first if len(curves) == 1 else ""
+        return curve_plot(ax, curves, baselines, title=self.method, metric=metric, seed=self[first].seed)
 
     @notebook_html
     def _repr_html_(self) -> str:
@@ -446,8 +447,3 @@ def _curve_image(each: Measurement) -> str:
     packed = io.BytesIO()
     figure.savefig(packed, format="png", dpi=90)
     return image_tag(Image.open(packed), f"the curve of {each.metric}", lossless=True)
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[list[str]]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [[cell.ljust(width) for cell, width in zip(cells, widths, strict=True)] for cells in rows]

@@ -12,7 +12,7 @@ from torchpeek.errors import AmbiguousCall, InputError, NotFired
 from torchpeek.hooks import containers
 from torchpeek.hooks.gradient_tap import GradientTap
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf, StoredTensor
-from torchpeek.html import notebook_html, paragraph, table
+from torchpeek.html import figure, notebook_html, paragraph, table
 
 _NOT_RECORDED = object()  # not None, which a layer may return
 
@@ -354,7 +354,7 @@ def _calls_html(layer: str, calls: Sequence[Call]) -> str:
         if (stored := getattr(call, f"stored_{name}")) is not _NOT_RECORDED and not (name == "kwargs" and stored == {})
     ]
     footer = "" if all(call.complete for call in calls) else "an exception was raised in the last call"
-    return table(("call", layer, "shape and dtype"), rows, footer=footer)
+    return figure(table(("call", "recorded", "shape and dtype"), rows, footer=footer), layer)
 
 
 def _read(value: Any) -> Any:
@@ -386,9 +386,21 @@ def describe(value: Any) -> str:
     """The shapes and dtypes of the stored tensors in a container, as text."""
     texts = []
     for _, leaf in containers.leaves(value, Leaf):
-        if isinstance(leaf, StoredTensor):
-            shape = "nested" if leaf.tensor.is_nested else str(tuple(leaf.tensor.shape))
-            texts.append(f"{shape} {str(leaf.tensor.dtype).removeprefix('torch.')}")
-        else:
-            texts.append(repr(leaf.read()))
+        if isinstance(leaf, GradientSlot):
+            if leaf.leaf is None:
+                texts.append("none has arrived")
+                continue
+            leaf = leaf.leaf
+        stored = leaf.tensor if isinstance(leaf, StoredTensor) else leaf.read()
+        texts.append(_shape_and_dtype(stored) if isinstance(stored, Tensor) else repr(stored))
     return ", ".join(texts) or "no tensor"
+
+
+def shapes(value: Any) -> str:
+    """The shapes and dtypes of the tensors in a container, as text."""
+    return ", ".join(_shape_and_dtype(tensor) for _, tensor in containers.leaves(value)) or "none has arrived"
+
+
+def _shape_and_dtype(tensor: Tensor) -> str:
+    shape = "nested" if tensor.is_nested else str(tuple(tensor.shape))
+    return f"{shape} {str(tensor.dtype).removeprefix('torch.')}"

@@ -16,7 +16,7 @@ from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNo
 from torchpeek.hooks.checked_model import checked_model
 from torchpeek.hooks.gradient_tap import hooked
 from torchpeek.hooks.process import eagerly, is_sharded
-from torchpeek.hooks.recording.call import Calls, describe
+from torchpeek.hooks.recording.call import Calls, describe, shapes
 from torchpeek.hooks.recording.keep import Keep, layer_keepers
 from torchpeek.hooks.recording.layer_recorder import LayerInputHook, LayerRecorder
 from torchpeek.hooks.recording.pass_tracker import CallDepthHook, PassEndHook, PassStartHook, PassTracker
@@ -27,6 +27,7 @@ from torchpeek.hooks.temporary_hooks import attached
 from torchpeek.html import notebook_html, table
 from torchpeek.interrupts import protected, uninterrupted
 from torchpeek.keywords import checked_keywords
+from torchpeek.text_table import text_table
 
 Snapshot: TypeAlias = Literal["auto", "clone", "alias"]
 
@@ -421,6 +422,21 @@ class LayerGradients(Mapping[str, Any]):
         if index is None and len(calls) > 1:
             raise AmbiguousCall(f"layer {name!r} was called {len(calls)} times; read [{name!r}, 0] and so on")
         return calls[index or 0]
+
+    def __repr__(self) -> str:
+        return text_table(*self._table())
+
+    @notebook_html
+    def _repr_html_(self) -> str:
+        return table(*self._table())
+
+    def _table(self) -> tuple[tuple[str, str, str], list[tuple[str, str, str]]]:
+        rows = [
+            (name, str(number) if len(calls) > 1 else "", shapes(gradient))
+            for name, calls in self._gradients.items()
+            for number, gradient in enumerate(calls)
+        ]
+        return ("layer", "call", "gradient"), rows
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._gradients)
