@@ -351,7 +351,8 @@ def _calls_html(layer: str, calls: Sequence[Call]) -> str:
         (f"[{number}]" if len(calls) > 1 else "", name, describe(stored))
         for number, call in enumerate(calls)
         for name in ("input", "kwargs", "output", "grad_output", "grad_input", "grad_kwargs")
-        if (stored := getattr(call, f"stored_{name}")) is not _NOT_RECORDED and not (name == "kwargs" and stored == {})
+        if (stored := getattr(call, f"stored_{name}")) is not _NOT_RECORDED
+        and not (name.endswith("kwargs") and stored == {})
     ]
     footer = "" if all(call.complete for call in calls) else "an exception was raised in the last call"
     return figure(table(("call", "recorded", "shape and dtype"), rows, footer=footer), layer)
