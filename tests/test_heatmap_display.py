@@ -168,7 +168,15 @@ class TestOverlay:
     def test_grids_of_one_and_of_three_axes(self, model, inputs) -> None:
         heatmap = tp.explain(model, inputs, layer="0", target=2)
         assert max(heatmap.overlay(signed=True, colorbar=False).size) >= 224
-        assert len(embedded_images(heatmap._repr_html_())) == 1
+        [image] = embedded_images(heatmap._repr_html_())
+        assert min(image.size) >= 25
+
+    def test_a_long_signal_is_a_strip_that_can_be_seen(self) -> None:
+        model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+        heatmap = tp.explain(model, torch.rand(1, 2, 5000), layer="0", target=2)
+        assert heatmap.overlay(signed=True, colorbar=False).size == (4998, 624)
+        [image] = embedded_images(heatmap._repr_html_())
+        assert image.size == (400, 50)
 
     def test_a_volume_can_be_given(self) -> None:
         model = nn.Sequential(nn.Conv3d(1, 4, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten())

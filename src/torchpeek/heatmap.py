@@ -156,8 +156,8 @@ class Heatmap:
     ) -> Image.Image:
         """Draw the map over its picture; several maps in a grid, each with its class and its score.
 
-        Without a picture, the map is drawn alone, each value as a square. So is a map whose grid has one axis or three,
-        unless `picture` is a volume: of three axes, the slice with the highest value is drawn.
+        Without a picture, the map is drawn alone, each value as a square. So is a map whose grid has one axis, as a
+        strip, or three, unless `picture` is a volume: of three axes, the slice with the highest value is drawn.
         `tp.render.overlay` has further options, and `tp.render.signal`, `filmstrip` and `montage` draw other inputs.
 
         Args:

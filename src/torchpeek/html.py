@@ -9,7 +9,7 @@ import base64
 import io
 import re
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from html import escape
 from typing import TYPE_CHECKING, TypeVar
@@ -102,6 +102,12 @@ def table(
         + paragraph(cut)
         + paragraph(footer, faint=True)
     )
+
+
+def cells_table(rows: Sequence[Mapping[str, str]], *, footer: str = "") -> str:
+    """Return a table of rows that are column -> cell, with a column for each name that occurs."""
+    header = tuple(dict.fromkeys(column for row in rows for column in row))
+    return table(header, [[row.get(column, "") for column in header] for row in rows], footer=footer)
 
 
 def figure(image: str, *captions: str, width: int | None = None) -> str:

@@ -94,6 +94,8 @@ def test_it_is_still_a_dict_of_tensors() -> None:
         assert str(copy.deepcopy(table)) == str(table)
         assert dict(table).keys() == table.keys()
     assert pickle.loads(pickle.dumps(kernels)).by_output()["1"].shape == (2, 4, 3, 3)
+    for part in (kernels.by_output(), kernels.by_shape()[3, 3]):
+        assert str(part).startswith("layer")
 
 
 def test_containers_have_a_row_for_each_tensor() -> None:

@@ -36,15 +36,15 @@ class Kernels(TensorTable):
         """Group the weights by the shape of the kernel, such as (3, 3), in the order of first occurrence."""
         groups: dict[tuple[int, ...], dict[str, Tensor]] = {}
         for name, weight in self.items():
-            groups.setdefault(tuple(weight.shape[2:]), {})[name] = weight
+            groups.setdefault(tuple(weight.shape[2:]), TensorTable())[name] = weight
         return groups
 
     def by_output(self) -> dict[str, Tensor]:
         """Return all weights as (out, in / groups, *kernel), also those of transposed convolutions."""
-        return {
-            name: _output_first(weight, self._groups[name]) if name in self._groups else weight
+        return TensorTable(
+            (name, _output_first(weight, self._groups[name]) if name in self._groups else weight)
             for name, weight in self.items()
-        }
+        )
 
     def plot(self, layer: str | None = None, ax: Axes | None = None) -> Axes:
         """Draw the kernels of one layer as tiles, as `tp.render.kernel_grid` does. Needs the extra `plot`.
@@ -78,8 +78,7 @@ class Kernels(TensorTable):
         name = next(iter(self)) if layer is None else layer
         if name not in self:
             raise LayerNotFound(f"there is no weight of layer {name!r}{closest(name, self)}; there are {len(self)}")
-        weight = _output_first(self[name], self._groups[name]) if name in self._groups else self[name]
-        return kernel_grid(weight, title=name)
+        return kernel_grid(self.by_output()[name], title=name)
 
 
 @checked_keywords

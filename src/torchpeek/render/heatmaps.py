@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,7 @@ MOST = 16
 """Most maps of a grid."""
 
 _LARGE, _SMALL = 400, 240  # longest side of an image in a notebook, in pixels: of one map, and of several
+_NARROWEST = 160  # pixels of a figure, so that its words have room
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ def drawn_map(
 
 
 def bare_map(heatmap: HeatmapLike, *, colormap: str, limit: float | None, signed: bool, colorbar: bool) -> Image.Image:
-    """Draw one map alone: each value is a square, a grid of one axis a row of them.
+    """Draw one map alone: each value is a square. A grid of one axis, or a narrow one, is a strip that can be seen.
 
     Of three axes, the slice across the first one is drawn that has the highest value, and the image says which it is.
     """
@@ -76,10 +77,17 @@ def bare_map(heatmap: HeatmapLike, *, colormap: str, limit: float | None, signed
     elif axes == 3:
         index = int((values.abs() if scale.signed else values).flatten(1).amax(1).argmax())
         values, words = values[index], f"slice {index} of 0 to {len(values) - 1}"
-    drawn = enlarged(Image.fromarray(coloured(scale.unit(as_numpy(values)), scale.colormap)))
+    drawn = _without_thin_side(enlarged(Image.fromarray(coloured(scale.unit(as_numpy(values)), scale.colormap))))
     drawn = stamped_if_random(stamped(drawn, words) if words else drawn, heatmap)
     words = sign_words(heatmap, scale, beside=colorbar)
     return with_colorbar(drawn, scale, words) if colorbar else drawn
+
+
+def _without_thin_side(image: Image.Image) -> Image.Image:
+    """Return the image with its shorter side at least an eighth of the longer one."""
+    least = max(image.size) // 8
+    size = (max(image.width, least), max(image.height, least))
+    return image if size == image.size else image.resize(size, Image.Resampling.NEAREST)
 
 
 def plot_map(shown: ShownMap, ax: Axes | None, *, colormap: str, alpha: float, signed: bool) -> Axes:
@@ -128,21 +136,16 @@ def maps_html(maps: Sequence[ShownMap], total: int, columns: int | None = None) 
 
 
 def _cut(count: int, total: int) -> str:
-    return f"{count} of {total:,} maps; heatmap[n, k] is one of them, and slices take several"
+    return f"{count} of {total:,} maps; an index or a slice shows others"
 
 
 def _figure(shown: ShownMap, longest: int) -> str:
-    style = {"colormap": "viridis", "limit": None, "signed": False}
+    if isinstance(shown.picture, Picture):  # reduced first, because to colour a large picture takes long
+        shown = replace(shown, picture=shown.picture.reduced(longest))
     scale = scale_of(shown.heatmap, colormap="viridis", limit=None, signed=False)
-    if isinstance(shown.picture, Picture):  # reduced first: a large picture would take long
-        image = overlay(shown.picture.reduced(longest), shown.heatmap)
-    else:
-        image = drawn_map(shown, alpha=0.6, colorbar=False, **style)  # type: ignore[arg-type]
-    image = fitted(image, longest)
+    drawn = drawn_map(shown, colormap=scale.colormap, alpha=0.6, limit=None, signed=False, colorbar=False)
+    image = fitted(drawn, longest)
     strip = Image.fromarray(np.ascontiguousarray(COLORMAPS[scale.colormap][None]))
-    remark = sign_words(shown.heatmap, scale)
-    under = bar(strip, image.width, scale.numbers) + paragraph(remark, faint=True)
-    lossless = shown.picture is None
-    return figure(
-        image_tag(image, shown.title, lossless=lossless) + under, shown.title, *shown.lines, width=max(image.width, 160)
-    )
+    below = bar(strip, image.width, scale.numbers) + paragraph(sign_words(shown.heatmap, scale), faint=True)
+    tag = image_tag(image, shown.title, lossless=shown.picture is None)
+    return figure(tag + below, shown.title, *shown.lines, width=max(image.width, _NARROWEST))

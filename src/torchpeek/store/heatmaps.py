@@ -26,7 +26,7 @@ def save(heatmap: Heatmap, path: str | PathLike[str]) -> None:
     """Write a heatmap as a safetensors file.
 
     Values, scores and labels are tensors; everything else is JSON in the header. An existing file is replaced in one
-    step: a reader sees the old file or the new one.
+    step: a reader sees the old file or the new one. The pictures of the heatmap are not written.
 
     Args:
         heatmap: The heatmap.

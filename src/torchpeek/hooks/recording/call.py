@@ -12,7 +12,7 @@ from torchpeek.errors import AmbiguousCall, InputError, NotFired
 from torchpeek.hooks import containers
 from torchpeek.hooks.gradient_tap import GradientTap
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf, StoredTensor
-from torchpeek.html import figure, notebook_html, paragraph, table
+from torchpeek.html import cells_table, figure, notebook_html, paragraph
 
 _NOT_RECORDED = object()  # not None, which a layer may return
 
@@ -348,14 +348,14 @@ class Calls(Sequence[Call]):
 def _calls_html(layer: str, calls: Sequence[Call]) -> str:
     """The calls as a table with a row for each recorded value: what it is, with its shapes and dtypes."""
     rows = [
-        (f"[{number}]" if len(calls) > 1 else "", name, describe(stored))
+        {"call": f"[{number}]" if len(calls) > 1 else "", "recorded": name, "shape and dtype": describe(stored)}
         for number, call in enumerate(calls)
         for name in ("input", "kwargs", "output", "grad_output", "grad_input", "grad_kwargs")
         if (stored := getattr(call, f"stored_{name}")) is not _NOT_RECORDED
         and not (name.endswith("kwargs") and stored == {})
     ]
     footer = "" if all(call.complete for call in calls) else "an exception was raised in the last call"
-    return figure(table(("call", "recorded", "shape and dtype"), rows, footer=footer), layer)
+    return figure(cells_table(rows, footer=footer), layer)
 
 
 def _read(value: Any) -> Any:

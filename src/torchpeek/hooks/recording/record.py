@@ -24,7 +24,7 @@ from torchpeek.hooks.recording.storage import GradientSlot, Leaf, MemoryBudget, 
 from torchpeek.hooks.select import Selection, named_layers, select, why_not_fired
 from torchpeek.hooks.selected_layer import split_call
 from torchpeek.hooks.temporary_hooks import attached
-from torchpeek.html import notebook_html, table
+from torchpeek.html import cells_table, notebook_html, table
 from torchpeek.interrupts import protected, uninterrupted
 from torchpeek.keywords import checked_keywords
 from torchpeek.text_table import text_table
@@ -332,7 +332,7 @@ class Recording:
     @notebook_html
     def _repr_html_(self) -> str:
         header, *rows = self._rows()
-        return table(header, rows)
+        return cells_table([dict(zip(header, row, strict=True)) for row in rows])
 
     def __repr__(self) -> str:
         rows = self._rows()
