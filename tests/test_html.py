@@ -24,6 +24,9 @@ class TestTable:
         made = html.table(("name", "number", "mixed"), [("a", "-1.5e-05", "3"), ("b", "1,024", "x"), ("c", "nan", "")])
         assert made.count("text-align:right") == 4  # the column and its header
 
+    def test_names_that_are_numbers_are_left_aligned(self) -> None:
+        assert html.table(("layer", "type"), [("0", "Conv2d"), ("1", "ReLU")]).count("text-align:right") == 0
+
     def test_marked_rows(self) -> None:
         made = html.table(("a",), [("x",), ("y",)], marked=[1])
         assert made.index("background") > made.index("x</td>")

@@ -71,7 +71,9 @@ def table(
     footer: str = "",
     marked: Collection[int] = (),
 ) -> str:
-    """Return a table that scrolls if it is long. Numbers are right-aligned. Columns without an entry are left out.
+    """Return a table that scrolls if it is long. Columns without an entry are left out.
+
+    Columns of numbers are right-aligned, but for the first one: a layer's name may be a number.
 
     Args:
         header: The names of the columns; empty for a table without a header.
@@ -81,7 +83,10 @@ def table(
     """
     if header:
         header, rows = without_empty_columns(header, rows)
-    right = [all(_NUMBER.fullmatch(cell) for cell in column) for column in zip(*rows, strict=True)]
+    right = [
+        bool(number) and all(_NUMBER.fullmatch(cell) for cell in column)
+        for number, column in enumerate(zip(*rows, strict=True))
+    ]
 
     def line(cells: Sequence[str], tag: str, style: str = "") -> str:
         made = (
