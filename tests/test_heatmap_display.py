@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import copy
+import gc
 import io
 import pickle
 import re
 import warnings
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -205,6 +207,8 @@ class TestOverlay:
             heatmap.overlay(most=0)
         with pytest.raises(OptionError, match="no colormap 'virids'"):
             heatmap.overlay(colormap="virids")
+        with pytest.raises(OptionError, match="alpha is 2"):
+            tp.explain(loaded, picture.tensor).overlay(alpha=2)
         with pytest.raises(InputError, match="has no maps"):
             heatmap[0:0].overlay()
 
@@ -264,6 +268,7 @@ class TestHtml:
     def test_lists_and_comparisons(self, loaded, picture) -> None:
         heatmaps = tp.explain(loaded, [picture, torch.rand(1, 3, 32, 32)])
         assert isinstance(heatmaps, list)
+        assert len(embedded_images(heatmaps[1:]._repr_html_())) == 1
         assert len(embedded_images(heatmaps._repr_html_())) == 2
         compared = tp.compare(loaded, picture, methods=["gradcam", "eigencam"], target=[[0, 1]])
         assert isinstance(compared, dict)
@@ -300,3 +305,15 @@ class TestPlot:
             tp.explain(loaded, picture, target=[[0, 1]]).plot()
         with pytest.raises(InputError, match="ax is a int"):
             tp.explain(loaded, picture).plot(3)  # type: ignore[arg-type]
+
+
+def test_a_heatmap_keeps_neither_the_model_nor_the_whole_picture_alive(tmp_path) -> None:
+    loaded = tp.LoadedModel(PooledNet(), tp.Preprocess(resize=32, crop=(32, 32)))
+    noise((2000, 1500)).save(tmp_path / "photo.png")
+    heatmap = tp.explain(loaded, tmp_path / "photo.png")
+    model = weakref.ref(loaded.module)
+    del loaded
+    gc.collect()
+    assert model() is None
+    assert heatmap.pictures[0].image.size == (800, 600)
+    assert len(pickle.dumps(heatmap)) < 800 * 600 * 3 + 50_000

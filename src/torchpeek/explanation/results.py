@@ -15,6 +15,10 @@ from torchpeek.render.heatmaps import MOST, maps_html
 class HeatmapList(list[Heatmap]):
     """The heatmaps of inputs one by one, which may differ in size."""
 
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # as list's own
+        found = super().__getitem__(index)
+        return HeatmapList(found) if isinstance(index, slice) else found
+
     @notebook_html
     def _repr_html_(self) -> str:
         return paragraph(heading(self[0])) + _of_inputs(self, MOST) if self else "[]"
