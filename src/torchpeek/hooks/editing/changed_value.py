@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,36 +22,63 @@ def changed_value(layer: str, change: Callable[[Any], Any], original: Any) -> An
     Raises:
         InputError: When the function returns something else, or calls the layer that it edits.
     """
-    changed = _called(f"layer {layer!r}", change, original)
+    try:
+        changed = change(original)
+    except Exception as error:
+        _explain(error, f"layer {layer!r}", change)
+        raise
+    if type(changed) is Tensor and type(original) is Tensor:  # the common case, fast
+        return changed
     return _checked(layer, changed, original)
 
 
-def changed_inputs(
-    layer: str, change: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What the edit of a layer makes of its inputs.
+Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+"""The positional and the keyword inputs of a layer."""
 
-    A function of one argument gets the positional input, a tuple if there are several, or the dict of the keyword
-    inputs if there are no others. A function that needs two arguments gets the positional input and that dict, and
-    returns both.
 
-    Raises:
-        InputError: When the function returns something else, or calls the layer that it edits.
+def inputs_changer(layer: str, change: Callable[..., Any]) -> Callable[[tuple[Any, ...], dict[str, Any]], Inputs]:
+    """A function that makes the new inputs of a layer from its inputs, with a function of the user.
+
+    The function of the user gets the positional input, a tuple if there is not exactly one, or the dict of the keyword
+    inputs if there are no others. If it needs two arguments, it gets both, and returns both.
     """
+    return partial(_changed_inputs_and_keywords if _needs_two(change) else _changed_inputs, layer, change)
+
+
+def _changed_inputs(layer: str, change: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+    if len(args) == 1:
+        return (changed_value(layer, change, args[0]),), kwargs
+    if args or not kwargs:
+        return changed_value(layer, change, args), kwargs
+    return args, changed_value(layer, change, kwargs)
+
+
+def _changed_inputs_and_keywords(
+    layer: str, change: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Inputs:
     positional = args[0] if len(args) == 1 else args
-    if takes_keywords(change):
-        pair = _called(f"layer {layer!r}", change, positional, dict(kwargs))
-        if not (isinstance(pair, tuple) and len(pair) == 2 and _is_keywords(pair[1])):
-            raise InputError(
-                f"the edit of layer {layer!r} takes the arguments (args, kwargs) and returned {_described(pair)}; "
-                "allowed: the pair (args, kwargs) of the new positional input and the dict of the new keyword inputs"
-            )
-        changed, kwargs = _checked(layer, pair[0], positional), dict(pair[1])
-    elif args or not kwargs:
-        changed = changed_value(layer, change, positional)
-    else:
-        return args, changed_value(layer, change, kwargs)
-    return (changed,) if len(args) == 1 else changed, kwargs
+    try:
+        pair = change(positional, dict(kwargs))
+    except Exception as error:
+        _explain(error, f"layer {layer!r}", change)
+        raise
+    if not (isinstance(pair, tuple) and len(pair) == 2 and _is_keywords(pair[1])):
+        raise InputError(
+            f"the edit of layer {layer!r} takes the arguments (args, kwargs) and returned {_described(pair)}; allowed: "
+            "the pair (args, kwargs) of the new positional input and the dict of the new keyword inputs"
+        )
+    changed = _checked(layer, pair[0], positional)
+    return (changed,) if len(args) == 1 else changed, dict(pair[1])
+
+
+def _needs_two(change: Callable[..., Any]) -> bool:
+    """Whether the function has two positional parameters without defaults."""
+    try:
+        parameters = inspect.signature(change).parameters.values()
+    except (TypeError, ValueError):  # some functions that are not written in Python
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(each.kind in positional and each.default is each.empty for each in parameters) == 2
 
 
 def changed_gradient(name: str, change: Callable[[Tensor], Any], gradient: Tensor) -> Tensor:
@@ -64,7 +92,11 @@ def changed_gradient(name: str, change: Callable[[Tensor], Any], gradient: Tenso
     Raises:
         InputError: When the function returns something else.
     """
-    changed = _called(f"the gradient of {name}", change, gradient.clone())
+    try:
+        changed = change(gradient.clone())
+    except Exception as error:
+        _explain(error, f"the gradient of {name}", change)
+        raise
     if not isinstance(changed, Tensor):
         raise InputError(
             f"the edit of the gradient of {name} returned {_described(changed)}; return the gradient to use, also if "
@@ -80,39 +112,25 @@ def changed_gradient(name: str, change: Callable[[Tensor], Any], gradient: Tenso
     return changed
 
 
-def takes_keywords(change: Callable[..., Any]) -> bool:
-    """Whether a function for inputs needs two positional arguments: it gets the keyword inputs as the second."""
-    try:
-        parameters = inspect.signature(change).parameters.values()
-    except (TypeError, ValueError):  # some functions that are not written in Python
-        return False
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(each.kind in positional and each.default is each.empty for each in parameters) == 2
-
-
 def tensor_paths(value: Any) -> list[str]:
     """The paths of the tensors in a container, as `tp.edits.at` takes them."""
     return [path for path, _ in containers.leaves(value)]
 
 
-def _called(name: str, change: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return change(*arguments)
-    except RecursionError:
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None and not (frame.f_code is _called.__code__ and frame.f_locals["change"] is change):
+def _explain(error: Exception, name: str, change: Callable[..., Any]) -> None:
+    """Add to an error of the function which edit it is. Raises InputError where the function called its own layer."""
+    if isinstance(error, RecursionError):
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and not (frame.f_globals is globals() and frame.f_locals.get("change") is change):
             frame = frame.f_back
-        if frame is None:
-            raise
-        raise InputError(
-            f"the edit of {name} calls that layer, so it would never end. Next: compute what it needs before the "
-            "block, or with copy.deepcopy(model)"
-        ) from None
-    except Exception as error:
-        note = f"in the edit of {name}"
-        if note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
-        raise
+        if frame is not None:
+            raise InputError(
+                f"the edit of {name} calls that layer, so it would never end. Next: compute what it needs before the "
+                "block, or with copy.deepcopy(model)"
+            ) from None
+    note = f"in the edit of {name}"
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
 
 
 def _checked(layer: str, changed: Any, original: Any) -> Any:

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torchpeek.errors import GradUnavailable, InputError, notify
 from torchpeek.hooks import containers
 from torchpeek.hooks.checked_model import checked_model
-from torchpeek.hooks.editing.changed_value import changed_gradient, changed_inputs, changed_value
+from torchpeek.hooks.editing.changed_value import Inputs, changed_gradient, changed_value, inputs_changer
 from torchpeek.hooks.editing.pass_calls import CallCounts, PassCalls
-from torchpeek.hooks.editing.recomputation import in_reentrant_checkpoint, may_run_again, takes_part
+from torchpeek.hooks.editing.recomputation import EditHook, in_reentrant_checkpoint
 from torchpeek.hooks.gradient_tap import GradientTap, tap_gradient
 from torchpeek.hooks.process import current_thread, eagerly
 from torchpeek.hooks.select import Selection, select, why_not_fired
 from torchpeek.hooks.selected_layer import SelectedLayer
-from torchpeek.hooks.temporary_hooks import UncopiedHook, attached
+from torchpeek.hooks.temporary_hooks import attached
 from torchpeek.hooks.with_block import opened_by_with
 from torchpeek.interrupts import uninterrupted
 from torchpeek.keywords import checked_keywords
@@ -98,7 +98,7 @@ def _notify_compiled() -> None:
     notify("the model is compiled, and compiled code ignores hooks; it runs eagerly while it is edited")
 
 
-_Hook: TypeAlias = tuple[nn.Module, "_EditHook"]
+_Hook: TypeAlias = tuple[nn.Module, EditHook]
 _EditsByLayer: TypeAlias = list[tuple[SelectedLayer, Callable[..., Any]]]
 
 _numbers = count()
@@ -120,18 +120,19 @@ class _Edit:
         self._gradients_arrived: set[str] = set()  # the layers and calls of which a gradient was edited
         self._gradient_taps: list[GradientTap] = []
         self._threads: set[int] = set()  # the threads in which a second run has registered the hooks again
-        self.called = self._hooks(of_inputs, self._change_inputs)
+        changers = [(layer, inputs_changer(layer.name, change)) for layer, change in of_inputs]
+        self.called = self._hooks(changers, self._change_inputs)
         self.returned = self._hooks(of_outputs, self._change_output)
-        self.returned.append((model, _EditHook(self, "", self._calls.complete_pass)))
+        self.returned.append((model, EditHook(self, "", self._calls.complete_pass)))
         self.gradient_hooks = self._hooks(of_gradients, self._change_gradient)
         self.ended: list[_Hook] = []
         if any(layer.call is not None for layer in self._layers):  # only then are the calls of a pass counted
-            self.called.insert(0, (model, _EditHook(self, "", self._calls.begin_pass)))
-            self.ended.append((model, _EditHook(self, "", self._calls.end_pass)))
+            self.called.insert(0, (model, EditHook(self, "", self._calls.begin_pass)))
+            self.ended.append((model, EditHook(self, "", self._calls.end_pass)))
 
     def _hooks(self, edits: _EditsByLayer, hook: Callable[..., Any]) -> list[_Hook]:
         return [
-            (layer.module, _EditHook(self, layer.name, self._calls.at(layer, partial(hook, layer.name, change))))
+            (layer.module, EditHook(self, layer.name, self._calls.at(layer, partial(hook, layer.name, change))))
             for layer, change in edits
         ]
 
@@ -181,13 +182,13 @@ class _Edit:
     def _change_inputs(
         self,
         name: str,
-        change: Callable[..., Any],
+        changed: Callable[[tuple[Any, ...], dict[str, Any]], Inputs],
         module: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any] | None = None,
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    ) -> Inputs:
         self._fired.add(name)
-        return changed_inputs(name, change, args, kwargs or {})
+        return changed(args, kwargs or {})
 
     def _change_output(self, name: str, change: Callable[[Any], Any], module: nn.Module, args: Any, output: Any) -> Any:
         self._fired.add(name)
@@ -227,20 +228,6 @@ class _Edit:
                 "requires_grad_() on its input"
             )
         return tapped_output
-
-
-class _EditHook(UncopiedHook):
-    """A hook of an edit. It leaves a call alone that is the second run of an unedited one."""
-
-    __slots__ = ("_edit", "_hook", "_layer")
-
-    def __init__(self, edit: _Edit, layer: str, hook: Callable[..., Any]) -> None:
-        self._edit = edit
-        self._layer = layer
-        self._hook = hook
-
-    def __call__(self, *args: Any) -> Any:
-        return self._hook(*args) if not may_run_again() or takes_part(self._edit, self._layer) else None
 
 
 def _by_layer(model: nn.Module, edits: Edits | None) -> _EditsByLayer:

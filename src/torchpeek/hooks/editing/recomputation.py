@@ -25,12 +25,15 @@ import torch
 from torch.autograd.function import BackwardCFunction
 
 from torchpeek.errors import GradUnavailable
-from torchpeek.hooks.recording.pass_tracker import in_backward_pass
+from torchpeek.hooks.temporary_hooks import UncopiedHook
 
 # The pair of hooks for saved tensors that is in force; None where there is none. Torch 2.6 cannot tell.
-_saved_tensors_hooks: Callable[[bool], Any] | None = getattr(
-    torch._C._autograd, "_top_saved_tensors_default_hooks", None
+_saved_tensors_hooks: Callable[[bool], Any] = getattr(
+    torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: (None, None)
 )
+_graph_task: Callable[[], int] = torch._C._current_graph_task_id  # -1 outside of backward passes
+_forward_gradients_enabled: Callable[[], bool] = torch._C._is_fwd_grad_enabled  # not so in an autograd function
+_inference_mode: Callable[[], bool] = torch.is_inference_mode_enabled
 
 
 class RepeatableEdit(Protocol):
@@ -71,14 +74,31 @@ class SecondRun:
             return self._function(*args, **kwargs)
 
 
-def may_run_again() -> bool:
-    """Whether a checkpoint may have called what runs now. False is certain, and is found fast."""
-    return (
-        not torch.is_grad_enabled()  # the first run of a reentrant checkpoint
-        or _saved_tensors_hooks is None
-        or _saved_tensors_hooks(False) is not None  # the first run of another checkpoint
-        or in_backward_pass()
-    )
+class EditHook(UncopiedHook):
+    """A hook of an edit. It leaves a call alone that is the second run of an unedited one.
+
+    Args:
+        edit: The edit.
+        layer: The name of the layer, for an error text.
+        hook: What runs at the other calls.
+    """
+
+    __slots__ = ("_edit", "_hook", "_layer")
+
+    def __init__(self, edit: RepeatableEdit, layer: str, hook: Callable[..., Any]) -> None:
+        self._edit = edit
+        self._layer = layer
+        self._hook = hook
+
+    def __call__(self, *args: Any) -> Any:
+        # This runs at every call of the layer, so what excludes a checkpoint is tested first, and without a function.
+        if (
+            (_forward_gradients_enabled() or _inference_mode())  # else an autograd function calls the layer
+            and _saved_tensors_hooks(False) is None
+            and _graph_task() == -1
+        ) or takes_part(self._edit, self._layer):
+            return self._hook(*args)
+        return None
 
 
 def takes_part(edit: RepeatableEdit, layer: str) -> bool:
@@ -146,7 +166,7 @@ def _around(frame: FrameType | None) -> _Around:
             if "gen" in code.co_varnames and (generator := frame.f_locals.get("gen")) is not None:
                 checkpoints += _checkpoint_of(generator)
         frame = frame.f_back
-    if _saved_tensors_hooks is not None and (pair := _saved_tensors_hooks(False)) is not None:
+    if (pair := _saved_tensors_hooks(False)) is not None:
         checkpoints += _checkpoint_of_hook(pair[0])
     return _Around(checkpoints, other_functions, False, None)
 
