@@ -20,7 +20,7 @@ from torchpeek.hooks.recording.call import Calls, describe
 from torchpeek.hooks.recording.keep import Keep, layer_keepers
 from torchpeek.hooks.recording.layer_recorder import LayerInputHook, LayerRecorder
 from torchpeek.hooks.recording.pass_tracker import CallDepthHook, PassEndHook, PassStartHook, PassTracker
-from torchpeek.hooks.recording.storage import GradientSlot, Leaf, MemoryBudget, StoredTensor, slot_hook
+from torchpeek.hooks.recording.storage import GradientSlot, Leaf, MemoryBudget, StoredTensor, whole_gradient_hook
 from torchpeek.hooks.select import Selection, named_layers, select, why_not_fired
 from torchpeek.hooks.selected_layer import split_call
 from torchpeek.hooks.temporary_hooks import attached
@@ -379,7 +379,7 @@ class Recording(OpenedByWith):
                 slot = GradientSlot(partial(StoredTensor, copy=True))
                 self._parameters[name][parameter] = StoredTensor(tensor, self._tracker.copy_gradients), slot
                 if tensor.requires_grad and self._tracker.gradients:
-                    self._parameter_hooks.append(hooked(tensor, slot_hook(slot)))
+                    self._parameter_hooks.append(hooked(tensor, whole_gradient_hook(slot)))
 
     def _remove_gradient_hooks(self) -> None:
         for handle in self._parameter_hooks:
