@@ -16,8 +16,14 @@ from torchpeek.errors import InputError, listed_names
 from torchpeek.hooks import containers
 
 
-def changed_value(layer: str, change: Callable[[Any], Any], original: Any) -> Any:
+def changed_value(layer: str, change: Callable[[Any], Any], original: Any, hint: str = "") -> Any:
     """What the edit of a layer makes of a value: of the same type if that is a tensor or a container.
+
+    Args:
+        layer: The name of the layer, for error texts.
+        change: The function.
+        original: The value.
+        hint: The end of the error text if the function returns another type.
 
     Raises:
         InputError: When the function returns something else, or calls the layer that it edits.
@@ -29,7 +35,7 @@ def changed_value(layer: str, change: Callable[[Any], Any], original: Any) -> An
         raise
     if type(changed) is Tensor and type(original) is Tensor:  # the common case, fast
         return changed
-    return _checked(layer, changed, original)
+    return _checked(layer, changed, original, hint)
 
 
 Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -47,10 +53,15 @@ def inputs_changer(layer: str, change: Callable[..., Any]) -> Callable[[tuple[An
 
 def _changed_inputs(layer: str, change: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
     if len(args) == 1:
-        return (changed_value(layer, change, args[0]),), kwargs
+        return (changed_value(layer, change, args[0], _KEYWORDS_HINT if kwargs else ""),), kwargs
     if args or not kwargs:
-        return changed_value(layer, change, args), kwargs
+        return changed_value(layer, change, args, _KEYWORDS_HINT if kwargs else ""), kwargs
     return args, changed_value(layer, change, kwargs)
+
+
+_KEYWORDS_HINT = (
+    ". A function that needs two arguments, f(args, kwargs), also gets the keyword inputs, and returns both"
+)
 
 
 def _changed_inputs_and_keywords(
@@ -133,7 +144,7 @@ def _explain(error: Exception, name: str, change: Callable[..., Any]) -> None:
         error.add_note(note)
 
 
-def _checked(layer: str, changed: Any, original: Any) -> Any:
+def _checked(layer: str, changed: Any, original: Any, hint: str = "") -> Any:
     if changed is None and original is not None:
         raise InputError(
             f"the edit of layer {layer!r} returned None; return the value to use, also if it was changed in place"
@@ -141,12 +152,12 @@ def _checked(layer: str, changed: Any, original: Any) -> Any:
     if isinstance(original, Tensor) and not isinstance(changed, Tensor):
         raise InputError(
             f"the edit of layer {layer!r} got a {type(original).__name__} and returned {_described(changed)}; allowed: "
-            "a tensor. A function for inputs that needs two arguments, f(args, kwargs), also gets the keyword inputs"
+            f"a tensor{hint}"
         )
     if not containers.same_container(changed, original):
         raise InputError(
             f"the edit of layer {layer!r} got {_described(original)} and returned {_described(changed)}; return the "
-            f"same type of container, with the same members{_how_to_change_one(original)}"
+            f"same type of container, with the same members{_how_to_change_one(original)}{hint}"
         )
     return containers.as_container(changed, original)
 
