@@ -136,4 +136,9 @@ def with_earlier_parts(key: object, part: Tensor) -> Tensor:
 
 def unshared(gradient: Tensor) -> Tensor:
     """An alias of a gradient. Torch copies a gradient of a leaf that somebody else refers to; an alias is no such."""
-    return gradient if gradient.requires_grad else gradient.detach()
+    if gradient.requires_grad:
+        return gradient
+    try:
+        return gradient.detach()
+    except RuntimeError:  # a gradient of `autograd.grad(..., is_grads_batched=True)` has no alias
+        return gradient

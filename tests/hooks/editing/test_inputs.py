@@ -142,7 +142,7 @@ class TestRefusals:
             (POSITIONAL, lambda x: 3.0, "returned a float; allowed: a tensor"),
             (POSITIONAL, lambda x: (each for each in x), "returned a generator; allowed: a tensor"),
             (POSITIONAL, lambda x: None, "returned None"),
-            (SEVERAL, lambda args: args[0], "the same members: tp.edits.at\\('0', ...\\) changes one of them"),
+            (SEVERAL, lambda args: args[0], "as many members: tp.edits.at\\('0', ...\\) changes one of them"),
             (SEVERAL, lambda args: args[:1], "returned a tuple with tensors at '0'; return the same type"),
             (KEYWORDS, lambda kwargs: {"x": X}, r"'x', 'bias' and returned a dict with tensors at 'x'"),
         ],

@@ -157,7 +157,7 @@ def _checked(layer: str, changed: Any, original: Any, hint: str = "") -> Any:
     if not containers.same_container(changed, original):
         raise InputError(
             f"the edit of layer {layer!r} got {_described(original)} and returned {_described(changed)}; return the "
-            f"same type of container, with the same members{_how_to_change_one(original)}{hint}"
+            f"same type of container, with as many members{_how_to_change_one(original)}{hint}"
         )
     return containers.as_container(changed, original)
 

@@ -88,9 +88,8 @@ def edit(
             edited.is_open = True
             yield
     finally:
-        edited.is_open = False
         with uninterrupted():
-            edited.remove_gradient_taps()
+            edited.close()
     edited.notify_of_no_effect()
 
 
@@ -105,7 +104,10 @@ _numbers = count()
 
 
 class _Edit:
-    """The hooks of one edit, and what they share. A second run of a checkpoint registers them again."""
+    """The hooks of one edit. A second run of a checkpoint registers them again.
+
+    The hooks refer to it weakly, so that no reference cycle keeps the model alive.
+    """
 
     def __init__(
         self, model: nn.Module, of_outputs: _EditsByLayer, of_inputs: _EditsByLayer, of_gradients: _EditsByLayer
@@ -113,18 +115,16 @@ class _Edit:
         self.number = next(_numbers)
         self.is_open = False
         self._model = model
-        self._calls = PassCalls()
         self._layers = [layer for layer, _ in (*of_outputs, *of_inputs, *of_gradients)]
         self._gradient_layers = [layer.name for layer, _ in of_gradients]
-        self._fired: set[str] = set()  # the layers and calls that ran
-        self._gradients_arrived: set[str] = set()  # the layers and calls of which a gradient was edited
-        self._gradient_taps: list[GradientTap] = []
+        self._calls = PassCalls()
+        self._changes = _Changes()
         self._threads: set[int] = set()  # the threads in which a second run has registered the hooks again
         changers = [(layer, inputs_changer(layer.name, change)) for layer, change in of_inputs]
-        self.called = self._hooks(changers, self._change_inputs)
-        self.returned = self._hooks(of_outputs, self._change_output)
+        self.called = self._hooks(changers, self._changes.change_inputs)
+        self.returned = self._hooks(of_outputs, self._changes.change_output)
         self.returned.append((model, EditHook(self, "", self._calls.complete_pass)))
-        self.gradient_hooks = self._hooks(of_gradients, self._change_gradient)
+        self.gradient_hooks = self._hooks(of_gradients, self._changes.change_gradient)
         self.ended: list[_Hook] = []
         if any(layer.call is not None for layer in self._layers):  # only then are the calls of a pass counted
             self.called.insert(0, (model, EditHook(self, "", self._calls.begin_pass)))
@@ -160,26 +160,40 @@ class _Edit:
             finally:
                 self._threads.discard(thread)
 
+    def close(self) -> None:
+        """End the edit, and take its hooks off the tensors of the graph."""
+        self.is_open = False
+        self._changes.remove_gradient_taps()
+
+    def notify_of_no_effect(self) -> None:
+        """Give a Notice for each layer that did not run though the model did, or of which no gradient was edited."""
+        for layer in self._layers:
+            if self._calls.completed and layer.name not in self._changes.fired:
+                reason = why_not_fired(self._model, layer, self._calls.most(layer))
+                notify(f"an edit did nothing: {reason}")
+        for name in self._gradient_layers:
+            if name in self._changes.fired and name not in self._changes.gradients_arrived:
+                notify(
+                    f"an edit did nothing: no gradient flowed back through layer {name!r} inside the block. Next: run "
+                    "the backward pass inside the block"
+                )
+
+
+class _Changes:
+    """What the hooks of one edit do, and what they have done."""
+
+    def __init__(self) -> None:
+        self.fired: set[str] = set()  # the layers and calls that ran
+        self.gradients_arrived: set[str] = set()  # the layers and calls of which a gradient was edited
+        self._gradient_taps: list[GradientTap] = []
+
     def remove_gradient_taps(self) -> None:
         """Take the hooks off the tensors of the graph."""
         for tap in self._gradient_taps:
             tap.remove()
         self._gradient_taps.clear()
 
-    def notify_of_no_effect(self) -> None:
-        """Give a Notice for each layer that did not run though the model did, or of which no gradient was edited."""
-        for layer in self._layers:
-            if self._calls.completed and layer.name not in self._fired:
-                reason = why_not_fired(self._model, layer, self._calls.most(layer))
-                notify(f"an edit did nothing: {reason}")
-        for name in self._gradient_layers:
-            if name in self._fired and name not in self._gradients_arrived:
-                notify(
-                    f"an edit did nothing: no gradient flowed back through layer {name!r} inside the block. Next: run "
-                    "the backward pass inside the block"
-                )
-
-    def _change_inputs(
+    def change_inputs(
         self,
         name: str,
         changed: Callable[[tuple[Any, ...], dict[str, Any]], Inputs],
@@ -187,17 +201,20 @@ class _Edit:
         args: tuple[Any, ...],
         kwargs: dict[str, Any] | None = None,
     ) -> Inputs:
-        self._fired.add(name)
+        """The pre-hook for inputs."""
+        self.fired.add(name)
         return changed(args, kwargs or {})
 
-    def _change_output(self, name: str, change: Callable[[Any], Any], module: nn.Module, args: Any, output: Any) -> Any:
-        self._fired.add(name)
+    def change_output(self, name: str, change: Callable[[Any], Any], module: nn.Module, args: Any, output: Any) -> Any:
+        """The forward hook for outputs."""
+        self.fired.add(name)
         return changed_value(name, change, output)
 
-    def _change_gradient(
+    def change_gradient(
         self, name: str, change: Callable[[Any], Any], module: nn.Module, args: Any, output: Any
     ) -> Any:
-        self._fired.add(name)
+        """The forward hook for gradients: it registers the hooks on the tensors of the output."""
+        self.fired.add(name)
         if not torch.is_grad_enabled():
             if in_reentrant_checkpoint():
                 return output  # the second run makes the graph through which the gradient flows
@@ -205,7 +222,7 @@ class _Edit:
                 f"layer {name!r} ran under torch.no_grad() or inference_mode(), so no gradient can flow back through "
                 "it; run the model with gradients enabled"
             )
-        tap_count = 0
+        tap_count, arrived = 0, self.gradients_arrived
 
         def tapped(path: str, tensor: Tensor) -> Tensor:
             nonlocal tap_count
@@ -214,7 +231,7 @@ class _Edit:
             tap_count += 1
 
             def hook(gradient: Tensor) -> Tensor:
-                self._gradients_arrived.add(name)
+                arrived.add(name)
                 return changed_gradient(f"layer {name!r}", change, gradient)
 
             tap, view = tap_gradient(tensor, hook, hook_base=True)

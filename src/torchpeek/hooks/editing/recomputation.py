@@ -16,6 +16,7 @@ the edit. That second run must be edited exactly as the first one was:
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from types import FrameType
@@ -78,7 +79,7 @@ class EditHook(UncopiedHook):
     """A hook of an edit. It leaves a call alone that is the second run of an unedited one.
 
     Args:
-        edit: The edit.
+        edit: The edit. The hook refers to it weakly: it is alive while its block is open, and in its second runs.
         layer: The name of the layer, for an error text.
         hook: What runs at the other calls.
     """
@@ -86,7 +87,7 @@ class EditHook(UncopiedHook):
     __slots__ = ("_edit", "_hook", "_layer")
 
     def __init__(self, edit: RepeatableEdit, layer: str, hook: Callable[..., Any]) -> None:
-        self._edit = edit
+        self._edit = weakref.ref(edit)
         self._layer = layer
         self._hook = hook
 
@@ -96,7 +97,7 @@ class EditHook(UncopiedHook):
             (_forward_gradients_enabled() or _inference_mode())  # else an autograd function calls the layer
             and _saved_tensors_hooks(False) is None
             and _graph_task() == -1
-        ) or takes_part(self._edit, self._layer):
+        ) or ((edit := self._edit()) is not None and takes_part(edit, self._layer)):
             return self._hook(*args)
         return None
 
