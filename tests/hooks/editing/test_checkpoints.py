@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +17,9 @@ import torchpeek as tp
 from networks import state_of
 from replicas.checkpointed import CHECKPOINTS, Checkpointed, EditedByHand, gradients_of, not_reentrant, plain, reentrant
 from torchpeek.errors import GradUnavailable, Notice
+from torchpeek.hooks.editing import recomputation
+from torchpeek.hooks.editing.edit import _Edit
+from torchpeek.hooks.selected_layer import SelectedLayer
 
 X = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -194,6 +200,67 @@ class TestOtherUses:
         torch.testing.assert_close(tape["block.act"][1].output, torch.tanh(tape["block.lin"].output))
 
 
+@pytest.mark.parametrize("checkpoints", CHECKPOINTS)
+def test_a_torch_that_does_not_tell_the_hooks_for_saved_tensors(
+    checkpoints: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recomputation, "_saved_tensors_hooks", lambda ignore_is_tracing: (None, None))
+    model = Checkpointed(*CHECKPOINTS[checkpoints])
+    expected = expected_gradients(model, {"act_1": shifted})
+    with tp.edit(model, outputs={"block.act[1]": shifted}):
+        score = run_model(model)
+    score.backward()
+    torch.testing.assert_close(gradients_of(model), expected)
+
+
+@pytest.mark.parametrize("checkpoints", CHECKPOINTS)
+def test_the_backward_pass_in_another_thread(checkpoints: str) -> None:
+    """So do the passes of other devices run, and the frames of the caller are not on the stack there."""
+    model = Checkpointed(*CHECKPOINTS[checkpoints])
+    expected = expected_gradients(model, {"lin_output": tripled})
+    for inside in (True, False):
+        with tp.edit(model, outputs={"block.lin": tripled}):
+            score = run_model(model)
+            thread = threading.Thread(target=score.backward)
+            if inside:
+                thread.start()
+                thread.join()
+        if not inside:
+            thread.start()
+            thread.join()
+        torch.testing.assert_close(gradients_of(model), expected)
+
+
+def test_a_checkpoint_that_hooks_of_a_module_begin() -> None:
+    composable = pytest.importorskip("torch.distributed._composable")
+    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))).double()
+    run_model(nn.Sequential(model[0], model[1][0], nn.Tanh(), Tripled(), model[1][2])).backward()
+    expected = gradients_of(model)
+    composable.checkpoint(model[1])
+    with tp.edit(model, outputs={"1.1": tripled}):
+        score = run_model(model)
+    score.backward()
+    torch.testing.assert_close(gradients_of(model), expected)
+
+
+class Tripled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return tripled(x)
+
+
+def test_an_edit_is_in_no_reference_cycle() -> None:
+    model = Checkpointed(*CHECKPOINTS["not reentrant"])
+    layers = [(SelectedLayer("block.act", model.block.act, call), tripled) for call in (None, 1)]
+    gc.disable()
+    try:
+        edited = _Edit(model, layers, layers, layers)
+        reference = weakref.ref(edited)
+        del edited
+        assert reference() is None
+    finally:
+        gc.enable()
+
+
 class Reversible(torch.autograd.Function):
     """Runs a module again in its backward, as reversible networks do."""
 
@@ -214,8 +281,7 @@ class Reversible(torch.autograd.Function):
 class TestOtherAutogradFunctions:
     def test_inside_the_block_and_after_it(self) -> None:
         model = Checkpointed(lambda function, x: Reversible.apply(x, function), plain)
-        expected = expected_gradients(model, {"lin_output": tripled})
-        model.block.drop.p = 0.0
+        model.block.drop.p = 0.0  # its backward does not restore the state of the random numbers
         expected = expected_gradients(model, {"lin_output": tripled})
         with tp.edit(model, outputs={"block.lin": tripled}):
             score = run_model(model)

@@ -190,14 +190,15 @@ def _checkpoint_of_hook(hook: Any) -> list[tuple[Any, str]]:
 
 
 def _refusal(edit: RepeatableEdit, layer: str, node: Any) -> Callable[[Any], None]:
-    """A hook of a node that stores a function or module, so its backward is likely to run the layer again."""
+    """A hook of a node, for when its backward is likely to run the layer again: it stores a function or module."""
+    reference = weakref.ref(node)  # the node holds the hook
 
     def before_backward(gradients: Any) -> None:
-        if not edit.is_open and any(callable(value) for value in vars(node).values()):
+        if not edit.is_open and any(callable(value) for value in vars(reference()).values()):
             raise GradUnavailable(
-                f"the edited layer {layer!r} ran inside {type(node).__name__.removesuffix('Backward')}. This autograd "
-                "function stores what it called, so its backward is likely to run the layer again, and the block of "
-                "the edit is closed. Next: run the backward pass inside the block"
+                f"the edited layer {layer!r} ran inside {type(reference()).__name__.removesuffix('Backward')}. This "
+                "autograd function stores what it called, so its backward is likely to run the layer again, and the "
+                "block of the edit is closed. Next: run the backward pass inside the block"
             )
 
     return before_backward
