@@ -231,6 +231,40 @@ def test_the_backward_pass_in_another_thread(checkpoints: str) -> None:
         torch.testing.assert_close(gradients_of(model), expected)
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
+@pytest.mark.parametrize("around", [plain, reentrant, not_reentrant])
+@pytest.mark.parametrize("inner", [plain, reentrant, not_reentrant])
+def test_an_edit_that_the_checkpointed_function_opens(
+    around: Callable[..., Tensor], inner: Callable[..., Tensor]
+) -> None:
+    torch.manual_seed(0)
+    lin = nn.Linear(3, 3).double()
+    model = nn.Sequential(lin)
+
+    def opens(x: Tensor) -> Tensor:
+        x = model(x).tanh()
+        with tp.edit(model, outputs={"0": tripled}):
+            x = inner(lambda x: model(x).tanh(), x)
+        return model(x).square()
+
+    x = X.clone().requires_grad_()
+    expected = torch.autograd.grad(lin(tripled(lin(lin(x).tanh())).tanh()).square().sum(), [*lin.parameters(), x])
+    for outer_edit in (False, True):
+        around(opens, x).sum().backward()
+        torch.testing.assert_close([lin.weight.grad, lin.bias.grad, x.grad], list(expected))
+        lin.weight.grad = lin.bias.grad = x.grad = None
+        with tp.edit(model, outputs={"0": shifted}):
+            score = around(opens, x).sum()
+            if outer_edit:
+                score.backward()
+        if not outer_edit:
+            score.backward()
+        hidden = lin(tripled(shifted(lin(shifted(lin(x)).tanh()))).tanh())
+        both = torch.autograd.grad(shifted(hidden).square().sum(), [*lin.parameters(), x])
+        torch.testing.assert_close([lin.weight.grad, lin.bias.grad, x.grad], list(both))
+        lin.weight.grad = lin.bias.grad = x.grad = None
+
+
 def test_a_checkpoint_that_hooks_of_a_module_begin() -> None:
     composable = pytest.importorskip("torch.distributed._composable")
     model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))).double()

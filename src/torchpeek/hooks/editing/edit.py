@@ -16,7 +16,7 @@ from torchpeek.hooks import containers
 from torchpeek.hooks.checked_model import checked_model
 from torchpeek.hooks.editing.changed_value import Inputs, changed_gradient, changed_value, inputs_changer
 from torchpeek.hooks.editing.pass_calls import CallCounts, PassCalls
-from torchpeek.hooks.editing.recomputation import EditHook, in_reentrant_checkpoint
+from torchpeek.hooks.editing.recomputation import EditHook, Surroundings, in_reentrant_checkpoint, surroundings
 from torchpeek.hooks.gradient_tap import GradientTap, tap_gradient
 from torchpeek.hooks.process import current_thread, eagerly
 from torchpeek.hooks.select import Selection, select, why_not_fired
@@ -85,7 +85,7 @@ def edit(
             eagerly(model.modules(), _notify_compiled),
             attached(edited.returned + edited.gradient_hooks, called=edited.called, ended=edited.ended),
         ):
-            edited.is_open = True
+            edited.open(surroundings())
             yield
     finally:
         with uninterrupted():
@@ -114,6 +114,7 @@ class _Edit:
     ) -> None:
         self.number = next(_numbers)
         self.is_open = False
+        self.opened_in: Surroundings | None = None
         self._model = model
         self._layers = [layer for layer, _ in (*of_outputs, *of_inputs, *of_gradients)]
         self._gradient_layers = [layer.name for layer, _ in of_gradients]
@@ -160,9 +161,13 @@ class _Edit:
             finally:
                 self._threads.discard(thread)
 
+    def open(self, opened_in: Surroundings) -> None:
+        """Begin the edit."""
+        self.is_open, self.opened_in = True, opened_in
+
     def close(self) -> None:
         """End the edit, and take its hooks off the tensors of the graph."""
-        self.is_open = False
+        self.is_open, self.opened_in = False, None
         self._changes.remove_gradient_taps()
 
     def notify_of_no_effect(self) -> None:

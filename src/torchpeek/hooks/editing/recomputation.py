@@ -11,18 +11,21 @@ the edit. That second run must be edited exactly as the first one was:
    removes them.
 4. The frame of the SecondRun is on the stack then. So an edit sees whether a second run is one of its own. An edit that
    was opened between the two runs leaves it alone.
+5. The function of a checkpoint may open an edit itself. It does so again in the second run, where the new edit applies.
+   So an edit leaves those checkpoints alone that ran when it was opened.
 """
 
 from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, ExitStack
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.utils.checkpoint
 from torch.autograd.function import BackwardCFunction
 
 from torchpeek.errors import GradUnavailable
@@ -44,6 +47,9 @@ class RepeatableEdit(Protocol):
     """Edits have ascending numbers in the sequence in which they were opened."""
 
     is_open: bool
+
+    opened_in: Surroundings | None
+    """What ran around the `with` statement; None where it is closed."""
 
     def call_counts(self) -> Any:
         """The calls that this thread has counted so far."""
@@ -111,10 +117,13 @@ def takes_part(edit: RepeatableEdit, layer: str) -> bool:
         edit: The edit. It does not matter whether its block is open.
         layer: The name of the layer that is called, for an error text.
     """
-    around = _around(sys._getframe(1))
-    if around.is_second_run and (around.second_run is None or edit not in around.second_run.edits):
+    around, opened_in = _around(sys._getframe(1)), edit.opened_in or _NOTHING
+    if around.second_run is not opened_in.second_run and edit not in around.second_run_edits:
         return False
+    outer = [owner for owner, _ in opened_in.checkpoints]
     for owner, attribute in around.checkpoints:
+        if any(owner is each for each in outer):
+            continue
         function = getattr(owner, attribute)
         if not isinstance(function, SecondRun):
             function = SecondRun(function)
@@ -130,46 +139,54 @@ def in_reentrant_checkpoint() -> bool:
     return any(attribute == _REENTRANT for _, attribute in _around(sys._getframe(1)).checkpoints)
 
 
-class _Around(NamedTuple):
+def surroundings() -> Surroundings:
+    """What runs around the caller."""
+    return _around(sys._getframe(1))
+
+
+class Surroundings(NamedTuple):
     """What runs around a call, as far as it matters to the second runs of checkpoints."""
 
     checkpoints: list[tuple[Any, str]]  # in their first run: what holds the function for the second run, and where
     other_functions: list[Any]  # nodes of other autograd functions that run in the forward pass
-    is_second_run: bool
-    second_run: SecondRun | None  # the innermost one, if it is known which edits its first run had
+    second_run: FrameType | None = None  # the innermost frame of a checkpoint's second run
+    second_run_edits: Collection[RepeatableEdit] = ()  # those of the first run
+
+
+_NOTHING = Surroundings([], [])
 
 
 _REENTRANT, _NOT_REENTRANT = "run_function", "recompute_fn"  # the attributes that hold the function
 
 
-def _around(frame: FrameType | None) -> _Around:
+def _around(frame: FrameType | None) -> Surroundings:
     checkpoints: list[tuple[Any, str]] = []
     other_functions: list[Any] = []
     while frame is not None:
         code = frame.f_code
         name = code.co_name
         if code is SecondRun.__call__.__code__:
-            return _Around(checkpoints, other_functions, True, frame.f_locals["self"])
+            return Surroundings(checkpoints, other_functions, frame, frame.f_locals["self"].edits)
         if name in ("forward", "backward"):
             if code.co_argcount and code.co_varnames[0] != "self":
                 node = frame.f_locals.get(code.co_varnames[0])
                 if isinstance(node, BackwardCFunction):
                     is_checkpoint = callable(getattr(node, _REENTRANT, None))
                     if name == "backward":
-                        return _Around(checkpoints, other_functions, is_checkpoint, None)
+                        return Surroundings(checkpoints, other_functions, frame if is_checkpoint else None)
                     if is_checkpoint:
                         checkpoints.append((node, _REENTRANT))
                     else:
                         other_functions.append(node)
         elif code.co_filename == _CHECKPOINT_FILE:
             if name.startswith("unpack_hook"):
-                return _Around(checkpoints, other_functions, True, None)
+                return Surroundings(checkpoints, other_functions, frame)
             if "gen" in code.co_varnames and (generator := frame.f_locals.get("gen")) is not None:
                 checkpoints += _checkpoint_of(generator)
         frame = frame.f_back
     if (pair := _saved_tensors_hooks(False)) is not None:
         checkpoints += _checkpoint_of_hook(pair[0])
-    return _Around(checkpoints, other_functions, False, None)
+    return Surroundings(checkpoints, other_functions)
 
 
 _CHECKPOINT_FILE = torch.utils.checkpoint.__file__
