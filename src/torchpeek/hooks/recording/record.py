@@ -20,10 +20,11 @@ from torchpeek.hooks.recording.call import Calls, describe, shapes
 from torchpeek.hooks.recording.keep import Keep, layer_keepers
 from torchpeek.hooks.recording.layer_recorder import LayerInputHook, LayerRecorder
 from torchpeek.hooks.recording.pass_tracker import CallDepthHook, PassEndHook, PassStartHook, PassTracker
-from torchpeek.hooks.recording.storage import GradientSlot, Leaf, MemoryBudget, StoredTensor, slot_hook
+from torchpeek.hooks.recording.storage import GradientSlot, Leaf, MemoryBudget, StoredTensor, whole_gradient_hook
 from torchpeek.hooks.select import Selection, named_layers, select, why_not_fired
 from torchpeek.hooks.selected_layer import split_call
 from torchpeek.hooks.temporary_hooks import attached
+from torchpeek.hooks.with_block import OpenedByWith
 from torchpeek.html import cells_table, notebook_html, table
 from torchpeek.interrupts import protected, uninterrupted
 from torchpeek.keywords import checked_keywords
@@ -125,7 +126,7 @@ def record(
     return Recording(model, modules, recorders, tracker, parameters=parameters)
 
 
-class Recording:
+class Recording(OpenedByWith):
     """The recorded calls of layers: `recording[name]` are those of one layer.
 
     `record` makes it. A `with` block opens it, several times if you like. It can be read at any time. Iterating over it
@@ -162,8 +163,10 @@ class Recording:
         self._parameters: dict[str, dict[str, tuple[Leaf, GradientSlot]]] | None = {} if parameters else None
         self._parameter_hooks: list[RemovableHandle] = []
         self._stack: ExitStack | None = None
+        self.must_be_opened("with tp.record(model, ...) as tape:")
 
     def __enter__(self) -> Self:
+        self.was_opened()
         if self._stack is not None:
             raise InputError("this recording is open already; make another one with record()")
         self._stack = ExitStack()
@@ -322,6 +325,7 @@ class Recording:
         return sum(storages.values())
 
     def _rows(self) -> list[tuple[str, str, str]]:
+        self.was_opened()  # the table shows that no layer was called
         rows = [("layer", "calls", "output")]
         for name, recorder in self._recorders.items():
             calls = recorder.calls
@@ -350,7 +354,9 @@ class Recording:
 
         Example:
             >>> model = nn.Sequential(nn.Linear(3, 2), nn.ModuleList())
-            >>> "a container that is never called" in tp.record(model, "1").why_not_called("1")
+            >>> with tp.record(model, "1") as tape:
+            ...     output = model[0](torch.ones(4, 3))
+            >>> "a container that is never called" in tape.why_not_called("1")
             True
         """
         tracker = self._tracker
@@ -384,7 +390,7 @@ class Recording:
                 slot = GradientSlot(partial(StoredTensor, copy=True))
                 self._parameters[name][parameter] = StoredTensor(tensor, self._tracker.copy_gradients), slot
                 if tensor.requires_grad and self._tracker.gradients:
-                    self._parameter_hooks.append(hooked(tensor, slot_hook(slot)))
+                    self._parameter_hooks.append(hooked(tensor, whole_gradient_hook(slot)))
 
     def _remove_gradient_hooks(self) -> None:
         for handle in self._parameter_hooks:

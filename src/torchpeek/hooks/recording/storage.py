@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchpeek.errors import StaleCapture
+from torchpeek.hooks.backward_pass import with_earlier_parts
 
 
 class Leaf:
@@ -114,6 +115,18 @@ def slot_hook(slot: GradientSlot) -> Callable[[Tensor], None]:
         target = reference()
         if target is not None:
             target.arrive(gradient)
+
+    return hook
+
+
+def whole_gradient_hook(slot: GradientSlot) -> Callable[[Tensor], None]:
+    """A gradient hook that puts the sum of the parts that arrive in one backward pass into `slot`."""
+    reference = weakref.ref(slot)
+
+    def hook(gradient: Tensor) -> None:
+        target = reference()
+        if target is not None:
+            target.arrive(with_earlier_parts(target, gradient))
 
     return hook
 
