@@ -86,7 +86,7 @@ def edit(
     try:
         with (
             eagerly(model.modules(), _notify_compiled),
-            attached(returned, called=called, ended=ended, every_thread=True),
+            attached(returned, called=called, ended=ended, every_thread=True, model=model),
         ):
             yield
     finally:
