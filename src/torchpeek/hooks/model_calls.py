@@ -72,11 +72,11 @@ class ModelCalls:
 
     def include(self, layer: nn.Module) -> bool:
         """Whether the call of `layer` that runs now belongs to the model."""
-        if self.depth.get(current_thread()):
+        root, called = _identity(self.model), _identity(layer)
+        if called == root or self.depth.get(current_thread()):
             return True
         if not self._members:
             self._members = {_identity(module): module for module in self.model.modules()}
-        root, called = _identity(self.model), _identity(layer)
         for module in _running_modules(sys._getframe(1)):
             identity = _identity(module)
             if identity == root:

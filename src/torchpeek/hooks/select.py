@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from torchpeek.errors import AmbiguousCall, InputError, LayerNotFound, closest, listed_names, notify
-from torchpeek.hooks.selected_layer import NO_SETS, SelectedLayer, no_such_call, split_call
+from torchpeek.hooks.selected_layer import NO_SETS, SelectedLayer, call_name, no_such_call, split_call
 from torchpeek.hooks.temporary_hooks import takes_hooks
 
 Selection: TypeAlias = Union[
@@ -119,8 +119,7 @@ def select(
         for call in calls_by_name.get(name, ()):
             if (id(module), call) not in found:
                 found.add((id(module), call))
-                layer = SelectedLayer(name, module, call)
-                selected[layer.name] = layer
+                selected[call_name(name, call)] = SelectedLayer(name, module, call)
     if scripted := [name for name, layer in selected.items() if not takes_hooks(layer.module)]:
         _leave_out(selected, scripted, selection)
     return selected
