@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from torchpeek.hooks.process import current_thread
+from torchpeek.hooks.selected_layer import SelectedLayer
 
 # Modules that compute nothing of their own. A slice of an nn.Sequential is one, and so is a traced part of a model.
 _CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -33,13 +34,13 @@ class ModelCalls:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.depth: dict[int, int] = {}  # thread -> how many calls of the model run in it
-        self.other_model: str | None = None  # the type of another model that called a layer
+        self._other_models: dict[int, str] = {}  # layer -> the type of another model that called it
         self._members: dict[int, nn.Module] = {}  # every module of the model; empty until the stack is first read
 
     def open(self) -> None:
         """Begin to count the passes."""
         self.depth.clear()
-        self.other_model = None
+        self._other_models.clear()
         _OPEN.append(self)
 
     def close(self) -> None:
@@ -70,6 +71,16 @@ class ModelCalls:
         )
         self.depth[current_thread()] = max(0, running - but)
 
+    def why_excluded(self, layer: SelectedLayer) -> str | None:
+        """Say that another model alone called the layer; None if none did."""
+        other = self._other_models.get(_identity(layer.module))
+        if other is None:
+            return None
+        return (
+            f"layer {layer.path!r} was called by a {other} alone, another model that shares it with this "
+            f"{type(self.model).__name__}; give that model instead, or run this one"
+        )
+
     def include(self, layer: nn.Module) -> bool:
         """Whether the call of `layer` that runs now belongs to the model."""
         root, called = _identity(self.model), _identity(layer)
@@ -85,7 +96,7 @@ class ModelCalls:
                 continue
             belongs = self._belongs(module, root, called)
             if belongs is False:
-                self.other_model = type(module).__name__
+                self._other_models[called] = type(module).__name__
             if belongs is not None:
                 return belongs
         return True

@@ -50,7 +50,7 @@ def attached(
     ended: Iterable[tuple[nn.Module, ForwardHook]] = (),
     every_thread: bool = False,
     model: nn.Module | None = None,
-) -> Iterator[None]:
+) -> Iterator[ModelCalls | None]:
     """Register these hooks after the existing ones, and remove exactly these on every exit.
 
     A hook runs only in the thread that entered the block, because another thread may run the same model at the same
@@ -65,7 +65,7 @@ def attached(
             See `ModelCalls`.
 
     Yields:
-        None.
+        With `model`, its calls; otherwise None.
     """
     thread = None if every_thread else current_thread()
     calls = None if model is None else ModelCalls(model)
@@ -91,7 +91,7 @@ def attached(
                     hooks[number] = limited
             for module, hook in ended:
                 handles.append(module.register_forward_hook(_limited(hook, thread, calls), always_call=True))
-        yield
+        yield calls
     finally:
         with uninterrupted():
             if calls is not None:

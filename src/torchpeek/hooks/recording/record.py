@@ -353,6 +353,8 @@ class Recording:
         if tracker.early_stop is not None and not tracker.completed:
             return f"the pass was stopped before layer {layer!r} was called; record it with stop=False"
         recorder = self._recorders[layer]
+        if excluded := tracker.calls.why_excluded(recorder.selected):
+            return excluded
         why = why_not_fired(self._model, recorder.selected, recorder.call_count)
         return why if tracker.completed else f"{why}. An exception ended the last pass before the model returned"
 
