@@ -204,7 +204,9 @@ class TestRecord:
         actor, critic, x = actor_and_critic()
         compiled = torch.compile(actor, backend="eager")
         compiled(x)
-        with pytest.warns(Notice, match="compiled"), tp.record(compiled, "*trunk", passes="all") as tape:
+        with contextlib.ExitStack() as stack:
+            with pytest.warns(Notice, match="compiled"):
+                tape = stack.enter_context(tp.record(compiled, "*trunk", passes="all"))
             critic(x)
             compiled(x)
             actor(x)  # the compiled model has it
@@ -220,10 +222,10 @@ class TestRecord:
             torch.testing.assert_close(tape[name].output, actor.trunk(x).detach())
 
     def test_the_reason_names_the_other_model(self) -> None:
-        actor, critic, x = actor_and_critic()
+        actor, _, x = actor_and_critic()
         with tp.record(actor, "trunk") as tape:
             HiddenShare(actor.trunk)(x)
-        with pytest.raises(NotFired, match="'trunk' was called by a HiddenShare alone, .* shares it with this Net"):
+        with pytest.raises(NotFired, match=r"'trunk' was called by a HiddenShare alone, .* shares it with this Net"):
             _ = tape["trunk"].output
 
     def test_running_statistics_and_callbacks(self) -> None:

@@ -148,7 +148,7 @@ def _running_modules(frame: FrameType) -> Iterator[nn.Module]:
         code = each.f_code
         if code.co_argcount and code.co_varnames[0] == "self":
             owner = each.f_locals.get("self")
-            if issubclass(type(owner), nn.Module):
+            if owner is not None and issubclass(type(owner), nn.Module):
                 yield owner
 
 

@@ -49,8 +49,8 @@ def attached(
     called: Iterable[tuple[nn.Module, BeforeHook]] = (),
     ended: Iterable[tuple[nn.Module, ForwardHook]] = (),
     every_thread: bool = False,
-    model: nn.Module | None = None,
-) -> Iterator[ModelCalls | None]:
+    calls: ModelCalls | None = None,
+) -> Iterator[None]:
     """Register these hooks after the existing ones, and remove exactly these on every exit.
 
     A hook runs only in the thread that entered the block, because another thread may run the same model at the same
@@ -61,14 +61,12 @@ def attached(
         called: Modules with their forward pre-hooks.
         ended: Modules with forward hooks that also run when the module raises an Exception; the output is None then.
         every_thread: Run all hooks in every thread.
-        model: Run the hooks only in calls that belong to this model, not in those of another model that shares a layer.
-            See `ModelCalls`.
+        calls: Run the hooks only in these calls, those of one model. They are followed while the block is open.
 
     Yields:
-        With `model`, its calls; otherwise None.
+        None.
     """
     thread = None if every_thread else current_thread()
-    calls = None if model is None else ModelCalls(model)
     handles: list[RemovableHandle] = []
     hook_dicts: list[dict[int, Any]] = []
     number = _new_number()
@@ -91,7 +89,7 @@ def attached(
                     hooks[number] = limited
             for module, hook in ended:
                 handles.append(module.register_forward_hook(_limited(hook, thread, calls), always_call=True))
-        yield calls
+        yield
     finally:
         with uninterrupted():
             if calls is not None:

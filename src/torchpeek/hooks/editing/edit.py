@@ -15,6 +15,7 @@ from torchpeek.hooks import containers
 from torchpeek.hooks.checked_model import checked_model
 from torchpeek.hooks.editing.pass_calls import PassCalls
 from torchpeek.hooks.gradient_tap import GradientTap, tap_gradient
+from torchpeek.hooks.model_calls import ModelCalls
 from torchpeek.hooks.process import eagerly
 from torchpeek.hooks.select import Selection, select, why_not_fired
 from torchpeek.hooks.selected_layer import SelectedLayer
@@ -68,7 +69,7 @@ def edit(
     checked_model(model)
     _check(outputs, inputs, gradients)
     fired: set[str] = set()  # the layers and calls that ran
-    calls = PassCalls()
+    calls, model_calls = PassCalls(), ModelCalls(model)
     gradient_taps: list[GradientTap] = []
     of_outputs, of_inputs, of_gradients = (_by_layer(model, edits) for edits in (outputs, inputs, gradients))
     every_layer = [layer for layer, _ in (*of_outputs, *of_inputs, *of_gradients)]
@@ -86,7 +87,7 @@ def edit(
     try:
         with (
             eagerly(model.modules(), _notify_compiled),
-            attached(returned, called=called, ended=ended, every_thread=True, model=model) as model_calls,
+            attached(returned, called=called, ended=ended, every_thread=True, calls=model_calls),
         ):
             yield
     finally:
@@ -96,7 +97,7 @@ def edit(
     for layer in every_layer:
         if layer.name in fired:
             continue
-        if model_calls is not None and (excluded := model_calls.why_excluded(layer)):
+        if excluded := model_calls.why_excluded(layer):
             notify(f"an edit did nothing: {excluded}")
         elif calls.completed:
             notify(f"an edit did nothing: {why_not_fired(model, layer, calls.most(layer))}")

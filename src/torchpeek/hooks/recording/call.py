@@ -210,6 +210,7 @@ class Calls(Sequence[Call]):
         calls: The calls.
         parameters: The parameters of the layer with the slots of their gradients; None if they are not recorded.
         why_none: Called with the name of the layer; the reason why it has no call.
+        if_several: Called with the name of the layer; what to do where one call is read and it has several.
 
     Example:
         >>> relu = nn.ReLU()
@@ -226,11 +227,13 @@ class Calls(Sequence[Call]):
         calls: list[Call],
         parameters: dict[str, tuple[Leaf, GradientSlot]] | None,
         why_none: Callable[[str], str],
+        if_several: Callable[[str], str],
     ) -> None:
         self._layer = layer
         self._calls = calls
         self._parameters = parameters
         self._why_none = why_none
+        self._if_several = if_several
 
     def __getitem__(self, index: int) -> Call:  # type: ignore[override]  # one call at a time
         if not self._calls:
@@ -328,7 +331,7 @@ class Calls(Sequence[Call]):
         if not values or any(list(containers.leaves(value)) == [] for value in values):
             raise AmbiguousCall(
                 f"layer {self._layer!r} was called {len(self)} times; read one call, [0] to [{len(self) - 1}]. "
-                "record(..., passes='last') records the calls of the last pass only"
+                f"{self._if_several(self._layer)}"
             )
         return _concatenated(values)
 

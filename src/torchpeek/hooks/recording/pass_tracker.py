@@ -22,6 +22,7 @@ from torchpeek.hooks.model_calls import ModelCalls
 from torchpeek.hooks.process import current_thread
 from torchpeek.hooks.recording.call import Call
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf
+from torchpeek.hooks.selected_layer import call_name
 from torchpeek.hooks.temporary_hooks import UncopiedHook
 
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
@@ -83,6 +84,9 @@ class PassTracker:
         self.replicas: dict[int, object] = {}  # thread -> the device of the model's replica that runs in it
         self.lock = threading.Lock()  # replicas begin at the same time
         self.called_in_other_thread = False  # whether the model ran in a thread that does not belong to the recording
+        self.opened = False  # whether the recording has been opened
+        self.called_outside_pass = False  # whether a part of the model was called in the last pass, or before the first
+        self.by_hand = False  # whether the user began the last pass with new_pass()
         self.completed = True  # whether the model returned in the last pass
         self.pending_layers: set[str] | None = None  # with an early stop: the layers that have not returned yet
         self.required_layers: frozenset[str] = frozenset()  # with an early stop: the layers that every pass waits for
@@ -97,6 +101,7 @@ class PassTracker:
         """Begin to record in the current thread."""
         self.thread = current_thread()
         self.calls.open()
+        self.opened = True
         self.called_in_other_thread, self.completed, self.early_stop = False, True, None
         if self.pending_layers is not None:
             self.pending_layers = set(self.required_layers)
@@ -111,7 +116,9 @@ class PassTracker:
         self.replicas.clear()
         if not self.all_passes:
             self.output_edges.clear()
-        self.called_in_other_thread = self.completed = False
+        self.called_in_other_thread = self.completed = self.by_hand = False
+        if not self.all_passes:
+            self.called_outside_pass = False
         self.pass_count += 1
         if self.pending_layers is not None:
             self.pending_layers = set(self.required_layers)
@@ -164,9 +171,38 @@ class PassTracker:
         if self.in_pass.get(thread):
             return True
         if thread == self.thread or module is not layer or thread in self.replicas:
-            return self.calls.include(module)
+            included = self.calls.include(module)
+            if included and layer is not self.calls.model:
+                self.called_outside_pass = True
+            return included
         self.called_in_other_thread = True
         return False
+
+    def why_not_called(self) -> str | None:
+        """The reason why a layer was not called, if it is the same for all layers."""
+        if not self.opened:
+            return "the recording was not opened; call the model inside a with block of it"
+        if not self.pass_count:
+            if self.called_outside_pass:
+                return (
+                    "the model itself was not called in the block, and the part or method of it that was called does "
+                    "not use this layer"
+                )
+            return "the model was not called in the block; call it there, this very object and not a copy of it"
+        if self.by_hand:
+            return "what was called of the model since tape.new_pass() does not use it"
+        return None if self.completed else "an exception ended the pass before it was called"
+
+    def about_several_calls(self, layer: str) -> str:
+        """What to do where a layer was called several times, and one call is read."""
+        if self.all_passes and self.pass_count > 1:
+            return "record(..., passes='last') records the calls of the last pass only"
+        if self.called_outside_pass:
+            return (
+                "A call of a part or a method of the model begins no pass: tape.new_pass() before it begins one, and "
+                "the calls before that are forgotten" + (", with passes='last'" if self.all_passes else "")
+            )
+        return f"record(model, {call_name(layer, 0)!r}) records one call of each pass alone"
 
 
 def in_backward_pass() -> bool:

@@ -219,6 +219,7 @@ class Recording:
             torch.Size([5, 2])
         """
         self._tracker.start_pass()
+        self._tracker.by_hand = True
         self._on_pass_start()
 
     def grad(self, score: Tensor, *, retain_graph: bool = True) -> LayerGradients:
@@ -297,7 +298,7 @@ class Recording:
             raise LayerNotFound(f"layer {layer!r} is not recorded{hint}; {len(self._recorders)} layers are")
         calls = self._recorders[layer].calls
         parameters = None if self._parameters is None else self._parameters[layer]
-        return Calls(layer, calls, parameters, self.why_not_called)
+        return Calls(layer, calls, parameters, self.why_not_called, self._tracker.about_several_calls)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._recorders)
@@ -355,8 +356,7 @@ class Recording:
         recorder = self._recorders[layer]
         if excluded := tracker.calls.why_excluded(recorder.selected):
             return excluded
-        why = why_not_fired(self._model, recorder.selected, recorder.call_count)
-        return why if tracker.completed else f"{why}. An exception ended the last pass before the model returned"
+        return why_not_fired(self._model, recorder.selected, recorder.call_count, tracker.why_not_called())
 
     def _on_pass_start(self) -> None:
         for recorder in self._recorders.values():
