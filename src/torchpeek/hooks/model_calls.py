@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 
+from torchpeek.hooks.frames import frames_from, running_module
 from torchpeek.hooks.process import current_thread
 from torchpeek.hooks.selected_layer import SelectedLayer
 
@@ -67,7 +67,8 @@ class ModelCalls:
         """Count the calls of the model that run in the current thread, but for the innermost ones, on the stack."""
         root = _identity(self.model)
         running = sum(
-            frame.f_code is _CALL and _identity(frame.f_locals["self"]) == root for frame in _stack(sys._getframe(1))
+            frame.f_code is _CALL and (module := running_module(frame)) is not None and _identity(module) == root
+            for frame in frames_from(sys._getframe(1))
         )
         self.depth[current_thread()] = max(0, running - but)
 
@@ -88,7 +89,9 @@ class ModelCalls:
             return True
         if not self._members:
             self._members = {_identity(module): module for module in self.model.modules()}
-        for module in _running_modules(sys._getframe(1)):
+        for module in map(running_module, frames_from(sys._getframe(1))):
+            if module is None:
+                continue
             identity = _identity(module)
             if identity == root:
                 return True
@@ -134,22 +137,6 @@ def passes_were_cut() -> None:
 def _identity(module: nn.Module) -> int:
     """The same for a module and its replicas in DataParallel, which share its hooks."""
     return id(module.__dict__.get("_forward_hooks", module))
-
-
-def _stack(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
-def _running_modules(frame: FrameType) -> Iterator[nn.Module]:
-    """The modules of which a method runs, the innermost first. A call of a module is a method, too."""
-    for each in _stack(frame):
-        code = each.f_code
-        if code.co_argcount and code.co_varnames[0] == "self":
-            owner = each.f_locals.get("self")
-            if owner is not None and issubclass(type(owner), nn.Module):
-                yield owner
 
 
 def _modules_in(value: Any) -> Iterator[nn.Module]:

@@ -198,7 +198,8 @@ class Recording:
         finally:
             self._close()  # for a Ctrl-C that arrived before `uninterrupted` took effect
         stopped = error is not None and error is self._tracker.early_stop
-        if stopped:
+        if error is not None and stopped:
+            error.__traceback__ = None  # its frames would keep this recording and the model alive
             passes_were_cut()
         return stopped
 
