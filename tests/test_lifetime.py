@@ -109,7 +109,7 @@ def fails(*arguments: object) -> object:
 
 
 def loaded(model: nn.Module) -> tp.LoadedModel:
-    return tp.LoadedModel(model, tp.Preprocess(size=(8, 8)), ("a", "b", "c", "d", "e"), "test")
+    return tp.LoadedModel(model, tp.Preprocess(resize=8, crop=(8, 8)), ("a", "b", "c", "d", "e"))
 
 
 USES: dict[str, Use] = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -11,7 +13,17 @@ from torch import Tensor
 from torchpeek.errors import AmbiguousCall, InputError, NotFired
 from torchpeek.hooks import containers
 from torchpeek.hooks.gradient_tap import GradientTap
-from torchpeek.hooks.recording.storage import GradientSlot, Leaf, StoredTensor
+from torchpeek.hooks.recording.storage import GradientSlot, Leaf
+from torchpeek.hooks.recording.summary import (
+    WIDTH,
+    Cells,
+    describe,
+    describe_gradient,
+    describe_parameters,
+    shortened_rows,
+    table,
+)
+from torchpeek.hooks.selected_layer import call_name
 
 _NOT_RECORDED = object()  # not None, which a layer may return
 
@@ -147,15 +159,48 @@ class Call:
             for _, leaf in containers.leaves(value, Leaf):
                 yield leaf
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = vars(self).copy()
+        for name in ("input_taps", "first_node"):  # they belong to the graph
+            state.pop(name, None)
+        return state
+
     def _check(self, stored: Any, name: str) -> None:
         if stored is _NOT_RECORDED:
             if name == "gradients" and not self.complete and self.stored_grad_input is not _NOT_RECORDED:
                 raise NotFired(f"layer {self.layer!r} did not return, so no gradient can flow back to it")
             raise InputError(f"the {name} of layer {self.layer!r} were not recorded; record(..., {name}=True) does so")
 
+    def cells(self) -> Cells:
+        """What is recorded of the call, in words.
+
+        Returns:
+            A text for each of `output`, `input`, `grad_output` and `grad_input` that is recorded.
+
+        Example:
+            >>> model = nn.Sequential(nn.Linear(3, 2))
+            >>> with tp.record(model, "0", inputs=True) as tape:
+            ...     output = model(torch.ones(4, 3))
+            >>> tape["0"][0].cells()
+            {'output': '(4, 2) float32', 'input': '(4, 3) float32'}
+        """
+        cells = {"output": describe(self.stored_output) if self.complete else "did not return"}
+        inputs, gradients = _all_inputs(self.stored_input, self.stored_kwargs), self.stored_grad_output
+        if inputs is not _NOT_RECORDED:
+            cells["input"] = describe(inputs)
+        if gradients is not _NOT_RECORDED:
+            cells["grad_output"] = describe_gradient(gradients, self.stored_output)
+        gradients = _all_inputs(self.stored_grad_input, self.stored_grad_kwargs)
+        if gradients is not _NOT_RECORDED:
+            cells["grad_input"] = describe_gradient(gradients, None if inputs is _NOT_RECORDED else inputs)
+        return cells
+
     def __repr__(self) -> str:
-        content = describe(self.stored_output) if self.complete else "did not return"
-        return f"Call({self.layer!r}, {content})"
+        cells = self.cells()
+        texts = list(cells.values()) if len(cells) == 1 else [f"{column} {text}" for column, text in cells.items()]
+        name = f"Call({self.layer!r}, "
+        line = name + ", ".join(texts) + ")"
+        return line if len(line) <= WIDTH else name.rstrip() + "\n    " + ",\n    ".join(texts) + ")"
 
 
 class Part:
@@ -235,11 +280,21 @@ class Calls(Sequence[Call]):
         self._why_none = why_none
         self._if_several = if_several
 
-    def __getitem__(self, index: int) -> Call:  # type: ignore[override]  # one call at a time
+    @overload
+    def __getitem__(self, index: int) -> Call: ...
+    @overload
+    def __getitem__(self, index: slice) -> Calls: ...
+    def __getitem__(self, index: int | slice) -> Call | Calls:
+        if isinstance(index, slice):
+            return self._sliced(index)
         if not self._calls:
             raise NotFired(self._why_none(self._layer))
-        if not isinstance(index, int):
-            raise InputError(f"a call of layer {self._layer!r} is read by its number, from 0; got {index!r}")
+        try:
+            index = operator.index(index)
+        except TypeError:
+            raise InputError(
+                f"a call of layer {self._layer!r} is read by its number, from 0, or several by a slice; got {index!r}"
+            ) from None
         if not -len(self) <= index < len(self):
             raise NotFired(f"layer {self._layer!r} has calls [0] to [{len(self) - 1}]; got [{index}]")
         return self._calls[index]
@@ -249,6 +304,20 @@ class Calls(Sequence[Call]):
 
     def __iter__(self) -> Iterator[Call]:
         return iter(self._calls)
+
+    def _sliced(self, index: slice) -> Calls:
+        count = len(self._calls)
+        why_none = self._why_none
+        if count:
+            text = f"of the {count} calls of layer {self._layer!r}, {index} selects none"
+            why_none = partial(_text, text)
+        return Calls(self._layer, self._calls[index], self._parameters, why_none, self._if_several)
+
+    def __reduce__(self) -> tuple[type[Calls], tuple[Any, ...]]:
+        # The reasons as texts: the functions belong to the recording, with its model.
+        reason = "" if self._calls else self._why_none(self._layer)
+        texts = partial(_text, reason), partial(_text, self._if_several(self._layer))
+        return Calls, (self._layer, list(self._calls), self._parameters, *texts)
 
     @property
     def output(self) -> Any:
@@ -317,6 +386,21 @@ class Calls(Sequence[Call]):
         """
         return {name: slot.read() for name, (_, slot) in self._recorded_parameters().items()}
 
+    def cells(self) -> list[Cells]:
+        """What is recorded of each call, in words.
+
+        Returns:
+            For each call the texts of `Call.cells`, after its name.
+
+        Example:
+            >>> model = nn.Sequential(nn.Linear(3, 2))
+            >>> with tp.record(model, "0") as tape:
+            ...     output = model(torch.ones(4, 3))
+            >>> tape["0"].cells()
+            [{'call': '0[0]', 'output': '(4, 2) float32'}]
+        """
+        return [{"call": call_name(self._layer, index)} | call.cells() for index, call in enumerate(self._calls)]
+
     def _recorded_parameters(self) -> dict[str, tuple[Leaf, GradientSlot]]:
         if self._parameters is None:
             raise InputError(
@@ -336,11 +420,27 @@ class Calls(Sequence[Call]):
         return _concatenated(values)
 
     def __repr__(self) -> str:
-        return f"Calls({self._layer!r}, {len(self)})"
+        if not self._calls:
+            return self._why_none(self._layer)
+        rows, left_out = shortened_rows(self.cells())
+        lines = [table(rows), left_out]
+        if self._parameters is not None:
+            values = describe_parameters({name: leaf for name, (leaf, _) in self._parameters.items()})
+            lines.append(table([{"parameters": values}]))
+        return "\n".join(filter(None, lines))
 
 
 def _read(value: Any) -> Any:
     return containers.mapped(value, lambda path, leaf: leaf.read(), Leaf)
+
+
+def _text(text: str, layer: str) -> str:
+    return text
+
+
+def _all_inputs(args: Any, kwargs: Any) -> Any:
+    """The positional and the keyword inputs in one container, or what says that they are not recorded."""
+    return args if args is _NOT_RECORDED or kwargs is _NOT_RECORDED or not kwargs else (args, kwargs)
 
 
 def _single(values: Any) -> Any:
@@ -362,15 +462,3 @@ def _concatenated(values: list[Any]) -> Any:
         return torch.cat(members) if first.ndim else torch.stack(members)
 
     return containers.mapped(ordered[0], concatenated)
-
-
-def describe(value: Any) -> str:
-    """The shapes and dtypes of the stored tensors in a container, as text."""
-    texts = []
-    for _, leaf in containers.leaves(value, Leaf):
-        if isinstance(leaf, StoredTensor):
-            shape = "nested" if leaf.tensor.is_nested else str(tuple(leaf.tensor.shape))
-            texts.append(f"{shape} {str(leaf.tensor.dtype).removeprefix('torch.')}")
-        else:
-            texts.append(repr(leaf.read()))
-    return ", ".join(texts) or "no tensor"
