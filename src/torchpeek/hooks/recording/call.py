@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, overload
@@ -20,6 +21,8 @@ from torchpeek.hooks.recording.summary import (
     describe,
     describe_gradient,
     describe_parameters,
+    paragraph,
+    paragraphs,
     shortened_rows,
     table,
 )
@@ -198,9 +201,8 @@ class Call:
     def __repr__(self) -> str:
         cells = self.cells()
         texts = list(cells.values()) if len(cells) == 1 else [f"{column} {text}" for column, text in cells.items()]
-        name = f"Call({self.layer!r}, "
-        line = name + ", ".join(texts) + ")"
-        return line if len(line) <= WIDTH else name.rstrip() + "\n    " + ",\n    ".join(texts) + ")"
+        line = f"Call({self.layer!r}, {', '.join(texts)})"
+        return line if len(line) <= WIDTH else "\n".join(paragraphs(f"Call({self.layer!r})", cells))
 
 
 class Part:
@@ -244,7 +246,7 @@ class Part:
 
 
 class Calls(Sequence[Call]):
-    """The calls of one layer, in the order in which they began: `calls[i]` is a Call.
+    """The calls of one layer, in the order in which they began: `calls[i]` is a Call, `calls[1:]` are several.
 
     If there is only one call, its values are also here: `calls.output` is `calls[0].output`. The calls of the replicas
     of DataParallel in one pass are read as one call: their tensors are concatenated along the batch axis, in the order
@@ -256,6 +258,7 @@ class Calls(Sequence[Call]):
         parameters: The parameters of the layer with the slots of their gradients; None if they are not recorded.
         why_none: Called with the name of the layer; the reason why it has no call.
         if_several: Called with the name of the layer; what to do where one call is read and it has several.
+        numbers: The numbers of these calls, if they are a slice of more.
 
     Example:
         >>> relu = nn.ReLU()
@@ -273,12 +276,14 @@ class Calls(Sequence[Call]):
         parameters: dict[str, tuple[Leaf, GradientSlot]] | None,
         why_none: Callable[[str], str],
         if_several: Callable[[str], str],
+        numbers: range | None = None,
     ) -> None:
         self._layer = layer
         self._calls = calls
         self._parameters = parameters
         self._why_none = why_none
         self._if_several = if_several
+        self._numbers = numbers
 
     @overload
     def __getitem__(self, index: int) -> Call: ...
@@ -311,13 +316,14 @@ class Calls(Sequence[Call]):
         if count:
             text = f"of the {count} calls of layer {self._layer!r}, {index} selects none"
             why_none = partial(_text, text)
-        return Calls(self._layer, self._calls[index], self._parameters, why_none, self._if_several)
+        numbers = (self._numbers or range(count))[index]
+        return Calls(self._layer, self._calls[index], self._parameters, why_none, self._if_several, numbers)
 
     def __reduce__(self) -> tuple[type[Calls], tuple[Any, ...]]:
         # The reasons as texts: the functions belong to the recording, with its model.
         reason = "" if self._calls else self._why_none(self._layer)
         texts = partial(_text, reason), partial(_text, self._if_several(self._layer))
-        return Calls, (self._layer, list(self._calls), self._parameters, *texts)
+        return Calls, (self._layer, list(self._calls), self._parameters, *texts, self._numbers)
 
     @property
     def output(self) -> Any:
@@ -399,7 +405,11 @@ class Calls(Sequence[Call]):
             >>> tape["0"].cells()
             [{'call': '0[0]', 'output': '(4, 2) float32'}]
         """
-        return [{"call": call_name(self._layer, index)} | call.cells() for index, call in enumerate(self._calls)]
+        numbers = self._numbers or range(len(self._calls))
+        return [
+            {"call": call_name(self._layer, number)} | call.cells()
+            for number, call in zip(numbers, self._calls, strict=True)
+        ]
 
     def _recorded_parameters(self) -> dict[str, tuple[Leaf, GradientSlot]]:
         if self._parameters is None:
@@ -421,12 +431,12 @@ class Calls(Sequence[Call]):
 
     def __repr__(self) -> str:
         if not self._calls:
-            return self._why_none(self._layer)
+            return textwrap.fill(self._why_none(self._layer), WIDTH)
         rows, left_out = shortened_rows(self.cells())
         lines = [table(rows), left_out]
         if self._parameters is not None:
             values = describe_parameters({name: leaf for name, (leaf, _) in self._parameters.items()})
-            lines.append(table([{"parameters": values}]))
+            lines.append(paragraph("parameters", values))
         return "\n".join(filter(None, lines))
 
 

@@ -21,6 +21,7 @@ WIDTH = 100
 
 _MOST_ROWS = 60  # of a table of calls
 _MOST_PARTS = 8  # of the tensors in one cell
+_COMFORTABLE = 40  # letters of a cell, before it takes several lines
 _MOST_LETTERS = 60  # of a value that is no tensor
 
 
@@ -35,7 +36,7 @@ def describe_gradient(gradients: Any, values: Any) -> str:
     slots = [slot for _, slot in containers.leaves(gradients, Leaf)]
     arrived = [slot for slot in slots if not isinstance(slot, GradientSlot) or slot.leaf is not None]
     if not arrived:
-        return "none arrived" if slots else "no tensor"
+        return "none arrived" if slots else "none"
     text = _shortened([_leaf_text(slot) for slot in slots])
     return "the same" if values is not None and text == describe(values) else text
 
@@ -78,81 +79,98 @@ def _first_texts(texts: Iterable[str]) -> list[str]:
 
 
 def table(rows: Sequence[Cells], *, width: int = WIDTH) -> str:
-    """The rows as a table of at most `width` characters.
+    """The rows as text, at most `width` characters wide unless a name is wider.
 
-    The first column is never wrapped. The others are, between tensors. Where that does not suffice, each row becomes a
-    paragraph with a line for each column.
+    The first column names the rows and is never wrapped. The others are, between tensors. Columns that do not fit
+    beside each other make another table below the first. Where the names take more than half of the width, or a column
+    does not fit beside them, each row becomes a paragraph.
     """
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    cells = [columns, *([row.get(column, "") for column in columns] for row in rows)]
-    widths = _column_widths(cells, width)
-    if widths is None:
-        return "\n".join(_paragraph(row, width) for row in rows)
-    return "\n".join(line for row in cells for line in _lines(row, widths))
+    names, *columns = dict.fromkeys(column for row in rows for column in row)
+    blocks: list[list[str]] = []
+    for column in columns:
+        if not blocks or _comfortable_width(rows, [names, *blocks[-1], column]) > width:
+            blocks.append([])
+        blocks[-1].append(column)
+    widths = [_column_widths(rows, [names, *block], width) for block in blocks]
+    if None in widths or max(len(row[names]) for row in rows) > width // 2:
+        return "\n".join(
+            line
+            for row in rows
+            for line in paragraphs(row[names], {column: row[column] for column in columns if column in row}, width)
+        )
+    return "\n\n".join(
+        "\n".join(line for cells in _cells(rows, [names, *block]) for line in _lines(cells, each or []))
+        for block, each in zip(blocks, widths, strict=True)
+    )
 
 
-def shortened_rows(rows: Sequence[Cells]) -> tuple[Sequence[Cells], str]:
+def paragraph(title: str, cell: str, *, indent: int = 0, width: int = WIDTH) -> str:
+    """A title and a cell beside it, wrapped between tensors."""
+    indent = max(indent, len(title) + 2)
+    lines = _wrapped(cell, width - indent)
+    return "\n".join(f"{'' if number else title}".ljust(indent) + line for number, line in enumerate(lines))
+
+
+def paragraphs(title: str, cells: Cells, width: int = WIDTH) -> list[str]:
+    """The title, and below it a paragraph for each of the cells."""
+    indent = 4 + max(map(len, cells), default=0)
+    return [title, *(paragraph(f"  {name}", cell, indent=indent, width=width) for name, cell in cells.items())]
+
+
+def shortened_rows(rows: Sequence[Cells]) -> tuple[list[Cells], str]:
     """The rows to print, and a line that says how many are left out; "" for none."""
     if len(rows) <= _MOST_ROWS:
-        return rows, ""
-    shown = [*rows[: _MOST_ROWS - 10], *rows[-10:]]
-    return shown, f"{len(rows) - len(shown)} more calls are between the last 10 rows and those above them"
+        return list(rows), ""
+    gap: Cells = {next(iter(rows[0])): "..."}
+    return [*rows[: _MOST_ROWS - 10], gap, *rows[-10:]], f"{len(rows) - _MOST_ROWS} of {len(rows)} calls are not shown"
 
 
-def _column_widths(cells: Sequence[Sequence[str]], width: int) -> list[int] | None:
-    """The width of each column so that the table fits; None where it cannot."""
-    natural = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    least = [
-        natural[0],
-        *(max(len(part) for cell in column for part in _parts(cell)) for column in list(zip(*cells, strict=True))[1:]),
-    ]
-    room = width - 2 * (len(natural) - 1)
+def _cells(rows: Sequence[Cells], columns: Sequence[str]) -> list[list[str]]:
+    """The header and the rows, with these columns."""
+    return [list(columns), *([row.get(column, "") for column in columns] for row in rows)]
+
+
+def _comfortable_width(rows: Sequence[Cells], columns: Sequence[str]) -> int:
+    """The width of a table of these columns in which a cell of some length takes several lines."""
+    by_column = list(zip(*_cells(rows, columns), strict=True))
+    widths = [min(_COMFORTABLE, max(map(len, column))) for column in by_column[1:]]
+    return max(map(len, by_column[0])) + sum(2 + each for each in widths)
+
+
+def _column_widths(rows: Sequence[Cells], columns: Sequence[str], width: int) -> list[int] | None:
+    """The width of each column so that they fit beside each other; None where they cannot."""
+    by_column = list(zip(*_cells(rows, columns), strict=True))
+    widths = [max(map(len, column)) for column in by_column]
+    least = [max(len(part) for cell in column for part in _parts(cell)) for column in by_column]
+    least[0] = widths[0]
+    room = width - 2 * (len(columns) - 1)
     if sum(least) > room:
         return None
-    widths = natural
     while (excess := sum(widths) - room) > 0:
-        widest = max((each for each, low in zip(widths, least, strict=True) if each > low), default=0)
-        index = next(i for i, each in enumerate(widths) if each == widest and each > least[i])
-        widths[index] = max(least[index], widest - excess)
+        index = max((i for i in range(len(widths)) if widths[i] > least[i]), key=widths.__getitem__)
+        widths[index] = max(least[index], widths[index] - excess)
     return widths
 
 
 def _parts(cell: str) -> list[str]:
     """The cell in the parts between which it may be wrapped: at commas and semicolons outside of brackets."""
-    return re.findall(r"(?:[^,;(\[]|\([^)]*\)?|\[[^\]]*\]?)+[,;]?", cell.strip()) or [""]
+    return list(map(str.strip, re.findall(r"(?:[^,;(\[]|\([^)]*\)?|\[[^\]]*\]?)+[,;]?", cell))) or [""]
 
 
 def _wrapped(cell: str, width: int) -> list[str]:
     lines = [""]
-    for part in map(str.strip, _parts(cell)):
-        joined = f"{lines[-1]} {part}".strip()
-        if len(joined) <= width or not lines[-1]:
-            lines[-1] = joined
-        else:
-            lines.append(part)
-    return lines
+    for part in _parts(cell):
+        for piece in [part] if len(part) <= width else textwrap.wrap(part, max(width, 1)):
+            joined = f"{lines[-1]} {piece}".strip()
+            if len(joined) <= width:
+                lines[-1] = joined
+            else:
+                lines.append(piece)
+    return lines if lines[0] or len(lines) == 1 else lines[1:]
 
 
 def _lines(row: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
-    columns = [
-        _wrapped(cell, width) if number else [cell]
-        for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ]
+    columns = [[row[0]], *(_wrapped(cell, width) for cell, width in zip(row[1:], widths[1:], strict=True))]
     for number in range(max(map(len, columns))):
         cells = [column[number] if number < len(column) else "" for column in columns]
         yield "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-
-
-def _paragraph(row: Cells, width: int) -> str:
-    (_, name), *others = row.items()
-    indent = 4 + max((len(column) for column, _ in others), default=0)
-    lines = [name]
-    for column, cell in others:
-        lines += textwrap.wrap(
-            cell,
-            width,
-            initial_indent=f"  {column}".ljust(indent),
-            subsequent_indent=" " * indent,
-            break_on_hyphens=False,
-        )
-    return "\n".join(lines)
