@@ -40,6 +40,8 @@ def edit(
     Nested blocks change inputs and outputs in the order in which they were opened, so a recording that is opened inside
     an edit sees the changed values. Gradients flow the other way, and must flow back inside the block.
 
+    If another model has some of the layers, too, its calls are not edited, unless it runs inside a pass of `model`.
+
     A selection that ends with a number in brackets edits that call of each pass of `model` alone: "act[0]" is the
     first. A Notice says so if the model ran but an edited layer, or call, did not.
 

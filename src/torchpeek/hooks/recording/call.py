@@ -388,7 +388,7 @@ class Calls(Sequence[Call]):
         """The gradient of each parameter in the last backward pass alone, by name; None where none has arrived.
 
         `.grad` differs: it is the sum over the backward passes. If the layer is called several times, the gradient is
-        the sum over the calls, because they share the parameter.
+        the sum over the calls, because they share the parameter. It is also the sum over all models that share it.
         """
         return {name: slot.read() for name, (_, slot) in self._recorded_parameters().items()}
 

@@ -49,12 +49,13 @@ def record(
     """Record what layers return while you run `model` inside the block.
 
     You may run the model in any way and several times, also in training. Neither the model nor its results change.
-    The recording takes the calls of the thread that opened the block, and those of the replicas of DataParallel.
+    The recording takes the calls of the thread that opened the block, and those of the replicas of DataParallel. If
+    another model has some of the layers, too, its calls are left out, unless it runs inside a pass of `model`.
 
     Args:
         model: The model.
         layers: A name, a glob whose `*` crosses dots, a compiled regular expression, a type, a predicate
-            `f(name, module)`, a module, or a list of these. A number in brackets at the end of a name or glob records
+            `f(name, module)`, a module, or a list or slice of these. A number in brackets at the end of a name or glob records
             that call of each pass alone: "act[0]" is the first, "act[-1]" the last.
         exclude: A selection of layers to leave out.
         inputs: Also record the inputs of the layers.
