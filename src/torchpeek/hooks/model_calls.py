@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ class ModelCalls:
         self.depth: dict[int, int] = {}  # thread -> how many calls of the model run in it
         self._other_models: dict[int, str] = {}  # layer -> the type of another model that called it
         self._members: dict[int, nn.Module] = {}  # every module of the model; empty until the stack is first read
+        self._callers: dict[int, _Caller] = {}  # modules outside the model that called a layer, while the block is open
 
     def open(self) -> None:
         """Begin to count the passes."""
@@ -45,7 +47,7 @@ class ModelCalls:
 
     def close(self) -> None:
         """End what `open` began."""
-        self._members = {}
+        self._members, self._callers = {}, {}
         _OPEN[:] = [each for each in _OPEN if each is not self]
 
     def begin(self) -> bool:
@@ -104,24 +106,40 @@ class ModelCalls:
                 return belongs
         return True
 
-    def _belongs(self, caller: nn.Module, root: int, called: int) -> bool | None:
+    def _belongs(self, module: nn.Module, root: int, called: int) -> bool | None:
         """Whether the calls that a module outside the model makes are the model's; None if that is for its caller."""
-        registered = {_identity(module): module for module in caller.modules()}
-        if root in registered:
+        caller = self._callers.get(id(module))
+        if caller is None or caller.module is not module:
+            caller = self._callers[id(module)] = self._caller(module)
+        if root in caller.registered:
             return True
-        if called not in registered:
-            referred = {_identity(module) for value in vars(caller).values() for module in _modules_in(value)}
-            if root in referred:
+        if called not in caller.registered:
+            if root in caller.referred:
                 return True
-            if called not in referred:
+            if called not in caller.referred:
                 return None
+        return False if caller.has_own else None
+
+    def _caller(self, module: nn.Module) -> _Caller:
+        registered = {_identity(each): each for each in module.modules()}
+        referred = {_identity(each) for value in vars(module).values() for each in _modules_in(value)}
         own_layers = any(
-            identity not in self._members and module is not caller and type(module) not in _CONTAINERS
-            for identity, module in registered.items()
+            identity not in self._members and each is not module and type(each) not in _CONTAINERS
+            for identity, each in registered.items()
         )
         parameters = {id(tensor) for member in self._members.values() for tensor in _tensors(member)}
-        own_tensors = any(id(tensor) not in parameters for module in registered.values() for tensor in _tensors(module))
-        return False if own_layers or own_tensors else None
+        own_tensors = any(id(tensor) not in parameters for each in registered.values() for tensor in _tensors(each))
+        return _Caller(module, frozenset(registered), frozenset(referred), own_layers or own_tensors)
+
+
+@dataclass(frozen=True, eq=False)
+class _Caller:
+    """A module outside the model: which modules it has, and whether it has layers or tensors that the model has not."""
+
+    module: nn.Module
+    registered: frozenset[int]
+    referred: frozenset[int]  # in its attributes, without being registered
+    has_own: bool
 
 
 _OPEN: list[ModelCalls] = []

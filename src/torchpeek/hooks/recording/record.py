@@ -55,8 +55,8 @@ def record(
     Args:
         model: The model.
         layers: A name, a glob whose `*` crosses dots, a compiled regular expression, a type, a predicate
-            `f(name, module)`, a module, or a list or slice of these. A number in brackets at the end of a name or glob records
-            that call of each pass alone: "act[0]" is the first, "act[-1]" the last.
+            `f(name, module)`, a module, or a list of these, also a slice of an nn.ModuleList. A number in brackets at
+            the end of a name or glob records that call of each pass alone: "act[0]" is the first, "act[-1]" the last.
         exclude: A selection of layers to leave out.
         inputs: Also record the inputs of the layers.
         gradients: Also record the gradients with respect to outputs and inputs. They arrive when you run `backward()`

@@ -118,8 +118,8 @@ class RecordedLayers(LayerMapping[Calls]):
             calls = recorded_layer.calls
             row = {"layer": name, "calls": str(len(calls))}
             row |= merged([call.cells() for call in calls]) if calls else {"output": "was not called"}
-            if self._parameters is not None:
-                recorded = self._parameters.get(name, {})
+            if self._parameters is not None and name in self._parameters:
+                recorded = self._parameters[name]
                 row["parameters"] = describe_parameters({each: leaf for each, (leaf, _) in recorded.items()})
                 if self._records_gradients:
                     slots = {each: slot for each, (_, slot) in recorded.items()}
