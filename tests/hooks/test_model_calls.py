@@ -159,7 +159,7 @@ def _calling(module: nn.Module, function: Callable[[], object]) -> object:
 def _no_dynamo_state() -> object:
     yield
     torch.compiler.reset()
-    assert model_calls._OPEN == []
+    assert model_calls._OPEN == {}
 
 
 class TestRecord:

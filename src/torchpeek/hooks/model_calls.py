@@ -43,12 +43,12 @@ class ModelCalls:
         """Begin to count the passes."""
         self.depth.clear()
         self._other_models.clear()
-        _OPEN.append(self)
+        _OPEN[id(self)] = self
 
     def close(self) -> None:
         """End what `open` began."""
         self._members, self._callers = {}, {}
-        _OPEN[:] = [each for each in _OPEN if each is not self]
+        _OPEN.pop(id(self), None)
 
     def begin(self) -> bool:
         """The model is called in the current thread. Returns whether this begins a pass: no other call of it runs."""
@@ -142,12 +142,12 @@ class _Caller:
     has_own: bool
 
 
-_OPEN: list[ModelCalls] = []
+_OPEN: dict[int, ModelCalls] = {}  # those whose block is open, by id; threads add and remove their own
 
 
 def passes_were_cut() -> None:
     """Count the open passes of this thread anew, after calls of models ended in a way that no hook is told of."""
-    for calls in tuple(_OPEN):
+    for calls in tuple(_OPEN.values()):
         if calls.depth.get(current_thread()):
             calls.recount()
 
