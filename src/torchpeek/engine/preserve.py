@@ -150,18 +150,18 @@ def _saved_buffers(module: nn.Module) -> _SavedBuffers | _SavedScriptBuffers:
 
 def _restore_all(buffers: Sequence[_SavedBuffers | _SavedScriptBuffers], without_buffers: list[nn.Module]) -> None:
     """Restore all buffers, and remove those of modules that had none. Then raise the first error."""
-    errors = []
+    errors: list[Exception] = []
     for each in buffers:
         try:
             each.restore()
         except Exception as error:  # the others are restored first
-            errors.append(error)
+            errors[:] = errors or [error]
     for module in without_buffers:
         if len(module._buffers):
             module._buffers.clear()
             module._non_persistent_buffers_set.clear()
     if errors:
-        raise errors[0]
+        raise errors.pop()  # an error that stays in reach of its own traceback keeps the model alive
 
 
 def _needs_restoring(tensor: Tensor, value: Tensor) -> bool:

@@ -4,7 +4,9 @@ from torchpeek.hooks import containers
 from torchpeek.hooks.checked_model import checked_model
 from torchpeek.hooks.editing import edits
 from torchpeek.hooks.editing.edit import edit
+from torchpeek.hooks.frames import running_module
 from torchpeek.hooks.graph_nodes import edited_gradients
+from torchpeek.hooks.model_calls import ModelCalls
 from torchpeek.hooks.patched_forward import Forward, replaceable, replaced
 from torchpeek.hooks.process import eagerly, is_compile_wrapper, is_sharded, shared
 from torchpeek.hooks.recording import keep
@@ -21,6 +23,7 @@ __all__ = [
     "Calls",
     "Forward",
     "ForwardHook",
+    "ModelCalls",
     "Recording",
     "SelectedLayer",
     "Selection",
@@ -44,6 +47,7 @@ __all__ = [
     "record_gradients",
     "replaceable",
     "replaced",
+    "running_module",
     "select",
     "select_modules",
     "several_calls",

@@ -79,18 +79,18 @@ def channels_of(model: nn.Module) -> dict[int, Channels]:
     before it.
     """
     by_module: dict[int, Channels] = {}
-    latest = UNKNOWN_CHANNELS
-
-    def walk(module: nn.Module) -> None:
-        nonlocal latest
-        latest = _own_channels(module) or latest
-        for child in module._modules.values():
-            if child is not None and id(child) not in by_module:
-                walk(child)
-        by_module[id(module)] = latest
-
-    walk(model)
+    _add_channels(by_module, model, UNKNOWN_CHANNELS)
     return by_module
+
+
+def _add_channels(by_module: dict[int, Channels], module: nn.Module, latest: Channels) -> Channels:
+    """Add the channels of the module and of those inside it, after a layer with the channels `latest`."""
+    latest = _own_channels(module) or latest
+    for child in module._modules.values():
+        if child is not None and id(child) not in by_module:
+            latest = _add_channels(by_module, child, latest)
+    by_module[id(module)] = latest
+    return latest
 
 
 def _own_channels(module: nn.Module) -> Channels | None:

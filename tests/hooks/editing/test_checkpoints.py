@@ -324,3 +324,29 @@ class TestOtherAutogradFunctions:
             score = run_model(model)
         with pytest.raises(GradUnavailable, match=r"'block\.lin' ran inside Reversible.*inside the block"):
             score.backward()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_another_model_that_shares_a_checkpointed_layer(reentrant: bool) -> None:
+    class WithTrunk(nn.Module):
+        def __init__(self, trunk: nn.Module) -> None:
+            super().__init__()
+            self.trunk, self.head = trunk, nn.Linear(3, 1, bias=False).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(checkpoint(self.trunk, x, use_reentrant=reentrant))
+
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh()).double()
+    actor, critic = WithTrunk(trunk), WithTrunk(trunk)
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    with tp.edit(actor, outputs={"trunk.0": lambda output: 2 * output}):
+        of_actor, of_critic = actor(x).sum(), critic(x).sum()
+    weight = trunk[0].weight
+    (gradient,) = torch.autograd.grad((actor.head(torch.tanh(2 * x @ weight.T))).sum(), weight)
+    of_actor.backward()
+    assert torch.allclose(weight.grad, gradient)
+    (gradient,) = torch.autograd.grad((critic.head(torch.tanh(x @ weight.T))).sum(), weight)
+    weight.grad = None
+    of_critic.backward()
+    assert torch.allclose(weight.grad, gradient)

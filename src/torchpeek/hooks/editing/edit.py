@@ -18,6 +18,7 @@ from torchpeek.hooks.editing.changed_value import Inputs, changed_gradient, chan
 from torchpeek.hooks.editing.pass_calls import CallCounts, PassCalls
 from torchpeek.hooks.editing.recomputation import EditHook, Surroundings, in_reentrant_checkpoint, surroundings
 from torchpeek.hooks.gradient_tap import GradientTap, tap_gradient
+from torchpeek.hooks.model_calls import ModelCalls
 from torchpeek.hooks.process import current_thread, eagerly
 from torchpeek.hooks.select import Selection, select, why_not_fired
 from torchpeek.hooks.selected_layer import SelectedLayer
@@ -42,6 +43,8 @@ def edit(
 
     Nested blocks change inputs and outputs in the order in which they were opened, so a recording that is opened inside
     an edit sees the changed values. Gradients flow the other way, and must flow back inside the block.
+
+    If another model has some of the layers, too, its calls are not edited, unless it runs inside a pass of `model`.
 
     A selection that ends with a number in brackets edits that call of each pass of `model` alone: "act[0]" is the
     first. A Notice says so if the model ran but an edited layer, or call, did not.
@@ -83,7 +86,12 @@ def edit(
     try:
         with (
             eagerly(model.modules(), _notify_compiled),
-            attached(edited.returned + edited.gradient_hooks, called=edited.called, ended=edited.ended),
+            attached(
+                edited.returned + edited.gradient_hooks,
+                called=edited.called,
+                ended=edited.ended,
+                calls=edited.model_calls,
+            ),
         ):
             edited.open(surroundings())
             yield
@@ -115,6 +123,7 @@ class _Edit:
         self.number = next(_numbers)
         self.is_open = False
         self.opened_in: Surroundings | None = None
+        self.model_calls = ModelCalls(model)
         self._model = model
         self._layers = [layer for layer, _ in (*of_outputs, *of_inputs, *of_gradients)]
         self._gradient_layers = [layer.name for layer, _ in of_gradients]
@@ -124,16 +133,19 @@ class _Edit:
         changers = [(layer, inputs_changer(layer.name, change)) for layer, change in of_inputs]
         self.called = self._hooks(changers, self._changes.change_inputs)
         self.returned = self._hooks(of_outputs, self._changes.change_output)
-        self.returned.append((model, EditHook(self, "", self._calls.complete_pass)))
+        self.returned.append((model, EditHook(self, self.model_calls, "", self._calls.complete_pass)))
         self.gradient_hooks = self._hooks(of_gradients, self._changes.change_gradient)
         self.ended: list[_Hook] = []
         if any(layer.call is not None for layer in self._layers):  # only then are the calls of a pass counted
-            self.called.insert(0, (model, EditHook(self, "", self._calls.begin_pass)))
-            self.ended.append((model, EditHook(self, "", self._calls.end_pass)))
+            self.called.insert(0, (model, EditHook(self, self.model_calls, "", self._calls.begin_pass)))
+            self.ended.append((model, EditHook(self, self.model_calls, "", self._calls.end_pass)))
 
     def _hooks(self, edits: _EditsByLayer, hook: Callable[..., Any]) -> list[_Hook]:
         return [
-            (layer.module, EditHook(self, layer.name, self._calls.at(layer, partial(hook, layer.name, change))))
+            (
+                layer.module,
+                EditHook(self, self.model_calls, layer.name, self._calls.at(layer, partial(hook, layer.name, change))),
+            )
             for layer, change in edits
         ]
 
@@ -173,7 +185,11 @@ class _Edit:
     def notify_of_no_effect(self) -> None:
         """Give a Notice for each layer that did not run though the model did, or of which no gradient was edited."""
         for layer in self._layers:
-            if self._calls.completed and layer.name not in self._changes.fired:
+            if layer.name in self._changes.fired:
+                continue
+            if excluded := self.model_calls.why_excluded(layer):
+                notify(f"an edit did nothing: {excluded}")
+            elif self._calls.completed:
                 reason = why_not_fired(self._model, layer, self._calls.most(layer))
                 notify(f"an edit did nothing: {reason}")
         for name in self._gradient_layers:

@@ -21,14 +21,18 @@ import sys
 import weakref
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.utils.checkpoint
+from torch import nn
 from torch.autograd.function import BackwardCFunction
 
 from torchpeek.errors import GradUnavailable
+from torchpeek.hooks.model_calls import ModelCalls
+from torchpeek.hooks.process import current_thread
 from torchpeek.hooks.temporary_hooks import UncopiedHook
 
 # The pair of hooks for saved tensors that is in force; None where there is none. Torch 2.6 cannot tell.
@@ -82,18 +86,20 @@ class SecondRun:
 
 
 class EditHook(UncopiedHook):
-    """A hook of an edit. It leaves a call alone that is the second run of an unedited one.
+    """A hook of an edit. It leaves a call alone that is another model's, or the second run of an unedited one.
 
     Args:
         edit: The edit. The hook refers to it weakly: it is alive while its block is open, and in its second runs.
+        calls: The calls of the edited model.
         layer: The name of the layer, for an error text.
         hook: What runs at the other calls.
     """
 
-    __slots__ = ("_edit", "_hook", "_layer")
+    __slots__ = ("_calls", "_edit", "_hook", "_layer")
 
-    def __init__(self, edit: RepeatableEdit, layer: str, hook: Callable[..., Any]) -> None:
+    def __init__(self, edit: RepeatableEdit, calls: ModelCalls, layer: str, hook: Callable[..., Any]) -> None:
         self._edit = weakref.ref(edit)
+        self._calls = calls
         self._layer = layer
         self._hook = hook
 
@@ -103,12 +109,18 @@ class EditHook(UncopiedHook):
             (_forward_gradients_enabled() or _inference_mode())  # else an autograd function calls the layer
             and _saved_tensors_hooks(False) is None
             and _graph_task() == -1
-        ) or ((edit := self._edit()) is not None and takes_part(edit, self._layer)):
-            return self._hook(*args)
-        return None
+        ):
+            applies = self._is_of_model(args[0])
+        else:
+            edit = self._edit()
+            applies = edit is not None and takes_part(edit, self._layer, partial(self._is_of_model, args[0]))
+        return self._hook(*args) if applies else None
+
+    def _is_of_model(self, module: nn.Module) -> bool:
+        return bool(self._calls.depth.get(current_thread())) or self._calls.include(module)
 
 
-def takes_part(edit: RepeatableEdit, layer: str) -> bool:
+def takes_part(edit: RepeatableEdit, layer: str, is_of_model: Callable[[], bool]) -> bool:
     """Whether the edit applies to the call that runs now: not in a second run of which the first was not edited.
 
     The checkpoints that run now will apply the edit in their second run.
@@ -116,9 +128,11 @@ def takes_part(edit: RepeatableEdit, layer: str) -> bool:
     Args:
         edit: The edit. It does not matter whether its block is open.
         layer: The name of the layer that is called, for an error text.
+        is_of_model: Says whether the edited model makes the call. A second run repeats what it said in the first.
     """
     around, opened_in = _around(sys._getframe(1)), edit.opened_in or _NOTHING
-    if around.second_run is not opened_in.second_run and edit not in around.second_run_edits:
+    in_second_run = around.second_run is not opened_in.second_run
+    if edit not in around.second_run_edits if in_second_run else not is_of_model():
         return False
     outer = [owner for owner, _ in opened_in.checkpoints]
     for owner, attribute in around.checkpoints:
