@@ -103,6 +103,15 @@ def scaled_to_one(values: Tensor) -> tuple[Tensor, int]:
     return (values if exponent == 0 else values * 2.0**half * 2.0 ** (-exponent - half)), exponent
 
 
+def power_of_two(exponent: Tensor) -> Tensor:
+    """Return 2**exponent, exactly, in float64.
+
+    Args:
+        exponent: Integers from -1022 to 1023, any shape.
+    """
+    return ((exponent.long() + 1023) << 52).view(torch.float64)
+
+
 def times_power_of_two(number: float, exponent: int) -> float:
     """Return `number * 2**exponent`; infinity where that is more than a float64 can hold."""
     try:
