@@ -192,13 +192,10 @@ class RunningStatistics(Leaf):
         if rows.numel():
             low, high = rows.amin(2), rows.amax(2)  # (R, C)
             mean, std = row_moments(rows)  # (R, C)
-            # A value that is not finite, or a square that overflows or underflows: these are rare, and take longer.
-            least, most = SAFE_RANGE[rows.dtype]
-            unsafe = ~(mean.abs() + std < most) | ((std < least) & (low < high))
-            if unsafe.any():
-                self._merge_scaled(rows)
-            else:
+            if _are_safe(mean, std, low, high):
                 self._queue_moments(rows, mean, std, low, high)
+            else:
+                self._merge_scaled(rows)
             self._count_bins(rows)
         self.calls += 1
 
@@ -512,3 +509,11 @@ class RunningStatistics(Leaf):
         if self._counts_bins and rows.numel():
             counts = self._bins.counts(rows, self.calls)
             self._bin_counts = counts if self._bin_counts is None else self._bin_counts + counts
+
+
+def _are_safe(mean: Tensor, std: Tensor, low: Tensor, high: Tensor) -> bool:
+    """Whether all values are finite, and no square overflowed or underflowed. The contrary is rare, and takes longer."""
+    least, most = SAFE_RANGE[std.dtype]
+    if not float((mean.abs() + std).amax()) < most:
+        return False
+    return float(std.amin()) >= least or not bool(((std < least) & (low < high)).any())
