@@ -42,7 +42,7 @@ def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Sel
         {'0': (2, 4, 6, 6), '1': (2, 4, 6, 6)}
     """
     module = inspectable_module(module_of(model))
-    call = model_call_for(model, inputs)
+    call = model_call_for(model, inputs, any_tensor=True)
     tape = record(module, layers, exclude=exclude, snapshot="clone", stop=True)
     with preserved(module), tape:
         run(module, call)

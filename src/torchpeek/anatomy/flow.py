@@ -156,7 +156,7 @@ def gradient_flow(
         [('weight', 108), ('bias', 4)]
     """
     module = inspectable_module(module_of(model))
-    call = model_call_for(model, inputs)
+    call = model_call_for(model, inputs, any_tensor=True)
     owners = _owners(module, layers, exclude)
     # Also the layers around them: a layer whose weights its parent uses directly runs when the parent does.
     hooked = [each for each in module.modules() if takes_hooks(each)]

@@ -2,6 +2,7 @@
 
 from torchpeek.hooks import containers
 from torchpeek.hooks.checked_model import checked_model
+from torchpeek.hooks.computing_layers import computing_layers
 from torchpeek.hooks.editing import edits
 from torchpeek.hooks.editing.edit import edit
 from torchpeek.hooks.graph_nodes import edited_gradients
@@ -28,6 +29,7 @@ __all__ = [
     "attached",
     "call_name",
     "checked_model",
+    "computing_layers",
     "containers",
     "eagerly",
     "edit",

@@ -81,6 +81,8 @@ class Channels(NamedTuple):
                 return (1,) if first else (-1,)
         if self.own_axis is not None:
             return (1,) if self.own_axis == "first" else (-1,)
+        if tensor.ndim == 4 and tensor.shape[1] != tensor.shape[2] == tensor.shape[3]:
+            return (1,)  # a square picture, or an attention map (N, heads, T, T)
         # Three axes are mostly tokens (N, T, C), since modules that return (N, C, T) are known. Four are mostly an
         # attention map (N, heads, T, T), or a picture.
         return (-1, 1) if tensor.ndim == 3 else (1, -1)
@@ -144,3 +146,9 @@ def _parameter_sizes(module: nn.Module) -> frozenset[int]:
     shapes = [tuple(each.shape) for each in module._parameters.values() if each is not None and not is_lazy(each)]
     vectors = frozenset(shape[0] for shape in shapes if len(shape) == 1)
     return vectors or frozenset(size for shape in shapes if len(shape) == 2 for size in shape)
+
+
+def channels_inside(module: nn.Module) -> Channels:
+    """What is known of the channels of tensors that the module computes between the layers inside it."""
+    sizes = [_own_sizes(each) for each in module.modules()]
+    return Channels(tuple(filter(None, (frozenset().union(*sizes),))))

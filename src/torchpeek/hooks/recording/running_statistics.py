@@ -512,7 +512,7 @@ class RunningStatistics(Leaf):
 
 
 def _are_safe(mean: Tensor, std: Tensor, low: Tensor, high: Tensor) -> bool:
-    """Whether all values are finite, and no square overflowed or underflowed. The contrary is rare, and takes longer."""
+    """Whether all values are finite, and no square overflowed or underflowed. Others are rare, and take longer."""
     least, most = SAFE_RANGE[std.dtype]
     if not float((mean.abs() + std).amax()) < most:
         return False
