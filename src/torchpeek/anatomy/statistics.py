@@ -161,8 +161,8 @@ def statistics(
         layers: Which layers, selected as in `activations`. None is every layer that computes: the modules without
             others in them, those with parameters of their own, such as a MultiheadAttention or a convolution with a
             parametrised weight, and those that return what none of the layers inside has returned, such as a residual
-            sum. With None there are also the rectifiers that modules call as functions, such as `F.relu(x)`: their
-            zeros and dead channels count, too.
+            sum. With None there are also the outputs of rectifiers that modules call as functions, such as `F.relu(x)`:
+            their zeros and dead channels count, too.
         exclude: Layers to leave out, selected in the same ways.
         inputs: What of a batch the model is called with: the position or name of an entry, several of these as its
             positional or keyword arguments, or a function of the batch. For a loader of pairs whose two entries are
@@ -205,8 +205,7 @@ def statistics(
         if first is None:
             raise InputError("there are no batches: the iterable is empty or exhausted")
         dry = layer_outputs(module, first[0])
-        shown = {} if dry is None else {"passing": dry.passing, "computing": dry.computing}
-        chosen = computing_layers(module, **shown) if layers is None else layers
+        chosen = _layers_that_compute(module, dry) if layers is None else layers
         selected: Mapping[str, SelectedLayer] = select(module, chosen, exclude=exclude)
         selected = with_known_totals(module, first[0], selected)
         # A call that is counted from the end is recorded by its number: its values are read when the layer returns.
@@ -271,6 +270,14 @@ def statistics(
                 for layer in recorded[name]
             ]
     return Statistics(tuple(_with_remarks([row for _, row in rows], channel_axis)), count)
+
+
+def _layers_that_compute(module: nn.Module, dry: LayerOutputs | None) -> Selection:
+    """Select the layers that compute, by their structure and by what a dry pass has shown."""
+    shown = LayerOutputs() if dry is None else dry
+    chosen = {id(layer) for layer in computing_layers(module, passing=shown.passing, computing=shown.computing)}
+    # A predicate, of which scripted layers are left out.
+    return module if chosen == {id(module)} else lambda name, layer: id(layer) in chosen
 
 
 def _settle_channels(tape: Recording, recorded: Mapping[str, list[SelectedLayer]], dry: LayerOutputs) -> None:

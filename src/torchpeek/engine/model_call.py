@@ -311,7 +311,7 @@ def check_inputs(inputs: object, *, least_axes: int = 2) -> None:
         raise InputError(
             f"inputs is a {type(inputs).__name__}; allowed: a tensor (N, C, *grid), a dict of keyword arguments, or "
             "tp.Arguments; with a LoadedModel also a Picture, a path or a PIL image"
-            + (". Next: give one batch of it at a time" if batches else "")
+            + (f". Next: {_several_advice(inputs)}" if batches else "")
         )
     if inputs.is_nested or inputs.layout != torch.strided or inputs.is_meta or inputs.is_quantized:
         layout = "quantised" if inputs.is_quantized else f"{inputs.layout} on {inputs.device}"
@@ -330,6 +330,14 @@ def check_inputs(inputs: object, *, least_axes: int = 2) -> None:
                 else ""
             )
         )
+
+
+def _several_advice(inputs: object) -> str:
+    """What to write in place of something with several entries."""
+    several = isinstance(inputs, (tuple, list)) and len(inputs) > 1 and all(isinstance(each, Tensor) for each in inputs)
+    return "give one batch of it at a time" + (
+        ", without its target; a model that takes several tensors is called by tp.Arguments((a, b))" if several else ""
+    )
 
 
 def _is_array(value: object) -> bool:

@@ -15,6 +15,7 @@ from torchpeek.hooks.select import Selection, has_layer, layer_at, select, selec
 from torchpeek.hooks.selected_layer import SelectedLayer, at_call, call_name, no_such_call, several_calls
 from torchpeek.hooks.temporary_hooks import BeforeHook, ForwardHook, attached, takes_hooks
 from torchpeek.hooks.tensors import edit_gradient, record_gradients
+from torchpeek.hooks.without_hooks import without_hooks
 
 __all__ = [
     "BeforeHook",
@@ -52,4 +53,5 @@ __all__ = [
     "shared",
     "takes_hooks",
     "why_not_fired",
+    "without_hooks",
 ]

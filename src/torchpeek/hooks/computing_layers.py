@@ -7,6 +7,8 @@ from collections.abc import Container
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from torchpeek.hooks.temporary_hooks import takes_hooks
+
 # Modules that only hold the weights of the layer around them, by the names of their classes in torch.
 _WEIGHT_HOLDERS = {"LinearPackedParams", "ConvPackedParams", "EmbeddingPackedParams", "PackedParameter"}
 
@@ -31,6 +33,9 @@ def computing_layers(
 
     def walk(name: str, module: nn.Module) -> None:
         found.add(id(module))
+        if not takes_hooks(module):  # a scripted part is one layer
+            layers.append(module)
+            return
         members = _callable_children(module)
         has_forward = type(module).forward is not nn.Module.forward
         owns = any(parameter is not None for parameter in module._parameters.values())

@@ -131,8 +131,12 @@ def _own_sizes(module: nn.Module) -> frozenset[int]:
         if row.size_of is not None and isinstance(module, row.type):
             return frozenset({row.size_of(module)})
     # Such as quantised layers, and those of other libraries.
-    sizes = (getattr(module, name, None) for name in ("out_channels", "out_features"))
-    return frozenset(size for size in sizes if type(size) is int)
+    sizes = frozenset(
+        size
+        for name in ("out_channels", "out_features", "hidden_size")
+        if type(size := getattr(module, name, None)) is int
+    )
+    return sizes | {2 * size for size in sizes} if getattr(module, "bidirectional", False) is True else sizes
 
 
 def _input_sizes(module: nn.Module) -> frozenset[int]:
