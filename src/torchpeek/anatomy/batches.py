@@ -20,38 +20,38 @@ Entries: TypeAlias = Entry | Sequence[Entry] | Callable[[Any], Any]
 
 
 def calls_and_targets(
-    model: Model, batches: Iterator[Any], inputs: Entries | None, target: Entries | None
+    model: Model, batches: Iterator[Any], arguments: Entries | None, target: Entries | None
 ) -> Iterator[tuple[ModelCall, tuple[Any, ...]]]:
     """For each batch, the call of the model, and what the loss takes beside the output.
 
     Raises:
-        InputError: When a batch is no input of the model, and `inputs` does not say what is.
+        InputError: When a batch is no input of the model, and `arguments` does not say what is.
     """
     for batch in batches:
         with interruptible(), torch.enable_grad():  # the functions are the caller's
-            model_inputs, targets = _parts(module_of(model), batch, inputs, target)
+            model_inputs, targets = _parts(module_of(model), batch, arguments, target)
         yield model_call_for(model, model_inputs, any_tensor=True), targets
 
 
 def _parts(
-    module: nn.Module, batch: Any, inputs: Entries | None, target: Entries | None
+    module: nn.Module, batch: Any, arguments: Entries | None, target: Entries | None
 ) -> tuple[Any, tuple[Any, ...]]:
     rest: tuple[Any, ...] = ()
-    if inputs is None:
+    if arguments is None:
         model_inputs, rest = _by_default(module, batch)
-    elif callable(inputs):
-        model_inputs = _as_arguments(inputs(batch))
+    elif callable(arguments):
+        model_inputs = _as_arguments(arguments(batch))
     else:
-        chosen = _entries(batch, inputs, "inputs")
+        chosen = _entries(batch, arguments, "arguments")
         names = list(chosen)
-        if isinstance(inputs, (int, str)):
+        if isinstance(arguments, (int, str)):
             model_inputs = chosen[names[0]]
         else:
             model_inputs = Arguments(
                 tuple(value for name, value in chosen.items() if isinstance(name, int)),
                 {name: value for name, value in chosen.items() if isinstance(name, str)},
             )
-        rest = tuple(value for name, value in _all_entries(batch, "inputs").items() if name not in chosen)
+        rest = tuple(value for name, value in _all_entries(batch, "arguments").items() if name not in chosen)
     if target is None:
         return model_inputs, rest
     return model_inputs, (target(batch),) if callable(target) else tuple(_entries(batch, target, "target").values())
@@ -65,19 +65,19 @@ def _by_default(module: nn.Module, batch: Any) -> tuple[Any, tuple[Any, ...]]:
         return batch[0], ()
     if len(batch) != 2:
         raise InputError(
-            f"a batch is a {type(batch).__name__} of {len(batch)} entries ({_listed(batch)}); taken without a word: "
-            "inputs, or a pair (inputs, target). Next: inputs= names what the model is called with, such as "
-            f"inputs=0 or inputs=(0, 1); the other entries are the loss's. {_FUNCTION}"
+            f"a batch is a {type(batch).__name__} of {len(batch)} entries ({_listed(batch)}); allowed: inputs, a pair "
+            "(inputs, target), or any batch with arguments=, which names what the model is called with. Next: "
+            f"arguments=0, or arguments=(0, 1) for two inputs; the loss takes the other entries. {_FUNCTION}"
         )
     if isinstance(batch[0], Tensor) and (names := _needs_both(module)):
         raise InputError(
             f"{type(module).__name__} takes {names}, and the batch is a pair ({_listed(batch)}), which is taken as "
-            f"(inputs, target). Next: inputs=(0, 1) calls the model with both. {_FUNCTION}"
+            f"(inputs, target). Next: arguments=(0, 1) calls the model with both. {_FUNCTION}"
         )
     return batch[0], (batch[1],)
 
 
-_FUNCTION = "inputs= and target= also take a function of the batch"
+_FUNCTION = "arguments= and target= also take a function of the batch"
 
 
 def _needs_both(module: nn.Module) -> str:

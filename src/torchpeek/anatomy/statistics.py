@@ -140,7 +140,7 @@ def statistics(
     layers: Selection | None = None,
     *,
     exclude: Selection | None = None,
-    inputs: Entries | None = None,
+    arguments: Entries | None = None,
     target: Entries | None = None,
     loss: Loss | None = None,
     histogram: bool = True,
@@ -164,10 +164,10 @@ def statistics(
             sum. With None there are also the outputs of rectifiers that modules call as functions, such as `F.relu(x)`:
             their zeros and dead channels count, too.
         exclude: Layers to leave out, selected in the same ways.
-        inputs: What of a batch the model is called with: the position or name of an entry, several of these as its
+        arguments: What of a batch the model is called with: the position or name of an entry, several of these as its
             positional or keyword arguments, or a function of the batch. For a loader of pairs whose two entries are
             both inputs, give (0, 1). None is the batch itself, or the first of a pair.
-        target: What of a batch the loss takes beside the output, in the same forms. None is what `inputs` leaves over.
+        target: What of a batch the loss takes beside the output, in the same forms. None is what `arguments` leaves.
         loss: A function (output, target) -> one number, such as `torch.nn.functional.cross_entropy`, or (output)
             without a target. With it, there are statistics of the gradients with respect to the outputs, too.
         histogram: Whether to keep a histogram.
@@ -200,7 +200,7 @@ def statistics(
     order: dict[tuple[str, int], float] = {}  # (layer, call) -> its order in the first pass
     not_finite: dict[int, int] = {}  # id of statistics -> first batch with NaN or infinity
     with preserved(module):
-        calls = calls_and_targets(model, _as_caller(batches), inputs, target)
+        calls = calls_and_targets(model, _as_caller(batches), arguments, target)
         first = next(calls, None)
         if first is None:
             raise InputError("there are no batches: the iterable is empty or exhausted")
@@ -381,7 +381,7 @@ def _rows(calls: Calls, layer: SelectedLayer, number: int, not_finite: dict[int,
     gradients = dict(containers.leaves(call.grad_output, RunningStatistics)) if call.has_gradients else {}
     outputs = dict(containers.leaves(call.output, Leaf))
     if not outputs:
-        yield LayerStatistics(name, kind, None, None, "it returned no tensor")
+        yield LayerStatistics(name, kind, None, None, "returned no tensor")
     for path, output in outputs.items():
         part = f"{name}:{path}" if path else name
         if isinstance(output, NoStatistics):
