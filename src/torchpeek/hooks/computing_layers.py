@@ -29,23 +29,21 @@ def computing_layers(
         computing: Names of modules that do not, and are layers even without parameters of their own.
     """
     layers: list[nn.Module] = []
-    found: set[int] = set()
-
-    def walk(name: str, module: nn.Module) -> None:
-        found.add(id(module))
+    found = {id(model)}
+    waiting = [("", model)]
+    while waiting:
+        name, module = waiting.pop()
         if not takes_hooks(module):  # a scripted part is one layer
             layers.append(module)
-            return
+            continue
         members = _callable_children(module)
         has_forward = type(module).forward is not nn.Module.forward
         owns = any(parameter is not None for parameter in module._parameters.values())
         if name and has_forward and (not members or name in computing or (owns and name not in passing)):
             layers.append(module)
-        for child, member in members.items():
-            if id(member) not in found:
-                walk(f"{name}.{child}" if name else child, member)
-
-    walk("", model)
+        children = [(child, member) for child, member in members.items() if id(member) not in found]
+        found.update(id(member) for _, member in children)
+        waiting += [(f"{name}.{child}" if name else child, member) for child, member in reversed(children)]
     return layers or [model]
 
 

@@ -101,25 +101,26 @@ def channels_of(model: nn.Module) -> dict[int, Channels]:
         inputs[id(module)] = following
         following = _input_sizes(module) or following
     by_module: dict[int, Channels] = {}
-    latest: frozenset[int] = frozenset()
-
-    def walk(module: nn.Module) -> None:
-        nonlocal latest
-        own = _own_sizes(module)
-        latest = own or latest
-        by_module[id(module)] = UNKNOWN_CHANNELS  # it may contain itself
-        for child in module._modules.values():
-            if child is not None and id(child) not in by_module:
-                walk(child)
-        # What the layers inside it return last tells more than its own parameters, such as a table of positions.
-        evidence = (own, latest, _parameter_sizes(module), inputs[id(module)])
-        if not module._modules:
-            evidence = (own, _parameter_sizes(module), latest, inputs[id(module)])
-        by_module[id(module)] = Channels(tuple(filter(None, evidence)), _own_axis(module))
-        latest = own or latest
-
-    walk(model)
+    _add_channels(model, frozenset(), inputs, by_module)
     return by_module
+
+
+def _add_channels(
+    module: nn.Module, latest: frozenset[int], inputs: dict[int, frozenset[int]], by_module: dict[int, Channels]
+) -> frozenset[int]:
+    """Add the module and those inside it. Returns the channels of the last that knows them."""
+    own = _own_sizes(module)
+    latest = own or latest
+    by_module[id(module)] = UNKNOWN_CHANNELS  # it may contain itself
+    for child in module._modules.values():
+        if child is not None and id(child) not in by_module:
+            latest = _add_channels(child, latest, inputs, by_module)
+    # What the layers inside it return last tells more than its own parameters, such as a table of positions.
+    evidence = (own, latest, _parameter_sizes(module), inputs[id(module)])
+    if not module._modules:
+        evidence = (own, _parameter_sizes(module), latest, inputs[id(module)])
+    by_module[id(module)] = Channels(tuple(filter(None, evidence)), _own_axis(module))
+    return own or latest
 
 
 def _own_axis(module: nn.Module) -> ChannelAxis | None:

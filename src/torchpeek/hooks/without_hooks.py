@@ -24,21 +24,20 @@ def without_hooks(model: nn.Module) -> nn.Module:
 
     Scripted modules, and modules that are held in other ways than as children, are those of the model itself.
     """
-    copies: dict[int, nn.Module] = {}
+    return _copied(model, {})
 
-    def copied(module: nn.Module) -> nn.Module:
-        if id(module) in copies or not takes_hooks(module):
-            return copies.get(id(module), module)
-        copy = type(module).__new__(type(module))
-        copies[id(module)] = copy
-        copy.__dict__.update(module.__dict__)
-        for name in _HOOKS:
-            copy.__dict__[name] = OrderedDict()
-        copy.__dict__["_parameters"] = dict(module._parameters)
-        copy.__dict__["_buffers"] = dict(module._buffers)
-        copy.__dict__["_modules"] = {
-            name: None if child is None else copied(child) for name, child in module._modules.items()
-        }
-        return copy
 
-    return copied(model)
+def _copied(module: nn.Module, copies: dict[int, nn.Module]) -> nn.Module:
+    if id(module) in copies or not takes_hooks(module):
+        return copies.get(id(module), module)
+    copy = type(module).__new__(type(module))
+    copies[id(module)] = copy
+    copy.__dict__.update(module.__dict__)
+    for name in _HOOKS:
+        copy.__dict__[name] = OrderedDict()
+    copy.__dict__["_parameters"] = dict(module._parameters)
+    copy.__dict__["_buffers"] = dict(module._buffers)
+    copy.__dict__["_modules"] = {
+        name: None if child is None else _copied(child, copies) for name, child in module._modules.items()
+    }
+    return copy
