@@ -224,6 +224,22 @@ class TestChannels:
         )
         assert averaged["0"].output.summary().count == 4 * (25 + 36)
 
+    def test_of_a_layer_that_the_first_batch_does_not_call(self) -> None:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.mean, self.head = Apply(lambda x: x.mean((1, 2))), nn.Linear(4, 4)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.mean(self.head(x)) if len(x) > 1 else self.head(x)
+
+        found = tp.statistics(Net(), [torch.randn(size, 3, 4) for size in (1, 4, 4)])
+        assert found["mean"].output.channels == 1
+
+    def test_an_iterator_of_layers(self) -> None:
+        model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+        assert [row.name for row in tp.statistics(model, [torch.randn(4, 3)], iter(["0", "1"]))] == ["0", "1"]
+
     def test_where_the_length_of_the_channel_axis_varies_all_count_as_one(self) -> None:
         model = nn.Sequential(nn.Linear(4, 3), Apply(lambda x: x[:, : len(x)].flatten(1)))
         batches = [torch.randn(size, 5, 4) for size in (2, 3)]

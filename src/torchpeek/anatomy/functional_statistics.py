@@ -77,7 +77,7 @@ class FunctionStatistics:
         return list(self._leaves.values())
 
     def settle_channels(self) -> None:
-        """Decide on which axes the channels are, after the first batch."""
+        """Decide on which axes the channels are, after the first batch that called each function."""
         for (module, function, number), leaf in self._leaves.items():
             if self._dry is not None and isinstance(leaf, RunningStatistics):
                 self._dry.settle_channels(leaf, module, number, f"{function}()")

@@ -194,8 +194,9 @@ def statistics(
         (2, True)
     """
     module = inspectable_module(module_of(model))
+    selected: Mapping[str, SelectedLayer] = {}
     if layers is not None:
-        select(module, layers, exclude=exclude)  # before the first batch is read
+        selected = select(module, layers, exclude=exclude)
     count = 0
     order: dict[tuple[str, int], float] = {}  # (layer, call) -> its order in the first pass
     not_finite: dict[int, int] = {}  # id of statistics -> first batch with NaN or infinity
@@ -205,8 +206,8 @@ def statistics(
         if first is None:
             raise InputError("there are no batches: the iterable is empty or exhausted")
         dry = layer_outputs(module, first[0])
-        chosen = _layers_that_compute(module, dry) if layers is None else layers
-        selected: Mapping[str, SelectedLayer] = select(module, chosen, exclude=exclude)
+        if layers is None:
+            selected = select(module, _layers_that_compute(module, dry), exclude=exclude)
         selected = with_known_totals(module, first[0], selected)
         # A call that is counted from the end is recorded by its number: its values are read when the layer returns.
         recorded: dict[str, list[SelectedLayer]] = {}  # "act[1]" and "act[-1]" may be one
@@ -240,7 +241,7 @@ def statistics(
                         tape.grad(one_number(loss(output, *targets)), retain_graph=False)
                 del output  # frees its graph before the next batch
                 counted.check(count)
-                found = functions.leaves()
+                found, known = functions.leaves(), len(order)
                 for name in tape:
                     for layer_call in tape[name]:
                         order.setdefault((name, layer_call.number), layer_call.order)
@@ -248,9 +249,10 @@ def statistics(
                 for value in found:
                     if isinstance(value, RunningStatistics) and value.first_not_finite is not None:
                         not_finite.setdefault(id(value), count)
-                if count == 0 and dry is not None and channel_axis is None:
-                    _settle_channels(tape, recorded, dry)
+                if dry is not None and channel_axis is None:
                     functions.settle_channels()
+                    if len(order) > known:
+                        _settle_channels(tape, recorded, dry)
                 count += 1
     rows = [
         (order[name, number], row)
@@ -281,7 +283,7 @@ def _layers_that_compute(module: nn.Module, dry: LayerOutputs | None) -> Selecti
 
 
 def _settle_channels(tape: Recording, recorded: Mapping[str, list[SelectedLayer]], dry: LayerOutputs) -> None:
-    """Decide on which axes the channels are, after the first batch."""
+    """Decide on which axis the channels of each layer are, after the first batch that calls it."""
     for name in tape:
         layer = recorded[name][0]
         for call in tape[name]:
