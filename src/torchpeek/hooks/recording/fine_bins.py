@@ -49,10 +49,11 @@ class FineBins:
             values = values.where(~values.isfinite(), values.clamp(-largest, largest)).to(self.dtype)
         # The first 12 bits of a float32, or 15 of a float64, as a signed integer, plus half their number: negative
         # values come first, ascending with their magnitude, then the positive values.
-        half = self.per_sign + 8  # the last exponent is that of NaN and infinity
+        per_sign = self.per_sign
+        half = per_sign + 8  # the last exponent is that of NaN and infinity
         bins = ((values + 0.0).view(self.integer) >> self.shift) + half  # -0 becomes 0
         counts = torch.bincount(bins, minlength=2 * half).cpu()
-        return torch.cat([counts[: self.per_sign].flip(0), counts[half : half + self.per_sign]])
+        return torch.cat([counts[:per_sign].flip(0), counts[half : half + per_sign]])
 
     @cached_property
     def edges(self) -> Tensor:
