@@ -183,7 +183,7 @@ class TestGradientFlow:
         model, x = PooledNet(), torch.randn(2, 3, 6, 6)
         with pytest.raises(TargetError, match="0 to 4"):
             tp.gradient_flow(model, x, 5)
-        with pytest.raises(LayerNotFound, match="no parameters, of their own"):
+        with pytest.raises(LayerNotFound, match="parameters of its own"):
             tp.gradient_flow(model, x, layers=nn.ReLU)
         with pytest.raises(TargetError, match="class scores"):
             tp.gradient_flow(model.features, x)

@@ -209,7 +209,7 @@ def _owners(module: nn.Module, layers: Selection | None, exclude: Selection | No
         notify("scripted or traced layers take no hooks, and their parameters are left out")
     if not without_scripts:
         raise LayerNotFound(
-            "these layers have no parameters, of their own or inside them; select others, or layers=None for all"
+            "none of these layers has parameters of its own, or inside it; select others, or layers=None for all"
         )
     return without_scripts
 
