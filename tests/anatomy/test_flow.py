@@ -50,11 +50,14 @@ class TestGradientFlow:
         assert [row.weight_norm for row in found] == pytest.approx([5, 2])
         assert found.loss == 22
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    @pytest.mark.parametrize("exponent", [-120, -83, -1, 66, 110, -700, 700])
+    @pytest.mark.parametrize(
+        ("dtype", "exponent"),
+        [
+            *((torch.float32, exponent) for exponent in (-120, -83, -1, 66, 110)),
+            *((torch.float64, exponent) for exponent in (-700, -83, 700)),
+        ],
+    )
     def test_gradients_of_any_size(self, dtype: torch.dtype, exponent: int) -> None:
-        if dtype == torch.float32 and abs(exponent) > 150:
-            pytest.skip("float32 holds no such numbers")
         factor = 2.0**exponent  # a power of two, so that the gradients are those of the plain step times it
         model, x = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).to(dtype), torch.randn(6, 5).to(dtype)
         plain = tp.gradient_flow(model, x, loss=lambda out: out.square().sum())
