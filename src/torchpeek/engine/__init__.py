@@ -3,6 +3,7 @@
 from torchpeek.engine import targets
 from torchpeek.engine.batching import Change
 from torchpeek.engine.bias_gradients import FullGradients, bias_gradients
+from torchpeek.engine.call_counts import call_counts
 from torchpeek.engine.capture import Capture, CaptureRequest
 from torchpeek.engine.forward import check_fits, run
 from torchpeek.engine.forward_pass import ForwardPass, Origin, with_observed_layers
@@ -19,6 +20,7 @@ from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import Arguments, ModelCall, as_model_call
 from torchpeek.engine.model_config import takes_a_list
 from torchpeek.engine.preserve import preserved
+from torchpeek.engine.repeated_calls import may_be_called_again
 from torchpeek.engine.targets import Question, Target
 from torchpeek.engine.targets.question import Bound, bound_to, is_positional, label_noun, output_part, score_kind
 from torchpeek.engine.trace import Trace, trace_model
@@ -44,6 +46,7 @@ __all__ = [
     "as_model_call",
     "bias_gradients",
     "bound_to",
+    "call_counts",
     "check_fits",
     "described",
     "input_gradient_chunks",
@@ -51,6 +54,7 @@ __all__ = [
     "is_positional",
     "label_noun",
     "layer_calls",
+    "may_be_called_again",
     "network_name",
     "output_part",
     "preserved",

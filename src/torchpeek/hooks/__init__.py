@@ -2,6 +2,7 @@
 
 from torchpeek.hooks import containers
 from torchpeek.hooks.checked_model import checked_model
+from torchpeek.hooks.computing_layers import computing_layers
 from torchpeek.hooks.editing import edits
 from torchpeek.hooks.editing.edit import edit
 from torchpeek.hooks.frames import running_module
@@ -16,6 +17,7 @@ from torchpeek.hooks.select import Selection, has_layer, layer_at, select, selec
 from torchpeek.hooks.selected_layer import SelectedLayer, at_call, call_name, no_such_call, several_calls
 from torchpeek.hooks.temporary_hooks import BeforeHook, ForwardHook, attached, takes_hooks
 from torchpeek.hooks.tensors import edit_gradient, record_gradients
+from torchpeek.hooks.without_hooks import without_hooks
 
 __all__ = [
     "BeforeHook",
@@ -31,6 +33,7 @@ __all__ = [
     "attached",
     "call_name",
     "checked_model",
+    "computing_layers",
     "containers",
     "eagerly",
     "edit",
@@ -54,4 +57,5 @@ __all__ = [
     "shared",
     "takes_hooks",
     "why_not_fired",
+    "without_hooks",
 ]

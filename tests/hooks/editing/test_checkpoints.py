@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 import torchpeek as tp
@@ -334,7 +335,7 @@ def test_another_model_that_shares_a_checkpointed_layer(reentrant: bool) -> None
             self.trunk, self.head = trunk, nn.Linear(3, 1, bias=False).double()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(checkpoint(self.trunk, x, use_reentrant=reentrant))
+            return self.head(torch.utils.checkpoint.checkpoint(self.trunk, x, use_reentrant=reentrant))
 
     torch.manual_seed(0)
     trunk = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh()).double()
