@@ -4,6 +4,7 @@ from torchpeek.engine import targets
 from torchpeek.engine.batching import Change
 from torchpeek.engine.bias_gradients import FullGradients, bias_gradients
 from torchpeek.engine.capture import Capture, CaptureRequest
+from torchpeek.engine.effective_weight import effective_weight, is_quantised
 from torchpeek.engine.forward import check_fits, run
 from torchpeek.engine.forward_pass import ForwardPass, Origin, with_observed_layers
 from torchpeek.engine.input_gradients import input_gradient_chunks
@@ -46,9 +47,11 @@ __all__ = [
     "bound_to",
     "check_fits",
     "described",
+    "effective_weight",
     "input_gradient_chunks",
     "inspectable_module",
     "is_positional",
+    "is_quantised",
     "label_noun",
     "layer_calls",
     "network_name",
