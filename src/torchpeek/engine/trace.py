@@ -286,6 +286,16 @@ class Trace:
         """(N, K, C, *grid): gradients of each score with respect to the one layer's output, at least float32."""
         return self.gradients_at[self.layer]
 
+    @property
+    def contributions(self) -> Tensor:
+        """(N, K, C): what each channel of the one layer contributes to each score.
+
+        It is the gradient of the score times the activation, summed over the grid. If the score is linear in the
+        activations on the grid, as behind global average pooling and a linear head, the contributions of all channels
+        sum to the score less its bias.
+        """
+        return (self.activations * self.gradients).flatten(3).sum(3)
+
     @cached_property
     def gradients_at(self) -> Mapping[str, Tensor]:
         """Layer -> (N, K, C, *grid): its gradients, of all scores, by one batched vector-Jacobian product.
