@@ -15,7 +15,7 @@ from torchpeek.engine.layout_inference.default_layer import (
     suggest_layers,
     suggest_stages,
 )
-from torchpeek.engine.layout_inference.dry_run import LayerCall, layer_calls, with_known_totals
+from torchpeek.engine.layout_inference.dry_run import LayerCall, layer_calls, layout_of, with_known_totals
 from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import Arguments, ModelCall, as_model_call
 from torchpeek.engine.model_config import takes_a_list
@@ -54,6 +54,7 @@ __all__ = [
     "is_quantised",
     "label_noun",
     "layer_calls",
+    "layout_of",
     "network_name",
     "output_part",
     "preserved",

@@ -299,7 +299,7 @@ def _near_square(tiles: Tensor, group: int = 1) -> int:
 
 
 def _groups_across(tiles: Tensor, group: int) -> int:
-    """Return the smallest number of groups in a row that makes the grid of labelled groups not much higher than wide."""
+    """Return the smallest number of groups in a row that makes the grid not much higher than wide."""
     n, _, d, h, w = tiles.shape
     for across in range(1, max(1, _ACROSS // group)):
         wide = max(15, 960 // (across * group))
