@@ -95,10 +95,15 @@ def test_each_call_of_a_layer_is_a_row(place, capsys) -> None:
     loaded = tokens()
     known = tp.statistics(loaded, [loaded.read("pictures/a.png").tensor], "act")
     for row, each in zip(found, known, strict=False):
-        assert row["remark"] == "one of several calls, not drawn"
         assert row["mean"] == pytest.approx(each.output.summary().mean)
     assert "never called" in found[2]["remark"]
-    assert files(place / "out") == {"features.json", "a/features.safetensors"}
+    assert files(place / "out") == {"features.json", "a/features.safetensors", "a/act-0.png", "a/act-1.png"}
+    first, second = tp.activations(loaded, loaded.read("pictures/a.png"), ["act[0]", "act[1]"]).values()
+    assert np.array_equal(pixels(found[0]["drawn"]), feature_grid(first, title="act[0]"))
+    # The second call returns the tokens of the 4 x 4 grid.
+    assert found[1]["layout"] == "tokens 4x4"
+    grid = second.mT.unflatten(2, (4, 4))
+    assert np.array_equal(pixels(found[1]["drawn"]), feature_grid(grid, title="act[1]"))
 
 
 def test_whatever_layers_return_is_a_row(place, capsys) -> None:

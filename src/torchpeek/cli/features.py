@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,21 +170,20 @@ def _layer_output(
 
 
 def _layout(loaded: LoadedModel, inputs: Tensor, row: LayerStatistics, tensor: Tensor | None) -> Layout | None:
-    """The layout of the tensor: with two axes of a grid as its statistics read it, otherwise by a dry run."""
-    if tensor is None or not tensor.numel():
+    """The layout of the tensor by a dry run, otherwise with two axes of a grid, as its statistics read it."""
+    if tensor is None or not tensor.numel() or tensor.ndim < 3:
         return None
-    if tensor.ndim == 4 and len(tensor) == 1:
-        assert row.output is not None
-        if row.output.channels == tensor.shape[1]:
-            return Layout("channels-first", tuple(tensor.shape[2:]))
-        return Layout("channels-last", tuple(tensor.shape[1:3]))
-    if tensor.ndim < 3:
-        return None
-    try:
+    with suppress(TorchpeekError):  # of a model whose layouts cannot be inferred
         [layer] = select(loaded.module, row.name).values()
-        return layout_of(loaded.module, model_call_for(loaded, inputs), layer)
-    except TorchpeekError:  # of a model whose layouts cannot be inferred
+        layout = layout_of(loaded.module, model_call_for(loaded, inputs), layer)
+        if layout is not None and layout.fits(tensor, 1):
+            return layout
+    if tensor.ndim != 4 or len(tensor) != 1:
         return None
+    assert row.output is not None
+    if row.output.channels == tensor.shape[1]:
+        return Layout("channels-first", tuple(tensor.shape[2:]))
+    return Layout("channels-last", tuple(tensor.shape[1:3]))
 
 
 def _statistics(loaded: LoadedModel, inputs: Tensor, selected: list[str]) -> list[LayerStatistics]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -18,6 +19,7 @@ from torchpeek.render.tiles import MATRIX_SIDE, Block, Percentiles, sheet
 
 _ACROSS = 64  # most tiles in a row; more would be too small
 _ACROSS_LAYERS = 16  # fewest tiles in a row of several layers below each other
+_FEW_LAYERS = 4  # most layers of a single tile that have a row each
 _KERNELS = 64  # most kernels of a layer, unless asked for others
 _CHANNELS = 12  # most input channels of each of several kernels
 _LABELLED = 40  # pixels of a group's label, of its numbers and of the gap
@@ -265,11 +267,19 @@ def _of_layers(
         shown.append((f"{name}: {inputs}, {_size(single.shape[1:])}", tiles, chosen.tolist() if len(tiles) > 1 else []))
     counts = [len(tiles) for _, tiles, _ in shown]
     across = columns or min(max(_ACROSS_LAYERS, math.isqrt(sum(counts))), max(counts), _ACROSS)
-    blocks = [
-        Block(tiles, across, heading=heading, numbers=numbers, loose=columns is None)
-        for heading, tiles, numbers in shown
-    ]
-    return _first(len(blocks), len(blocks), "kernel") + ", each of a layer of its own", blocks
+    blocks: list[Block] = []
+    for _, run in groupby(shown, lambda each: each[1].shape):
+        layers = list(run)
+        if len(layers) > _FEW_LAYERS and len(layers[0][1]) == 1:  # as in a depthwise network: one tile in each row
+            tiles = torch.cat([each[1] for each in layers])
+            labels = [each[0] for each in layers]
+            blocks.append(Block(tiles, columns or _near_square(tiles), labels=labels, loose=columns is None))
+            continue
+        blocks += [
+            Block(tiles, across, heading=heading, numbers=numbers, loose=columns is None)
+            for heading, tiles, numbers in layers
+        ]
+    return _first(len(shown), len(shown), "kernel") + ", each of a layer of its own", blocks
 
 
 def _strongest(tensors: Tensor, most: int) -> Tensor:

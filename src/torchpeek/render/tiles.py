@@ -160,7 +160,7 @@ def _zoom(tiles: Tensor, block: Block, tile: int | None) -> _Zoom:
     width *= depth
     side = MATRIX_SIDE if block.is_matrix else _SIDE
     across = max(min(block.columns, len(tiles)), block.columns // 2)  # a short row's tiles are at most twice as large
-    widest = _WIDTH if height == 1 else side
+    widest = _WIDTH if height == 1 or depth > 1 else side
     broad = tile or min(widest, max(_LEAST, _WIDTH // across), _PER_VALUE * width)
     high = tile or min(side, _PER_VALUE * height)
     up = max(1, min(broad // width, high // height))
@@ -286,11 +286,12 @@ def _remarks(tiles: Sequence[Tensor], ranges: Values, zooms: Sequence[_Zoom]) ->
     nan = sum(int(each.isnan().sum()) for each in tiles)
     infinite = sum(int(each.isinf().sum()) for each in tiles)
     down = max(zoom.down for zoom in zooms)
+    square = f" x {down}" if any(each.shape[3] > 1 for each in tiles) else ""
     size_one = all(each[0].numel() == 1 for each in tiles)
     return [
         *([f"constant: {constant} of {len(ranges)} tiles"] if constant and not size_one else []),
         *([f"magenta: {nan} NaN, {infinite} infinite"] if nan or infinite else []),
-        *([f"a pixel is the mean of up to {down} x {down} values"] if down > 1 else []),
+        *([f"a pixel is the mean of up to {down}{square} values"] if down > 1 else []),
     ]
 
 
