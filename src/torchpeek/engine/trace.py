@@ -293,6 +293,15 @@ class Trace:
         It is the gradient of the score times the activation, summed over the grid. If the score is linear in the
         activations on the grid, as behind global average pooling and a linear head, the contributions of all channels
         sum to the score less its bias.
+
+        Raises:
+            GradUnavailable: When the pass kept no graph.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> trace = tp.trace(model, torch.rand(2, 3, 10, 10), layer="0", target=5)
+            >>> trace.contributions.shape
+            torch.Size([2, 1, 8])
         """
         return (self.activations * self.gradients).flatten(3).sum(3)
 
