@@ -11,7 +11,7 @@ import torchpeek as tp
 from networks import PooledNet
 from sheet_tiles import squares, tiles_of
 from torchpeek.errors import GradUnavailable, InputError, OptionError
-from torchpeek.render import COLORMAPS, feature_grid
+from torchpeek.render import COLORMAPS, feature_grid, kernel_grid
 
 DIVERGING, VIRIDIS = COLORMAPS["diverging"], COLORMAPS["viridis"]
 
@@ -258,6 +258,17 @@ class TestColormapAndInput:
             with pytest.raises(InputError, match=r"no output for one sample in the layout 'tokens 1\+3x4'\. Next"):
                 feature_grid(torch.rand(shape), layout=layout)
 
+    @pytest.mark.filterwarnings("ignore")
+    def test_quantised_and_sparse_tensors_and_those_without_values(self) -> None:
+        maps = torch.tensor([[[0.0, 0.5], [1.0, 2.0]]])
+        expected = feature_grid(maps)
+        assert same(feature_grid(torch.quantize_per_tensor(maps, 0.5, 0, torch.quint8)), expected)
+        assert same(feature_grid(maps.to_sparse()), expected)
+        assert same(kernel_grid(maps[None].to_sparse()), kernel_grid(maps[None]))
+        for wrong in (torch.nested.nested_tensor([maps, maps]), maps.to("meta")):
+            with pytest.raises(InputError, match="allowed: a dense tensor with values"):
+                feature_grid(wrong)
+
     def test_in_the_users_blocks(self) -> None:
         model = PooledNet()
         x = torch.rand(1, 3, 16, 16)
@@ -265,3 +276,16 @@ class TestColormapAndInput:
             made = feature_grid(tp.trace(model, x, layer="act"), sort="contribution", clip=(1, 99))
         assert model.training
         assert same(made, feature_grid(tp.trace(model, x, layer="act"), sort="contribution", clip=(1, 99)))
+
+
+def test_real_weights(mobilenet, photograph) -> None:
+    """Behind MobileNetV2's last convolution there are global average pooling and a linear layer."""
+    trace = tp.trace(mobilenet, mobilenet.read(photograph), layer="features.18")
+    label = int(trace.question.labels)
+    without_bias = float(trace.scores) - float(mobilenet.module.classifier[1].bias[label])
+    assert float(trace.contributions.sum()) == pytest.approx(without_bias, rel=1e-4)
+    strongest = trace.contributions[0, 0].sort(descending=True).indices[:4].tolist()
+    made = feature_grid(trace, sort="contribution", most=4, clip=(1, 99))
+    given = trace.contributions[0, 0]
+    drawn = feature_grid(trace.activations[0], channels=strongest, contributions=given, clip=(1, 99))
+    assert same(np.asarray(made)[-300:, :500], np.asarray(drawn)[-300:, :500])

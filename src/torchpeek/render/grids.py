@@ -205,7 +205,7 @@ def _of_layer(
     columns: int | None,
 ) -> tuple[str, list[Block]]:
     """Return the caption and the blocks of one layer's weight (out, in, *kernel)."""
-    _checked(weight, "kernels")
+    weight = _checked(weight, "kernels")
     if not 3 <= weight.ndim <= 5:
         raise InputError(
             f"kernels has shape {tuple(weight.shape)}; allowed: a convolution's weight (out, in, *kernel) with 1 to 3 "
@@ -251,8 +251,8 @@ def _of_layers(
     values = list(kernels.values()) if isinstance(kernels, Mapping) else list(kernels)
     names = _labels(labels, len(values), "kernels") or keys
     shown: list[tuple[str, Tensor, list[int]]] = []
-    for name, kernel in zip(names, values, strict=True):
-        _checked(kernel, f"kernel {name!r}")
+    for name, value in zip(names, values, strict=True):
+        kernel = _checked(value, f"kernel {name!r}")
         if not 2 <= kernel.ndim <= 5 or (kernel.ndim > 3 and kernel.shape[1] != 1):
             raise InputError(
                 f"kernel {name!r} has shape {tuple(kernel.shape)}; allowed: one kernel of each layer, (in, h, w) or "
@@ -333,13 +333,19 @@ def _labels(labels: Sequence[str] | None, shown: int, what: str) -> list[str]:
 
 
 def _checked(values: Tensor, name: str) -> Tensor:
+    """Return the values as a dense tensor of numbers that can be drawn."""
     if not isinstance(values, Tensor):
         raise InputError(f"{name} is a {type(values).__name__}; allowed: a tensor")
+    if values.is_nested or values.is_meta:
+        kind = "nested" if values.is_nested else "on the meta device"
+        raise InputError(f"{name} is {kind}; allowed: a dense tensor with values")
     if values.is_complex():
         raise InputError(f"{name} is {values.dtype}; allowed: real numbers: take its .abs(), .real or .imag")
     if values.numel() == 0:
         raise InputError(f"{name} has shape {tuple(values.shape)}, which has no values")
-    return values
+    if values.is_quantized:
+        return values.dequantize()
+    return values if values.layout == torch.strided else values.to_dense()
 
 
 def _check_options(scale: str, **counts: int | None) -> None:
