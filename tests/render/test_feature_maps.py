@@ -282,7 +282,7 @@ def test_real_weights(mobilenet, photograph) -> None:
     """Behind MobileNetV2's last convolution there are global average pooling and a linear layer."""
     trace = tp.trace(mobilenet, mobilenet.read(photograph), layer="features.18")
     label = int(trace.question.labels)
-    without_bias = float(trace.scores) - float(mobilenet.module.classifier[1].bias[label])
+    without_bias = float(trace.scores) - float(mobilenet.module.classifier[1].bias.detach()[label])
     assert float(trace.contributions.sum()) == pytest.approx(without_bias, rel=1e-4)
     strongest = trace.contributions[0, 0].sort(descending=True).indices[:4].tolist()
     made = feature_grid(trace, sort="contribution", most=4, clip=(1, 99))

@@ -163,7 +163,7 @@ def _layer_output(
     if target is None:
         return _LayerOutput(row, tensor, layout)
     try:
-        found = trace(loaded, inputs, layer=row.name, layout=layout, target=target)
+        found = trace(loaded, inputs, layer=row.name, layout=layout, target=target).first(1)  # without the graph
     except (LayerError, PassError) as error:  # the score may be read from another part of the model
         return _LayerOutput(row, tensor, layout, remark=str(error))
     return _LayerOutput(row, tensor, layout, found)
