@@ -151,6 +151,13 @@ class TestContributions:
         feature_grid(maps, contributions=given, channels=[1, 4])  # known, and not sorted by
         assert words[before : before + 2] == ["1: -2", "4: +0.125"]
 
+    def test_where_nothing_contributes_the_caption_says_so(self, words: list[str]) -> None:
+        """The head is zero."""
+        model = Patches().double().eval()
+        nn.init.zeros_(model.head.weight)
+        feature_grid(tp.trace(model, X, layer="norm", target=2), sort="contribution")
+        assert words[-2].endswith("; each of them is 0, so their order says nothing")
+
     def test_the_caption_names_the_score(self, words: list[str]) -> None:
         model = PooledNet().double().eval()
         loaded = tp.LoadedModel(model, class_names=["ant", "bee", "cat", "dog", "elk"])

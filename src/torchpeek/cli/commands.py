@@ -223,7 +223,7 @@ def features(
 
     Example: torchpeek features cat.jpg --model torchvision:alexnet --layer "features.*" -o features/
 
-    Example: torchpeek features cat.jpg --model torchvision:vit_b_16 --layer "encoder.layers.*_11" --clip 1 99 --sort
+    Example: torchpeek features cat.jpg --model torchvision:vit_b_16 --layer "encoder.layers.*_10" --clip 1 99 --sort
     contribution --class "tiger cat" -o features/
     """
     from torchpeek.cli.features import run

@@ -63,6 +63,8 @@ class FeatureMaps:
         sums = (
             f"those shown sum to {shown:.3g} of {whole:.3g}" if len(channels) < len(self.maps) else f"sum {whole:.3g}"
         )
+        if not self.contributions.any():
+            sums = "each of them is 0, so their order says nothing"
         if not self.score:
             return f"contributions as given; {sums}"
         return f"contribution to {self.score}: gradient x activation, summed over the grid; {sums}"
