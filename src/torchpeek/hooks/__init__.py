@@ -15,7 +15,7 @@ from torchpeek.hooks.recording.call import Call, Calls
 from torchpeek.hooks.recording.record import Recording, record
 from torchpeek.hooks.select import Selection, has_layer, layer_at, select, select_modules, why_not_fired
 from torchpeek.hooks.selected_layer import SelectedLayer, at_call, call_name, no_such_call, several_calls
-from torchpeek.hooks.temporary_hooks import BeforeHook, ForwardHook, attached, takes_hooks
+from torchpeek.hooks.temporary_hooks import BeforeHook, ForwardHook, attached, is_own_hook, takes_hooks
 from torchpeek.hooks.tensors import edit_gradient, record_gradients
 from torchpeek.hooks.without_hooks import without_hooks
 
@@ -42,6 +42,7 @@ __all__ = [
     "edits",
     "has_layer",
     "is_compile_wrapper",
+    "is_own_hook",
     "is_sharded",
     "keep",
     "layer_at",

@@ -42,6 +42,11 @@ class UncopiedHook:
         return _empty_hook, ()
 
 
+def is_own_hook(hook: Callable[..., Any]) -> bool:
+    """Whether `attached` registered the hook."""
+    return isinstance(hook, UncopiedHook)
+
+
 @contextmanager
 def attached(
     returned: Iterable[tuple[nn.Module, ForwardHook]] = (),

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from torchpeek.anatomy import GradientFlow, Kernels, Statistics
+from torchpeek.engine import Trace
 from torchpeek.hooks.recording.running_statistics import RunningStatistics
 from torchpeek.render import feature_grid, kernel_grid
 
@@ -61,21 +62,28 @@ def add_kernels(
 
 
 def add_features(
-    writer: Writer, activations: Mapping[str, Tensor], step: int = 0, *, remark: str = "", **options: Any
+    writer: Writer, activations: Mapping[str, Tensor | Trace], step: int = 0, *, remark: str = "", **options: Any
 ) -> None:
     """Write a picture of the first sample's feature maps for each layer with a grid, tagged `features/LAYER`.
 
     Args:
         writer: The SummaryWriter.
-        activations: Layer name -> output (N, C, h, w), as `tp.activations` returns them. Other outputs are left out.
+        activations: Layer name -> output (N, C, h, w), as `tp.activations` returns them, or a trace of one sample.
+            Other outputs are left out.
         step: The global step.
         remark: Added to each title, such as "random weights".
         **options: Options of `render.feature_grid`.
     """
     for layer, activation in activations.items():
-        if isinstance(activation, Tensor) and activation.ndim == 4 and not activation.is_complex():
-            image = feature_grid(activation[0], title=_title(layer, remark), **options)
-            _add_picture(writer, f"features/{layer}", image, step)
+        if isinstance(activation, Tensor):
+            if activation.is_complex() or (activation.ndim != 4 and options.get("layout") is None):
+                continue
+            activation = activation if options.get("layout") else activation[0]
+        elif not isinstance(activation, Trace):
+            continue
+        _add_picture(
+            writer, f"features/{layer}", feature_grid(activation, title=_title(layer, remark), **options), step
+        )
 
 
 def add_statistics(writer: Writer, statistics: Statistics, step: int = 0) -> None:
