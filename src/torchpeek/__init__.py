@@ -34,6 +34,7 @@ __all__ = [
     "Trace",
     "__version__",
     "activations",
+    "check_finite",
     "compare",
     "edit",
     "edit_gradient",
@@ -69,7 +70,7 @@ if TYPE_CHECKING:
     from torchpeek.evaluation import evaluate
     from torchpeek.explanation import compare, explain, trace
     from torchpeek.heatmap import Heatmap, Provenance
-    from torchpeek.hooks import edit, edit_gradient, edits, keep, record, record_gradients
+    from torchpeek.hooks import check_finite, edit, edit_gradient, edits, keep, record, record_gradients
     from torchpeek.metrics import METRICS, Measurement, Measurements
     from torchpeek.models import LoadedModel, Preprocess, load_model
     from torchpeek.picture import Geometry, Picture
@@ -84,7 +85,7 @@ else:
         "torchpeek.evaluation": ("evaluate",),
         "torchpeek.explanation": ("compare", "explain", "trace"),
         "torchpeek.heatmap": ("Heatmap", "Provenance"),
-        "torchpeek.hooks": ("edit", "edit_gradient", "edits", "keep", "record", "record_gradients"),
+        "torchpeek.hooks": ("check_finite", "edit", "edit_gradient", "edits", "keep", "record", "record_gradients"),
         "torchpeek.metrics": ("METRICS", "Measurement", "Measurements"),
         "torchpeek.models": ("LoadedModel", "Preprocess", "load_model"),
         "torchpeek.picture": ("Geometry", "Picture"),

@@ -4,6 +4,7 @@ from torchpeek.hooks import containers
 from torchpeek.hooks.checked_model import checked_model
 from torchpeek.hooks.editing import edits
 from torchpeek.hooks.editing.edit import edit
+from torchpeek.hooks.finite.check_finite import check_finite
 from torchpeek.hooks.graph_nodes import edited_gradients
 from torchpeek.hooks.patched_forward import Forward, replaceable, replaced
 from torchpeek.hooks.process import eagerly, is_compile_wrapper, is_sharded, shared
@@ -27,6 +28,7 @@ __all__ = [
     "at_call",
     "attached",
     "call_name",
+    "check_finite",
     "checked_model",
     "containers",
     "eagerly",

@@ -250,7 +250,7 @@ class PassStartHook(UncopiedHook):
         tracker, replica = self._tracker, module is not self._model
         if not tracker.is_ours(replica):
             return
-        if _under_vmap():
+        if under_vmap():
             raise InputError(
                 "nothing can be recorded inside torch.vmap, because the tensors there are invalid outside it; run the "
                 "batch without vmap, or record around it"
@@ -298,6 +298,7 @@ class CallDepthHook(PassEndHook):
             depth[current_thread()] -= 1
 
 
-def _under_vmap() -> bool:
+def under_vmap() -> bool:
+    """Whether a module that is called now runs inside torch.vmap."""
     stack = torch._C._functorch.get_interpreter_stack()  # None outside all transforms
     return stack is not None and any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)
