@@ -13,10 +13,11 @@ from torch.utils.hooks import RemovableHandle
 from torchpeek.errors import GradUnavailable, InputError
 from torchpeek.hooks.gradient_tap import hooked
 from torchpeek.hooks.recording.storage import GradientSlot, StoredTensor, slot_hook
+from torchpeek.hooks.with_block import opened_by_with
 from torchpeek.interrupts import uninterrupted
 
 
-@contextmanager
+@opened_by_with("with tp.record_gradients(...) as gradients:")
 def record_gradients(**tensors: Tensor) -> Iterator[Mapping[str, Tensor | None]]:
     """Record the gradients that flow back to these tensors inside the block.
 

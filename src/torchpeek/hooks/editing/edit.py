@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -19,6 +18,7 @@ from torchpeek.hooks.process import eagerly
 from torchpeek.hooks.select import Selection, select, why_not_fired
 from torchpeek.hooks.selected_layer import SelectedLayer
 from torchpeek.hooks.temporary_hooks import attached
+from torchpeek.hooks.with_block import opened_by_with
 from torchpeek.interrupts import uninterrupted
 from torchpeek.keywords import checked_keywords
 
@@ -27,7 +27,7 @@ Edits: TypeAlias = Mapping[Any, Callable[[Any], Any]]
 
 
 @checked_keywords
-@contextmanager
+@opened_by_with("with tp.edit(model, ...):")
 def edit(
     model: nn.Module, *, outputs: Edits | None = None, inputs: Edits | None = None, gradients: Edits | None = None
 ) -> Iterator[None]:

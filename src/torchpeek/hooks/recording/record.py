@@ -24,6 +24,7 @@ from torchpeek.hooks.recording.storage import GradientSlot, Leaf, MemoryBudget, 
 from torchpeek.hooks.select import Selection, named_layers, select, why_not_fired
 from torchpeek.hooks.selected_layer import split_call
 from torchpeek.hooks.temporary_hooks import attached
+from torchpeek.hooks.with_block import OpenedByWith
 from torchpeek.interrupts import protected, uninterrupted
 from torchpeek.keywords import checked_keywords
 
@@ -123,7 +124,7 @@ def record(
     return Recording(model, modules, recorders, tracker, parameters=parameters)
 
 
-class Recording:
+class Recording(OpenedByWith):
     """The recorded calls of layers: `recording[name]` are those of one layer.
 
     `record` makes it. A `with` block opens it, several times if you like. It can be read at any time. Iterating over it
@@ -160,8 +161,10 @@ class Recording:
         self._parameters: dict[str, dict[str, tuple[Leaf, GradientSlot]]] | None = {} if parameters else None
         self._parameter_hooks: list[RemovableHandle] = []
         self._stack: ExitStack | None = None
+        self.must_be_opened("with tp.record(model, ...) as tape:")
 
     def __enter__(self) -> Self:
+        self.was_opened()
         if self._stack is not None:
             raise InputError("this recording is open already; make another one with record()")
         self._stack = ExitStack()
@@ -320,6 +323,7 @@ class Recording:
         return sum(storages.values())
 
     def __repr__(self) -> str:
+        self.was_opened()  # the table shows that no layer was called
         rows = [("layer", "calls", "output")]
         for name, recorder in self._recorders.items():
             calls = recorder.calls
@@ -339,7 +343,9 @@ class Recording:
 
         Example:
             >>> model = nn.Sequential(nn.Linear(3, 2), nn.ModuleList())
-            >>> "a container that is never called" in tp.record(model, "1").why_not_called("1")
+            >>> with tp.record(model, "1") as tape:
+            ...     output = model[0](torch.ones(4, 3))
+            >>> "a container that is never called" in tape.why_not_called("1")
             True
         """
         tracker = self._tracker
