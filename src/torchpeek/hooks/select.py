@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from typing import TypeAlias, Union
 
 import torch
 from torch import nn
 
 from torchpeek.errors import AmbiguousCall, InputError, LayerNotFound, closest, listed_names, notify
-from torchpeek.hooks.selected_layer import NO_SETS, SelectedLayer, no_such_call, split_call
+from torchpeek.hooks.selected_layer import NO_SETS, SelectedLayer, call_name, no_such_call, split_call
 from torchpeek.hooks.temporary_hooks import takes_hooks
 
 Selection: TypeAlias = Union[
@@ -27,16 +27,17 @@ Selection: TypeAlias = Union[
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of `model` by name, as `named_modules(remove_duplicate=False)` gives them, in half the time."""
     named: dict[str, nn.Module] = {}
-
-    def walk(name: str, module: nn.Module) -> None:
-        named[name] = module
-        prefix = f"{name}." if name else ""
-        for child, member in module._modules.items():
-            if member is not None:
-                walk(prefix + child, member)
-
-    walk("", model)
+    _add_layers(named, "", model)
     return named
+
+
+def _add_layers(named: dict[str, nn.Module], name: str, module: nn.Module) -> None:
+    # A function of its own: a nested one would refer to itself, and keep the model alive until Python collects cycles.
+    named[name] = module
+    prefix = f"{name}." if name else ""
+    for child, member in module._modules.items():
+        if member is not None:
+            _add_layers(named, prefix + child, member)
 
 
 def select_modules(
@@ -118,8 +119,7 @@ def select(
         for call in calls_by_name.get(name, ()):
             if (id(module), call) not in found:
                 found.add((id(module), call))
-                layer = SelectedLayer(name, module, call)
-                selected[layer.name] = layer
+                selected[call_name(name, call)] = SelectedLayer(name, module, call)
     if scripted := [name for name, layer in selected.items() if not takes_hooks(layer.module)]:
         _leave_out(selected, scripted, selection)
     return selected
@@ -225,8 +225,8 @@ def _matching_name(model: nn.Module, named: dict[str, nn.Module], selection: str
         call = int(text)
     if layer and layer in named:
         return {(layer, call): None}
-    pattern = layer.replace("[", "[[]")  # for fnmatch, so that a bracket stands for itself
-    matches = [name for name in named if name and fnmatchcase(name, pattern)]
+    matching = re.compile(translate(layer.replace("[", "[[]"))).match  # a bracket stands for itself
+    matches = [name for name in named if name and matching(name)]
     if not matches:
         hint = "" if call is None else f" The [{text}] at the end of {selection!r} is a call."
         hint += f" {NO_SETS}" if "[" in selection else ""

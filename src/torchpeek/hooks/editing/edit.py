@@ -86,7 +86,7 @@ def edit(
     try:
         with (
             eagerly(model.modules(), _notify_compiled),
-            attached(returned, called=called, ended=ended, every_thread=True),
+            attached(returned, called=called, ended=ended, every_thread=True, model=model) as model_calls,
         ):
             yield
     finally:
@@ -94,7 +94,11 @@ def edit(
             for tap in gradient_taps:
                 tap.remove()
     for layer in every_layer:
-        if calls.completed and layer.name not in fired:
+        if layer.name in fired:
+            continue
+        if model_calls is not None and (excluded := model_calls.why_excluded(layer)):
+            notify(f"an edit did nothing: {excluded}")
+        elif calls.completed:
             notify(f"an edit did nothing: {why_not_fired(model, layer, calls.most(layer))}")
 
 

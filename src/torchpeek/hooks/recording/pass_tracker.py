@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from torchpeek.errors import InputError
 from torchpeek.hooks import containers
 from torchpeek.hooks.gradient_tap import GradientTap
+from torchpeek.hooks.model_calls import ModelCalls
 from torchpeek.hooks.process import current_thread
 from torchpeek.hooks.recording.call import Call
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf
@@ -56,6 +57,7 @@ class PassTracker:
 
     def __init__(
         self,
+        model: nn.Module,
         *,
         inputs: bool,
         gradients: bool,
@@ -76,7 +78,8 @@ class PassTracker:
         self.thread = -1  # the thread that opened the block
         self.tensor_hooks: list[RemovableHandle | GradientTap] = []
         self.output_edges: list[OutputEdge] = []  # of the recorded passes
-        self.call_depth: dict[int, int] = {}  # thread -> how many calls of the model are open in it
+        self.calls = ModelCalls(model)
+        self.in_pass = self.calls.depth  # true for a thread in which the model runs
         self.replicas: dict[int, object] = {}  # thread -> the device of the model's replica that runs in it
         self.lock = threading.Lock()  # replicas begin at the same time
         self.called_in_other_thread = False  # whether the model ran in a thread that does not belong to the recording
@@ -93,10 +96,15 @@ class PassTracker:
     def open_block(self) -> None:
         """Begin to record in the current thread."""
         self.thread = current_thread()
-        self.call_depth.clear()
+        self.calls.open()
         self.called_in_other_thread, self.completed, self.early_stop = False, True, None
         if self.pending_layers is not None:
             self.pending_layers = set(self.required_layers)
+
+    def close_block(self) -> None:
+        """End what `open_block` began."""
+        self.remove_tensor_hooks()
+        self.calls.close()
 
     def start_pass(self) -> None:
         """Begin a new pass, which replaces the last one unless all passes are recorded."""
@@ -139,16 +147,24 @@ class PassTracker:
         slots = {id(leaf) for leaf in call.stored()}
         self.output_edges = [edge for edge in self.output_edges if id(edge.slot) not in slots]
 
-    def is_ours(self, replica: bool) -> bool:
+    def is_ours(self, module: nn.Module, layer: nn.Module) -> bool:
         """Whether the call that runs now belongs to the recording.
 
         A call inside a backward pass does not: it is the second run of a checkpointed part. A call in another thread
-        does not either, unless a replica runs there: DataParallel runs each replica in a thread of its own.
+        does not either, unless a replica runs there: DataParallel runs each replica in a thread of its own. Nor does
+        the call of another model that shares the layer.
+
+        Args:
+            module: The module that is called: the layer, or a replica of it.
+            layer: The layer.
         """
         if _graph_task() != -1:
             return False
-        if current_thread() == self.thread or replica or current_thread() in self.replicas:
+        thread = current_thread()
+        if self.in_pass.get(thread):
             return True
+        if thread == self.thread or module is not layer or thread in self.replicas:
+            return self.calls.include(module)
         self.called_in_other_thread = True
         return False
 
@@ -248,16 +264,14 @@ class PassStartHook(UncopiedHook):
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
         tracker, replica = self._tracker, module is not self._model
-        if not tracker.is_ours(replica):
+        if not tracker.is_ours(module, self._model):
             return
         if under_vmap():
             raise InputError(
                 "nothing can be recorded inside torch.vmap, because the tensors there are invalid outside it; run the "
                 "batch without vmap, or record around it"
             )
-        depth = tracker.call_depth.get(current_thread(), 0)
-        tracker.call_depth[current_thread()] = depth + 1
-        if depth:  # the model calls itself
+        if not tracker.calls.begin():  # the model calls itself
             return
         if not replica:
             tracker.start_pass()
@@ -283,19 +297,18 @@ class PassEndHook(UncopiedHook):
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         tracker = self._tracker
-        if tracker.call_depth.get(current_thread(), 0) == 1 and tracker.is_ours(replica=False):
+        if tracker.in_pass.get(current_thread()) == 1 and not in_backward_pass():
             tracker.end_pass()
 
 
-class CallDepthHook(PassEndHook):
+class CallEndHook(PassEndHook):
     """The forward hook of the model that also runs when the model raises: one open call less."""
 
     __slots__ = ()
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        depth = self._tracker.call_depth
-        if _graph_task() == -1 and depth.get(current_thread(), 0):
-            depth[current_thread()] -= 1
+        if not in_backward_pass():
+            self._tracker.calls.end()
 
 
 def under_vmap() -> bool:

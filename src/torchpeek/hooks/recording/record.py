@@ -15,11 +15,12 @@ from torch.utils.hooks import RemovableHandle
 from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NotConnected, closest, notify
 from torchpeek.hooks.checked_model import checked_model
 from torchpeek.hooks.gradient_tap import hooked
+from torchpeek.hooks.model_calls import passes_were_cut
 from torchpeek.hooks.process import eagerly, is_sharded
 from torchpeek.hooks.recording.call import Calls, describe
 from torchpeek.hooks.recording.keep import Keep, layer_keepers
 from torchpeek.hooks.recording.layer_recorder import LayerInputHook, LayerRecorder
-from torchpeek.hooks.recording.pass_tracker import CallDepthHook, PassEndHook, PassStartHook, PassTracker
+from torchpeek.hooks.recording.pass_tracker import CallEndHook, PassEndHook, PassStartHook, PassTracker
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf, MemoryBudget, StoredTensor, slot_hook
 from torchpeek.hooks.select import Selection, named_layers, select, why_not_fired
 from torchpeek.hooks.selected_layer import split_call
@@ -109,6 +110,7 @@ def record(
     keepers = layer_keepers(model, selected, keep)
     all_accumulate = len(keepers) == len(selected) and all(accumulates for _, accumulates in keepers.values())
     tracker = PassTracker(
+        model,
         inputs=inputs,
         gradients=gradients,
         copy=snapshot == "clone" or (snapshot == "auto" and any(module.__dict__.get("inplace") for module in modules)),
@@ -188,7 +190,7 @@ class Recording(OpenedByWith):
         stack.enter_context(eagerly(self._modules, _notify_compiled))
         stack.callback(self._remove_gradient_hooks)
         self._store_parameters()
-        stack.enter_context(attached(returned, called=called, ended=[(self._model, CallDepthHook(tracker))]))
+        stack.enter_context(attached(returned, called=called, ended=[(self._model, CallEndHook(tracker))]))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -198,7 +200,10 @@ class Recording(OpenedByWith):
                 self._close()
         finally:
             self._close()  # for a Ctrl-C that arrived before `uninterrupted` took effect
-        return error is not None and error is self._tracker.early_stop
+        stopped = error is not None and error is self._tracker.early_stop
+        if stopped:
+            passes_were_cut()
+        return stopped
 
     def _close(self) -> None:
         if self._stack is not None:
@@ -354,6 +359,8 @@ class Recording(OpenedByWith):
         if tracker.early_stop is not None and not tracker.completed:
             return f"the pass was stopped before layer {layer!r} was called; record it with stop=False"
         recorder = self._recorders[layer]
+        if excluded := tracker.calls.why_excluded(recorder.selected):
+            return excluded
         why = why_not_fired(self._model, recorder.selected, recorder.call_count)
         return why if tracker.completed else f"{why}. An exception ended the last pass before the model returned"
 
@@ -385,7 +392,7 @@ class Recording(OpenedByWith):
         for handle in self._parameter_hooks:
             handle.remove()
         self._parameter_hooks.clear()
-        self._tracker.remove_tensor_hooks()
+        self._tracker.close_block()
 
 
 def _notify_compiled() -> None:
