@@ -64,6 +64,8 @@ class OpenCalls:
 
     def begin(self, layer: str, module: nn.Module, accepted: bool, arguments: Any) -> None:
         """A call of a layer begins."""
+        if not layer:  # a pass that Ctrl-C ended left its calls open
+            self._stacks.pop(current_thread(), None)
         outer = self.innermost
         recomputed = graph_task() != -1
         if outer is None and not recomputed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,12 +19,13 @@ from torchpeek.hooks.finite.values import Value, holds_fractions
 from torchpeek.hooks.process import eagerly
 from torchpeek.hooks.recording.pass_tracker import under_vmap
 from torchpeek.hooks.select import Selection, named_layers, select_modules
-from torchpeek.hooks.temporary_hooks import UncopiedHook, attached, takes_hooks
+from torchpeek.hooks.temporary_hooks import attached, takes_hooks
+from torchpeek.hooks.with_block import opened_by_with
 from torchpeek.keywords import checked_keywords
 
 
 @checked_keywords
-@contextmanager
+@opened_by_with("with tp.check_finite(model):")
 def check_finite(model: nn.Module, *, exclude: Selection | None = None, backward: bool = True) -> Iterator[None]:
     """Raise at the first layer that makes NaN or infinity from finite numbers, forward or backward.
 
@@ -76,11 +77,11 @@ def check_finite(model: nn.Module, *, exclude: Selection | None = None, backward
     for name, module in named.items():
         if takes_hooks(module):
             modules.setdefault(id(module), (name, module))
-    called = [(module, _CallHook(calls, name, id(module) in accepted)) for name, module in modules.values()]
-    ended = [(module, _ReturnHook(calls, name, backward)) for name, module in modules.values()]
+    called = [(module, partial(_begin, calls, name, id(module) in accepted)) for name, module in modules.values()]
+    ended = [(module, partial(_end, calls, name, backward)) for name, module in modules.values()]
     with (
         eagerly(model.modules(), _notify_compiled),
-        attached(called=called, ended=ended, every_thread=True),
+        attached(called=called, ended=ended, every_thread=True, model=model),
         OperationTracker(calls, backward=backward),
     ):
         calls.open_block()
@@ -94,57 +95,40 @@ def _notify_compiled() -> None:
     notify("the model is compiled, and compiled code ignores hooks; it runs eagerly while it is checked")
 
 
-class _CallHook(UncopiedHook):
+def _begin(
+    calls: OpenCalls, layer: str, accepted: bool, module: nn.Module, args: Any, kwargs: dict[str, Any] | None = None
+) -> None:
     """The pre-hook of a layer: its call begins."""
-
-    __slots__ = ("_accepted", "_calls", "_layer")
-
-    def __init__(self, calls: OpenCalls, layer: str, accepted: bool) -> None:
-        self._calls = calls
-        self._layer = layer
-        self._accepted = accepted
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
-        if under_vmap():
-            raise InputError(
-                "nothing can be checked inside torch.vmap, because the tensors there have no values of their own; run "
-                "the batch without vmap"
-            )
-        with torch._C.DisableTorchFunction():
-            self._calls.begin(self._layer, module, self._accepted, (args, kwargs or {}))
+    if under_vmap():
+        raise InputError(
+            "nothing can be checked inside torch.vmap, because the tensors there have no values of their own; run the "
+            "batch without vmap"
+        )
+    with torch._C.DisableTorchFunction():
+        calls.begin(layer, module, accepted, (args, kwargs or {}))
 
 
-class _ReturnHook(UncopiedHook):
+def _end(calls: OpenCalls, layer: str, backward: bool, module: nn.Module, args: Any, output: Any) -> None:
     """The forward hook of a layer, also where it raises: its call ends, and what it returned is checked."""
-
-    __slots__ = ("_backward", "_calls", "_layer")
-
-    def __init__(self, calls: OpenCalls, layer: str, backward: bool) -> None:
-        self._calls = calls
-        self._layer = layer
-        self._backward = backward
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        with torch._C.DisableTorchFunction():
-            calls = self._calls
-            call = calls.end(self._layer)
-            if call is None:
-                return
-            for path, tensor in containers.leaves(output):
-                if not holds_fractions(tensor):
-                    continue
-                value = calls.known.get(tensor)
-                if value is None:
-                    value = Value(tensor, calls.operation(None, call, call.inputs))
-                elif tensor.is_inference():  # it has no version, so it may have been written into
-                    value = Value(tensor, value.operation, value.source, value.name)
-                calls.known.put(tensor, value)
-                if self._backward and tensor.grad_fn is not None:
-                    if calls.sees_operations:
-                        check_unseen_node(calls, tensor, value, call)
-                    else:
-                        check_nodes(calls, tensor.grad_fn, call.first_node, calls.operation(None, call, call.inputs))
-                if value.is_finite:
-                    value.found_finite()
-                elif not call.accepted and not value.intended:
-                    raise_for_output(call, path, tensor, value)
+    with torch._C.DisableTorchFunction():
+        call = calls.end(layer)
+        if call is None:
+            return
+        for path, tensor in containers.leaves(output):
+            if not holds_fractions(tensor):
+                continue
+            value = calls.known.get(tensor)
+            if value is None:
+                value = Value(tensor, calls.operation(None, call, call.inputs))
+            elif tensor.is_inference():  # it has no version, so it may have been written into
+                value = Value(tensor, value.operation, value.source, value.name)
+            calls.known.put(tensor, value)
+            if backward and tensor.grad_fn is not None:
+                if calls.sees_operations:
+                    check_unseen_node(calls, tensor, value, call)
+                else:
+                    check_nodes(calls, tensor.grad_fn, call.first_node, calls.operation(None, call, call.inputs))
+            if value.is_finite:
+                value.found_finite()
+            elif not call.accepted and not value.intended:
+                raise_for_output(call, path, tensor, value)
