@@ -57,13 +57,14 @@ __all__ = [
     "statistics",
     "targets",
     "trace",
+    "watch",
 ]
 
 # Importing torchpeek must not import torch, so each public name is imported when it is first read. Type checkers and
 # editors read the imports; Python reads the table. tests/test_public_names.py compares the two.
 if TYPE_CHECKING:
     from torchpeek import errors, metrics, render
-    from torchpeek.anatomy import activations, gradient_flow, kernels, layers, plan, statistics
+    from torchpeek.anatomy import activations, gradient_flow, kernels, layers, plan, statistics, watch
     from torchpeek.cam import METHODS, Smoothing
     from torchpeek.engine import Arguments, Layout, Target, Trace, targets
     from torchpeek.errors import Notice, TorchpeekError
@@ -78,7 +79,7 @@ if TYPE_CHECKING:
 else:
     _MODULES = {
         "torchpeek": ("errors", "metrics", "render"),
-        "torchpeek.anatomy": ("activations", "gradient_flow", "kernels", "layers", "plan", "statistics"),
+        "torchpeek.anatomy": ("activations", "gradient_flow", "kernels", "layers", "plan", "statistics", "watch"),
         "torchpeek.cam": ("METHODS", "Smoothing"),
         "torchpeek.engine": ("Arguments", "Layout", "Target", "Trace", "targets"),
         "torchpeek.errors": ("Notice", "TorchpeekError"),

@@ -6,6 +6,7 @@ from torchpeek.hooks.editing import edits
 from torchpeek.hooks.editing.edit import edit
 from torchpeek.hooks.finite.check_finite import check_finite
 from torchpeek.hooks.graph_nodes import edited_gradients
+from torchpeek.hooks.optimizer_steps import around_steps
 from torchpeek.hooks.patched_forward import Forward, replaceable, replaced
 from torchpeek.hooks.process import eagerly, is_compile_wrapper, is_sharded, shared
 from torchpeek.hooks.recording import keep
@@ -15,6 +16,7 @@ from torchpeek.hooks.select import Selection, has_layer, layer_at, select, selec
 from torchpeek.hooks.selected_layer import SelectedLayer, at_call, call_name, no_such_call, several_calls
 from torchpeek.hooks.temporary_hooks import BeforeHook, ForwardHook, attached, takes_hooks
 from torchpeek.hooks.tensors import edit_gradient, record_gradients
+from torchpeek.hooks.with_block import opened_by_with
 
 __all__ = [
     "BeforeHook",
@@ -25,6 +27,7 @@ __all__ = [
     "Recording",
     "SelectedLayer",
     "Selection",
+    "around_steps",
     "at_call",
     "attached",
     "call_name",
@@ -42,6 +45,7 @@ __all__ = [
     "keep",
     "layer_at",
     "no_such_call",
+    "opened_by_with",
     "record",
     "record_gradients",
     "replaceable",
