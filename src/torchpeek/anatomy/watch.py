@@ -323,7 +323,7 @@ class _Watcher:
         """The watched parameters that the optimizer will change."""
         owned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if not all(id(parameter) in self._parameters for parameter in owned):
-            self._find_parameters()  # they may have been replaced since
+            self._parameters = _united(self._current())  # they may have been replaced since
         return {
             id(parameter): parameter
             for parameter in owned
@@ -331,14 +331,14 @@ class _Watcher:
             and (parameter.grad is not None or (closure and parameter.requires_grad))
         }
 
-    def _find_parameters(self) -> None:
-        self._by_block = {name: block.parameters() for name, block in self._blocks.items()}
-        self._parameters = {key: each for block in self._by_block.values() for key, each in block.items()}
+    def _current(self) -> dict[str, dict[int, nn.Parameter]]:
+        return {name: block.parameters() for name, block in self._blocks.items()}
 
     def _begin_step(self) -> None:
         self.flow.step_count += 1
         self._stepped.clear()
-        self._find_parameters()
+        self._by_block = self._current()
+        self._parameters = _united(self._by_block)
         self._in_step = frozenset(self._parameters)
         if not self._is_watched:
             return
@@ -376,6 +376,10 @@ class _Watcher:
             remark = "partly frozen" if frozen else ""
         size = sum(each.numel() for each in parameters.values())
         return BlockStep(self.flow.step_count - 1, name, size, weight, gradient, update, ratio, remark)
+
+
+def _united(by_block: Mapping[str, dict[int, nn.Parameter]]) -> dict[int, nn.Parameter]:
+    return {key: each for block in by_block.values() for key, each in block.items()}
 
 
 def _total(sizes: Mapping[int, float], parameters: Mapping[int, nn.Parameter]) -> float | None:

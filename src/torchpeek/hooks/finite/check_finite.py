@@ -120,8 +120,11 @@ def _end(calls: OpenCalls, layer: str, backward: bool, module: nn.Module, args: 
             value = calls.known.get(tensor)
             if value is None:
                 value = Value(tensor, calls.operation(None, call, call.inputs))
-            elif tensor.is_inference():  # it has no version, so it may have been written into
+            elif tensor.is_inference():  # it has no version, so it may have been written into by way of a view
+                was_finite = value.is_finite
                 value = Value(tensor, value.operation, value.source, value.name)
+                if was_finite and not value.is_finite:
+                    value.operation = calls.operation(None, call, call.inputs)
             calls.known.put(tensor, value)
             if backward and tensor.grad_fn is not None:
                 if calls.sees_operations:

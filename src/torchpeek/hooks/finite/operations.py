@@ -96,11 +96,15 @@ def check_unseen_node(calls: OpenCalls, tensor: Tensor, value: Value, call: Laye
 def check_nodes(calls: OpenCalls, last: Node, first_node: int, operation: Operation) -> None:
     """Check what the backward of each node returns, from `last` back to the node with the number `first_node`."""
     for node in _nodes_since(last, first_node):
-        names = tuple(
-            calls.weight_name(edge.variable) if edge is not None and hasattr(edge, "variable") else ""
-            for edge, _ in node.next_functions
-        )
+        names = tuple(_parameter_name(calls, following, first_node) for following, _ in node.next_functions)
         node.register_hook(GradientCheck(calls, operation, node.name(), names))
+
+
+def _parameter_name(calls: OpenCalls, node: Node | None, first_node: int) -> str:
+    """The name of the parameter to which the node belongs, also where the operation transposed or converted it."""
+    while node is not None and first_node <= node._sequence_nr() < _LEAF_NUMBER and len(node.next_functions) == 1:
+        node = node.next_functions[0][0]
+    return calls.weight_name(node.variable) if hasattr(node, "variable") else ""
 
 
 def _nodes_since(last: Node, first_node: int) -> Iterator[Node]:
