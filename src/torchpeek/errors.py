@@ -110,27 +110,7 @@ class NotFinite(PassError):
 
 
 class LayerNotFinite(NotFinite):
-    """A layer made NaN or infinity from finite numbers, or its weights are not finite.
-
-    Args:
-        message: The text.
-        layer: The name of the layer. "" is the model itself or, in the backward pass, what follows it.
-        call: The number of the call of the layer in its forward pass, from 0; None where that is not known.
-        pass_number: The number of the forward pass in the block, from 0; None where that is not known.
-        operation: The operation inside the layer, such as "torch.log"; "" where the weights are not finite.
-        node: In the backward pass, the node of the graph, such as "SqrtBackward0".
-        direction: "forward" or "backward".
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Softmax(dim=1))
-        >>> with tp.check_finite(model):
-        ...     model[0].weight.data.fill_(torch.nan)
-        ...     try:
-        ...         model(torch.ones(1, 2))
-        ...     except tp.errors.LayerNotFinite as error:
-        ...         print(error.layer, error.call, error.direction)
-        0 0 forward
-    """
+    """A layer made NaN or infinity from finite numbers, or its weights are not finite."""
 
     def __init__(
         self,
@@ -144,31 +124,23 @@ class LayerNotFinite(NotFinite):
         direction: str = "forward",
     ) -> None:
         super().__init__(message)
-        self.layer = layer
-        self.call = call
-        self.pass_number = pass_number
-        self.operation = operation
-        self.node = node
-        self.direction = direction
+        self.layer = layer  # "" is the model itself
+        self.call = call  # of the layer in its pass, from 0; None in the second run of a checkpointed part
+        self.pass_number = pass_number  # in the block, from 0
+        self.operation = operation  # such as "torch.log"; "" where it is not known, or the weights are not finite
+        self.node = node  # of the graph, such as "SqrtBackward0"; "" in the forward pass
+        self.direction = direction  # "forward" or "backward"
 
 
 class InputNotFinite(NotFinite):
-    """The input of the model, or the gradient that arrived at it, was not finite already.
-
-    Args:
-        message: The text.
-        layer: The first layer that returned NaN or infinity, or at which such a gradient arrived.
-        operation: The operation that made it, if that is known, such as one before the model was called.
-        node: In the backward pass, the node of the graph at which the gradient arrived.
-        direction: "forward" or "backward".
-    """
+    """The input of the model, or the gradient that arrived at it, was not finite already."""
 
     def __init__(
         self, message: str, *, layer: str = "", operation: str = "", node: str = "", direction: str = "forward"
     ) -> None:
         super().__init__(message)
-        self.layer = layer
-        self.operation = operation
+        self.layer = layer  # the first that returned it, or at which the gradient arrived
+        self.operation = operation  # what made it before the model was called, or made NaN of it; "" if not known
         self.node = node
         self.direction = direction
 

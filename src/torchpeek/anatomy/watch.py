@@ -91,10 +91,9 @@ class TrainingFlow(Table[BlockStep]):
 
         Example:
             >>> model = nn.Linear(2, 1)
-            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
             >>> with tp.watch(model) as seen:
             ...     model(torch.tensor([[3.0, 4.0]])).sum().backward()
-            ...     optimizer.step()
+            ...     torch.optim.SGD(model.parameters(), lr=0.1).step()
             >>> f"{seen.total_norm(0):.4f}"
             '5.0990'
         """
@@ -185,14 +184,11 @@ def watch(
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1))
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        >>> with tp.watch(model, every=2) as seen:
-        ...     for _ in range(3):
-        ...         optimizer.zero_grad()
-        ...         model(torch.rand(8, 2)).square().mean().backward()
-        ...         optimizer.step()
-        >>> [(row.step, row.layer) for row in seen]
-        [(0, '0'), (0, '2'), (2, '0'), (2, '2')]
+        >>> with tp.watch(model, every=10) as seen:
+        ...     model(torch.rand(8, 2)).square().mean().backward()
+        ...     torch.optim.SGD(model.parameters(), lr=0.1).step()
+        >>> [(row.step, row.layer, row.numel) for row in seen]
+        [(0, '0', 12), (0, '2', 5)]
     """
     module = module_of(model)
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:

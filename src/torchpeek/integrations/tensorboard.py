@@ -102,15 +102,6 @@ def add_training_flow(writer: Writer, flow: TrainingFlow, since: int = 0) -> Non
         writer: The SummaryWriter.
         flow: What `tp.watch` yields.
         since: Leave out steps before this one, which an earlier call has written.
-
-    Example:
-        >>> from torchpeek.integrations.tensorboard import add_training_flow
-        >>> model = nn.Linear(2, 1)
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        >>> with tp.watch(model) as seen:
-        ...     model(torch.rand(4, 2)).sum().backward()
-        ...     optimizer.step()
-        >>> add_training_flow(writer, seen)  # doctest: +SKIP
     """
     for row in flow:
         if row.step >= since:

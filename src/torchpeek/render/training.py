@@ -35,7 +35,7 @@ def training_flow(rows: Sequence[StepRow], *, title: str = "") -> Figure:
 
     A line is a block. Its colour is its place in the model, from dark (first) to light (last). Both axes are
     logarithmic; a value that they cannot show, such as zero, NaN or that of a frozen block, is a gap. Blocks without
-    any value are counted in the title. Needs the extra `plot`.
+    any value are counted in the title. The dotted line marks a usual ratio, 1e-3. Needs the extra `plot`.
 
     Args:
         rows: The rows of the table that `tp.watch` yields, or some of them.
@@ -50,11 +50,9 @@ def training_flow(rows: Sequence[StepRow], *, title: str = "") -> Figure:
 
     Example:
         >>> model = nn.Linear(2, 1)
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        >>> with tp.watch(model, every=1) as seen:
-        ...     for _ in range(3):
-        ...         model(torch.rand(4, 2)).square().mean().backward()
-        ...         optimizer.step()
+        >>> with tp.watch(model) as seen:
+        ...     model(torch.rand(4, 2)).square().mean().backward()
+        ...     torch.optim.SGD(model.parameters(), lr=0.1).step()
         >>> [axes.get_ylabel() for axes in tp.render.training_flow(seen).axes]
         ['gradient norm', 'update / weights']
     """

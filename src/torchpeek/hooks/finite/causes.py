@@ -183,7 +183,7 @@ def raise_for_gradients(
 def _made(maker: Operation, came: str, value: Value, returned: str) -> LayerNotFinite:
     call = maker.layer_call
     assert call is not None
-    module = call.module()
+    module = call.module_ref()
     return LayerNotFinite(
         _lines(
             f"{_described(call)} made {'NaN' if value.has_nan else 'infinity'} from {came}, in {_name(maker)}"
@@ -237,7 +237,7 @@ def _is_broken_weight(value: Value) -> bool:
 
 
 def _infinite_weights(call: LayerCall) -> list[str]:
-    module = call.module()
+    module = call.module_ref()
     if module is None:
         return []
     named = [*module.named_parameters(), *module.named_buffers()]
@@ -255,7 +255,7 @@ def _accepts(operation: Operation) -> bool:
 
 
 def _described(call: LayerCall) -> str:
-    module = call.module()
+    module = call.module_ref()
     name = "the model" if not call.layer else f"layer {call.layer!r}"
     return name if module is None else f"{name} ({type(module).__name__})"
 

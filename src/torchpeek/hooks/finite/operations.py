@@ -104,7 +104,7 @@ def _parameter_name(calls: OpenCalls, node: Node | None, first_node: int) -> str
     """The name of the parameter to which the node belongs, also where the operation transposed or converted it."""
     while node is not None and first_node <= node._sequence_nr() < _LEAF_NUMBER and len(node.next_functions) == 1:
         node = node.next_functions[0][0]
-    return calls.weight_name(node.variable) if hasattr(node, "variable") else ""
+    return calls.weight_name(node.variable) if node is not None and hasattr(node, "variable") else ""
 
 
 def _nodes_since(last: Node, first_node: int) -> Iterator[Node]:

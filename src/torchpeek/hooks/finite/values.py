@@ -22,7 +22,7 @@ class LayerCall:
         call: The number of the call in its pass, from 0. None for the second run of a checkpointed part.
         pass_number: The number of the forward pass, from 0.
         accepted: Whether NaN and infinity that are made here are accepted.
-        module: The layer.
+        module_ref: The layer.
         outer: The call of the layer around it.
         first_node: Nodes of the graph with this number or a larger one are made by the call, or later.
         inputs: What came in.
@@ -32,7 +32,7 @@ class LayerCall:
     call: int | None
     pass_number: int
     accepted: bool
-    module: weakref.ref[nn.Module]
+    module_ref: weakref.ref[nn.Module]
     outer: LayerCall | None
     first_node: int
     inputs: list[Value] = field(default_factory=list)
