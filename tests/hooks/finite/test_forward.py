@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -351,14 +350,50 @@ class TestTheBlock:
             with pytest.raises(LayerNotFinite):
                 actor(X)
 
+    def test_inside_of_vmap_and_grad(self) -> None:
+        model, fine = nn.Sequential(Applied(torch.log)), nn.Sequential(Applied(torch.tanh))
+        with tp.check_finite(fine):
+            assert torch.equal(torch.vmap(fine)(X), fine(X))
+            weights = dict(fine.named_parameters())
+            torch.func.grad(lambda named: torch.func.functional_call(fine, named, (X,)).sum())(weights)
+            torch.autograd.functional.jacobian(fine, X, vectorize=True)
+        with pytest.raises(LayerNotFinite) as caught, tp.check_finite(model):
+            torch.vmap(model)(X)
+        assert (caught.value.layer, caught.value.operation) == ("0", "torch.log")
+
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+    def test_the_fast_path_of_transformers(self) -> None:
+        """Operations are not seen in it, because it is not taken where a mode is active. Nothing else is different."""
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        model = nn.Sequential(nn.TransformerEncoder(layer, 2), nn.ReLU()).eval()
+        model[0].register_forward_pre_hook(lambda module, args: (args[0], None, hidden))
+        x, hidden = torch.randn(2, 5, 8), torch.arange(10).view(2, 5) > 6
+        with torch.no_grad():
+            plain = model(x)
+            with tp.check_finite(model):
+                assert torch.equal(model(x), plain)
+            with pytest.raises(InputNotFinite), tp.check_finite(model):
+                model(x * torch.nan)
+            model[0].layers[1].linear1.weight[0, 0] = torch.nan
+            assert raised(model, x).layer.startswith("0.layers.1")
+            with tp.check_finite(nn.Sequential(model[0], nn.ReLU()), exclude="0"):
+                assert torch.overrides._is_torch_function_mode_enabled()
+        assert not torch.overrides._is_torch_function_mode_enabled()
+
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+    def test_nested_and_sparse_tensors(self) -> None:
+        parts = [torch.randn(2, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)]
+        nested = torch.nested.nested_tensor(parts, layout=torch.jagged)
+        assert raised(nn.Sequential(Applied(torch.log)), nested).operation == "torch.log"
+        with tp.check_finite(nn.Linear(3, 3).double()) as _:
+            nn.Linear(3, 3).double()(X.to_sparse())
+
     def test_errors(self) -> None:
         model = nn.Linear(3, 3)
         with pytest.raises(LayerNotFound), tp.check_finite(model, exclude="layr"):
             pass
         with pytest.raises(InputError, match="model is"), tp.check_finite("resnet18"):  # type: ignore[arg-type]
             pass
-        with pytest.raises(InputError, match=re.escape("torch.vmap")), tp.check_finite(model):
-            torch.vmap(model)(torch.ones(2, 3))
         with pytest.warns(Notice, match="thrown away before it was opened"):
             tp.check_finite(model)
 

@@ -35,6 +35,7 @@ class OpenCalls:
         self.thread = -1  # the one that opened the block; operations are seen in it alone
         self.pass_number = -1
         self.known = KnownValues()
+        self.hidden_in: LayerCall | None = None  # the call in which operations are not seen
         self.accepted_task = -1  # the backward pass in which an accepted layer made NaN or infinity
         self._weights = weights
         self._stacks: dict[int, list[LayerCall]] = {}
@@ -60,9 +61,14 @@ class OpenCalls:
     @property
     def sees_operations(self) -> bool:
         """Whether the operations of this thread are seen."""
-        return current_thread() == self.thread and graph_task() == -1
+        return self.hidden_in is None and current_thread() == self.thread and graph_task() == -1
 
-    def begin(self, layer: str, module: nn.Module, accepted: bool, arguments: Any) -> None:
+    @property
+    def in_own_thread(self) -> bool:
+        """Whether this is the thread that opened the block."""
+        return current_thread() == self.thread
+
+    def begin(self, layer: str, module: nn.Module, accepted: bool, arguments: Any) -> LayerCall:
         """A call of a layer begins."""
         if not layer:  # a pass that Ctrl-C ended left its calls open
             self._stacks.pop(current_thread(), None)
@@ -83,6 +89,7 @@ class OpenCalls:
             self.value_of(tensor, outer) for _, tensor in containers.leaves(arguments) if holds_fractions(tensor)
         )
         self._stacks.setdefault(current_thread(), []).append(begun)
+        return begun
 
     def end(self, layer: str) -> LayerCall | None:
         """The call of the layer ends: it is returned. None if it did not begin in this block."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchpeek.errors import InputError, notify
+from torchpeek.errors import notify
 from torchpeek.hooks import containers
 from torchpeek.hooks.checked_model import checked_model
 from torchpeek.hooks.finite.calls import OpenCalls
@@ -17,7 +17,6 @@ from torchpeek.hooks.finite.causes import raise_for_output
 from torchpeek.hooks.finite.operations import OperationTracker, check_nodes, check_unseen_node
 from torchpeek.hooks.finite.values import Value, holds_fractions
 from torchpeek.hooks.process import eagerly
-from torchpeek.hooks.recording.pass_tracker import under_vmap
 from torchpeek.hooks.select import Selection, named_layers, select_modules
 from torchpeek.hooks.temporary_hooks import attached, takes_hooks
 from torchpeek.hooks.with_block import opened_by_with
@@ -40,8 +39,7 @@ def check_finite(model: nn.Module, *, exclude: Selection | None = None, backward
     arrived is. The gradients of a `GradScaler` may overflow, and it skips these steps itself; use `backward=False`
     there. The backward pass has to run inside the block.
 
-    The model computes the same results, bit by bit, and is left as it was. (Only the fast path that
-    `nn.MultiheadAttention` takes in eval mode without gradients is off in the block.) There is one reduction for each
+    The model computes the same results, bit by bit, and is left as it was. There is one reduction for each
     result of an operation. The device is waited for once for each tensor that flows between two layers, and once for
     each gradient. Large layers on a CPU hardly slow down; a network of small layers takes about five times as long, and
     on a GPU the waiting counts. Use it to find a mistake, not for a whole training.
@@ -59,7 +57,7 @@ def check_finite(model: nn.Module, *, exclude: Selection | None = None, backward
             `call`, `pass_number`, `operation`, `node` and `direction`.
         InputNotFinite: When the input of the model, or the gradient that arrives at it, is not finite already.
         LayerNotFound: When `exclude` matches no layer.
-        InputError: When `model` is no module that takes hooks, or runs inside `torch.vmap`.
+        InputError: When `model` is no module that takes hooks.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
@@ -74,16 +72,19 @@ def check_finite(model: nn.Module, *, exclude: Selection | None = None, backward
     weights = {id(parameter): ("parameter", name) for name, parameter in model.named_parameters()}
     weights |= {id(buffer): ("buffer", name) for name, buffer in model.named_buffers()}
     calls = OpenCalls(weights)
+    tracker = OperationTracker(calls, backward=backward)
     modules: dict[int, tuple[str, nn.Module]] = {}
     for name, module in named.items():
         if takes_hooks(module):
             modules.setdefault(id(module), (name, module))
-    called = [(module, partial(_begin, calls, name, id(module) in accepted)) for name, module in modules.values()]
-    ended = [(module, partial(_end, calls, name, backward)) for name, module in modules.values()]
+    called = [
+        (module, partial(_begin, calls, tracker, name, id(module) in accepted)) for name, module in modules.values()
+    ]
+    ended = [(module, partial(_end, calls, tracker, name, backward)) for name, module in modules.values()]
     with (
         eagerly(model.modules(), _notify_compiled),
         attached(called=called, ended=ended, every_thread=True, model=model),
-        OperationTracker(calls, backward=backward),
+        tracker,
     ):
         calls.open_block()
         try:
@@ -97,24 +98,28 @@ def _notify_compiled() -> None:
 
 
 def _begin(
-    calls: OpenCalls, layer: str, accepted: bool, module: nn.Module, args: Any, kwargs: dict[str, Any] | None = None
+    calls: OpenCalls,
+    tracker: OperationTracker,
+    layer: str,
+    accepted: bool,
+    module: nn.Module,
+    args: Any,
+    kwargs: dict[str, Any] | None = None,
 ) -> None:
     """The pre-hook of a layer: its call begins."""
-    if under_vmap():
-        raise InputError(
-            "nothing can be checked inside torch.vmap, because the tensors there have no values of their own; run the "
-            "batch without vmap"
-        )
     with torch._C.DisableTorchFunction():
-        calls.begin(layer, module, accepted, (args, kwargs or {}))
+        tracker.hide_in(calls.begin(layer, module, accepted, (args, kwargs or {})), module)
 
 
-def _end(calls: OpenCalls, layer: str, backward: bool, module: nn.Module, args: Any, output: Any) -> None:
+def _end(
+    calls: OpenCalls, tracker: OperationTracker, layer: str, backward: bool, module: nn.Module, args: Any, output: Any
+) -> None:
     """The forward hook of a layer, also where it raises: its call ends, and what it returned is checked."""
     with torch._C.DisableTorchFunction():
         call = calls.end(layer)
         if call is None:
             return
+        tracker.show_after(call)
         for path, tensor in containers.leaves(output):
             if not holds_fractions(tensor):
                 continue

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from torchpeek.hooks.finite.calls import OpenCalls, graph_task, next_node_number
 from torchpeek.hooks.finite.causes import raise_for_gradients
@@ -27,6 +27,32 @@ class OperationTracker(TorchFunctionMode):
         super().__init__()
         self._calls = calls
         self._backward = backward
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._calls.hidden_in is None:  # else it is off the stack already
+            super().__exit__(*exception)  # type: ignore[no-untyped-call]
+
+    def hide_in(self, call: LayerCall, module: nn.Module) -> None:
+        """Leave the stack of modes while a layer runs that takes another path if it sees a mode there."""
+        calls = self._calls
+        if call.outer is None:
+            self.show()  # a pass that Ctrl-C ended
+        if isinstance(module, _WITH_FAST_PATH) and calls.sees_operations and _is_inference(module):
+            stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+            if stack and stack[-1] is self:
+                calls.hidden_in = call
+                _pop_mode()  # type: ignore[no-untyped-call]
+
+    def show_after(self, call: LayerCall) -> None:
+        """Come back when that layer returns."""
+        if self._calls.hidden_in is call:
+            self.show()
+
+    def show(self) -> None:
+        """Come back to the stack of modes."""
+        if self._calls.hidden_in is not None and self._calls.in_own_thread:
+            self._calls.hidden_in = None
+            _push_mode(self)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -79,6 +105,15 @@ class OperationTracker(TorchFunctionMode):
             viewed = known.get(first) if first is base or first._base is base else None
             same = viewed is not None and result.numel() == first.numel() and result.dtype == first.dtype
             known.put(result, viewed.view(result) if same and viewed is not None else Value(result, operation))
+
+
+# They compute in one fused call, with nested tensors, unless a mode is active.
+_WITH_FAST_PATH = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+
+
+def _is_inference(module: nn.Module) -> bool:
+    frozen = not any(parameter.requires_grad for parameter in module.parameters())
+    return not module.training and (frozen or not torch.is_grad_enabled())
 
 
 # Attributes of tensors are read by functions of these names.

@@ -73,7 +73,7 @@ class Value:
     def __init__(
         self, tensor: Tensor, operation: Operation | None, source: str = "", name: str = "", *, later: bool = False
     ) -> None:
-        self.shape = tuple(tensor.shape) if not tensor.is_nested else ("nested",)
+        self.shape = _shape(tensor)
         self.dtype = tensor.dtype
         self.operation = operation
         self.source = source
@@ -88,7 +88,7 @@ class Value:
         other = object.__new__(Value)
         for name in Value.__slots__:
             setattr(other, name, getattr(self, name))
-        other.shape = tuple(tensor.shape)
+        other.shape = _shape(tensor)
         return other
 
     @property
@@ -145,9 +145,11 @@ def extremes(tensor: Tensor) -> tuple[Tensor, Tensor] | None:
 
 def stored_elements(tensor: Tensor) -> Tensor | None:
     """The elements of a tensor of any layout as a dense real one; None where there are none to read."""
-    tensor = tensor.detach()
-    if tensor.is_meta or isinstance(tensor, FakeTensor):
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # inside torch.vmap: the values of the whole batch
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    if tensor.is_meta or isinstance(tensor, FakeTensor) or torch._C._functorch.is_legacy_batchedtensor(tensor):
         return None
+    tensor = tensor.detach()
     if hasattr(tensor, "to_local"):  # a part of a tensor that is spread over processes
         tensor = tensor.to_local()
     if tensor.is_nested:
@@ -165,7 +167,7 @@ def stored_elements(tensor: Tensor) -> Tensor | None:
 
 def contents(tensor: Tensor) -> str:
     """The contents of a tensor in words: how many elements are NaN or infinite, and the range of the others."""
-    head = f"{shape_text(tuple(tensor.shape))} {type_text(tensor.dtype)}"
+    head = f"{shape_text(_shape(tensor))} {type_text(tensor.dtype)}"
     with torch._C.DisableTorchFunction(), torch.no_grad():
         elements = stored_elements(tensor)
         if elements is None or not elements.numel():
@@ -185,6 +187,10 @@ def contents(tensor: Tensor) -> str:
     if not among:
         return f"{head} {of_finite}"
     return f"{head} with {among}" + (f", the others {of_finite}" if of_finite else "")
+
+
+def _shape(tensor: Tensor) -> tuple[object, ...]:
+    return ("nested",) if tensor.is_nested else tuple(tensor.shape)
 
 
 def shape_text(shape: Iterable[object]) -> str:

@@ -266,7 +266,7 @@ class PassStartHook(UncopiedHook):
         tracker, replica = self._tracker, module is not self._model
         if not tracker.is_ours(module, self._model):
             return
-        if under_vmap():
+        if _under_vmap():
             raise InputError(
                 "nothing can be recorded inside torch.vmap, because the tensors there are invalid outside it; run the "
                 "batch without vmap, or record around it"
@@ -311,7 +311,6 @@ class CallEndHook(PassEndHook):
             self._tracker.calls.end()
 
 
-def under_vmap() -> bool:
-    """Whether a module that is called now runs inside torch.vmap."""
+def _under_vmap() -> bool:
     stack = torch._C._functorch.get_interpreter_stack()  # None outside all transforms
     return stack is not None and any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)
