@@ -318,6 +318,19 @@ class TestTheBlock:
         assert (caught.value.layer, caught.value.pass_number) == ("0", 1)
         assert not model._forward_hooks
 
+    def test_a_model_that_calls_itself(self) -> None:
+        class Recursive(nn.Module):
+            def forward(self, x: Tensor, depth: int = 2) -> Tensor:
+                return self(x, depth - 1) - 1 if depth else x.log()
+
+        x = torch.full((1,), 8.0)
+        assert raised(nn.Sequential(Recursive()), x * 0).call == 2
+        model = Recursive()
+        with tp.check_finite(model):
+            assert model(x).item() == pytest.approx(0.0794, abs=1e-4)
+        error = raised(model, x * 0)
+        assert (error.layer, error.call, error.pass_number, error.operation) == ("", 2, 0, "torch.Tensor.log")
+
     def test_a_layer_that_raises_and_is_caught(self) -> None:
         class Tries(nn.Module):
             def __init__(self) -> None:

@@ -35,6 +35,7 @@ class OpenCalls:
         self.thread = -1  # the one that opened the block; operations are seen in it alone
         self.pass_number = -1
         self.known = KnownValues()
+        self.depth: Mapping[int, int] = {}  # thread -> how many calls of the model run in it
         self.hidden_in: LayerCall | None = None  # the call in which operations are not seen
         self.accepted_task = -1  # the backward pass in which an accepted layer made NaN or infinity
         self._weights = weights
@@ -70,7 +71,7 @@ class OpenCalls:
 
     def begin(self, layer: str, module: nn.Module, accepted: bool, arguments: Any) -> LayerCall:
         """A call of a layer begins."""
-        if not layer:  # a pass that Ctrl-C ended left its calls open
+        if not layer and self.depth.get(current_thread()) == 1:  # a pass that Ctrl-C ended left its calls open
             self._stacks.pop(current_thread(), None)
         outer = self.innermost
         recomputed = graph_task() != -1

@@ -83,9 +83,11 @@ def check_finite(model: nn.Module, *, exclude: Selection | None = None, backward
     ended = [(module, partial(_end, calls, tracker, name, backward)) for name, module in modules.values()]
     with (
         eagerly(model.modules(), _notify_compiled),
-        attached(called=called, ended=ended, every_thread=True, model=model),
+        attached(called=called, ended=ended, every_thread=True, model=model) as model_calls,
         tracker,
     ):
+        if model_calls is not None:
+            calls.depth = model_calls.depth
         calls.open_block()
         try:
             yield
