@@ -234,6 +234,23 @@ class TestSteps:
         assert seen.steps == (0, 1)
         assert seen[0].update_norm == pytest.approx(0.01 * seen[0].gradient_norm, rel=1e-9)
 
+    def test_a_step_that_raises_and_another_optimizer_after_it(self) -> None:
+        model = network()
+
+        def broken() -> float:
+            raise ValueError
+
+        with tp.watch(model, every=1) as seen:
+            with pytest.raises(ValueError):
+                torch.optim.SGD(model.parameters(), lr=0.01).step(broken)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+            for _ in range(2):
+                backward(model)
+                optimizer.step()
+        assert seen.step_count == 3  # the first has no rows
+        assert seen.steps == (1, 2)
+        assert seen[0].update_norm == pytest.approx(0.02 * seen[0].gradient_norm, rel=1e-9)
+
     def test_clipped_and_scaled_gradients(self) -> None:
         model = network().float()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from types import FrameType
 from typing import Any
 
 import torch
@@ -265,6 +267,7 @@ class _Watcher:
         self._blocks = blocks
         self._by_block: dict[str, dict[int, nn.Parameter]] = {}
         self._parameters: dict[int, nn.Parameter] = {}
+        self._foreign: set[int] = set()  # parameters of optimizers that are not watched
         self._in_step: frozenset[int] = frozenset()  # the parameters of the model when the present step began
         self._stepped: set[int] = set()  # the parameters that the present step has changed
         self._stepping: Optimizer | None = None  # the outermost optimizer that steps now
@@ -282,6 +285,8 @@ class _Watcher:
     def before(self, optimizer: Optimizer, closure: bool) -> None:
         """An optimizer is about to step."""
         changing = self._changing(optimizer, closure)
+        if self._stepping is not None and not _is_running(self._stepping):  # its step raised
+            self._open = {}
         repeated = self._stepping is optimizer  # its last step raised, and this one takes its place
         if not changing or not (repeated or self._open.keys().isdisjoint(changing)):  # a wrapper of this one steps
             return
@@ -318,8 +323,10 @@ class _Watcher:
     def _changing(self, optimizer: Optimizer, closure: bool) -> dict[int, nn.Parameter]:
         """The watched parameters that the optimizer will change."""
         owned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        if not all(id(parameter) in self._parameters for parameter in owned):
-            self._parameters = _united(self._current())  # they may have been replaced since
+        new = {id(parameter) for parameter in owned} - self._parameters.keys() - self._foreign
+        if new:  # parameters of the model may have been replaced since
+            self._parameters = _united(self._current())
+            self._foreign |= new - self._parameters.keys()
         return {
             id(parameter): parameter
             for parameter in owned
@@ -333,8 +340,10 @@ class _Watcher:
     def _begin_step(self) -> None:
         self.flow.step_count += 1
         self._stepped.clear()
-        self._by_block = self._current()
-        self._parameters = _united(self._by_block)
+        if self._is_watched:
+            self._by_block = self._current()
+            self._parameters = _united(self._by_block)
+            self._foreign.clear()
         self._in_step = frozenset(self._parameters)
         if not self._is_watched:
             return
@@ -372,6 +381,14 @@ class _Watcher:
             remark = "partly frozen" if frozen else ""
         size = sum(each.numel() for each in parameters.values())
         return BlockStep(self.flow.step_count - 1, name, size, weight, gradient, update, ratio, remark)
+
+
+def _is_running(optimizer: Optimizer) -> bool:
+    """Whether a method of the optimizer is on the stack."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_locals.get("self") is not optimizer:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _united(by_block: Mapping[str, dict[int, nn.Parameter]]) -> dict[int, nn.Parameter]:
