@@ -293,7 +293,7 @@ class _Watcher:
         self._stepping, self._open = optimizer, changing
         again = not repeated and not self._stepped.isdisjoint(changing)
         if again or not changing.keys() <= self._in_step:
-            self._begin_step()
+            self._begin_step(changing)
         self._stepped |= changing.keys()
         if not self._is_watched:
             return
@@ -337,7 +337,7 @@ class _Watcher:
     def _current(self) -> dict[str, dict[int, nn.Parameter]]:
         return {name: block.parameters() for name, block in self._blocks.items()}
 
-    def _begin_step(self) -> None:
+    def _begin_step(self, changing: Mapping[int, nn.Parameter]) -> None:
         self.flow.step_count += 1
         self._stepped.clear()
         if self._is_watched:
@@ -350,7 +350,8 @@ class _Watcher:
         self._update_norms = {}
         self._gradient_norms = {}
         self._weight_norms = dict(zip(self._parameters, norms(list(self._parameters.values())), strict=True))
-        self._measure_gradients(self._parameters, None)
+        others = {key: each for key, each in self._parameters.items() if key not in changing}
+        self._measure_gradients(others, None)
 
     def _measure_gradients(self, parameters: Mapping[int, nn.Parameter], optimizer: Optimizer | None) -> None:
         gradients = {key: each.grad for key, each in parameters.items() if each.grad is not None}
