@@ -70,7 +70,7 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         f"ResNet-18 with batches of {BATCH} pictures of 224 pixels, SGD with momentum, 2 threads. A step takes",
         f"{seconds:.2f} s. `watch(model, every={EVERY})` adds {1e3 * added:.1f} ms to it on average, which is",
-        f"{100 * added / seconds:.2f} % (goal: at most {GOAL}). It is measured in `optimizer.step()`, where it happens.",
+        f"{100 * added / seconds:.2f} % (goal: at most {GOAL}). Measured in `optimizer.step()`, where it is.",
         "`check_finite` is for finding a mistake. Multiples of the step:",
         "",
         "| | |",
