@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from torchpeek.anatomy import GradientFlow, Kernels, Statistics
+from torchpeek.anatomy import GradientFlow, Kernels, Statistics, TrainingFlow
 from torchpeek.engine import Trace
 from torchpeek.hooks.recording.running_statistics import RunningStatistics
 from torchpeek.render import feature_grid, kernel_grid
@@ -101,6 +101,27 @@ def add_gradient_flow(writer: Writer, flow: GradientFlow, step: int = 0) -> None
             writer.add_scalar(f"gradient_norm/{row.layer}.{row.parameter}", row.gradient_norm, step)
     writer.add_scalar("gradient_norm/all", flow.total_norm, step)
     writer.add_scalar("loss", flow.loss, step)
+
+
+def add_training_flow(writer: Writer, flow: TrainingFlow, since: int = 0) -> None:
+    """Write the norms of each block at each step that `tp.watch` saw, tagged `gradient_norm/LAYER` and so on.
+
+    Args:
+        writer: The SummaryWriter.
+        flow: What `tp.watch` yields.
+        since: Leave out steps before this one, which an earlier call has written.
+    """
+    for row in flow:
+        if row.step >= since:
+            name = row.layer or "(model)"
+            for what in ("gradient_norm", "weight_norm", "update_ratio"):
+                value = getattr(row, what)
+                if value is not None:
+                    writer.add_scalar(f"{what}/{name}", value, row.step)
+    for step in flow.steps:
+        total = flow.total_norm(step)
+        if step >= since and total is not None:
+            writer.add_scalar("gradient_norm/all", total, step)
 
 
 def _add_layer(writer: Writer, tag: str, statistics: RunningStatistics, step: int) -> None:
