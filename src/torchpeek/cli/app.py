@@ -16,7 +16,8 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from torchpeek._version import __version__
-from torchpeek.cli.commands import COMMANDS
+from torchpeek.cli.commands import COMMANDS, install_completion
+from torchpeek.cli.words import parse_error, prepared_words
 from torchpeek.errors import Notice, TorchpeekError
 
 OK, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -34,11 +35,12 @@ app = App(
 )
 for command in COMMANDS:
     app.command(command)
+app.command(install_completion, name="--install-completion")
 
 
 def main(tokens: Sequence[str] | None = None) -> NoReturn:
     """Run the command in `tokens`, or in sys.argv, and exit."""
-    words = list(sys.argv[1:] if tokens is None else tokens)
+    words = prepared_words(sys.argv[1:] if tokens is None else tokens)
     debug = "--debug" in words  # read here, because an error may come before the options are parsed
     filters, show = list(warnings.filters), warnings.showwarning
     for stream in (sys.stdout, sys.stderr):
@@ -61,10 +63,11 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
 
     warnings.showwarning = show_notice_once
     try:
-        status = app(words, exit_on_error=False)
+        status = app(words, exit_on_error=False, print_error=False)
         sys.stdout.flush()
         sys.exit(status or OK)
-    except CycloptsError:  # cyclopts has printed it
+    except CycloptsError as error:  # printed here, because cyclopts would fold a path at the edge of the terminal
+        _print_line("error", parse_error(error, words))
         sys.exit(MISTAKE)
     except TorchpeekError as error:
         if debug:

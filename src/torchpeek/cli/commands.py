@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from torchpeek.cli.options import (
     DRAWING,
@@ -13,19 +13,25 @@ from torchpeek.cli.options import (
     MODEL,
     OUTPUT,
     TARGET,
+    Colormap,
     ConsoleOptions,
     Device,
     FolderOptions,
-    MaxSize,
+    Fusion,
+    InputOptions,
     MethodOptions,
     MetricOptions,
     ModelOptions,
     OutputOptions,
     OverlayOptions,
+    PictureOptions,
     Pictures,
+    Scale,
     TargetOptions,
     TensorBoardFolder,
+    choice,
     option,
+    whole,
 )
 
 
@@ -33,20 +39,25 @@ def cam(
     *pictures: Pictures,
     model: ModelOptions,
     device: Device = "cpu",
-    max_size: MaxSize = None,
-    batch_size: Annotated[int, option("The number of pictures in one batch.", group=MODEL)] = 8,
+    inputs: PictureOptions = PictureOptions(),
+    batch_size: Annotated[int, option("The number of pictures in one batch.", group=MODEL, **whole(1))] = 8,
     target: TargetOptions = TargetOptions(),
     top: Annotated[
-        int | None, option("Explain the TOP most probable classes of each picture, side by side.", group=TARGET)
+        int | None,
+        option("Explain the TOP most probable classes of each picture, side by side.", group=TARGET, **whole(1)),
     ] = None,
     contrast: Annotated[
         int | None,
-        option("Explain what sets each class apart from the CONTRAST most similar classes (Finer-CAM).", group=TARGET),
+        option(
+            "Explain what sets each class apart from the CONTRAST most similar classes (Finer-CAM).",
+            group=TARGET,
+            **whole(1),
+        ),
     ] = None,
     method: MethodOptions = MethodOptions(),
     fuse: Annotated[
-        str | None,
-        option(
+        Fusion | None,
+        choice(
             "Combine the heatmaps of several layers by max, mean or product. --layer may then be a pattern.",
             group=METHOD,
         ),
@@ -83,7 +94,7 @@ def cam(
         contrast=contrast,
         fuse=fuse,
         smooth=smooth,
-        max_size=max_size,
+        inputs=inputs,
         json=console.json,
     )
 
@@ -92,7 +103,7 @@ def evaluate(
     *pictures: Pictures,
     model: ModelOptions,
     device: Device = "cpu",
-    max_size: MaxSize = None,
+    inputs: PictureOptions = PictureOptions(),
     target: TargetOptions = TargetOptions(),
     method: MethodOptions = MethodOptions(),
     metric: MetricOptions = MetricOptions(),
@@ -114,7 +125,7 @@ def evaluate(
     """
     from torchpeek.cli.evaluate import run
 
-    return run(pictures, model, device, target, method, metric, output, max_size=max_size, json=console.json)
+    return run(pictures, model, device, target, method, metric, output, inputs=inputs, json=console.json)
 
 
 def layers(
@@ -123,18 +134,12 @@ def layers(
     picture: Annotated[
         Path | None,
         option(
-            "Show the shapes for this picture. By default, for a blank picture of the model's own size.", group=INPUT
-        ),
-    ] = None,
-    input_size: Annotated[
-        list[int] | None,
-        option(
-            "Show the shapes for a blank input of this size, without the batch axis: --input-size 3 224 224.",
+            "Show the shapes for this picture. By default, for a blank input of the model's own size, or of "
+            "--input-size, which may then be any shape without the batch axis.",
             group=INPUT,
-            consume_multiple=True,
         ),
     ] = None,
-    max_size: MaxSize = None,
+    inputs: InputOptions = InputOptions(),
     output: OutputOptions = OutputOptions(),
     console: ConsoleOptions = ConsoleOptions(),
 ) -> int:
@@ -147,7 +152,7 @@ def layers(
     """
     from torchpeek.cli.layers import run
 
-    return run(model, output, picture=picture, input_size=input_size, max_size=max_size, json=console.json)
+    return run(model, output, picture=picture, inputs=inputs, json=console.json)
 
 
 def kernels(
@@ -165,11 +170,12 @@ def kernels(
             "Draw at most this many kernels of a layer, and this many input channels of a kernel. The picture says how "
             "many are left out.",
             group=DRAWING,
+            **whole(1),
         ),
     ] = 64,
     scale: Annotated[
-        str,
-        option(
+        Scale,
+        choice(
             "shared: one scale for all kernels of a layer; each: a scale for each tile. The picture says which, in "
             "numbers.",
             group=DRAWING,
@@ -195,7 +201,7 @@ def features(
     *pictures: Pictures,
     model: ModelOptions,
     device: Device = "cpu",
-    max_size: MaxSize = None,
+    inputs: PictureOptions = PictureOptions(),
     layers: Annotated[
         list[str] | None,
         option(
@@ -208,19 +214,22 @@ def features(
     most: Annotated[
         int,
         option(
-            "Draw at most this many feature maps of a layer. The picture says how many are left out.", group=DRAWING
+            "Draw at most this many feature maps of a layer. The picture says how many are left out.",
+            group=DRAWING,
+            **whole(1),
         ),
     ] = 64,
     scale: Annotated[
-        str,
-        option(
+        Scale,
+        choice(
             "each: every map from its own lowest to its own highest value; shared: one scale for all maps of a layer. "
             "The picture says which, in numbers.",
             group=DRAWING,
         ),
     ] = "each",
     colormap: Annotated[
-        str, option("viridis, inferno, turbo, jet or diverging. diverging has zero in the middle.", group=DRAWING)
+        Colormap,
+        choice("viridis, inferno, turbo, jet or diverging. diverging has zero in the middle.", group=DRAWING),
     ] = "viridis",
     output: OutputOptions = OutputOptions(),
     tensorboard: TensorBoardFolder = None,
@@ -246,7 +255,7 @@ def features(
         most=most,
         scale=scale,
         colormap=colormap,
-        max_size=max_size,
+        inputs=inputs,
         tensorboard=tensorboard,
         json=console.json,
     )
@@ -256,7 +265,7 @@ def gradients(
     *pictures: Pictures,
     model: ModelOptions,
     device: Device = "cpu",
-    max_size: MaxSize = None,
+    inputs: PictureOptions = PictureOptions(),
     train: Annotated[
         bool,
         option(
@@ -300,7 +309,7 @@ def gradients(
         target=target,
         layers=layers,
         train=train,
-        max_size=max_size,
+        inputs=inputs,
         tensorboard=tensorboard,
         json=console.json,
     )
@@ -326,6 +335,27 @@ def metrics(*, console: ConsoleOptions = ConsoleOptions()) -> int:
     from torchpeek.cli.metrics import run
 
     return run(json=console.json)
+
+
+def install_completion(
+    *,
+    shell: Annotated[
+        Literal["bash", "zsh", "fish"] | None,
+        choice("bash, zsh or fish. By default, the shell that this command runs in."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        option("The folder to write the script to. By default, the one that the shell reads.", "--out", "-o"),
+    ] = None,
+    console: ConsoleOptions = ConsoleOptions(),
+) -> int:
+    """Let the shell complete commands, options, names of methods and metrics, and files. It changes no start-up file.
+
+    Example: torchpeek --install-completion --shell bash
+    """
+    from torchpeek.cli.completion import run
+
+    return run(shell, out)
 
 
 COMMANDS = (cam, evaluate, layers, kernels, features, gradients, methods, metrics)

@@ -9,18 +9,26 @@ from typing import Any
 from torchpeek.cli.console import counted, print_json, print_skipped, print_table, print_written, progress
 from torchpeek.cli.evaluation_run import COLUMNS, EvaluationRun
 from torchpeek.cli.explainer import make_explainer
-from torchpeek.cli.loading import check_max_size, check_pictures_fit, loaded_model, titled
+from torchpeek.cli.loading import check_pictures_fit, loaded_model, titled
 from torchpeek.cli.method_selection import check_methods, metric_options
-from torchpeek.cli.options import MethodOptions, MetricOptions, ModelOptions, OutputOptions, TargetOptions
+from torchpeek.cli.options import (
+    MethodOptions,
+    MetricOptions,
+    ModelOptions,
+    OutputOptions,
+    PictureOptions,
+    TargetOptions,
+)
 from torchpeek.cli.output import output_folder
+from torchpeek.cli.pictures import picture_files
 from torchpeek.cli.regions import read_regions
 from torchpeek.cli.targets import check_target
-from torchpeek.errors import OptionError, TorchpeekError, notify
+from torchpeek.errors import TorchpeekError, notify
 from torchpeek.explanation import HeatmapOptions
 from torchpeek.metrics import FEWEST, HEADER
 from torchpeek.metrics.verdicts import Verdicts
 from torchpeek.render import curves
-from torchpeek.store import OutputFolder, figure_bytes, find_pictures, json_text, parquet_bytes
+from torchpeek.store import OutputFolder, figure_bytes, json_text, parquet_bytes
 
 _DEFAULT_METRICS = ("deletion", "insertion", "average-drop", "average-gain")
 _CURVES = ("deletion", "insertion")  # the metrics in curves.png
@@ -29,7 +37,7 @@ _LEGEND = "; in brackets the 95 % interval of the mean; better: by more than cha
 
 
 def run(
-    pictures: Sequence[str],
+    pictures: Sequence[Path],
     model: ModelOptions,
     device: str,
     target: TargetOptions,
@@ -37,21 +45,18 @@ def run(
     metric: MetricOptions,
     output: OutputOptions,
     *,
-    max_size: int | None,
+    inputs: PictureOptions,
     json: bool,
 ) -> int:
     """Explain and measure the pictures one by one, and print and write the results. Returns the exit status."""
-    if not pictures:
-        raise OptionError("no pictures; give files, folders or globs: torchpeek evaluate holiday/ --model ...")
-    check_max_size(max_size)
     check_target(target)
     check_methods(method)
     metrics = metric_options(metric.metrics or _DEFAULT_METRICS, metric.metric_options or ())
-    files = find_pictures(pictures)
+    files = picture_files(pictures, inputs, "torchpeek evaluate holiday/ --model torchvision:resnet50")
     regions = read_regions(files, metrics, metric.boxes, metric.masks)
-    loaded = loaded_model(model, device)
-    check_pictures_fit(loaded, files, max_size)
-    explainer = make_explainer(loaded, files, target, method, HeatmapOptions(seed=method.seed), max_size=max_size)
+    loaded = loaded_model(model, device, inputs)
+    check_pictures_fit(loaded, files, inputs)
+    explainer = make_explainer(loaded, files, target, method, HeatmapOptions(seed=model.seed))
     evaluation = EvaluationRun(explainer, metrics, regions, named=frozenset(metric.metrics or ()))
     with output_folder(output) as folder:
         try:

@@ -13,21 +13,22 @@ from torchpeek.anatomy import activations, statistics
 from torchpeek.anatomy.statistics import LayerStatistics
 from torchpeek.cli.console import counted, print_json, print_skipped, print_table, print_written, progress
 from torchpeek.cli.drawing import check_grid
-from torchpeek.cli.loading import about, check_max_size, check_pictures_fit, loaded_model, remark, titled
-from torchpeek.cli.options import ModelOptions, OutputOptions, layer_names
+from torchpeek.cli.loading import about, check_pictures_fit, loaded_model, remark, titled
+from torchpeek.cli.options import ModelOptions, OutputOptions, PictureOptions, layer_names
 from torchpeek.cli.output import file_names, output_folder, tensorboard_writer
+from torchpeek.cli.pictures import picture_files
 from torchpeek.cli.skipped import Skipped
 from torchpeek.engine import suggest_layer
-from torchpeek.errors import InputError, LayerError, OptionError
+from torchpeek.errors import InputError, LayerError
 from torchpeek.hooks import containers, select
 from torchpeek.integrations.tensorboard import add_features
 from torchpeek.models import LoadedModel, model_call_for
 from torchpeek.render import feature_grid
-from torchpeek.store import OutputFolder, find_pictures, json_text, png_bytes, tensor_bytes
+from torchpeek.store import OutputFolder, json_text, png_bytes, tensor_bytes
 
 
 def run(
-    pictures: Sequence[str],
+    pictures: Sequence[Path],
     model: ModelOptions,
     device: str,
     output: OutputOptions,
@@ -36,18 +37,15 @@ def run(
     most: int,
     scale: str,
     colormap: str,
-    max_size: int | None,
+    inputs: PictureOptions,
     tensorboard: Path | None,
     json: bool,
 ) -> int:
     """Show what the layers return for each picture. Returns the exit status."""
-    if not pictures:
-        raise OptionError("no pictures; give files, folders or globs: torchpeek features cat.jpg --model ...")
-    check_max_size(max_size)
     check_grid(most=most, scale=scale, colormap=colormap)
-    files = find_pictures(pictures)
-    loaded = loaded_model(model, device)
-    check_pictures_fit(loaded, files, max_size)
+    files = picture_files(pictures, inputs, "torchpeek features cat.jpg --model torchvision:resnet50")
+    loaded = loaded_model(model, device, inputs)
+    check_pictures_fit(loaded, files, inputs)
     grid_options = {"most": most, "scale": scale, "colormap": colormap}
     stems = file_names({str(file): file.stem for file in files}, reserved="features.json")
     rows: list[dict[str, Any]] = []
@@ -61,7 +59,7 @@ def run(
         try:
             for step, file in enumerate(files):
                 try:
-                    picture = loaded.read(file, max_size=max_size)
+                    picture = files.read(loaded, file)
                     selected = layer_names(layers) or [
                         suggest_layer(loaded.module, model_call_for(loaded, picture)).layer
                     ]

@@ -2,7 +2,16 @@
 
 from torchpeek.models.inputs import Inputs, Model, model_call_for, module_of
 from torchpeek.models.loaded import LoadedModel
-from torchpeek.models.preprocess import Preprocess
+from torchpeek.models.preprocess import Preprocess, PreprocessChanges
 from torchpeek.models.sources import load_model
 
-__all__ = ["Inputs", "LoadedModel", "Model", "Preprocess", "load_model", "model_call_for", "module_of"]
+__all__ = [
+    "Inputs",
+    "LoadedModel",
+    "Model",
+    "Preprocess",
+    "PreprocessChanges",
+    "load_model",
+    "model_call_for",
+    "module_of",
+]
