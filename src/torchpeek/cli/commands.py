@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from torchpeek.cli.options import (
     DRAWING,
@@ -40,7 +40,9 @@ def cam(
     model: ModelOptions,
     device: Device = "cpu",
     inputs: PictureOptions = PictureOptions(),
-    batch_size: Annotated[int, option("The number of pictures in one batch.", group=MODEL, **whole(1))] = 8,
+    batch_size: Annotated[
+        int, option("The number of pictures in one batch.", group=MODEL, **whole(1, words="at least 1"))
+    ] = 8,
     target: TargetOptions = TargetOptions(),
     top: Annotated[
         int | None,
@@ -335,27 +337,6 @@ def metrics(*, console: ConsoleOptions = ConsoleOptions()) -> int:
     from torchpeek.cli.metrics import run
 
     return run(json=console.json)
-
-
-def install_completion(
-    *,
-    shell: Annotated[
-        Literal["bash", "zsh", "fish"] | None,
-        choice("bash, zsh or fish. By default, the shell that this command runs in."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        option("The folder to write the script to. By default, the one that the shell reads.", "--out", "-o"),
-    ] = None,
-    console: ConsoleOptions = ConsoleOptions(),
-) -> int:
-    """Let the shell complete commands, options, names of methods and metrics, and files. It changes no start-up file.
-
-    Example: torchpeek --install-completion --shell bash
-    """
-    from torchpeek.cli.completion import run
-
-    return run(shell, out)
 
 
 COMMANDS = (cam, evaluate, layers, kernels, features, gradients, methods, metrics)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cyclopts import App
+
 from torchpeek.errors import FolderError, OptionError
 
 SHELLS = ("bash", "zsh", "fish")
 
 
-def run(shell: str | None, folder: Path | None) -> int:
+def run(app: App, shell: str | None, folder: Path | None) -> int:
     """Write the script for the shell, and print what to do next. Returns the exit status."""
     from cyclopts.completion.detect import ShellDetectionError, detect_shell
-
-    from torchpeek.cli.app import app
 
     if shell is None:
         try:
@@ -36,7 +36,7 @@ def run(shell: str | None, folder: Path | None) -> int:
     return 0
 
 
-def script(app: Any, shell: Any) -> str:
+def script(app: App, shell: Any) -> str:
     """The script of completions for the shell: commands, options, the names of methods and metrics, and files."""
     text: str = app.generate_completion(shell=shell)
     if shell != "bash":
@@ -59,7 +59,7 @@ def _path(shell: str, folder: Path | None) -> Path:
 
 def _next_step(shell: str, path: Path) -> str:
     if shell == "bash":
-        return f"new shells read it, if bash-completion is installed; else add this line to ~/.bashrc: source '{path}'"
+        return f"new shells read it, if bash-completion is installed; else add this line to ~/.bashrc: source '{path.resolve()}'"
     if shell == "zsh":
-        return f"add this line to ~/.zshrc, before compinit is called: fpath=('{path.parent}' $fpath)"
+        return f"add this line to ~/.zshrc, before compinit is called: fpath=('{path.parent.resolve()}' $fpath)"
     return "new shells read it"

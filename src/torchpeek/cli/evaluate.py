@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torchpeek.cli.console import counted, print_json, print_skipped, print_table, print_written, progress
+from torchpeek.cli.estimate import passes_per_picture, print_estimate
 from torchpeek.cli.evaluation_run import COLUMNS, EvaluationRun
 from torchpeek.cli.explainer import make_explainer
 from torchpeek.cli.loading import check_pictures_fit, loaded_model, titled
@@ -60,7 +61,9 @@ def run(
     evaluation = EvaluationRun(explainer, metrics, regions, named=frozenset(metric.metrics or ()))
     with output_folder(output) as folder:
         try:
-            with progress("evaluating", len(files)) as advance:
+            passes = passes_per_picture(metrics, len(explainer.methods), _score_count(target))
+            print_estimate(explainer, passes)
+            with progress("evaluating", len(files), steps=max(1, passes)) as advance:
                 for file in files:
                     evaluation.add(file)
                     advance(1)
@@ -85,6 +88,11 @@ def run(
     if folder is not None and not json:
         print_written(folder.path, *(name for name, key in _FILES.items() if key in results), "results.json")
     return 1 if evaluation.skipped else 0
+
+
+def _score_count(target: TargetOptions) -> int:
+    """How many classes, boxes or texts are explained in each picture."""
+    return max(1, len(set(target.boxes or target.texts or target.classes or ())))
 
 
 def _results(evaluation: EvaluationRun, files: Sequence[Path]) -> dict[str, Any]:
@@ -143,7 +151,7 @@ def _figure(evaluation: EvaluationRun, verdicts: Verdicts) -> Any:
 
 def _print(evaluation: EvaluationRun, results: dict[str, Any], verdicts: Verdicts) -> None:
     if count := len(evaluation.results):
-        print_table(HEADER, verdicts.cells())
+        print_table(HEADER, verdicts.cells(), names=2)
         print(f"\n{counted(count, 'picture')}, seed {evaluation.seed}{_LEGEND if count > 1 else ''}")
         if count < FEWEST:
             print(f"of fewer than {FEWEST} pictures nothing can be said of significance; give more")

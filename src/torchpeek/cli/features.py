@@ -19,7 +19,7 @@ from torchpeek.cli.output import file_names, output_folder, tensorboard_writer
 from torchpeek.cli.pictures import picture_files
 from torchpeek.cli.skipped import Skipped
 from torchpeek.engine import suggest_layer
-from torchpeek.errors import InputError, LayerError
+from torchpeek.errors import InputError, LayerError, notify
 from torchpeek.hooks import containers, select
 from torchpeek.integrations.tensorboard import add_features
 from torchpeek.models import LoadedModel, model_call_for
@@ -67,6 +67,8 @@ def run(
                 except Exception as error:
                     skipped.add(file, error, unless=(LayerError,))
                 else:
+                    if folder is not None and not rows:
+                        _notify_size(outputs, len(files), folder.path)
                     rows += _write(file, stems[str(file)], outputs, folder, loaded, grid_options)
                     if writer is not None:
                         maps = {each.name: each.maps for each in outputs if each.maps is not None}
@@ -175,6 +177,13 @@ def _write(
     tensors = {each.name: each.tensor for each in outputs if each.tensor is not None}
     folder.write(f"{stem}/features.safetensors", tensor_bytes(tensors, about(loaded) | {"picture": str(file)}))
     return rows
+
+
+def _notify_size(outputs: list[_LayerOutput], pictures: int, folder: Path) -> None:
+    """Say how much will be written, from the tensors of the first picture, where it is 10 MB or more."""
+    size = sum(each.tensor.nbytes for each in outputs if each.tensor is not None) * pictures
+    if size >= 10_000_000:
+        notify(f"about {size / 1e6:,.0f} MB of values will be written to {folder}; --layer selects fewer layers")
 
 
 def _row(file: Path, output: _LayerOutput) -> dict[str, Any]:

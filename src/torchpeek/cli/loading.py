@@ -78,9 +78,8 @@ def check_size_fits(loaded: LoadedModel, inputs: Tensor) -> None:
 
 
 _OTHER_PREPROCESSING = (
-    "say how pictures become its input with --grey, --input-size, --mean and --std; or give a model with a "
-    "preprocessing that makes such a tensor of a picture: a package.module:callable may return "
-    "tp.LoadedModel(network, preprocess)"
+    "give a model with a preprocessing that makes such a tensor of a picture, or say it with --grey, --input-size, "
+    "--mean and --std; a package.module:callable may also return tp.LoadedModel(network, preprocess)"
 )
 
 

@@ -48,14 +48,13 @@ def number(low: float, high: float | None = None, *, words: str = "") -> Callabl
     Args:
         low: The lowest number that is allowed.
         high: The highest number that is allowed; None for no limit.
-        words: What the number is, for the error.
+        words: What is allowed, for the error; by default, the numbers.
     """
 
     def check(type_: Any, value: Any) -> None:
         values = value if isinstance(value, (list, tuple)) else [value]
         if not all(each is None or (each >= low and (high is None or each <= high)) for each in values):
-            allowed = f"{low} or more" if high is None else f"{low} to {high}"
-            raise ValueError(f"allowed: {words and f'{words}, '}{allowed}")
+            raise ValueError(f"allowed: {words or (f'{low} or more' if high is None else f'{low} to {high}')}")
 
     return check
 
@@ -194,7 +193,7 @@ class InputOptions:
         option(
             "Reduce pictures whose width or height is larger than this number of pixels, before the model's "
             "preprocessing. By default, no picture is reduced.",
-            **whole(1, words="a number of pixels"),
+            **whole(1, words="a number of pixels, 1 or more"),
         ),
     ] = None
     grey: Annotated[
@@ -266,7 +265,7 @@ class TargetOptions:
             "Explain the detected box of this rank by score; rank 0 has the highest score. Repeat it for several "
             "boxes. With --class, the rank is among the boxes of that class. By default, rank 0 for a detector.",
             "--box",
-            **whole(0, words="ranks"),
+            **whole(0, words="ranks count from 0"),
         ),
     ] = None
     pixels: Annotated[

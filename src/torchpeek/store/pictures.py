@@ -133,7 +133,7 @@ def _is_heif(data: bytes) -> bool:
 def _why_unidentified(path: str | PathLike[str] | BinaryIO) -> str:
     data = _first_bytes(path)
     if not data:
-        return "the file is empty"
+        return "not a picture, because the file is empty"
     if _is_heif(data):
         if data[8:11] == b"avi":
             return "AVIF, which this Pillow cannot read. Next: pip install --upgrade pillow, or pillow-avif-plugin"
