@@ -88,9 +88,10 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
             _print_line("note", str(message))
 
     warnings.showwarning = show_notice_once
-    app.help_formatter = StackedPanels() if Console().width < NARROW else "default"
+    console = Console()
+    app.help_formatter = StackedPanels() if console.width < NARROW else "default"
     try:
-        status = app(words, exit_on_error=False, print_error=False)
+        status = app(words, console=console, exit_on_error=False, print_error=False)
         sys.stdout.flush()
         sys.exit(status or OK)
     except CycloptsError as error:  # printed here, because cyclopts would fold a path at the edge of the terminal

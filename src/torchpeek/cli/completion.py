@@ -59,7 +59,8 @@ def _path(shell: str, folder: Path | None) -> Path:
 
 def _next_step(shell: str, path: Path) -> str:
     if shell == "bash":
-        return f"new shells read it, if bash-completion is installed; else add this line to ~/.bashrc: source '{path.resolve()}'"
+        line = f"source '{path.resolve()}'"
+        return f"new shells read it, if bash-completion is installed; else add this line to ~/.bashrc: {line}"
     if shell == "zsh":
         return f"add this line to ~/.zshrc, before compinit is called: fpath=('{path.parent.resolve()}' $fpath)"
     return "new shells read it"
