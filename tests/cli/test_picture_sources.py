@@ -164,6 +164,7 @@ class TestFolders:
             @staticmethod
             def register_heif_opener() -> None:
                 def opened(file, name):
+                    file.close()
                     return Image.new("RGB", (20, 10), "red")
 
                 Image.register_open("FAKEHEIF", opened, lambda prefix: prefix[4:12] == b"ftypheic")
