@@ -9,12 +9,9 @@ from torchpeek.render.colormaps import DIVERGING
 
 
 def check_overlay(options: OverlayOptions) -> None:
-    """Raise OptionError for a colormap that does not exist, a share outside of 0 to 1, or options that contradict."""
-    if options.colormap not in COLORMAPS or not 0 <= options.alpha <= 1:
-        raise OptionError(
-            f"--colormap is one of {', '.join(COLORMAPS)}, and --alpha 0 to 1; got {options.colormap} and "
-            f"{options.alpha}"
-        )
+    """Raise OptionError for a colormap that does not exist, or options that contradict each other."""
+    if options.colormap not in COLORMAPS:
+        raise OptionError(f"--colormap is one of {', '.join(COLORMAPS)}; got {options.colormap}")
     if options.fade and options.even:
         raise OptionError("--fade and --even are opposites; give one of them, or none, as --fade is the default")
     if options.signed and options.colormap not in ("viridis", DIVERGING):

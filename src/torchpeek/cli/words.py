@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from cyclopts import CoercionError, CycloptsError, MissingArgumentError, UnknownOptionError, ValidationError
@@ -67,7 +68,7 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> str:
         return f"{name} {'needs a value' if name in words else 'is required'}; {help_page}"
     if isinstance(error, ValidationError) and name and error.exception_message:
         return f"{name} is {_value(name, words)}; {error.exception_message}"
-    text = " ".join(str(error).split()).rstrip(".").replace('"--', "--").replace('" for --', " for --")
+    text = re.sub(r'"(--?[\w-]+)"', r"\1", " ".join(str(error).split()).rstrip("."))  # as cyclopts 4 quotes options
     if isinstance(error, CoercionError) and name:
         text = f"{name} is {_value(name, words)}; {_allowed(argument)}"
     hint = f"; {help_page}" if isinstance(error, (UnknownOptionError, CoercionError)) else ""
