@@ -206,7 +206,7 @@ class TestUserContainers:
 
         given, call = self.recorded(gives)
         assert isinstance(given["a"], Tensor)
-        assert call.paths == []
+        assert call.paths == ["own.a"]
 
     def test_keys_with_dots(self) -> None:
         _, call = self.recorded(lambda x: {"layer4.relu": x * 2, "layer4": {"x": x * 3}})

@@ -34,7 +34,7 @@ class GradientTap:
         "_base_edge",
         "_base_hook",
         "_geometry",
-        "_handles",
+        "_handle",
         "_hook",
         "_version",
         "_view_edge",
@@ -46,13 +46,11 @@ class GradientTap:
         self._hook = hook
         self._view_gradient_arrived = False
         self._geometry = None if base is tensor else _view_geometry(tensor, base)
-        # Not the view itself: the graph holds this tap, so the graph would keep itself alive. A detached alias shares
-        # the version counter, which counts the writes.
-        self._alias: Tensor | None = tensor.detach()
+        self._alias: Tensor | None = None  # while it listens at the base; it shares the counter of writes
         self._version = tensor._version
-        self._base_edge = get_gradient_edge(base)
+        self._base_edge = edge_of(base)
         self._view_edge: GradientEdge | None = None
-        self._handles: list[RemovableHandle] = []
+        self._handle: RemovableHandle | None = None
         # All taps on one tensor share the hook on its base. A later use comes first, as it does in the backward pass.
         self._base_hook: _BaseHook | None = getattr(tensor, _BASE_HOOK, None)
         if self._base_hook is not None:
@@ -76,21 +74,21 @@ class GradientTap:
 
     def hook_base(self, tensor: Tensor) -> None:
         """Also listen at the base of `tensor`, of which the view was made, because of a write into the view."""
+        # Not the view itself: the graph holds this tap, so the graph would keep itself alive.
+        self._alias = tensor.detach()
         if self._base_hook is None:
             self._base_hook = _BaseHook(None if self.is_overwritten() else _base(tensor), self._base_edge)
             self._base_hook.gradient_taps.append(self)
 
     def end_writes(self, tensor: Tensor) -> None:
         """Declare that no operation writes into the view from now on. Writes into its base no longer matter then."""
-        if self.is_overwritten():
+        if tensor._version != self._version:
             self.hook_base(tensor)
-        else:
-            self._alias = None
 
     def remove(self) -> None:
         """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
         if self._base_hook is not None:
             self._base_hook.drop(self)
 
@@ -112,12 +110,14 @@ class GradientTap:
         self._view_gradient_arrived = True
         return self._hook(gradient)
 
-    def _make_view(self, tensor: Tensor) -> Tensor:
+    def make_view(self, tensor: Tensor) -> Tensor:
+        """The view of `tensor` that the user of the tensor takes, with the attributes that the tensor has."""
         view = tensor.view_as(tensor)
-        self._view_edge = get_gradient_edge(view)
-        self._handles.append(hooked(view, self._on_view_gradient))
+        if attributes := tensor.__dict__:
+            view.__dict__.update(attributes)
         if self._base_hook is not None:
             setattr(view, _BASE_HOOK, self._base_hook)
+        self._handle = hooked(view, self._on_view_gradient)
         return view
 
 
@@ -128,9 +128,45 @@ def tap_gradient(tensor: Tensor, hook: GradientHook, *, hook_base: bool) -> tupl
     view. Without it the caller has to call the tap's `hook_base` or `end_writes` when it knows more.
     """
     tap = GradientTap(tensor, hook)
-    if hook_base:
-        tap.hook_base(tensor)
-    return tap, tap._make_view(tensor)
+    if not hook_base:
+        return tap, tap.make_view(tensor)
+    tap.hook_base(tensor)
+    view = tap.make_view(tensor)
+    tap._view_edge = edge_of(view)
+    return tap, view
+
+
+def edge_of(tensor: Tensor) -> GradientEdge:
+    """Where `tensor` is in the graph as it is now. Faster than `get_gradient_edge` if it is not a leaf."""
+    node = tensor.grad_fn
+    return get_gradient_edge(tensor) if node is None else GradientEdge(node, tensor.output_nr)
+
+
+class _GraphStart(torch.autograd.Function):
+    """Returns a tensor that needs no gradient as one that does, in the same memory."""
+
+    @staticmethod
+    def forward(leaf: Tensor, tensor: Tensor) -> Tensor:
+        return tensor.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is needed later."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return None, None
+
+
+def start_graph(tensor: Tensor) -> Tensor:
+    """A tensor in the memory of `tensor`, at which the graph of a model begins that is frozen up to here.
+
+    It is no leaf, because the next operation may write into it, and no copy, because others may see what is written.
+    """
+    leaf = torch.empty(0, device=tensor.device, requires_grad=True)
+    # Inference tensors take no part in a graph.
+    started: Tensor = _GraphStart.apply(leaf, tensor.clone() if tensor.is_inference() else tensor)
+    return started
 
 
 class _BaseHook:

@@ -6,9 +6,8 @@ import threading
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +29,7 @@ class EarlyStop(BaseException):
     """Ends a pass when all layers have returned. It is not an Exception, so that no network catches it."""
 
 
-@dataclass(frozen=True, slots=True)
-class OutputEdge:
+class OutputEdge(NamedTuple):
     """Where the output of a layer is in the graph, and the slot for the gradient that arrives there."""
 
     layer: str
@@ -75,6 +73,7 @@ class PassTracker:
         self.call_order = count()
         self.thread = -1  # the thread that opened the block
         self.tensor_hooks: list[RemovableHandle | GradientTap] = []
+        self.tapped_inputs: dict[int, TappedInputs] = {}  # of the calls that have not returned
         self.output_edges: list[OutputEdge] = []  # of the recorded passes
         self.call_depth: dict[int, int] = {}  # thread -> how many calls of the model are open in it
         self.replicas: dict[int, object] = {}  # thread -> the device of the model's replica that runs in it
@@ -117,6 +116,9 @@ class PassTracker:
         for handle in self.tensor_hooks:
             handle.remove()
         self.tensor_hooks.clear()
+        for inputs in reversed(self.tapped_inputs.values()):  # of layers that raised
+            inputs.restore()
+        self.tapped_inputs.clear()
 
     def end_pass(self) -> None:
         """The model returned. From now on an early stop does not wait for layers that this pass did not call."""
@@ -153,6 +155,17 @@ class PassTracker:
         return False
 
 
+class TappedInputs(NamedTuple):
+    """The containers in which a layer got views in the place of its inputs, and these views."""
+
+    containers: list[Any]
+    originals: dict[int, tuple[Tensor, Tensor]]  # id of the view -> the view, and the tensor of which it is one
+
+    def restore(self) -> None:
+        """Put the tensors back into the containers, unless the layer has put others there."""
+        containers.restore(self.containers, lambda member: self.originals.get(id(member), (None, member))[1])
+
+
 def in_backward_pass() -> bool:
     """Whether a backward pass runs in this thread. A layer that is called then belongs to a checkpointed part."""
     return _graph_task() != -1
@@ -170,14 +183,13 @@ class PendingCalls:
         """Add a call of the current thread; None for one that is not recorded."""
         self._by_thread[current_thread()].append(call)
 
-    @property
-    def has_begun(self) -> bool:
-        """Whether a call of the current thread has begun."""
-        return bool(self._by_thread.get(current_thread()))
+    def finish(self, otherwise: Callable[[], Call | None]) -> Call | None:
+        """Remove and return the last call of the current thread; None for one that is not recorded.
 
-    def finish(self) -> Call | None:
-        """Remove and return the last call of the current thread; None for one that is not recorded."""
-        return self._by_thread[current_thread()].pop()
+        If none has begun, because the recording was opened while the layer ran, the result is `otherwise()`.
+        """
+        calls = self._by_thread.get(current_thread())
+        return calls.pop() if calls else otherwise()
 
     def clear(self) -> None:
         """Forget the calls, for example of a layer that raised."""
