@@ -8,11 +8,10 @@ from functools import partial
 from types import MappingProxyType
 
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from torchpeek.errors import GradUnavailable, InputError
-from torchpeek.hooks.gradient_tap import hooked
-from torchpeek.hooks.recording.storage import GradientSlot, StoredTensor, slot_hook
+from torchpeek.hooks.gradient_tap import TensorHook, hooked
+from torchpeek.hooks.recording.storage import GradientSlot, SlotHook, StoredTensor
 from torchpeek.interrupts import uninterrupted
 
 
@@ -41,13 +40,13 @@ def record_gradients(**tensors: Tensor) -> Iterator[Mapping[str, Tensor | None]]
         tensor([3., 3.])
     """
     slots = {name: GradientSlot(partial(StoredTensor, copy=False)) for name in tensors}
-    handles: list[RemovableHandle] = []
+    handles: list[TensorHook] = []
     gradients = _GradientMapping(slots)
     try:
         with uninterrupted():
             for name, tensor in tensors.items():
                 _check_differentiable(tensor, name)
-                handles.append(hooked(tensor, slot_hook(slots[name])))
+                handles.append(hooked(tensor, SlotHook(slots[name])))
         yield gradients
     finally:
         with uninterrupted():

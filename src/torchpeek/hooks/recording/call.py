@@ -37,7 +37,7 @@ class Call:
     """
 
     # Class attributes are defaults, so that a call sets only what is recorded.
-    input_taps: Sequence[tuple[GradientTap, Tensor]] = ()  # while the layer runs: the taps on its inputs
+    input_taps: Sequence[GradientTap] = ()  # while the layer runs: the taps on its inputs
     first_node = 0  # while the layer runs: the sequence number of the first graph node that it can make
     complete = False
     number = 0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torchpeek.errors import GradUnavailable
 from torchpeek.hooks import containers
-from torchpeek.hooks.gradient_tap import GradientTap, edge_of, hooked, start_graph, tap_gradient
+from torchpeek.hooks.gradient_tap import GradientTap, hooked, start_graph, tap_gradient
 from torchpeek.hooks.recording.call import Call
 from torchpeek.hooks.recording.keep import Keeper, StatisticsKeeper
 from torchpeek.hooks.recording.pass_tracker import (
@@ -23,7 +23,7 @@ from torchpeek.hooks.recording.pass_tracker import (
     TappedInputs,
     in_backward_pass,
 )
-from torchpeek.hooks.recording.storage import GradientSlot, Leaf, StoredTensor, slot_hook
+from torchpeek.hooks.recording.storage import GradientSlot, Leaf, SlotHook, StoredTensor
 from torchpeek.hooks.selected_layer import SelectedLayer
 from torchpeek.hooks.temporary_hooks import UncopiedHook
 
@@ -145,32 +145,36 @@ class LayerRecorder(UncopiedHook):
         if not tracker.gradients:
             return None
 
-        tapped = self._tap_input(call, args[0]) if len(args) == 1 and not kwargs else None
-        if tapped is None:
-            tapped = self._tap_inputs(call, args, kwargs)
+        if len(args) == 1 and not kwargs and type(args[0]) is Tensor:
+            replacement = self._tap_input(call, args[0], kwargs)
+        else:
+            replacement = self._tap_inputs(call, args, kwargs)
         call.first_node = torch._C._autograd._get_sequence_nr()
-        return None if tapped[0] is args else tapped
+        return replacement
 
-    def _tap_input(self, call: Call, value: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Tap the gradient of the only input, which is what most layers have; None if it is no plain tensor."""
-        if type(value) is not Tensor:
-            return None
+    def _tap_input(
+        self, call: Call, tensor: Tensor, kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Tap the gradient of the only input, as `_tap_inputs` does. Most layers have only one, so this is fast."""
         slot = self._slot(call, "grad_input", "0")
-        call.stored_grad_input, call.stored_grad_kwargs = (slot,), {}
-        if not value.requires_grad or torch.is_inference_mode_enabled():
+        call.stored_grad_input, call.stored_grad_kwargs = (slot,), kwargs
+        if not tensor.requires_grad or torch.is_inference_mode_enabled():
             return None
-        tap, view = tap_gradient(value, slot_hook(slot), hook_base=False)
+        tap, view = tap_gradient(tensor, SlotHook(slot), hook_base=False)
         self.tracker.tensor_hooks.append(tap)
-        call.input_taps = ((tap, value),)
-        return (view,), {}
+        call.input_taps = (tap,)
+        return (view,), kwargs
 
     def _tap_inputs(
         self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Tap the gradients of all inputs, one for each tensor, however often the layer gets it."""
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Tap the gradients of all inputs, one for each tensor, however often the layer gets it.
+
+        Returns the inputs that the layer has to take, or None for these.
+        """
         tracker, both = self.tracker, (args, dict(kwargs))
         slots: dict[int, GradientSlot] = {}
-        input_taps: list[tuple[GradientTap, Tensor]] = []
+        input_taps: list[GradientTap] = []
         tapped_inputs = TappedInputs([], {})
 
         def slot_for(path: str, tensor: Tensor) -> GradientSlot:
@@ -181,9 +185,9 @@ class LayerRecorder(UncopiedHook):
             if not tensor.requires_grad or torch.is_inference_mode_enabled():  # then the output hook raises
                 return tensor
             # The tap gives the gradient of this layer alone, whatever else uses the tensor.
-            tap, view = tap_gradient(tensor, slot_hook(slots[id(tensor)]), hook_base=False)
+            tap, view = tap_gradient(tensor, SlotHook(slots[id(tensor)]), hook_base=False)
             tracker.tensor_hooks.append(tap)
-            input_taps.append((tap, tensor))
+            input_taps.append(tap)
             tapped_inputs.originals[id(view)] = view, tensor
             return view
 
@@ -199,7 +203,7 @@ class LayerRecorder(UncopiedHook):
         call.input_taps = input_taps
         if tapped_inputs.containers:
             tracker.tapped_inputs[id(call)] = tapped_inputs
-        return (args, kwargs) if not input_taps else tapped
+        return tapped if input_taps else None
 
     def _new_call(self, module: nn.Module) -> Call | None:
         """A new call of the current thread; None for one that is not selected."""
@@ -232,9 +236,8 @@ class LayerRecorder(UncopiedHook):
 
     def _finished_call(self, module: nn.Module) -> Call | None:
         """The call that returns now; None for one that is not selected."""
-        if self._pending is None:
-            return self._new_call(module)
-        return self._pending.finish(lambda: self._new_call(module))
+        pending = None if self._pending is None else self._pending.of_thread()
+        return pending.pop() if pending else self._new_call(module)
 
     def _clear_calls(self) -> None:
         self._calls = []
@@ -285,15 +288,18 @@ class LayerRecorder(UncopiedHook):
         # of the outputs, so it needs a tap.
         node = output.grad_fn if isinstance(output, Tensor) else None
         made_here = node is not None and not output._is_view() and node._sequence_nr() >= call.first_node
-        for tap, tensor in call.input_taps:  # a layer that did not make its output may return its input
-            (tap.end_writes if made_here else tap.hook_base)(tensor)
+        for tap in call.input_taps:
+            if made_here:
+                tap.end_writes()
+            else:  # it may have returned its input
+                tap.hook_base()
         call.input_taps = ()
         if tracker.tapped_inputs and (tapped_inputs := tracker.tapped_inputs.pop(id(call), None)) is not None:
             tapped_inputs.restore()
-        if made_here:
+        if node is not None and made_here:
             call.stored_grad_output = slot = self._slot(call, "grad_output", "")
-            tracker.tensor_hooks.append(hooked(output, slot_hook(slot)))
-            tracker.output_edges.append(OutputEdge(self.layer, slot, edge_of(output)))
+            tracker.tensor_hooks.append(hooked(output, SlotHook(slot)))
+            tracker.output_edges.append(OutputEdge(self.layer, slot, node, output.output_nr))
             return None
         slots: dict[int, GradientSlot] = {}
 
@@ -306,13 +312,14 @@ class LayerRecorder(UncopiedHook):
             if not tensor.is_floating_point() and not tensor.is_complex():
                 return tensor
             if tensor.requires_grad:
-                tap, view = tap_gradient(tensor, slot_hook(slot), hook_base=True)
+                tap, view = tap_gradient(tensor, SlotHook(slot), hook_base=True)
                 tracker.tensor_hooks.append(tap)
                 tracker.output_edges.append(OutputEdge(self.layer, slot, tap))
                 return view
             start = start_graph(tensor)
-            tracker.tensor_hooks.append(hooked(start, slot_hook(slot)))
-            tracker.output_edges.append(OutputEdge(self.layer, slot, edge_of(start)))
+            tracker.tensor_hooks.append(hooked(start, SlotHook(slot)))
+            assert start.grad_fn is not None
+            tracker.output_edges.append(OutputEdge(self.layer, slot, start.grad_fn))
             return start
 
         # A tensor that the layer returns twice is one tensor, with one gradient.

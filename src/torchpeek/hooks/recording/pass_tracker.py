@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
-from torch.utils.hooks import RemovableHandle
+from torch.autograd.graph import GradientEdge, Node
 
 from torchpeek.errors import InputError
 from torchpeek.hooks import containers
-from torchpeek.hooks.gradient_tap import GradientTap
+from torchpeek.hooks.gradient_tap import GradientTap, TensorHook
 from torchpeek.hooks.process import current_thread
 from torchpeek.hooks.recording.call import Call
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf
@@ -34,12 +33,15 @@ class OutputEdge(NamedTuple):
 
     layer: str
     slot: GradientSlot
-    source: GradientEdge | GradientTap  # a tap if the tensor may have uses other than this output
+    source: Node | GradientTap  # a tap if the tensor may have uses other than this output
+    output_number: int = 0  # which of the outputs of the node it is
 
     @property
     def edges(self) -> list[GradientEdge]:
         """The edges at which to ask autograd for the gradient."""
-        return self.source.edges if isinstance(self.source, GradientTap) else [self.source]
+        if isinstance(self.source, GradientTap):
+            return self.source.edges
+        return [GradientEdge(self.source, self.output_number)]
 
     def gradient_of(self, gradients: list[Tensor | None]) -> Tensor | None:
         """The gradient of the output, computed from the gradients at its `edges`."""
@@ -72,7 +74,7 @@ class PassTracker:
         self.pass_count = 0  # the passes so far
         self.call_order = count()
         self.thread = -1  # the thread that opened the block
-        self.tensor_hooks: list[RemovableHandle | GradientTap] = []
+        self.tensor_hooks: list[TensorHook | GradientTap] = []
         self.tapped_inputs: dict[int, TappedInputs] = {}  # of the calls that have not returned
         self.output_edges: list[OutputEdge] = []  # of the recorded passes
         self.call_depth: dict[int, int] = {}  # thread -> how many calls of the model are open in it
@@ -183,13 +185,9 @@ class PendingCalls:
         """Add a call of the current thread; None for one that is not recorded."""
         self._by_thread[current_thread()].append(call)
 
-    def finish(self, otherwise: Callable[[], Call | None]) -> Call | None:
-        """Remove and return the last call of the current thread; None for one that is not recorded.
-
-        If none has begun, because the recording was opened while the layer ran, the result is `otherwise()`.
-        """
-        calls = self._by_thread.get(current_thread())
-        return calls.pop() if calls else otherwise()
+    def of_thread(self) -> list[Call | None] | None:
+        """The calls of the current thread, the latest at the end."""
+        return self._by_thread.get(current_thread())
 
     def clear(self) -> None:
         """Forget the calls, for example of a layer that raised."""

@@ -10,17 +10,16 @@ from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NotConnected, closest, notify
 from torchpeek.hooks.checked_model import checked_model
-from torchpeek.hooks.gradient_tap import hooked
+from torchpeek.hooks.gradient_tap import TensorHook, hooked
 from torchpeek.hooks.process import eagerly, is_sharded
 from torchpeek.hooks.recording.call import Calls, describe
 from torchpeek.hooks.recording.keep import Keep, layer_keepers
 from torchpeek.hooks.recording.layer_recorder import LayerInputHook, LayerRecorder
 from torchpeek.hooks.recording.pass_tracker import CallDepthHook, PassEndHook, PassStartHook, PassTracker
-from torchpeek.hooks.recording.storage import GradientSlot, Leaf, MemoryBudget, StoredTensor, slot_hook
+from torchpeek.hooks.recording.storage import GradientSlot, Leaf, MemoryBudget, SlotHook, StoredTensor
 from torchpeek.hooks.select import Selection, named_layers, select, why_not_fired
 from torchpeek.hooks.selected_layer import split_call
 from torchpeek.hooks.temporary_hooks import attached
@@ -158,7 +157,7 @@ class Recording:
         self._recorders = recorders
         self._tracker = tracker
         self._parameters: dict[str, dict[str, tuple[Leaf, GradientSlot]]] | None = {} if parameters else None
-        self._parameter_hooks: list[RemovableHandle] = []
+        self._parameter_hooks: list[TensorHook] = []
         self._stack: ExitStack | None = None
 
     def __enter__(self) -> Self:
@@ -373,7 +372,7 @@ class Recording:
                 slot = GradientSlot(partial(StoredTensor, copy=True))
                 self._parameters[name][parameter] = StoredTensor(tensor, self._tracker.copy_gradients), slot
                 if tensor.requires_grad and self._tracker.gradients:
-                    self._parameter_hooks.append(hooked(tensor, slot_hook(slot)))
+                    self._parameter_hooks.append(hooked(tensor, SlotHook(slot)))
 
     def _remove_gradient_hooks(self) -> None:
         for handle in self._parameter_hooks:
