@@ -9,12 +9,13 @@ from __future__ import annotations
 import concurrent.futures
 import copy
 import dataclasses
+import gc
 import sys
 from argparse import Namespace
 from collections import ChainMap, OrderedDict, UserDict, UserList, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
-from types import FunctionType, MappingProxyType, SimpleNamespace
+from types import FunctionType, MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -72,7 +73,10 @@ def container_type(value: Any) -> ContainerType | None:
         return _FREQUENT_TYPES[cls]
     if cls not in _types_of_classes:
         _types_of_classes[cls] = _type_of_class(cls)
-    return _types_of_classes[cls]
+    container = _types_of_classes[cls]
+    if (container is _FUTURE or container is _TORCH_FUTURE) and not container.content(value):
+        return None  # it has no result yet
+    return container
 
 
 def _type_of_class(cls: type[Any]) -> ContainerType | None:
@@ -86,6 +90,26 @@ def _type_of_class(cls: type[Any]) -> ContainerType | None:
     return _OBJECT if _is_plain(cls) else None
 
 
+def holds_tensors(value: Any) -> bool:
+    """Whether a value that is no container refers to tensors: a generator, an iterator, a future that is not done."""
+    if isinstance(value, (torch.futures.Future, concurrent.futures.Future)):
+        return True
+    found: list[Any] = [value]
+    checked: set[int] = set()
+    for _ in range(4):
+        found = [
+            each
+            for each in gc.get_referents(*found)
+            if id(each) not in checked and not isinstance(each, (type, ModuleType, FunctionType))
+        ]
+        if any(isinstance(each, Tensor) for each in found):
+            return True
+        checked.update(map(id, found))
+        if len(checked) > 1000:  # an object as large as that is no output, but a part of the program
+            break
+    return False
+
+
 def members_of(value: Any, container: ContainerType) -> Members:
     """The members of a container, the content first, then the attributes."""
     members = container.content(value)
@@ -94,7 +118,7 @@ def members_of(value: Any, container: ContainerType) -> Members:
     content = {id(member) for _, member in members}
     for name, member in attributes_of(value):
         # A ModelOutput has each entry as an attribute, too. An attribute without tensors stays as it is.
-        if id(member) not in content and name not in container.hidden and type(member) not in _WITHOUT_TENSORS:
+        if id(member) not in content and name not in container.hidden and type(member) not in WITHOUT_TENSORS:
             members.append((Attribute(name), member))
     return members
 
@@ -333,8 +357,10 @@ def _built_future(value: concurrent.futures.Future[Any], members: Sequence[Any])
 
 
 _DATA = frozenset({"data"})
-_FUTURE = frozenset({"_condition", "_state", "_result", "_exception", "_waiters", "_done_callbacks"})
+_FUTURE_STATE = frozenset({"_condition", "_state", "_result", "_exception", "_waiters", "_done_callbacks"})
 _VALUES, _ITEMS = ContainerType(_positions, built=_built_values), ContainerType(_positions, built=_built_items)
+_TORCH_FUTURE = ContainerType(_torch_future_content, built=_built_torch_future)
+_FUTURE = ContainerType(_future_content, built=_built_future, hidden=_FUTURE_STATE)
 _OBJECT = ContainerType(_nothing, is_object=True)
 _DATACLASS = ContainerType(_fields, fill=write_attributes)
 _FROZEN_DATACLASS = ContainerType(_fields, fill=write_attributes, in_place=False)
@@ -359,17 +385,18 @@ _TYPES: dict[type[Any], ContainerType] = {
     type(OrderedDict().items()): _ITEMS,
     SimpleNamespace: ContainerType(_nothing, lambda value: SimpleNamespace.__new__(type(value)), is_object=True),
     Namespace: _OBJECT,
-    torch.futures.Future: ContainerType(_torch_future_content, built=_built_torch_future),
-    concurrent.futures.Future: ContainerType(_future_content, built=_built_future, hidden=_FUTURE),
+    torch.futures.Future: _TORCH_FUTURE,
+    concurrent.futures.Future: _FUTURE,
 }
-_WITHOUT_TENSORS: frozenset[type[Any]] = frozenset(
+WITHOUT_TENSORS: frozenset[type[Any]] = frozenset(
     {type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device, slice, range, type}
     | {FunctionType}
 )
+"""Types of numbers, texts and the like. A function is no container either, whatever it refers to."""
 # The frequent types, whose objects have no attributes. None: no container.
 _FREQUENT_TYPES: dict[type[Any], ContainerType | None] = {
     **{base: _TYPES[base] for base in (tuple, list, dict, set, frozenset, deque)},
-    **dict.fromkeys((Tensor, nn.Parameter, *_WITHOUT_TENSORS)),
+    **dict.fromkeys((Tensor, nn.Parameter, *WITHOUT_TENSORS)),
 }
 # Weak, so that a class of a function's own dies with it.
 _types_of_classes: WeakKeyDictionary[type[Any], ContainerType | None] = WeakKeyDictionary()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from torchpeek.errors import InputError, closest
 from torchpeek.hooks.container_types import (
+    WITHOUT_TENSORS,
     Attribute,
     ContainerType,
     container_type,
@@ -89,6 +90,8 @@ def mapped(
     leaves_only: bool = False,
     once_each: bool = False,
     in_place: list[Any] | None = None,
+    fresh: bool = False,
+    others: Callable[[str, Any], Any] | None = None,
     path: str = "",
 ) -> Any:
     """Replace each leaf by `change(path, leaf)`.
@@ -102,6 +105,9 @@ def mapped(
         once_each: Call `change` once for each leaf that stands in several places, with the first of its paths.
         in_place: A list. Mutable containers are changed in place then, so that their owners see what is done to them
             later, and those that were changed are appended to the list. `restore` undoes it.
+        fresh: Copy every mutable container, also one in which nothing changes, because its owner may change it later.
+        others: Called with each path and value that is neither a leaf nor a container, except for numbers, texts and
+            the like; returns what takes its place.
         path: The path of `value`, put before the paths of its members.
 
     Returns:
@@ -113,7 +119,7 @@ def mapped(
     """
     if isinstance(value, leaf_type):
         return change(path, value)
-    mapping = _Mapping(change, leaf_type, once_each, in_place)
+    mapping = _Mapping(change, leaf_type, once_each, in_place, fresh, others)
     result = mapping.of(value, path, leaves_only)
     return result if mapping.changed else value
 
@@ -121,15 +127,33 @@ def mapped(
 class _Mapping:
     """One call of `mapped`: what has taken the place of each container, and of each leaf."""
 
-    __slots__ = ("_change", "_in_place", "_leaf_type", "_once_each", "_open", "_results", "changed")
+    __slots__ = (
+        "_change",
+        "_fresh",
+        "_in_place",
+        "_leaf_type",
+        "_once_each",
+        "_open",
+        "_others",
+        "_results",
+        "changed",
+    )
 
     def __init__(
-        self, change: Callable[[str, Any], Any], leaf_type: type[Any], once_each: bool, in_place: list[Any] | None
+        self,
+        change: Callable[[str, Any], Any],
+        leaf_type: type[Any],
+        once_each: bool,
+        in_place: list[Any] | None,
+        fresh: bool,
+        others: Callable[[str, Any], Any] | None,
     ) -> None:
         self._change = change
         self._leaf_type = leaf_type
         self._once_each = once_each
         self._in_place = in_place
+        self._fresh = fresh
+        self._others = others
         # id -> the original, which keeps its id from being used again, and what takes its place.
         self._results: dict[int, tuple[Any, Any]] = {}
         self._open: dict[int, Any] = {}  # id -> the copy of a container whose members are being mapped, once needed
@@ -141,8 +165,7 @@ class _Mapping:
             return self._of_leaf(value, path)
         container = container_type(value)
         if container is None:
-            self.changed |= leaves_only and value is not None
-            return None if leaves_only else value
+            return self._of_other(value, path, leaves_only)
         if id(value) in self._results:
             return self._results[id(value)][1]
         if id(value) in self._open:  # it contains itself
@@ -155,10 +178,27 @@ class _Mapping:
         ]
         copy = self._open.pop(id(value), None)
         if copy is None and all(new is old for new, (_, old) in zip(results, members, strict=True)):
-            result = value
+            result = self._fresh_copy(value, container) if self._fresh and container.built is None else value
         else:
             result = self._with_members(value, copy, container, [key for key, _ in members], results)
         self._results[id(value)] = value, result
+        return result
+
+    def _of_other(self, value: Any, path: str, leaves_only: bool) -> Any:
+        result = value
+        if leaves_only:
+            result = None
+        elif self._others is not None and type(value) not in WITHOUT_TENSORS:
+            result = self._others(path, value)
+        self.changed |= result is not value
+        return result
+
+    def _fresh_copy(self, value: Any, container: ContainerType) -> Any:
+        try:
+            result = copied(value, container)
+        except Exception:  # nothing in it has to be replaced, so it may stay
+            return value
+        self.changed = True
         return result
 
     def _of_leaf(self, leaf: Any, path: str) -> Any:

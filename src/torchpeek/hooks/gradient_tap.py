@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 from torch.utils.hooks import RemovableHandle
 
 GradientHook: TypeAlias = Callable[[Tensor], "Tensor | None"]
@@ -143,7 +143,7 @@ class GradientTap:
 
     def make_view(self, tensor: Tensor) -> Tensor:
         """The view of `tensor` that the user of the tensor takes, with the attributes that the tensor has."""
-        view = tensor.view_as(tensor)
+        view = _view_of(tensor)
         if attributes := tensor.__dict__:
             view.__dict__.update(attributes)
         if self._base_hook is not None:
@@ -167,10 +167,18 @@ def tap_gradient(tensor: Tensor, hook: GradientHook, *, hook_base: bool) -> tupl
     return tap, view
 
 
+def _view_of(tensor: Tensor) -> Tensor:
+    if tensor.layout is torch.strided:
+        return tensor[...]  # faster than `view_as`, and with the strides of `tensor` also on axes of size 1
+    return tensor.view_as(tensor) if tensor.is_nested else tensor.clone()  # no views exist of sparse tensors
+
+
 def edge_of(tensor: Tensor) -> GradientEdge:
-    """Where `tensor` is in the graph as it is now. Faster than `get_gradient_edge` if it is not a leaf."""
-    node = tensor.grad_fn
-    return get_gradient_edge(tensor) if node is None else GradientEdge(node, tensor.output_nr)
+    """Where `tensor` is in the graph as it is now. As `get_gradient_edge`, but also of a leaf that is sparse."""
+    if tensor.grad_fn is not None:
+        return GradientEdge(tensor.grad_fn, tensor.output_nr)
+    node: Any = _view_of(tensor).grad_fn
+    return GradientEdge(node.next_functions[0][0], 0)
 
 
 class _GraphStart(torch.autograd.Function):

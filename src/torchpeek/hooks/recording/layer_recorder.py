@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchpeek.errors import GradUnavailable
+from torchpeek.errors import GradUnavailable, notify
 from torchpeek.hooks import containers
+from torchpeek.hooks.container_types import holds_tensors
 from torchpeek.hooks.gradient_tap import GradientTap, hooked, start_graph, tap_gradient
 from torchpeek.hooks.recording.call import Call
 from torchpeek.hooks.recording.keep import Keeper, StatisticsKeeper
@@ -193,7 +194,7 @@ class LayerRecorder(UncopiedHook):
 
         try:
             call.stored_grad_input, call.stored_grad_kwargs = containers.mapped(
-                both, slot_for, leaves_only=True, once_each=True
+                both, slot_for, leaves_only=True, once_each=True, fresh=True
             )
             tapped: Any = containers.mapped(both, tap_tensor, once_each=True, in_place=tapped_inputs.containers)
         except Exception as error:
@@ -258,10 +259,17 @@ class LayerRecorder(UncopiedHook):
     def _stored(self, part: str, call: Call, value: Any) -> Any:
         keeper, admit, copy = self._keeper, self.tracker.admit, self.tracker.copy
         if keeper is None and admit is None:
-            return containers.mapped(value, lambda path, tensor: StoredTensor(tensor, copy))
-        return containers.mapped(
-            value, lambda path, tensor: _leaf_for(keeper, admit, part, path, call.order, call.number, copy, tensor)
-        )
+            return containers.mapped(
+                value,
+                lambda path, tensor: StoredTensor(tensor, copy),
+                fresh=True,
+                others=partial(_other, self.layer, part),
+            )
+
+        def leaf(path: str, tensor: Tensor) -> Leaf:
+            return _leaf_for(keeper, admit, part, path, call.order, call.number, copy, tensor)
+
+        return containers.mapped(value, leaf, fresh=True, others=partial(_other, self.layer, part))
 
     def _slot(self, call: Call, part: str, path: str) -> GradientSlot:
         # The slot must not refer to this recorder: it holds the call, which holds the slot. Without such a cycle the
@@ -323,9 +331,20 @@ class LayerRecorder(UncopiedHook):
             return start
 
         # A tensor that the layer returns twice is one tensor, with one gradient.
-        call.stored_grad_output = containers.mapped(output, slot_for, leaves_only=True, once_each=True)
+        call.stored_grad_output = containers.mapped(output, slot_for, leaves_only=True, once_each=True, fresh=True)
         tapped_output = containers.mapped(output, tap_tensor, once_each=True)
         return None if tapped_output is output else tapped_output
+
+
+def _other(layer: str, part: str, path: str, value: Any) -> Any:
+    """What is stored of a value that is no container: the value, or None if it would keep tensors and their graph."""
+    if not isinstance(value, nn.Module) and not holds_tensors(value):
+        return value
+    notify(
+        f"the {_joined(part, path)} of layer {layer!r} is a {type(value).__name__}, whose tensors cannot be read "
+        "without changing it; None is recorded in its place. Next: record a layer inside or after this one"
+    )
+    return None
 
 
 def _as_first_run(path: str, tensor: Tensor) -> Tensor:
