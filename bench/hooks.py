@@ -506,12 +506,15 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         "## Gradients of 200 small layers",
         "",
-        "Multiples of a forward and backward pass with a hand-written hook on each output, which keeps its gradient. The",
-        "hooks are attached for each pass. torchpeek also records the outputs, and the gradients of the inputs.",
+        "Multiples of a forward and backward pass with a hand-written hook on each output, which keeps its gradient.",
+        "The hooks are attached for each pass. torchpeek also records the outputs, and the gradients of the inputs.",
         "",
         "| | | goal |",
         "|---|---:|---:|",
-        *(f"| {name} | {value:.2f} | {TARGETS.get(name, '')} |" for name, value in results["small gradients"].items()),
+        *(
+            f"| {name} | {value:.2f} | {TARGETS.get(name, '')} |"
+            for name, value in results.get("small gradients", {}).items()
+        ),
         "",
         "## Statistics of ResNet-50",
         "",

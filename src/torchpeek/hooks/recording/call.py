@@ -75,7 +75,10 @@ class Call:
 
     @property
     def grad_output(self) -> Any:
-        """The gradient with respect to `output`, in the same container and shapes; None where none has arrived."""
+        """The gradient with respect to `output`, in the same container and shapes; None where none has arrived.
+
+        A tensor that the layer returned in several places has the same gradient in each of them.
+        """
         self._check(self.stored_grad_output, "gradients")
         return _read(self.stored_grad_output)
 
@@ -83,7 +86,9 @@ class Call:
     def grad_input(self) -> Any:
         """The gradient with respect to `input` that comes from this layer alone, as torch defines it.
 
-        None for an input that needs no gradient, and where none has arrived.
+        None for an input that needs no gradient, and where none has arrived. A tensor that the layer got in several
+        places is one tensor for it. So each of the places, also in `grad_kwargs`, has the gradient with respect to that
+        tensor, the sum over all of its uses in the layer, as `torch.autograd.grad(score, [x, x])` gives it.
         """
         self._check(self.stored_grad_input, "gradients")
         return _single(_read(self.stored_grad_input))
