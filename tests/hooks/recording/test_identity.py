@@ -222,3 +222,11 @@ def test_a_sparse_input_has_a_gradient() -> None:
     with tp.record(net, "layer", gradients=True) as tape:
         net(torch.eye(2).to_sparse().requires_grad_()).sum().backward()
     assert tape["layer"].grad_input[0].to_dense().diagonal().tolist() == [3, 7]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", ["positions", "a list"])
+def test_an_input_that_needs_a_gradient_where_there_is_no_graph(mode: Any, name: str) -> None:
+    net, x = Net(Identities(), CALLS[name]), torch.ones(2, requires_grad=True)
+    with mode(), pytest.raises(tp.errors.GradUnavailable, match="no_grad"), tp.record(net, "*", gradients=True):
+        net(x)

@@ -159,7 +159,7 @@ class LayerRecorder(UncopiedHook):
         """Tap the gradient of the only input, as `_tap_inputs` does. Most layers have only one, so this is fast."""
         slot = self._slot(call, "grad_input", "0")
         call.stored_grad_input, call.stored_grad_kwargs = (slot,), kwargs
-        if not tensor.requires_grad or torch.is_inference_mode_enabled():
+        if not tensor.requires_grad or not _builds_graph():
             return None
         tap, view = tap_gradient(tensor, SlotHook(slot), hook_base=False)
         self.tracker.tensor_hooks.append(tap)
@@ -183,7 +183,7 @@ class LayerRecorder(UncopiedHook):
             return slot
 
         def tap_tensor(path: str, tensor: Tensor) -> Tensor:
-            if not tensor.requires_grad or torch.is_inference_mode_enabled():  # then the output hook raises
+            if not tensor.requires_grad or not _builds_graph():  # then the output hook raises
                 return tensor
             # The tap gives the gradient of this layer alone, whatever else uses the tensor.
             tap, view = tap_gradient(tensor, SlotHook(slots[id(tensor)]), hook_base=False)
@@ -334,6 +334,10 @@ class LayerRecorder(UncopiedHook):
         call.stored_grad_output = containers.mapped(output, slot_for, leaves_only=True, once_each=True, fresh=True)
         tapped_output = containers.mapped(output, tap_tensor, once_each=True)
         return None if tapped_output is output else tapped_output
+
+
+def _builds_graph() -> bool:
+    return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
 def _other(layer: str, part: str, path: str, value: Any) -> Any:
