@@ -7,6 +7,7 @@ import concurrent.futures
 import dataclasses
 import enum
 import gc
+import sys
 import types
 from collections import ChainMap, Counter, OrderedDict, UserDict, UserList, defaultdict, deque
 from typing import Any
@@ -244,6 +245,22 @@ class TestWhatStays:
     def test_without_a_tensor_the_same_object_is_handed_on(self, value: Any) -> None:
         given, _ = self.recorded(value)
         assert given is value
+
+    def test_a_tuple_that_cannot_be_made_again_and_a_dict_that_computes_what_it_shows(self) -> None:
+        class Doubles(dict):
+            def __getitem__(self, key):
+                return dict.__getitem__(self, key) * 2
+
+            def items(self):
+                return [(key, self[key]) for key in self]
+
+        model = nn.Sequential(Gives(lambda a: (a, sys.version_info, Doubles(a=a + 1))))
+        with tp.record(model, "0", inputs=True, gradients=True) as tape:
+            a, version, doubles = model(torch.ones(2, requires_grad=True))
+            (a + doubles["a"]).sum().backward()
+        assert version is sys.version_info is tape["0"].output[1]
+        assert tape["0"].grad_output[1] is None
+        assert dict.__getitem__(tape["0"].grad_output[2], "a").tolist() == [2, 2]
 
     def test_a_model_that_fills_a_container_later_does_not_fill_the_recording(self) -> None:
         class Collects(nn.Module):

@@ -13,7 +13,7 @@ import gc
 import sys
 from argparse import Namespace
 from collections import ChainMap, OrderedDict, UserDict, UserList, defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from types import FunctionType, MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any, TypeAlias
@@ -194,6 +194,30 @@ def _items(value: Any) -> Members:
     return list(value.items())
 
 
+# What is stored, also where a subclass computes what it shows.
+
+
+def _tuple_content(value: tuple[Any, ...]) -> Members:
+    return list(enumerate(tuple.__iter__(value)))
+
+
+def _list_content(value: list[Any]) -> Members:
+    return list(enumerate(list.__iter__(value)))
+
+
+def _dict_content(value: dict[Any, Any]) -> Members:
+    return list(dict.items(value))
+
+
+def _ordered_dict_content(value: OrderedDict[Any, Any]) -> Members:
+    return [(key, dict.__getitem__(value, key)) for key in OrderedDict.__iter__(value)]
+
+
+def _data_content(value: Any) -> Members:
+    data = value.data
+    return list(data.items()) if isinstance(data, Mapping) else list(enumerate(data))
+
+
 def _nothing(value: Any) -> Members:
     return []
 
@@ -256,7 +280,8 @@ def _fill_dict(value: dict[Any, Any], keys: Sequence[Any], members: Sequence[Any
 
 def _copied_ordered_dict(value: OrderedDict[Any, Any]) -> OrderedDict[Any, Any]:
     result: OrderedDict[Any, Any] = OrderedDict.__new__(type(value))
-    _fill_ordered_dict(result, list(OrderedDict.keys(value)), list(OrderedDict.values(value)))
+    content = _ordered_dict_content(value)
+    _fill_ordered_dict(result, [key for key, _ in content], [member for _, member in content])
     return result
 
 
@@ -367,14 +392,14 @@ _FROZEN_DATACLASS = ContainerType(_fields, fill=write_attributes, in_place=False
 
 # The first that fits is taken, so that a class comes before its bases.
 _TYPES: dict[type[Any], ContainerType] = {
-    tuple: ContainerType(_positions, built=_built_tuple),
-    list: ContainerType(_positions, _copied_list, _fill_list),
-    OrderedDict: ContainerType(_items, _copied_ordered_dict, _fill_ordered_dict),
-    defaultdict: ContainerType(_items, _copied_defaultdict, _fill_dict),
-    dict: ContainerType(_items, _copied_dict, _fill_dict),
+    tuple: ContainerType(_tuple_content, built=_built_tuple),
+    list: ContainerType(_list_content, _copied_list, _fill_list),
+    OrderedDict: ContainerType(_ordered_dict_content, _copied_ordered_dict, _fill_ordered_dict),
+    defaultdict: ContainerType(_dict_content, _copied_defaultdict, _fill_dict),
+    dict: ContainerType(_dict_content, _copied_dict, _fill_dict),
     deque: ContainerType(_positions, _copied_deque, _fill_deque),
-    UserDict: ContainerType(_items, _copied_with_data, _fill_data, hidden=_DATA),
-    UserList: ContainerType(_positions, _copied_with_data, _fill_data, hidden=_DATA),
+    UserDict: ContainerType(_data_content, _copied_with_data, _fill_data, hidden=_DATA),
+    UserList: ContainerType(_data_content, _copied_with_data, _fill_data, hidden=_DATA),
     ChainMap: ContainerType(_chain_map_content, _copied_chain_map, _fill_chain_map, hidden=frozenset({"maps"})),
     MappingProxyType: ContainerType(_items, built=_built_proxy),
     set: ContainerType(_positions, _copied_set, _fill_set, in_place=False),

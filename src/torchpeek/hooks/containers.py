@@ -230,6 +230,8 @@ class _Mapping:
             fill(copy, container, keys, members)
             return copy
         except Exception as error:
+            if next(_leaves(value, self._leaf_type, "", ()), None) is None:
+                return None  # only `leaves_only` replaces something in a container without leaves
             raise InputError(
                 f"a {type(value).__module__}.{type(value).__qualname__} has tensors as members, and another one with "
                 f"other members cannot be made: {error}. Next: use a tuple, dict or dataclass, or leave this layer out"
