@@ -112,7 +112,30 @@ def loaded(model: nn.Module) -> tp.LoadedModel:
     return tp.LoadedModel(model, tp.Preprocess(resize=8, crop=(8, 8)), ("a", "b", "c", "d", "e"))
 
 
+def check_finite(model: nn.Module, x: Tensor) -> None:
+    with tp.check_finite(model):
+        model(x).sum().backward()
+
+
+def check_finite_fails(model: nn.Module, x: Tensor) -> None:
+    with tp.check_finite(model), tp.edit(model, outputs={"act": lambda output: output / 0}):
+        model(x)
+
+
+def watch(model: nn.Module, x: Tensor) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tp.watch(model, every=1) as table:
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(x).sum().backward()
+            optimizer.step()
+    repr(table)
+
+
 USES: dict[str, Use] = {
+    "check_finite": check_finite,
+    "check_finite, error": check_finite_fails,
+    "watch": watch,
     "record": record,
     "record, grad": record_and_ask_for_gradients,
     "record, stop": record_and_stop,
