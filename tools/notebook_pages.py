@@ -12,7 +12,6 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -144,41 +143,31 @@ def _packed(image: Image.Image, form: str, **options: Any) -> bytes:
 
 
 def embedded_images(html: str) -> list[tuple[str, bytes]]:
-    """Return (caption, content) of each picture in the HTML of an output, but for those in folded parts.
+    """Return the (alternative text, content) of each picture in the HTML of an output.
 
-    The caption is the text since the picture before. A picture without alternative text, a colour bar, does not count.
+    A picture without alternative text, such as a colour bar, does not count.
     """
     parser = _Images()
     parser.feed(html)
-    return list(parser.found())
+    return [(alt, _content(source)) for alt, source in parser.images]
+
+
+def _content(source: str) -> bytes:
+    with urlopen(source) as opened:  # a data URI: nothing is downloaded
+        content: bytes = opened.read()
+    return content
 
 
 class _Images(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.folded = 0
-        self.texts: list[str] = []
         self.images: list[tuple[str, str]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        said = dict(attrs)
-        self.folded += tag == "details"
-        source = said.get("src") or ""
-        if tag == "img" and said.get("alt") and not self.folded and source.startswith("data:image/"):
-            self.images.append((", ".join(self.texts), source))
-            self.texts.clear()
-
-    def handle_endtag(self, tag: str) -> None:
-        self.folded -= tag == "details"
-
-    def handle_data(self, data: str) -> None:
-        if data.strip() and not self.folded:
-            self.texts.append(data.strip())
-
-    def found(self) -> Iterator[tuple[str, bytes]]:
-        for caption, source in self.images:
-            with urlopen(source) as content:  # a data URI: nothing is downloaded
-                yield caption, content.read()
+        values = dict(attrs)
+        alt, source = values.get("alt") or "", values.get("src") or ""
+        if tag == "img" and alt and source.startswith("data:image/"):
+            self.images.append((alt, source))
 
 
 if __name__ == "__main__":
