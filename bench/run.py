@@ -26,13 +26,14 @@ import hooks
 import methods
 import metrics
 import torchpeek as tp
+import watch
 from timing import interleaved, ratios
 
 HERE = Path(__file__).parent
 FORWARD = "forward pass (inference mode)"
 ALL = "torchpeek compare, all of one forward and one backward pass"
 TARGETS = {"torchpeek gradcam": 1.10, ALL: 1.20}
-PARTS = ("heatmaps", "methods", "metrics", "recording")
+PARTS = ("heatmaps", "methods", "metrics", "recording", "watch")
 
 
 def main() -> None:
@@ -57,10 +58,13 @@ def main() -> None:
         results["metrics"] = metrics.measure_all(arguments.rounds)
     if "recording" in arguments.only:
         results |= hooks.measure_all(arguments.rounds)
+    if "watch" in arguments.only:
+        results["watch"] = watch.measure_all(arguments.rounds)
     file.write_text(json.dumps(results, indent=2) + "\n")
     pages = [markdown(results, results["resnet50"]), methods.markdown(results["methods"])]
     pages += [metrics.markdown(results["metrics"])] if "metrics" in results else []
     pages += [hooks.markdown(results)]
+    pages += [watch.markdown(results["watch"])] if "watch" in results else []
     page = "\n".join(pages)
     (HERE / "results.md").write_text(page)
     print(page)

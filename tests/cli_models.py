@@ -30,6 +30,13 @@ waving = partial(tp.LoadedModel, nn.Sequential(nn.Conv2d(3, 2, 1, dtype=torch.co
 first = partial(tp.LoadedModel, nn.Sequential(OrderedDict([("first kernels", nn.Conv2d(3, 2, 1))])), PREPROCESS)
 
 
+def separable() -> tp.LoadedModel:
+    """A depthwise convolution between others, one of which has kernels of size 1."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8)
+    return tp.LoadedModel(nn.Sequential(*layers), PREPROCESS)
+
+
 def broken() -> tp.LoadedModel:
     """One weight is NaN: so is what most layers return, and what flows back."""
     loaded = pooled()
@@ -81,6 +88,18 @@ class Odd(nn.Module):
         return self.last(x).mean((1, 2))
 
 
+class Idle(nn.Module):
+    """One of two convolutions has no part in the score."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused, self.used = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.unused(x)
+        return self.used(x).mean((2, 3))
+
+
 class Waves(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.fft.fft2(x)
@@ -106,6 +125,7 @@ def odd() -> tp.LoadedModel:
     return tp.LoadedModel(Odd(), PREPROCESS)
 
 
+idle = partial(tp.LoadedModel, Idle(), PREPROCESS)
 one_size = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(784, 2))
 picky = partial(tp.LoadedModel, one_size, tp.Preprocess(None, None))
 

@@ -19,6 +19,7 @@ ROOMS = [
     "errors",
     "interrupts",
     "keywords",
+    "norms",
     "progress",
     "registry",
     "bootstrap",

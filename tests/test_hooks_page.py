@@ -36,6 +36,7 @@ The hook gets a nested tensor
 A layer is missing from named_modules
 Only the last of several calls is kept
 The hook fires twice in one training step
+The second run of a checkpointed layer is not the one that was changed
 The first call of a checkpointed layer has no gradient
 The hook also fires under functional_call
 A one-line hook breaks the model
@@ -57,6 +58,7 @@ The backward hook never fires: autograd.grad
 The model with a backward hook fails under torch.func.grad
 retain_grad gives the gradient of another tensor
 retain_grad gives the sum of two backward passes
+The gradient of a shared weight arrives in parts
 The recorded gradient is not the one that reaches the weight
 autograd.grad gives the gradient of another tensor
 The gradient of one layer costs a whole backward pass

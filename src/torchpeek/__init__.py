@@ -34,6 +34,7 @@ __all__ = [
     "Trace",
     "__version__",
     "activations",
+    "check_finite",
     "compare",
     "edit",
     "edit_gradient",
@@ -56,20 +57,21 @@ __all__ = [
     "statistics",
     "targets",
     "trace",
+    "watch",
 ]
 
 # Importing torchpeek must not import torch, so each public name is imported when it is first read. Type checkers and
 # editors read the imports; Python reads the table. tests/test_public_names.py compares the two.
 if TYPE_CHECKING:
     from torchpeek import errors, metrics, render
-    from torchpeek.anatomy import activations, gradient_flow, kernels, layers, plan, statistics
+    from torchpeek.anatomy import activations, gradient_flow, kernels, layers, plan, statistics, watch
     from torchpeek.cam import METHODS, Smoothing
     from torchpeek.engine import Arguments, Layout, Target, Trace, targets
     from torchpeek.errors import Notice, TorchpeekError
     from torchpeek.evaluation import evaluate
     from torchpeek.explanation import compare, explain, trace
     from torchpeek.heatmap import Heatmap
-    from torchpeek.hooks import edit, edit_gradient, edits, keep, record, record_gradients
+    from torchpeek.hooks import check_finite, edit, edit_gradient, edits, keep, record, record_gradients
     from torchpeek.metrics import METRICS, Measurement, Measurements
     from torchpeek.models import LoadedModel, Preprocess, load_model
     from torchpeek.picture import Geometry, Picture
@@ -78,14 +80,14 @@ if TYPE_CHECKING:
 else:
     _MODULES = {
         "torchpeek": ("errors", "metrics", "render"),
-        "torchpeek.anatomy": ("activations", "gradient_flow", "kernels", "layers", "plan", "statistics"),
+        "torchpeek.anatomy": ("activations", "gradient_flow", "kernels", "layers", "plan", "statistics", "watch"),
         "torchpeek.cam": ("METHODS", "Smoothing"),
         "torchpeek.engine": ("Arguments", "Layout", "Target", "Trace", "targets"),
         "torchpeek.errors": ("Notice", "TorchpeekError"),
         "torchpeek.evaluation": ("evaluate",),
         "torchpeek.explanation": ("compare", "explain", "trace"),
         "torchpeek.heatmap": ("Heatmap",),
-        "torchpeek.hooks": ("edit", "edit_gradient", "edits", "keep", "record", "record_gradients"),
+        "torchpeek.hooks": ("check_finite", "edit", "edit_gradient", "edits", "keep", "record", "record_gradients"),
         "torchpeek.metrics": ("METRICS", "Measurement", "Measurements"),
         "torchpeek.models": ("LoadedModel", "Preprocess", "load_model"),
         "torchpeek.picture": ("Geometry", "Picture"),

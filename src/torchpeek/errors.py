@@ -16,6 +16,8 @@
     │   ├── NotConnected      the score does not depend on the layer
     │   ├── StaleCapture      a recorded tensor was overwritten after it was recorded
     │   └── NotFinite         NaN or infinity where finite numbers are required
+    │       ├── LayerNotFinite    a layer made it
+    │       └── InputNotFinite    it came into the model
     ├── MethodError
     │   ├── MethodNotFound
     │   └── MethodNotApplicable
@@ -105,6 +107,42 @@ class StaleCapture(PassError):
 
 class NotFinite(PassError):
     """NaN or infinity where finite numbers are required."""
+
+
+class LayerNotFinite(NotFinite):
+    """A layer made NaN or infinity from finite numbers, or its weights are not finite."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        layer: str = "",
+        call: int | None = None,
+        pass_number: int | None = None,
+        operation: str = "",
+        node: str = "",
+        direction: str = "forward",
+    ) -> None:
+        super().__init__(message)
+        self.layer = layer  # "" is the model itself
+        self.call = call  # of the layer in its pass, from 0; None in the second run of a checkpointed part
+        self.pass_number = pass_number  # in the block, from 0
+        self.operation = operation  # such as "torch.log"; "" where it is not known, or the weights are not finite
+        self.node = node  # of the graph, such as "SqrtBackward0"; "" in the forward pass
+        self.direction = direction  # "forward" or "backward"
+
+
+class InputNotFinite(NotFinite):
+    """The input of the model, or the gradient that arrived at it, was not finite already."""
+
+    def __init__(
+        self, message: str, *, layer: str = "", operation: str = "", node: str = "", direction: str = "forward"
+    ) -> None:
+        super().__init__(message)
+        self.layer = layer  # the first that returned it, or at which the gradient arrived
+        self.operation = operation  # what made it before the model was called, or made NaN of it; "" if not known
+        self.node = node
+        self.direction = direction
 
 
 class MethodError(TorchpeekError):

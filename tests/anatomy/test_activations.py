@@ -58,6 +58,82 @@ class TestActivations:
             tp.activations(Shared(), x, "ones")
 
 
+class Reused(nn.Module):
+    """A layer with weights that is called twice, and a loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.again, self.head = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for _ in range(3):
+            x = self.again(x)
+        return self.head(self.stem(x))
+
+
+class TestSeveralCalls:
+    @pytest.mark.parametrize(("layer", "calls"), [("stem", 2), ("again", 3)])
+    def test_a_layer_that_is_called_again_has_no_one_output(self, layer: str, calls: int) -> None:
+        model, x = Reused(), torch.randn(4, 3)
+        for selection in (layer, [layer, "head"], nn.Linear, "*"):
+            with pytest.raises(AmbiguousCall, match=r"times in one pass.*Next: choose a call"):
+                tp.activations(model, x, selection)
+        with pytest.raises(AmbiguousCall, match=rf"called {calls} times.*'{layer}\[0\]'"):
+            tp.activations(model, x, layer)
+        with tp.record(model.eval(), layer) as tape, torch.no_grad():
+            model(x)
+        for call in (0, calls - 1, -1):
+            name = f"{layer}[{call}]"
+            assert torch.equal(tp.activations(model, x, name)[name], tape[layer][call].output)
+        assert list(tp.activations(model, x, "head")) == ["head"]
+
+    def test_looking_for_later_calls_leaves_everything_as_it_was(self) -> None:
+        model, ran = Reused().train(), []
+        model.head.register_forward_hook(lambda *hook_arguments: ran.append("head"))
+        before = {name: dict(module.__dict__) for name, module in model.named_modules()}
+        with pytest.raises(AmbiguousCall):
+            tp.activations(model, torch.randn(4, 3), "stem")
+        assert ran == []
+        assert all(module.__dict__ == before[name] for name, module in model.named_modules())
+        assert model.training
+
+    def test_the_second_time_nothing_more_runs(self) -> None:
+        class Counts(nn.Linear):
+            ran = 0
+
+            def forward(self, x: Tensor) -> Tensor:
+                Counts.ran += 1
+                return super().forward(x)
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layers = nn.ModuleList([nn.Linear(3, 3), Counts(3, 3)])
+
+            def forward(self, x: Tensor) -> Tensor:
+                for layer in self.layers:
+                    x = layer(x)
+                return x
+
+        model = Net()
+        for _ in range(3):
+            tp.activations(model, torch.randn(4, 3), "layers.0")
+        assert Counts.ran == 1
+
+    def test_a_tail_that_cannot_run_after_a_second_call(self) -> None:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.act, self.tail = nn.ReLU(), nn.Linear(7, 2)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.tail(self.act(self.act(x) - 1))
+
+        with pytest.raises(AmbiguousCall, match="2 times"):
+            tp.activations(Net(), torch.randn(1, 3), "act")
+
+
 class TestOneCall:
     def test_each_call(self) -> None:
         model, x = SharedAct().eval(), torch.randn(2, 3, 8, 8)

@@ -50,6 +50,97 @@ class TestGradientFlow:
         assert [row.weight_norm for row in found] == pytest.approx([5, 2])
         assert found.loss == 22
 
+    @pytest.mark.parametrize(
+        ("dtype", "exponent"),
+        [
+            *((torch.float32, exponent) for exponent in (-120, -83, -1, 66, 110)),
+            *((torch.float64, exponent) for exponent in (-700, -83, 700)),
+        ],
+    )
+    def test_gradients_of_any_size(self, dtype: torch.dtype, exponent: int) -> None:
+        factor = 2.0**exponent  # a power of two, so that the gradients are those of the plain step times it
+        model, x = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).to(dtype), torch.randn(6, 5).to(dtype)
+        plain = tp.gradient_flow(model, x, loss=lambda out: out.square().sum())
+        # The loss is the same, and its gradient is multiplied on the way back.
+        with tp.edit(model, gradients={"2": lambda gradient: gradient * factor}):
+            found = tp.gradient_flow(model, x, loss=lambda out: out.square().sum())
+        for ours, theirs in zip(found, plain, strict=True):
+            assert ours.remark == ""
+            for number in ("gradient_norm", "gradient_mean_abs", "gradient_max_abs"):
+                expected = getattr(theirs, number) * factor
+                assert getattr(ours, number) == pytest.approx(expected, rel=1e-4, abs=0)
+        assert found.total_norm == pytest.approx(plain.total_norm * factor, rel=1e-4, abs=0)
+
+    def test_weights_of_any_size(self) -> None:
+        for size in (1e-30, 1e-200, 1e200):
+            model = nn.Linear(3, 1, bias=False).double()
+            with torch.no_grad():
+                model.weight.copy_(torch.tensor([[3.0, 0.0, 4.0]]).double() * size)
+            found = tp.gradient_flow(model, torch.zeros(1, 3).double(), loss=lambda out: out.sum())
+            assert found[0].weight_norm == pytest.approx(5 * size, rel=1e-12, abs=0)
+            assert found[0].remark == "zero everywhere"
+
+    def test_a_block_stands_for_all_parameters_inside_it(self) -> None:
+        class Block(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.scale = nn.Parameter(torch.tensor(1.5))
+                self.up, self.down = nn.Linear(3, 4), nn.Linear(4, 3)
+
+            def forward(self, x):
+                return self.down(self.up(x).relu()) * self.scale
+
+        torch.manual_seed(0)
+        model, x, y = nn.Sequential(Block(), Block(), nn.Linear(3, 5)), torch.randn(4, 3), torch.tensor([0, 1, 2, 3])
+        F.cross_entropy(model(x), y).backward()
+
+        def norm(*modules: nn.Module) -> float:
+            parameters = {id(each): each for module in modules for each in module.parameters()}
+            return math.sqrt(sum(float(each.grad.double().square().sum()) for each in parameters.values()))
+
+        found = tp.gradient_flow(model, x, y, layers="0")
+        assert [(row.layer, row.parameter) for row in found] == [
+            ("0.up", "weight"),
+            ("0.up", "bias"),
+            ("0.down", "weight"),
+            ("0.down", "bias"),
+            ("0", "scale"),
+        ]
+        assert found.total_norm == pytest.approx(norm(model[0]), rel=1e-6)
+        # A layer inside a block that is selected, too, counts once.
+        nested = tp.gradient_flow(model, x, y, layers=["0", "0.up", "0.*", "1"])
+        assert nested.total_norm == pytest.approx(norm(model[0], model[1]), rel=1e-6)
+        assert tp.gradient_flow(model, x, y, exclude="0").total_norm == pytest.approx(norm(model[1], model[2]))
+        whole = tp.gradient_flow(model, x, y)
+        assert whole.norm_of("1") == pytest.approx(norm(model[1]), rel=1e-6)
+        assert whole.norm_of("") == whole.total_norm == pytest.approx(norm(model), rel=1e-6)
+        with pytest.raises(LayerNotFound, match="no parameter of"):
+            whole.norm_of("3")
+
+    def test_a_block_whose_parameters_are_those_of_another(self) -> None:
+        model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
+        model[1][0].weight = model[0].weight
+        x, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+        F.cross_entropy(model(x), y).backward()
+        found = tp.gradient_flow(model, x, y)
+        inside = torch.nn.utils.get_total_norm([each.grad for each in model[1].parameters()])
+        assert found.norm_of("1") == pytest.approx(float(inside), rel=1e-6)
+        total = torch.nn.utils.get_total_norm([each.grad for each in model.parameters()])
+        assert found.total_norm == pytest.approx(float(total), rel=1e-6)
+
+    def test_weights_that_a_layer_around_them_uses(self) -> None:
+        class Attends(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 2)
+
+            def forward(self, x):
+                return self.head(self.attention(x, x, x)[0].mean(1))
+
+        found = tp.gradient_flow(Attends(), torch.randn(2, 3, 4), torch.tensor([0, 1]))
+        assert [row.layer for row in found] == ["attention"] * 2 + ["attention.out_proj"] * 2 + ["head"] * 2
+        assert all(row.gradient_norm is not None and not row.remark for row in found)
+
     def test_without_a_target_it_is_the_predicted_class(self) -> None:
         model, x = PooledNet().eval(), torch.randn(3, 3, 6, 6)
         predicted = model(x).argmax(1)

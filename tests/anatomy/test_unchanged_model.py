@@ -10,6 +10,21 @@ from torch import Tensor, nn
 
 import torchpeek as tp
 from networks import messy, state_of
+from torchpeek.engine import preserved
+
+
+def watched(model: nn.Module, x: Tensor) -> None:
+    """A step of an optimizer that changes nothing."""
+    with preserved(model), tp.watch(model):
+        model(x)
+        optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad] or [x], lr=0.0)
+        optimizer.step()
+
+
+def checked(model: nn.Module, x: Tensor) -> None:
+    with preserved(model), tp.check_finite(model):
+        model(x)
+
 
 # Every function of this room, on a network in the middle of a training.
 EVERY: dict[str, Callable[[nn.Module, Tensor], object]] = {
@@ -21,6 +36,8 @@ EVERY: dict[str, Callable[[nn.Module, Tensor], object]] = {
     "statistics with gradients": lambda model, x: tp.statistics(model, [x], loss=lambda out: out.sum()),
     "gradient_flow": lambda model, x: tp.gradient_flow(model, x),
     "plan": lambda model, x: tp.plan(model, x),
+    "watch": lambda model, x: watched(model, x),
+    "check_finite": lambda model, x: checked(model, x),
 }
 
 
@@ -45,6 +62,6 @@ class TestLeavesTheModelUnchanged:
         with torch.inference_mode():
             EVERY[name](model, x)
         assert state_of(model) == before
-        if name != "gradient_flow":
+        if name not in ("gradient_flow", "watch"):  # of a frozen model there is nothing to see
             model.requires_grad_(False)
             EVERY[name](model, x)

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import torchpeek as tp
-from cli_models import odd, pooled, tokens
+from cli_models import attentive, odd, pooled, tokens
 from cli_runner import CHELSEA, asked, files, numbers, of, pixels, run, strict
 from torchpeek.render import feature_grid
 
@@ -95,10 +95,15 @@ def test_each_call_of_a_layer_is_a_row(place, capsys) -> None:
     loaded = tokens()
     known = tp.statistics(loaded, [loaded.read("pictures/a.png").tensor], "act")
     for row, each in zip(found, known, strict=False):
-        assert row["remark"] == "one of several calls, not drawn"
         assert row["mean"] == pytest.approx(each.output.summary().mean)
     assert "never called" in found[2]["remark"]
-    assert files(place / "out") == {"features.json", "a/features.safetensors"}
+    assert files(place / "out") == {"features.json", "a/features.safetensors", "a/act-0.png", "a/act-1.png"}
+    first, second = tp.activations(loaded, loaded.read("pictures/a.png"), ["act[0]", "act[1]"]).values()
+    assert np.array_equal(pixels(found[0]["drawn"]), feature_grid(first, title="act[0]"))
+    # The second call returns the tokens of the 4 x 4 grid.
+    assert found[1]["layout"] == "tokens 4x4"
+    grid = second.mT.unflatten(2, (4, 4))
+    assert np.array_equal(pixels(found[1]["drawn"]), feature_grid(grid, title="act[1]"))
 
 
 def test_whatever_layers_return_is_a_row(place, capsys) -> None:
@@ -147,3 +152,54 @@ def test_what_was_done_before_an_interrupt_is_listed(place, capsys, monkeypatch)
     assert run("features", "pictures", *of("pooled"), "-o", "out") == 130
     written = strict((place / "out" / "features.json").read_text())
     assert [row["picture"] for row in written["features"]] == ["pictures/a.png"]
+
+
+def test_tokens_with_contributions_of_a_class(place, capsys) -> None:
+    words = ("--layer", "encoder.layers.*_0", "--sort", "contribution", "--class", "cat", "--clip", "2", "98")
+    words += ("--most", "5", "-o", "out", "--tensorboard", "runs")
+    (row,) = asked(capsys, "features", "pictures/a.png", *of("attentive"), *words)["features"]
+    loaded = attentive()
+    trace = tp.trace(loaded, loaded.read("pictures/a.png"), layer="encoder.layers.encoder_layer_0", target="cat")
+    assert row["layout"] == "tokens 1+4x4"
+    assert row["contributions"] == pytest.approx(trace.contributions[0, 0].tolist())
+    assert row["score"] == pytest.approx(float(trace.scores))
+    expected = feature_grid(trace, sort="contribution", clip=(2, 98), most=5)
+    assert np.array_equal(pixels(row["drawn"]), expected)
+    assert any((place / "runs").iterdir())
+
+
+def test_chosen_channels(place, capsys) -> None:
+    words = ("--layer", "act", "--channels", "4,0", "--channels", "2", "--scale", "shared", "-o", "out")
+    (row,) = asked(capsys, "features", "pictures/a.png", *of("pooled"), *words)["features"]
+    loaded = pooled()
+    found = tp.activations(loaded, loaded.read("pictures/a.png"), "act")["act"]
+    expected = feature_grid(found, channels=[4, 0, 2], scale="shared", title="act")
+    assert np.array_equal(pixels(row["drawn"]), expected)
+
+
+def test_a_layer_that_the_score_does_not_read_is_listed_with_the_reason(place, capsys) -> None:
+    words = ("--layer", "unused,used", "--sort", "contribution", "-o", "out")
+    rows = asked(capsys, "features", "pictures/a.png", *of("idle"), *words)["features"]
+    assert ["drawn" in row for row in rows] == [False, True]
+    assert "does not depend on" in rows[0]["remark"]
+    assert "mean" in rows[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--channels", "1,x"), "--channels is 'x'; allowed: indices from 0, such as --channels 3,17,250"),
+        (("--channels", "99", "-o", "out"), "layer 'act': channel 99 is not in the activation; allowed: 0 to 5"),
+        (("--sort", "norm"), "no sort 'norm'; allowed: --sort index, --sort contribution"),
+        (
+            ("--clip", "99", "1"),
+            "--clip is 99 1; allowed: two percentiles from 0 to 100, the lower one first: --clip 1 99",
+        ),
+        (("--class", "cat"), "add --sort contribution, or leave the score out"),
+        (("--sort", "contribution", "--class", "cat", "--class", "dog"), "sorts by one score; got 2. Run it once"),
+        (("--sort", "contribution", "--class", "cow"), "cow"),
+    ],
+)
+def test_options_that_are_refused(place, capsys, words: tuple[str, ...], message: str) -> None:
+    assert run("features", "pictures/a.png", *of("pooled"), *words) == 2
+    assert message in capsys.readouterr().err

@@ -35,9 +35,10 @@ def test_how_they_are_drawn(place, sheets) -> None:
     assert run("kernels", *of("pooled"), *looks, "each") == 0
     assert run("features", "pictures/a.png", *of("pooled"), *looks, "shared", "--colormap", "diverging") == 0
     *_, drawn, first, features = (" | ".join(words) for words in sheets)
-    assert drawn.startswith("features.2: first 2 of 6 kernels, first 2 of 4 input channels, size 3 x 3")
+    caption = "features.2: 2 of 6 kernels, largest norm first, 2 of 4 input channels, largest norm first, size 3 x 3"
+    assert caption in drawn
     assert "| scale: each tile to its own" in drawn
-    assert "features.2: first 2 of 4 input channels" in first
+    assert "features.2: 2 of 4 input channels, largest norm first" in first
     assert "act: first 2 of 6 channels, 16 x 16 values each | scale: shared, -" in features
 
 

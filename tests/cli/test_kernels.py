@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import torchpeek as tp
-from cli_models import pooled
+from cli_models import pooled, separable
 from cli_runner import CHELSEA, asked, files, numbers, of, pixels, run, strict
 from torchpeek.render import kernel_grid
 
@@ -89,3 +89,13 @@ def test_a_layer_called_as_the_sheet_is(place, capsys) -> None:
     printed = asked(capsys, "kernels", *of("first"), "-o", "out")
     assert printed["layers"][0]["picture"] == "out/first-kernels-2.png"
     assert printed["first"] == "out/first-kernels.png"
+
+
+def test_kernels_of_size_one_are_left_out_of_the_first_kernels(place, capsys) -> None:
+    printed = asked(capsys, "kernels", *of("separable"), "-o", "out")
+    assert [row["layer"] for row in printed["layers"]] == ["0", "1", "2"]
+    assert (place / "out" / "1.png").exists()
+    weights = tp.kernels(separable())
+    first = {name: weights[name][0].unsqueeze(1) for name in ("0", "2")}
+    title = "the first kernels, without 1 layer of kernels of size 1"
+    assert np.array_equal(pixels(printed["first"]), kernel_grid(first, scale="each", title=title))

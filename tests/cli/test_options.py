@@ -19,6 +19,7 @@ METHOD = ["--method", "--option", "--layer", "--layout", "--seed"]
 METRIC = ["--metric", "--metric-option", "--boxes", "--masks"]
 OVERLAY = ["--colormap", "--alpha", "--fade", "--even", "--signed", "--colorbar", "--extract"]
 GRID = ["--layer", "--most", "--scale"]
+FEATURE_MAPS = ["--channels", "--sort", "--most", "--scale", "--clip", "--colormap"]
 OUTPUT = ["--out", "-o", "--overwrite"]
 CONSOLE = ["--json", "--debug"]
 PICTURES = ["PICTURES", *MODEL, "--device", "--max-size"]
@@ -32,7 +33,7 @@ EXPECTED = {
     "evaluate": [*PICTURES, *TARGET, *METHOD, *METRIC, *OUTPUT, *CONSOLE],
     "layers": [*MODEL, "--picture", "--input-size", "--max-size", *OUTPUT, *CONSOLE],
     "kernels": [*MODEL, *GRID, *OUTPUT, "--tensorboard", *CONSOLE],
-    "features": [*PICTURES, *GRID, "--colormap", *OUTPUT, "--tensorboard", *CONSOLE],
+    "features": [*PICTURES, "--layer", *TARGET, *FEATURE_MAPS, *OUTPUT, "--tensorboard", *CONSOLE],
     "gradients": [*PICTURES, "--train", "--layer", "--class", *OUTPUT, "--tensorboard", *CONSOLE],
     "methods": ["--markdown", *CONSOLE],
     "metrics": CONSOLE,
@@ -49,6 +50,9 @@ DEFAULTS = {
 }
 DIFFERENT = {  # by command
     "--scale": {"kernels": "shared", "features": "each"},
+    "--most": {"kernels": None},
+    "--colormap": {"features": None},
+    "--sort": {"features": "index"},
     "--out": {"cam": Path("peek")},
 }
 

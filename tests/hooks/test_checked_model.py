@@ -108,6 +108,8 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "statistics": lambda model: tp.statistics(model, [X]),
     "plan": lambda model: tp.plan(model, X),
     "gradient_flow": lambda model: tp.gradient_flow(model, X),
+    "check_finite": lambda model: tp.check_finite(model).__enter__(),
+    "watch": lambda model: tp.watch(model).__enter__(),
 }
 
 

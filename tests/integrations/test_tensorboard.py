@@ -20,7 +20,13 @@ from torch.utils.tensorboard import SummaryWriter
 import torchpeek as tp
 from networks import PooledNet
 from torchpeek.errors import OptionError
-from torchpeek.integrations.tensorboard import add_features, add_gradient_flow, add_kernels, add_statistics
+from torchpeek.integrations.tensorboard import (
+    add_features,
+    add_gradient_flow,
+    add_kernels,
+    add_statistics,
+    add_training_flow,
+)
 from torchpeek.render import feature_grid, kernel_grid
 
 
@@ -244,3 +250,26 @@ class TestGradientFlow:
         assert writer.scalars.pop("loss") == (flow.loss, 2)
         assert writer.scalars.pop("gradient_norm/all") == (flow.total_norm, 2)
         assert writer.scalars == {f"gradient_norm/{row.layer}.{row.parameter}": (row.gradient_norm, 2) for row in flow}
+
+
+class TestTrainingFlow:
+    def test_each_watched_step(self, read_back) -> None:
+        model, x = PooledNet(), torch.randn(2, 3, 4, 4)
+        model.features[0].requires_grad_(False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with tp.watch(model, every=2) as seen:
+            for _ in range(5):
+                model(x).square().sum().backward()
+                optimizer.step()
+        events = read_back(lambda writer: add_training_flow(writer, seen, since=2))
+        for row in seen:
+            for what in ("gradient_norm", "weight_norm", "update_ratio"):
+                value, tag = getattr(row, what), f"{what}/{row.layer}"
+                if value is None:
+                    assert tag not in events.Tags()["scalars"]
+                elif row.step >= 2:
+                    written = {event.step: event.value for event in events.Scalars(tag)}
+                    assert sorted(written) == [2, 4]
+                    assert written[row.step] == pytest.approx(value, rel=1e-6)
+        totals = {event.step: event.value for event in events.Scalars("gradient_norm/all")}
+        assert totals == {step: pytest.approx(seen.total_norm(step), rel=1e-6) for step in (2, 4)}

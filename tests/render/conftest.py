@@ -20,3 +20,17 @@ def words(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(tiles_of_render, "caption", noted)
     return written
+
+
+@pytest.fixture
+def numbers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """All numbers of tiles that were drawn."""
+    drawn: list[int] = []
+    strip = tiles_of_render._number_strip
+
+    def noted(number: int) -> Image.Image:
+        drawn.append(number)
+        return strip(number)
+
+    monkeypatch.setattr(tiles_of_render, "_number_strip", noted)
+    return drawn

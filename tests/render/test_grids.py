@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import torchpeek as tp
+from sheet_tiles import GAP, squares, tiles_of
 from torchpeek.errors import InputError, OptionError
 from torchpeek.render import COLORMAPS, feature_grid, kernel_grid
 from torchpeek.render import text as text_of_render
@@ -15,33 +17,7 @@ from torchpeek.render import tiles as tiles_of_render
 from torchpeek.render.tiles import FRAME, NOT_FINITE
 
 DIVERGING, VIRIDIS = COLORMAPS["diverging"], COLORMAPS["viridis"]
-GAP = 3
-
-
-def tiles_of(sheet: Image.Image, height: int, width: int, rows: int, columns: int, room: int = 0) -> np.ndarray:
-    """The tiles (rows, columns, height, width, 3) of a sheet with one grid at its foot, without their frames.
-
-    `room` is what stands above each tile, a label.
-    """
-    pixels = np.asarray(sheet)
-    step = room + height + 2 + GAP
-    top = len(pixels) - rows * step + room
-    found = np.empty((rows, columns, height, width, 3), np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            y, x = top + row * step, GAP + column * (width + 2 + GAP)
-            framed = pixels[y : y + height + 2, x : x + width + 2]
-            for edge in (framed[0], framed[-1], framed[:, 0], framed[:, -1]):
-                assert (edge == FRAME).all()
-            found[row, column] = framed[1:-1, 1:-1]
-    return found
-
-
-def squares(tile: np.ndarray, up: int) -> np.ndarray:
-    """The colour of each value, (h, w, 3), and a check that each is a square of one colour."""
-    colours = tile[::up, ::up]
-    assert np.array_equal(tile, colours.repeat(up, 0).repeat(up, 1))
-    return colours
+NUMBER = 12  # pixels of a kernel's number above its tile
 
 
 class TestKernelGrid:
@@ -66,18 +42,20 @@ class TestKernelGrid:
         weight = torch.zeros(2, 3, 2, 2)
         weight[0, 0], weight[0, 1], weight[1, 2] = 1.0, -1.0, 0.5
         pixels = np.asarray(kernel_grid(weight, rgb=False, columns=3, tile=10))
-        rows = [len(pixels) - GAP - 12 - 6 - 12, len(pixels) - GAP - 12]  # a row for each kernel, 6 apart
+        foot = len(pixels) - GAP - 12
+        rows = [foot - 6 - 36 - NUMBER - 12, foot]  # a row for each kernel, under its label of two lines and numbers
         at = [[pixels[top + 5, GAP + 5 + column * 15].tolist() for column in range(3)] for top in rows]
         assert at == [[DIVERGING[i].tolist() for i in row] for row in ([255, 0, 128], [128, 128, 191])]
-        assert "a group of 3 tiles is a kernel, each tile one of its input channels" in words[0]
+        assert {"kernel 0", "kernel 1"} < set(words)
+        assert any("a group of 3 tiles is a kernel, each tile one of its input channels" in line for line in words)
 
     def test_scales(self, words: list[str]) -> None:
         weight = torch.tensor([1.0, -4.0]).reshape(2, 1, 1, 1)
-        shared = tiles_of(kernel_grid(weight), 20, 20, 1, 2)
+        shared = tiles_of(kernel_grid(weight), 20, 20, 1, 2, NUMBER)
         assert np.array_equal(shared[0, 0, 0, 0], DIVERGING[159])  # (1 / 4 + 1) / 2 of 255
         assert np.array_equal(shared[0, 1, 0, 0], DIVERGING[0])
         assert words[1] == "scale: shared, -4 to 4; the values are -4 to 1"
-        each = tiles_of(kernel_grid(weight, scale="each"), 20, 20, 1, 2)
+        each = tiles_of(kernel_grid(weight, scale="each"), 20, 20, 1, 2, NUMBER)
         assert np.array_equal(each[0, 0, 0, 0], DIVERGING[255])
         assert np.array_equal(each[0, 1, 0, 0], DIVERGING[0])
         assert words[3] == "scale: each tile to its own largest magnitude, 1 to 4; the values are -4 to 1"
@@ -97,24 +75,63 @@ class TestKernelGrid:
         assert np.array_equal(squares(slices[:, :40], 20)[0], DIVERGING[[128, 255]])
         assert np.array_equal(squares(slices[:, 41:], 20)[0], DIVERGING[[0, 128]])
 
-    def test_what_is_left_out_is_said(self, words: list[str]) -> None:
-        weight = torch.zeros(512, 256, 1, 1)
-        weight[63, 63], weight[64, 64] = 1.0, -1.0
-        first = kernel_grid(weight, title="layer4")
+    def test_the_kernels_of_largest_norm_are_drawn_and_it_is_said(self, words: list[str], numbers: list[int]) -> None:
+        weight = torch.zeros(2048, 1, 3, 3)
+        weight[5, 0, 1, 1], weight[2000, 0, 0, 0], weight[77, 0] = 3.0, -5.0, 1.1  # norms 3, 5 and 3.3
+        made = tiles_of(kernel_grid(weight, title="conv"), 60, 60, 8, 8, NUMBER)
+        assert words[0] == "conv: 64 of 2,048 kernels, largest norm first, 1 input channel, size 3 x 3"
+        assert numbers == [2000, 77, 5, *range(5), *range(6, 62)]
+        assert np.array_equal(made[0, 0, 30, 30], DIVERGING[128])
+        assert np.array_equal(made[0, 0, 0, 0], DIVERGING[0])
+        assert np.array_equal(made[0, 2, 30, 30], DIVERGING[round((3 / 5 + 1) / 2 * 255)])
+
+    def test_the_input_channels_of_largest_norm_are_those_of_each_kernel(self, words: list[str], numbers) -> None:
+        weight = torch.zeros(3, 40, 3, 3, dtype=torch.float64)
+        weight[0, 39, 0, 0], weight[0, 7, 0, 0] = 1.0, -2.0
+        weight[2, 3], weight[2, 30, 1, 1] = 0.1, 4.0
+        kernel_grid(weight, most_channels=2, most=2)
+        assert numbers == [30, 3, 7, 39]  # of kernel 2, which has the larger norm, and of kernel 0
+        assert [line for line in words if line.startswith("kernel")] == ["kernel 2", "kernel 0"]
+        caption = "2 of 3 kernels, largest norm first, 2 of 40 input channels, largest norm first, size 3 x 3"
+        assert words[2].startswith(caption)
+
+    def test_what_is_not_finite_is_not_left_out(self, numbers: list[int]) -> None:
+        weight = torch.ones(100, 1, 2, 2)
+        weight[99, 0, 0, 0], weight[98, 0, 0, 0] = torch.nan, -torch.inf
+        kernel_grid(weight)
+        assert numbers[:3] == [98, 99, 0]
+
+    @pytest.mark.parametrize("kernel", [(1,), (1, 1), (1, 1, 1)])
+    def test_kernels_of_size_one_are_a_matrix(self, words: list[str], kernel: tuple[int, ...]) -> None:
+        """Row o and column i have the colour of the weight from input i to output o."""
+        weight = torch.linspace(-1, 1, 5 * 3)[torch.randperm(15)].reshape(5, 3, *kernel)
+        pixels = np.asarray(kernel_grid(weight))
+        left = GAP + 6 + math.ceil(tiles_of_render.ImageFont.load_default(9).getlength("4")) + 1  # after row numbers
+        made = squares(pixels[-GAP - 1 - 100 : -GAP - 1, left : left + 60], 20)
+        index = np.rint((weight.reshape(5, 3).numpy().astype(np.float64) + 1) / 2 * 255).astype(int)
+        assert np.array_equal(made, DIVERGING[index])
+        size = " x ".join("1" for _ in kernel)
+        assert words[0] == f"all 5 kernels as rows, all 3 input channels as columns, size {size}"
+
+    def test_a_large_matrix(self, words: list[str]) -> None:
+        weight = torch.zeros(2048, 1000, 1, 1)
+        weight[2047, 999], weight[3, 5] = 2.0, 1.0
+        made = np.asarray(kernel_grid(weight))
         assert words[0] == (
-            "layer4: first 64 of 512 kernels, first 64 of 256 input channels, size 1 x 1; a group of 64 tiles is a "
-            "kernel, each tile one of its input channels"
+            "960 of 2,048 kernels, largest norm first as rows, 960 of 1,000 input channels, largest norm first as "
+            "columns, size 1 x 1"
         )
-        assert words[1] == "scale: shared, -1 to 1; the values are 0 to 1"
-        grid = np.asarray(first)[80:]
-        red, blue = ((grid == DIVERGING[end]).all(-1).sum() for end in (255, 0))
-        assert (red, blue) == (15 * 15, 0)
-        more = kernel_grid(weight, most=65, most_channels=65)
-        assert "first 65 of 512 kernels, first 65 of 256 input channels" in words[2]
-        grid = np.asarray(more)[80:]
-        assert (grid == DIVERGING[0]).all(-1).sum() == 15 * 15
-        kernel_grid(torch.zeros(5, 7, 1, 1))
-        assert words[4].startswith("all 5 kernels, all 7 input channels")
+        assert (made == DIVERGING[255]).all(-1).sum() == 1 + 10  # and 10 pixels of the scale
+        assert made.shape[1] < 1100
+        kernel_grid(weight, most=4, most_channels=3)
+        assert words[2].startswith("4 of 2,048 kernels, largest norm first as rows, 3 of 1,000 input channels")
+
+    def test_many_layers_of_one_tile_share_rows(self, words: list[str]) -> None:
+        kernels = {f"layer{n}": torch.randn(1, 3, 3) for n in range(17)}
+        made = kernel_grid({"first": torch.randn(3, 3, 3), **kernels, "last": torch.randn(2, 3, 3)}, scale="each")
+        assert made.height < 900
+        assert {f"layer{n}: 1 input channel, size 3 x 3" for n in range(17)} < set(words)
+        assert words[-2].startswith("all 19 kernels, each of a layer of its own")
 
     def test_kernels_of_several_layers(self, words: list[str]) -> None:
         """The first kernel of each convolution of AlexNet, as (in, 1, h, w), is a block of its own."""
@@ -124,7 +141,7 @@ class TestKernelGrid:
         assert [line for line in words if line.startswith("features")] == [
             "features.0: 3 input channels as RGB, size 11 x 11",
             "features.3: all 64 input channels, size 5 x 5",
-            "features.6: first 64 of 192 input channels, size 3 x 3",
+            "features.6: 64 of 192 input channels, largest norm first, size 3 x 3",
         ]
         assert 800 <= made.width <= 1400
         same = kernel_grid({name: kernel.squeeze(1) for name, kernel in kernels.items()})
@@ -226,7 +243,7 @@ class TestFeatureGrid:
         maps = torch.randn(512, 3, 3).clamp(-1, 1)
         maps[0, 0, 0], maps[1, 0, 0] = -1.5, 2.25
         maps[5] = 0.5
-        made = feature_grid(maps, title="layer4")
+        made = feature_grid(maps, title="layer4", colormap="viridis")
         assert words[:64] == [str(n) for n in range(64)]
         assert words[64:] == [
             "layer4: first 64 of 512 channels, 3 x 3 values each",
@@ -237,7 +254,7 @@ class TestFeatureGrid:
         assert np.array_equal(np.asarray(made)[: len(line), GAP:-GAP], line)
 
     def test_the_shared_scale_in_numbers(self, words: list[str]) -> None:
-        feature_grid(torch.tensor([[[-1.5]], [[2.25]]]), scale="shared")
+        feature_grid(torch.tensor([[[-1.5]], [[2.25]]]), scale="shared", colormap="viridis")
         assert words[-1] == "scale: shared, -1.5 to 2.25"
 
     def test_channels_are_shown_in_the_order_asked_for(self, words: list[str]) -> None:
@@ -267,7 +284,8 @@ class TestFeatureGrid:
         assert words[-2].endswith("the values are 1 to 3")
 
     def test_a_range_below_zero_is_not_stretched_to_it(self, words: list[str]) -> None:
-        made = tiles_of(feature_grid(torch.tensor([[[-3.0, -1.0, torch.nan, -2.0]]])), 20, 80, 1, 1, LABEL)[0, 0]
+        maps = torch.tensor([[[-3.0, -1.0, torch.nan, -2.0]]])
+        made = tiles_of(feature_grid(maps, colormap="viridis"), 20, 80, 1, 1, LABEL)[0, 0]
         assert np.array_equal(squares(made, 20)[0, [0, 1, 3]], VIRIDIS[[0, 255, 128]])
         assert words[-2].endswith("the values are -3 to -1")
 
@@ -322,8 +340,9 @@ class TestRealWeights:
     def test_kernels_of_mobilenet(self, mobilenet) -> None:
         """The first layer's kernels, against a loop over the numbers."""
         weight = mobilenet.module.features[0][0].weight
-        numbers = weight[:30].detach().double().numpy()
-        made = tiles_of(kernel_grid(weight, most=30), 60, 60, 5, 6)
+        numbers = weight.detach().double().numpy()
+        numbers = numbers[sorted(range(32), key=lambda k: -float((numbers[k] ** 2).sum()))[:30]]
+        made = tiles_of(kernel_grid(weight, most=30), 60, 60, 5, 6, NUMBER)
         largest = np.abs(numbers).max()
         for k in range(30):
             colours = squares(made[k // 6, k % 6], 20)

@@ -7,18 +7,22 @@ from torchpeek.anatomy.layers import LayerTable, layers
 from torchpeek.anatomy.plan import Plan, plan
 from torchpeek.anatomy.statistics import Statistics, statistics
 from torchpeek.anatomy.table import Table
+from torchpeek.anatomy.watch import BlockStep, TrainingFlow, watch
 
 __all__ = [
+    "BlockStep",
     "GradientFlow",
     "Kernels",
     "LayerTable",
     "Plan",
     "Statistics",
     "Table",
+    "TrainingFlow",
     "activations",
     "gradient_flow",
     "kernels",
     "layers",
     "plan",
     "statistics",
+    "watch",
 ]

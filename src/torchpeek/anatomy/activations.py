@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from torchpeek.anatomy.tensor_table import TensorTable
-from torchpeek.engine import inspectable_module, preserved, run
-from torchpeek.hooks import Selection, record
+from torchpeek.engine import call_counts, inspectable_module, may_be_called_again, preserved, run
+from torchpeek.errors import AmbiguousCall
+from torchpeek.hooks import Selection, record, select, several_calls
 from torchpeek.keywords import checked_keywords
 from torchpeek.models import Inputs, Model, model_call_for, module_of
 
@@ -13,10 +14,11 @@ from torchpeek.models import Inputs, Model, model_call_for, module_of
 def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Selection | None = None) -> TensorTable:
     """Return the outputs of layers for these inputs, in eval mode.
 
-    The forward pass stops when each of the layers has returned once, so the rest of the model does not run. If a layer
-    runs again later, its first call is returned; "act[1]" returns the second, and `record` records all of them. For a
-    call that is counted from the end, such as "act[-1]", the whole model runs. The model is left exactly as it was
-    found.
+    The forward pass stops when the last of the layers has returned, so the rest of the model does not run. A layer that
+    is called several times has several outputs: "act[0]" is the first, "act[-1]" the last, and "act" alone raises
+    AmbiguousCall. Where the code around a layer does not show that it is called once, one sample runs through the whole
+    model to count the calls, the first time that the model is given inputs of this form; your hooks do not run then.
+    For a call that is counted from the end, the whole model runs. The model is left exactly as it was found.
 
     Args:
         model: An nn.Module or a LoadedModel.
@@ -32,7 +34,7 @@ def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Sel
     Raises:
         LayerNotFound: When the selection matches no layer.
         NotFired: When a layer, or the call of it, is not called.
-        AmbiguousCall: When a layer is called several times before the others have returned.
+        AmbiguousCall: When a layer is called several times, and no call of it is chosen.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -41,7 +43,13 @@ def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Sel
         {'0': (2, 4, 6, 6), '1': (2, 4, 6, 6)}
     """
     module = inspectable_module(module_of(model))
-    call = model_call_for(model, inputs)
+    call = model_call_for(model, inputs, any_tensor=True)
+    whole = [layer for layer in select(module, layers, exclude=exclude).values() if layer.call is None]
+    if any(may_be_called_again(module, layer.module) for layer in whole):
+        counts = call_counts(module, call)
+        for layer in whole:
+            if counts.get(id(layer.module), 0) > 1:
+                raise AmbiguousCall(several_calls(layer.path, counts[id(layer.module)]))
     tape = record(module, layers, exclude=exclude, snapshot="clone", stop=True)
     with preserved(module), tape:
         run(module, call)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from torchpeek.anatomy.statistics import Loss, one_number
 from torchpeek.anatomy.table import Table
 from torchpeek.engine import inspectable_module, output_part, preserved, run
 from torchpeek.engine.targets import as_target, class_logits
-from torchpeek.errors import GradUnavailable, LayerNotFound, TargetError, notify
+from torchpeek.errors import GradUnavailable, LayerNotFound, TargetError, closest, notify
 from torchpeek.hooks import Selection, record, select_modules, takes_hooks
 from torchpeek.keywords import checked_keywords
 from torchpeek.models import Inputs, LoadedModel, Model, model_call_for, module_of
@@ -22,6 +23,7 @@ from torchpeek.render.axes_plots import gradient_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+from torchpeek.norms import magnitude, norm, total_norm
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class ParameterGradient:
         gradient_max_abs: Largest absolute value of the gradient, or None.
         remark: Why there is no gradient, or what is wrong with it.
         tied: Whether an earlier row has the same parameter and the same gradient.
+        shared_with: The layer and the parameter of that earlier row, as one name; an empty string if there is none.
     """
 
     layer: str
@@ -49,6 +52,7 @@ class ParameterGradient:
     gradient_max_abs: float | None
     remark: str = ""
     tied: bool = False
+    shared_with: str = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -102,9 +106,32 @@ class GradientFlow(Table[ParameterGradient]):
     @property
     def total_norm(self) -> float:
         """The gradient norm over all these parameters, each counted once: what gradient clipping compares."""
-        return math.sqrt(
-            sum(row.gradient_norm**2 for row in self.rows if row.gradient_norm is not None and not row.tied)
-        )
+        return total_norm([row.gradient_norm for row in self.rows if row.gradient_norm is not None and not row.tied])
+
+    def norm_of(self, block: str) -> float:
+        """The gradient norm over all parameters inside a layer or block, each counted once.
+
+        Args:
+            block: The name of the layer or block; an empty string is the whole model.
+
+        Returns:
+            The norm; 0 where none of the parameters has a gradient.
+
+        Raises:
+            LayerNotFound: When no parameter in this table is inside it.
+
+        Example:
+            >>> model = nn.Sequential(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), nn.Linear(2, 2))
+            >>> flow = tp.gradient_flow(model, torch.rand(4, 3), torch.tensor([0, 1, 0, 1]))
+            >>> flow.norm_of("0") == flow.norm_of("0.0") <= flow.total_norm
+            True
+        """
+        rows = [row for row in self.rows if not block or row.layer == block or row.layer.startswith(f"{block}.")]
+        if not rows:
+            names = list(dict.fromkeys(row.layer for row in self.rows))
+            raise LayerNotFound(f"no parameter of {block!r} is in this table{closest(block, names)}")
+        norms = {row.shared_with or f"{row.layer}.{row.parameter}": row.gradient_norm for row in rows}
+        return total_norm([norm for norm in norms.values() if norm is not None])
 
     @property
     def footer(self) -> str:
@@ -134,14 +161,16 @@ def gradient_flow(
         target: The classes of the samples, as in `explain`: an index, a name, or (N,) of them. None is the predicted
             class. With `loss`, whatever that takes.
         loss: A function (output, target) -> one number, or (output) without a target. None is the cross entropy.
-        layers: The layers whose parameters are listed, selected as in `activations`. None is all of them.
-        exclude: Layers to leave out, selected in the same ways.
+        layers: The layers whose parameters are listed, selected as in `activations`. A block stands for all parameters
+            inside it. None is all of the model's.
+        exclude: Layers to leave out, with everything inside them, selected in the same ways.
 
     Returns:
-        GradientFlow: a table with a row for each parameter, in the order in which the layers ran.
+        GradientFlow: a table with a row for each parameter, in the order in which the layers ran. `total_norm` is the
+        norm over all of them, and `norm_of("layer1")` that over a block.
 
     Raises:
-        LayerNotFound: When no layer is selected, or none of them has parameters.
+        LayerNotFound: When no layer is selected, or there are no parameters inside them.
         TargetError: When `target` does not name one class for each sample.
         InputError: When the loss is not one number.
         GradUnavailable: When the parameters are frozen, or the loss does not depend on the output.
@@ -153,20 +182,19 @@ def gradient_flow(
         [('weight', 108), ('bias', 4)]
     """
     module = inspectable_module(module_of(model))
-    call = model_call_for(model, inputs)
-    chosen = select_modules(module, _with_parameters(module) if layers is None else layers, exclude=exclude)
-    if not any(layer._parameters for layer in chosen.values()):
-        raise LayerNotFound("none of these layers has parameters of its own; select others, or layers=None for all")
-    tape = record(module, list(chosen.values()), keep=lambda tensor: None, snapshot="alias")
+    call = model_call_for(model, inputs, any_tensor=True)
+    owners = _owners(module, layers, exclude)
+    # Also the layers around them: a layer whose weights its parent uses directly runs when the parent does.
+    hooked = [each for each in module.modules() if takes_hooks(each)]
+    tape = record(module, hooked, keep=lambda tensor: None, snapshot="alias")
     with preserved(module, evaluating=False), tape, torch.enable_grad():
         output = run(module, call)
         value = one_number(_loss(model, output, target, loss))
         # In the order in which they ran; layers that did not run come last.
-        order = {name: tape[name][0].order if len(tape[name]) else math.inf for name in tape}
         named = {
             (name, own): parameter
-            for name in sorted(tape, key=order.__getitem__)
-            for own, parameter in chosen[name].named_parameters(recurse=False)
+            for name, owner in owners.items()
+            for own, parameter in owner.named_parameters(recurse=False)
         }
         trainable = {id(parameter): parameter for parameter in named.values() if parameter.requires_grad}
         if not trainable:
@@ -176,24 +204,57 @@ def gradient_flow(
         gradients = dict(
             zip(trainable, torch.autograd.grad(value, list(trainable.values()), allow_unused=True), strict=True)
         )
+    first_calls = {name: tape[name][0].order for name in tape if len(tape[name])}
+    used = {name for (name, _), parameter in named.items() if gradients.get(id(parameter)) is not None}
+    order = {name: _order(name, first_calls, used) for name in owners}
     rows = []
-    listed: set[int] = set()
-    for (name, own), parameter in named.items():
-        row = _row(name, own, parameter, gradients.get(id(parameter)), called=order[name] < math.inf)
-        rows.append(replace(row, remark="tied to one above", tied=True) if id(parameter) in listed else row)
-        listed.add(id(parameter))
+    listed: dict[int, str] = {}
+    for name, own in sorted(named, key=lambda each: order[each[0]]):
+        parameter = named[name, own]
+        row = _row(name, own, parameter, gradients.get(id(parameter)), called=name in first_calls)
+        above = listed.setdefault(id(parameter), f"{name}.{own}")
+        tied = above != f"{name}.{own}"
+        rows.append(replace(row, remark="tied to one above", tied=True, shared_with=above) if tied else row)
     return GradientFlow(tuple(rows), float(value.detach()))
 
 
-def _with_parameters(module: nn.Module) -> list[nn.Module]:
-    """Return every layer that owns parameters, also the model itself."""
-    owning = [layer for layer in module.modules() if any(True for _ in layer.parameters(recurse=False))]
-    layers = [layer for layer in owning if takes_hooks(layer)]
-    if len(layers) < len(owning):
-        notify("scripted or traced layers take no hooks, and their parameters are left out")
-    if not layers:
+def _owners(module: nn.Module, layers: Selection | None, exclude: Selection | None) -> dict[str, nn.Module]:
+    """The modules that own the parameters inside the selected layers, by name, also the model itself."""
+    named = {name: each for name, each in module.named_modules() if each._parameters}
+    if not any(each is not None for owner in named.values() for each in owner._parameters.values()):
         raise LayerNotFound(f"{type(module).__name__} has no parameters, so it has no gradients")
-    return layers
+    if layers is not None:
+        inside = _inside(select_modules(module, layers))
+        named = {name: each for name, each in named.items() if id(each) in inside}
+    if exclude is not None:
+        outside = _inside(select_modules(module, exclude))
+        named = {name: each for name, each in named.items() if id(each) not in outside}
+    owners = {name: each for name, each in named.items() if any(own is not None for own in each._parameters.values())}
+    without_scripts = {name: each for name, each in owners.items() if takes_hooks(each)}
+    if len(without_scripts) < len(owners):
+        notify("scripted or traced layers take no hooks, and their parameters are left out")
+    if not without_scripts:
+        raise LayerNotFound(
+            "none of these layers has parameters of its own, or inside it; select others, or layers=None for all"
+        )
+    return without_scripts
+
+
+def _inside(layers: Mapping[str, nn.Module]) -> set[int]:
+    """The ids of these modules and of all modules inside them."""
+    return {id(each) for layer in layers.values() for each in layer.modules()}
+
+
+def _order(name: str, first_calls: Mapping[str, int], used: set[str]) -> float:
+    """When a layer first returned; infinity if it was not called.
+
+    A layer whose weights were used without a call counts as the layer around it.
+    """
+    if name in first_calls or name not in used:
+        return first_calls.get(name, math.inf)
+    while name and name not in first_calls:
+        name = name.rpartition(".")[0]
+    return first_calls[name] if name else math.inf
 
 
 def _loss(model: Model, output: Any, target: Any, loss: Loss | None) -> Tensor:
@@ -207,22 +268,12 @@ def _loss(model: Model, output: Any, target: Any, loss: Loss | None) -> Tensor:
 
 
 def _row(layer: str, name: str, parameter: Tensor, gradient: Tensor | None, *, called: bool) -> ParameterGradient:
-    weight_norm = float(torch.linalg.vector_norm(parameter.detach(), dtype=_wide(parameter)))
+    weight_norm = norm(parameter)
     if gradient is None:
         remark = "frozen" if not parameter.requires_grad else "not used" if called else "layer not called"
         return ParameterGradient(layer, name, parameter.numel(), weight_norm, None, None, None, remark)
-    values = (
-        gradient if gradient.layout == torch.strided else gradient.to_dense()
-    )  # a sparse embedding has a sparse gradient
-    size = values.abs().to(_wide(values))
-    norm = float(torch.linalg.vector_norm(size))
-    remark = "" if math.isfinite(norm) else "not finite"
-    if norm == 0:
-        remark = "zero everywhere"
-    return ParameterGradient(
-        layer, name, parameter.numel(), weight_norm, norm, float(size.mean()), float(size.max()), remark
-    )
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype in (torch.float64, torch.complex128) else torch.float32
+    size = magnitude(gradient)
+    remark = "" if math.isfinite(size.max_abs) else "not finite"
+    if size.max_abs == 0:
+        remark = "zero everywhere" if gradient.numel() else "has no elements"
+    return ParameterGradient(layer, name, parameter.numel(), weight_norm, *size, remark)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from torch import Tensor, nn
 
 from torchpeek.anatomy.tensor_table import TensorTable
-from torchpeek.engine import inspectable_module, preserved
+from torchpeek.engine import effective_weight, inspectable_module, is_quantised, preserved
 from torchpeek.errors import LayerNotFound, TorchpeekError, closest
 from torchpeek.hooks import Selection, select_modules
 from torchpeek.html import fitted, image_tag, notebook_html
@@ -21,8 +21,6 @@ from torchpeek.render.axes_plots import image_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_CONVOLUTION = nn.modules.conv._ConvNd
 
 
 class Kernels(TensorTable):
@@ -83,7 +81,16 @@ class Kernels(TensorTable):
 
 @checked_keywords
 def kernels(model: Model, layers: Selection | None = None) -> Kernels:
-    """Return copies of the weights of convolutions, or of other layers.
+    """Return copies of the weights of convolutions, or of other layers: what the next forward pass computes with.
+
+    So the weights under `torch.nn.utils.weight_norm`, `spectral_norm` and `prune`, and under parametrizations, are
+    those of the present parameters, also after `load_state_dict` or a step of an optimizer. They are read in the mode
+    that the model is in: in train mode, spectral_norm is the one after its next power iteration, and `model.eval()`
+    gives the one of inference. The model is left exactly as it was found. Weights of quantised layers are dequantised.
+
+    What a layer's forward itself does to its weight is not included: the masks of a masked convolution, or a LoRA
+    adapter that is not merged. Neither is a change that a hook of your own writes into the parameter. Where such a hook
+    sets `weight` in place of a parameter, it is run, without inputs.
 
     Args:
         model: An nn.Module or a LoadedModel.
@@ -97,6 +104,7 @@ def kernels(model: Model, layers: Selection | None = None) -> Kernels:
 
     Raises:
         LayerNotFound: When no selected layer has such a weight.
+        InputError: When the first forward pass has yet to make the weight of a layer.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 1))
@@ -104,19 +112,20 @@ def kernels(model: Model, layers: Selection | None = None) -> Kernels:
         {'0': (4, 3, 3, 3), '2': (8, 4, 1, 1)}
     """
     module = inspectable_module(module_of(model))
-    if layers is None and not any(name and isinstance(layer, _CONVOLUTION) for name, layer in module.named_modules()):
+    if layers is None and not any(name and _is_convolution(name, layer) for name, layer in module.named_modules()):
         raise LayerNotFound(
             f"no convolution in {type(module).__name__}; select other layers with a weight, or '*' for all of them"
         )
     weights: dict[str, Tensor] = {}
     groups: dict[str, int] = {}
-    selected = select_modules(module, _CONVOLUTION if layers is None else layers)
-    with preserved(module):  # in train mode, spectral_norm changes a buffer when its weight is read
+    selected = select_modules(module, _is_convolution if layers is None else layers)
+    with preserved(module, evaluating=False):  # computing a weight may change buffers and draw random numbers
+        layer: Any
         for name, layer in selected.items():
-            weight = getattr(layer, "weight", None)  # also a computed one, as with weight_norm
-            if isinstance(weight, Tensor) and weight.ndim >= 2:
-                weights[name] = weight.detach().clone()
-                if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+            weight = effective_weight(name, layer)
+            if weight is not None and weight.ndim >= 2:
+                weights[name] = weight.clone()
+                if _is_convolution(name, layer) and layer.transposed:
                     groups[name] = layer.groups
     if not weights:
         raise LayerNotFound(
@@ -124,6 +133,11 @@ def kernels(model: Model, layers: Selection | None = None) -> Kernels:
             "layers"
         )
     return Kernels(weights, groups)
+
+
+def _is_convolution(name: str, layer: Any) -> bool:
+    # A quantised convolution is no _ConvNd. Only convolutions have this attribute.
+    return isinstance(layer, nn.modules.conv._ConvNd) or (is_quantised(layer) and hasattr(layer, "transposed"))
 
 
 def _output_first(weight: Tensor, groups: int) -> Tensor:

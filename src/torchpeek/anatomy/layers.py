@@ -85,7 +85,7 @@ def layers(model: Model, inputs: Inputs | None = None) -> LayerTable:
     module = inspectable_module(module_of(model))
     if inputs is None:
         return LayerTable(type(module).__name__, tuple(layer_calls(module, None)))
-    call, suggested = model_call_for(model, inputs), None
+    call, suggested = model_call_for(model, inputs, any_tensor=True), None
     with suppress(NoSpatialLayer):  # then no layer is suggested
         suggested = suggest_layer(module, call, anew=True)
     return LayerTable(type(module).__name__, tuple(layer_calls(module, call)), suggested)

@@ -103,7 +103,7 @@ def plan(model: Model, inputs: Inputs, layers: Selection = "*", *, exclude: Sele
         (1152, [True, False])
     """
     module = inspectable_module(module_of(model))
-    call = model_call_for(model, inputs)
+    call = model_call_for(model, inputs, any_tensor=True)
     selected = with_known_totals(module, call, select(module, layers, exclude=exclude))
     observers = {name: RecordingPlanObserver(len(call), layer.index) for name, layer in selected.items()}
     hooks = ((layer.module, observers[name]) for name, layer in selected.items())

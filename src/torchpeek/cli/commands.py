@@ -15,6 +15,7 @@ from torchpeek.cli.options import (
     TARGET,
     ConsoleOptions,
     Device,
+    FeatureMapOptions,
     FolderOptions,
     MaxSize,
     MethodOptions,
@@ -160,13 +161,14 @@ def kernels(
         ),
     ] = None,
     most: Annotated[
-        int,
+        int | None,
         option(
-            "Draw at most this many kernels of a layer, and this many input channels of a kernel. The picture says how "
-            "many are left out.",
+            "Draw at most this many kernels of a layer, and this many input channels of a kernel: those with the "
+            "largest norm. The picture says how many. By default, 64 and 12; or 960 and 960 where the kernels have the "
+            "size 1 x 1 and are drawn as one matrix.",
             group=DRAWING,
         ),
-    ] = 64,
+    ] = None,
     scale: Annotated[
         str,
         option(
@@ -182,7 +184,8 @@ def kernels(
     """List the convolutions of a network with the shape and the statistics of their kernels, and draw the kernels.
 
     With --out it writes a picture for each layer; kernels.safetensors, with all the weights; kernels.json, with the
-    table; and first-kernels.png, with the first kernel of each layer.
+    table; and first-kernels.png, with the first kernel of each layer; of those with kernels larger than 1 x 1, if there
+    are any.
 
     Example: torchpeek kernels --model torchvision:mobilenet_v2 --layer "features.0*" -o kernels/
     """
@@ -205,23 +208,8 @@ def features(
             group=LAYERS,
         ),
     ] = None,
-    most: Annotated[
-        int,
-        option(
-            "Draw at most this many feature maps of a layer. The picture says how many are left out.", group=DRAWING
-        ),
-    ] = 64,
-    scale: Annotated[
-        str,
-        option(
-            "each: every map from its own lowest to its own highest value; shared: one scale for all maps of a layer. "
-            "The picture says which, in numbers.",
-            group=DRAWING,
-        ),
-    ] = "each",
-    colormap: Annotated[
-        str, option("viridis, inferno, turbo, jet or diverging. diverging has zero in the middle.", group=DRAWING)
-    ] = "viridis",
+    target: TargetOptions = TargetOptions(),
+    drawing: FeatureMapOptions = FeatureMapOptions(),
     output: OutputOptions = OutputOptions(),
     tensorboard: TensorBoardFolder = None,
     console: ConsoleOptions = ConsoleOptions(),
@@ -229,11 +217,14 @@ def features(
     """Show what layers return for each picture: shape, statistics, share of zeros, dead channels, and feature maps.
 
     With --out it writes, for each picture, a grid of feature maps for every layer and features.safetensors, with all
-    the values; and features.json, with the table. A layer that is called several times has a row for each call, such as
-    `relu[1]` for the second. A layer that returns several tensors has a row for each of them, such as `lstm:1.0`.
-    Neither is drawn.
+    the values; and features.json, with the table. The tokens of a transformer are drawn as the grid that they are of,
+    without the class token. A layer that is called several times has a row and a grid for each call, such as `relu[1]`
+    for the second. A layer that returns several tensors has a row for each of them, such as `lstm:1.0`, and no grid.
 
     Example: torchpeek features cat.jpg --model torchvision:alexnet --layer "features.*" -o features/
+
+    Example: torchpeek features cat.jpg --model torchvision:vit_b_16 --layer "encoder.layers.*_10" --clip 1 99 --sort
+    contribution --class "tiger cat" -o features/
     """
     from torchpeek.cli.features import run
 
@@ -242,10 +233,9 @@ def features(
         model,
         device,
         output,
+        target,
+        drawing,
         layers=layers,
-        most=most,
-        scale=scale,
-        colormap=colormap,
         max_size=max_size,
         tensorboard=tensorboard,
         json=console.json,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ from torch import Tensor
 from torchpeek.anatomy import activations, statistics
 from torchpeek.anatomy.statistics import LayerStatistics
 from torchpeek.cli.console import counted, print_json, print_skipped, print_table, print_written, progress
-from torchpeek.cli.drawing import check_grid
+from torchpeek.cli.drawing import feature_grid_options
 from torchpeek.cli.loading import about, check_max_size, check_pictures_fit, loaded_model, remark, titled
-from torchpeek.cli.options import ModelOptions, OutputOptions, layer_names
+from torchpeek.cli.options import FeatureMapOptions, ModelOptions, OutputOptions, TargetOptions, layer_names
 from torchpeek.cli.output import file_names, output_folder, tensorboard_writer
 from torchpeek.cli.skipped import Skipped
-from torchpeek.engine import suggest_layer
-from torchpeek.errors import InputError, LayerError, OptionError
+from torchpeek.cli.targets import check_target, make_target
+from torchpeek.engine import Layout, Target, Trace, layout_of, suggest_layer
+from torchpeek.errors import InputError, LayerError, OptionError, PassError, TargetError, TorchpeekError
+from torchpeek.explanation import trace
 from torchpeek.hooks import containers, select
 from torchpeek.integrations.tensorboard import add_features
 from torchpeek.models import LoadedModel, model_call_for
@@ -31,11 +34,10 @@ def run(
     model: ModelOptions,
     device: str,
     output: OutputOptions,
+    target: TargetOptions,
+    drawing: FeatureMapOptions,
     *,
     layers: Sequence[str] | None,
-    most: int,
-    scale: str,
-    colormap: str,
     max_size: int | None,
     tensorboard: Path | None,
     json: bool,
@@ -44,11 +46,12 @@ def run(
     if not pictures:
         raise OptionError("no pictures; give files, folders or globs: torchpeek features cat.jpg --model ...")
     check_max_size(max_size)
-    check_grid(most=most, scale=scale, colormap=colormap)
+    check_target(target)
+    grid_options = feature_grid_options(drawing, target)
     files = find_pictures(pictures)
     loaded = loaded_model(model, device)
     check_pictures_fit(loaded, files, max_size)
-    grid_options = {"most": most, "scale": scale, "colormap": colormap}
+    score = make_target(target, loaded) if drawing.sort == "contribution" else None
     stems = file_names({str(file): file.stem for file in files}, reserved="features.json")
     rows: list[dict[str, Any]] = []
     skipped = Skipped()
@@ -65,14 +68,17 @@ def run(
                     selected = layer_names(layers) or [
                         suggest_layer(loaded.module, model_call_for(loaded, picture)).layer
                     ]
-                    outputs = _layer_outputs(loaded, picture.tensor, selected)
+                    outputs = _layer_outputs(loaded, picture.tensor, selected, score)
                 except Exception as error:
-                    skipped.add(file, error, unless=(LayerError,))
+                    skipped.add(file, error, unless=(LayerError, TargetError))
                 else:
                     rows += _write(file, stems[str(file)], outputs, folder, loaded, grid_options)
                     if writer is not None:
-                        maps = {each.name: each.maps for each in outputs if each.maps is not None}
-                        add_features(writer, maps, step, remark=remark(loaded), **grid_options)
+                        for each in outputs:
+                            if each.drawable is not None:
+                                options = each.layout_option | grid_options
+                                drawn = {each.name: each.drawable}
+                                add_features(writer, drawn, step, remark=remark(loaded), **options)
                 advance(1)
         except BaseException:
             if folder is not None and rows:  # the results so far are not lost
@@ -88,25 +94,31 @@ def run(
         header = ("picture", "layer", "shape", "mean", "std", "min", "max", "zeros", "dead", "drawn")
         if rows:
             print_table(header, [_cells(row) for row in rows])
-            if call := next((row["layer"] for row in rows if row.get("remark") == _ONE_OF_SEVERAL), None):
-                print(f"\nOne of several calls is drawn where it is named, such as --layer '{call.partition(':')[0]}'.")
         print_skipped(skipped.why, len(files))
         if folder is not None:
-            drawn = sum("drawn" in row for row in rows)
+            grids = counted(sum("drawn" in row for row in rows), "grid")
             values = "features.safetensors of each picture" if rows else ""
-            print_written(folder.path, counted(drawn, "grid"), values, "features.json")
+            print_written(folder.path, grids, values, "features.json")
     return 1 if skipped else 0
-
-
-_ONE_OF_SEVERAL = "one of several calls, not drawn"
 
 
 @dataclass(frozen=True)
 class _LayerOutput:
-    """What one call of a layer returned for one picture; one of the tensors, if it returned several."""
+    """What one call of a layer returned for one picture; one of the tensors, if it returned several.
+
+    Args:
+        row: Its statistics.
+        tensor: The tensor. None where it returned none.
+        layout: The layout of the tensor, where it has a grid.
+        trace: The trace that its contributions to the score are read from, where they are asked for.
+        remark: Why it has no statistics, or is not drawn.
+    """
 
     row: LayerStatistics
-    tensor: Tensor | None  # None where it returned no tensor, or is one of several calls
+    tensor: Tensor | None = None
+    layout: Layout | None = None
+    trace: Trace | None = None
+    remark: str = ""
 
     @property
     def name(self) -> str:
@@ -114,35 +126,64 @@ class _LayerOutput:
         return self.row.name
 
     @property
-    def maps(self) -> Tensor | None:
-        """The (1, C, h, w) feature maps, from channels first or last. None where the layer returned something else."""
-        tensor = self.tensor
-        if tensor is None or ":" in self.name or tensor.ndim != 4 or len(tensor) != 1 or not tensor.numel():
-            return None
-        assert self.row.output is not None
-        return tensor if self.row.output.channels == tensor.shape[1] else tensor.movedim(-1, 1)
+    def drawable(self) -> Tensor | Trace | None:
+        """What `feature_grid` draws. None where there is nothing to draw."""
+        return None if self.remark else self.trace or self.tensor
 
     @property
-    def remark(self) -> str:
-        """Why it is not drawn."""
-        if self.row.output is None or self.maps is not None:
-            return self.row.remark
-        if self.tensor is None:
-            return _ONE_OF_SEVERAL
-        return "one of several tensors, not drawn" if ":" in self.name else "no grid to draw"
+    def layout_option(self) -> dict[str, Any]:
+        """The layout for `feature_grid`, which a trace knows by itself."""
+        return {} if self.trace else {"layout": self.layout}
 
 
-def _layer_outputs(loaded: LoadedModel, inputs: Tensor, selected: list[str]) -> list[_LayerOutput]:
+def _layer_outputs(
+    loaded: LoadedModel, inputs: Tensor, selected: list[str], target: Target | None
+) -> list[_LayerOutput]:
     rows = _statistics(loaded, inputs, selected)
-    names = {row.name.partition(":")[0] for row in rows if row.output is not None}
-    # The rows of a layer that is called several times are `relu[0]` and so on; one that is named so is drawn, too.
-    single = [name for name in select(loaded.module, selected) if name in names]
+    # The rows of a layer that is called several times are `relu[0]` and so on, the names of its calls.
+    names = list(dict.fromkeys(row.name.partition(":")[0] for row in rows if row.output is not None))
     tensors = {
         f"{name}:{path}" if path else name: tensor
-        for name, output in (activations(loaded, inputs, single) if single else {}).items()
+        for name, output in (activations(loaded, inputs, names) if names else {}).items()
         for path, tensor in containers.leaves(output)
     }
-    return [_LayerOutput(row, tensors.get(row.name)) for row in rows]
+    return [_layer_output(loaded, inputs, row, tensors.get(row.name), target) for row in rows]
+
+
+def _layer_output(
+    loaded: LoadedModel, inputs: Tensor, row: LayerStatistics, tensor: Tensor | None, target: Target | None
+) -> _LayerOutput:
+    if row.output is None:
+        return _LayerOutput(row, tensor, remark=row.remark)
+    if ":" in row.name:
+        return _LayerOutput(row, tensor, remark="one of several tensors, not drawn")
+    layout = _layout(loaded, inputs, row, tensor)
+    if layout is None:
+        return _LayerOutput(row, tensor, remark="no grid to draw")
+    if target is None:
+        return _LayerOutput(row, tensor, layout)
+    try:
+        found = trace(loaded, inputs, layer=row.name, layout=layout, target=target).first(1)  # without the graph
+    except (LayerError, PassError) as error:  # the score may be read from another part of the model
+        return _LayerOutput(row, tensor, layout, remark=str(error))
+    return _LayerOutput(row, tensor, layout, found)
+
+
+def _layout(loaded: LoadedModel, inputs: Tensor, row: LayerStatistics, tensor: Tensor | None) -> Layout | None:
+    """The layout of the tensor by a dry run, otherwise with two axes of a grid, as its statistics read it."""
+    if tensor is None or not tensor.numel() or tensor.ndim < 3:
+        return None
+    with suppress(TorchpeekError):  # of a model whose layouts cannot be inferred
+        [layer] = select(loaded.module, row.name).values()
+        layout = layout_of(loaded.module, model_call_for(loaded, inputs), layer)
+        if layout is not None and layout.fits(tensor, 1):
+            return layout
+    if tensor.ndim != 4 or len(tensor) != 1:
+        return None
+    assert row.output is not None
+    if row.output.channels == tensor.shape[1]:
+        return Layout("channels-first", tuple(tensor.shape[2:]))
+    return Layout("channels-last", tuple(tensor.shape[1:3]))
 
 
 def _statistics(loaded: LoadedModel, inputs: Tensor, selected: list[str]) -> list[LayerStatistics]:
@@ -171,8 +212,12 @@ def _write(
         return rows
     names = file_names({each.name: each.name for each in outputs}, reserved="features")
     for row, each in zip(rows, outputs, strict=True):
-        if each.maps is not None:
-            image = feature_grid(each.maps, title=titled(each.name, loaded), **grid_options)
+        if each.drawable is not None:
+            try:
+                options = each.layout_option | grid_options
+                image = feature_grid(each.drawable, title=titled(each.name, loaded), **options)
+            except OptionError as error:
+                raise OptionError(f"layer {each.name!r}: {error}") from error
             row["drawn"] = str(folder.write(f"{stem}/{names[each.name]}.png", png_bytes(image)))
     tensors = {each.name: each.tensor for each in outputs if each.tensor is not None}
     folder.write(f"{stem}/features.safetensors", tensor_bytes(tensors, about(loaded) | {"picture": str(file)}))
@@ -186,6 +231,11 @@ def _row(file: Path, output: _LayerOutput) -> dict[str, Any]:
     if output.row.output is not None and output.row.output.channels:
         summary = output.row.output.summary()
         row |= {key: getattr(summary, key) for key in ("mean", "std", "min", "max", "zero_share", "dead", "nan", "inf")}
+    if output.layout is not None and output.layout.flat:
+        row["layout"] = str(output.layout)
+    if output.trace is not None:
+        row["score"] = float(output.trace.scores[0, 0])
+        row["contributions"] = output.trace.contributions[0, 0].tolist()
     return row | ({"remark": output.remark} if output.remark else {})
 
 

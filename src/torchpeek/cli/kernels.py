@@ -25,7 +25,7 @@ def run(
     output: OutputOptions,
     *,
     layers: Sequence[str] | None,
-    most: int,
+    most: int | None,
     scale: str,
     tensorboard: Path | None,
     json: bool,
@@ -35,6 +35,9 @@ def run(
     loaded = loaded_model(model, "cpu")
     weights = kernels(loaded, layer_names(layers))
     drawn = {name: each for name, each in weights.by_output().items() if 3 <= each.ndim <= 5 and not each.is_complex()}
+    # A kernel of size 1 x 1 has no shape to look at.
+    larger = {name: each for name, each in drawn.items() if each[0, 0].numel() > 1} or drawn
+    first = {name: weight[0].unsqueeze(1) for name, weight in larger.items()}  # (in, 1, *kernel) each
     files = file_names({name: name for name in drawn}, reserved="first-kernels")
     rows = {name: _row(name, weight) for name, weight in weights.items()}
     results: dict[str, Any] = {
@@ -47,9 +50,9 @@ def run(
             for name in (name for name in rows if name in drawn):
                 image = kernel_grid(drawn[name], most=most, most_channels=most, scale=scale, title=titled(name, loaded))
                 rows[name]["picture"] = str(folder.write(f"{files[name]}.png", png_bytes(image)))
-            if drawn:
-                first = {name: weight[0].unsqueeze(1) for name, weight in drawn.items()}  # (in, 1, *kernel) each
-                image = kernel_grid(first, scale="each", most_channels=most, title=titled("the first kernels", loaded))
+            if first:
+                title = titled(_first_title(len(drawn) - len(first)), loaded)
+                image = kernel_grid(first, scale="each", most_channels=most, title=title)
                 results["first"] = str(folder.write("first-kernels.png", png_bytes(image)))
             results["weights"] = str(folder.write("kernels.safetensors", tensor_bytes(weights, about(loaded))))
             folder.write("kernels.json", json_text(results).encode())
@@ -63,9 +66,15 @@ def run(
     for shape, names in results["by_shape"].items():
         print(f"{shape}: {counted(len(names), 'layer')}")
     if folder is not None:
-        pictures = len(drawn) + 1 if drawn else 0
+        pictures = len(drawn) + bool(first)
         print_written(folder.path, counted(pictures, "picture"), "kernels.safetensors", "kernels.json")
     return 0
+
+
+def _first_title(left_out: int) -> str:
+    """The title of the picture of the first kernels."""
+    words = f", without {counted(left_out, 'layer')} of kernels of size 1" if left_out else ""
+    return f"the first kernels{words}"
 
 
 def _row(name: str, weight: Tensor) -> dict[str, Any]:

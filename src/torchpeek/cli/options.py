@@ -243,6 +243,50 @@ class OverlayOptions:
         return f"{self.drawn_colormap}, alpha {self.alpha:g}, {'an even mix' if self.even else 'fading with the value'}"
 
 
+@Parameter(name="*", group=DRAWING)
+@dataclass(frozen=True)
+class FeatureMapOptions:
+    """Which feature maps of a layer are drawn, and on which scale."""
+
+    channels: Annotated[
+        list[str] | None,
+        option(
+            "Draw these channels, by their indices from 0, such as --channels 3,17,250. By default, the first ones, or "
+            "those that --sort puts first."
+        ),
+    ] = None
+    sort: Annotated[
+        str,
+        option(
+            "index, or contribution: what contributes most to the score comes first. The contribution of a channel is "
+            "its activation times the gradient of the score, summed over the grid. The score is that of --class, or of "
+            "the predicted class."
+        ),
+    ] = "index"
+    most: Annotated[int, option("Draw at most this many feature maps of a layer. The picture says how many.")] = 64
+    scale: Annotated[
+        str,
+        option(
+            "each: every map from its own lowest to its own highest value; shared: one scale for all maps of a layer. "
+            "The picture says which, in numbers."
+        ),
+    ] = "each"
+    clip: Annotated[
+        tuple[float, float] | None,
+        option(
+            "Two percentiles that take the place of the lowest and the highest value in --scale, such as --clip 1 99, "
+            "so that padding or a few large values do not flatten the rest."
+        ),
+    ] = None
+    colormap: Annotated[
+        str | None,
+        option(
+            "viridis, inferno, turbo, jet or diverging. diverging has zero in the middle. By default, diverging where "
+            "maps have values below zero, else viridis."
+        ),
+    ] = None
+
+
 @Parameter(name="*", group=OUTPUT)
 @dataclass(frozen=True)
 class OutputOptions:

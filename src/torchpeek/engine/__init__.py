@@ -3,7 +3,9 @@
 from torchpeek.engine import targets
 from torchpeek.engine.batching import Change
 from torchpeek.engine.bias_gradients import FullGradients, bias_gradients
+from torchpeek.engine.call_counts import call_counts
 from torchpeek.engine.capture import Capture, CaptureRequest
+from torchpeek.engine.effective_weight import effective_weight, is_quantised
 from torchpeek.engine.forward import check_fits, run
 from torchpeek.engine.forward_pass import ForwardPass, Origin, with_observed_layers
 from torchpeek.engine.input_gradients import input_gradient_chunks
@@ -14,11 +16,12 @@ from torchpeek.engine.layout_inference.default_layer import (
     suggest_layers,
     suggest_stages,
 )
-from torchpeek.engine.layout_inference.dry_run import LayerCall, layer_calls, with_known_totals
+from torchpeek.engine.layout_inference.dry_run import LayerCall, layer_calls, layout_of, with_known_totals
 from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import Arguments, ModelCall, as_model_call
 from torchpeek.engine.model_config import takes_a_list
 from torchpeek.engine.preserve import preserved
+from torchpeek.engine.repeated_calls import may_be_called_again
 from torchpeek.engine.targets import Question, Target
 from torchpeek.engine.targets.question import Bound, bound_to, is_positional, label_noun, output_part, score_kind
 from torchpeek.engine.trace import Trace, trace_model
@@ -44,13 +47,18 @@ __all__ = [
     "as_model_call",
     "bias_gradients",
     "bound_to",
+    "call_counts",
     "check_fits",
     "described",
+    "effective_weight",
     "input_gradient_chunks",
     "inspectable_module",
     "is_positional",
+    "is_quantised",
     "label_noun",
     "layer_calls",
+    "layout_of",
+    "may_be_called_again",
     "network_name",
     "output_part",
     "preserved",

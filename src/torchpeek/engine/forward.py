@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.engine.gradients import inference_mode_restored
-from torchpeek.engine.input_mismatch import first_layer, input_error, mismatch
+from torchpeek.engine.input_mismatch import first_layer, mismatch, wrong_input
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import close
@@ -39,8 +39,9 @@ def run(model: nn.Module, call: ModelCall) -> Any:
     except Exception as error:
         if _INFERENCE_TENSOR in str(error):
             raise NotConnected(_no_inference_tensors(model)) from error
-        if explained := input_error(model, call, error, partial(_called, model, call)):
-            raise explained from error
+        # A text and no error: an error in a variable of this frame, which its traceback has, keeps the model alive.
+        if wrong := wrong_input(model, call, error, partial(_called, model, call)):
+            raise InputError(wrong) from error
         error.add_note(_description(model, call))
         raise
     return observer.result(output) if call.observed else output

@@ -7,7 +7,7 @@ called with is compared with what it takes, and it is the layer that raised. Oth
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -20,7 +20,7 @@ from torchpeek.engine.forward_arguments import without_forward, wrong_arguments
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import PICTURE_CHANNELS, ModelCall
 from torchpeek.errors import InputError
-from torchpeek.hooks import BeforeHook, attached, containers, is_sharded, takes_hooks
+from torchpeek.hooks import BeforeHook, attached, containers, is_sharded, running_module, takes_hooks
 
 _CONVOLUTION = nn.modules.conv._ConvNd
 _STRICT = (_CONVOLUTION, nn.Linear, nn.Embedding)
@@ -134,7 +134,7 @@ def _has_weights(module: nn.Module) -> bool:
     return bool(module._parameters) and not module._modules
 
 
-def input_error(model: nn.Module, call: ModelCall, error: Exception, run: Callable[[], object]) -> InputError | None:
+def wrong_input(model: nn.Module, call: ModelCall, error: Exception, run: Callable[[], object]) -> str | None:
     """What is wrong with the inputs where a call of the model raised `error`; None where that is not certain.
 
     Args:
@@ -144,22 +144,21 @@ def input_error(model: nn.Module, call: ModelCall, error: Exception, run: Callab
         run: Makes the same call once more. It ends at the first layer with weights.
     """
     if isinstance(error, TypeError) and (wrong := wrong_arguments(model, call)):
-        return InputError(wrong)
+        return wrong
     if isinstance(error, NotImplementedError) and (wrong := without_forward(model)):
-        return InputError(wrong)
+        return wrong
     if wrong := _other_batch_size(call, error):
-        return InputError(wrong)
+        return wrong
     if any(map(is_sharded, model.modules())) or isinstance(model, nn.parallel.DistributedDataParallel):
         return None  # the other processes would wait for a pass that one of them makes alone
     first = first_layer(model, run)
     if first is None:
-        return _error_before_any_layer(model, call, error)
+        return _wrong_before_any_layer(model, call, error)
     # A layer may also hand on what the next one refuses: other numbers, or one sample without a batch axis.
     refused = first.module in _modules_of(error.__traceback__) or _names_type(error, first.dtype)
     if not refused and not _has_too_few_axes(call, first):
         return None
-    wrong = mismatch(call, first)
-    return None if wrong is None else InputError(wrong)
+    return mismatch(call, first)
 
 
 def mismatch(call: ModelCall, first: FirstLayer) -> str | None:
@@ -365,14 +364,14 @@ def _is_unbatched(call: ModelCall, first: FirstLayer) -> bool:
     return 0 < first.grid_ndim == len(first.shape) - 1 and first.shape == tuple(call.model_picture.shape)
 
 
-def _error_before_any_layer(model: nn.Module, call: ModelCall, error: Exception) -> InputError | None:
+def _wrong_before_any_layer(model: nn.Module, call: ModelCall, error: Exception) -> str | None:
     """Where the model fails before its first layer: the first convolution, if the axes or the type cannot be right."""
     picture = call.model_picture
     convolution = next(((name, each) for name, each in model.named_modules() if isinstance(each, _CONVOLUTION)), None)
     if not call.is_single_tensor or call.axis_order is not None:
         return None
     if convolution is None:
-        return _error_of_type(model, picture, error)
+        return _wrong_type(model, picture, error)
     name, module = convolution
     first = FirstLayer(name, module, tuple(picture.shape), picture.dtype, picture.device)
     channels_last = picture.ndim == first.grid_ndim + 2 and picture.shape[-1] == module.in_channels != picture.shape[1]
@@ -386,18 +385,17 @@ def _error_before_any_layer(model: nn.Module, call: ModelCall, error: Exception)
     names_type = _names_type(error, picture.dtype) and not picture.is_floating_point()
     if not (channels_last or unbatched or other_channels or names_type):
         return None
-    wrong = mismatch(call, first)
-    return None if wrong is None else InputError(wrong)
+    return mismatch(call, first)
 
 
-def _error_of_type(model: nn.Module, picture: Tensor, error: Exception) -> InputError | None:
+def _wrong_type(model: nn.Module, picture: Tensor, error: Exception) -> str | None:
     """Where no layer with weights is called: the model's own parameters, if the error names the type of the picture."""
     dtypes = {each.dtype for each in model.parameters() if each.is_floating_point()} - {picture.dtype}
     if len(dtypes) != 1 or not _names_type(error, picture.dtype):
         return None
     [dtype] = dtypes
     step = _dtype_step(picture.dtype, dtype)
-    return InputError(
+    return (
         f"the inputs do not fit the model: got {tuple(picture.shape)} of {picture.dtype}; its parameters are {dtype}: "
         f"{step.reason}. Next: for this input x, write x{step.code}"
     )
@@ -405,10 +403,8 @@ def _error_of_type(model: nn.Module, picture: Tensor, error: Exception) -> Input
 
 def _modules_of(traceback: TracebackType | None) -> set[nn.Module]:
     """The modules whose methods were running when an exception was raised."""
-    return {each for each in _selves(traceback) if isinstance(each, nn.Module)}
-
-
-def _selves(traceback: TracebackType | None) -> Iterator[object]:
+    modules = set()
     while traceback is not None:
-        yield traceback.tb_frame.f_locals.get("self")
+        modules.add(running_module(traceback.tb_frame))
         traceback = traceback.tb_next
+    return {module for module in modules if module is not None}

@@ -7,9 +7,12 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from torchpeek.engine.effective_weight import effective_weight
 from torchpeek.engine.forward_pass import ForwardPass
 from torchpeek.engine.numerics import at_least_float32
+from torchpeek.engine.preserve import preserved
 from torchpeek.engine.targets import ClassScores, ContrastScores, class_logits
 
 
@@ -28,10 +31,15 @@ def linear_head(forward_pass: ForwardPass, layer: str) -> Tensor | None:
     of_logits = replace(question, part="")  # the same scores, of the logits alone
     tolerance = _TOLERANCE[capture.returned.dtype]
     rows = torch.arange(len(model_logits))
-    for module in forward_pass.model.modules():
-        if not isinstance(module, nn.Linear) or module.weight.shape != (model_logits.shape[1], pooled.shape[1]):
+    sizes = (model_logits.shape[1], pooled.shape[1])
+    for name, module in forward_pass.model.named_modules():
+        if not isinstance(module, nn.Linear) or _size(module) != sizes:
             continue
-        weights = module.weight.detach().to(pooled)  # (classes, C)
+        with preserved(forward_pass.model, evaluating=not forward_pass.create_graph):
+            effective = effective_weight(name, module)
+        if effective is None:
+            continue
+        weights = effective.to(pooled)  # (classes, C)
         bias = None if module.bias is None else module.bias.detach().to(pooled)
         with torch.autocast(pooled.device.type, enabled=False):
             logits = F.linear(pooled, weights, bias)  # (N, classes)
@@ -39,6 +47,12 @@ def linear_head(forward_pass: ForwardPass, layer: str) -> Tensor | None:
         if same_logits and _close(of_logits(logits, rows), forward_pass.scores.detach(), tolerance):
             return question.combined(module.weight.to(pooled) if forward_pass.create_graph else weights)
     return None
+
+
+def _size(module: nn.Linear) -> tuple[int, ...]:
+    """(classes, C) of the weight, without computing one that is computed when it is read."""
+    stored = module._parameters.get("weight")
+    return (module.out_features, module.in_features) if stored is None or is_lazy(stored) else tuple(stored.shape)
 
 
 # How far a head's scores may be from the model's, relative to the largest: the rounding of the sums.

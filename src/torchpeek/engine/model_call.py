@@ -199,11 +199,12 @@ class ModelCall:
         return replace(self, picture=self.picture.clone() if picture is None else picture, arguments=copies)
 
 
-def as_model_call(model: nn.Module, inputs: object) -> ModelCall:
+def as_model_call(model: nn.Module, inputs: object, *, any_tensor: bool = False) -> ModelCall:
     """The call that `inputs` stand for: a tensor (N, C, *grid), a dict of keyword arguments, or Arguments.
 
     The user's picture has the axis order that the model takes; that of the ModelCall is (N, C, *grid). For a model that
-    takes a list of pictures, as torchvision's detectors do, the tensor may be one picture (C, H, W).
+    takes a list of pictures, as torchvision's detectors do, the tensor may be one picture (C, H, W). With `any_tensor`,
+    the first tensor takes the place of the picture where there is none, for what needs the samples alone.
 
     Raises:
         InputError: When the inputs are none of these, have no picture, or name arguments that do not exist.
@@ -214,7 +215,7 @@ def as_model_call(model: nn.Module, inputs: object) -> ModelCall:
         takes_list = takes_a_list(model)
         if takes_list and inputs.ndim == 3:
             inputs = inputs.unsqueeze(0)
-        check_inputs(inputs)
+        check_inputs(inputs, least_axes=1 if any_tensor else 2)
         return _with_channels_first(model, ModelCall(inputs, takes_list=takes_list, user_count=len(inputs)))
     if isinstance(inputs, Mapping):
         inputs = Arguments(kwargs=inputs)
@@ -229,9 +230,10 @@ def as_model_call(model: nn.Module, inputs: object) -> ModelCall:
     arguments = (tuple(inputs.args), dict(inputs.kwargs))
     tensors = {_user_path(path): (path, tensor) for path, tensor in containers.leaves(arguments)}
     values = {**{str(place): each for place, each in enumerate(inputs.args)}, **inputs.kwargs}
-    name = _picture_path(tensors, None if inputs.picture is None else str(inputs.picture), values)
+    named = None if inputs.picture is None else str(inputs.picture)
+    name = _picture_path(tensors, named, values, any_tensor=any_tensor)
     path, picture = tensors[name]
-    check_inputs(picture)
+    check_inputs(picture, least_axes=1 if any_tensor else 2)
     shared = _shared_paths(model, inputs, tensors, name)
     sample_paths = {
         path
@@ -264,8 +266,13 @@ def _shared_paths(
     return shared
 
 
-def _picture_path(tensors: Mapping[str, tuple[str, Tensor]], named: str | None, values: Mapping[str, object]) -> str:
-    """The path of the picture, as users write it: the `named` one, or the first tensor that can be a picture."""
+def _picture_path(
+    tensors: Mapping[str, tuple[str, Tensor]], named: str | None, values: Mapping[str, object], *, any_tensor: bool
+) -> str:
+    """The path of the picture, as users write it: the `named` one, or the first tensor that can be a picture.
+
+    With `any_tensor`, it may also be the first tensor with an axis.
+    """
     listed = ", ".join(f"{name!r} {tuple(tensor.shape)}" for name, (_, tensor) in tensors.items()) or "none"
     if named is not None:
         if named not in tensors:
@@ -277,8 +284,16 @@ def _picture_path(tensors: Mapping[str, tuple[str, Tensor]], named: str | None, 
                 return name
     if arrays := [name for name, each in values.items() if _is_array(each)]:
         raise InputError(f"argument {arrays[0]!r}: {_array_advice(values[arrays[0]])}")
+    if any_tensor:
+        for least_axes in (2, 1):
+            for name, (_, tensor) in tensors.items():
+                if tensor.ndim >= least_axes:
+                    return name
+        raise InputError(f"no tensor with an axis of samples among the model's arguments. There are: {listed}")
     raise InputError(
-        f"no picture among the model's arguments: none is a floating-point tensor (N, C, *grid). There are: {listed}"
+        f"a heatmap lies over a floating-point tensor (N, C, *grid), such as a picture, and none of the model's "
+        f"arguments is one. There are: {listed}. Next: tp.activations, tp.statistics and tp.gradient_flow take inputs "
+        "of any kind, such as texts"
     )
 
 
@@ -287,8 +302,8 @@ def _user_path(path: str) -> str:
     return path.partition(".")[2]
 
 
-def check_inputs(inputs: object) -> None:
-    """Raise InputError unless `inputs` is a plain tensor with at least one sample."""
+def check_inputs(inputs: object, *, least_axes: int = 2) -> None:
+    """Raise InputError unless `inputs` is a plain tensor with at least one sample and so many axes."""
     if not isinstance(inputs, Tensor):
         if _is_array(inputs):
             raise InputError(_array_advice(inputs))
@@ -296,7 +311,7 @@ def check_inputs(inputs: object) -> None:
         raise InputError(
             f"inputs is a {type(inputs).__name__}; allowed: a tensor (N, C, *grid), a dict of keyword arguments, or "
             "tp.Arguments; with a LoadedModel also a Picture, a path or a PIL image"
-            + (". Next: give one batch of it at a time" if batches else "")
+            + (f". Next: {_several_advice(inputs)}" if batches else "")
         )
     if inputs.is_nested or inputs.layout != torch.strided or inputs.is_meta or inputs.is_quantized:
         layout = "quantised" if inputs.is_quantized else f"{inputs.layout} on {inputs.device}"
@@ -305,7 +320,7 @@ def check_inputs(inputs: object) -> None:
             f"inputs is a tensor of an unsupported type ({kind}); allowed: a dense tensor with values. Next: pass "
             "pictures of several sizes as a list"
         )
-    if inputs.ndim < 2 or 0 in inputs.shape:
+    if inputs.ndim < least_axes or 0 in inputs.shape:
         labels = inputs.ndim == 1 and not inputs.is_floating_point()
         raise InputError(
             f"inputs has shape {tuple(inputs.shape)}; allowed: (N, C, *grid) with at least one sample"
@@ -315,6 +330,14 @@ def check_inputs(inputs: object) -> None:
                 else ""
             )
         )
+
+
+def _several_advice(inputs: object) -> str:
+    """What to write in place of something with several entries."""
+    several = isinstance(inputs, (tuple, list)) and len(inputs) > 1 and all(isinstance(each, Tensor) for each in inputs)
+    return "give one batch of it at a time" + (
+        ", without its target; a model that takes several tensors is called by tp.Arguments((a, b))" if several else ""
+    )
 
 
 def _is_array(value: object) -> bool:

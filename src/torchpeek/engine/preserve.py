@@ -114,8 +114,8 @@ class _SavedBuffers:
 
     def restore(self) -> None:
         for tensor, value in self._values:
-            if _needs_restoring(tensor, value):
-                _restore(tensor, value)
+            if needs_restoring(tensor, value):
+                restore_value(tensor, value)
         module, current, saved = self._module, self._module._buffers, self._tensors
         if len(current) != len(saved) or any(current.get(name) is not tensor for name, tensor in saved.items()):
             current.clear()
@@ -138,8 +138,8 @@ class _SavedScriptBuffers:
 
     def restore(self) -> None:
         for name, tensor, value in self._values:
-            if _needs_restoring(tensor, value):
-                _restore(tensor, value)
+            if needs_restoring(tensor, value):
+                restore_value(tensor, value)
             if getattr(self._module, name) is not tensor:
                 setattr(self._module, name, tensor)
 
@@ -150,21 +150,21 @@ def _saved_buffers(module: nn.Module) -> _SavedBuffers | _SavedScriptBuffers:
 
 def _restore_all(buffers: Sequence[_SavedBuffers | _SavedScriptBuffers], without_buffers: list[nn.Module]) -> None:
     """Restore all buffers, and remove those of modules that had none. Then raise the first error."""
-    errors = []
+    errors: list[Exception] = []
     for each in buffers:
         try:
             each.restore()
         except Exception as error:  # the others are restored first
-            errors.append(error)
+            errors[:] = errors or [error]
     for module in without_buffers:
         if len(module._buffers):
             module._buffers.clear()
             module._non_persistent_buffers_set.clear()
     if errors:
-        raise errors[0]
+        raise errors.pop()  # an error that stays in reach of its own traceback keeps the model alive
 
 
-def _needs_restoring(tensor: Tensor, value: Tensor) -> bool:
+def needs_restoring(tensor: Tensor, value: Tensor) -> bool:
     """Whether the tensor may differ from the saved value. Except on the CPU, a copy is cheaper than a check."""
     if tensor.is_meta:
         return False
@@ -180,7 +180,8 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(torch.uint8) if tensor.ndim else tensor.reshape(1).view(torch.uint8)
 
 
-def _restore(tensor: Tensor, value: Tensor) -> None:
+def restore_value(tensor: Tensor, value: Tensor) -> None:
+    """Write the saved value into the tensor."""
     with torch.inference_mode(tensor.is_inference()):
         try:
             # Through .data, so that a graph of the user's that holds the buffer does not count this as a change.

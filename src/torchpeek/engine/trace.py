@@ -286,6 +286,25 @@ class Trace:
         """(N, K, C, *grid): gradients of each score with respect to the one layer's output, at least float32."""
         return self.gradients_at[self.layer]
 
+    @property
+    def contributions(self) -> Tensor:
+        """(N, K, C): what each channel of the one layer contributes to each score.
+
+        It is the gradient of the score times the activation, summed over the grid. If the score is linear in the
+        activations on the grid, as behind global average pooling and a linear head, the contributions of all channels
+        sum to the score less its bias.
+
+        Raises:
+            GradUnavailable: When the pass kept no graph.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            >>> trace = tp.trace(model, torch.rand(2, 3, 10, 10), layer="0", target=5)
+            >>> trace.contributions.shape
+            torch.Size([2, 1, 8])
+        """
+        return (self.activations * self.gradients).flatten(3).sum(3)
+
     @cached_property
     def gradients_at(self) -> Mapping[str, Tensor]:
         """Layer -> (N, K, C, *grid): its gradients, of all scores, by one batched vector-Jacobian product.

@@ -2,9 +2,14 @@
 
 from torchpeek.hooks import containers
 from torchpeek.hooks.checked_model import checked_model
+from torchpeek.hooks.computing_layers import computing_layers
 from torchpeek.hooks.editing import edits
 from torchpeek.hooks.editing.edit import edit
+from torchpeek.hooks.finite.check_finite import check_finite
+from torchpeek.hooks.frames import running_module
 from torchpeek.hooks.graph_nodes import edited_gradients
+from torchpeek.hooks.model_calls import ModelCalls
+from torchpeek.hooks.optimizer_steps import around_steps
 from torchpeek.hooks.patched_forward import Forward, replaceable, replaced
 from torchpeek.hooks.process import eagerly, is_compile_wrapper, is_sharded, shared
 from torchpeek.hooks.recording import keep
@@ -12,8 +17,10 @@ from torchpeek.hooks.recording.call import Call, Calls
 from torchpeek.hooks.recording.record import Recording, record
 from torchpeek.hooks.select import Selection, has_layer, layer_at, select, select_modules, why_not_fired
 from torchpeek.hooks.selected_layer import SelectedLayer, at_call, call_name, no_such_call, several_calls
-from torchpeek.hooks.temporary_hooks import BeforeHook, ForwardHook, attached, takes_hooks
+from torchpeek.hooks.temporary_hooks import BeforeHook, ForwardHook, attached, is_own_hook, takes_hooks
 from torchpeek.hooks.tensors import edit_gradient, record_gradients
+from torchpeek.hooks.with_block import opened_by_with
+from torchpeek.hooks.without_hooks import without_hooks
 
 __all__ = [
     "BeforeHook",
@@ -21,13 +28,17 @@ __all__ = [
     "Calls",
     "Forward",
     "ForwardHook",
+    "ModelCalls",
     "Recording",
     "SelectedLayer",
     "Selection",
+    "around_steps",
     "at_call",
     "attached",
     "call_name",
+    "check_finite",
     "checked_model",
+    "computing_layers",
     "containers",
     "eagerly",
     "edit",
@@ -36,18 +47,22 @@ __all__ = [
     "edits",
     "has_layer",
     "is_compile_wrapper",
+    "is_own_hook",
     "is_sharded",
     "keep",
     "layer_at",
     "no_such_call",
+    "opened_by_with",
     "record",
     "record_gradients",
     "replaceable",
     "replaced",
+    "running_module",
     "select",
     "select_modules",
     "several_calls",
     "shared",
     "takes_hooks",
     "why_not_fired",
+    "without_hooks",
 ]

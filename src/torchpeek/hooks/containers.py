@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from torchpeek.errors import InputError, closest
 
@@ -164,6 +165,8 @@ _MAPPINGS = (dict, UserDict, MappingProxyType)
 
 
 def _members(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, PackedSequence):  # its other tensors say how the data is packed, and are no values
+        return [(0, value.data)]
     if isinstance(value, (tuple, list)):
         return list(enumerate(value))
     if isinstance(value, _MAPPINGS):
@@ -177,6 +180,8 @@ def _members(value: Any) -> list[tuple[Any, Any]]:
 def _rebuilt(value: Any, keys: list[Any], members: list[Any]) -> Any:
     if type(value) is tuple:  # the arguments of every call, so this case is fast
         return tuple(members)
+    if isinstance(value, PackedSequence):
+        return value._replace(data=members[0])
     if isinstance(value, tuple):
         if hasattr(value, "n_sequence_fields"):  # a return type of torch, as that of torch.max
             return type(value)(members)

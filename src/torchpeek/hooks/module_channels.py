@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 ChannelAxis: TypeAlias = Literal["first", "last"]
 """`first`: axis 1, as in (N, C, *grid). `last`: the last axis, as in (N, *grid, C)."""
@@ -49,52 +50,110 @@ Compare with `type(module) in`, not with isinstance: a subclass may move its cha
 
 
 class Channels(NamedTuple):
-    """How many channels a layer's output is expected to have, and on which axis its type puts them."""
+    """What the modules of a model say about the channels of a layer's output.
 
-    size: int
-    axis: ChannelAxis
+    Args:
+        sizes: How many channels there may be, the best evidence first: by the layer's own type, by the shapes of its
+            own parameters, by the layers inside it and before it, and by the layer after it.
+        own_axis: The axis on which the layer's own type puts the channels; None where the type does not say.
+    """
 
-    def axis_of(self, tensor: Tensor) -> int:
-        """The channel axis of `tensor`: 1 or -1, or 0 for a tensor without a batch axis.
+    sizes: tuple[frozenset[int], ...] = ()
+    own_axis: ChannelAxis | None = None
 
-        It is the one of axis 1 and the last axis whose length is `size`. If both are that long, or neither, `axis`
-        decides.
+    def axes_of(self, tensor: Tensor) -> tuple[int | None, ...]:
+        """The axes of `tensor` that may hold the channels, the likeliest first. A single one is certain.
+
+        It is the one of axis 1 and the last axis whose length the best evidence names. Where none names one of them
+        alone, the layer's own type decides.
+
+        Returns:
+            1 or -1, or both; 0 or None for a tensor with a single axis, which None counts as one channel.
         """
-        if tensor.ndim < 3:
-            return 1 if tensor.ndim > 1 else 0
-        first, last = tensor.shape[1] == self.size, tensor.shape[-1] == self.size
-        if first != last:
-            return 1 if first else -1
-        return -1 if self.axis == "last" else 1
+        if tensor.ndim < 2:
+            single = tensor.ndim == 1 and any(len(tensor) in sizes for sizes in self.sizes)
+            return (0, None) if single else (None,)
+        if tensor.ndim == 2:
+            return (1,)
+        for sizes in self.sizes:
+            first, last = tensor.shape[1] in sizes, tensor.shape[-1] in sizes
+            if first != last:
+                return (1,) if first else (-1,)
+        if self.own_axis is not None:
+            return (1,) if self.own_axis == "first" else (-1,)
+        if tensor.ndim == 4 and tensor.shape[1] != tensor.shape[2] == tensor.shape[3]:
+            return (1,)  # a square picture, or an attention map (N, heads, T, T)
+        # Three axes are mostly tokens (N, T, C), since modules that return (N, C, T) are known. Four are mostly an
+        # attention map (N, heads, T, T), or a picture.
+        return (-1, 1) if tensor.ndim == 3 else (1, -1)
 
 
-UNKNOWN_CHANNELS = Channels(-1, "first")
-"""For a layer whose channels no module type tells."""
+UNKNOWN_CHANNELS = Channels()
+"""For a layer whose channels no module tells."""
 
 
 def channels_of(model: nn.Module) -> dict[int, Channels]:
-    """The expected channels of every module of `model`, by the id of the module.
-
-    They are those of the last layer inside the module whose type knows its channels, or else of the last such layer
-    before it.
-    """
+    """What is known of the channels of every module of `model`, by the id of the module."""
+    modules = list(dict.fromkeys(model.modules()))
+    following: frozenset[int] = frozenset()
+    inputs: dict[int, frozenset[int]] = {}  # how many channels the next module takes
+    for module in reversed(modules):
+        inputs[id(module)] = following
+        following = _input_sizes(module) or following
     by_module: dict[int, Channels] = {}
-    latest = UNKNOWN_CHANNELS
-
-    def walk(module: nn.Module) -> None:
-        nonlocal latest
-        latest = _own_channels(module) or latest
-        for child in module._modules.values():
-            if child is not None and id(child) not in by_module:
-                walk(child)
-        by_module[id(module)] = latest
-
-    walk(model)
+    _add_channels(model, frozenset(), inputs, by_module)
     return by_module
 
 
-def _own_channels(module: nn.Module) -> Channels | None:
+def _add_channels(
+    module: nn.Module, latest: frozenset[int], inputs: dict[int, frozenset[int]], by_module: dict[int, Channels]
+) -> frozenset[int]:
+    """Add the module and those inside it. Returns the channels of the last that knows them."""
+    own = _own_sizes(module)
+    latest = own or latest
+    by_module[id(module)] = UNKNOWN_CHANNELS  # it may contain itself
+    for child in module._modules.values():
+        if child is not None and id(child) not in by_module:
+            latest = _add_channels(child, latest, inputs, by_module)
+    # What the layers inside it return last tells more than its own parameters, such as a table of positions.
+    evidence = (own, latest, _parameter_sizes(module), inputs[id(module)])
+    if not module._modules:
+        evidence = (own, _parameter_sizes(module), latest, inputs[id(module)])
+    by_module[id(module)] = Channels(tuple(filter(None, evidence)), _own_axis(module))
+    return own or latest
+
+
+def _own_axis(module: nn.Module) -> ChannelAxis | None:
+    return next((row.axis for row in _TYPES if isinstance(module, row.type)), None)
+
+
+def _own_sizes(module: nn.Module) -> frozenset[int]:
     for row in _TYPES:
         if row.size_of is not None and isinstance(module, row.type):
-            return Channels(row.size_of(module), row.axis)
-    return None
+            return frozenset({row.size_of(module)})
+    # Such as quantised layers, and those of other libraries.
+    sizes = frozenset(
+        size
+        for name in ("out_channels", "out_features", "hidden_size")
+        if type(size := getattr(module, name, None)) is int
+    )
+    return sizes | {2 * size for size in sizes} if getattr(module, "bidirectional", False) is True else sizes
+
+
+def _input_sizes(module: nn.Module) -> frozenset[int]:
+    """How many channels the module takes, by its attributes."""
+    names = ("in_channels", "in_features", "num_features", "num_channels", "embed_dim", "input_size")
+    return frozenset(size for name in names if type(size := getattr(module, name, None)) is int)
+
+
+def _parameter_sizes(module: nn.Module) -> frozenset[int]:
+    """The lengths of the module's own vectors, such as a bias; of its own matrices where it has none."""
+    shapes = [tuple(each.shape) for each in module._parameters.values() if each is not None and not is_lazy(each)]
+    vectors = frozenset(shape[0] for shape in shapes if len(shape) == 1)
+    return vectors or frozenset(size for shape in shapes if len(shape) == 2 for size in shape)
+
+
+def channels_inside(module: nn.Module) -> Channels:
+    """What is known of the channels of tensors that the module computes between the layers inside it."""
+    sizes = [_own_sizes(each) for each in module.modules()]
+    return Channels(tuple(filter(None, (frozenset().union(*sizes),))))

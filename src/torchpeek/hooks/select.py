@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from typing import TypeAlias, Union
 
 import torch
 from torch import nn
 
 from torchpeek.errors import AmbiguousCall, InputError, LayerNotFound, closest, listed_names, notify
-from torchpeek.hooks.selected_layer import NO_SETS, SelectedLayer, no_such_call, split_call
+from torchpeek.hooks.selected_layer import NO_SETS, SelectedLayer, call_name, no_such_call, split_call
 from torchpeek.hooks.temporary_hooks import takes_hooks
 
 Selection: TypeAlias = Union[
@@ -27,16 +27,17 @@ Selection: TypeAlias = Union[
 def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of `model` by name, as `named_modules(remove_duplicate=False)` gives them, in half the time."""
     named: dict[str, nn.Module] = {}
-
-    def walk(name: str, module: nn.Module) -> None:
-        named[name] = module
-        prefix = f"{name}." if name else ""
-        for child, member in module._modules.items():
-            if member is not None:
-                walk(prefix + child, member)
-
-    walk("", model)
+    _add_layers(named, "", model)
     return named
+
+
+def _add_layers(named: dict[str, nn.Module], name: str, module: nn.Module) -> None:
+    # A function of its own: a nested one would refer to itself, and keep the model alive until Python collects cycles.
+    named[name] = module
+    prefix = f"{name}." if name else ""
+    for child, member in module._modules.items():
+        if member is not None:
+            _add_layers(named, prefix + child, member)
 
 
 def select_modules(
@@ -86,7 +87,7 @@ def select(
             number in brackets at the end of either selects one call: "act[0]" is the first in a pass, "act[-1]" the
             last. A compiled regular expression is searched for in the names. A type selects its instances. A predicate
             is called as `predicate(name, module)`. A module selects itself. A list of these selects what any of its
-            members selects.
+            members selects; so does a slice of an nn.ModuleList or nn.Sequential.
         exclude: A selection of layers to leave out, with all their calls.
         named: The result of `named_layers(model)`, if the caller has it already.
 
@@ -118,8 +119,7 @@ def select(
         for call in calls_by_name.get(name, ()):
             if (id(module), call) not in found:
                 found.add((id(module), call))
-                layer = SelectedLayer(name, module, call)
-                selected[layer.name] = layer
+                selected[call_name(name, call)] = SelectedLayer(name, module, call)
     if scripted := [name for name, layer in selected.items() if not takes_hooks(layer.module)]:
         _leave_out(selected, scripted, selection)
     return selected
@@ -128,6 +128,7 @@ def select(
 def _leave_out(selected: dict[str, SelectedLayer], scripted: list[str], selection: Selection) -> None:
     """Remove the scripted layers from those that are selected. Raises InputError where the user means one of them."""
     parts = list(selection) if isinstance(selection, (list, tuple, set, frozenset)) else [selection]
+    parts += [member for part in parts for member in _listed({}, part)]
     meant = [name for name in scripted if any(part == name or part is selected[name].module for part in parts)]
     if meant or len(scripted) == len(selected):
         raise InputError(
@@ -185,6 +186,8 @@ def _matching(model: nn.Module, named: dict[str, nn.Module], selection: Selectio
             return _matching_name(model, named, selection)
         case re.Pattern():
             matches = [name for name in named if name and selection.search(name)]
+        case nn.Module() if members := _listed(named, selection):
+            return _matching(model, named, members)
         case nn.Module():
             # One name is enough: all names lead to the same module.
             matches = [name for name, module in named.items() if module is selection][:1]
@@ -210,6 +213,13 @@ def _matching(model: nn.Module, named: dict[str, nn.Module], selection: Selectio
     return dict.fromkeys((name, None) for name in matches)
 
 
+def _listed(named: dict[str, nn.Module], selection: Selection) -> list[nn.Module]:
+    """The members of a container that is no layer, such as a slice of an nn.ModuleList, which is a new one."""
+    if not isinstance(selection, (nn.ModuleList, nn.Sequential, nn.ModuleDict)):
+        return []
+    return [] if any(module is selection for module in named.values()) else list(selection.children())
+
+
 def _matching_name(model: nn.Module, named: dict[str, nn.Module], selection: str) -> _Pairs:
     """An exact name wins over a call, and both over a glob."""
     if selection in named:
@@ -225,8 +235,8 @@ def _matching_name(model: nn.Module, named: dict[str, nn.Module], selection: str
         call = int(text)
     if layer and layer in named:
         return {(layer, call): None}
-    pattern = layer.replace("[", "[[]")  # for fnmatch, so that a bracket stands for itself
-    matches = [name for name in named if name and fnmatchcase(name, pattern)]
+    matching = re.compile(translate(layer.replace("[", "[[]"))).match  # a bracket stands for itself
+    matches = [name for name in named if name and matching(name)]
     if not matches:
         hint = "" if call is None else f" The [{text}] at the end of {selection!r} is a call."
         hint += f" {NO_SETS}" if "[" in selection else ""
@@ -240,7 +250,9 @@ def _not_found(model: nn.Module, named: dict[str, nn.Module], selection: object)
     if isinstance(selection, type):
         shown = f"of type {selection.__name__}"
     elif isinstance(selection, nn.Module):
-        shown = f"that is this {type(selection).__name__} (is it from another copy of the model?)"
+        empty = isinstance(selection, (nn.ModuleList, nn.Sequential, nn.ModuleDict)) and not len(selection)
+        shown = f"that is this {type(selection).__name__} "
+        shown += "(it has no members)" if empty else "(is it from another copy of the model?)"
     suggestion = closest(selection, names) if isinstance(selection, str) else ""
     return (
         f"no layer {shown} in {type(model).__name__}{suggestion}. It has {len(names)} layers; torchpeek layers, or "
@@ -248,8 +260,15 @@ def _not_found(model: nn.Module, named: dict[str, nn.Module], selection: object)
     )
 
 
-def why_not_fired(model: nn.Module, layer: SelectedLayer, calls: int = 0) -> str:
-    """The likely reason why a layer, or a call of it, did not take place in a pass that called the layer so often."""
+def why_not_fired(model: nn.Module, layer: SelectedLayer, calls: int = 0, reason: str | None = None) -> str:
+    """The likely reason why a layer, or a call of it, did not take place.
+
+    Args:
+        model: The model.
+        layer: The layer or call.
+        calls: How often the pass called the layer.
+        reason: The reason, if nothing about the layer itself is one. By default `forward` is.
+    """
     if calls:
         return no_such_call(layer, calls)
     name, module = layer.path, layer.module
@@ -267,9 +286,9 @@ def why_not_fired(model: nn.Module, layer: SelectedLayer, calls: int = 0) -> str
             "the model is a graph that computes without calling this layer, as program.module() of torch.export gives "
             "it; give torch.export.unflatten(program), or the module that was exported"
         )
-    else:
+    elif reason is None:
         reason = (
             "forward takes a path without it, or uses its weights or its .forward directly, or the model that ran was "
             "another one, the result of torch.compile; choose the layer around it, or the compiled model"
         )
-    return f"layer {name!r} ({type(module).__name__}) was not called in the forward pass: {reason}"
+    return f"layer {name!r} ({type(module).__name__}) was not called: {reason}"

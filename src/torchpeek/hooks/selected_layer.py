@@ -29,6 +29,15 @@ class SelectedLayer:
     call: int | None = None
     total: int | None = None
 
+    def __init__(self, path: str, module: nn.Module, call: int | None = None, total: int | None = None) -> None:
+        # The generated one of a frozen dataclass takes twice as long, and a selection may have thousands of layers.
+        attributes = self.__dict__
+        attributes["path"], attributes["module"] = path, module
+        if call is not None:
+            attributes["call"] = call
+        if total is not None:
+            attributes["total"] = total
+
     @property
     def name(self) -> str:
         """The name under which results are found: `act`, or `act[1]`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from torchpeek.hooks.model_calls import ModelCalls
 from torchpeek.hooks.process import current_thread
 from torchpeek.interrupts import uninterrupted
 
@@ -40,6 +42,11 @@ class UncopiedHook:
         return _empty_hook, ()
 
 
+def is_own_hook(hook: Callable[..., Any]) -> bool:
+    """Whether `attached` registered the hook."""
+    return isinstance(hook, UncopiedHook)
+
+
 @contextmanager
 def attached(
     returned: Iterable[tuple[nn.Module, ForwardHook]] = (),
@@ -47,52 +54,103 @@ def attached(
     called: Iterable[tuple[nn.Module, BeforeHook]] = (),
     ended: Iterable[tuple[nn.Module, ForwardHook]] = (),
     every_thread: bool = False,
+    calls: ModelCalls | None = None,
 ) -> Iterator[None]:
     """Register these hooks after the existing ones, and remove exactly these on every exit.
 
     A hook runs only in the thread that entered the block, because another thread may run the same model at the same
-    time. An `UncopiedHook` runs in every thread and decides for itself.
+    time. An `UncopiedHook` runs in every thread and at every call, and decides for itself.
 
     Args:
         returned: Modules with their forward hooks.
         called: Modules with their forward pre-hooks.
         ended: Modules with forward hooks that also run when the module raises an Exception; the output is None then.
         every_thread: Run all hooks in every thread.
+        calls: Run the hooks only in these calls, those of one model. They are followed while the block is open.
 
     Yields:
         None.
     """
     thread = None if every_thread else current_thread()
     handles: list[RemovableHandle] = []
+    hook_dicts: list[dict[int, Any]] = []
+    number = _new_number()
     try:
         with uninterrupted():
+            if calls is not None:
+                calls.open()
+                called = [(calls.model, _PassBegin(calls)), *called]
+                ended = [*ended, (calls.model, _PassEnd(calls))]
             # One by one, so that after a failure the handles so far are known.
             for module, before in called:
-                handles.append(module.register_forward_pre_hook(_as_uncopied(before, thread), with_kwargs=True))
+                handles.append(module.register_forward_pre_hook(_limited(before, thread, calls), with_kwargs=True))
             for module, hook in returned:
-                handles.append(module.register_forward_hook(_as_uncopied(hook, thread)))
+                limited = _limited(hook, thread, calls)
+                hooks = module._forward_hooks
+                if type(module).register_forward_hook is not _REGISTER or number in hooks:
+                    handles.append(module.register_forward_hook(limited))
+                else:  # what that does, without a handle: many small layers would take most of their time for these
+                    hook_dicts.append(hooks)
+                    hooks[number] = limited
             for module, hook in ended:
-                handles.append(module.register_forward_hook(_as_uncopied(hook, thread), always_call=True))
+                handles.append(module.register_forward_hook(_limited(hook, thread, calls), always_call=True))
         yield
     finally:
         with uninterrupted():
+            if calls is not None:
+                calls.close()
+            for hooks in hook_dicts:
+                hooks.pop(number, None)
             for handle in handles:
                 handle.remove()
 
 
-class _ThreadHook(UncopiedHook):
-    __slots__ = ("_hook", "_thread")
+def _new_number() -> int:
+    """A key that no other hook has in any module."""
+    return RemovableHandle(OrderedDict()).id
 
-    def __init__(self, hook: Callable[..., Any], thread: int | None) -> None:
+
+_REGISTER = nn.Module.register_forward_hook
+
+
+class _LimitedHook(UncopiedHook):
+    """Runs a hook in one thread, or in the calls of one model, or both."""
+
+    __slots__ = ("_calls", "_hook", "_thread")
+
+    def __init__(self, hook: Callable[..., Any], thread: int | None, calls: ModelCalls | None) -> None:
         self._hook = hook
         self._thread = thread  # the only thread in which it runs; None for every thread
+        self._calls = calls  # the only calls in which it runs; None for every call
 
     def __call__(self, *args: Any) -> Any:
-        return self._hook(*args) if self._thread in (None, current_thread()) else None
+        thread, calls = current_thread(), self._calls
+        if self._thread is not None and self._thread != thread:
+            return None
+        if calls is not None and not calls.depth.get(thread) and not calls.include(args[0]):
+            return None
+        return self._hook(*args)
 
 
-def _as_uncopied(hook: Callable[..., Any], thread: int | None) -> Callable[..., Any]:
-    return hook if isinstance(hook, UncopiedHook) else _ThreadHook(hook, thread)
+class _PassBegin(UncopiedHook):
+    __slots__ = ("_calls",)
+
+    def __init__(self, calls: ModelCalls) -> None:
+        self._calls = calls
+
+    def __call__(self, *args: Any) -> None:
+        self._calls.begin()
+
+
+class _PassEnd(_PassBegin):
+    __slots__ = ()
+
+    def __call__(self, *args: Any) -> None:
+        self._calls.end()
+
+
+def _limited(hook: Callable[..., Any], thread: int | None, calls: ModelCalls | None) -> Callable[..., Any]:
+    return hook if isinstance(hook, UncopiedHook) else _LimitedHook(hook, thread, calls)
 
 
 def _empty_hook() -> Callable[..., None]:

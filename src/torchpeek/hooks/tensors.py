@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
 
@@ -11,17 +10,20 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from torchpeek.errors import GradUnavailable, InputError
+from torchpeek.hooks.backward_pass import current_backward_pass, unshared, with_earlier_parts
+from torchpeek.hooks.editing.changed_value import changed_gradient
 from torchpeek.hooks.gradient_tap import hooked
-from torchpeek.hooks.recording.storage import GradientSlot, StoredTensor, slot_hook
+from torchpeek.hooks.recording.storage import GradientSlot, StoredTensor, whole_gradient_hook
+from torchpeek.hooks.with_block import opened_by_with
 from torchpeek.interrupts import uninterrupted
 
 
-@contextmanager
+@opened_by_with("with tp.record_gradients(...) as gradients:")
 def record_gradients(**tensors: Tensor) -> Iterator[Mapping[str, Tensor | None]]:
     """Record the gradients that flow back to these tensors inside the block.
 
     `.grad` is not touched, and no tensor retains its gradient. A second backward pass replaces the gradients of the
-    first.
+    first. Within one pass the parts of a gradient are added up, also those from checkpoints with `use_reentrant=True`.
 
     Args:
         **tensors: Tensors that require gradients, leaf or not, each under a name of your choice.
@@ -40,14 +42,16 @@ def record_gradients(**tensors: Tensor) -> Iterator[Mapping[str, Tensor | None]]
         >>> gradients["x"]
         tensor([3., 3.])
     """
-    slots = {name: GradientSlot(partial(StoredTensor, copy=False)) for name in tensors}
+    for name, tensor in tensors.items():
+        _check_differentiable(tensor, name)
+    # Of a leaf a copy, because torch may make the gradient that arrives `.grad`, to which later gradients are added.
+    slots = {name: GradientSlot(partial(StoredTensor, copy=tensor.is_leaf)) for name, tensor in tensors.items()}
     handles: list[RemovableHandle] = []
     gradients = _GradientMapping(slots)
     try:
         with uninterrupted():
             for name, tensor in tensors.items():
-                _check_differentiable(tensor, name)
-                handles.append(hooked(tensor, slot_hook(slots[name])))
+                handles.append(hooked(tensor, whole_gradient_hook(slots[name])))
         yield gradients
     finally:
         with uninterrupted():
@@ -55,20 +59,25 @@ def record_gradients(**tensors: Tensor) -> Iterator[Mapping[str, Tensor | None]]
                 handle.remove()
 
 
-@contextmanager
-def edit_gradient(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace the gradient of a tensor inside the block.
+def edit_gradient(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    """Replace the gradient of a tensor from now on, or inside a `with` block.
+
+    A gradient arrives in parts if the tensor is used in a checkpoint with `use_reentrant=True` and elsewhere. Then the
+    function is called for each part, with the sum of the parts so far. What flows on is in sum what the function
+    returned for the whole gradient.
 
     Args:
         tensor: A tensor that requires gradients, leaf or not.
-        function: Called with a copy of the gradient, into which it may write. What it returns, of the same shape,
-            flows on instead of the gradient.
+        function: Called with a copy of the gradient, into which it may write. What it returns, of the same shape, dtype
+            and device, flows on instead of the gradient.
 
-    Yields:
-        None.
+    Returns:
+        A handle, as `Tensor.register_hook` returns. `handle.remove()` ends the edit, and so does the end of a `with`
+        block of the handle.
 
     Raises:
-        InputError: When `tensor` is not a tensor.
+        InputError: When `tensor` is not a tensor, or `function` cannot be called. Also when the function returns
+            something else than such a tensor; the backward pass raises this.
         GradUnavailable: When the tensor does not require gradients.
 
     Example:
@@ -79,11 +88,19 @@ def edit_gradient(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Itera
         tensor([30., 30.])
     """
     _check_differentiable(tensor, "tensor")
-    handle = hooked(tensor, lambda gradient: function(gradient.clone()))
-    try:
-        yield
-    finally:
-        handle.remove()
+    if not callable(function):
+        raise InputError(f"function is a {type(function).__name__}; allowed: a function from a gradient to a gradient")
+    # The keys under which the backward pass stores the sum of the parts, and what has flowed on in its place.
+    parts, flowed = object(), object()
+
+    def hook(gradient: Tensor) -> Tensor:
+        changed = changed_gradient("the tensor", function, with_earlier_parts(parts, gradient))
+        stored = current_backward_pass().stored
+        flowed_before = stored.get(flowed)
+        stored[flowed] = unshared(changed)
+        return changed if flowed_before is None else changed - flowed_before
+
+    return hooked(tensor, hook)
 
 
 class _GradientMapping(Mapping[str, "Tensor | None"]):

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from torchpeek.anatomy import GradientFlow, Kernels, Statistics
+from torchpeek.anatomy import GradientFlow, Kernels, Statistics, TrainingFlow
+from torchpeek.engine import Trace
 from torchpeek.hooks.recording.running_statistics import RunningStatistics
 from torchpeek.render import feature_grid, kernel_grid
 
@@ -61,21 +62,28 @@ def add_kernels(
 
 
 def add_features(
-    writer: Writer, activations: Mapping[str, Tensor], step: int = 0, *, remark: str = "", **options: Any
+    writer: Writer, activations: Mapping[str, Tensor | Trace], step: int = 0, *, remark: str = "", **options: Any
 ) -> None:
     """Write a picture of the first sample's feature maps for each layer with a grid, tagged `features/LAYER`.
 
     Args:
         writer: The SummaryWriter.
-        activations: Layer name -> output (N, C, h, w), as `tp.activations` returns them. Other outputs are left out.
+        activations: Layer name -> output (N, C, h, w), as `tp.activations` returns them, or a trace of one sample.
+            Other outputs are left out.
         step: The global step.
         remark: Added to each title, such as "random weights".
         **options: Options of `render.feature_grid`.
     """
     for layer, activation in activations.items():
-        if isinstance(activation, Tensor) and activation.ndim == 4 and not activation.is_complex():
-            image = feature_grid(activation[0], title=_title(layer, remark), **options)
-            _add_picture(writer, f"features/{layer}", image, step)
+        if isinstance(activation, Tensor):
+            if activation.is_complex() or (activation.ndim != 4 and options.get("layout") is None):
+                continue
+            activation = activation if options.get("layout") else activation[0]
+        elif not isinstance(activation, Trace):
+            continue
+        _add_picture(
+            writer, f"features/{layer}", feature_grid(activation, title=_title(layer, remark), **options), step
+        )
 
 
 def add_statistics(writer: Writer, statistics: Statistics, step: int = 0) -> None:
@@ -93,6 +101,27 @@ def add_gradient_flow(writer: Writer, flow: GradientFlow, step: int = 0) -> None
             writer.add_scalar(f"gradient_norm/{row.layer}.{row.parameter}", row.gradient_norm, step)
     writer.add_scalar("gradient_norm/all", flow.total_norm, step)
     writer.add_scalar("loss", flow.loss, step)
+
+
+def add_training_flow(writer: Writer, flow: TrainingFlow, since: int = 0) -> None:
+    """Write the norms of each block at each step that `tp.watch` saw, tagged `gradient_norm/LAYER` and so on.
+
+    Args:
+        writer: The SummaryWriter.
+        flow: What `tp.watch` yields.
+        since: Leave out steps before this one, which an earlier call has written.
+    """
+    for row in flow:
+        if row.step >= since:
+            name = row.layer or "(model)"
+            for what in ("gradient_norm", "weight_norm", "update_ratio"):
+                value = getattr(row, what)
+                if value is not None:
+                    writer.add_scalar(f"{what}/{name}", value, row.step)
+    for step in flow.steps:
+        total = flow.total_norm(step)
+        if step >= since and total is not None:
+            writer.add_scalar("gradient_norm/all", total, step)
 
 
 def _add_layer(writer: Writer, tag: str, statistics: RunningStatistics, step: int) -> None:

@@ -20,10 +20,11 @@ Inputs: TypeAlias = Tensor | Picture | str | PathLike[str] | Image.Image | Mappi
 """A batch (N, C, *grid), a Picture, with a LoadedModel a path or PIL image, keyword arguments, or tp.Arguments."""
 
 
-def model_call_for(model: Model, inputs: object) -> ModelCall:
+def model_call_for(model: Model, inputs: object, *, any_tensor: bool = False) -> ModelCall:
     """Return the inputs as a ModelCall with copies of all tensors, because the model may write into its arguments.
 
-    A picture is moved to the model's device. A tensor stays on its device. A ModelCall is returned as it is.
+    A picture is moved to the model's device. A tensor stays on its device. A ModelCall is returned as it is. With
+    `any_tensor`, a model without a picture among its arguments is allowed, such as one of texts.
     """
     if isinstance(inputs, ModelCall):
         return inputs
@@ -31,7 +32,7 @@ def model_call_for(model: Model, inputs: object) -> ModelCall:
     if isinstance(inputs, Picture):
         first = next(module.parameters(), None)
         inputs = inputs.tensor if first is None else inputs.tensor.to(first.device)
-    return as_model_call(module, inputs).copied()
+    return as_model_call(module, inputs, any_tensor=any_tensor).copied()
 
 
 def with_picture_read(model: Model, inputs: object) -> object:

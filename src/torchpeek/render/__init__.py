@@ -7,6 +7,7 @@ from torchpeek.render.mosaic import mosaic
 from torchpeek.render.overlay import extract, overlay, placed
 from torchpeek.render.plots import gradient_flow, histograms
 from torchpeek.render.signal import signal
+from torchpeek.render.training import training_flow
 from torchpeek.render.volumes import filmstrip, montage
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "overlay",
     "placed",
     "signal",
+    "training_flow",
 ]

@@ -8,12 +8,11 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 import torchpeek as tp
 from networks.several_calls import SharedAct, Siamese, Tied
 from replicas.calls import changing
-from torchpeek.errors import GradUnavailable, InputError, Notice
+from torchpeek.errors import InputError, Notice
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -128,18 +127,3 @@ class TestErrors:
         with pytest.raises(InputError, match=message), tp.edit(net, outputs={"act[-1]": torch.zeros_like}):
             pytest.fail("opened")
         assert not any(module._forward_hooks for module in net.modules())
-
-    def test_a_checkpointed_part_is_refused(self) -> None:
-        class Checkpointed(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.act, self.lin = nn.Tanh(), nn.Linear(3, 3)
-
-            def forward(self, x: Tensor) -> Tensor:
-                return checkpoint(lambda x: self.act(self.lin(self.act(x))), x, use_reentrant=False)
-
-        model = Checkpointed()
-        with tp.edit(model, outputs={"act[1]": lambda output: output * 2}):
-            y = model(torch.randn(2, 3))
-            with pytest.raises(GradUnavailable, match="checkpointed part"):
-                y.sum().backward()

@@ -30,17 +30,14 @@ def test_a_call_says_what_was_recorded(model) -> None:
         output = model(torch.rand(2, 3, requires_grad=True))
         before = cells(tape["0"]._repr_html_())
         output.sum().backward()
-    assert before[1::2] == ["(2, 3) float32", "(2, 4) float32", "none has arrived", "none has arrived"]
-    assert cells(tape["0"][0]._repr_html_()) == [
-        *("input", "(2, 3) float32", "output", "(2, 4) float32"),
-        *("grad_output", "(2, 4) float32", "grad_input", "(2, 3) float32"),
-    ]
+    assert before == ["0[0]", "(2, 4) float32", "(2, 3) float32", "none arrived", "none arrived"]
+    assert cells(tape["0"][0]._repr_html_()) == ["0", "(2, 4) float32", "(2, 3) float32", "the same", "the same"]
 
 
 def test_several_calls_are_numbered(model) -> None:
     with tp.record(model, ["1"]) as tape:
         model(torch.rand(2, 3))
-    assert cells(tape["1"]._repr_html_())[::3] == ["[0]", "[1]"]
+    assert cells(tape["1"]._repr_html_())[::2] == ["1[0]", "1[1]"]
 
 
 def test_a_layer_that_was_not_called(model) -> None:
@@ -63,7 +60,7 @@ def test_names_are_escaped() -> None:
     with tp.record(model, "<b>") as tape:
         model(torch.rand(1, 3))
     for shown in (tape, tape["<b>"], tape["<b>"][0]):
-        assert "<b></b>" not in shown._repr_html_().replace("<b>&lt;b&gt;</b>", "")
+        assert "<b>" not in shown._repr_html_()
         assert "&lt;b&gt;" in shown._repr_html_()
 
 

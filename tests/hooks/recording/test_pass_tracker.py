@@ -68,8 +68,8 @@ class TestPasses:
             model = PooledNet()
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
             losses = []
-            tape = tp.record(model, "*", gradients=True, inputs=True)
-            if recorded:
+            tape = tp.record(model, "*", gradients=True, inputs=True) if recorded else None
+            if tape is not None:
                 tape.__enter__()
             for _ in range(4):
                 loss = model(torch.randn(4, 3, 5, 5)).square().mean()
@@ -77,7 +77,7 @@ class TestPasses:
                 loss.backward()
                 optimizer.step()
                 losses.append(loss.item())
-            if recorded:
+            if tape is not None:
                 tape.__exit__(None, None, None)
                 assert tape["act"].grad_output is not None
             return losses

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchpeek.errors import InputError, NotFired
-from torchpeek.hooks.recording.running_statistics import SAMPLED, RunningStatistics
+from torchpeek.hooks.recording.fine_bins import SAMPLED
+from torchpeek.hooks.recording.running_statistics import RunningStatistics
 
 
 def by_channel(batches: list[torch.Tensor], axis: int = 1) -> np.ndarray:
@@ -194,3 +195,102 @@ class TestRefusals:
     def test_complex_numbers(self) -> None:
         with pytest.raises(InputError, match="abs"):
             running([torch.randn(2, 3, dtype=torch.complex64)])
+
+
+class TestMagnitudes:
+    """Against the same numbers of the values times a power of two, and against sums in exact arithmetic."""
+
+    @pytest.mark.parametrize(
+        ("dtype", "exponent"),
+        [
+            (torch.float32, -130),
+            (torch.float32, -83),
+            (torch.float32, 66),
+            (torch.float32, 122),
+            (torch.bfloat16, -100),
+            (torch.bfloat16, 100),
+            (torch.float64, -1000),
+            (torch.float64, -660),
+            (torch.float64, 660),
+            (torch.float64, 1017),
+        ],
+    )
+    @pytest.mark.parametrize("shape", [(4, 5, 9, 7), (3, 5), (2, 5, 300)])
+    def test_values_of_any_size(self, dtype: torch.dtype, exponent: int, shape: tuple[int, ...]) -> None:
+        torch.manual_seed(0)
+        plain = [torch.randn(shape).mul(64).round() / 64, torch.randn(shape).relu().mul(64).round() / 64]
+        plain = [batch.to(dtype).double() for batch in plain]
+        found = running([(batch * 2.0**exponent).to(dtype) for batch in plain])
+        values = by_channel(plain)
+        np.testing.assert_allclose(np.ldexp(found.mean.numpy(), -exponent), values.mean(1), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(np.ldexp(found.std.numpy(), -exponent), values.std(1), rtol=1e-5)
+        whole = found.summary()
+        assert math.ldexp(whole.std, -exponent) == pytest.approx(values.std(), rel=1e-5)
+        assert math.ldexp(whole.mean, -exponent) == pytest.approx(values.mean(), rel=1e-4, abs=1e-6)
+        assert (whole.nan, whole.inf) == (0, 0)
+        counts, edges = found.histogram(8)
+        assert float(counts.sum()) == values.size
+        assert edges.isfinite().all()
+        assert (edges.diff() > 0).all()
+
+    @pytest.mark.parametrize("size", [1e-320, 1e-200, 1e200, 1.5e308])
+    def test_rows_that_differ_from_each_other_alone(self, size: float) -> None:
+        """Each call is constant, so that the spread is between the calls."""
+        found = running([torch.full((1, 1, 8), each * size, dtype=torch.float64) for each in (1.0, -1.0, 1.0, -1.0)])
+        assert found.mean.item() == pytest.approx(0, abs=size * 1e-9)
+        assert found.std.item() == pytest.approx(size, rel=1e-3 if size < 1e-310 else 1e-12, abs=0)
+
+    def test_channels_of_different_size(self) -> None:
+        sizes = torch.tensor([1e-300, 1e-25, 1.0, 1e25, 1e300], dtype=torch.float64)
+        values = torch.randn(4, 5, 30).double()
+        found = running([values * sizes[:, None]])
+        np.testing.assert_allclose(found.std, values.std((0, 2), correction=0) * sizes, rtol=1e-9)
+        assert found.summary().max == float((values * sizes[:, None]).max())
+
+    def test_constant_values_have_no_spread(self) -> None:
+        for size in (0.1, 1e-200, 1e200, 0.0):
+            found = running([torch.full((2, 3, 7), size, dtype=torch.float64)] * 3)
+            assert found.std.tolist() == [0, 0, 0]
+            assert found.mean.tolist() == [size] * 3
+
+    def test_nan_and_infinity_among_them(self) -> None:
+        values = torch.tensor([[[3e-200, -3e-200, math.nan, math.inf, 0.0]]], dtype=torch.float64)
+        found = running([values])
+        assert found.std.item() == pytest.approx(3e-200 * math.sqrt(2 / 3), rel=1e-12, abs=0)
+        assert (found.nan.tolist(), found.inf.tolist(), found.first_not_finite) == ([1], [1], 0)
+
+
+class TestChannelAxis:
+    def test_pooled_channels_have_the_statistics_of_all_values(self) -> None:
+        torch.manual_seed(0)
+        x, y = torch.randn(3, 5, 4), torch.randn(2, 7, 4) + 3
+        x[:, 1] = 0
+        found = running([x])
+        found.pool_channels()
+        found.update(y)
+        values = torch.cat([x.flatten(), y.flatten()]).double()
+        assert found.channels == 1
+        assert found.mean.item() == pytest.approx(values.mean().item(), rel=1e-6)
+        assert found.std.item() == pytest.approx(values.std(correction=0).item(), rel=1e-6)
+        assert (found.min.item(), found.max.item()) == (values.min().item(), values.max().item())
+        assert found.count.item() == len(values)
+        assert not found.dead.any()
+
+    @pytest.mark.parametrize(("axis", "alternative"), [(1, -1), (-1, 1)])
+    def test_the_axis_whose_length_does_not_vary_has_the_channels(self, axis: int, alternative: int) -> None:
+        tokens = [torch.randn(4, length, 16) for length in (10, 12, 10)]
+        found = RunningStatistics(channel_axis=axis, alternative_axis=alternative)
+        for each in tokens:
+            found.update(each)
+        assert (found.channels, found.calls, found.channel_axis) == (16, 3, -1)
+        np.testing.assert_allclose(found.mean, by_channel(tokens, -1).mean(1), atol=1e-6)
+        assert float(found.histogram()[0].sum()) == sum(each.numel() for each in tokens)
+
+    def test_excluded_axes(self) -> None:
+        found = RunningStatistics(channel_axis=1, alternative_axis=-1)
+        found.update(torch.randn(4, 10, 16))
+        assert found.is_ambiguous
+        found.exclude_axes({1})
+        assert (found.channels, found.is_ambiguous) == (16, False)
+        found.exclude_axes({2})
+        assert found.channels == 1

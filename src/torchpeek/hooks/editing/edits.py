@@ -11,8 +11,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, listed_names
 from torchpeek.hooks import containers
+from torchpeek.hooks.editing.changed_value import tensor_paths
 from torchpeek.hooks.recording.call import Call, Calls, Part
 
 __all__ = ["at", "patch", "scale", "zero"]
@@ -103,12 +104,14 @@ def patch(
     """
     value = source if isinstance(source, Tensor) else source.output
     if not isinstance(value, Tensor):
+        paths = tensor_paths(value)
         raise InputError(
-            f"the recorded call returned a {type(value).__name__}, and a patch is one tensor of it; take it with "
-            "call.at(path), and apply the patch with tp.edits.at"
+            f"the recorded call returned a {type(value).__name__}, and a patch is one tensor{_tensors_at(paths)}"
+            + (f". Next: tp.edits.at({paths[0]!r}, tp.edits.patch(call.at({paths[0]!r})))" if paths else "")
         )
 
     def change(tensor: Tensor) -> Tensor:
+        _check_tensor(tensor)
         try:
             replacement = value.to(tensor).expand(tensor.shape)
         except RuntimeError:
@@ -145,12 +148,22 @@ def at(path: str, change: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda container: containers.with_part(container, path, change(containers.at(container, path)))
 
 
+def _check_tensor(value: object) -> None:
+    if not isinstance(value, Tensor):
+        paths = tensor_paths(value)
+        next_step = f"choose which tensor to change: tp.edits.at({paths[0]!r}, ...)" if paths else "write a function"
+        raise InputError(
+            f"the edit changes a tensor and got a {type(value).__name__}{_tensors_at(paths)}. Next: {next_step}"
+        )
+
+
+def _tensors_at(paths: list[str]) -> str:
+    return f"; its tensors are at {listed_names(paths)}" if paths else "; no path leads to a tensor in it"
+
+
 def _channel_mask(tensor: Tensor, channels: Sequence[int] | None, axis: int) -> Tensor:
     """A mask of these channels that broadcasts to the tensor."""
-    if not isinstance(tensor, Tensor):
-        raise InputError(
-            f"the layer returned a {type(tensor).__name__}; choose which tensor of it to change: tp.edits.at('0', ...)"
-        )
+    _check_tensor(tensor)
     if channels is None:
         return torch.ones((), dtype=torch.bool, device=tensor.device)
     if not -tensor.ndim <= axis < tensor.ndim:

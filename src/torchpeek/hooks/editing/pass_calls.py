@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
-from torchpeek.errors import GradUnavailable
-from torchpeek.hooks.recording.pass_tracker import in_backward_pass
 from torchpeek.hooks.selected_layer import SelectedLayer
+
+
+class CallCounts(NamedTuple):
+    """The calls that one thread has counted in a pass."""
+
+    depth: int  # how many calls of the model are open
+    numbers: dict[object, int]
 
 
 class PassCalls:
@@ -30,15 +36,9 @@ class PassCalls:
         key = object()
 
         def at_selected_call(*arguments: Any) -> Any:
-            if in_backward_pass():
-                raise GradUnavailable(
-                    f"the edited layer {layer.name!r} is in a checkpointed part of the model, which runs again in the "
-                    "backward pass, where calls cannot be counted. Next: turn checkpointing off, or edit all calls: "
-                    f"{layer.path!r}"
-                )
-            counts = self._counts()
-            number = counts.get(key, 0)
-            counts[key] = number + 1
+            numbers = self._counts().numbers
+            number = numbers.get(key, 0)
+            numbers[key] = number + 1
             self._most[layer.path] = max(self._most.get(layer.path, 0), number + 1)
             return hook(*arguments) if number == layer.call else None
 
@@ -50,21 +50,35 @@ class PassCalls:
 
     def begin_pass(self, *hook_arguments: Any) -> None:
         """The pre-hook of the model: a pass begins, unless the model calls itself."""
-        depth = getattr(self._of_thread, "depth", 0)
-        self._of_thread.depth = depth + 1
-        if not depth:
-            self._counts().clear()
+        depth, numbers = self._counts()
+        self._of_thread.counts = CallCounts(depth + 1, numbers if depth else {})
 
     def end_pass(self, *hook_arguments: Any) -> None:
         """The forward hook of the model, also where it raises."""
-        self._of_thread.depth = max(0, getattr(self._of_thread, "depth", 0) - 1)
+        depth, numbers = self._counts()
+        self._of_thread.counts = CallCounts(max(0, depth - 1), numbers)
 
     def complete_pass(self, *hook_arguments: Any) -> None:
         """The forward hook of the model where it returns."""
         self.completed = True
 
-    def _counts(self) -> dict[object, int]:
-        counts: dict[object, int] | None = getattr(self._of_thread, "counts", None)
+    def counts(self) -> CallCounts:
+        """A copy of what the current thread has counted so far."""
+        depth, numbers = self._counts()
+        return CallCounts(depth, dict(numbers))
+
+    @contextmanager
+    def counted_from(self, counts: CallCounts) -> Iterator[None]:
+        """Inside the block, count the calls of the current thread from `counts`; afterwards as before."""
+        before = self._counts()
+        self._of_thread.counts = CallCounts(counts.depth, dict(counts.numbers))
+        try:
+            yield
+        finally:
+            self._of_thread.counts = before
+
+    def _counts(self) -> CallCounts:
+        counts: CallCounts | None = getattr(self._of_thread, "counts", None)
         if counts is None:
-            counts = self._of_thread.counts = {}
+            counts = self._of_thread.counts = CallCounts(0, {})
         return counts

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import operator
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -11,8 +14,20 @@ from torch import Tensor
 from torchpeek.errors import AmbiguousCall, InputError, NotFired
 from torchpeek.hooks import containers
 from torchpeek.hooks.gradient_tap import GradientTap
-from torchpeek.hooks.recording.storage import GradientSlot, Leaf, StoredTensor
-from torchpeek.html import cells_table, figure, notebook_html, paragraph
+from torchpeek.hooks.recording.storage import GradientSlot, Leaf
+from torchpeek.hooks.recording.summary import (
+    WIDTH,
+    Cells,
+    describe,
+    describe_gradient,
+    describe_parameters,
+    paragraph,
+    paragraphs,
+    shortened_rows,
+    table,
+)
+from torchpeek.hooks.selected_layer import call_name
+from torchpeek.html import cells_table, notebook_html, preformatted
 
 _NOT_RECORDED = object()  # not None, which a layer may return
 
@@ -148,19 +163,51 @@ class Call:
             for _, leaf in containers.leaves(value, Leaf):
                 yield leaf
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = vars(self).copy()
+        for name in ("input_taps", "first_node"):  # they belong to the graph
+            state.pop(name, None)
+        return state
+
     def _check(self, stored: Any, name: str) -> None:
         if stored is _NOT_RECORDED:
             if name == "gradients" and not self.complete and self.stored_grad_input is not _NOT_RECORDED:
                 raise NotFired(f"layer {self.layer!r} did not return, so no gradient can flow back to it")
             raise InputError(f"the {name} of layer {self.layer!r} were not recorded; record(..., {name}=True) does so")
 
+    def cells(self) -> Cells:
+        """What is recorded of the call, in words.
+
+        Returns:
+            A text for each of `output`, `input`, `grad_output` and `grad_input` that is recorded.
+
+        Example:
+            >>> model = nn.Sequential(nn.Linear(3, 2))
+            >>> with tp.record(model, "0", inputs=True) as tape:
+            ...     output = model(torch.ones(4, 3))
+            >>> tape["0"][0].cells()
+            {'output': '(4, 2) float32', 'input': '(4, 3) float32'}
+        """
+        cells = {"output": describe(self.stored_output) if self.complete else "did not return"}
+        inputs, gradients = _all_inputs(self.stored_input, self.stored_kwargs), self.stored_grad_output
+        if inputs is not _NOT_RECORDED:
+            cells["input"] = describe(inputs)
+        if gradients is not _NOT_RECORDED:
+            cells["grad_output"] = describe_gradient(gradients, self.stored_output)
+        gradients = _all_inputs(self.stored_grad_input, self.stored_grad_kwargs)
+        if gradients is not _NOT_RECORDED:
+            cells["grad_input"] = describe_gradient(gradients, None if inputs is _NOT_RECORDED else inputs)
+        return cells
+
     @notebook_html
     def _repr_html_(self) -> str:
-        return _calls_html(self.layer, [self])
+        return cells_table([{"call": self.layer} | self.cells()])
 
     def __repr__(self) -> str:
-        content = describe(self.stored_output) if self.complete else "did not return"
-        return f"Call({self.layer!r}, {content})"
+        cells = self.cells()
+        texts = list(cells.values()) if len(cells) == 1 else [f"{column} {text}" for column, text in cells.items()]
+        line = f"Call({self.layer!r}, {', '.join(texts)})"
+        return line if len(line) <= WIDTH else "\n".join(paragraphs(f"Call({self.layer!r})", cells))
 
 
 class Part:
@@ -204,7 +251,7 @@ class Part:
 
 
 class Calls(Sequence[Call]):
-    """The calls of one layer, in the order in which they began: `calls[i]` is a Call.
+    """The calls of one layer, in the order in which they began: `calls[i]` is a Call, `calls[1:]` are several.
 
     If there is only one call, its values are also here: `calls.output` is `calls[0].output`. The calls of the replicas
     of DataParallel in one pass are read as one call: their tensors are concatenated along the batch axis, in the order
@@ -215,6 +262,8 @@ class Calls(Sequence[Call]):
         calls: The calls.
         parameters: The parameters of the layer with the slots of their gradients; None if they are not recorded.
         why_none: Called with the name of the layer; the reason why it has no call.
+        if_several: Called with the name of the layer; what to do where one call is read and it has several.
+        numbers: The numbers of these calls, if they are a slice of more.
 
     Example:
         >>> relu = nn.ReLU()
@@ -231,17 +280,31 @@ class Calls(Sequence[Call]):
         calls: list[Call],
         parameters: dict[str, tuple[Leaf, GradientSlot]] | None,
         why_none: Callable[[str], str],
+        if_several: Callable[[str], str],
+        numbers: range | None = None,
     ) -> None:
         self._layer = layer
         self._calls = calls
         self._parameters = parameters
         self._why_none = why_none
+        self._if_several = if_several
+        self._numbers = numbers
 
-    def __getitem__(self, index: int) -> Call:  # type: ignore[override]  # one call at a time
+    @overload
+    def __getitem__(self, index: int) -> Call: ...
+    @overload
+    def __getitem__(self, index: slice) -> Calls: ...
+    def __getitem__(self, index: int | slice) -> Call | Calls:
+        if isinstance(index, slice):
+            return self._sliced(index)
         if not self._calls:
             raise NotFired(self._why_none(self._layer))
-        if not isinstance(index, int):
-            raise InputError(f"a call of layer {self._layer!r} is read by its number, from 0; got {index!r}")
+        try:
+            index = operator.index(index)
+        except TypeError:
+            raise InputError(
+                f"a call of layer {self._layer!r} is read by its number, from 0, or several by a slice; got {index!r}"
+            ) from None
         if not -len(self) <= index < len(self):
             raise NotFired(f"layer {self._layer!r} has calls [0] to [{len(self) - 1}]; got [{index}]")
         return self._calls[index]
@@ -251,6 +314,21 @@ class Calls(Sequence[Call]):
 
     def __iter__(self) -> Iterator[Call]:
         return iter(self._calls)
+
+    def _sliced(self, index: slice) -> Calls:
+        count = len(self._calls)
+        why_none = self._why_none
+        if count:
+            text = f"of the {count} calls of layer {self._layer!r}, {index} selects none"
+            why_none = partial(_text, text)
+        numbers = (self._numbers or range(count))[index]
+        return Calls(self._layer, self._calls[index], self._parameters, why_none, self._if_several, numbers)
+
+    def __reduce__(self) -> tuple[type[Calls], tuple[Any, ...]]:
+        # The reasons as texts: the functions belong to the recording, with its model.
+        reason = "" if self._calls else self._why_none(self._layer)
+        texts = partial(_text, reason), partial(_text, self._if_several(self._layer))
+        return Calls, (self._layer, list(self._calls), self._parameters, *texts, self._numbers)
 
     @property
     def output(self) -> Any:
@@ -315,9 +393,28 @@ class Calls(Sequence[Call]):
         """The gradient of each parameter in the last backward pass alone, by name; None where none has arrived.
 
         `.grad` differs: it is the sum over the backward passes. If the layer is called several times, the gradient is
-        the sum over the calls, because they share the parameter.
+        the sum over the calls, because they share the parameter. It is also the sum over all models that share it.
         """
         return {name: slot.read() for name, (_, slot) in self._recorded_parameters().items()}
+
+    def cells(self) -> list[Cells]:
+        """What is recorded of each call, in words.
+
+        Returns:
+            For each call the texts of `Call.cells`, after its name.
+
+        Example:
+            >>> model = nn.Sequential(nn.Linear(3, 2))
+            >>> with tp.record(model, "0") as tape:
+            ...     output = model(torch.ones(4, 3))
+            >>> tape["0"].cells()
+            [{'call': '0[0]', 'output': '(4, 2) float32'}]
+        """
+        numbers = self._numbers or range(len(self._calls))
+        return [
+            {"call": call_name(self._layer, number)} | call.cells()
+            for number, call in zip(numbers, self._calls, strict=True)
+        ]
 
     def _recorded_parameters(self) -> dict[str, tuple[Leaf, GradientSlot]]:
         if self._parameters is None:
@@ -333,33 +430,36 @@ class Calls(Sequence[Call]):
         if not values or any(list(containers.leaves(value)) == [] for value in values):
             raise AmbiguousCall(
                 f"layer {self._layer!r} was called {len(self)} times; read one call, [0] to [{len(self) - 1}]. "
-                "record(..., passes='last') records the calls of the last pass only"
+                f"{self._if_several(self._layer)}"
             )
         return _concatenated(values)
 
     @notebook_html
     def _repr_html_(self) -> str:
-        return _calls_html(self._layer, self._calls) if self._calls else paragraph(self._why_none(self._layer))
+        return cells_table(self.cells()) if self._calls else preformatted(repr(self))
 
     def __repr__(self) -> str:
-        return f"Calls({self._layer!r}, {len(self)})"
-
-
-def _calls_html(layer: str, calls: Sequence[Call]) -> str:
-    """The calls as a table with a row for each recorded value: what it is, with its shapes and dtypes."""
-    rows = [
-        {"call": f"[{number}]" if len(calls) > 1 else "", "recorded": name, "shape and dtype": describe(stored)}
-        for number, call in enumerate(calls)
-        for name in ("input", "kwargs", "output", "grad_output", "grad_input", "grad_kwargs")
-        if (stored := getattr(call, f"stored_{name}")) is not _NOT_RECORDED
-        and not (name.endswith("kwargs") and stored == {})
-    ]
-    footer = "" if all(call.complete for call in calls) else "an exception was raised in the last call"
-    return figure(cells_table(rows, footer=footer), layer)
+        if not self._calls:
+            return textwrap.fill(self._why_none(self._layer), WIDTH)
+        rows, left_out = shortened_rows(self.cells())
+        lines = [table(rows), left_out]
+        if self._parameters is not None:
+            values = describe_parameters({name: leaf for name, (leaf, _) in self._parameters.items()})
+            lines.append(paragraph("parameters", values))
+        return "\n".join(filter(None, lines))
 
 
 def _read(value: Any) -> Any:
     return containers.mapped(value, lambda path, leaf: leaf.read(), Leaf)
+
+
+def _text(text: str, layer: str) -> str:
+    return text
+
+
+def _all_inputs(args: Any, kwargs: Any) -> Any:
+    """The positional and the keyword inputs in one container, or what says that they are not recorded."""
+    return args if args is _NOT_RECORDED or kwargs is _NOT_RECORDED or not kwargs else (args, kwargs)
 
 
 def _single(values: Any) -> Any:
@@ -381,27 +481,3 @@ def _concatenated(values: list[Any]) -> Any:
         return torch.cat(members) if first.ndim else torch.stack(members)
 
     return containers.mapped(ordered[0], concatenated)
-
-
-def describe(value: Any) -> str:
-    """The shapes and dtypes of the stored tensors in a container, as text."""
-    texts = []
-    for _, leaf in containers.leaves(value, Leaf):
-        if isinstance(leaf, GradientSlot):
-            if leaf.leaf is None:
-                texts.append("none has arrived")
-                continue
-            leaf = leaf.leaf
-        stored = leaf.tensor if isinstance(leaf, StoredTensor) else leaf.read()
-        texts.append(_shape_and_dtype(stored) if isinstance(stored, Tensor) else repr(stored))
-    return ", ".join(texts) or "no tensor"
-
-
-def shapes(value: Any) -> str:
-    """The shapes and dtypes of the tensors in a container, as text."""
-    return ", ".join(_shape_and_dtype(tensor) for _, tensor in containers.leaves(value)) or "none has arrived"
-
-
-def _shape_and_dtype(tensor: Tensor) -> str:
-    shape = "nested" if tensor.is_nested else str(tuple(tensor.shape))
-    return f"{shape} {str(tensor.dtype).removeprefix('torch.')}"

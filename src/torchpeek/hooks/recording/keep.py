@@ -15,9 +15,9 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torchpeek.errors import InputError, LayerNotFound
+from torchpeek.errors import InputError, LayerNotFound, notify
 from torchpeek.hooks.module_channels import UNKNOWN_CHANNELS, Channels, channels_of
-from torchpeek.hooks.recording.running_statistics import RunningStatistics
+from torchpeek.hooks.recording.running_statistics import ChannelsVary, RunningStatistics
 from torchpeek.hooks.recording.storage import Leaf, StoredTensor, StoredValue
 from torchpeek.hooks.select import Selection, select
 from torchpeek.hooks.selected_layer import SelectedLayer
@@ -93,7 +93,10 @@ class Running:
     Args:
         histogram: Whether to count a histogram, of at most 65,536 values of a call.
         channel_axis: The axis of the channels. By default it is axis 1 or the last axis, whichever has as many entries
-            as the last module with channels, in the layer or before it.
+            as the layers in and around this one have channels. If that does not decide, it is the one whose length does
+            not vary from call to call. If the length of the channel axis varies, all channels count as one, and a
+            notice says so.
+        reduce: Called with each tensor; the statistics are those of its result, such as `torch.abs` of complex numbers.
 
     Example:
         >>> model = nn.Sequential(nn.ReLU())
@@ -105,6 +108,7 @@ class Running:
 
     histogram: bool = True
     channel_axis: int | None = None
+    reduce: Callable[[Tensor], Tensor] | None = None
 
     accumulates = True
 
@@ -112,30 +116,94 @@ class Running:
         return StatisticsKeeper(layer, channels, self)
 
 
+@dataclass(frozen=True)
+class LenientRunning(Running):
+    """`Running` for many layers at once: a tensor without statistics is left out, with the reason, and never raises.
+
+    Integers, such as class indices, are left out, too.
+    """
+
+    def _keeper(self, layer: str, channels: Channels) -> Keeper:
+        return StatisticsKeeper(layer, channels, self, lenient=True)
+
+
+class NoStatistics(Leaf):
+    """Stands for the statistics of a tensor that has none.
+
+    Args:
+        reason: Why there are none.
+    """
+
+    __slots__ = ("reason",)
+
+    accumulates = True
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def read(self) -> NoStatistics:
+        """Read it, as every leaf of a recording is read: the object itself."""
+        return self
+
+
 class StatisticsKeeper:
     """The statistics of one layer: a RunningStatistics for each call in a pass, and for each of its tensors."""
 
-    def __init__(self, layer: str, channels: Channels, policy: Running) -> None:
+    def __init__(self, layer: str, channels: Channels, policy: Running, *, lenient: bool = False) -> None:
         self._layer = layer
         self._channels = channels
         self._policy = policy
-        self._parts: dict[tuple[int, str], RunningStatistics] = {}
+        self._lenient = lenient
+        self._parts: dict[tuple[int, str], RunningStatistics | NoStatistics] = {}
         self._lock = threading.Lock()  # the replicas of DataParallel call it at the same time
 
     def __call__(self, part: str, order: int, number: int, tensor: Tensor, copy: bool) -> Leaf:
         with self._lock:
             statistics = self._parts.get((number, part))
-            if statistics is None:
-                axis = self._policy.channel_axis
-                axis = self._channels.axis_of(tensor) if axis is None else axis
-                statistics = RunningStatistics(channel_axis=axis, histogram=self._policy.histogram)
-                self._parts[number, part] = statistics
+            if isinstance(statistics, NoStatistics):
+                return statistics
             try:
-                statistics.update(tensor)
+                values = tensor.detach()
+                if self._policy.reduce is not None:
+                    values = self._policy.reduce(values)
+                if statistics is None:
+                    statistics = self._parts[number, part] = self._new(values)
+                if isinstance(statistics, RunningStatistics):
+                    self._update(statistics, part, values)
             except Exception as error:
+                if self._lenient and isinstance(error, InputError):
+                    statistics = self._parts[number, part] = NoStatistics(str(error))
+                    return statistics
                 error.add_note(f"in the statistics of the {part} of layer {self._layer!r}")
                 raise
         return statistics
+
+    def _new(self, values: Tensor) -> RunningStatistics | NoStatistics:
+        if self._lenient and not (values.is_floating_point() or values.is_complex() or values.is_quantized):
+            return NoStatistics(
+                f"its values are no floating-point numbers but {values.dtype}, such as class indices or a mask. Next: "
+                "reduce=torch.Tensor.float counts them all the same"
+            )
+        axes = self._channels.axes_of(values) if self._policy.channel_axis is None else (self._policy.channel_axis,)
+        return RunningStatistics(
+            channel_axis=axes[0],
+            histogram=self._policy.histogram,
+            alternative_axis=axes[1] if len(axes) > 1 and axes[1] is not None else None,
+        )
+
+    def _update(self, statistics: RunningStatistics, part: str, values: Tensor) -> None:
+        try:
+            statistics.update(values)
+        except ChannelsVary:
+            if self._policy.channel_axis is not None:
+                raise
+            if not self._lenient:
+                notify(
+                    f"the number of channels of the {part} of layer {self._layer!r} varies from call to call, so they "
+                    "count as one channel; tp.keep.Running(channel_axis=...) sets their axis"
+                )
+            statistics.pool_channels()
+            statistics.update(values)
 
     def current(self, number: int, part: str) -> Leaf | None:
         """The statistics of this call and part over the passes so far; None if there are none yet."""

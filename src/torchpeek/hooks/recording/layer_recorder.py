@@ -38,7 +38,7 @@ class LayerInputHook(UncopiedHook):
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         recorder = self._recorder
-        if not recorder.tracker.is_ours(module is not recorder.module):
+        if not recorder.tracker.is_ours(module, recorder.module):
             return None
         return recorder.record_input(module, args, kwargs or {})
 
@@ -103,7 +103,7 @@ class LayerRecorder(UncopiedHook):
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         # This runs for every layer in every pass, so the common case comes first and makes the fewest calls.
         tracker = self.tracker
-        if not tracker.is_ours(module is not self.module):
+        if not tracker.is_ours(module, self.module):
             # The second run of a checkpointed part must build the same graph as the first one.
             return self._in_second_run(output) if tracker.gradients and in_backward_pass() else None
         if (

@@ -18,9 +18,11 @@ from torch.utils.hooks import RemovableHandle
 from torchpeek.errors import InputError
 from torchpeek.hooks import containers
 from torchpeek.hooks.gradient_tap import GradientTap
+from torchpeek.hooks.model_calls import ModelCalls
 from torchpeek.hooks.process import current_thread
 from torchpeek.hooks.recording.call import Call
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf
+from torchpeek.hooks.selected_layer import call_name
 from torchpeek.hooks.temporary_hooks import UncopiedHook
 
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
@@ -56,6 +58,7 @@ class PassTracker:
 
     def __init__(
         self,
+        model: nn.Module,
         *,
         inputs: bool,
         gradients: bool,
@@ -76,10 +79,14 @@ class PassTracker:
         self.thread = -1  # the thread that opened the block
         self.tensor_hooks: list[RemovableHandle | GradientTap] = []
         self.output_edges: list[OutputEdge] = []  # of the recorded passes
-        self.call_depth: dict[int, int] = {}  # thread -> how many calls of the model are open in it
+        self.calls = ModelCalls(model)
+        self.in_pass = self.calls.depth  # true for a thread in which the model runs
         self.replicas: dict[int, object] = {}  # thread -> the device of the model's replica that runs in it
         self.lock = threading.Lock()  # replicas begin at the same time
         self.called_in_other_thread = False  # whether the model ran in a thread that does not belong to the recording
+        self.opened = False  # whether the recording has been opened
+        self.called_outside_pass = False  # whether a part of the model was called in the last pass, or before the first
+        self.by_hand = False  # whether the user began the last pass with new_pass()
         self.completed = True  # whether the model returned in the last pass
         self.pending_layers: set[str] | None = None  # with an early stop: the layers that have not returned yet
         self.required_layers: frozenset[str] = frozenset()  # with an early stop: the layers that every pass waits for
@@ -93,17 +100,25 @@ class PassTracker:
     def open_block(self) -> None:
         """Begin to record in the current thread."""
         self.thread = current_thread()
-        self.call_depth.clear()
+        self.calls.open()
+        self.opened = True
         self.called_in_other_thread, self.completed, self.early_stop = False, True, None
         if self.pending_layers is not None:
             self.pending_layers = set(self.required_layers)
+
+    def close_block(self) -> None:
+        """End what `open_block` began."""
+        self.remove_tensor_hooks()
+        self.calls.close()
 
     def start_pass(self) -> None:
         """Begin a new pass, which replaces the last one unless all passes are recorded."""
         self.replicas.clear()
         if not self.all_passes:
             self.output_edges.clear()
-        self.called_in_other_thread = self.completed = False
+        self.called_in_other_thread = self.completed = self.by_hand = False
+        if not self.all_passes:
+            self.called_outside_pass = False
         self.pass_count += 1
         if self.pending_layers is not None:
             self.pending_layers = set(self.required_layers)
@@ -139,18 +154,55 @@ class PassTracker:
         slots = {id(leaf) for leaf in call.stored()}
         self.output_edges = [edge for edge in self.output_edges if id(edge.slot) not in slots]
 
-    def is_ours(self, replica: bool) -> bool:
+    def is_ours(self, module: nn.Module, layer: nn.Module) -> bool:
         """Whether the call that runs now belongs to the recording.
 
         A call inside a backward pass does not: it is the second run of a checkpointed part. A call in another thread
-        does not either, unless a replica runs there: DataParallel runs each replica in a thread of its own.
+        does not either, unless a replica runs there: DataParallel runs each replica in a thread of its own. Nor does
+        the call of another model that shares the layer.
+
+        Args:
+            module: The module that is called: the layer, or a replica of it.
+            layer: The layer.
         """
         if _graph_task() != -1:
             return False
-        if current_thread() == self.thread or replica or current_thread() in self.replicas:
+        thread = current_thread()
+        if self.in_pass.get(thread):
             return True
+        if thread == self.thread or module is not layer or thread in self.replicas:
+            included = self.calls.include(module)
+            if included and layer is not self.calls.model:
+                self.called_outside_pass = True
+            return included
         self.called_in_other_thread = True
         return False
+
+    def why_not_called(self) -> str | None:
+        """The reason why a layer was not called, if it is the same for all layers."""
+        if not self.opened:
+            return "the recording was not opened; call the model inside a with block of it"
+        if not self.pass_count:
+            if self.called_outside_pass:
+                return (
+                    "the model itself was not called in the block, and the part or method of it that was called does "
+                    "not use this layer"
+                )
+            return "the model was not called in the block; call it there, this very object and not a copy of it"
+        if self.by_hand:
+            return "what was called of the model since tape.new_pass() does not use it"
+        return None if self.completed else "an exception ended the pass before it was called"
+
+    def about_several_calls(self, layer: str) -> str:
+        """What to do where a layer was called several times, and one call is read."""
+        if self.all_passes and self.pass_count > 1:
+            return "record(..., passes='last') records the calls of the last pass only"
+        if self.called_outside_pass:
+            return (
+                "A call of a part or a method of the model begins no pass: tape.new_pass() before it begins one, and "
+                "the calls before that are forgotten" + (", with passes='last'" if self.all_passes else "")
+            )
+        return f"record(model, {call_name(layer, 0)!r}) records one call of each pass alone"
 
 
 def in_backward_pass() -> bool:
@@ -248,16 +300,14 @@ class PassStartHook(UncopiedHook):
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
         tracker, replica = self._tracker, module is not self._model
-        if not tracker.is_ours(replica):
+        if not tracker.is_ours(module, self._model):
             return
         if _under_vmap():
             raise InputError(
                 "nothing can be recorded inside torch.vmap, because the tensors there are invalid outside it; run the "
                 "batch without vmap, or record around it"
             )
-        depth = tracker.call_depth.get(current_thread(), 0)
-        tracker.call_depth[current_thread()] = depth + 1
-        if depth:  # the model calls itself
+        if not tracker.calls.begin():  # the model calls itself
             return
         if not replica:
             tracker.start_pass()
@@ -283,19 +333,18 @@ class PassEndHook(UncopiedHook):
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         tracker = self._tracker
-        if tracker.call_depth.get(current_thread(), 0) == 1 and tracker.is_ours(replica=False):
+        if tracker.in_pass.get(current_thread()) == 1 and not in_backward_pass():
             tracker.end_pass()
 
 
-class CallDepthHook(PassEndHook):
+class CallEndHook(PassEndHook):
     """The forward hook of the model that also runs when the model raises: one open call less."""
 
     __slots__ = ()
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        depth = self._tracker.call_depth
-        if _graph_task() == -1 and depth.get(current_thread(), 0):
-            depth[current_thread()] -= 1
+        if not in_backward_pass():
+            self._tracker.calls.end()
 
 
 def _under_vmap() -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
@@ -12,22 +12,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NotConnected, closest, notify
+from torchpeek.errors import GradUnavailable, InputError, NotConnected, notify
 from torchpeek.hooks.checked_model import checked_model
 from torchpeek.hooks.gradient_tap import hooked
+from torchpeek.hooks.model_calls import passes_were_cut
 from torchpeek.hooks.process import eagerly, is_sharded
-from torchpeek.hooks.recording.call import Calls, describe, shapes
 from torchpeek.hooks.recording.keep import Keep, layer_keepers
+from torchpeek.hooks.recording.layer_mapping import LayerGradients
 from torchpeek.hooks.recording.layer_recorder import LayerInputHook, LayerRecorder
-from torchpeek.hooks.recording.pass_tracker import CallDepthHook, PassEndHook, PassStartHook, PassTracker
-from torchpeek.hooks.recording.storage import GradientSlot, Leaf, MemoryBudget, StoredTensor, slot_hook
+from torchpeek.hooks.recording.pass_tracker import CallEndHook, PassEndHook, PassStartHook, PassTracker
+from torchpeek.hooks.recording.recorded_layers import RecordedLayers
+from torchpeek.hooks.recording.storage import GradientSlot, MemoryBudget, StoredTensor, whole_gradient_hook
+from torchpeek.hooks.recording.summary import Cells
 from torchpeek.hooks.select import Selection, named_layers, select, why_not_fired
-from torchpeek.hooks.selected_layer import split_call
 from torchpeek.hooks.temporary_hooks import attached
-from torchpeek.html import cells_table, notebook_html, table
+from torchpeek.hooks.with_block import OpenedByWith
 from torchpeek.interrupts import protected, uninterrupted
 from torchpeek.keywords import checked_keywords
-from torchpeek.text_table import text_table
 
 Snapshot: TypeAlias = Literal["auto", "clone", "alias"]
 
@@ -50,13 +51,14 @@ def record(
     """Record what layers return while you run `model` inside the block.
 
     You may run the model in any way and several times, also in training. Neither the model nor its results change.
-    The recording takes the calls of the thread that opened the block, and those of the replicas of DataParallel.
+    The recording takes the calls of the thread that opened the block, and those of the replicas of DataParallel. If
+    another model has some of the layers, too, its calls are left out, unless it runs inside a pass of `model`.
 
     Args:
         model: The model.
         layers: A name, a glob whose `*` crosses dots, a compiled regular expression, a type, a predicate
-            `f(name, module)`, a module, or a list of these. A number in brackets at the end of a name or glob records
-            that call of each pass alone: "act[0]" is the first, "act[-1]" the last.
+            `f(name, module)`, a module, or a list of these, also a slice of an nn.ModuleList. A number in brackets at
+            the end of a name or glob records that call of each pass alone: "act[0]" is the first, "act[-1]" the last.
         exclude: A selection of layers to leave out.
         inputs: Also record the inputs of the layers.
         gradients: Also record the gradients with respect to outputs and inputs. They arrive when you run `backward()`
@@ -110,6 +112,7 @@ def record(
     keepers = layer_keepers(model, selected, keep)
     all_accumulate = len(keepers) == len(selected) and all(accumulates for _, accumulates in keepers.values())
     tracker = PassTracker(
+        model,
         inputs=inputs,
         gradients=gradients,
         copy=snapshot == "clone" or (snapshot == "auto" and any(module.__dict__.get("inplace") for module in modules)),
@@ -125,11 +128,11 @@ def record(
     return Recording(model, modules, recorders, tracker, parameters=parameters)
 
 
-class Recording:
-    """The recorded calls of layers: `recording[name]` are those of one layer.
+class Recording(OpenedByWith, RecordedLayers):
+    """The recorded calls of layers: a mapping, in which `recording[name]` are those of one layer.
 
-    `record` makes it. A `with` block opens it, several times if you like. It can be read at any time. Iterating over it
-    gives the names of the layers, and printing it gives a table.
+    `record` makes it. A `with` block opens it, several times if you like. It can be read at any time. Printing it gives
+    a table. A copy or a pickle of it has what is recorded, without the model, so it can be read and not opened again.
 
     Args:
         model: The model.
@@ -155,15 +158,17 @@ class Recording:
         *,
         parameters: bool,
     ) -> None:
+        super().__init__(recorders, {} if parameters else None, records_gradients=tracker.gradients)
         self._model = model
         self._modules = modules
         self._recorders = recorders
         self._tracker = tracker
-        self._parameters: dict[str, dict[str, tuple[Leaf, GradientSlot]]] | None = {} if parameters else None
         self._parameter_hooks: list[RemovableHandle] = []
         self._stack: ExitStack | None = None
+        self.must_be_opened("with tp.record(model, ...) as tape:")
 
     def __enter__(self) -> Self:
+        self.was_opened()
         if self._stack is not None:
             raise InputError("this recording is open already; make another one with record()")
         self._stack = ExitStack()
@@ -187,7 +192,7 @@ class Recording:
         stack.enter_context(eagerly(self._modules, _notify_compiled))
         stack.callback(self._remove_gradient_hooks)
         self._store_parameters()
-        stack.enter_context(attached(returned, called=called, ended=[(self._model, CallDepthHook(tracker))]))
+        stack.enter_context(attached(returned, called=called, ended=[(self._model, CallEndHook(tracker))]))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -197,7 +202,11 @@ class Recording:
                 self._close()
         finally:
             self._close()  # for a Ctrl-C that arrived before `uninterrupted` took effect
-        return error is not None and error is self._tracker.early_stop
+        stopped = error is not None and error is self._tracker.early_stop
+        if error is not None and stopped:
+            error.__traceback__ = None  # its frames would keep this recording and the model alive
+            passes_were_cut()
+        return stopped
 
     def _close(self) -> None:
         if self._stack is not None:
@@ -216,6 +225,7 @@ class Recording:
             torch.Size([5, 2])
         """
         self._tracker.start_pass()
+        self._tracker.by_hand = True
         self._on_pass_start()
 
     def grad(self, score: Tensor, *, retain_graph: bool = True) -> LayerGradients:
@@ -286,81 +296,27 @@ class Recording:
             }
         )
 
-    def __getitem__(self, layer: str) -> Calls:
-        if layer not in self._recorders:
-            path, call = split_call(layer)
-            hint = f"; read that call as [{path!r}][{call}]" if call and path in self._recorders else ""
-            hint = hint or closest(layer, self._recorders)
-            raise LayerNotFound(f"layer {layer!r} is not recorded{hint}; {len(self._recorders)} layers are")
-        calls = self._recorders[layer].calls
-        parameters = None if self._parameters is None else self._parameters[layer]
-        return Calls(layer, calls, parameters, self.why_not_called)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._recorders)
-
-    def __len__(self) -> int:
-        return len(self._recorders)
-
-    def __contains__(self, layer: object) -> bool:
-        return layer in self._recorders
-
-    @property
-    def nbytes(self) -> int:
-        """The memory that the recording keeps alive, in bytes.
-
-        Each storage counts once and as a whole, also if only a view of it is recorded. Tensors in files do not count.
-        """
-        storages: dict[int, int] = {}
-        leaves = [leaf for recorder in self._recorders.values() for call in recorder.calls for leaf in call.stored()]
-        leaves += [leaf for by_name in (self._parameters or {}).values() for pair in by_name.values() for leaf in pair]
-        for leaf in leaves:
-            stored = leaf.leaf if isinstance(leaf, GradientSlot) else leaf
-            if isinstance(stored, StoredTensor) and stored.original_device is None:
-                start, size = stored.storage()
-                storages[start] = size
-        return sum(storages.values())
-
-    def _rows(self) -> list[tuple[str, str, str]]:
-        rows = [("layer", "calls", "output")]
-        for name, recorder in self._recorders.items():
-            calls = recorder.calls
-            output = describe(calls[-1].stored_output) if calls and calls[-1].complete else "was not called"
-            rows.append((name, str(len(calls)), output))
-        return rows
-
-    @notebook_html
-    def _repr_html_(self) -> str:
-        header, *rows = self._rows()
-        return cells_table([dict(zip(header, row, strict=True)) for row in rows])
-
-    def __repr__(self) -> str:
-        rows = self._rows()
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    def cells(self) -> list[Cells]:
+        """What is recorded of each layer, in words; see RecordedLayers."""
+        self.was_opened()  # the table shows that no layer was called
+        return super().cells()
 
     def why_not_called(self, layer: str) -> str:
-        """Explain why a layer has no call.
-
-        Args:
-            layer: The name of a recorded layer without a call.
-
-        Returns:
-            A sentence with the likely reason.
-
-        Example:
-            >>> model = nn.Sequential(nn.Linear(3, 2), nn.ModuleList())
-            >>> "a container that is never called" in tp.record(model, "1").why_not_called("1")
-            True
-        """
+        """Explain why a layer has no call; see RecordedLayers."""
+        self.was_opened()  # the text says if it was not
         tracker = self._tracker
         if tracker.called_in_other_thread:
             return f"layer {layer!r} was called in another thread; open the recording in the thread that runs the model"
         if tracker.early_stop is not None and not tracker.completed:
             return f"the pass was stopped before layer {layer!r} was called; record it with stop=False"
         recorder = self._recorders[layer]
-        why = why_not_fired(self._model, recorder.selected, recorder.call_count)
-        return why if tracker.completed else f"{why}. An exception ended the last pass before the model returned"
+        if excluded := tracker.calls.why_excluded(recorder.selected):
+            return excluded
+        return why_not_fired(self._model, recorder.selected, recorder.call_count, tracker.why_not_called())
+
+    def about_several_calls(self, layer: str) -> str:
+        """Say what to do where one call of a layer is read, and it has several; see RecordedLayers."""
+        return self._tracker.about_several_calls(layer)
 
     def _on_pass_start(self) -> None:
         for recorder in self._recorders.values():
@@ -384,62 +340,14 @@ class Recording:
                 slot = GradientSlot(partial(StoredTensor, copy=True))
                 self._parameters[name][parameter] = StoredTensor(tensor, self._tracker.copy_gradients), slot
                 if tensor.requires_grad and self._tracker.gradients:
-                    self._parameter_hooks.append(hooked(tensor, slot_hook(slot)))
+                    self._parameter_hooks.append(hooked(tensor, whole_gradient_hook(slot)))
 
     def _remove_gradient_hooks(self) -> None:
         for handle in self._parameter_hooks:
             handle.remove()
         self._parameter_hooks.clear()
-        self._tracker.remove_tensor_hooks()
+        self._tracker.close_block()
 
 
 def _notify_compiled() -> None:
     notify("the model is compiled, and compiled code ignores hooks; it runs eagerly while it is recorded")
-
-
-class LayerGradients(Mapping[str, Any]):
-    """Gradients by layer, in the containers of the outputs: `gradients[name]`, or `gradients[name, i]` for call i.
-
-    Args:
-        gradients: For each layer the gradient of each of its calls.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
-        >>> with tp.record(model, "*", gradients=True) as tape:
-        ...     gradients = tape.grad(model(torch.ones(4, 3)).sum())
-        >>> {name: tuple(gradient.shape) for name, gradient in gradients.items()}
-        {'0': (4, 2), '1': (4, 2)}
-    """
-
-    def __init__(self, gradients: dict[str, list[Any]]) -> None:
-        self._gradients = gradients
-
-    def __getitem__(self, layer: str | tuple[str, int]) -> Any:
-        name, index = layer if isinstance(layer, tuple) else (layer, None)
-        if name not in self._gradients:
-            raise LayerNotFound(f"there is no gradient of layer {name!r}{closest(name, self._gradients)}")
-        calls = self._gradients[name]
-        if index is None and len(calls) > 1:
-            raise AmbiguousCall(f"layer {name!r} was called {len(calls)} times; read [{name!r}, 0] and so on")
-        return calls[index or 0]
-
-    def __repr__(self) -> str:
-        return text_table(*self._table())
-
-    @notebook_html
-    def _repr_html_(self) -> str:
-        return table(*self._table())
-
-    def _table(self) -> tuple[tuple[str, str, str], list[tuple[str, str, str]]]:
-        rows = [
-            (name, str(number) if len(calls) > 1 else "", shapes(gradient))
-            for name, calls in self._gradients.items()
-            for number, gradient in enumerate(calls)
-        ]
-        return ("layer", "call", "gradient"), rows
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._gradients)
-
-    def __len__(self) -> int:
-        return len(self._gradients)

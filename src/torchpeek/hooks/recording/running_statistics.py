@@ -1,4 +1,7 @@
-"""RunningStatistics: mean, variance, extremes and a histogram of a layer's values per channel, in constant memory."""
+"""RunningStatistics: mean, variance, extremes and a histogram of a layer's values per channel, in constant memory.
+
+They are right for every magnitude that a dtype can hold: no square overflows or underflows.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,10 @@ import torch
 from torch import Tensor
 
 from torchpeek.errors import InputError, NotFired
+from torchpeek.hooks.recording.fine_bins import FLOAT32_BINS, FLOAT64_BINS
+from torchpeek.hooks.recording.moments import SAFE_RANGE, chunks, combined, row_moments, scales, times
 from torchpeek.hooks.recording.storage import Leaf
 
-SAMPLED = 65_536
-"""The most values of one call of a layer in the histogram, evenly spaced. All other numbers use every value."""
-
-# A bin is given by the sign, the exponent and the first three bits of a finite float32: eight bins to the octave.
-_BINS_PER_SIGN = 255 * 8
-_CHUNK_SIZE = 1 << 20  # values that are processed at a time, so that they stay in the cache
 _MAX_PENDING = 1 << 18  # the most numbers that wait to be merged
 
 
@@ -58,6 +57,10 @@ class Summary:
     inf: int
 
 
+class ChannelsVary(InputError):
+    """A tensor has another number of channels than those before it."""
+
+
 class RunningStatistics(Leaf):
     """Mean, variance, extremes, zeros, NaN and infinities of each channel, and a histogram over all channels.
 
@@ -65,8 +68,11 @@ class RunningStatistics(Leaf):
     numbers. The variance is that of the population.
 
     Args:
-        channel_axis: The axis of the channels. A tensor that does not have this axis counts as one channel.
+        channel_axis: The axis of the channels. A tensor that does not have this axis counts as one channel, and with
+            None every tensor does.
         histogram: Whether to count a histogram.
+        alternative_axis: Another axis that may be that of the channels. Its statistics are kept, too, until the length
+            of one of the two axes varies from call to call. The channels are then on the other one.
 
     Attributes:
         calls: The number of calls.
@@ -84,15 +90,19 @@ class RunningStatistics(Leaf):
     """
 
     __slots__ = (
+        "_alternative",
         "_axis",
         "_bin_counts",
+        "_bins",
         "_count",
+        "_counts_bins",
         "_high",
         "_low",
-        "_m2",
         "_mean",
         "_pending",
         "_pending_size",
+        "_shape",
+        "_std",
         "_zeros",
         "calls",
         "channels",
@@ -103,9 +113,26 @@ class RunningStatistics(Leaf):
 
     accumulates = True
 
-    def __init__(self, *, channel_axis: int = 1, histogram: bool = True) -> None:
+    _count: Tensor
+    _mean: Tensor
+    _std: Tensor
+    _zeros: Tensor
+    _low: Tensor
+    _high: Tensor
+    nan: Tensor
+    inf: Tensor
+
+    def __init__(
+        self, *, channel_axis: int | None = 1, histogram: bool = True, alternative_axis: int | None = None
+    ) -> None:
         self._axis = channel_axis
-        self._bin_counts = torch.zeros(2 * _BINS_PER_SIGN, dtype=torch.int64) if histogram else None
+        self._alternative = (
+            None if alternative_axis is None else RunningStatistics(channel_axis=alternative_axis, histogram=False)
+        )
+        self._shape: tuple[int, ...] = ()  # of the first tensor
+        self._counts_bins = histogram
+        self._bins = FLOAT32_BINS
+        self._bin_counts: Tensor | None = None
         self.calls = 0
         self.channels = 0
         self._pending: list[tuple[int, Tensor]] = []
@@ -142,24 +169,106 @@ class RunningStatistics(Leaf):
             >>> statistics.mean
             tensor([1., 2.], dtype=torch.float64)
         """
+        if self._alternative is not None:
+            try:
+                self._alternative.update(tensor)
+            except ChannelsVary:
+                self._alternative = None
         rows = self._rows(tensor.detach())  # (R, C, L): R rows of L values for each channel
         if self.channels == 0:
+            self._shape = tuple(tensor.shape)
+            self._bins = FLOAT64_BINS if tensor.dtype == torch.float64 else FLOAT32_BINS
             self._allocate(rows.shape[1])
         elif rows.shape[1] != self.channels:
-            raise InputError(
-                f"a tensor of shape {tuple(tensor.shape)} has {rows.shape[1]} channels on axis {self._axis}, but the "
-                f"tensors before had {self.channels}; tp.keep.Running(channel_axis=...) sets the axis of the channels"
-            )
+            if self._alternative is None:
+                raise ChannelsVary(
+                    f"a tensor of shape {tuple(tensor.shape)} has {rows.shape[1]} channels on axis {self._axis}, but "
+                    f"the tensors before had {self.channels}; tp.keep.Running(channel_axis=...) sets the axis of the "
+                    "channels"
+                )
+            self._count_bins(rows)
+            self._adopt_alternative()
+            return
         if rows.numel():
-            mean, var = _moments(rows)  # (R, C)
-            # If the sum is not finite, then a value is not finite or the sum has overflowed. Both are rare and slow.
-            if math.isfinite(float(mean.sum() + var.sum())):
-                self._queue_moments(rows, mean, var)
+            low, high = rows.amin(2), rows.amax(2)  # (R, C)
+            mean, std = row_moments(rows)  # (R, C)
+            if _are_safe(mean, std, low, high):
+                self._queue_moments(rows, mean, std, low, high)
             else:
-                self._merge_in_float64(rows)
-            if self._bin_counts is not None:
-                self._bin_counts += _count_bins(rows, self.calls)
+                self._merge_scaled(rows)
+            self._count_bins(rows)
         self.calls += 1
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether the channels may be on another axis, of which there are statistics, too."""
+        return self._alternative is not None
+
+    @property
+    def channel_axis(self) -> int | None:
+        """The axis of the channels; None where every tensor counts as one channel."""
+        return self._axis
+
+    @property
+    def first_shape(self) -> tuple[int, ...]:
+        """The shape of the first tensor."""
+        return self._shape
+
+    def exclude_axes(self, axes: set[int]) -> None:
+        """Take note that the channels are on none of these axes, because their lengths depend on the batch.
+
+        Args:
+            axes: The axes, counted from the start.
+
+        Example:
+            >>> from torchpeek.hooks.recording.running_statistics import RunningStatistics
+            >>> statistics = RunningStatistics(channel_axis=1)
+            >>> statistics.update(torch.ones(2, 3))
+            >>> statistics.exclude_axes({1})
+            >>> statistics.channels
+            1
+        """
+        excluded = {*axes, *(axis - len(self._shape) for axis in axes)}
+        if self._alternative is not None and self._alternative._axis in excluded:
+            self._alternative = None
+        if self._axis not in excluded:
+            return
+        if self._alternative is None:
+            self.pool_channels()
+        else:
+            self._adopt_alternative()
+
+    def pool_channels(self) -> None:
+        """Count all channels as one, now and in later calls.
+
+        Example:
+            >>> from torchpeek.hooks.recording.running_statistics import RunningStatistics
+            >>> statistics = RunningStatistics()
+            >>> statistics.update(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
+            >>> statistics.pool_channels()
+            >>> statistics.mean
+            tensor([1.5000], dtype=torch.float64)
+        """
+        self._axis, self._alternative = None, None
+        if not self.channels:
+            return
+        count = self._merged_count()
+        mean, std = combined(count[:, None], self._mean[:, None], self._std[:, None])
+        self.channels, self._mean, self._std = 1, mean, std
+        self._count, self._zeros, self.nan, self.inf = (
+            each.sum(0, keepdim=True) for each in (count, self._zeros, self.nan, self.inf)
+        )
+        self._low, self._high = self._low.amin(0, keepdim=True), self._high.amax(0, keepdim=True)
+
+    def _adopt_alternative(self) -> None:
+        """Become the statistics by the alternative axis, which has counted the same calls."""
+        other = self._alternative
+        assert other is not None
+        own = ("_alternative", "_bin_counts", "_bins", "_counts_bins", "_shape")  # the alternative has no histogram
+        for name in RunningStatistics.__slots__:
+            if name not in own:
+                setattr(self, name, getattr(other, name))
+        self._alternative = None
 
     @property
     def count(self) -> Tensor:
@@ -187,13 +296,16 @@ class RunningStatistics(Leaf):
     @property
     def var(self) -> Tensor:
         """(C,) float64: the variance of the finite values, of the population."""
-        count = self._merged_count()
-        return self._m2 / count
+        return self.std.square()
 
     @property
     def std(self) -> Tensor:
-        """(C,) float64: the square root of `var`."""
-        return self.var.sqrt()
+        """(C,) float64: the standard deviation of the finite values; NaN for a channel without one.
+
+        It is right also where `var`, its square, is too large or too small for float64.
+        """
+        count = self._merged_count()
+        return torch.where(count > 0, self._std, math.nan)
 
     @property
     def zero_share(self) -> Tensor:
@@ -225,13 +337,12 @@ class RunningStatistics(Leaf):
         """
         count = self._merged_count()
         total = float(count.sum())
-        mean = float((self._mean * count).sum()) / total if total else math.nan
-        m2 = float(self._m2.sum() + (count * (self._mean - mean).square()).sum()) if total else math.nan
+        mean, std = combined(count[:, None], self._mean[:, None], self._std[:, None])
         return Summary(
             calls=self.calls,
             count=int(total),
-            mean=mean,
-            std=math.sqrt(m2 / total) if total else math.nan,
+            mean=float(mean) if total else math.nan,
+            std=float(std) if total else math.nan,
             min=float(self.min.min()),
             max=float(self.max.max()),
             zero_share=float(self._zeros.sum()) / total if total else math.nan,
@@ -244,7 +355,7 @@ class RunningStatistics(Leaf):
     @property
     def has_histogram(self) -> bool:
         """Whether a histogram is counted and has values in it."""
-        return self._bin_counts is not None and bool(self._bin_counts.any())
+        return self._bin_counts is not None and bool(self._bin_counts.any())  # None before the first value
 
     def histogram(self, bins: int = 64) -> tuple[Tensor, Tensor]:
         """The histogram over all channels, from the least sampled value to the largest.
@@ -270,19 +381,23 @@ class RunningStatistics(Leaf):
             >>> statistics.histogram(bins=2)[0]
             tensor([2., 2.], dtype=torch.float64)
         """
-        if self._bin_counts is None:
+        if not self._counts_bins:
             raise InputError("these statistics have no histogram; tp.keep.Running(histogram=True) counts one")
         self._merged_count()
-        low, high = _EDGES[:-1], _EDGES[1:]
-        filled = self._bin_counts.nonzero().flatten()
-        if not len(filled):
+        if self._bin_counts is None or not self._bin_counts.any():
             raise NotFired("the histogram is empty: there was no finite value")
+        low, high = self._bins.edges[:-1], self._bins.edges[1:]
+        filled = self._bin_counts.nonzero().flatten()
         start, stop = float(low[filled[0]].clamp(min=self.min.min())), float(high[filled[-1]].clamp(max=self.max.max()))
         if not start < stop:  # a single value, or float64 values closer than a fine bin
             start, stop = min(start, stop) - 0.5, max(start, stop) + 0.5
-        edges = torch.linspace(start, stop, bins + 1, dtype=torch.float64)
+        if math.isfinite(stop - start):
+            edges = torch.linspace(start, stop, bins + 1, dtype=torch.float64)
+        else:
+            edges = 2 * torch.linspace(start / 2, stop / 2, bins + 1, dtype=torch.float64)
         # The share of each fine bin that is below each edge. A fine bin of width 0 is a step.
-        below = ((edges[:, None] - low[filled]) / (high - low)[filled]).clamp(0, 1)  # (bins + 1, filled)
+        below = (edges[:, None] / 2 - low[filled] / 2) / (high / 2 - low / 2)[filled]  # halves do not overflow
+        below = below.clamp(0, 1)  # (bins + 1, filled)
         below[-1] = 1
         below[0] = 0
         return (below.diff(dim=0) * self._bin_counts[filled]).sum(1), edges
@@ -298,7 +413,7 @@ class RunningStatistics(Leaf):
 
     def _allocate(self, channels: int) -> None:
         self.channels = channels
-        self._count, self._mean, self._m2, self._zeros, self.nan, self.inf = torch.zeros(
+        self._count, self._mean, self._std, self._zeros, self.nan, self.inf = torch.zeros(
             6, channels, dtype=torch.float64
         ).unbind()
         self._low = torch.full((channels,), math.inf, dtype=torch.float64)
@@ -314,16 +429,19 @@ class RunningStatistics(Leaf):
         """The tensor as R rows of L values for each channel: (R, C, L), contiguous, in float32 or float64."""
         if tensor.is_complex():
             raise InputError(
-                "statistics are not defined for complex numbers; tp.keep.Stored(reduce=torch.abs) stores the magnitudes"
+                f"its values are complex numbers ({tensor.dtype}), which have no least and no largest. Next: "
+                "reduce=torch.abs, of statistics or tp.keep.Running, counts their magnitudes"
             )
         if tensor.is_nested or tensor.layout != torch.strided:
             layout = "a nested one" if tensor.is_nested else tensor.layout
             raise InputError(f"statistics need a dense tensor; got {layout}")
+        if tensor.is_quantized:
+            tensor = tensor.dequantize()
         if tensor.device.type == "mps":  # MPS has no float64
             tensor = tensor.cpu()
         if tensor.dtype != torch.float64:
             tensor = tensor.float() if tensor.is_floating_point() else tensor.double()
-        if not -tensor.ndim <= self._axis < tensor.ndim:
+        if self._axis is None or not -tensor.ndim <= self._axis < tensor.ndim:
             return tensor.reshape(1, 1, -1)
         by_channel = tensor.movedim(self._axis, 1) if tensor.ndim > 1 else tensor[None]
         rows = by_channel.reshape(*by_channel.shape[:2], math.prod(by_channel.shape[2:]))
@@ -332,19 +450,18 @@ class RunningStatistics(Leaf):
             rows = rows.movedim(0, 1).flatten(1)[None]
         return rows.contiguous()
 
-    def _queue_moments(self, rows: Tensor, mean: Tensor, var: Tensor) -> None:
+    def _queue_moments(self, rows: Tensor, mean: Tensor, std: Tensor, low: Tensor, high: Tensor) -> None:
         """Queue the five numbers of each row. They are merged in large groups, as a small tensor costs as much time."""
         flat = rows.view(-1, rows.shape[2])
         zeros = torch.empty(len(flat), dtype=torch.float64, device=rows.device)
         buffer = torch.empty(0, dtype=rows.dtype, device=rows.device)
-        for start, chunk in _chunks(flat):
+        for start, chunk in chunks(flat):
             torch.eq(chunk, 0, out=buffer.resize_(chunk.shape))  # as floats, because summing booleans is slower
             # A float32 can count up to 2**24.
             exact = torch.float64 if rows.shape[2] > 2**24 else rows.dtype
             zeros[start : start + len(chunk)] = buffer.sum(1, dtype=exact)
-        numbers = [mean, var, rows.amin(2), rows.amax(2)]
-        moments = torch.stack([*(number.double() for number in numbers), zeros.view(mean.shape)])  # (5, R, C)
-        self._pending.append((rows.shape[2], moments))
+        moments = torch.stack([*(number.double() for number in (mean, std, low, high)), zeros.view(mean.shape)])
+        self._pending.append((rows.shape[2], moments))  # (5, R, C)
         self._pending_size += moments.numel()
         if self._pending_size > _MAX_PENDING or len(self._pending) >= 256:
             self._merge_pending()
@@ -356,14 +473,13 @@ class RunningStatistics(Leaf):
         lengths = torch.cat([torch.full((moments.shape[1], 1), length) for length, moments in self._pending])  # (R, 1)
         self._pending.clear()
         self._pending_size = 0
-        mean, var, low, high, zeros = rows.unbind()  # (R, C) each
-        total = lengths.sum()
-        middle = (lengths * mean).sum(0) / total
-        m2 = (lengths * (var + (mean - middle).square())).sum(0)
-        count = torch.full((self.channels,), float(total), dtype=torch.float64)
-        self._merge(count, middle, m2, zeros.sum(0), low.amin(0), high.amax(0))
+        means, stds, low, high, zeros = rows.unbind()  # (R, C) each
+        counts = lengths.double().expand(means.shape)
+        mean, std = combined(counts, means, stds)
+        self._merge(counts.sum(0), mean, std, zeros.sum(0), low.amin(0), high.amax(0))
 
-    def _merge_in_float64(self, rows: Tensor) -> None:
+    def _merge_scaled(self, rows: Tensor) -> None:
+        """Merge values of any magnitude, also NaN and infinity, by squares of the values divided by the largest."""
         values = rows.cpu().double().movedim(1, 0).flatten(1)  # (C, R * L)
         finite = values.isfinite()
         nan, inf = values.isnan().sum(1), values.isinf().sum(1)
@@ -372,63 +488,32 @@ class RunningStatistics(Leaf):
         self.nan += nan
         self.inf += inf
         count = finite.sum(1).double()
-        mean = values.where(finite, 0).sum(1) / count.clamp(min=1)
-        m2 = (values - mean[:, None]).square().where(finite, 0).sum(1)
         low, high = values.where(finite, math.inf).amin(1), values.where(finite, -math.inf).amax(1)
-        self._merge(count, mean, m2, (values == 0).sum(1).double(), low, high)
+        scale, back = scales(values.where(finite, 0).abs().amax(1))
+        scaled = times(values, scale[:, :, None]).where(finite, 0)
+        mean = scaled.sum(1) / count.clamp(min=1)
+        std = ((scaled - mean[:, None]).where(finite, 0).square().sum(1) / count.clamp(min=1)).sqrt()
+        self._merge(count, times(mean, back), times(std, back), (values == 0).sum(1).double(), low, high)
 
-    def _merge(self, count: Tensor, mean: Tensor, m2: Tensor, zeros: Tensor, low: Tensor, high: Tensor) -> None:
-        """Merge a group of values into the total.
-
-        Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm" (1979), eq. 2.1.
-        """
-        total = self._count + count
-        share = count / total.clamp(min=1)
-        difference = mean - self._mean
-        self._mean += difference * share
-        self._m2 += m2 + difference.square() * self._count * share
-        self._count = total
-        self._zeros += zeros
+    def _merge(self, count: Tensor, mean: Tensor, std: Tensor, zeros: Tensor, low: Tensor, high: Tensor) -> None:
+        """Merge a group of values into the total."""
+        self._mean, self._std = combined(
+            torch.stack([self._count, count]), torch.stack([self._mean, mean]), torch.stack([self._std, std])
+        )
+        self._count = self._count + count
+        self._zeros = self._zeros + zeros
         self._low = torch.minimum(self._low, low)
         self._high = torch.maximum(self._high, high)
 
-
-def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each row, each (R, C).
-
-    They are those of torch's group norm, which reads the values once and does not suffer from cancellation.
-    """
-    means, variances = [], []
-    for _, chunk in _chunks(rows.view(-1, rows.shape[2])):
-        size, length = chunk.shape
-        _, mean, inverse = torch.native_group_norm(chunk[None], None, None, 1, size, length, size, 0.0)
-        means.append(mean.flatten())
-        variances.append(inverse.flatten().reciprocal().square())
-    return torch.cat(means).view(rows.shape[:2]), torch.cat(variances).view(rows.shape[:2])
+    def _count_bins(self, rows: Tensor) -> None:
+        if self._counts_bins and rows.numel():
+            counts = self._bins.counts(rows, self.calls)
+            self._bin_counts = counts if self._bin_counts is None else self._bin_counts + counts
 
 
-def _chunks(flat: Tensor) -> list[tuple[int, Tensor]]:
-    size = max(1, _CHUNK_SIZE // flat.shape[1]) if flat.device.type == "cpu" else len(flat)
-    return [(start, flat[start : start + size]) for start in range(0, len(flat), size)]
-
-
-def _count_bins(rows: Tensor, call: int) -> Tensor:
-    flat = rows.view(-1)
-    step = -(-len(flat) // SAMPLED)
-    while math.gcd(step, rows.shape[2]) > 1:  # with a common divisor it could hit the same columns of a grid each time
-        step += 1
-    values = flat[call % step :: step].float() + 0.0  # -0 becomes 0
-    # The first 12 bits of a float32 as a signed integer, plus 2048: negative values have 0 to 2047, ascending with
-    # their magnitude, and positive values have 2048 to 4095.
-    counts = torch.bincount((values.view(torch.int32) >> 20) + 2048, minlength=4096).cpu()
-    return torch.cat([counts[:_BINS_PER_SIGN].flip(0), counts[2048 : 2048 + _BINS_PER_SIGN]])
-
-
-def _edges() -> Tensor:
-    """The edges of the fine bins in ascending order: (2 * _BINS_PER_SIGN + 1,) float64."""
-    sizes = (torch.arange(_BINS_PER_SIGN, dtype=torch.int32) << 20).view(torch.float32).double()
-    sizes = torch.cat([sizes, torch.tensor([2.0**128], dtype=torch.float64)])
-    return torch.cat([-sizes[1:].flip(0), sizes])
-
-
-_EDGES = _edges()
+def _are_safe(mean: Tensor, std: Tensor, low: Tensor, high: Tensor) -> bool:
+    """Whether all values are finite, and no square overflowed or underflowed. Others are rare, and take longer."""
+    least, most = SAFE_RANGE[std.dtype]
+    if not float((mean.abs() + std).amax()) < most:
+        return False
+    return float(std.amin()) >= least or not bool(((std < least) & (low < high)).any())

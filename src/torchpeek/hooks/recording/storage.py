@@ -5,12 +5,14 @@ from __future__ import annotations
 import tempfile
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchpeek.errors import StaleCapture
+from torchpeek.hooks.backward_pass import with_earlier_parts
 
 
 class Leaf:
@@ -51,6 +53,20 @@ class StoredTensor(Leaf):
         tensor = self.tensor if self.original_device is None else self.tensor.to(self.original_device)
         return tensor.detach()  # a new alias each time, so that changing its attributes leaves the recording as it is
 
+    def __reduce__(self) -> tuple[Callable[..., Leaf], tuple[Any, ...]]:
+        # A copy or a pickle has its own memory, and no more of it than the tensor.
+        try:
+            tensor = self.read()
+        except StaleCapture as error:
+            return StaleTensor, (str(error),)
+        if (
+            tensor.layout == torch.strided
+            and not tensor.is_nested
+            and tensor.untyped_storage().nbytes() > tensor.nbytes
+        ):
+            tensor = tensor.clone()
+        return StoredTensor, (tensor, False)
+
     def storage(self) -> tuple[int, int]:
         """The address of the storage that it keeps alive, and its size in bytes; a view keeps all of it alive."""
         if self.tensor.layout != torch.strided:
@@ -63,6 +79,22 @@ class StoredTensor(Leaf):
         original_device = self.tensor.device
         self.tensor = _file_copy(self.tensor)
         self._version, self.original_device = self.tensor._version, original_device
+
+
+class StaleTensor(Leaf):
+    """In a copy of a recording: a tensor that had been written into before it was copied."""
+
+    __slots__ = ("message",)
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+
+    def read(self) -> Any:
+        """Raises StaleCapture, as the original does."""
+        raise StaleCapture(self.message)
+
+    def __repr__(self) -> str:
+        return "overwritten"
 
 
 class StoredValue(Leaf):
@@ -91,6 +123,9 @@ class GradientSlot(Leaf):
         self.leaf: Leaf | None = None
         self.arrival_count = 0
 
+    def __reduce__(self) -> tuple[Callable[..., GradientSlot], tuple[Any, ...]]:
+        return _slot_with, (self.leaf,)  # what stores a gradient belongs to the recording, and may not be copied
+
     def arrive(self, gradient: Tensor) -> None:
         """Store this gradient in the place of the one of an earlier backward pass."""
         self.leaf = self._store(gradient)
@@ -106,6 +141,12 @@ class GradientSlot(Leaf):
         return None if self.leaf is None else self.leaf.read()
 
 
+def _slot_with(leaf: Leaf | None) -> GradientSlot:
+    slot = GradientSlot(partial(StoredTensor, copy=True))
+    slot.leaf = leaf
+    return slot
+
+
 def slot_hook(slot: GradientSlot) -> Callable[[Tensor], None]:
     """A gradient hook that puts the gradient into `slot`."""
     reference = weakref.ref(slot)
@@ -114,6 +155,18 @@ def slot_hook(slot: GradientSlot) -> Callable[[Tensor], None]:
         target = reference()
         if target is not None:
             target.arrive(gradient)
+
+    return hook
+
+
+def whole_gradient_hook(slot: GradientSlot) -> Callable[[Tensor], None]:
+    """A gradient hook that puts the sum of the parts that arrive in one backward pass into `slot`."""
+    reference = weakref.ref(slot)
+
+    def hook(gradient: Tensor) -> None:
+        target = reference()
+        if target is not None:
+            target.arrive(with_earlier_parts(target, gradient))
 
     return hook
 

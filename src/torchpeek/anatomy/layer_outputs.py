@@ -1,0 +1,168 @@
+"""A dry pass over a few samples: the shapes that layers return, and which layers compute what they return."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchpeek.engine import ModelCall, preserved, run
+from torchpeek.hooks import attached, containers, takes_hooks
+from torchpeek.hooks.module_channels import Channels, channels_inside, channels_of
+from torchpeek.hooks.recording.running_statistics import RunningStatistics
+from torchpeek.hooks.rectifier_functions import rectifiers_observed
+
+
+@dataclass(frozen=True, eq=False)
+class LayerOutputs:
+    """What a dry pass showed.
+
+    Args:
+        shapes: (name of the module, number of the call, path in its output) -> the shape of that tensor. Rectifiers
+            that are called as functions are in it, too, as (name of the module, number, name of the function + "()").
+        computing: The names of modules around others that return what none of these has returned: a sum of two layers,
+            say.
+        passing: The names of modules around others that return what one of these has returned.
+        functions: The calls of rectifiers as functions: (name of the module, name of the function, number).
+        covered: Those of them whose result is what a module without others in it returns, such as nn.ReLU.
+        names: id of a module -> its first name.
+        channel_axes: The same keys as of `shapes` -> the axis of the channels, where it is that of another layer's
+            output of the same shape, which returned before.
+    """
+
+    shapes: dict[tuple[str, int, str], tuple[int, ...]] = field(default_factory=dict)
+    computing: set[str] = field(default_factory=set)
+    passing: set[str] = field(default_factory=set)
+    functions: set[tuple[str, str, int]] = field(default_factory=set)
+    covered: set[tuple[str, str, int]] = field(default_factory=set)
+    names: dict[int, str] = field(default_factory=dict)
+    channel_axes: dict[tuple[str, int, str], int] = field(default_factory=dict)
+
+    def settle_channels(self, statistics: RunningStatistics, module: str, number: int, path: str) -> None:
+        """Decide on which axis the channels are, where the types and sizes of the layers leave it open.
+
+        Args:
+            statistics: The statistics of the first batch.
+            module: The name of the module.
+            number: The number of the call.
+            path: The path of the tensor in its output, or the name of the function and "()".
+        """
+        statistics.exclude_axes(self.batch_axes(module, number, path, statistics.first_shape))
+        axis = self.channel_axes.get((module, number, path))
+        if statistics.is_ambiguous and axis is not None:
+            others = set(range(len(statistics.first_shape))) - {axis}
+            statistics.exclude_axes(others)
+
+    def batch_axes(self, module: str, number: int, path: str, shape: tuple[int, ...]) -> set[int]:
+        """The axes whose length depends on the batch: those where this shape differs from that of the dry pass."""
+        other = self.shapes.get((module, number, path), ())
+        if len(other) != len(shape):
+            return set()
+        return {axis for axis, (one, two) in enumerate(zip(shape, other, strict=True)) if one != two}
+
+
+def layer_outputs(model: nn.Module, call: ModelCall) -> LayerOutputs | None:
+    """Run one sample of the call, in a batch of another size than the call's.
+
+    The model is left as it was found.
+
+    Args:
+        model: The model.
+        call: A call that the model takes.
+
+    Returns:
+        What the pass showed; None where the model does not run with that batch size.
+    """
+    # Not one sample: what a model squeezes away then would look like another layout.
+    size = 3 if len(call) == 2 else 2
+    sample = call.one_sample(size)
+    observer = _Observer(model, sample)
+    modules = [(name, module) for name, module in model.named_modules() if takes_hooks(module)]
+    returned = [(module, partial(observer.returned, name)) for name, module in modules]
+    try:
+        with (
+            preserved(model),
+            torch.no_grad(),
+            rectifiers_observed(model, observer.rectified),
+            attached(returned),
+        ):
+            run(model, sample.for_one_pass())
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # the model takes no other batch size, or it fails with the whole batch, too
+        return None
+    return observer.result()
+
+
+class _Observer:
+    def __init__(self, model: nn.Module, sample: ModelCall) -> None:
+        self._outputs = LayerOutputs(names={id(module): name for name, module in model.named_modules()})
+        self._calls = Counter[str]()
+        self._functions = Counter[tuple[str, str]]()
+        self._returned: dict[int, tuple[Tensor, int]] = {}  # memory -> a tensor in it, and its version
+        self._rectified: dict[int, tuple[str, str, int]] = {}  # memory -> the latest function whose result is there
+        self._model = dict(model.named_modules())
+        self._channels = channels_of(model)
+        # The channel axis of the latest output of this shape. Inputs are (N, C, *grid).
+        self._axis_of_shape: dict[tuple[int, ...], int] = {tuple(sample.picture.shape): 1}
+
+    def _note_axis(self, key: tuple[str, int, str], tensor: Tensor, channels: Channels) -> None:
+        axes = channels.axes_of(tensor)
+        if tensor.ndim > 2 and len(axes) == 1 and axes[0] is not None:
+            self._axis_of_shape[tuple(tensor.shape)] = axes[0] % tensor.ndim
+        elif tuple(tensor.shape) in self._axis_of_shape:
+            self._outputs.channel_axes[key] = self._axis_of_shape[tuple(tensor.shape)]
+
+    def returned(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        number = self._calls[name]
+        self._calls[name] += 1
+        leaves = dict(containers.leaves(output))
+        for place, (path, tensor) in enumerate(leaves.items()):
+            self._outputs.shapes[name, number, path] = tuple(tensor.shape)
+            self._note_axis((name, number, path), tensor, self._channels[id(module)])
+            if not module._modules:
+                function = self._rectified.get(_memory(tensor))
+                if function is not None and function[0] == name:
+                    self._outputs.covered.add(function)
+            elif place == 0:  # the first says what it is: further ones are such as attention weights
+                (self._outputs.computing if self._is_new(tensor) else self._outputs.passing).add(name)
+        for tensor in leaves.values():
+            self._keep(tensor)
+
+    def rectified(self, module: str, function: str, result: Tensor) -> None:
+        number = self._functions[module, function]
+        self._functions[module, function] += 1
+        self._outputs.functions.add((module, function, number))
+        key = module, number, f"{function}()"
+        self._outputs.shapes[key] = tuple(result.shape)
+        self._note_axis(key, result, channels_inside(self._model[module]))
+        self._rectified[_memory(result)] = module, function, number
+        self._keep(result)
+
+    def _is_new(self, tensor: Tensor) -> bool:
+        earlier = self._returned.get(_memory(tensor))
+        return earlier is None or earlier[1] != _version(tensor)
+
+    def _keep(self, tensor: Tensor) -> None:
+        # The tensor is held, so that no later one gets the same memory.
+        self._returned[_memory(tensor)] = tensor.detach(), _version(tensor)
+
+    def result(self) -> LayerOutputs:
+        self._returned.clear()
+        self._outputs.computing.difference_update(self._outputs.passing)
+        return self._outputs
+
+
+def _memory(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # sparse and nested tensors
+        return id(tensor)
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version

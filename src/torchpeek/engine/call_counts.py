@@ -1,0 +1,57 @@
+"""How often one pass calls each layer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchpeek.engine.fixed_batch import with_fixed_batch
+from torchpeek.engine.forward import run
+from torchpeek.engine.model_cache import ModelCache
+from torchpeek.engine.model_call import ModelCall
+from torchpeek.engine.preserve import preserved
+from torchpeek.hooks import attached, is_sharded, takes_hooks, without_hooks
+
+_COUNTS: ModelCache[Any, Mapping[int, int]] = ModelCache(capacity=16)
+
+
+def call_counts(model: nn.Module, call: ModelCall) -> Mapping[int, int]:
+    """The id of each module -> how often a pass over one sample of the call calls it.
+
+    The pass is remembered for all calls of the same signature. It runs none of the user's hooks. Where the model fails,
+    the counts are those up to there.
+    """
+    remembered = _COUNTS.get(model, call.signature)
+    if remembered is not None:
+        return remembered
+    if any(map(is_sharded, model.modules())):
+        return {}  # the other ranks would wait
+    counts: list[Counter[int]] = []  # of each pass: where the model fails, others follow that look for the cause
+
+    def start(*hook_arguments: Any) -> None:
+        counts.append(Counter())
+
+    def count(number: int, *hook_arguments: Any) -> None:
+        counts[-1][number] += 1
+
+    def counted(size: int | None) -> None:
+        counts.clear()
+        copy = without_hooks(model)
+        pairs = zip(copy.modules(), model.modules(), strict=True)
+        hooks = [(each, partial(count, id(original))) for each, original in pairs if takes_hooks(each)]
+        with attached(hooks, called=[(copy, start)]), torch.no_grad():
+            run(copy, call.one_sample(size).for_one_pass())
+
+    try:
+        with preserved(model):
+            with_fixed_batch(model, call, counted)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # what comes after the layers may be made for another size
+        return counts[0] if counts else {}
+    return _COUNTS.put(model, call.signature, dict(counts[0]))

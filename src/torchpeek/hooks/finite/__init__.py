@@ -1,0 +1,1 @@
+"""The check for NaN and infinity: check_finite()."""

@@ -1,0 +1,121 @@
+"""What does its work only inside a `with` block, and warns when it is thrown away before one has opened it."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from torchpeek.errors import notify
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class OpenedByWith:
+    """Base class of context managers. One that is thrown away before a `with` block has opened it warns.
+
+    A subclass calls `must_be_opened` as the last step of its `__init__`, and `was_opened` as the first of `__enter__`.
+    So an object of which the construction failed says nothing.
+    """
+
+    _statement: str | None = None  # how to open it; None if it is not complete, or was opened or displayed
+
+    def must_be_opened(self, statement: str) -> None:
+        """Declare that this object is complete and that nothing has opened it yet.
+
+        Args:
+            statement: How to open it, for example "with tp.record(...) as tape:".
+        """
+        self._statement = statement
+
+    def was_opened(self) -> None:
+        """Declare that a block has opened it, or that the user has read that nothing has."""
+        self._statement = None
+
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        statement = self._statement
+        if statement is None or is_finalizing():  # while the interpreter exits, nothing can be warned of any more
+            return
+        self._statement = None
+        call = statement.removeprefix("with ").partition("(")[0]
+        notify(f"the result of {call} was thrown away before it was opened, so it did nothing. Next: {statement} ...")
+
+
+def opened_by_with(
+    statement: str,
+) -> Callable[[Callable[P, Iterator[T]]], Callable[P, WithBlock[T]]]:
+    """Make a function that yields once return a context manager, as `contextlib.contextmanager` does.
+
+    A context manager that is thrown away before a block has opened it warns. It can be opened several times, one after
+    the other or nested, and it can decorate a function.
+
+    Args:
+        statement: How to open it, for example "with tp.edit(model, ...):".
+
+    Example:
+        >>> from torchpeek.hooks.with_block import opened_by_with
+        >>> @opened_by_with("with doubled(number) as double:")
+        ... def doubled(number):
+        ...     yield 2 * number
+        >>> with doubled(3) as double:
+        ...     double
+        6
+    """
+
+    def decorated(function: Callable[P, Iterator[T]]) -> Callable[P, WithBlock[T]]:
+        enter = contextmanager(function)
+
+        @functools.wraps(function)
+        def made(*args: P.args, **kwargs: P.kwargs) -> WithBlock[T]:
+            return WithBlock(statement, functools.partial(enter, *args, **kwargs))
+
+        return made
+
+    return decorated
+
+
+class WithBlock(OpenedByWith, Generic[T]):
+    """The context manager that a function decorated with `opened_by_with` returns.
+
+    Args:
+        statement: How to open it.
+        enter: Makes the context manager of one block.
+    """
+
+    def __init__(self, statement: str, enter: Callable[[], AbstractContextManager[T]]) -> None:
+        self._enter = enter
+        self._open: list[AbstractContextManager[T]] = []  # the blocks that are open, innermost last
+        self._text = statement
+        self.must_be_opened(statement)
+
+    def __enter__(self) -> T:
+        self.was_opened()
+        block = self._enter()
+        result = block.__enter__()
+        self._open.append(block)
+        return result
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._open.pop().__exit__(kind, error, trace)
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorate a function: each of its calls runs inside a block of its own."""
+        self.was_opened()
+
+        @functools.wraps(function)
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            with self._enter():
+                return function(*args, **kwargs)
+
+        return inside
+
+    def __repr__(self) -> str:
+        state = "open" if self._open else "not open"
+        self.was_opened()  # who displays it reads that it is not open
+        return f"<{self._text.removeprefix('with ').removesuffix(':')}, {state}; {self._text} opens it>"
