@@ -12,6 +12,7 @@ import io
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -62,11 +63,23 @@ def write_page(notebook: nbformat.NotebookNode, path: Path, folder: Path) -> Pat
             page.parts.append(with_links_from_page(cell.source))
             continue
         page.parts.append(f"```python\n{cell.source}\n```")
-        for output in cell.outputs:
+        for output in _joined(cell.outputs):
             page.add_output(output)
     target = folder / f"{path.stem}.md"
     target.write_text("\n\n".join(page.parts) + "\n")
     return target
+
+
+def _joined(outputs: Sequence[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Join what a cell prints in several pieces."""
+    joined: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        before = joined[-1] if joined else None
+        if before is not None and output.output_type == before.output_type == "stream" and output.name == before.name:
+            before.text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def with_links_from_page(text: str) -> str:
@@ -101,11 +114,14 @@ class Page:
             self._add_text(output.text)
             return
         data = output.data
-        shown = embedded_images(data.get("text/html", ""))
+        shown, has_table = read_html(data.get("text/html", ""))
+        if shown and has_table:
+            self._add_text(data["text/plain"])  # a table is text there
         if "image/png" in data:
             self.parts.append(self._saved(base64.b64decode(data["image/png"])))
         elif shown:
-            captions = " | ".join(caption.replace("|", "\\|") or " " for caption, _ in shown)
+            shown = [(_escaped(caption), content) for caption, content in shown]
+            captions = " | ".join(caption for caption, _ in shown)
             row = " | ".join(self._saved(content, caption) for caption, content in shown)
             self.parts.append(f"| {captions} |\n|{'---|' * len(shown)}\n| {row} |")
         elif "text/plain" in data:
@@ -132,6 +148,11 @@ class Page:
         return f"![{caption or f'picture {self.images}'}]({file})"
 
 
+def _escaped(text: str) -> str:
+    """Text as Markdown shows it, on one line."""
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
+
+
 def _has_few_colours(image: Image.Image) -> bool:
     return image.getcolors(256) is not None
 
@@ -142,14 +163,14 @@ def _packed(image: Image.Image, form: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def embedded_images(html: str) -> list[tuple[str, bytes]]:
-    """Return the (alternative text, content) of each picture in the HTML of an output.
+def read_html(html: str) -> tuple[list[tuple[str, bytes]], bool]:
+    """Return the (alternative text, content) of each picture in the HTML of an output, and whether it has a table.
 
-    A picture without alternative text, such as a colour bar, does not count.
+    A picture without alternative text, such as a colour bar, does not count, nor does what is folded.
     """
-    parser = _Images()
+    parser = _Parser()
     parser.feed(html)
-    return [(alt, _content(source)) for alt, source in parser.images]
+    return [(alt, _content(source)) for alt, source in parser.images], parser.has_table
 
 
 def _content(source: str) -> bytes:
@@ -158,16 +179,25 @@ def _content(source: str) -> bytes:
     return content
 
 
-class _Images(HTMLParser):
+class _Parser(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.images: list[tuple[str, str]] = []
+        self.has_table = False
+        self._folded = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
         alt, source = values.get("alt") or "", values.get("src") or ""
-        if tag == "img" and alt and source.startswith("data:image/"):
+        if tag == "details":
+            self._folded += 1
+        elif tag == "table" and not self._folded:
+            self.has_table = True
+        elif tag == "img" and alt and source.startswith("data:image/") and not self._folded:
             self.images.append((alt, source))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._folded -= tag == "details"
 
 
 if __name__ == "__main__":

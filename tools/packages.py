@@ -83,7 +83,7 @@ def _wheel(package: str, folder: Path) -> Path:
 def _sdist(file: str, folder: Path) -> Path:
     """Download an sdist from pip's package index. pip itself would run its setup.py, even for a mere download."""
     project = re.sub(r"[-_.]+", "-", file.removesuffix(".tar.gz").rpartition("-")[0]).lower()  # as PEP 503 says
-    page = f"{_index().rstrip('/')}/{project}/"
+    page = f"{package_index().rstrip('/')}/{project}/"
     try:
         with urlopen(Request(page, headers={"Accept": "text/html"}), timeout=60) as answer:
             links = _links(answer.read().decode(), answer.geturl())
@@ -92,16 +92,17 @@ def _sdist(file: str, folder: Path) -> Path:
         address, digest = urldefrag(links[file])
         with urlopen(address, timeout=60) as answer, (folder / file).open("wb") as target:
             shutil.copyfileobj(answer, target)
-    # OSError without a reason of its own; HTTPException, for example of an address that is none, and a broken download.
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise DownloadError(f"cannot download {file} from the package index: {error}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:  # what an address that is none may raise, too
+        # Not an address that was put into the message: it may have a password.
+        reason = f"{type(error).__name__}: {error}".replace(page, "its page")
+        raise DownloadError(f"cannot download {file} from the package index: {reason}") from error
     algorithm, _, expected = digest.partition("=")
     if algorithm == "sha256" and _checksum(folder / file) != expected:
         raise DownloadError(f"the sha256 of {file} is not the one that the package index states")
     return folder / file
 
 
-def _index() -> str:
+def package_index() -> str:
     """The address of the package index that pip uses: from its variables, its configuration, or its default."""
     if os.environ.get("PIP_NO_INDEX", "").lower() not in ("", "0", "false", "no", "off"):
         raise DownloadError("pip may use no package index here, because PIP_NO_INDEX is set")
