@@ -69,7 +69,8 @@ def main(names: list[str]) -> int:
     checkpoints = Path(os.environ.get("TORCH_HOME", beside)) / "hub" / "checkpoints"  # the folder of torch.hub
     unknown = [name for name in names if name not in WEIGHTS]
     if unknown:
-        print(f"no weights {', '.join(unknown)}; allowed: {', '.join(WEIGHTS)}, or no argument for all", file=sys.stderr)
+        allowed = f"allowed: {', '.join(WEIGHTS)}, or no argument for all"
+        print(f"no weights {', '.join(unknown)}; {allowed}", file=sys.stderr)
         return 2
     missing = 0
     for name in names or WEIGHTS:

@@ -13,7 +13,7 @@ ALEXNET_CONVOLUTIONS = (0, 3, 6, 8, 10)  # their places in torchvision's AlexNet
 
 
 def alexnet_features(source: Path, target: Path) -> None:
-    """Write the convolutions of AlexNet, which the source calls Conv_0 to Conv_4, as a state dict of AlexNet.features."""
+    """Write the convolutions of AlexNet, Conv_0 to Conv_4 in the source, as a state dict of torchvision's features."""
     with source.open("rb") as file:
         layers = _ArraysOnly(file).load()["AlexNet_0"]
     state = {}

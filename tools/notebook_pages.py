@@ -57,7 +57,7 @@ def write_page(notebook: nbformat.NotebookNode, path: Path, folder: Path) -> Pat
     for old in images.glob(f"{path.stem}-*"):
         old.unlink()
     page = Page(folder, path.stem)
-    page.parts.append(f"<!-- Made from examples/{path.name} by `make notebooks`. Change the notebook, not this page. -->")
+    page.parts.append(f"<!-- Made from examples/{path.name} by `make notebooks`. Change the notebook, not this. -->")
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             page.parts.append(with_links_from_page(cell.source))

@@ -6,10 +6,10 @@ the same time do not disturb each other.
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import hashlib
 import http.client
-import os
 import re
 import shutil
 import subprocess
@@ -104,17 +104,24 @@ def _sdist(file: str, folder: Path) -> Path:
 
 def package_index() -> str:
     """The address of the package index that pip uses: from its variables, its configuration, or its default."""
-    if os.environ.get("PIP_NO_INDEX", "").lower() not in ("", "0", "false", "no", "off"):
-        raise DownloadError("pip may use no package index here, because PIP_NO_INDEX is set")
-    if index := os.environ.get("PIP_INDEX_URL"):
+    if _pip_option("no-index") not in ("", "0", "false", "no", "off"):
+        raise DownloadError("pip may use no package index here: no-index is set in its configuration")
+    if index := _pip_option("index-url"):
         return index
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "get", "global.index-url"]
-    configured = subprocess.run(command, capture_output=True, text=True)  # fails if there is none
-    if configured.returncode == 0:
-        return configured.stdout.strip()
     from pip._internal.models.index import PyPI  # what "pip download" would ask
 
     return PyPI.simple_url
+
+
+def _pip_option(name: str) -> str:
+    """What pip is configured to use for this option of its command "download"; empty for nothing."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"]
+    listed = subprocess.run(command, capture_output=True, text=True).stdout
+    found = dict(line.split("=", 1) for line in listed.splitlines() if "=" in line)  # global.index-url='...'
+    for section in (":env:", "download", "global"):
+        if value := found.get(f"{section}.{name}"):
+            return str(ast.literal_eval(value)).strip()
+    return ""
 
 
 class _Links(HTMLParser):

