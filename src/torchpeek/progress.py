@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -26,6 +27,23 @@ def console() -> Console:
     return Console(stderr=True)
 
 
+_LISTENER: ContextVar[Callable[[int], None] | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def reported_to(listener: Callable[[int], None]) -> Iterator[None]:
+    """Report the steps of all computations inside the block to one function, in place of a bar for each of them.
+
+    Args:
+        listener: Called with the number of steps that were done since its last call.
+    """
+    token = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)
+
+
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a bar with an estimate of the remaining time.
@@ -40,6 +58,9 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     Yields:
         A function to call with the number of steps that were done since its last call.
     """
+    if (listener := _LISTENER.get()) is not None:
+        yield listener
+        return
     bar = _Bar(what, total)
     try:
         yield bar.advance

@@ -371,7 +371,7 @@ class TestTheTable:
         assert columns["update_ratio"] == [row.update_ratio for row in seen.rows]
         assert len(str(seen).splitlines()) == 5
         assert ".rows has all 2 watched steps, of 2 that were taken" in seen.footer
-        assert "<td>2.0</td>" in seen._repr_html_()
+        assert ">2.0</td>" in seen._repr_html_()
 
     def test_errors(self) -> None:
         model = network()

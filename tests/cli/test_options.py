@@ -13,16 +13,17 @@ from torchpeek.cli.app import app
 from torchpeek.cli.commands import COMMANDS
 from torchpeek.cli.options import FolderOptions, OutputOptions, layer_names
 
-MODEL = ["--model", "--weights", "--trust-pickle", "--trust-remote-code"]
+MODEL = ["--model", "--weights", "--seed", "--trust-pickle", "--trust-remote-code"]
+INPUT = ["--max-size", "--grey", "--input-size", "--mean", "--std", "--classes"]
 TARGET = ["--class", "--box", "--pixels", "--text", "--score", "--part"]
-METHOD = ["--method", "--option", "--layer", "--layout", "--seed"]
+METHOD = ["--method", "--option", "--layer", "--layout"]
 METRIC = ["--metric", "--metric-option", "--boxes", "--masks"]
 OVERLAY = ["--colormap", "--alpha", "--fade", "--even", "--signed", "--colorbar", "--extract"]
 GRID = ["--layer", "--most", "--scale"]
 FEATURE_MAPS = ["--channels", "--sort", "--most", "--scale", "--clip", "--colormap"]
 OUTPUT = ["--out", "-o", "--overwrite"]
 CONSOLE = ["--json", "--debug"]
-PICTURES = ["PICTURES", *MODEL, "--device", "--max-size"]
+PICTURES = ["PICTURES", *MODEL, "--device", *INPUT, "--from"]
 
 # Scripts rely on these names, so none of them may go.
 EXPECTED = {
@@ -31,7 +32,7 @@ EXPECTED = {
         *[*OVERLAY, *OUTPUT, *CONSOLE],
     ],
     "evaluate": [*PICTURES, *TARGET, *METHOD, *METRIC, *OUTPUT, *CONSOLE],
-    "layers": [*MODEL, "--picture", "--input-size", "--max-size", *OUTPUT, *CONSOLE],
+    "layers": [*MODEL, "--picture", *INPUT, *OUTPUT, *CONSOLE],
     "kernels": [*MODEL, *GRID, *OUTPUT, "--tensorboard", *CONSOLE],
     "features": [*PICTURES, "--layer", *TARGET, *FEATURE_MAPS, *OUTPUT, "--tensorboard", *CONSOLE],
     "gradients": [*PICTURES, "--train", "--layer", "--class", *OUTPUT, "--tensorboard", *CONSOLE],

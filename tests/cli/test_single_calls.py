@@ -28,13 +28,13 @@ def test_features_draws_the_call_that_is_named(place, capsys) -> None:
     loaded = tokens()
     expected = tp.activations(loaded, loaded.read("pictures/a.png"), ["act[0]", "act[1]"])
     assert [row["layer"] for row in found] == ["act[0]", "act[-1]"]
-    assert [row.get("drawn") for row in found] == ["out/a/act-0.png", None]  # the second returned tokens
+    assert [row.get("drawn") for row in found] == ["out/a/act-0.png", "out/a/act-1.png"]
     assert found[0]["shape"] == list(expected["act[0]"].shape)
     stored = load_file(place / "out" / "a" / "features.safetensors")
     assert torch.equal(stored["act[0]"], expected["act[0]"])
     assert torch.equal(stored["act[-1]"], expected["act[1]"])
-    assert run(*words, "--layer", "act") == 0
-    assert "is drawn where it is named, such as --layer 'act[0]'" in capsys.readouterr().out
+    found = asked(capsys, *words, "--layer", "act", "-o", "out2")["features"]
+    assert [row["drawn"] for row in found] == ["out2/a/act-0.png", "out2/a/act-1.png"]
 
 
 @pytest.mark.parametrize("layer", ["act[0]", "act[1]", "act[-2]"])

@@ -197,7 +197,7 @@ class TestUserContainers:
         _, call = self.recorded(lambda x: Labelled([x * 2, None], "l"))
         assert (call.output.label, call.output[0].item()) == ("l", 2)
 
-    def test_a_window_on_another_dict_is_left_alone(self) -> None:
+    def test_a_window_on_another_dict_is_opened_and_the_other_dict_left_alone(self) -> None:
         own: dict[str, Tensor] = {}
 
         def gives(x):
@@ -205,8 +205,10 @@ class TestUserContainers:
             return Window(own)
 
         given, call = self.recorded(gives)
-        assert isinstance(given["a"], Tensor)
-        assert call.paths == []
+        assert given["a"] is own["a"]
+        assert call.paths == ["own.a"]
+        assert call.output["a"].item() == 2
+        assert call.output.own is not own
 
     def test_keys_with_dots(self) -> None:
         _, call = self.recorded(lambda x: {"layer4.relu": x * 2, "layer4": {"x": x * 3}})

@@ -9,14 +9,18 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from torchpeek._version import __version__
 from torchpeek.cli.commands import COMMANDS
+from torchpeek.cli.help_page import NARROW, StackedPanels
+from torchpeek.cli.options import ConsoleOptions, choice, option
+from torchpeek.cli.words import parse_error, prepared_words
 from torchpeek.errors import Notice, TorchpeekError
 
 OK, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -32,13 +36,37 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
+
+
+def install_completion(
+    *,
+    shell: Annotated[
+        Literal["bash", "zsh", "fish"] | None,
+        choice("bash, zsh or fish. By default, the shell that this command runs in."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        option("The folder to write the script to. By default, the one that the shell reads.", "--out", "-o"),
+    ] = None,
+    console: ConsoleOptions = ConsoleOptions(),
+) -> int:
+    """Let the shell complete commands, options, names of methods and metrics, and files. It changes no start-up file.
+
+    Example: torchpeek --install-completion --shell bash
+    """
+    from torchpeek.cli.completion import run
+
+    return run(app, shell, out)
+
+
 for command in COMMANDS:
     app.command(command)
+app.command(install_completion, name="--install-completion")
 
 
 def main(tokens: Sequence[str] | None = None) -> NoReturn:
     """Run the command in `tokens`, or in sys.argv, and exit."""
-    words = list(sys.argv[1:] if tokens is None else tokens)
+    words = prepared_words(sys.argv[1:] if tokens is None else tokens)
     debug = "--debug" in words  # read here, because an error may come before the options are parsed
     filters, show = list(warnings.filters), warnings.showwarning
     for stream in (sys.stdout, sys.stderr):
@@ -60,11 +88,14 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
             _print_line("note", str(message))
 
     warnings.showwarning = show_notice_once
+    console = Console()
+    app.help_formatter = StackedPanels() if console.width < NARROW else "default"
     try:
-        status = app(words, exit_on_error=False)
+        status = app(words, console=console, exit_on_error=False, print_error=False)
         sys.stdout.flush()
         sys.exit(status or OK)
-    except CycloptsError:  # cyclopts has printed it
+    except CycloptsError as error:  # printed here, because cyclopts would fold a path at the edge of the terminal
+        _print_line("error", parse_error(error, words))
         sys.exit(MISTAKE)
     except TorchpeekError as error:
         if debug:

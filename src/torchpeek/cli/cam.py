@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torchpeek.cam import Smoothing
@@ -10,17 +11,24 @@ from torchpeek.cli.cam_run import CamRun
 from torchpeek.cli.console import print_json, print_skipped, print_table, progress
 from torchpeek.cli.drawing import check_overlay
 from torchpeek.cli.explainer import make_explainer
-from torchpeek.cli.loading import check_max_size, check_pictures_fit, loaded_model
+from torchpeek.cli.loading import check_pictures_fit, loaded_model
 from torchpeek.cli.method_selection import check_methods
-from torchpeek.cli.options import FolderOptions, MethodOptions, ModelOptions, OverlayOptions, TargetOptions
+from torchpeek.cli.options import (
+    FolderOptions,
+    MethodOptions,
+    ModelOptions,
+    OverlayOptions,
+    PictureOptions,
+    TargetOptions,
+)
+from torchpeek.cli.pictures import picture_files
 from torchpeek.cli.targets import check_target
-from torchpeek.errors import OptionError
 from torchpeek.explanation import HeatmapOptions
-from torchpeek.store import OutputFolder, find_pictures
+from torchpeek.store import OutputFolder
 
 
 def run(
-    pictures: Sequence[str],
+    pictures: Sequence[Path],
     model: ModelOptions,
     device: str,
     batch_size: int,
@@ -33,25 +41,18 @@ def run(
     contrast: int | None,
     fuse: str | None,
     smooth: bool,
-    max_size: int | None,
+    inputs: PictureOptions,
     json: bool,
 ) -> int:
     """Explain the pictures batch by batch, and write the results. Returns the exit status."""
-    if not pictures:
-        raise OptionError(
-            "no pictures; give files, folders or globs: torchpeek cam cat.jpg --model torchvision:resnet50"
-        )
-    if batch_size < 1:
-        raise OptionError(f"--batch-size is at least 1; got {batch_size}")
-    check_max_size(max_size)
     check_overlay(overlay)
     check_target(target, top, contrast)
-    options = HeatmapOptions(fuse, Smoothing() if smooth else None, method.seed)
+    options = HeatmapOptions(fuse, Smoothing() if smooth else None, model.seed)
     check_methods(method)
-    files = find_pictures(pictures)
-    loaded = loaded_model(model, device)
-    check_pictures_fit(loaded, files, max_size)
-    explainer = make_explainer(loaded, files, target, method, options, top=top, contrast=contrast, max_size=max_size)
+    files = picture_files(pictures, inputs, "torchpeek cam cat.jpg --model torchvision:resnet50")
+    loaded = loaded_model(model, device, inputs)
+    check_pictures_fit(loaded, files, inputs)
+    explainer = make_explainer(loaded, files, target, method, options, top=top, contrast=contrast)
     folder = OutputFolder.prepared(output.out, overwrite=output.overwrite)
     cam_run = CamRun(explainer, folder, overlay, len(files))
     try:

@@ -17,16 +17,21 @@ from torchpeek.cli.options import (
     Device,
     FeatureMapOptions,
     FolderOptions,
-    MaxSize,
+    Fusion,
+    InputOptions,
     MethodOptions,
     MetricOptions,
     ModelOptions,
     OutputOptions,
     OverlayOptions,
+    PictureOptions,
     Pictures,
+    Scale,
     TargetOptions,
     TensorBoardFolder,
+    choice,
     option,
+    whole,
 )
 
 
@@ -34,20 +39,27 @@ def cam(
     *pictures: Pictures,
     model: ModelOptions,
     device: Device = "cpu",
-    max_size: MaxSize = None,
-    batch_size: Annotated[int, option("The number of pictures in one batch.", group=MODEL)] = 8,
+    inputs: PictureOptions = PictureOptions(),
+    batch_size: Annotated[
+        int, option("The number of pictures in one batch.", group=MODEL, **whole(1, words="at least 1"))
+    ] = 8,
     target: TargetOptions = TargetOptions(),
     top: Annotated[
-        int | None, option("Explain the TOP most probable classes of each picture, side by side.", group=TARGET)
+        int | None,
+        option("Explain the TOP most probable classes of each picture, side by side.", group=TARGET, **whole(1)),
     ] = None,
     contrast: Annotated[
         int | None,
-        option("Explain what sets each class apart from the CONTRAST most similar classes (Finer-CAM).", group=TARGET),
+        option(
+            "Explain what sets each class apart from the CONTRAST most similar classes (Finer-CAM).",
+            group=TARGET,
+            **whole(1),
+        ),
     ] = None,
     method: MethodOptions = MethodOptions(),
     fuse: Annotated[
-        str | None,
-        option(
+        Fusion | None,
+        choice(
             "Combine the heatmaps of several layers by max, mean or product. --layer may then be a pattern.",
             group=METHOD,
         ),
@@ -84,7 +96,7 @@ def cam(
         contrast=contrast,
         fuse=fuse,
         smooth=smooth,
-        max_size=max_size,
+        inputs=inputs,
         json=console.json,
     )
 
@@ -93,7 +105,7 @@ def evaluate(
     *pictures: Pictures,
     model: ModelOptions,
     device: Device = "cpu",
-    max_size: MaxSize = None,
+    inputs: PictureOptions = PictureOptions(),
     target: TargetOptions = TargetOptions(),
     method: MethodOptions = MethodOptions(),
     metric: MetricOptions = MetricOptions(),
@@ -115,7 +127,7 @@ def evaluate(
     """
     from torchpeek.cli.evaluate import run
 
-    return run(pictures, model, device, target, method, metric, output, max_size=max_size, json=console.json)
+    return run(pictures, model, device, target, method, metric, output, inputs=inputs, json=console.json)
 
 
 def layers(
@@ -124,18 +136,12 @@ def layers(
     picture: Annotated[
         Path | None,
         option(
-            "Show the shapes for this picture. By default, for a blank picture of the model's own size.", group=INPUT
-        ),
-    ] = None,
-    input_size: Annotated[
-        list[int] | None,
-        option(
-            "Show the shapes for a blank input of this size, without the batch axis: --input-size 3 224 224.",
+            "Show the shapes for this picture. By default, for a blank input of the model's own size, or of "
+            "--input-size, which may then be any shape without the batch axis.",
             group=INPUT,
-            consume_multiple=True,
         ),
     ] = None,
-    max_size: MaxSize = None,
+    inputs: InputOptions = InputOptions(),
     output: OutputOptions = OutputOptions(),
     console: ConsoleOptions = ConsoleOptions(),
 ) -> int:
@@ -148,7 +154,7 @@ def layers(
     """
     from torchpeek.cli.layers import run
 
-    return run(model, output, picture=picture, input_size=input_size, max_size=max_size, json=console.json)
+    return run(model, output, picture=picture, inputs=inputs, json=console.json)
 
 
 def kernels(
@@ -167,11 +173,12 @@ def kernels(
             "largest norm. The picture says how many. By default, 64 and 12; or 960 and 960 where the kernels have the "
             "size 1 x 1 and are drawn as one matrix.",
             group=DRAWING,
+            **whole(1),
         ),
     ] = None,
     scale: Annotated[
-        str,
-        option(
+        Scale,
+        choice(
             "shared: one scale for all kernels of a layer; each: a scale for each tile. The picture says which, in "
             "numbers.",
             group=DRAWING,
@@ -198,7 +205,7 @@ def features(
     *pictures: Pictures,
     model: ModelOptions,
     device: Device = "cpu",
-    max_size: MaxSize = None,
+    inputs: PictureOptions = PictureOptions(),
     layers: Annotated[
         list[str] | None,
         option(
@@ -236,7 +243,7 @@ def features(
         target,
         drawing,
         layers=layers,
-        max_size=max_size,
+        inputs=inputs,
         tensorboard=tensorboard,
         json=console.json,
     )
@@ -246,7 +253,7 @@ def gradients(
     *pictures: Pictures,
     model: ModelOptions,
     device: Device = "cpu",
-    max_size: MaxSize = None,
+    inputs: PictureOptions = PictureOptions(),
     train: Annotated[
         bool,
         option(
@@ -290,7 +297,7 @@ def gradients(
         target=target,
         layers=layers,
         train=train,
-        max_size=max_size,
+        inputs=inputs,
         tensorboard=tensorboard,
         json=console.json,
     )

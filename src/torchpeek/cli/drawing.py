@@ -12,22 +12,17 @@ from torchpeek.render.colormaps import DIVERGING
 
 
 def check_overlay(options: OverlayOptions) -> None:
-    """Raise OptionError for a colormap that does not exist, a share outside of 0 to 1, or options that contradict."""
-    if options.colormap not in COLORMAPS or not 0 <= options.alpha <= 1:
-        raise OptionError(
-            f"--colormap is one of {', '.join(COLORMAPS)}, and --alpha 0 to 1; got {options.colormap} and "
-            f"{options.alpha}"
-        )
+    """Raise OptionError for a colormap that does not exist, or options that contradict each other."""
+    if options.colormap not in COLORMAPS:
+        raise OptionError(f"--colormap is one of {', '.join(COLORMAPS)}; got {options.colormap}")
     if options.fade and options.even:
         raise OptionError("--fade and --even are opposites; give one of them, or none, as --fade is the default")
     if options.signed and options.colormap not in ("viridis", DIVERGING):
         raise OptionError(f"--signed is drawn in the colormap {DIVERGING}; leave --colormap {options.colormap} out")
 
 
-def check_grid(*, most: int | None, scale: str, colormap: str | None = None) -> None:
+def check_grid(*, scale: str, colormap: str | None = None) -> None:
     """Raise OptionError for options that no grid of kernels or feature maps can have."""
-    if most is not None and most < 1:
-        raise OptionError(f"--most is {most}; allowed: 1 or more")
     if scale not in ("shared", "each"):
         raise OptionError(f"no scale {scale!r}; allowed: --scale shared, --scale each")
     if colormap is not None and colormap not in COLORMAPS:
@@ -36,7 +31,7 @@ def check_grid(*, most: int | None, scale: str, colormap: str | None = None) -> 
 
 def feature_grid_options(drawing: FeatureMapOptions, target: TargetOptions) -> dict[str, Any]:
     """The options of `feature_grid`. Raises OptionError for those that no grid can have, or for an unused score."""
-    check_grid(most=drawing.most, scale=drawing.scale, colormap=drawing.colormap)
+    check_grid(scale=drawing.scale, colormap=drawing.colormap)
     if drawing.sort not in ("index", "contribution"):
         raise OptionError(f"no sort {drawing.sort!r}; allowed: --sort index, --sort contribution")
     if drawing.clip is not None and not 0 <= drawing.clip[0] < drawing.clip[1] <= 100:

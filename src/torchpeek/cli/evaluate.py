@@ -7,20 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from torchpeek.cli.console import counted, print_json, print_skipped, print_table, print_written, progress
+from torchpeek.cli.estimate import passes_per_picture, print_estimate
 from torchpeek.cli.evaluation_run import COLUMNS, EvaluationRun
 from torchpeek.cli.explainer import make_explainer
-from torchpeek.cli.loading import check_max_size, check_pictures_fit, loaded_model, titled
+from torchpeek.cli.loading import check_pictures_fit, loaded_model, titled
 from torchpeek.cli.method_selection import check_methods, metric_options
-from torchpeek.cli.options import MethodOptions, MetricOptions, ModelOptions, OutputOptions, TargetOptions
+from torchpeek.cli.options import (
+    MethodOptions,
+    MetricOptions,
+    ModelOptions,
+    OutputOptions,
+    PictureOptions,
+    TargetOptions,
+)
 from torchpeek.cli.output import output_folder
+from torchpeek.cli.pictures import picture_files
 from torchpeek.cli.regions import read_regions
 from torchpeek.cli.targets import check_target
-from torchpeek.errors import OptionError, TorchpeekError, notify
+from torchpeek.errors import TorchpeekError, notify
 from torchpeek.explanation import HeatmapOptions
 from torchpeek.metrics import FEWEST, HEADER
 from torchpeek.metrics.verdicts import Verdicts
 from torchpeek.render import curves
-from torchpeek.store import OutputFolder, figure_bytes, find_pictures, json_text, parquet_bytes
+from torchpeek.store import OutputFolder, figure_bytes, json_text, parquet_bytes
 
 _DEFAULT_METRICS = ("deletion", "insertion", "average-drop", "average-gain")
 _CURVES = ("deletion", "insertion")  # the metrics in curves.png
@@ -29,7 +38,7 @@ _LEGEND = "; in brackets the 95 % interval of the mean; better: by more than cha
 
 
 def run(
-    pictures: Sequence[str],
+    pictures: Sequence[Path],
     model: ModelOptions,
     device: str,
     target: TargetOptions,
@@ -37,25 +46,24 @@ def run(
     metric: MetricOptions,
     output: OutputOptions,
     *,
-    max_size: int | None,
+    inputs: PictureOptions,
     json: bool,
 ) -> int:
     """Explain and measure the pictures one by one, and print and write the results. Returns the exit status."""
-    if not pictures:
-        raise OptionError("no pictures; give files, folders or globs: torchpeek evaluate holiday/ --model ...")
-    check_max_size(max_size)
     check_target(target)
     check_methods(method)
     metrics = metric_options(metric.metrics or _DEFAULT_METRICS, metric.metric_options or ())
-    files = find_pictures(pictures)
+    files = picture_files(pictures, inputs, "torchpeek evaluate holiday/ --model torchvision:resnet50")
     regions = read_regions(files, metrics, metric.boxes, metric.masks)
-    loaded = loaded_model(model, device)
-    check_pictures_fit(loaded, files, max_size)
-    explainer = make_explainer(loaded, files, target, method, HeatmapOptions(seed=method.seed), max_size=max_size)
+    loaded = loaded_model(model, device, inputs)
+    check_pictures_fit(loaded, files, inputs)
+    explainer = make_explainer(loaded, files, target, method, HeatmapOptions(seed=model.seed))
     evaluation = EvaluationRun(explainer, metrics, regions, named=frozenset(metric.metrics or ()))
     with output_folder(output) as folder:
         try:
-            with progress("evaluating", len(files)) as advance:
+            passes = passes_per_picture(metrics, len(explainer.methods), _score_count(target))
+            print_estimate(explainer, passes)
+            with progress("evaluating", len(files), steps=max(1, passes)) as advance:
                 for file in files:
                     evaluation.add(file)
                     advance(1)
@@ -80,6 +88,11 @@ def run(
     if folder is not None and not json:
         print_written(folder.path, *(name for name, key in _FILES.items() if key in results), "results.json")
     return 1 if evaluation.skipped else 0
+
+
+def _score_count(target: TargetOptions) -> int:
+    """How many classes, boxes or texts are explained in each picture."""
+    return max(1, len(set(target.boxes or target.texts or target.classes or ())))
 
 
 def _results(evaluation: EvaluationRun, files: Sequence[Path]) -> dict[str, Any]:
@@ -138,7 +151,7 @@ def _figure(evaluation: EvaluationRun, verdicts: Verdicts) -> Any:
 
 def _print(evaluation: EvaluationRun, results: dict[str, Any], verdicts: Verdicts) -> None:
     if count := len(evaluation.results):
-        print_table(HEADER, verdicts.cells())
+        print_table(HEADER, verdicts.cells(), names=2)
         print(f"\n{counted(count, 'picture')}, seed {evaluation.seed}{_LEGEND if count > 1 else ''}")
         if count < FEWEST:
             print(f"of fewer than {FEWEST} pictures nothing can be said of significance; give more")

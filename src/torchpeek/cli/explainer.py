@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torchpeek._version import __version__
 from torchpeek.cam import METHODS
 from torchpeek.cli.method_selection import method_names, method_options
 from torchpeek.cli.options import MethodOptions, TargetOptions, layer_names
+from torchpeek.cli.pictures import PictureFiles
 from torchpeek.cli.predictions import Labels, renamed
 from torchpeek.cli.targets import box_ranks, distinct_texts, make_target
 from torchpeek.engine import Target, Trace
@@ -43,11 +44,16 @@ class Explainer:
     target: Target
     labels: Labels
     options: HeatmapOptions
-    max_size: int | None = None
+    files: PictureFiles
+
+    @property
+    def max_size(self) -> int | None:
+        """The value of --max-size."""
+        return self.files.max_size
 
     def read(self, file: Path) -> Picture:
         """The picture, reduced to --max-size."""
-        return self.loaded.read(file, max_size=self.max_size)
+        return self.files.read(self.loaded, file)
 
     def explain(self, tensor: Tensor) -> tuple[Trace, dict[str, Heatmap]]:
         """A trace of a batch (N, C, H, W), for the predictions, and the heatmap of each method."""
@@ -62,14 +68,13 @@ class Explainer:
 
 def make_explainer(
     loaded: LoadedModel,
-    pictures: Sequence[Path],
+    files: PictureFiles,
     target: TargetOptions,
     method: MethodOptions,
     options: HeatmapOptions,
     *,
     top: int | None = None,
     contrast: int | None = None,
-    max_size: int | None = None,
 ) -> Explainer:
     """The explainer that the options describe. With --method all, the first picture decides what the model allows."""
     bound_target = make_target(target, loaded, top, contrast)
@@ -77,7 +82,7 @@ def make_explainer(
     choice = LayerChoice(names[0] if names and len(names) == 1 and options.fuse is None else names, method.layout)
     methods = method_names(method)
     if "all" in method.methods:
-        methods = _applicable(methods, loaded, pictures, choice, bound_target, max_size)
+        methods = _applicable(methods, loaded, files, choice, bound_target)
     return Explainer(
         loaded,
         method_options(methods, method.method_options or ()),
@@ -85,22 +90,21 @@ def make_explainer(
         bound_target,
         Labels(loaded.class_names, distinct_texts(target), box_ranks(target)),
         options,
-        max_size,
+        files,
     )
 
 
 def _applicable(
     methods: list[str],
     loaded: LoadedModel,
-    pictures: Sequence[Path],
+    files: PictureFiles,
     choice: LayerChoice,
     target: Target,
-    max_size: int | None,
 ) -> list[str]:
     """The methods that the model's head allows, tried on the first picture that can be read and explained."""
-    for path in pictures:
+    for path in files:
         try:
-            picture = loaded.read(path, max_size=max_size)
+            picture = files.read(loaded, path)
             first = trace(loaded, picture, layer=choice.layer, layout=choice.layout, target=target, gradients=False)
             headless = any(first.only(name).head is None for name in first.at)
         except (LayerNotFound, TargetError):

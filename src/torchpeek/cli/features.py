@@ -14,23 +14,31 @@ from torchpeek.anatomy import activations, statistics
 from torchpeek.anatomy.statistics import LayerStatistics
 from torchpeek.cli.console import counted, print_json, print_skipped, print_table, print_written, progress
 from torchpeek.cli.drawing import feature_grid_options
-from torchpeek.cli.loading import about, check_max_size, check_pictures_fit, loaded_model, remark, titled
-from torchpeek.cli.options import FeatureMapOptions, ModelOptions, OutputOptions, TargetOptions, layer_names
+from torchpeek.cli.loading import about, check_pictures_fit, loaded_model, remark, titled
+from torchpeek.cli.options import (
+    FeatureMapOptions,
+    ModelOptions,
+    OutputOptions,
+    PictureOptions,
+    TargetOptions,
+    layer_names,
+)
 from torchpeek.cli.output import file_names, output_folder, tensorboard_writer
+from torchpeek.cli.pictures import picture_files
 from torchpeek.cli.skipped import Skipped
 from torchpeek.cli.targets import check_target, make_target
 from torchpeek.engine import Layout, Target, Trace, layout_of, suggest_layer
-from torchpeek.errors import InputError, LayerError, OptionError, PassError, TargetError, TorchpeekError
+from torchpeek.errors import InputError, LayerError, OptionError, PassError, TargetError, TorchpeekError, notify
 from torchpeek.explanation import trace
 from torchpeek.hooks import containers, select
 from torchpeek.integrations.tensorboard import add_features
 from torchpeek.models import LoadedModel, model_call_for
 from torchpeek.render import feature_grid
-from torchpeek.store import OutputFolder, find_pictures, json_text, png_bytes, tensor_bytes
+from torchpeek.store import OutputFolder, json_text, png_bytes, tensor_bytes
 
 
 def run(
-    pictures: Sequence[str],
+    pictures: Sequence[Path],
     model: ModelOptions,
     device: str,
     output: OutputOptions,
@@ -38,19 +46,16 @@ def run(
     drawing: FeatureMapOptions,
     *,
     layers: Sequence[str] | None,
-    max_size: int | None,
+    inputs: PictureOptions,
     tensorboard: Path | None,
     json: bool,
 ) -> int:
     """Show what the layers return for each picture. Returns the exit status."""
-    if not pictures:
-        raise OptionError("no pictures; give files, folders or globs: torchpeek features cat.jpg --model ...")
-    check_max_size(max_size)
     check_target(target)
     grid_options = feature_grid_options(drawing, target)
-    files = find_pictures(pictures)
-    loaded = loaded_model(model, device)
-    check_pictures_fit(loaded, files, max_size)
+    files = picture_files(pictures, inputs, "torchpeek features cat.jpg --model torchvision:resnet50")
+    loaded = loaded_model(model, device, inputs)
+    check_pictures_fit(loaded, files, inputs)
     score = make_target(target, loaded) if drawing.sort == "contribution" else None
     stems = file_names({str(file): file.stem for file in files}, reserved="features.json")
     rows: list[dict[str, Any]] = []
@@ -64,7 +69,7 @@ def run(
         try:
             for step, file in enumerate(files):
                 try:
-                    picture = loaded.read(file, max_size=max_size)
+                    picture = files.read(loaded, file)
                     selected = layer_names(layers) or [
                         suggest_layer(loaded.module, model_call_for(loaded, picture)).layer
                     ]
@@ -72,6 +77,8 @@ def run(
                 except Exception as error:
                     skipped.add(file, error, unless=(LayerError, TargetError))
                 else:
+                    if folder is not None and not rows:
+                        _notify_size(outputs, len(files), folder.path)
                     rows += _write(file, stems[str(file)], outputs, folder, loaded, grid_options)
                     if writer is not None:
                         for each in outputs:
@@ -222,6 +229,13 @@ def _write(
     tensors = {each.name: each.tensor for each in outputs if each.tensor is not None}
     folder.write(f"{stem}/features.safetensors", tensor_bytes(tensors, about(loaded) | {"picture": str(file)}))
     return rows
+
+
+def _notify_size(outputs: list[_LayerOutput], pictures: int, folder: Path) -> None:
+    """Say how much will be written, from the tensors of the first picture, where it is 10 MB or more."""
+    size = sum(each.tensor.nbytes for each in outputs if each.tensor is not None) * pictures
+    if size >= 10_000_000:
+        notify(f"about {size / 1e6:,.0f} MB of values will be written to {folder}; --layer selects fewer layers")
 
 
 def _row(file: Path, output: _LayerOutput) -> dict[str, Any]:

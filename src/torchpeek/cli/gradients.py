@@ -13,19 +13,20 @@ from torch import Tensor
 
 from torchpeek.anatomy import GradientFlow, gradient_flow
 from torchpeek.cli.console import print_json, print_skipped, print_table, print_written
-from torchpeek.cli.loading import about, check_max_size, check_pictures_fit, loaded_model, titled
-from torchpeek.cli.options import ModelOptions, OutputOptions, layer_names
+from torchpeek.cli.loading import about, check_pictures_fit, loaded_model, titled
+from torchpeek.cli.options import ModelOptions, OutputOptions, PictureOptions, layer_names
 from torchpeek.cli.output import output_folder, tensorboard_writer
+from torchpeek.cli.pictures import PictureFiles, picture_files
 from torchpeek.cli.skipped import Skipped
 from torchpeek.errors import FileError, OptionError
 from torchpeek.integrations.tensorboard import add_gradient_flow
 from torchpeek.models import LoadedModel
 from torchpeek.render import gradient_flow as gradient_flow_plot
-from torchpeek.store import figure_bytes, find_pictures, json_text
+from torchpeek.store import figure_bytes, json_text
 
 
 def run(
-    pictures: Sequence[str],
+    pictures: Sequence[Path],
     model: ModelOptions,
     device: str,
     output: OutputOptions,
@@ -33,22 +34,19 @@ def run(
     target: str | None,
     layers: Sequence[str] | None,
     train: bool,
-    max_size: int | None,
+    inputs: PictureOptions,
     tensorboard: Path | None,
     json: bool,
 ) -> int:
     """Show the gradients of one training step on the pictures. Returns the exit status."""
-    if not pictures:
-        raise OptionError("no pictures; give files, folders or globs: torchpeek gradients cat.jpg --model ...")
-    check_max_size(max_size)
-    files = find_pictures(pictures)
-    loaded = loaded_model(model, device)
-    check_pictures_fit(loaded, files, max_size)
+    files = picture_files(pictures, inputs, "torchpeek gradients cat.jpg --model torchvision:resnet50")
+    loaded = loaded_model(model, device, inputs)
+    check_pictures_fit(loaded, files, inputs)
     label = int(target) if target is not None and target.isascii() and target.isdigit() else target
     mode = "train" if train else "eval"
     with output_folder(output) as folder, tensorboard_writer(tensorboard) as writer:
         skipped = Skipped()
-        batch = _batch(loaded, files, max_size, skipped)
+        batch = _batch(loaded, files, skipped)
         flow = None if batch is None else _flow(loaded, batch, label, layers=layer_names(layers), train=train)
         results: dict[str, Any] = {
             "about": about(loaded) | {"mode": mode, "pictures": len(files) - len(skipped)},
@@ -92,12 +90,12 @@ def _named(label: int | str | None, loaded: LoadedModel) -> str:
     return f"class {label}{name}"
 
 
-def _batch(loaded: LoadedModel, files: list[Path], max_size: int | None, skipped: Skipped) -> Tensor | None:
+def _batch(loaded: LoadedModel, files: PictureFiles, skipped: Skipped) -> Tensor | None:
     """The pictures that can be read, as one batch, or None. The others are added to `skipped`."""
     tensors = []
     for file in files:
         try:
-            tensors.append(loaded.read(file, max_size=max_size).tensor)
+            tensors.append(files.read(loaded, file).tensor)
         except FileError as error:
             skipped.add(file, error)
     if not tensors:

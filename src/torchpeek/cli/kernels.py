@@ -31,7 +31,7 @@ def run(
     json: bool,
 ) -> int:
     """List and draw the kernels of the model. Returns the exit status."""
-    check_grid(most=most, scale=scale)
+    check_grid(scale=scale)
     loaded = loaded_model(model, "cpu")
     weights = kernels(loaded, layer_names(layers))
     drawn = {name: each for name, each in weights.by_output().items() if 3 <= each.ndim <= 5 and not each.is_complex()}

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from torchpeek.anatomy import layers
 from torchpeek.cli.console import print_json, print_table, print_written
-from torchpeek.cli.loading import check_max_size, check_pictures_fit, check_size_fits, loaded_model
-from torchpeek.cli.options import ModelOptions, OutputOptions
+from torchpeek.cli.loading import about, check_pictures_fit, check_size_fits, loaded_model
+from torchpeek.cli.options import InputOptions, ModelOptions, OutputOptions, parsed_numbers
 from torchpeek.cli.output import output_folder
+from torchpeek.cli.pictures import one_picture
 from torchpeek.errors import InputError
-from torchpeek.models import Preprocess
+from torchpeek.models import LoadedModel, Preprocess
 from torchpeek.store import json_text
 
 
@@ -23,26 +25,21 @@ def run(
     output: OutputOptions,
     *,
     picture: Path | None,
-    input_size: Sequence[int] | None,
-    max_size: int | None,
+    inputs: InputOptions,
     json: bool,
 ) -> int:
     """List the layers of the model. Returns the exit status."""
-    if picture is not None and input_size:
-        raise InputError("--picture and --input-size both say what the input is; give one")
-    check_max_size(max_size)
-    loaded = loaded_model(model)
+    loaded = loaded_model(model, inputs=_without_size(inputs) if picture is None else inputs)
     if picture is not None:
-        check_pictures_fit(loaded, [picture], max_size)
-        inputs = loaded.read(picture, max_size=max_size).tensor
+        files = one_picture(picture, inputs)
+        check_pictures_fit(loaded, files, inputs)
+        example = files.read(loaded, files[0]).tensor
     else:
-        shape = input_size or _input_size(loaded.preprocess)
-        inputs = torch.zeros(1, *shape, device=loaded.device, dtype=loaded.dtype)
-        check_size_fits(loaded, inputs)
+        example = _blank(loaded, inputs)
     with output_folder(output) as folder:
-        table = layers(loaded, inputs)
+        table = layers(loaded, example)
         suggested = table.suggested and {"layer": table.suggested.layer, "reason": table.suggested.reason}
-        results = {"model": model.model, "suggested": suggested, "layers": [asdict(row) for row in table]}
+        results = {**about(loaded), "suggested": suggested, "layers": [asdict(row) for row in table]}
         if folder is not None:
             folder.write("layers.json", json_text(results).encode())
             folder.write("layers.txt", f"{table}\n".encode())
@@ -57,9 +54,29 @@ def run(
     return 0
 
 
-def _input_size(preprocess: object) -> tuple[int, ...]:
-    crop = preprocess.crop if isinstance(preprocess, Preprocess) else None
-    if crop is None:
-        raise InputError("the model does not say how large its input is; give --picture FILE or --input-size 3 224 224")
-    assert isinstance(preprocess, Preprocess)
-    return (len(preprocess.mean), *crop)
+def _without_size(inputs: InputOptions) -> InputOptions:
+    """The options without --input-size, which may be any shape where there is no picture."""
+    return replace(inputs, input_size=None)
+
+
+def _blank(loaded: LoadedModel, inputs: InputOptions) -> Tensor:
+    """An input of zeros, of the model's own size or of --input-size. Two numbers are a shape, or a height and width."""
+    size = [int(each) for each in parsed_numbers(inputs.input_size)]
+    own = loaded.preprocess if isinstance(loaded.preprocess, Preprocess) else None
+    channels = 1 if inputs.grey else 3 if own is None else len(own.mean)
+    if not size:
+        if own is None or own.crop is None:
+            raise InputError(
+                "the model does not say how large its input is; give --picture FILE or --input-size 3 224 224"
+            )
+        size = [channels, *own.crop]
+    shapes = [[channels, size[0], size[0]]] if len(size) == 1 else [size]
+    if len(size) == 2:
+        shapes.insert(0 if inputs.grey else 1, [channels, *size])
+    blanks = [torch.zeros(1, *shape, device=loaded.device, dtype=loaded.dtype) for shape in shapes]
+    for blank in blanks[:-1]:
+        with suppress(InputError):
+            check_size_fits(loaded, blank)
+            return blank
+    check_size_fits(loaded, blanks[-1])
+    return blanks[-1]

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from torchpeek.cli.options import ModelOptions
-from torchpeek.engine import ModelCall, check_fits, inspectable_module
-from torchpeek.errors import InputError, OptionError
-from torchpeek.models import LoadedModel, load_model, model_call_for
+from torchpeek.cli.model_output import class_count
+from torchpeek.cli.options import InputOptions, ModelOptions, parsed_numbers
+from torchpeek.cli.pictures import PictureFiles
+from torchpeek.engine import ModelCall, check_fits, inspectable_module, run
+from torchpeek.errors import InputError, OptionError, notify
+from torchpeek.models import LoadedModel, PreprocessChanges, load_model, model_call_for
+from torchpeek.store import read_class_names
 
 
-def loaded_model(options: ModelOptions, device: str | None = None) -> LoadedModel:
+def loaded_model(options: ModelOptions, device: str | None = None, inputs: InputOptions | None = None) -> LoadedModel:
     """The model, moved to the device if there is one. Raises OptionError for a device that cannot be used."""
+    inputs = inputs or InputOptions()
+    names = None if inputs.class_names is None else read_class_names(inputs.class_names)
     loaded = load_model(
         options.model,
-        options.weights,
+        None if options.weights is None else str(options.weights),
         trust_pickle=options.trust_pickle,
         trust_remote_code=options.trust_remote_code,
+        preprocess=_changes(inputs),
+        class_names=names,
+        seed=options.seed,
     )
     if device is not None:
         try:
@@ -29,23 +36,38 @@ def loaded_model(options: ModelOptions, device: str | None = None) -> LoadedMode
             reason = str(error).splitlines()[0].partition(". ")[0]
             raise OptionError(f"--device {device!r} cannot be used here ({reason}); cpu always can") from error
         loaded.module.to(device)
+    if loaded.seed is not None:
+        notify(f"{loaded.spec} has {remark(loaded)}")
     return loaded
 
 
-def check_max_size(max_size: int | None) -> None:
-    """Raise OptionError for a --max-size that no picture can have."""
-    if max_size is not None and max_size < 1:
-        raise OptionError(f"--max-size is {max_size}; allowed: a number of pixels, 1 or more")
+def _changes(inputs: InputOptions) -> PreprocessChanges | None:
+    """What the options change of the model's preprocessing; None if that is nothing."""
+    size, mean, std = (parsed_numbers(each) for each in (inputs.input_size, inputs.mean, inputs.std))
+    if not (size or mean or std or inputs.grey):
+        return None
+    channels = [int(size[0])] if len(size) == 3 else []
+    if len(size) > 3 or channels not in ([], [1], [3]) or (inputs.grey and channels == [3]):
+        raise OptionError(
+            f"--input-size is {' '.join(f'{each:g}' for each in size)}{' with --grey' * inputs.grey}; allowed: HEIGHT "
+            "WIDTH, one number for a square, or CHANNELS HEIGHT WIDTH with 1 channel (grey) or 3 (RGB)"
+        )
+    height_and_width = (int(size[-2]), int(size[-1])) if len(size) > 1 else (int(size[0]),) * 2 if size else None
+    return PreprocessChanges(height_and_width, inputs.grey or channels == [1], tuple(mean) or None, tuple(std) or None)
 
 
-def check_pictures_fit(loaded: LoadedModel, files: Iterable[Path], max_size: int | None) -> None:
-    """Raise InputError where the model takes no pictures as its preprocessing makes them, by the first that is read."""
+def check_pictures_fit(loaded: LoadedModel, files: PictureFiles, inputs: InputOptions) -> None:
+    """Raise InputError where the model takes no pictures as its preprocessing makes them, by the first that is read.
+
+    Raises OptionError where --classes names another number of classes than the model returns.
+    """
     for file in files:
         try:
-            call = model_call_for(loaded, loaded.read(file, max_size=max_size))
+            call = model_call_for(loaded, files.read(loaded, file))
         except Exception:  # an error of this picture; it is reported when its turn comes
             continue
         _check_fits(loaded, call, f"{file}: ", _OTHER_PREPROCESSING)
+        _check_class_names(loaded, call, inputs.class_names)
         return
 
 
@@ -56,8 +78,8 @@ def check_size_fits(loaded: LoadedModel, inputs: Tensor) -> None:
 
 
 _OTHER_PREPROCESSING = (
-    "give a model with a preprocessing that makes such a tensor of a picture; a package.module:callable may return "
-    "tp.LoadedModel(network, preprocess)"
+    "give a model with a preprocessing that makes such a tensor of a picture, or say it with --grey, --input-size, "
+    "--mean and --std; a package.module:callable may also return tp.LoadedModel(network, preprocess)"
 )
 
 
@@ -69,14 +91,27 @@ def _check_fits(loaded: LoadedModel, call: ModelCall, start: str, next_step: str
         raise InputError(f"{start}{str(error).partition(' Next: ')[0]} Next: {next_step}") from error
 
 
+def _check_class_names(loaded: LoadedModel, call: ModelCall, file: Path | None) -> None:
+    """Raise OptionError where --classes names another number of classes than the model returns."""
+    if file is None or loaded.class_names is None:
+        return
+    with torch.no_grad():
+        count = class_count(run(loaded.module, call.copied()))
+    if count is not None and count != len(loaded.class_names):
+        raise OptionError(
+            f"--classes {file}: has {len(loaded.class_names)} names, and the model returns {count} "
+            f"class{'es' * (count != 1)}; allowed: a name for each class, in the order of the output"
+        )
+
+
 def about(loaded: LoadedModel) -> dict[str, str]:
     """What every result depends on."""
-    return {"model": loaded.spec, "weights": loaded.weights or "the model's own"}
+    return {"model": loaded.spec, "weights": loaded.weights_label or "the model's own"}
 
 
 def remark(loaded: LoadedModel) -> str:
     """The words that every picture by a model with random weights carries."""
-    return "random weights" if loaded.weights == "random" else ""
+    return f"random weights{loaded.weights_label.removeprefix('random')}" if loaded.weights == "random" else ""
 
 
 def titled(title: str, loaded: LoadedModel) -> str:

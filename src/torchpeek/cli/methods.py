@@ -26,7 +26,8 @@ def run(*, json: bool, markdown: bool) -> int:
         print(methods_markdown())
     else:
         rows = [(method.name, method.summary, method.cost, method.paper) for method in METHODS.values()]
-        print_table(("method", "what it shows", "passes, however many classes", "paper"), rows)
+        header = ("method", "what it shows", "passes, however many classes", "paper")
+        print_table(header, rows, prose=header[1:3])
     return 0
 
 

@@ -38,5 +38,6 @@ def run(*, json: bool) -> int:
                 )
                 for each in METRICS.values()
             ],
+            prose=(header[3], header[5]),
         )
     return 0

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from torchpeek.engine.targets.output_parts import resolve_part
+from torchpeek.engine.targets.output_parts import locate_logits, resolve_part
+from torchpeek.errors import TargetError
 from torchpeek.hooks import containers
 
 
@@ -39,6 +40,18 @@ def embedding_part(output: Any) -> str | None:
     if any(path.startswith("logits") for path in parts):
         return None
     return next((path for path in ("image_embeds", "pooler_output") if path in parts), None)
+
+
+def class_count(output: Any) -> int | None:
+    """How many classes the output scores, of each picture or of each pixel. None where that cannot be told."""
+    if is_detection(output) or embedding_part(output) is not None:
+        return None
+    if (path := pixels_part(output)) is not None:
+        return int(_floating_point_parts(output)[path].shape[1])
+    try:
+        return int(locate_logits(output)[1].shape[1])
+    except TargetError:
+        return None
 
 
 def _floating_point_parts(output: Any) -> dict[str, Tensor]:

@@ -6,7 +6,8 @@ A single option that is in no group is an annotated type.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -41,18 +42,111 @@ def option(text: str, *names: str, **more: Any) -> Parameter:
     return Parameter(help=text, negative="", show_default=_default_words, **more)
 
 
-Pictures: TypeAlias = Annotated[str, option("Picture files, globs, and folders, without their subfolders.")]
+def number(low: float, high: float | None = None, *, words: str = "") -> Callable[[Any, Any], None]:
+    """A validator of a number, or of each in a list, that is checked before any work starts.
 
-MaxSize: TypeAlias = Annotated[
-    int | None,
+    Args:
+        low: The lowest number that is allowed.
+        high: The highest number that is allowed; None for no limit.
+        words: What is allowed, for the error; by default, the numbers.
+    """
+
+    def check(type_: Any, value: Any) -> None:
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if not all(each is None or (each >= low and (high is None or each <= high)) for each in values):
+            raise ValueError(f"allowed: {words or (f'{low} or more' if high is None else f'{low} to {high}')}")
+
+    return check
+
+
+def whole(low: int, high: int | None = None, *, words: str = "") -> dict[str, Any]:
+    """The fields of a Parameter for a whole number, or a list of these. The parser alone would round 1.5."""
+
+    def convert(type_: Any, tokens: Sequence[Any]) -> Any:
+        values = [int(token.value) for token in tokens]
+        return values if "list" in str(type_) else values[0]
+
+    return {"converter": convert, "validator": number(low, high, words=words)}
+
+
+def parsed_numbers(texts: Sequence[str] | None) -> list[float]:
+    """The numbers of a repeated option, each of which may hold several: "28,28", "28x28" or "0.5 0.5 0.5".
+
+    Raises ValueError for anything else.
+    """
+    words = [word for text in texts or () for word in re.split(r"[,x×\s]+", text.strip(" ()[]")) if word]
+    try:
+        return [float(word) for word in words]
+    except ValueError as error:
+        raise ValueError("allowed: numbers, such as 28 28") from error
+
+
+def numbers(low: float, high: float | None = None, *, above: bool = False, advice: str = "") -> Any:
+    """A validator of an option for `parsed_numbers`.
+
+    Args:
+        low: The lowest number that is allowed; with `above`, the numbers are higher.
+        high: The highest number that is allowed; None for whole numbers without a limit.
+        above: Whether `low` itself is not allowed.
+        advice: The next step, for the error.
+    """
+
+    def check(type_: Any, value: Any) -> None:
+        for each in parsed_numbers(value):
+            inside = (each > low if above else each >= low) and (high is None or each <= high)
+            if not inside or (high is None and each != int(each)):
+                allowed = f"whole numbers, {low} or more" if high is None else f"{'above ' * above}{low} to {high}"
+                raise ValueError(f"allowed: {allowed}{advice}")
+
+    return check
+
+
+def as_text(type_: Any, tokens: Sequence[Any]) -> Any:
+    """A converter that takes any text: the type only lists what a shell completes. The command checks the text."""
+    texts = [token.value for token in tokens]
+    return texts if str(type_).startswith(("list", "typing.List")) or len(texts) > 1 else texts[0]
+
+
+def choice(text: str, *names: str, **more: Any) -> Parameter:
+    """An option whose Literal type lists what a shell completes, and that takes other texts, too."""
+    return option(text, *names, converter=as_text, show_choices=False, **more)
+
+
+STDIN = "/dev/stdin"
+"""How a picture or a list that comes from standard input is named; "-" is its short form."""
+
+MethodName: TypeAlias = Literal[
+    "all", "cam", "eigencam", "fem", "kpcacam", "random", "rollout", "legrad", "transformer-attribution", "gradcam",
+    "gradcam++", "xgradcam", "hirescam", "gradcam-elementwise", "layercam", "eigengradcam", "segeigencam",
+    "smoothgradcam++", "integrated-gradcam", "shapleycam", "fullgrad", "saliency", "input-x-gradient", "smoothgrad",
+    "integrated-gradients", "guided-backprop", "guided-gradcam", "occlusion", "rise", "scorecam", "sscam", "iscam",
+    "ablationcam", "recipro-cam", "groupcam", "opticam", "polycam", "refinecam",
+]  # fmt: skip
+"""What a shell completes after --method. A test compares it with the registry, which needs torch."""
+
+MetricName: TypeAlias = Literal[
+    "all", "sparseness", "entropy", "effective-complexity", "deletion", "insertion", "aopc", "selectivity",
+    "monotonicity", "mufidelity", "infidelity", "sensitivity-n", "monotonicity-correlation", "completeness",
+    "pointing-game", "energy-pointing-game", "grid-pointing-game", "relevance-rank-accuracy", "top-k", "auc", "iou",
+    "average-drop", "increase", "average-gain", "road-morf", "road-lerf", "road", "max-sensitivity",
+    "average-sensitivity", "local-lipschitz", "relative-input-stability", "relative-output-stability", "randomisation",
+    "random-class", "adcc", "sufficiency",
+]  # fmt: skip
+"""What a shell completes after --metric. A test compares it with the registry, which needs torch."""
+
+Colormap: TypeAlias = Literal["viridis", "inferno", "turbo", "jet", "diverging"]
+Scale: TypeAlias = Literal["shared", "each"]
+Fusion: TypeAlias = Literal["max", "mean", "product"]
+
+Pictures: TypeAlias = Annotated[
+    Path,
     option(
-        "Reduce pictures whose width or height is larger than this number of pixels, before the model's preprocessing. "
-        "By default, no picture is reduced.",
-        group=INPUT,
+        'Picture files, globs, and folders, without their subfolders. "-" reads one picture from standard input.',
+        converter=as_text,
     ),
 ]
 
-Device: TypeAlias = Annotated[str, option("cpu, cuda, cuda:1 or mps.", group=MODEL)]
+Device: TypeAlias = Annotated[Literal["cpu", "cuda", "mps"], choice("cpu, cuda, cuda:1 or mps.", group=MODEL)]
 
 TensorBoardFolder: TypeAlias = Annotated[
     Path | None, option("Also write the results to this folder, for TensorBoard.", group=OUTPUT)
@@ -72,14 +166,84 @@ class ModelOptions:
         ),
     ]
     weights: Annotated[
-        str | None,
+        Path | None,
         option(
             '"random", a file (.safetensors, or a state_dict written by torch.save), or the name of torchvision '
-            "weights. By default, the pretrained weights. Random weights need no download."
+            "weights. By default, the pretrained weights. Random weights need no download, and are those of --seed."
         ),
     ] = None
+    seed: Annotated[
+        int,
+        option(
+            "The seed of everything that is drawn at random: random weights, and what methods and metrics draw.",
+            **whole(0, 2**63 - 1),
+        ),
+    ] = 0
     trust_pickle: Annotated[bool, option("Load a weights file that can run code.")] = False
     trust_remote_code: Annotated[bool, option("Run the code that a transformers checkpoint contains.")] = False
+
+
+@Parameter(name="*", group=INPUT)
+@dataclass(frozen=True)
+class InputOptions:
+    """How pictures become the model's input, where the model does not say it, or something else is wanted."""
+
+    max_size: Annotated[
+        int | None,
+        option(
+            "Reduce pictures whose width or height is larger than this number of pixels, before the model's "
+            "preprocessing. By default, no picture is reduced.",
+            **whole(1, words="a number of pixels, 1 or more"),
+        ),
+    ] = None
+    grey: Annotated[
+        bool, option("The input has one channel. Its values are 0 to 1, unless --mean and --std are named.")
+    ] = False
+    input_size: Annotated[
+        list[str] | None,
+        option(
+            "The size of the input: HEIGHT WIDTH, one number for a square, or CHANNELS HEIGHT WIDTH. A square input is "
+            "the centre of the picture; to any other size, the whole picture is resized.",
+            validator=numbers(1),
+        ),
+    ] = None
+    mean: Annotated[
+        list[str] | None,
+        option(
+            "The mean that is subtracted, of values in 0 to 1: one number, or one for each channel.",
+            validator=numbers(0, 1, advice=", because pictures are scaled to 0..1 first; divide by 255"),
+        ),
+    ] = None
+    std: Annotated[
+        list[str] | None,
+        option(
+            "The standard deviation that is divided by: one number, or one for each channel.",
+            validator=numbers(0, 1, above=True, advice=", because pictures are scaled to 0..1 first; divide by 255"),
+        ),
+    ] = None
+    class_names: Annotated[
+        Path | None,
+        option(
+            "A file with the names of the classes, in the order of the output: a name in each line, a JSON list, or "
+            'a JSON object such as {"0": "cat"}.',
+            "--classes",
+        ),
+    ] = None
+
+
+@Parameter(name="*", group=INPUT)
+@dataclass(frozen=True)
+class PictureOptions(InputOptions):
+    """Where pictures come from besides the command line, and how they become the model's input."""
+
+    listed: Annotated[
+        Path | None,
+        option(
+            'A file with the paths of pictures or folders, one in each line, or with NUL between them. "-" reads the '
+            "list from standard input.",
+            "--from",
+        ),
+    ] = None
 
 
 @Parameter(name="*", group=TARGET)
@@ -101,6 +265,7 @@ class TargetOptions:
             "Explain the detected box of this rank by score; rank 0 has the highest score. Repeat it for several "
             "boxes. With --class, the rank is among the boxes of that class. By default, rank 0 for a detector.",
             "--box",
+            **whole(0, words="ranks count from 0"),
         ),
     ] = None
     pixels: Annotated[
@@ -139,8 +304,8 @@ class MethodOptions:
     """Which methods, with which options, at which layer."""
 
     methods: Annotated[
-        list[str],
-        option(
+        list[MethodName],
+        choice(
             'A method; "torchpeek methods" lists them. Repeat it for several methods, which share one forward pass. '
             '"all" selects each method that needs only that pass and its gradients, and that the model and the layer '
             "allow. Methods that read attention need a transformer in which all tokens attend to each other.",
@@ -173,7 +338,6 @@ class MethodOptions:
             'one, such as "N C H W", or "(N 4) C H W" for 4 views of each sample in the batch axis.'
         ),
     ] = None
-    seed: Annotated[int, option("The seed of everything that is drawn at random.")] = 0
 
 
 @Parameter(name="*", group=METRIC)
@@ -182,8 +346,8 @@ class MetricOptions:
     """Which metrics, with which options, and where the object is for those that need it."""
 
     metrics: Annotated[
-        list[str] | None,
-        option(
+        list[MetricName] | None,
+        choice(
             'A metric; "torchpeek metrics" lists them, and docs/metrics.md describes them. Repeat it for several '
             'metrics. "all" selects each metric that needs neither the region of the object nor further heatmaps. By '
             "default, deletion, insertion, average-drop and average-gain. Where the score is no probability, all and "
@@ -221,10 +385,12 @@ class OverlayOptions:
     """How overlays are drawn."""
 
     colormap: Annotated[
-        str,
-        option("viridis, inferno, turbo, jet or diverging. diverging also shows what is evidence against the class."),
+        Colormap,
+        choice("viridis, inferno, turbo, jet or diverging. diverging also shows what is evidence against the class."),
     ] = "viridis"
-    alpha: Annotated[float, option("How much of the heatmap is mixed into the picture, 0 to 1.")] = 0.6
+    alpha: Annotated[
+        float, option("How much of the heatmap is mixed into the picture, 0 to 1.", validator=number(0, 1))
+    ] = 0.6
     fade: Annotated[bool, option("Mix in less of the heatmap where its value is low. This is the default.")] = False
     even: Annotated[bool, option("Mix in as much of the heatmap everywhere, whatever its value.")] = False
     signed: Annotated[bool, option("The same as --colormap diverging.")] = False
@@ -256,17 +422,19 @@ class FeatureMapOptions:
         ),
     ] = None
     sort: Annotated[
-        str,
-        option(
+        Literal["index", "contribution"],
+        choice(
             "index, or contribution: what contributes most to the score comes first. The contribution of a channel is "
             "its activation times the gradient of the score, summed over the grid. The score is that of --class, or of "
             "the predicted class."
         ),
     ] = "index"
-    most: Annotated[int, option("Draw at most this many feature maps of a layer. The picture says how many.")] = 64
+    most: Annotated[
+        int, option("Draw at most this many feature maps of a layer. The picture says how many.", **whole(1))
+    ] = 64
     scale: Annotated[
-        str,
-        option(
+        Scale,
+        choice(
             "each: every map from its own lowest to its own highest value; shared: one scale for all maps of a layer. "
             "The picture says which, in numbers."
         ),
@@ -275,12 +443,13 @@ class FeatureMapOptions:
         tuple[float, float] | None,
         option(
             "Two percentiles that take the place of the lowest and the highest value in --scale, such as --clip 1 99, "
-            "so that padding or a few large values do not flatten the rest."
+            "so that padding or a few large values do not flatten the rest.",
+            validator=number(0, 100, words="two percentiles from 0 to 100, the lower one first: --clip 1 99"),
         ),
     ] = None
     colormap: Annotated[
-        str | None,
-        option(
+        Colormap | None,
+        choice(
             "viridis, inferno, turbo, jet or diverging. diverging has zero in the middle. By default, diverging where "
             "maps have values below zero, else viridis."
         ),

@@ -124,11 +124,11 @@ def picture_predictions(trace: Trace, n: int, picture: Picture, labels: Labels) 
             return PicturePredictions(sorted(texts, key=lambda each: -each.value)[:_MOST], texts)
     logits = class_logits(output, output_part(question))[n].detach()  # (classes,)
     if isinstance(question, ClassScores) and question.is_sigmoid:
-        return _classes(logits.sigmoid(), question, labels)
+        return _classes(logits, logits.sigmoid(), question, labels)
     if len(logits) == 1:  # of a regression, or the logit of a binary classifier: the number as it is
         only = Prediction(labels.of_class(0), float(logits[0]), "output", 0)
         return PicturePredictions([only], [only] * question.labels.shape[1])
-    return _classes(logits.softmax(0), question, labels)
+    return _classes(logits, logits.softmax(0), question, labels)
 
 
 def renamed(question: Question, class_names: Mapping[int, str], labels: Labels) -> Mapping[int, str]:
@@ -136,11 +136,13 @@ def renamed(question: Question, class_names: Mapping[int, str], labels: Labels) 
     return dict(enumerate(labels.texts)) if isinstance(question, SimilarityScores) and labels.texts else class_names
 
 
-def _classes(probabilities: Tensor, question: Question, labels: Labels) -> PicturePredictions:
+def _classes(logits: Tensor, probabilities: Tensor, question: Question, labels: Labels) -> PicturePredictions:
+    """Ranked by the logits, the lowest index first in a tie, as the target is. Rounded probabilities may be equal."""
+
     def prediction(label: int) -> Prediction:
         return Prediction(labels.of_class(label), float(probabilities[label]), "probability", label)
 
-    best = probabilities.topk(min(_MOST, len(probabilities))).indices.tolist()
+    best = logits.argsort(descending=True, stable=True)[:_MOST].tolist()
     explained = question.labels[0].tolist()
     return PicturePredictions([prediction(label) for label in best], [prediction(label) for label in explained])
 

@@ -129,4 +129,4 @@ def _origin(model: Model, inputs: object) -> Origin:
         preprocess = f"the model's own ({getattr(model.preprocess, '__name__', type(model.preprocess).__name__)})"
     if isinstance(inputs, Picture):
         preprocess = inputs.preprocessing(preprocess)
-    return Origin(spec, model.weights, preprocess, class_names=model.class_names)
+    return Origin(spec, model.weights_label, preprocess, class_names=model.class_names)

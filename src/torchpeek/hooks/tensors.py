@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from torchpeek.errors import GradUnavailable, InputError
 from torchpeek.hooks.backward_pass import current_backward_pass, unshared, with_earlier_parts
 from torchpeek.hooks.editing.changed_value import changed_gradient
-from torchpeek.hooks.gradient_tap import hooked
+from torchpeek.hooks.gradient_tap import TensorHook, hooked
 from torchpeek.hooks.recording.storage import GradientSlot, StoredTensor, whole_gradient_hook
 from torchpeek.hooks.with_block import opened_by_with
 from torchpeek.interrupts import uninterrupted
@@ -46,7 +46,7 @@ def record_gradients(**tensors: Tensor) -> Iterator[Mapping[str, Tensor | None]]
         _check_differentiable(tensor, name)
     # Of a leaf a copy, because torch may make the gradient that arrives `.grad`, to which later gradients are added.
     slots = {name: GradientSlot(partial(StoredTensor, copy=tensor.is_leaf)) for name, tensor in tensors.items()}
-    handles: list[RemovableHandle] = []
+    handles: list[TensorHook] = []
     gradients = _GradientMapping(slots)
     try:
         with uninterrupted():
@@ -100,7 +100,8 @@ def edit_gradient(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Remov
         stored[flowed] = unshared(changed)
         return changed if flowed_before is None else changed - flowed_before
 
-    return hooked(tensor, hook)
+    handle: RemovableHandle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]  # torch has no types for it
+    return handle
 
 
 class _GradientMapping(Mapping[str, "Tensor | None"]):

@@ -16,7 +16,15 @@ from torchpeek.text_table import text_table
 
 
 class MeasurementsByMethod(dict[str, Measurements]):
-    """Method name -> Measurements. Printing it gives the rows of all methods, metric by metric."""
+    """Method name -> Measurements. Printing it gives the rows of all methods, metric by metric.
+
+    Example:
+        >>> one = tp.Measurements("cam", {"iou": tp.Measurement("iou", torch.tensor([[0.25]]), True, {})})
+        >>> print(tp.metrics.MeasurementsByMethod(cam=one, gradcam=one))
+        method   metric  better  mean
+        cam      iou     higher  0.25
+        gradcam  iou     higher  0.25
+    """
 
     def __repr__(self) -> str:
         return text_table(HEADER, self.rows())

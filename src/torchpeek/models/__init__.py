@@ -2,7 +2,7 @@
 
 from torchpeek.models.inputs import Inputs, Model, model_call_for, module_of, with_picture_read
 from torchpeek.models.loaded import LoadedModel
-from torchpeek.models.preprocess import Preprocess
+from torchpeek.models.preprocess import Preprocess, PreprocessChanges
 from torchpeek.models.sources import load_model
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "LoadedModel",
     "Model",
     "Preprocess",
+    "PreprocessChanges",
     "load_model",
     "model_call_for",
     "module_of",

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TypeVar
 from urllib.error import URLError
 
-from torchpeek.errors import ModelNotFound, WeightsError, notify
+from PIL import Image
+from torch import Tensor
+
+from torchpeek.errors import ModelNotFound, WeightsError
 from torchpeek.models.preprocess import Preprocess
+from torchpeek.picture import Geometry
 
 RANDOM = "random"
 T = TypeVar("T")
@@ -36,10 +41,13 @@ def fetched(spec: str, build: Callable[[], T]) -> T:
         ) from error
 
 
-def assumed(
-    spec: str, preprocess: Preprocess | None = None, why: str = "does not say how pictures become its input"
-) -> Preprocess:
-    """Return ImageNet's preprocessing, in the model's own size if that is known, with a notice."""
-    preprocess = preprocess or Preprocess()
-    notify(f"{spec} {why}; ImageNet's way is used: {preprocess}")
-    return preprocess
+@dataclass(frozen=True)
+class Assumed:
+    """The preprocessing of a model that says nothing of it: ImageNet's, in the model's own size if that is known."""
+
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    why: str = "does not say how pictures become its input"
+
+    def __call__(self, image: Image.Image) -> tuple[Tensor, Geometry]:
+        """Make a model's input of an image."""
+        return self.preprocess(image)

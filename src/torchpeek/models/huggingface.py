@@ -45,12 +45,13 @@ _HALVES = {
 }
 
 
-def huggingface_model(name: str, weights: str | None, *, trust_remote_code: bool = False) -> LoadedModel:
+def huggingface_model(name: str, weights: str | None, *, trust_remote_code: bool = False, seed: int = 0) -> LoadedModel:
     """Load `hf:name`: a name on the hub, or a folder that `save_pretrained` wrote, which is read without a network.
 
     The module has the class that the config's `architectures` names, if that is for pictures, spectrograms or videos;
     else the class of AutoModel. For CLIP and SigLIP it is the vision half, which takes pixel values alone. It is in
-    float32, whatever dtype was saved. `weights` is None (the checkpoint's) or "random", which reads none.
+    float32, whatever dtype was saved. `weights` is None (the checkpoint's) or "random", which reads none. `seed` is
+    that of the text half's random weights, which are drawn later.
 
     Raises ModelNotFound, WeightsError, and ModelError if transformers cannot load it, or not without running code of
     the checkpoint.
@@ -67,7 +68,9 @@ def huggingface_model(name: str, weights: str | None, *, trust_remote_code: bool
     cls, task = _class_of(checkpoint, config)
     with checkpoint.quietly():
         module = _untrained(checkpoint, cls, config) if weights == RANDOM else _trained(checkpoint, cls, config)
-    text = None if halves is None else TextEncoder(checkpoint, halves[2], halves[3], untrained=weights == RANDOM)
+    text = (
+        None if halves is None else TextEncoder(checkpoint, halves[2], halves[3], seed if weights == RANDOM else None)
+    )
     return LoadedModel(
         module.float(),
         _preprocess(checkpoint, config, module),

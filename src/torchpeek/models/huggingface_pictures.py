@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchpeek.errors import InputError, TorchpeekError
 from torchpeek.models.checkpoint import Checkpoint, first_line
-from torchpeek.models.fetching import assumed
+from torchpeek.models.fetching import Assumed
 from torchpeek.models.loaded import PreprocessFunction
 from torchpeek.models.preprocess import Preprocess, TensorsOnly
 from torchpeek.models.timm_models import timm_preprocess
@@ -49,7 +49,7 @@ class ProcessorCall:
 
 
 def checkpoint_preprocess(checkpoint: Checkpoint, config: Any, *, masked: bool) -> PreprocessFunction:
-    """Return the preprocessing of the checkpoint's image processor, or ImageNet's, with a notice, if it has none.
+    """Return the preprocessing of the checkpoint's image processor; an Assumed if it has none.
 
     `masked` says whether the model takes a mask of the padding, which a Picture cannot hold. If the processor cannot be
     made, reading a picture raises InputError. Raises ModelError if the processor needs code of the checkpoint.
@@ -70,7 +70,7 @@ def checkpoint_preprocess(checkpoint: Checkpoint, config: Any, *, masked: bool) 
             if isinstance(error, OSError) and not checkpoint.has("preprocessor_config.json", "processor_config.json"):
                 # For a name on the hub, transformers does not tell a missing file from a missing network.
                 why = {} if checkpoint.local else {"why": "has no image processor, or none that could be fetched"}
-                return assumed(checkpoint.spec, _of_size(config), **why)
+                return Assumed(_of_size(config), **why)
             return TensorsOnly(
                 f"the image processor of {checkpoint.spec} cannot be made: {first_line(error)}. Next: pip install "
                 "'torchpeek[vision]', if it needs torchvision; or tp.LoadedModel(loaded.module, tp.Preprocess(...))"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchpeek.engine import as_model_call, run
 from torchpeek.errors import InputError, ModelError
 from torchpeek.models.checkpoint import Checkpoint, first_line
+from torchpeek.models.seeding import seeded
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 
@@ -18,11 +19,11 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model",
 class TextEncoder:
     """Embeds texts with the text half and the tokenizer of a checkpoint, which are loaded on the first call."""
 
-    def __init__(self, checkpoint: Checkpoint, class_name: str, part: str, *, untrained: bool) -> None:
+    def __init__(self, checkpoint: Checkpoint, class_name: str, part: str, seed: int | None) -> None:
         self._checkpoint = checkpoint
         self._class_name = class_name
         self._part = part  # the part of the output that is the embedding
-        self._untrained = untrained
+        self._seed = seed  # of random weights; None for those of the checkpoint
         self._loaded: tuple[nn.Module, Any] | None = None
 
     def __call__(self, texts: Sequence[str], device: torch.device) -> Tensor:
@@ -54,8 +55,9 @@ class TextEncoder:
 
         cls = getattr(transformers, self._class_name)
         with self._checkpoint.quietly():
-            if self._untrained:
-                half: nn.Module = cls(self._checkpoint.config().text_config)
+            if self._seed is not None:
+                with seeded(self._seed):
+                    half: nn.Module = cls(self._checkpoint.config().text_config)
             else:
                 name, local = self._checkpoint.name, self._checkpoint.local
                 half = self._checkpoint.weights(lambda: cls.from_pretrained(name, local_files_only=local))

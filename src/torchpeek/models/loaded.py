@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import torch
 from PIL import Image
@@ -42,6 +42,7 @@ class LoadedModel:
         spec: Where the model comes from, as in `load_model`.
         weights: Name of the weights: "random", a name or a file's name. Printed with every picture.
         texts: From K texts and a device to their embeddings (K, D), for a model that compares pictures with texts.
+        seed: The seed that random weights were drawn with; None if it is not known, or the weights are not random.
 
     Raises:
         InputError: When `module` is no nn.Module, or `class_names` is not a sequence of strings.
@@ -58,6 +59,7 @@ class LoadedModel:
     spec: str = ""
     weights: str = ""
     texts: TextFunction | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.module, nn.Module):
@@ -70,14 +72,14 @@ class LoadedModel:
                 f"class_names is a {type(names).__name__} with other entries than names; give a list of strings"
             )
 
-    def read(self, picture: str | PathLike[str] | Image.Image, *, max_size: int | None = None) -> Picture:
+    def read(self, picture: str | PathLike[str] | BinaryIO | Image.Image, *, max_size: int | None = None) -> Picture:
         """Read a picture: upright, in RGB, with its tensor on the device and in the dtype of the model.
 
         If the preprocessing returns no Geometry, the input is taken to show the whole image, and the Picture's notes
         say so.
 
         Args:
-            picture: Path of a file, or a PIL image.
+            picture: Path of a file, a file that is opened in binary mode, or a PIL image.
             max_size: Largest width and height, in pixels. A larger picture is reduced in its proportions before the
                 preprocessing, which sees the reduced picture; a JPEG file already while it is decoded. Heatmaps are
                 drawn on the reduced picture. A smaller picture stays as it is. None: no picture is reduced.
@@ -100,14 +102,18 @@ class LoadedModel:
         """
         if max_size is not None and (isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 1):
             raise InputError(f"max_size is {max_size!r}; allowed: a number of pixels, 1 or more, or None for no limit")
-        if not isinstance(picture, (str, PathLike, Image.Image)):
-            raise InputError(f"picture is a {type(picture).__name__}; allowed: a path or a PIL image")
+        if not isinstance(picture, (str, PathLike, Image.Image)) and not (
+            hasattr(picture, "read") and hasattr(picture, "seek")
+        ):
+            raise InputError(
+                f"picture is a {type(picture).__name__}; allowed: a path or a PIL image, or an open binary file"
+            )
         if isinstance(picture, Image.Image):
             image, notes, original_size = upright_rgb(picture, max_size)
             name = str(getattr(picture, "filename", "") or "picture")
         else:
             image, notes, original_size = read_image(picture, max_size)
-            name = str(picture)
+            name = str(picture) if isinstance(picture, (str, PathLike)) else str(getattr(picture, "name", "picture"))
         result = self.preprocess(image)
         if isinstance(result, Tensor):
             tensor, geometry = (result if result.ndim == 4 else result.unsqueeze(0)), Geometry.whole(image.size)
@@ -163,6 +169,17 @@ class LoadedModel:
         """The dtype of the model's first floating-point parameter; float32 if it has none."""
         return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
 
+    @property
+    def weights_label(self) -> str:
+        """The name of the weights, with the seed of random ones: "random, seed 0"; empty if they have no name.
+
+        Example:
+            >>> tp.LoadedModel(nn.Conv2d(3, 2, 3), weights="random", seed=7).weights_label
+            'random, seed 7'
+        """
+        return self.weights if self.seed is None else f"{self.weights}, seed {self.seed}"
+
     def __repr__(self) -> str:
         classes = "no class names" if self.class_names is None else f"{len(self.class_names)} classes"
-        return f"LoadedModel({self.spec or type(self.module).__name__}, weights {self.weights or 'its own'}, {classes})"
+        name = self.spec or type(self.module).__name__
+        return f"LoadedModel({name}, weights {self.weights_label or 'its own'}, {classes})"

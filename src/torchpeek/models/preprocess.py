@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -162,6 +162,54 @@ class Preprocess:
                 "that it is padded to. Next: cut it to the part that matters"
             )
         return functional.pad(tensor, (0, self.pad[1] - width, 0, self.pad[0] - height))
+
+
+@dataclass(frozen=True)
+class PreprocessChanges:
+    """What is changed of a model's own preprocessing.
+
+    Args:
+        size: (height, width) of the input. A square size is the central square of the picture, whose shorter side is
+            resized to it. To any other size, the whole picture is resized, which may change its aspect ratio.
+        grey: Whether the input has one channel.
+        mean: The mean of each channel in [0, 1], or one number for all; None for the model's own.
+        std: The standard deviation of each channel, or one number for all; None for the model's own.
+    """
+
+    size: tuple[int, int] | None = None
+    grey: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left of the model's own preprocessing but the interpolation."""
+        return self.size is not None and self.mean is not None and self.std is not None
+
+    def applied(self, base: Preprocess) -> Preprocess:
+        """Return the changed preprocessing. Raises InputError where mean and std do not fit the channels."""
+        own_mean, own_std = base.mean, base.std
+        if self.grey and len(own_mean) != 1:  # RGB's numbers say nothing of grey: pictures in 0..1 as they are
+            own_mean, own_std = (0.0,), (1.0,)
+        channels = 1 if self.grey else len(own_mean)
+        changed = replace(
+            base,
+            mean=own_mean if self.mean is None else _for_channels("mean", self.mean, channels),
+            std=own_std if self.std is None else _for_channels("std", self.std, channels),
+            bgr=base.bgr and channels == 3,
+        )
+        if self.size is None:
+            return changed
+        height, width = self.size
+        resize = height if height == width else self.size
+        return replace(changed, resize=resize, crop=self.size, longest=None, pad=None)
+
+
+def _for_channels(name: str, values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    if len(values) not in (1, channels):
+        kind = "1 (grey)" if channels == 1 else "1 for all channels, or 3 (RGB)"
+        raise InputError(f"{name} has {len(values)} entries; allowed: {kind}")
+    return values * channels if len(values) == 1 else values
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from torchpeek.errors import ModelError, ModelNotFound, WeightsError, closest
+from torchpeek.errors import InputError, ModelError, ModelNotFound, WeightsError, closest, notify
 from torchpeek.keywords import checked_keywords
 from torchpeek.models.detectors import detector_preprocess
-from torchpeek.models.fetching import RANDOM, assumed
+from torchpeek.models.fetching import RANDOM, Assumed
 from torchpeek.models.huggingface import huggingface_model
-from torchpeek.models.loaded import LoadedModel
+from torchpeek.models.loaded import LoadedModel, PreprocessFunction
+from torchpeek.models.preprocess import Preprocess, PreprocessChanges, TensorsOnly
+from torchpeek.models.seeding import check_seed, seeded
 from torchpeek.models.timm_models import timm_model
 from torchpeek.models.torchvision_models import torchvision_model
 from torchpeek.models.weights import load_weights_file
@@ -28,6 +31,9 @@ def load_model(
     *,
     trust_pickle: bool = False,
     trust_remote_code: bool = False,
+    preprocess: PreprocessFunction | PreprocessChanges | None = None,
+    class_names: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> LoadedModel:
     """Load a model in eval mode, with its preprocessing and class names.
 
@@ -43,6 +49,10 @@ def load_model(
         trust_pickle: Whether a file may be read that needs a full pickle, which can run any code. Without it, files are
             read with `weights_only=True`.
         trust_remote_code: Whether code of a checkpoint may run.
+        preprocess: How a picture becomes the model's input, in place of the model's own: a `Preprocess`, or a function
+            as in `LoadedModel`. None for the model's own, or ImageNet's, with a notice, if it has none.
+        class_names: The name of each class, in the order of the logits, in place of the model's own.
+        seed: The seed of random weights. The random states of torch, NumPy and Python are left as they were found.
 
     Returns:
         The LoadedModel, on the CPU.
@@ -51,12 +61,14 @@ def load_model(
         ModelNotFound: When there is no such model, or the package of the source is not installed.
         WeightsError: When the weights cannot be fetched or read, or do not fit the model.
         ModelError: When the callable or the checkpoint does not give a model.
+        InputError: When `seed` is no seed, or `class_names` is not a sequence of strings.
 
     Example:
         >>> loaded = tp.load_model("torchvision:squeezenet1_1", weights="random")
         >>> loaded
-        LoadedModel(torchvision:squeezenet1_1, weights random, 1000 classes)
+        LoadedModel(torchvision:squeezenet1_1, weights random, seed 0, 1000 classes)
     """
+    check_seed(seed)
     source, colon, name = str(spec).partition(":")
     if not colon or not name or not source:
         raise ModelNotFound(
@@ -65,24 +77,59 @@ def load_model(
         )
     file = _weights_file(weights)
     named = RANDOM if file is not None else None if weights is None else str(weights)
-    match source:
-        case "torchvision":
-            built = torchvision_model(name, named)
-        case "timm":
-            built = timm_model(name, named)
-        case "hf":
-            built = huggingface_model(name, named, trust_remote_code=trust_remote_code)
-        case _:
-            if weights is not None and file is None:
-                raise WeightsError(
-                    f"weights {weights!r} for {spec}: a callable decides itself; give a file, or omit the weights"
-                )
-            built = _callable(source, name)
+    with seeded(seed):
+        match source:
+            case "torchvision":
+                built = torchvision_model(name, named)
+            case "timm":
+                built = timm_model(name, named)
+            case "hf":
+                built = huggingface_model(name, named, trust_remote_code=trust_remote_code, seed=seed)
+            case _:
+                if weights is not None and file is None:
+                    raise WeightsError(
+                        f"weights {weights!r} for {spec}: a callable decides itself; give a file, or omit the weights"
+                    )
+                built = _callable(source, name)
+    if built.weights == RANDOM and source in _NAMED:
+        built = replace(built, seed=seed)
+    built = replace(built, preprocess=_settled(spec, built.preprocess, preprocess))
+    if class_names is not None:
+        built = replace(built, class_names=class_names)
     if file is not None:
         load_weights_file(built.module, file, trust_pickle=trust_pickle)
-        built = replace(built, weights=file.name, texts=None)  # the text half belongs to the checkpoint's weights
+        built = replace(
+            built, weights=file.name, seed=None, texts=None
+        )  # the text half belongs to the checkpoint's weights
     built.module.eval()
     return replace(built, spec=spec)
+
+
+_NAMED = ("torchvision", "timm", "hf")
+"""The sources whose models are built here, so that the seed of their random weights is known."""
+
+
+def _settled(
+    spec: str, own: PreprocessFunction, asked: PreprocessFunction | PreprocessChanges | None
+) -> PreprocessFunction:
+    """Return the preprocessing: what was asked for, else the model's own. A notice says what is assumed."""
+    if asked is not None and not isinstance(asked, PreprocessChanges):
+        return asked
+    base = own.preprocess if isinstance(own, Assumed) else own
+    final = base
+    if asked is not None:
+        if not isinstance(base, Preprocess):
+            words = base.instead if isinstance(base, TensorsOnly) else f"its own is {base}"
+            raise InputError(
+                f"the preprocessing of {spec} cannot be changed in parts; {words}. Next: give "
+                "a package.module:callable that returns tp.LoadedModel(network, preprocess)"
+            )
+        final = asked.applied(base)
+    if isinstance(own, Assumed) and asked is None:
+        notify(f"{spec} {own.why}; ImageNet's way is used: {final}")
+    elif isinstance(own, Assumed) and asked is not None and not asked.complete:
+        notify(f"{spec} {own.why}; what was not named is assumed: {final}")
+    return final
 
 
 def _weights_file(weights: str | Path | None) -> Path | None:
@@ -116,4 +163,4 @@ def _callable(module_name: str, name: str) -> LoadedModel:
         return result
     if not isinstance(result, nn.Module):
         raise ModelError(f"{module_name}:{name} gave a {type(result).__name__}; allowed: an nn.Module or a LoadedModel")
-    return LoadedModel(result, detector_preprocess(result) or assumed(f"{module_name}:{name}"))
+    return LoadedModel(result, detector_preprocess(result) or Assumed())

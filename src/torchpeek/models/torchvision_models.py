@@ -11,7 +11,7 @@ from torch import nn
 
 from torchpeek.errors import ModelNotFound, WeightsError, closest
 from torchpeek.models.detectors import detector_preprocess
-from torchpeek.models.fetching import RANDOM, assumed, extra, fetched
+from torchpeek.models.fetching import RANDOM, Assumed, extra, fetched
 from torchpeek.models.loaded import LoadedModel, PreprocessFunction
 from torchpeek.models.preprocess import Preprocess, TensorsOnly
 
@@ -64,7 +64,7 @@ def torchvision_preprocess(spec: str, weights: Any, module: nn.Module | None = N
         return own
     transform: Any = None if weights is None else weights.transforms()
     translate = _BY_TRANSFORM.get(type(transform).__name__)
-    return assumed(spec) if translate is None else translate(spec, weights, transform)
+    return Assumed() if translate is None else translate(spec, weights, transform)
 
 
 def _of_classification(spec: str, weights: Any, transform: Any) -> Preprocess:

@@ -176,7 +176,8 @@ def check_alpha(alpha: float) -> None:
 
 def stamped_if_random(image: Image.Image, heatmap: HeatmapLike) -> Image.Image:
     """Return the image, which says so where the weights are random."""
-    return stamped(image, "random weights") if heatmap.provenance.weights == "random" else image
+    name, comma, seed = heatmap.provenance.weights.partition(", seed ")
+    return stamped(image, f"random weights{comma}{seed}") if name == "random" else image
 
 
 def _weights(values: Tensor, geometry: Geometry) -> tuple[Plane, Plane]:

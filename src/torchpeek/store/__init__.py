@@ -1,10 +1,13 @@
 """Files and formats: reads pictures and regions; writes heatmaps, tensors, records and folders of results."""
 
+from torchpeek.store.class_names import read_class_names
 from torchpeek.store.folder import OutputFolder, file_stem
 from torchpeek.store.heatmaps import load, save, save_bytes
 from torchpeek.store.pictures import (
     figure_bytes,
     find_pictures,
+    is_picture,
+    other_files,
     png_bytes,
     read_image,
     read_mask,
@@ -23,11 +26,14 @@ __all__ = [
     "file_stem",
     "find_masks",
     "find_pictures",
+    "is_picture",
     "json_text",
     "load",
+    "other_files",
     "parquet_bytes",
     "png_bytes",
     "read_boxes",
+    "read_class_names",
     "read_image",
     "read_mask",
     "reduced_size",

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import cache
 from glob import glob, has_magic
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from torchpeek.errors import PictureError
+from torchpeek.errors import PictureError, listed_names
 
 Numbers: TypeAlias = npt.NDArray[Any]
 Read = TypeVar("Read")
@@ -35,6 +38,16 @@ _RESIZABLE = ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr")
 """The modes whose numbers can be averaged as they are. A palette's numbers, say, are no amounts of a colour."""
 
 
+_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
+"""What a HEIC or AVIF file says that it is, in its bytes 8 to 12."""
+
+_OTHER_SUFFIXES = {
+    *(".heic", ".heif", ".hif", ".avif", ".jxl", ".svg"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),  # raw pictures of cameras
+}
+"""Suffixes of pictures that Pillow reads with another package, or not at all. Such files are named, and not ignored."""
+
+
 class UprightImage(NamedTuple):
     """An upright RGB image of a file or of another image."""
 
@@ -43,7 +56,7 @@ class UprightImage(NamedTuple):
     original_size: tuple[int, int]  # (width, height) in upright position, before it was reduced
 
 
-def read_image(path: str | PathLike[str], max_size: int | None = None) -> UprightImage:
+def read_image(path: str | PathLike[str] | BinaryIO, max_size: int | None = None) -> UprightImage:
     """Read a file as an upright RGB image, neither side longer than `max_size`. The PictureError names the file.
 
     A JPEG file is reduced while it is decoded, so that the whole of it is never in memory.
@@ -66,26 +79,95 @@ def read_mask(path: str | PathLike[str]) -> Numbers:
     return _read(path, _not_black)
 
 
-def _read(path: str | PathLike[str], convert: Callable[[Image.Image], Read]) -> Read:
+def is_picture(file: BinaryIO) -> bool:
+    """Whether a file, opened in binary mode, begins like a picture that can be read."""
+    try:
+        with _opened(file):
+            return True
+    except Exception:  # decoders may raise anything for what is no picture
+        return False
+
+
+def _opened(path: str | PathLike[str] | BinaryIO) -> Image.Image:
+    """The picture, not decoded yet. The packages that read HEIC and AVIF are imported when such a file is met."""
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        if not (_is_heif(_first_bytes(path)) and _plugins()):
+            raise
+        return Image.open(path)
+
+
+@cache
+def _plugins() -> bool:
+    """Register what is installed of the packages that teach Pillow to read HEIC and AVIF. Whether there is any."""
+    found = False
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        if hasattr(pillow_heif, "register_avif_opener"):  # in old versions
+            pillow_heif.register_avif_opener()
+        found = True
+    with suppress(ImportError):
+        import pillow_avif  # noqa: F401  # registers itself
+
+        found = True
+    return found
+
+
+def _first_bytes(path: str | PathLike[str] | BinaryIO) -> bytes:
+    if isinstance(path, (str, PathLike)):
+        with open(path, "rb") as file:
+            return file.read(16)
+    path.seek(0)
+    data = path.read(16)
+    path.seek(0)
+    return data
+
+
+def _is_heif(data: bytes) -> bool:
+    return data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
+
+
+def _why_unidentified(path: str | PathLike[str] | BinaryIO) -> str:
+    data = _first_bytes(path)
+    if not data:
+        return "not a picture, because the file is empty"
+    if _is_heif(data):
+        if data[8:11] == b"avi":
+            return "AVIF, which this Pillow cannot read. Next: pip install --upgrade pillow, or pillow-avif-plugin"
+        return "HEIC, which Pillow reads with pillow-heif. Next: pip install 'torchpeek[heif]'"
+    return "not a picture, or in a format that Pillow cannot read"
+
+
+def _name_of(path: str | PathLike[str] | BinaryIO) -> str:
+    return str(path) if isinstance(path, (str, PathLike)) else str(getattr(path, "name", "picture"))
+
+
+def _read(path: str | PathLike[str] | BinaryIO, convert: Callable[[Image.Image], Read]) -> Read:
+    name = _name_of(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
+            with _opened(path) as opened:
                 return convert(opened)
     except PictureError as error:
-        raise PictureError(f"{path}: {error}") from error
+        raise PictureError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        raise PictureError(f"{path}: not a picture, or in a format that Pillow cannot read") from error
+        raise PictureError(f"{name}: {_why_unidentified(path)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError(
-            f"{path}: unpacks to more than {Image.MAX_IMAGE_PIXELS} pixels, which is refused as a decompression bomb. "
+            f"{name}: unpacks to more than {Image.MAX_IMAGE_PIXELS} pixels, which is refused as a decompression bomb. "
             "A maximum size does not lift this limit, because it counts what the file says. Next: scale it down with "
             "another program, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from error
     except Exception as error:  # decoders may raise anything for a damaged file
+        if isinstance(path, (str, PathLike)) and os.path.islink(path) and not os.path.exists(path):
+            raise PictureError(f"{name}: a broken link, to {os.readlink(path)}") from error
         if isinstance(error, OSError) and error.errno is not None:
-            raise PictureError(f"{path}: cannot be opened ({(error.strerror or str(error)).lower()})") from error
-        raise PictureError(f"{path}: damaged or truncated ({error})") from error
+            raise PictureError(f"{name}: cannot be opened ({(error.strerror or str(error)).lower()})") from error
+        raise PictureError(f"{name}: damaged or truncated ({error})") from error
 
 
 def upright_rgb(
@@ -133,27 +215,58 @@ def reduced_size(size: tuple[int, int], max_size: int | None) -> tuple[int, int]
 def find_pictures(paths: Iterable[str]) -> list[Path]:
     """Return the files that paths name: files, folders (their pictures, not those of subfolders) and globs, each once.
 
-    A file that is named directly stays in the list, whatever it is, so that an error can name it. Raises PictureError
-    for a folder without pictures and for a glob that matches nothing.
+    A picture of a folder is a file with the suffix of a picture, also of one that this Pillow cannot read, and also a
+    broken link; `other_files` names the others. A file that is named directly, or by a glob, stays in the list,
+    whatever it is, so that an error can name it. Raises PictureError for a folder without pictures, and for a glob
+    that matches nothing.
     """
-    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files: dict[Path, None] = {}
     for each in paths:
         path = Path(each)
         if path.is_dir():
-            members = sorted(child for child in path.iterdir() if child.suffix.lower() in known and child.is_file())
-            if not members:
-                raise PictureError(
-                    f"{each}: no pictures in this folder; allowed: files that Pillow reads, such as .jpg and .png"
-                )
-        elif has_magic(each) and not path.exists():
-            members = sorted(child for child in map(Path, glob(each, recursive=True)) if child.is_file())
+            members = _pictures_in(path)
+        elif has_magic(each) and not os.path.lexists(path):
+            members = sorted(child for child in map(Path, glob(each, recursive=True)) if not child.is_dir())
             if not members:
                 raise PictureError(f"{each}: matches no file")
         else:
             members = [path]
         files |= dict.fromkeys(members)
     return list(files)
+
+
+def other_files(folder: Path) -> list[str]:
+    """Return the names of the files in a folder that `find_pictures` does not take for pictures; not of hidden ones."""
+    members, files = _members(folder)
+    return [file.name for file in files if file not in members and not _is_hidden(file)]
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    members, files = _members(folder)
+    if not members:
+        folders = sum(child.is_dir() for child in folder.iterdir())
+        has = f"; it has {len(files)} other files ({listed_names((f.name for f in files), most=3)})" if files else ""
+        subfolders = f"; the pictures of its {folders} folders are named by '{folder}/*/*'" if folders else ""
+        raise PictureError(
+            f"{folder}: no pictures in this folder; allowed: files that Pillow reads, such as .jpg and .png"
+            f"{has}{subfolders}"
+        )
+    return members
+
+
+def _members(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The pictures of a folder, and all of its files, with broken links."""
+    try:
+        children = sorted(folder.iterdir())
+    except OSError as error:
+        raise PictureError(f"{folder}: the folder cannot be read ({(error.strerror or str(error)).lower()})") from error
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | _OTHER_SUFFIXES
+    files = [child for child in children if child.is_file() or (child.is_symlink() and not child.exists())]
+    return [file for file in files if file.suffix.lower() in known or (not file.suffix and file.is_symlink())], files
+
+
+def _is_hidden(file: Path) -> bool:
+    return file.name.startswith(".") or file.name.lower() in ("thumbs.db", "desktop.ini")
 
 
 def png_bytes(image: Image.Image) -> bytes:

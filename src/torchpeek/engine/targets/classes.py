@@ -234,7 +234,8 @@ class TopClasses:
         part, logits = locate_logits(output, self.part)
         if self.k > logits.shape[1]:
             raise TargetError(f"TopClasses({self.k}): the model has {logits.shape[1]} classes; k goes from 1 to that")
-        return ClassScores(logits.topk(self.k, dim=1).indices, part=part)
+        ranked = logits.argsort(dim=1, descending=True, stable=True)  # of a tie, the lowest index first, as in argmax
+        return ClassScores(ranked[:, : self.k], part=part)
 
 
 @dataclass(frozen=True)

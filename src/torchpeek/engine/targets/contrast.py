@@ -181,7 +181,7 @@ class Contrast(WrappingTarget):
                 )
             distances = (logits.unsqueeze(1) - logits.gather(1, labels).unsqueeze(2)).abs()  # (N, K, classes)
             distances = distances.scatter(2, labels.unsqueeze(2), torch.inf)  # a class is not its own neighbour
-            others = distances.topk(count, dim=2, largest=False).indices
+            others = distances.argsort(dim=2, stable=True)[..., :count]  # of a tie, the lowest index first
         else:
             against = torch.tensor([class_index(each, None) for each in self.against], device=logits.device)
             check_range(against, logits.shape[1])

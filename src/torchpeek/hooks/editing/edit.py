@@ -259,7 +259,7 @@ class _Changes:
             self._gradient_taps.append(tap)
             return view
 
-        tapped_output = containers.mapped(output, tapped)
+        tapped_output = containers.mapped(output, tapped, once_each=True)
         if not tap_count:
             raise GradUnavailable(
                 f"no output of layer {name!r} needs a gradient, because the model is frozen up to this layer; call "

@@ -53,7 +53,7 @@ class Call:
     """
 
     # Class attributes are defaults, so that a call sets only what is recorded.
-    input_taps: Sequence[tuple[GradientTap, Tensor]] = ()  # while the layer runs: the taps on its inputs
+    input_taps: Sequence[GradientTap] = ()  # while the layer runs: the taps on its inputs
     first_node = 0  # while the layer runs: the sequence number of the first graph node that it can make
     complete = False
     number = 0
@@ -91,7 +91,10 @@ class Call:
 
     @property
     def grad_output(self) -> Any:
-        """The gradient with respect to `output`, in the same container and shapes; None where none has arrived."""
+        """The gradient with respect to `output`, in the same container and shapes; None where none has arrived.
+
+        A tensor that the layer returned in several places has the same gradient in each of them.
+        """
         self._check(self.stored_grad_output, "gradients")
         return _read(self.stored_grad_output)
 
@@ -99,7 +102,9 @@ class Call:
     def grad_input(self) -> Any:
         """The gradient with respect to `input` that comes from this layer alone, as torch defines it.
 
-        None for an input that needs no gradient, and where none has arrived.
+        None for an input that needs no gradient, and where none has arrived. A tensor that the layer got in several
+        places is one tensor for it. So each of the places, also in `grad_kwargs`, has the gradient with respect to that
+        tensor, the sum over all of its uses in the layer, as `torch.autograd.grad(score, [x, x])` gives it.
         """
         self._check(self.stored_grad_input, "gradients")
         return _single(_read(self.stored_grad_input))

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 
-from torchpeek.errors import GradUnavailable
+from torchpeek.errors import GradUnavailable, notify
 from torchpeek.hooks import containers
-from torchpeek.hooks.gradient_tap import GradientTap, hooked, tap_gradient
+from torchpeek.hooks.container_types import holds_tensors
+from torchpeek.hooks.gradient_tap import GradientTap, hooked, start_graph, tap_gradient
 from torchpeek.hooks.recording.call import Call
 from torchpeek.hooks.recording.keep import Keeper, StatisticsKeeper
 from torchpeek.hooks.recording.pass_tracker import (
@@ -21,9 +21,10 @@ from torchpeek.hooks.recording.pass_tracker import (
     OutputEdge,
     PassTracker,
     PendingCalls,
+    TappedInputs,
     in_backward_pass,
 )
-from torchpeek.hooks.recording.storage import GradientSlot, Leaf, StoredTensor, slot_hook
+from torchpeek.hooks.recording.storage import GradientSlot, Leaf, SlotHook, StoredTensor
 from torchpeek.hooks.selected_layer import SelectedLayer
 from torchpeek.hooks.temporary_hooks import UncopiedHook
 
@@ -59,6 +60,7 @@ class LayerRecorder(UncopiedHook):
         "_pass_number",
         "_pending",
         "_records_every_call",
+        "_store_gradient",
         "layer",
         "module",
         "selected",
@@ -74,6 +76,7 @@ class LayerRecorder(UncopiedHook):
         self._records_every_call = call is None
         self._latest = LatestCalls(-call) if call is not None and call < 0 else None
         self._keeper = keeper
+        self._store_gradient = partial(StoredTensor, copy=tracker.copy_gradients)
         self._accumulates = accumulates
         self._calls: list[Call] = []
         self._pass_number = 0
@@ -143,31 +146,65 @@ class LayerRecorder(UncopiedHook):
         if not tracker.gradients:
             return None
 
-        slots: dict[tuple[str, str], GradientSlot] = {}
-        input_taps: list[tuple[GradientTap, Tensor]] = []
-
-        def tapped(container: str) -> Callable[[str, Tensor], Tensor]:
-            def tap_tensor(path: str, tensor: Tensor) -> Tensor:
-                slots[container, path] = slot = self._slot(call, "grad_input", path)
-                if not tensor.requires_grad or torch.is_inference_mode_enabled():  # then the output hook raises
-                    return tensor
-                # The tap gives the gradient of this layer alone, whatever else uses the tensor.
-                tap, view = tap_gradient(tensor, slot_hook(slot), hook_base=False)
-                tracker.tensor_hooks.append(tap)
-                input_taps.append((tap, tensor))
-                return view
-
-            return tap_tensor
-
-        tapped_args = containers.mapped(args, tapped("args"))
-        tapped_kwargs = containers.mapped(kwargs, tapped("kwargs"))
-        call.input_taps = input_taps
+        if len(args) == 1 and not kwargs and type(args[0]) is Tensor:
+            replacement = self._tap_input(call, args[0], kwargs)
+        else:
+            replacement = self._tap_inputs(call, args, kwargs)
         call.first_node = torch._C._autograd._get_sequence_nr()
-        call.stored_grad_input = containers.mapped(args, lambda path, tensor: slots["args", path], leaves_only=True)
-        call.stored_grad_kwargs = containers.mapped(
-            kwargs, lambda path, tensor: slots["kwargs", path], leaves_only=True
-        )
-        return None if tapped_args is args and tapped_kwargs is kwargs else (tapped_args, tapped_kwargs)
+        return replacement
+
+    def _tap_input(
+        self, call: Call, tensor: Tensor, kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Tap the gradient of the only input, as `_tap_inputs` does. Most layers have only one, so this is fast."""
+        slot = self._slot(call, "grad_input", "0")
+        call.stored_grad_input, call.stored_grad_kwargs = (slot,), kwargs
+        if not tensor.requires_grad or not _builds_graph():
+            return None
+        tap, view = tap_gradient(tensor, SlotHook(slot), hook_base=False)
+        self.tracker.tensor_hooks.append(tap)
+        call.input_taps = (tap,)
+        return (view,), kwargs
+
+    def _tap_inputs(
+        self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Tap the gradients of all inputs, one for each tensor, however often the layer gets it.
+
+        Returns the inputs that the layer has to take, or None for these.
+        """
+        tracker, both = self.tracker, (args, dict(kwargs))
+        slots: dict[int, GradientSlot] = {}
+        input_taps: list[GradientTap] = []
+        tapped_inputs = TappedInputs([], {})
+
+        def slot_for(path: str, tensor: Tensor) -> GradientSlot:
+            slots[id(tensor)] = slot = self._slot(call, "grad_input", path.partition(".")[2])
+            return slot
+
+        def tap_tensor(path: str, tensor: Tensor) -> Tensor:
+            if not tensor.requires_grad or not _builds_graph():  # then the output hook raises
+                return tensor
+            # The tap gives the gradient of this layer alone, whatever else uses the tensor.
+            tap, view = tap_gradient(tensor, SlotHook(slots[id(tensor)]), hook_base=False)
+            tracker.tensor_hooks.append(tap)
+            input_taps.append(tap)
+            tapped_inputs.originals[id(view)] = view, tensor
+            return view
+
+        try:
+            call.stored_grad_input, call.stored_grad_kwargs = containers.mapped(
+                both, slot_for, leaves_only=True, once_each=True, fresh=True
+            )
+            tapped: Any = containers.mapped(both, tap_tensor, once_each=True, in_place=tapped_inputs.containers)
+        except Exception as error:
+            tapped_inputs.restore()
+            error.add_note(f"in the recording of the inputs of layer {self.layer!r}")
+            raise
+        call.input_taps = input_taps
+        if tapped_inputs.containers:
+            tracker.tapped_inputs[id(call)] = tapped_inputs
+        return tapped if input_taps else None
 
     def _new_call(self, module: nn.Module) -> Call | None:
         """A new call of the current thread; None for one that is not selected."""
@@ -200,9 +237,8 @@ class LayerRecorder(UncopiedHook):
 
     def _finished_call(self, module: nn.Module) -> Call | None:
         """The call that returns now; None for one that is not selected."""
-        if self._pending is not None and self._pending.has_begun:
-            return self._pending.finish()
-        return self._new_call(module)
+        pending = None if self._pending is None else self._pending.of_thread()
+        return pending.pop() if pending else self._new_call(module)
 
     def _clear_calls(self) -> None:
         self._calls = []
@@ -211,7 +247,7 @@ class LayerRecorder(UncopiedHook):
 
     def _in_second_run(self, output: Any) -> Any:
         """What the layer returns in the second run of a checkpointed part, inside a backward pass."""
-        first = containers.mapped(output, _as_first_run)
+        first = containers.mapped(output, _as_first_run, once_each=True)
         if first is not output and not self._records_every_call:
             raise GradUnavailable(
                 f"{self.layer!r} is one call of a layer in a checkpointed part of a frozen model, which runs again in "
@@ -223,15 +259,24 @@ class LayerRecorder(UncopiedHook):
     def _stored(self, part: str, call: Call, value: Any) -> Any:
         keeper, admit, copy = self._keeper, self.tracker.admit, self.tracker.copy
         if keeper is None and admit is None:
-            return containers.mapped(value, lambda path, tensor: StoredTensor(tensor, copy))
-        return containers.mapped(
-            value, lambda path, tensor: _leaf_for(keeper, admit, part, path, call.order, call.number, copy, tensor)
-        )
+            return containers.mapped(
+                value,
+                lambda path, tensor: StoredTensor(tensor, copy),
+                fresh=True,
+                others=partial(_other, self.layer, part),
+            )
+
+        def leaf(path: str, tensor: Tensor) -> Leaf:
+            return _leaf_for(keeper, admit, part, path, call.order, call.number, copy, tensor)
+
+        return containers.mapped(value, leaf, fresh=True, others=partial(_other, self.layer, part))
 
     def _slot(self, call: Call, part: str, path: str) -> GradientSlot:
         # The slot must not refer to this recorder: it holds the call, which holds the slot. Without such a cycle the
         # memory is freed at once, and not when Python next collects cycles.
         keeper, admit, copy = self._keeper, self.tracker.admit, self.tracker.copy_gradients
+        if keeper is None and admit is None:
+            return GradientSlot(self._store_gradient)
         slot = GradientSlot(partial(_leaf_for, keeper, admit, part, path, call.order, call.number, copy))
         if isinstance(keeper, StatisticsKeeper):
             slot.leaf = keeper.current(call.number, _joined(part, path))
@@ -249,49 +294,67 @@ class LayerRecorder(UncopiedHook):
         # If the output is one tensor, which this call made and which is no view, then every gradient that arrives at
         # the tensor belongs to the layer. Otherwise the tensor may have other uses, such as the computation of another
         # of the outputs, so it needs a tap.
-        made_here = (
-            isinstance(output, Tensor)
-            and output.grad_fn is not None
-            and not output._is_view()
-            and output.grad_fn._sequence_nr() >= call.first_node
-        )
-        for tap, tensor in call.input_taps:  # a layer that did not make its output may return its input
-            (tap.end_writes if made_here else tap.hook_base)(tensor)
+        node = output.grad_fn if isinstance(output, Tensor) else None
+        made_here = node is not None and not output._is_view() and node._sequence_nr() >= call.first_node
+        for tap in call.input_taps:
+            if made_here:
+                tap.end_writes()
+            else:  # it may have returned its input
+                tap.hook_base()
         call.input_taps = ()
-        slots: dict[str, GradientSlot] = {}
+        if tracker.tapped_inputs and (tapped_inputs := tracker.tapped_inputs.pop(id(call), None)) is not None:
+            tapped_inputs.restore()
+        if node is not None and made_here:
+            call.stored_grad_output = slot = self._slot(call, "grad_output", "")
+            tracker.tensor_hooks.append(hooked(output, SlotHook(slot)))
+            tracker.output_edges.append(OutputEdge(self.layer, slot, node, output.output_nr))
+            return None
+        slots: dict[int, GradientSlot] = {}
+
+        def slot_for(path: str, tensor: Tensor) -> GradientSlot:
+            slots[id(tensor)] = slot = self._slot(call, "grad_output", path)
+            return slot
 
         def tap_tensor(path: str, tensor: Tensor) -> Tensor:
-            slots[path] = slot = self._slot(call, "grad_output", path)
+            slot = slots[id(tensor)]
             if not tensor.is_floating_point() and not tensor.is_complex():
                 return tensor
-            if tensor.requires_grad and made_here:
-                tracker.tensor_hooks.append(hooked(tensor, slot_hook(slot)))
-                tracker.output_edges.append(OutputEdge(self.layer, slot, get_gradient_edge(tensor)))
-                return tensor
             if tensor.requires_grad:
-                tap, view = tap_gradient(tensor, slot_hook(slot), hook_base=True)
+                tap, view = tap_gradient(tensor, SlotHook(slot), hook_base=True)
                 tracker.tensor_hooks.append(tap)
                 tracker.output_edges.append(OutputEdge(self.layer, slot, tap))
                 return view
-            leaf = _graph_leaf(tensor)
-            tracker.tensor_hooks.append(hooked(leaf, slot_hook(slot)))
-            tracker.output_edges.append(OutputEdge(self.layer, slot, get_gradient_edge(leaf)))
-            return leaf.clone()  # a leaf that requires gradients forbids in-place writes, which may come next
+            start = start_graph(tensor)
+            tracker.tensor_hooks.append(hooked(start, SlotHook(slot)))
+            assert start.grad_fn is not None
+            tracker.output_edges.append(OutputEdge(self.layer, slot, start.grad_fn))
+            return start
 
-        tapped_output = containers.mapped(output, tap_tensor)
-        call.stored_grad_output = containers.mapped(output, lambda path, tensor: slots[path], leaves_only=True)
+        # A tensor that the layer returns twice is one tensor, with one gradient.
+        call.stored_grad_output = containers.mapped(output, slot_for, leaves_only=True, once_each=True, fresh=True)
+        tapped_output = containers.mapped(output, tap_tensor, once_each=True)
         return None if tapped_output is output else tapped_output
 
 
-def _graph_leaf(tensor: Tensor) -> Tensor:
-    """A leaf with the values of `tensor`. The graph of a model that is frozen up to this layer begins here."""
-    return (tensor.clone() if tensor.is_inference() else tensor.detach()).requires_grad_()
+def _builds_graph() -> bool:
+    return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def _other(layer: str, part: str, path: str, value: Any) -> Any:
+    """What is stored of a value that is no container: the value, or None if it would keep tensors and their graph."""
+    if not isinstance(value, nn.Module) and not holds_tensors(value):
+        return value
+    notify(
+        f"the {_joined(part, path)} of layer {layer!r} is a {type(value).__name__}, whose tensors cannot be read "
+        "without changing it; None is recorded in its place. Next: record a layer inside or after this one"
+    )
+    return None
 
 
 def _as_first_run(path: str, tensor: Tensor) -> Tensor:
     """The tensor as `_tap_output` returned it in the first run of a checkpointed part."""
     differentiable = tensor.is_floating_point() or tensor.is_complex()
-    return _graph_leaf(tensor).clone() if differentiable and not tensor.requires_grad else tensor
+    return start_graph(tensor) if differentiable and not tensor.requires_grad else tensor
 
 
 def _leaf_for(

@@ -6,18 +6,16 @@ import threading
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
-from torch.utils.hooks import RemovableHandle
+from torch.autograd.graph import GradientEdge, Node
 
 from torchpeek.errors import InputError
 from torchpeek.hooks import containers
-from torchpeek.hooks.gradient_tap import GradientTap
+from torchpeek.hooks.gradient_tap import GradientTap, TensorHook
 from torchpeek.hooks.model_calls import ModelCalls
 from torchpeek.hooks.process import current_thread
 from torchpeek.hooks.recording.call import Call
@@ -32,18 +30,20 @@ class EarlyStop(BaseException):
     """Ends a pass when all layers have returned. It is not an Exception, so that no network catches it."""
 
 
-@dataclass(frozen=True, slots=True)
-class OutputEdge:
+class OutputEdge(NamedTuple):
     """Where the output of a layer is in the graph, and the slot for the gradient that arrives there."""
 
     layer: str
     slot: GradientSlot
-    source: GradientEdge | GradientTap  # a tap if the tensor may have uses other than this output
+    source: Node | GradientTap  # a tap if the tensor may have uses other than this output
+    output_number: int = 0  # which of the outputs of the node it is
 
     @property
     def edges(self) -> list[GradientEdge]:
         """The edges at which to ask autograd for the gradient."""
-        return self.source.edges if isinstance(self.source, GradientTap) else [self.source]
+        if isinstance(self.source, GradientTap):
+            return self.source.edges
+        return [GradientEdge(self.source, self.output_number)]
 
     def gradient_of(self, gradients: list[Tensor | None]) -> Tensor | None:
         """The gradient of the output, computed from the gradients at its `edges`."""
@@ -77,7 +77,8 @@ class PassTracker:
         self.pass_count = 0  # the passes so far
         self.call_order = count()
         self.thread = -1  # the thread that opened the block
-        self.tensor_hooks: list[RemovableHandle | GradientTap] = []
+        self.tensor_hooks: list[TensorHook | GradientTap] = []
+        self.tapped_inputs: dict[int, TappedInputs] = {}  # of the calls that have not returned
         self.output_edges: list[OutputEdge] = []  # of the recorded passes
         self.calls = ModelCalls(model)
         self.in_pass = self.calls.depth  # true for a thread in which the model runs
@@ -132,6 +133,9 @@ class PassTracker:
         for handle in self.tensor_hooks:
             handle.remove()
         self.tensor_hooks.clear()
+        for inputs in reversed(self.tapped_inputs.values()):  # of layers that raised
+            inputs.restore()
+        self.tapped_inputs.clear()
 
     def end_pass(self) -> None:
         """The model returned. From now on an early stop does not wait for layers that this pass did not call."""
@@ -205,6 +209,17 @@ class PassTracker:
         return f"record(model, {call_name(layer, 0)!r}) records one call of each pass alone"
 
 
+class TappedInputs(NamedTuple):
+    """The containers in which a layer got views in the place of its inputs, and these views."""
+
+    containers: list[Any]
+    originals: dict[int, tuple[Tensor, Tensor]]  # id of the view -> the view, and the tensor of which it is one
+
+    def restore(self) -> None:
+        """Put the tensors back into the containers, unless the layer has put others there."""
+        containers.restore(self.containers, lambda member: self.originals.get(id(member), (None, member))[1])
+
+
 def in_backward_pass() -> bool:
     """Whether a backward pass runs in this thread. A layer that is called then belongs to a checkpointed part."""
     return _graph_task() != -1
@@ -222,14 +237,9 @@ class PendingCalls:
         """Add a call of the current thread; None for one that is not recorded."""
         self._by_thread[current_thread()].append(call)
 
-    @property
-    def has_begun(self) -> bool:
-        """Whether a call of the current thread has begun."""
-        return bool(self._by_thread.get(current_thread()))
-
-    def finish(self) -> Call | None:
-        """Remove and return the last call of the current thread; None for one that is not recorded."""
-        return self._by_thread[current_thread()].pop()
+    def of_thread(self) -> list[Call | None] | None:
+        """The calls of the current thread, the latest at the end."""
+        return self._by_thread.get(current_thread())
 
     def clear(self) -> None:
         """Forget the calls, for example of a layer that raised."""

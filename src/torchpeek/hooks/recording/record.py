@@ -10,11 +10,10 @@ from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from torchpeek.errors import GradUnavailable, InputError, NotConnected, notify
 from torchpeek.hooks.checked_model import checked_model
-from torchpeek.hooks.gradient_tap import hooked
+from torchpeek.hooks.gradient_tap import TensorHook, hooked
 from torchpeek.hooks.model_calls import passes_were_cut
 from torchpeek.hooks.process import eagerly, is_sharded
 from torchpeek.hooks.recording.keep import Keep, layer_keepers
@@ -163,7 +162,7 @@ class Recording(OpenedByWith, RecordedLayers):
         self._modules = modules
         self._recorders = recorders
         self._tracker = tracker
-        self._parameter_hooks: list[RemovableHandle] = []
+        self._parameter_hooks: list[TensorHook] = []
         self._stack: ExitStack | None = None
         self.must_be_opened("with tp.record(model, ...) as tape:")
 

@@ -116,10 +116,10 @@ class GradientSlot(Leaf):
     Hooks hold the slot by a weak reference. So neither does the graph keep the slot alive, nor the slot the graph.
     """
 
-    __slots__ = ("__weakref__", "_store", "arrival_count", "leaf")
+    __slots__ = ("__weakref__", "arrival_count", "leaf", "store")
 
     def __init__(self, store: Callable[[Tensor], Leaf]) -> None:
-        self._store = store
+        self.store = store
         self.leaf: Leaf | None = None
         self.arrival_count = 0
 
@@ -128,7 +128,7 @@ class GradientSlot(Leaf):
 
     def arrive(self, gradient: Tensor) -> None:
         """Store this gradient in the place of the one of an earlier backward pass."""
-        self.leaf = self._store(gradient)
+        self.leaf = self.store(gradient)
         self.arrival_count += 1
 
     def clear(self) -> None:
@@ -147,16 +147,20 @@ def _slot_with(leaf: Leaf | None) -> GradientSlot:
     return slot
 
 
-def slot_hook(slot: GradientSlot) -> Callable[[Tensor], None]:
-    """A gradient hook that puts the gradient into `slot`."""
-    reference = weakref.ref(slot)
+class SlotHook(weakref.ref[GradientSlot]):
+    """A gradient hook that puts the gradient into a slot, as long as the slot is there."""
 
-    def hook(gradient: Tensor) -> None:
-        target = reference()
-        if target is not None:
-            target.arrive(gradient)
+    __slots__ = ()
 
-    return hook
+    def __call__(self, gradient: Tensor) -> None:  # type: ignore[override]  # a reference is called without arguments
+        """Store the gradient."""
+        slot = _referent(self)
+        if slot is not None:
+            slot.leaf = slot.store(gradient)
+            slot.arrival_count += 1
+
+
+_referent = weakref.ref.__call__
 
 
 def whole_gradient_hook(slot: GradientSlot) -> Callable[[Tensor], None]:

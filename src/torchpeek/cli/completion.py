@@ -1,0 +1,66 @@
+"""torchpeek --install-completion: what a shell completes after a TAB."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App
+
+from torchpeek.errors import FolderError, OptionError
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+def run(app: App, shell: str | None, folder: Path | None) -> int:
+    """Write the script for the shell, and print what to do next. Returns the exit status."""
+    from cyclopts.completion.detect import ShellDetectionError, detect_shell
+
+    if shell is None:
+        try:
+            shell = detect_shell()
+        except ShellDetectionError as error:
+            raise OptionError(
+                f"the shell cannot be recognised; name it: --install-completion --shell {'|'.join(SHELLS)}"
+            ) from error
+    if shell not in SHELLS:
+        raise OptionError(f"--shell is {shell}; allowed: {', '.join(SHELLS)}")
+    path = _path(shell, folder)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(script(app, shell))
+    except OSError as error:
+        raise FolderError(f"{path}: cannot be written ({(error.strerror or str(error)).lower()})") from error
+    print(f"written to {path}")
+    print(_next_step(shell, path))
+    return 0
+
+
+def script(app: App, shell: Any) -> str:
+    """The script of completions for the shell: commands, options, the names of methods and metrics, and files."""
+    text: str = app.generate_completion(shell=shell)
+    if shell != "bash":
+        return text
+    # Without these, a name with a space is two names, and a folder is completed without its slash.
+    files = 'COMPREPLY=( $(compgen -f -- "${cur}") )'
+    text = text.replace(files, 'mapfile -t COMPREPLY < <(compgen -f -- "${cur}")')
+    return text.replace("complete -F", "complete -o filenames -F")
+
+
+def _path(shell: str, folder: Path | None) -> Path:
+    name = {"bash": "torchpeek", "zsh": "_torchpeek", "fish": "torchpeek.fish"}[shell]
+    standard = {
+        "bash": Path.home() / ".local/share/bash-completion/completions",
+        "zsh": Path.home() / ".zsh/completions",
+        "fish": Path.home() / ".config/fish/completions",
+    }
+    return (folder or standard[shell]) / name
+
+
+def _next_step(shell: str, path: Path) -> str:
+    if shell == "bash":
+        line = f"source '{path.resolve()}'"
+        return f"new shells read it, if bash-completion is installed; else add this line to ~/.bashrc: {line}"
+    if shell == "zsh":
+        return f"add this line to ~/.zshrc, before compinit is called: fpath=('{path.parent.resolve()}' $fpath)"
+    return "new shells read it"

@@ -1,0 +1,76 @@
+"""torchpeek --install-completion: the script completes in a real shell."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from cli_runner import run
+from torchpeek.cam import METHODS
+from torchpeek.cli.options import Colormap, MethodName, MetricName
+from torchpeek.metrics import METRICS
+from torchpeek.render import COLORMAPS
+
+
+def test_the_names_are_the_registries() -> None:
+    assert get_args(MethodName) == ("all", *METHODS)
+    assert get_args(MetricName) == ("all", *METRICS)
+    assert set(get_args(Colormap)) == set(COLORMAPS)
+
+
+@pytest.mark.parametrize(("shell", "name"), [("bash", "torchpeek"), ("zsh", "_torchpeek"), ("fish", "torchpeek.fish")])
+def test_a_script_is_written(shell: str, name: str, in_folder: Path, capsys) -> None:
+    assert run("--install-completion", "--shell", shell, "--out", "scripts") == 0
+    assert f"written to scripts/{name}" in capsys.readouterr().out
+    script = (in_folder / "scripts" / name).read_text()
+    assert all(method in script for method in METHODS)
+    assert "--install-completion" in script or shell == "fish"
+
+
+def test_another_shell_is_refused(capsys) -> None:
+    assert run("--install-completion", "--shell", "tcsh") == 2
+    assert "--shell is tcsh; allowed: bash, zsh, fish" in capsys.readouterr().err
+
+
+def test_the_start_up_files_are_left_alone(in_folder: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(in_folder))
+    (in_folder / ".bashrc").write_text("mine\n")
+    assert run("--install-completion", "--shell", "bash") == 0
+    assert (in_folder / ".bashrc").read_text() == "mine\n"
+    assert (in_folder / ".local/share/bash-completion/completions/torchpeek").exists()
+
+
+CASES = [
+    (["ca"], ["cam"]),
+    (["cam", "--meth"], ["--method"]),
+    (["cam", "x", "--method", "gradcam"], ["gradcam", "gradcam++", "gradcam-elementwise"]),
+    (["evaluate", "x", "--metric", "delet"], ["deletion"]),
+    (["cam", "my p"], ["my pictures"]),
+    (["cam", "my pictures/"], ["my pictures/a cat.jpg"]),
+    (["cam", "x", "--classes", "na"], ["names.txt"]),
+    (["cam", "x", "--weights", "na"], ["names.txt"]),
+    (["cam", "x", "--colormap", "t"], ["turbo"]),
+    (["features", "x", "--scale", "s"], ["shared"]),
+    (["cam", "x", "--score", "log"], ["logit", "log-odds"]),
+]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(("words", "expected"), CASES)
+def test_in_bash(words: list[str], expected: list[str], in_folder: Path) -> None:
+    assert run("--install-completion", "--shell", "bash", "--out", "scripts") == 0
+    (in_folder / "my pictures").mkdir()
+    (in_folder / "my pictures" / "a cat.jpg").touch()
+    (in_folder / "names.txt").touch()
+    program = (
+        "source scripts/torchpeek\n"
+        'COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); COMPREPLY=()\n'
+        '_torchpeek\nprintf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    done = subprocess.run(["bash", "-c", program, "bash", "torchpeek", *words], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == expected
