@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from contextlib import suppress
 
+import torch
 from PIL import Image
 
 from torchpeek.errors import TorchpeekError
@@ -63,10 +64,14 @@ class MeasurementsByMethod(dict[str, Measurements]):
 
 
 def _curves_image(measured: MeasurementsByMethod, metric: str) -> str:
-    """Draw the curves of all methods by one metric, with the baselines, which are the same for all of one grid."""
+    """Draw the curves of all methods by one metric, and the baselines if all have the same, as maps of one grid do."""
     curves = {name: of_samples(curve) for name, each in measured.items() if (curve := each[metric].curve) is not None}
     first = next(iter(measured.values()))[metric]
-    baselines = {name: of_samples(curve) for name, curve in first.baseline_curves.items()}
+    baselines = {
+        name: of_samples(curve)
+        for name, curve in first.baseline_curves.items()
+        if all(torch.equal(curve, each[metric].baseline_curves.get(name, curve[:0])) for each in measured.values())
+    }
     better = "higher" if first.higher_is_better else "lower"
     figure = figure_class()(figsize=(4.6, 3.4), layout="constrained")
     title = f"{metric}: {better} is better"
