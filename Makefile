@@ -9,7 +9,7 @@ TRIAL := .venv-release
 export TORCH_HOME := $(CURDIR)/.cache/torch
 WEIGHTS := $(TORCH_HOME)/hub/checkpoints/mobilenet_v2-b0353104.pth
 
-.PHONY: demo test check bench matrix evaluate test-floor release install weights format clean
+.PHONY: demo test check bench matrix evaluate notebooks test-floor release install weights format clean
 
 demo: install weights
 	@$(BIN)/torchpeek cam examples/images --model torchvision:mobilenet_v2 \
@@ -43,6 +43,11 @@ evaluate: install weights
 	$(BIN)/python tools/fetch_weights.py
 	-$(BIN)/python tools/fetch_pictures.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/leaderboard.py $(EVALUATE)
+
+# The pages in docs/notebooks, from the notebooks in examples/, which are run: a minute. NOTEBOOKS='1- 3-' makes some.
+notebooks: install weights
+	$(BIN)/python tools/fetch_weights.py
+	OMP_NUM_THREADS=1 $(BIN)/python tools/notebook_pages.py $(NOTEBOOKS)
 
 # The tests with the oldest versions that pyproject.toml allows, in an environment of their own.
 test-floor: weights

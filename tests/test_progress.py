@@ -81,3 +81,24 @@ class TestProgress:
                 now[0] += 1
                 advance(1)
         assert "again" in terminal.text
+
+
+def test_a_notebook_without_ipywidgets_shows_nothing_and_does_not_warn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """rich would warn in the cell, and show nothing either."""
+    import torchpeek.progress as module
+
+    class Notebook:
+        is_jupyter, is_terminal = True, False
+
+        def __getattr__(self, name: str) -> None:
+            raise AssertionError(f"rich has used the notebook: {name}")
+
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module, "console", Notebook)
+    monkeypatch.setattr(module, "find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "IPython", module)
+    with progress("changed inputs", 100) as advance:
+        for _ in range(30):
+            now[0] += 0.1
+            advance(1)

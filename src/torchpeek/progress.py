@@ -1,4 +1,4 @@
-"""Show the progress of long computations in a terminal or a notebook."""
+"""Show the progress of long computations in a terminal, or in a notebook that has ipywidgets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ def reported_to(listener: Callable[[int], None]) -> Iterator[None]:
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a bar with an estimate of the remaining time.
 
-    It is shown in a terminal and in a notebook, as soon as the whole computation is expected to take more than two
-    seconds.
+    It is shown in a terminal, and in a notebook that has ipywidgets, as soon as the whole computation is expected to
+    take more than two seconds.
 
     Args:
         what: The text beside the bar.
@@ -93,6 +94,8 @@ class _Bar:
 
         self._disabled = True  # one attempt is enough
         target = console()
+        if target.is_jupyter and find_spec("ipywidgets") is None:
+            return  # rich would warn in a cell of the user's, and show nothing
         if not (target.is_terminal or target.is_jupyter):
             return
         columns = (TextColumn(self._what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

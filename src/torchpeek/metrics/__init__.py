@@ -13,6 +13,7 @@ from torchpeek.metrics import (
 )
 from torchpeek.metrics.applicable import check_applies
 from torchpeek.metrics.baselines import centre, constant_explainer, random_explainer
+from torchpeek.metrics.by_method import MeasurementsByMethod
 from torchpeek.metrics.case import Case, CleanPass, Explainer
 from torchpeek.metrics.fills import described_options
 from torchpeek.metrics.measurement import FEWEST, HEADER, Interval, Measurement, Measurements, bootstrap, joined, row
@@ -30,6 +31,7 @@ __all__ = [
     "Interval",
     "Measurement",
     "Measurements",
+    "MeasurementsByMethod",
     "Metric",
     "MetricResult",
     "Mosaic",

@@ -48,7 +48,14 @@ class ShownMap:
 
 
 def drawn_map(
-    shown: ShownMap, *, colormap: str, alpha: float, limit: float | None, signed: bool, colorbar: bool
+    shown: ShownMap,
+    *,
+    colormap: str,
+    alpha: float,
+    limit: float | None,
+    signed: bool,
+    colorbar: bool,
+    fade: bool = True,
 ) -> Image.Image:
     """Draw one map over its picture, or alone where there is none."""
     check_alpha(alpha)
@@ -59,6 +66,7 @@ def drawn_map(
         shown.heatmap,
         colormap=colormap,
         alpha=alpha,
+        fade=fade,
         limit=limit,
         signed=signed,
         colorbar=colorbar,
