@@ -106,7 +106,7 @@ def test_pictures_that_failed_are_listed(place, capsys) -> None:
 
 
 def test_what_has_no_place_on_the_page_is_linked(place, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("torchpeek.cli.cam_run._PICTURES_PER_PAGE", 1)
+    monkeypatch.setattr("torchpeek.cli.page._ITEMS_PER_PAGE", 1)
     assert run(*CAM) == 0
     assert len(sections()) == 1
     assert "3 pictures" in page()
