@@ -110,7 +110,7 @@ def test_what_has_no_place_on_the_page_is_linked(place, capsys, monkeypatch) -> 
     assert run(*CAM) == 0
     assert len(sections()) == 1
     assert "3 pictures" in page()
-    assert "2 more pictures explained" in page()
+    assert "2 more pictures, too many for one page" in page()
     assert files_linked()[-2:] == [Path("peek/b/all.png"), Path("peek/c/all.png")]
     assert all(file.is_file() for file in files_linked())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from torchpeek.cam import METHODS
 from torchpeek.cli.page import THUMBNAIL, PageItems, overlay_figure, prediction_bars
 from torchpeek.cli.predictions import PicturePredictions
+from torchpeek.errors import Notice
 from torchpeek.heatmap import Heatmap
 from torchpeek.html import fitted
 from torchpeek.metrics import FEWEST, HEADER, METRICS, Measurement, Measurements
@@ -80,7 +82,9 @@ class EvaluationPage:
         for k, prediction in enumerate(explained):
             figures = []
             for name, heatmap in heatmaps.items():
-                image = overlay(picture, heatmap[0, k], colormap=_COLORMAP)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", Notice)  # what positive values hide is said below the overlay
+                    image = overlay(picture, heatmap[0, k], colormap=_COLORMAP)
                 alt = f"{name} of {prediction.title} on {picture.name}"
                 uri = embedded(fitted(image, _LARGEST), side)
                 remark = heatmap[0, k].sign_remark()
