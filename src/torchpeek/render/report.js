@@ -13,17 +13,24 @@ const items = Array.from(document.querySelectorAll("section.picture, tr.item:not
 }));
 function show() {
   const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
-  let shown = 0;
+  let shown = 0, whole = 0, parts = 0, all = 0;
   for (const item of items) {
     // A word that is not in the item's own words may be in those of a figure, of which only such are shown.
     const rest = words.filter((word) => !item.words.includes(word));
-    const found = item.parts.filter((part) => rest.every((word) => part.words.includes(word)));
-    const matches = !rest.length || found.length > 0;
+    const found = new Set(item.parts.filter((part) => rest.every((word) => part.words.includes(word))));
+    const matches = !rest.length || found.size > 0;
     shown += matches;
     for (const place of item.places) place.hidden = !matches;
-    for (const part of item.parts) part.place.hidden = !found.includes(part);
+    for (const part of item.parts) {
+      part.place.hidden = !found.has(part);
+      const figure = part.place.matches("figure");
+      all += figure;
+      parts += figure && matches && !part.place.hidden;
+    }
+    if (matches && !rest.length) whole += 1;
   }
-  count.textContent = shown + " of " + items.length + " " + bar.dataset.noun;
+  const figures = shown > whole ? ", " + parts + " of " + all + " figures" : "";
+  count.textContent = shown + " of " + items.length + " " + bar.dataset.noun + figures;
 }
 bar.hidden = false;
 bar.addEventListener("submit", (event) => event.preventDefault());
