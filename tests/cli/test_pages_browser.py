@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from browser import CHROMIUM, asked, dom
 from cli_runner import of, run
 from images import noise
-from render.test_report_browser import CHROMIUM, asked, dom
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
@@ -19,7 +19,8 @@ def filtered(words: str) -> str:
     return (
         f"(field.value = {json.dumps(words)}, field.dispatchEvent(new Event('input')),"
         "['section.picture', 'section.picture figure.part', 'tbody tr', '#index li'].map((each) =>"
-        " [...document.querySelectorAll(each)].filter((part) => part.checkVisibility()).length).concat(count.textContent))"
+        " [...document.querySelectorAll(each)].filter((part) => part.checkVisibility()).length)"
+        ".concat(count.textContent))"
     )
 
 

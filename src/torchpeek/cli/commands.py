@@ -226,9 +226,10 @@ def features(
 
     With --out it writes, for each picture, a grid of feature maps for every layer and features.safetensors, with all
     the values. For all pictures together it writes features.json, with the table, and report.html, which shows each
-    picture beside its feature maps and needs no other file. The tokens of a transformer are drawn as the grid that they are of,
-    without the class token. A layer that is called several times has a row and a grid for each call, such as `relu[1]`
-    for the second. A layer that returns several tensors has a row for each of them, such as `lstm:1.0`, and no grid.
+    picture beside its feature maps and needs no other file. The tokens of a transformer are drawn as the grid that they
+    are of, without the class token. A layer that is called several times has a row and a grid for each call, such as
+    `relu[1]` for the second. A layer that returns several tensors has a row for each of them, such as `lstm:1.0`, and
+    no grid.
 
     Example: torchpeek features cat.jpg --model torchvision:alexnet --layer "features.*" -o features/
 
@@ -285,8 +286,8 @@ def gradients(
     """Show how large each layer's gradients are in one training step on these pictures, taken as one batch.
 
     The loss is the cross entropy of --class, or of the class that is predicted for each picture. The weights are not
-    updated. With --out it writes gradient-flow.png, gradients.json, and report.html, which shows both and needs no other
-    file.
+    updated. With --out it writes gradient-flow.png, gradients.json, and report.html, which shows both and needs no
+    other file.
 
     Example: torchpeek gradients cat.jpg --model torchvision:mobilenet_v2 --class "tiger cat" -o gradients/
     """

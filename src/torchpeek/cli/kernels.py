@@ -13,7 +13,7 @@ from torch import Tensor
 from torchpeek.anatomy import kernels
 from torchpeek.cli.console import counted, print_json, print_table, print_written
 from torchpeek.cli.drawing import check_grid
-from torchpeek.cli.kernels_page import kernels_report
+from torchpeek.cli.kernels_page import EmbeddedGrid, embedded_grid, kernels_report
 from torchpeek.cli.loading import about, loaded_model, remark, titled
 from torchpeek.cli.options import ModelOptions, OutputOptions, layer_names
 from torchpeek.cli.output import file_names, output_folder, tensorboard_writer
@@ -50,11 +50,11 @@ def run(
     }
     with output_folder(output) as folder, tensorboard_writer(tensorboard) as writer:
         if folder is not None:
-            grids: dict[str, Image.Image] = {}
+            grids: dict[str, EmbeddedGrid] = {}
             first_grid: Image.Image | None = None
             for name in (name for name in rows if name in drawn):
                 image = kernel_grid(drawn[name], most=most, most_channels=most, scale=scale, title=titled(name, loaded))
-                grids[name] = image
+                grids[name] = embedded_grid(image, len(rows))
                 rows[name]["picture"] = str(folder.write(f"{files[name]}.png", png_bytes(image)))
             if first:
                 title = titled(_first_title(len(drawn) - len(first)), loaded)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -23,10 +23,23 @@ _READING = {
 }
 
 
+class EmbeddedGrid(NamedTuple):
+    """The picture of a layer's kernels as the page holds it, which takes less memory than the picture itself."""
+
+    image: str  # a data URI
+    thumbnail: str  # likewise
+    size: tuple[int, int]  # of the picture, in pixels
+
+
+def embedded_grid(grid: Image.Image, layers: int) -> EmbeddedGrid:
+    """The picture for a page with so many layers."""
+    return EmbeddedGrid(embedded(grid, PageItems().side(layers, 1)), embedded(grid, THUMBNAIL), grid.size)
+
+
 def kernels_report(
     results: Mapping[str, Any],
     facts: Mapping[str, str],
-    grids: Mapping[str, Image.Image],
+    grids: Mapping[str, EmbeddedGrid],
     first: Image.Image | None,
 ) -> Report:
     """The page.
@@ -39,9 +52,8 @@ def kernels_report(
     """
     layers = results["layers"]
     items = PageItems()
-    side = items.side(len(layers), 1)
     for row in layers:
-        items.add(_item(row, grids.get(row["layer"]), side), instead=Path(row.get("picture", "")).name)
+        items.add(_item(row, grids.get(row["layer"])), instead=Path(row.get("picture", "")).name)
     links = [f"#layer-{n + 1}" for n in range(len(items.items))] + [""] * len(items.left_out)
     tables = [
         ReportTable("the layers", _HEADER, [_cells(row) for row in layers], links),
@@ -69,7 +81,7 @@ def kernels_report(
     )
 
 
-def _item(row: Mapping[str, Any], grid: Image.Image | None, side: int) -> ReportItem:
+def _item(row: Mapping[str, Any], grid: EmbeddedGrid | None) -> ReportItem:
     name, shape = row["layer"], _shape(row)
     numbers = (
         f"mean {row['mean']:.4g}; std {row['std']:.4g}; {row['min']:.4g} to {row['max']:.4g}" if "mean" in row else ""
@@ -77,11 +89,9 @@ def _item(row: Mapping[str, Any], grid: Image.Image | None, side: int) -> Report
     remarks = [each for each in (shape, numbers, _remark(row)) if each]
     if grid is None:
         return ReportItem(name, name, [*remarks, "not drawn"], [], summary=shape)
-    figure = ReportFigure(
-        name, embedded(grid, side), grid.size, file=Path(row["picture"]).name, alt=f"the kernels of {name}"
-    )
-    thumbnail = embedded(grid, THUMBNAIL)
-    return ReportItem(name, name, remarks, [ReportRow("", "", [figure])], thumbnail=thumbnail, summary=shape)
+    file, alt = Path(row["picture"]).name, f"the kernels of {name}"
+    figure = ReportFigure(name, grid.image, grid.size, file=file, alt=alt)
+    return ReportItem(name, name, remarks, [ReportRow("", "", [figure])], thumbnail=grid.thumbnail, summary=shape)
 
 
 def _shape(row: Mapping[str, Any]) -> str:
