@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from torchpeek.cam import METHODS
 from torchpeek.cli.explainer import Explainer, layer_description, report_facts
 from torchpeek.cli.options import OverlayOptions
-from torchpeek.cli.page import THUMBNAIL, PageItems, overlay_figure, prediction_bars, write_page
-from torchpeek.cli.predictions import Corners, PicturePredictions, Prediction, picture_predictions
+from torchpeek.cli.page import THUMBNAIL, PageItems, outlined, overlay_figure, prediction_bars, write_page
+from torchpeek.cli.predictions import PicturePredictions, Prediction, picture_predictions
 from torchpeek.cli.skipped import REQUEST, Skipped
 from torchpeek.errors import InputError, notify
 from torchpeek.heatmap import Heatmap
@@ -216,7 +216,7 @@ class CamRun:
             signed=options.signed,
         )
         if prediction.box is not None:
-            image = _outlined(image, prediction.box, picture)
+            image = outlined(image, prediction.box, picture)
         if options.colorbar:
             scale = scale_of(heatmap, colormap=options.colormap, limit=None, signed=options.signed)
             image = with_colorbar(image, scale, sign_words(heatmap, scale))
@@ -249,18 +249,6 @@ def _of_picture(picture: Picture, heatmap: Heatmap) -> Heatmap:
 def _remark(heatmap: Heatmap, options: OverlayOptions) -> str:
     """What a picture of positive values alone hides. Nothing if it is drawn signed."""
     return "" if options.drawn_colormap == "diverging" else heatmap.sign_remark()
-
-
-def _outlined(image: Image.Image, box: Corners, picture: Picture) -> Image.Image:
-    """A copy with the box drawn as a white line between two black lines, which is visible on any picture."""
-    copy = image.copy()
-    draw, thick = ImageDraw.Draw(copy), max(1, round(min(image.size) / 200))
-    scale = [now / have for now, have in zip(image.size, picture.original_geometry.size, strict=True)]
-    left, top, right, bottom = (round(each * scale[axis % 2]) for axis, each in enumerate(box))
-    for inset, colour in ((0, "black"), (thick, "white"), (2 * thick, "black")):
-        corners = (left + inset, top + inset, max(left + inset, right - inset), max(top + inset, bottom - inset))
-        draw.rectangle(corners, outline=colour, width=thick)
-    return copy
 
 
 def _numbered(stem: str) -> Iterator[str]:

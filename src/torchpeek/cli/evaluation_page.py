@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from torchpeek.cam import METHODS
-from torchpeek.cli.page import THUMBNAIL, PageItems, overlay_figure, prediction_bars
+from torchpeek.cli.page import THUMBNAIL, PageItems, outlined, overlay_figure, prediction_bars
 from torchpeek.cli.predictions import PicturePredictions
 from torchpeek.errors import Notice
 from torchpeek.heatmap import Heatmap
@@ -85,6 +85,8 @@ class EvaluationPage:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", Notice)  # what positive values hide is said below the overlay
                     image = overlay(picture, heatmap[0, k], colormap=_COLORMAP)
+                if prediction.box is not None:
+                    image = outlined(image, prediction.box, picture)
                 alt = f"{name} of {prediction.title} on {picture.name}"
                 uri = embedded(fitted(image, _LARGEST), side)
                 remark = heatmap[0, k].sign_remark()

@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from PIL import Image, ImageDraw
 
 from torchpeek._version import __version__
 from torchpeek.cli.explainer import reduction_words
 from torchpeek.cli.loading import about
 from torchpeek.cli.pictures import PictureFiles
-from torchpeek.cli.predictions import Prediction
+from torchpeek.cli.predictions import Corners, Prediction
 from torchpeek.explanation.request import preprocessing_words
 from torchpeek.heatmap import Heatmap
 from torchpeek.models import LoadedModel
+from torchpeek.picture import Picture
 from torchpeek.render.heatmap_report import heatmap_figure
 from torchpeek.render.report import Report, ReportBar, ReportFigure, ReportItem, embedded_side, report_html
 from torchpeek.store import OutputFolder, encodable
@@ -101,9 +103,16 @@ def prediction_bars(best: Sequence[Prediction], explained: Prediction) -> list[R
     ]
 
 
-def remark_figure(name: str, remark: str) -> ReportFigure:
-    """The place of a layer that is not drawn, with the reason."""
-    return ReportFigure(name, lines=[remark])
+def outlined(image: Image.Image, box: Corners, picture: Picture) -> Image.Image:
+    """A copy with the box drawn as a white line between two black lines, which is visible on any picture."""
+    copy = image.copy()
+    draw, thick = ImageDraw.Draw(copy), max(1, round(min(image.size) / 200))
+    scale = [now / have for now, have in zip(image.size, picture.original_geometry.size, strict=True)]
+    left, top, right, bottom = (round(each * scale[axis % 2]) for axis, each in enumerate(box))
+    for inset, colour in ((0, "black"), (thick, "white"), (2 * thick, "black")):
+        corners = (left + inset, top + inset, max(left + inset, right - inset), max(top + inset, bottom - inset))
+        draw.rectangle(corners, outline=colour, width=thick)
+    return copy
 
 
 def _words(value: object) -> str:
