@@ -250,3 +250,19 @@ def dense() -> tp.LoadedModel:
 def grey() -> nn.Module:
     """A bare network of one channel, whose pictures are read as three."""
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def named_as_markup() -> tp.LoadedModel:
+    """Layers and classes whose names are markup."""
+    torch.manual_seed(0)
+    name = "<b>&\"'"
+    parts = [(f"{name}{n}", nn.Sequential(nn.Conv2d(3 if n == 0 else 4, 4, 3, padding=1), nn.ReLU())) for n in range(2)]
+    parts += [("pool", nn.AdaptiveAvgPool2d(1)), ("flat", nn.Flatten()), (f"{name}head", nn.Linear(4, 3))]
+    return tp.LoadedModel(nn.Sequential(OrderedDict(parts)), PREPROCESS, [f"{name}{n}" for n in range(3)])
+
+
+def deep() -> tp.LoadedModel:
+    """More convolutions than a page shows without an index."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 3, 3, padding=1) for _ in range(24)]
+    return tp.LoadedModel(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), PREPROCESS)

@@ -83,10 +83,7 @@ def table(
     """
     if header:
         header, rows = without_empty_columns(header, rows)
-    right = [
-        bool(number) and all(_NUMBER.fullmatch(cell) for cell in column)
-        for number, column in enumerate(zip(*rows, strict=True))
-    ]
+    right = numeric_columns(rows)
 
     def line(cells: Sequence[str], tag: str, style: str = "") -> str:
         made = (
@@ -107,6 +104,14 @@ def table(
         + paragraph(cut)
         + paragraph(footer, faint=True)
     )
+
+
+def numeric_columns(rows: Sequence[Sequence[str]]) -> list[bool]:
+    """Return whether each column has numbers only; empty for no rows. The first column is taken for names."""
+    return [
+        bool(number) and all(_NUMBER.fullmatch(cell) for cell in column)
+        for number, column in enumerate(zip(*rows, strict=True))
+    ]
 
 
 def cells_table(rows: Sequence[Mapping[str, str]], *, footer: str = "") -> str:

@@ -106,11 +106,11 @@ def test_pictures_that_failed_are_listed(place, capsys) -> None:
 
 
 def test_what_has_no_place_on_the_page_is_linked(place, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("torchpeek.cli.cam_run._PICTURES_PER_PAGE", 1)
+    monkeypatch.setattr("torchpeek.cli.page._ITEMS_PER_PAGE", 1)
     assert run(*CAM) == 0
     assert len(sections()) == 1
     assert "3 pictures" in page()
-    assert "2 more pictures explained" in page()
+    assert "2 more pictures, too many for one page" in page()
     assert files_linked()[-2:] == [Path("peek/b/all.png"), Path("peek/c/all.png")]
     assert all(file.is_file() for file in files_linked())
 

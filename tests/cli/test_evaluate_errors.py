@@ -94,7 +94,7 @@ class TestErrors:
             (place / "pictures" / f"{stem}.png").write_bytes(b"broken")
         assert run(*EVALUATE, "-o", "out") == 1  # as of cam
         assert "3 of 3 pictures skipped" in capsys.readouterr().out
-        assert files(place / "out") == {"results.json"}
+        assert files(place / "out") == {"report.html", "results.json"}
         written = strict((place / "out" / "results.json").read_text())
         assert (written["pictures"], written["results"]) == ([], [])
 
@@ -127,7 +127,7 @@ class TestErrors:
         if not words:
             assert not (place / "out").exists()
             return
-        assert files(place / "out") == {"results.json", "results.parquet", "curves.png"}
+        assert files(place / "out") == {"report.html", "results.json", "results.parquet", "curves.png"}
         monkeypatch.undo()
         monkeypatch.chdir(place)
         written = strict((place / "out" / "results.json").read_text())

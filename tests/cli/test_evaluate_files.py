@@ -19,7 +19,7 @@ class TestFiles:
     def test_json_and_parquet_hold_the_same_numbers(self, place, capsys) -> None:
         printed = asked(capsys, *EVALUATE, "--class", "bee", "--class", "3", "-o", "in/out")
         out = place / "in" / "out"
-        assert files(out) == {"results.json", "results.parquet", "curves.png"}
+        assert files(out) == {"report.html", "results.json", "results.parquet", "curves.png"}
         assert strict((out / "results.json").read_text()) == printed
         assert (printed["curves"], printed["table"]) == ("in/out/curves.png", "in/out/results.parquet")
         found = {(row["picture"], row["metric"], row["method"], row["class"]): row for row in table(out)}
@@ -98,8 +98,8 @@ class TestFiles:
 
     def test_no_figure_where_nothing_is_to_be_drawn(self, place, capsys) -> None:
         assert run("evaluate", "pictures", *of("pooled"), "--metric", "average-drop", "-o", "out") == 0
-        assert files(place / "out") == {"results.json", "results.parquet"}
-        assert capsys.readouterr().out.splitlines()[-1] == "written to out/: results.parquet, results.json"
+        assert files(place / "out") == {"report.html", "results.json", "results.parquet"}
+        assert capsys.readouterr().out.splitlines()[-2] == "written to out/: results.parquet, results.json"
 
     def test_the_figure_can_be_opened(self, place, capsys) -> None:
         assert run(*EVALUATE, "-o", "out") == 0
@@ -122,7 +122,7 @@ class TestFiles:
         assert f"{left_out} is left out: {package} is not installed; next: pip install 'torchpeek[{extra}]'" in (
             captured.err.replace("\n", " ")
         )
-        assert files(place / "out") == {"results.json", "results.parquet", "curves.png"} - {left_out}
+        assert files(place / "out") == {"report.html", "results.json", "results.parquet", "curves.png"} - {left_out}
         written = strict((place / "out" / "results.json").read_text())
         assert len(written["pictures"]) == 3
         assert key not in written
@@ -152,7 +152,7 @@ class TestFiles:
         assert run(*words, "deletion", *FEW[:2]) == 0
         (place / "out" / "mine.txt").write_text("not a result")
         assert run(*words, "sparseness") == 0
-        assert files(place / "out") == {"results.json", "results.parquet", "mine.txt"}
+        assert files(place / "out") == {"report.html", "results.json", "results.parquet", "mine.txt"}
 
     def test_a_full_disk_does_not_take_the_table(self, place, capsys, monkeypatch) -> None:
         def full(*given: Any, **more: Any) -> None:

@@ -18,7 +18,7 @@ def test_numbers_and_files(place, capsys) -> None:
     words = ("pictures", *of("pooled"), "--layer", "features.*0, act", "--layer", "head", "-o", "out")
     printed = asked(capsys, "features", *words)
     named = {f"{stem}/{name}" for stem in "abc" for name in ("features.0.png", "act.png", "features.safetensors")}
-    assert files(place / "out") == {"features.json", *named}
+    assert files(place / "out") == {"features.json", "report.html", *named}
     assert strict((place / "out" / "features.json").read_text()) == printed
     rows, loaded = iter(printed["features"]), pooled()
     for stem in "abc":
@@ -97,7 +97,13 @@ def test_each_call_of_a_layer_is_a_row(place, capsys) -> None:
     for row, each in zip(found, known, strict=False):
         assert row["mean"] == pytest.approx(each.output.summary().mean)
     assert "never called" in found[2]["remark"]
-    assert files(place / "out") == {"features.json", "a/features.safetensors", "a/act-0.png", "a/act-1.png"}
+    assert files(place / "out") == {
+        "features.json",
+        "report.html",
+        "a/features.safetensors",
+        "a/act-0.png",
+        "a/act-1.png",
+    }
     first, second = tp.activations(loaded, loaded.read("pictures/a.png"), ["act[0]", "act[1]"]).values()
     assert np.array_equal(pixels(found[0]["drawn"]), feature_grid(first, title="act[0]"))
     # The second call returns the tokens of the 4 x 4 grid.

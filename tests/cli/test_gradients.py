@@ -25,7 +25,7 @@ def test_numbers_and_files(place, capsys, words, given) -> None:
     assert printed["gradients"] == [asdict(row) for row in flow]
     assert len(printed["gradients"]) == (4 if "layers" in given else 6)
     assert (printed["loss"], printed["total_norm"]) == (flow.loss, flow.total_norm)
-    assert files(place / "out") == {"gradient-flow.png", "gradients.json"}
+    assert files(place / "out") == {"gradient-flow.png", "gradients.json", "report.html"}
     assert strict((place / "out" / "gradients.json").read_text()) == printed
     height, width, _ = pixels(printed["plot"]).shape
     assert 600 < width < 4000

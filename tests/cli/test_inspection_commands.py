@@ -92,7 +92,7 @@ def test_no_picture_can_be_read(place, capsys, command) -> None:
     out = capsys.readouterr().out
     assert "skipped pictures/c.png: not a picture" in out
     assert "3 of 3 pictures skipped" in out
-    assert files(place / "out") == {f"{command}.json"}
+    assert files(place / "out") == {f"{command}.json", "report.html"}
     written = strict((place / "out" / f"{command}.json").read_text())
     assert (written[command], len(written["skipped"])) == ([], 3)
     assert not (place / "runs").exists()
@@ -129,7 +129,9 @@ def test_tensorboard_into_a_file(place, capsys, command) -> None:
 )
 def test_it_says_what_it_wrote(place, capsys, command, what) -> None:
     assert run(command, *PICTURES[command], *of("pooled"), "-o", "in/out") == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"written to in/out/: {what}"
+    page = ["report: in/out/report.html"] * (command != "layers")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1 - len(page) :] == [f"written to in/out/: {what}", *page]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def test_numbers_and_files(place, capsys) -> None:
     printed = asked(capsys, "kernels", *of("pooled"), "-o", "out")
     found = tp.kernels(pooled())
     pictures = {"features.0.png", "features.2.png", "first-kernels.png"}
-    assert files(place / "out") == pictures | {"kernels.safetensors", "kernels.json"}
+    assert files(place / "out") == pictures | {"kernels.safetensors", "kernels.json", "report.html"}
     assert strict((place / "out" / "kernels.json").read_text()) == printed
     for row, (layer, weight) in zip(printed["layers"], found.items(), strict=True):
         assert row | numbers(weight) | {"layer": layer} == row

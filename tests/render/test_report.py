@@ -15,7 +15,8 @@ from PIL import Image
 from images import noise
 from report_pages import DATA, IMAGE, page_of, picture, row
 from torchpeek.html import fitted
-from torchpeek.render.report import INDEXED, Report, ReportBar, embedded, embedded_side, report_html
+from torchpeek.render.heatmap_report import heatmap_report
+from torchpeek.render.report import INDEXED, ReportBar, embedded, embedded_side, report_html
 
 VOID = {"meta", "img", "br", "input"}
 
@@ -91,7 +92,7 @@ class TestContents:
             "maps",
         ] * 2
         texts = [attributes["alt"] for tag, attributes in elements if tag == "img"]
-        assert texts == [f"{m} of {name} on a.png" for name in ("cat", "dog") for m in ("gradcam", "layercam", "fem")]
+        assert texts == [f"{m} of {name}" for name in ("cat", "dog") for m in ("gradcam", "layercam", "fem")]
 
     def test_the_explained_class_is_marked_and_bars_have_its_share(self) -> None:
         bars = [ReportBar("cat", "60.0 %", 0.6), ReportBar("dog", "30.0 %", 0.3, explained=True)]
@@ -131,7 +132,7 @@ class TestContents:
         assert "2 pictures" in html
         for words in ("1 skipped", "damaged", "1 more picture", 'href="b%20c/all.png"', ">x/b.png<"):
             assert words in html
-        assert "0 pictures" in report_html(Report({}, {}, [], "viridis", {"bad.png": "damaged"}))
+        assert "0 pictures" in report_html(heatmap_report({}, {}, [], "viridis", {"bad.png": "damaged"}))
 
     def test_colours(self) -> None:
         assert "against the class" in page_of(picture("a.png"), colormap="diverging")

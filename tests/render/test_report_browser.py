@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from browser import CHROMIUM, asked, dom
 from report_pages import page_of, picture, row
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 NAMES = ["<script>.png", "a b#c%20d.png", *(f"picture {n}.png" for n in range(20))]
-
-
-def dom(html: str, folder: Path, width: int = 1400) -> str:
-    """The page's elements after its scripts have run."""
-    (folder / "page.html").write_text(html, encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
-    address = (folder / "page.html").as_uri()
-    command = [str(CHROMIUM), *options, f"--window-size={width},900", "--dump-dom", address]
-    return subprocess.run(command, capture_output=True, check=True, timeout=120).stdout.decode()
-
-
-def asked(html: str, folder: Path, expression: str, width: int = 1400) -> object:
-    """The value of an expression in the page, whose policy for scripts is taken away."""
-    html = re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
-    script = f"<script>document.body.innerHTML = '<pre>' + JSON.stringify({expression}) + '</pre>'</script></body>"
-    found = re.search("<pre>(.*?)</pre>", dom(html.replace("</body>", script), folder, width))
-    assert found
-    return json.loads(found[1])
 
 
 def many() -> str:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from torchpeek.cam import METHODS
 from torchpeek.cli.explainer import Explainer, layer_description, report_facts
 from torchpeek.cli.options import OverlayOptions
-from torchpeek.cli.predictions import Corners, PicturePredictions, Prediction, picture_predictions
+from torchpeek.cli.page import THUMBNAIL, PageItems, outlined, overlay_figure, prediction_bars, write_page
+from torchpeek.cli.predictions import PicturePredictions, Prediction, picture_predictions
 from torchpeek.cli.skipped import REQUEST, Skipped
 from torchpeek.errors import InputError, notify
 from torchpeek.heatmap import Heatmap
@@ -21,21 +22,11 @@ from torchpeek.html import fitted
 from torchpeek.picture import Picture
 from torchpeek.render import extract, mosaic, overlay
 from torchpeek.render.canvas import enlarged
-from torchpeek.render.report import (
-    Report,
-    ReportBar,
-    ReportMap,
-    ReportPicture,
-    ReportRow,
-    embedded,
-    embedded_side,
-    report_html,
-)
+from torchpeek.render.heatmap_report import heatmap_report
+from torchpeek.render.report import ReportFigure, ReportItem, ReportRow, embedded
 from torchpeek.render.scale import scale_of, sign_words, with_colorbar
-from torchpeek.store import OutputFolder, encodable, file_stem, json_text, png_bytes, save_bytes
+from torchpeek.store import OutputFolder, file_stem, json_text, png_bytes, save_bytes
 
-_PICTURES_PER_PAGE = 1000  # a page with more is slow to open
-_THUMBNAIL = 96  # pixels of the longer side in the index
 _TILE = 1280  # most pixels of a side of an overlay that waits for the mosaic, which shows it smaller still
 _PIXELS_AT_ONCE = 64_000_000  # of decoded pictures, four bytes each; a batch with more is explained in parts
 _HUGE = 40_000_000  # pixels of a picture from which on --max-size is worth a word
@@ -54,8 +45,7 @@ class CamRun:
     """A row for each heatmap: the picture, what is predicted, what is explained, the method, the layer, the overlay."""
     _rows: list[dict[str, Any]] = field(default_factory=list)  # one for each picture
     _skipped: Skipped = field(default_factory=Skipped)
-    _page: list[ReportPicture] = field(default_factory=list)
-    _left_out: dict[str, str] = field(default_factory=dict)  # path -> file of the mosaic
+    _page: PageItems = field(default_factory=PageItems)
     _huge: bool = False  # whether there was a notice of a huge picture
     _facts: dict[str, str] = field(default_factory=dict)
     _layers: dict[str, None] = field(default_factory=dict)  # in the order in which they were used
@@ -96,16 +86,16 @@ class CamRun:
             self._skipped.check()
         methods = {name: METHODS[name].summary for name in self.explainer.methods}
         facts = {**self._facts, "layer": "; ".join(self._layers)} if self._facts else {}
-        page = Report(
+        page = heatmap_report(
             facts,
             methods,
-            self._page,
+            self._page.items,
             self.overlay.drawn_colormap,
             self._skipped.why,
-            not self.overlay.even,
-            self._left_out,
+            fade=not self.overlay.even,
+            left_out=self._page.left_out,
         )
-        report = self.folder.write("report.html", encodable(report_html(page)).encode())
+        report = write_page(self.folder, page)
         results = {"about": facts, "pictures": self._rows, "skipped": self._skipped.why, "report": str(report)}
         self.folder.write("results.json", json_text(results).encode())
         return results
@@ -153,8 +143,8 @@ class CamRun:
         stem = self._new_stem(path)
         best, explained = predictions.best, predictions.explained
         rows: list[dict[str, Any]] = []
-        side = embedded_side(min(self.pictures, _PICTURES_PER_PAGE) * (1 + len(heatmaps) * len(explained)))
-        report_maps: list[list[ReportMap]] = [[] for _ in explained]
+        side = self._page.side(self.pictures, 1 + len(heatmaps) * len(explained))
+        figures: list[list[ReportFigure]] = [[] for _ in explained]
         photo = enlarged(fitted(picture.image, _TILE))
         tiles: list[Image.Image] = []
         for name, heatmap in heatmaps.items():
@@ -164,7 +154,9 @@ class CamRun:
                 rows.append({**row, "heatmap": str(raw)})
                 tiles.append(fitted(image, _TILE))
                 file = str(Path(row["overlay"]).relative_to(self.folder.path))
-                report_maps[k].append(_report_map(heatmap[0, k], image, embedded(tiles[-1], side), file, row["remark"]))
+                alt = f"{name} of {prediction.title} on {picture.name}"
+                uri = embedded(tiles[-1], side)
+                figures[k].append(overlay_figure(heatmap[0, k], image.size, uri, alt, file, row["remark"]))
                 del image  # it is as large as the picture; one at a time is in memory
         captions = [
             f"{row['method']}: {prediction.words}"
@@ -191,24 +183,22 @@ class CamRun:
             (str(path), best[0].words, prediction.words, row["method"], row["layer"], row["overlay"])
             for row, prediction in zip(rows, [*explained] * len(heatmaps), strict=True)
         ]
-        if len(self._page) == _PICTURES_PER_PAGE:
-            self._left_out[str(path)] = f"{stem}/all.png"
-            return
         report_rows = [
-            ReportRow(each.title, each.confidence, _bars(best, each), maps)
-            for each, maps in zip(explained, report_maps, strict=True)
+            ReportRow(each.title, each.confidence, of_row, prediction_bars(best, each))
+            for each, of_row in zip(explained, figures, strict=True)
         ]
-        self._page.append(
-            ReportPicture(
+        self._page.add(
+            ReportItem(
                 picture.name,
                 str(path),
-                picture.image.size,
                 picture.notes,
-                embedded(photo, side),
-                embedded(photo, _THUMBNAIL),
-                best[0].words,
                 report_rows,
-            )
+                embedded(photo, side),
+                picture.image.size,
+                embedded(photo, THUMBNAIL),
+                best[0].words,
+            ),
+            instead=f"{stem}/all.png",
         )
 
     def _draw(
@@ -226,7 +216,7 @@ class CamRun:
             signed=options.signed,
         )
         if prediction.box is not None:
-            image = _outlined(image, prediction.box, picture)
+            image = outlined(image, prediction.box, picture)
         if options.colorbar:
             scale = scale_of(heatmap, colormap=options.colormap, limit=None, signed=options.signed)
             image = with_colorbar(image, scale, sign_words(heatmap, scale))
@@ -256,38 +246,9 @@ def _of_picture(picture: Picture, heatmap: Heatmap) -> Heatmap:
     return replace(heatmap, provenance=replace(provenance, preprocess=picture.preprocessing(provenance.preprocess)))
 
 
-def _report_map(heatmap: Heatmap, image: Image.Image, uri: str, file: str, remark: str) -> ReportMap:
-    low, high = float(heatmap.values.min()), float(heatmap.values.max())
-    provenance = heatmap.provenance
-    score = float(heatmap.scores)
-    return ReportMap(provenance.method, provenance.layer, score, low, high, image.size, uri, file, remark)
-
-
 def _remark(heatmap: Heatmap, options: OverlayOptions) -> str:
     """What a picture of positive values alone hides. Nothing if it is drawn signed."""
     return "" if options.drawn_colormap == "diverging" else heatmap.sign_remark()
-
-
-def _bars(best: Sequence[Prediction], explained: Prediction) -> list[ReportBar]:
-    """The best predictions, and after them what is explained if it is not among them."""
-    found = [(each.label, each.box) == (explained.label, explained.box) for each in best]
-    listed = [*zip(best, found, strict=True), *([] if any(found) else [(explained, True)])]
-    return [
-        ReportBar(each.name, each.confidence, each.value if each.is_share else None, is_explained)
-        for each, is_explained in listed
-    ]
-
-
-def _outlined(image: Image.Image, box: Corners, picture: Picture) -> Image.Image:
-    """A copy with the box drawn as a white line between two black lines, which is visible on any picture."""
-    copy = image.copy()
-    draw, thick = ImageDraw.Draw(copy), max(1, round(min(image.size) / 200))
-    scale = [now / have for now, have in zip(image.size, picture.original_geometry.size, strict=True)]
-    left, top, right, bottom = (round(each * scale[axis % 2]) for axis, each in enumerate(box))
-    for inset, colour in ((0, "black"), (thick, "white"), (2 * thick, "black")):
-        corners = (left + inset, top + inset, max(left + inset, right - inset), max(top + inset, bottom - inset))
-        draw.rectangle(corners, outline=colour, width=thick)
-    return copy
 
 
 def _numbered(stem: str) -> Iterator[str]:

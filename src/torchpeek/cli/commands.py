@@ -118,10 +118,11 @@ def evaluate(
     the two baselines. A few pictures are too few to tell. If there are several classes, boxes or texts, the mean over
     them counts.
 
-    With --out it writes results.json, with everything; results.parquet, with a row for each picture, metric and method
-    (needs pyarrow, the extra "data"); and curves.png, with the mean curves of deletion and insertion (needs matplotlib,
-    the extra "plot"). It says which of these it leaves out because a package is not installed. With --overwrite it
-    replaces or deletes the three files of an earlier run.
+    With --out it writes report.html, which shows each picture with its overlays, curves and numbers, and needs no other
+    file; results.json, with everything; results.parquet, with a row for each picture, metric and method (needs pyarrow,
+    the extra "data"); and curves.png, with the mean curves of deletion and insertion (needs matplotlib, the extra
+    "plot"). It says which of these it leaves out because a package is not installed. With --overwrite it replaces or
+    deletes the files of an earlier run.
 
     Example: torchpeek evaluate holiday/ --model torchvision:resnet50 --method gradcam --method layercam -o trust/
     """
@@ -191,8 +192,8 @@ def kernels(
     """List the convolutions of a network with the shape and the statistics of their kernels, and draw the kernels.
 
     With --out it writes a picture for each layer; kernels.safetensors, with all the weights; kernels.json, with the
-    table; and first-kernels.png, with the first kernel of each layer; of those with kernels larger than 1 x 1, if there
-    are any.
+    table; first-kernels.png, with the first kernel of each layer, or of those with kernels larger than 1 x 1, if there
+    are any; and report.html, which shows all of it and needs no other file.
 
     Example: torchpeek kernels --model torchvision:mobilenet_v2 --layer "features.0*" -o kernels/
     """
@@ -224,9 +225,11 @@ def features(
     """Show what layers return for each picture: shape, statistics, share of zeros, dead channels, and feature maps.
 
     With --out it writes, for each picture, a grid of feature maps for every layer and features.safetensors, with all
-    the values; and features.json, with the table. The tokens of a transformer are drawn as the grid that they are of,
-    without the class token. A layer that is called several times has a row and a grid for each call, such as `relu[1]`
-    for the second. A layer that returns several tensors has a row for each of them, such as `lstm:1.0`, and no grid.
+    the values. For all pictures together it writes features.json, with the table, and report.html, which shows each
+    picture beside its feature maps and needs no other file. The tokens of a transformer are drawn as the grid that they
+    are of, without the class token. A layer that is called several times has a row and a grid for each call, such as
+    `relu[1]` for the second. A layer that returns several tensors has a row for each of them, such as `lstm:1.0`, and
+    no grid.
 
     Example: torchpeek features cat.jpg --model torchvision:alexnet --layer "features.*" -o features/
 
@@ -283,7 +286,8 @@ def gradients(
     """Show how large each layer's gradients are in one training step on these pictures, taken as one batch.
 
     The loss is the cross entropy of --class, or of the class that is predicted for each picture. The weights are not
-    updated. With --out it writes gradient-flow.png and gradients.json.
+    updated. With --out it writes gradient-flow.png, gradients.json, and report.html, which shows both and needs no
+    other file.
 
     Example: torchpeek gradients cat.jpg --model torchvision:mobilenet_v2 --class "tiger cat" -o gradients/
     """

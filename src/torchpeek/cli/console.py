@@ -33,9 +33,11 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json_text(value, ascii_only=encoding != "utf8"))
 
 
-def print_written(folder: Path, *contents: str) -> None:
-    """Print the last line of a command with --out: the folder, and what was written to it."""
+def print_written(folder: Path, *contents: str, page: str = "") -> None:
+    """Print the last lines of a command with --out: the folder, what was written to it, and its page, if it has one."""
     print(f"written to {folder}/: {', '.join(filter(None, contents))}")
+    if page:
+        print(f"report: {folder / page}")
 
 
 def counted(number: int, noun: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torchpeek.cli.console import counted, print_json, print_skipped, print_table, print_written, progress
 from torchpeek.cli.estimate import passes_per_picture, print_estimate
+from torchpeek.cli.evaluation_page import EvaluationPage
 from torchpeek.cli.evaluation_run import COLUMNS, EvaluationRun
 from torchpeek.cli.explainer import make_explainer
 from torchpeek.cli.loading import check_pictures_fit, loaded_model, titled
@@ -21,6 +22,7 @@ from torchpeek.cli.options import (
     TargetOptions,
 )
 from torchpeek.cli.output import output_folder
+from torchpeek.cli.page import PAGE, write_page
 from torchpeek.cli.pictures import picture_files
 from torchpeek.cli.regions import read_regions
 from torchpeek.cli.targets import check_target
@@ -34,6 +36,11 @@ from torchpeek.store import OutputFolder, figure_bytes, json_text, parquet_bytes
 _DEFAULT_METRICS = ("deletion", "insertion", "average-drop", "average-gain")
 _CURVES = ("deletion", "insertion")  # the metrics in curves.png
 _FILES = {"curves.png": "curves", "results.parquet": "table"}  # -> the key of results.json that holds its path
+_CONTENTS = {
+    "results.json": "has everything",
+    "results.parquet": "has a row for each picture, metric and method",
+    "curves.png": "has the mean curves",
+}
 _LEGEND = "; in brackets the 95 % interval of the mean; better: by more than chance has it"
 
 
@@ -58,7 +65,8 @@ def run(
     loaded = loaded_model(model, device, inputs)
     check_pictures_fit(loaded, files, inputs)
     explainer = make_explainer(loaded, files, target, method, HeatmapOptions(seed=model.seed))
-    evaluation = EvaluationRun(explainer, metrics, regions, named=frozenset(metric.metrics or ()))
+    page = None if output.out is None else EvaluationPage(len(files), [*explainer.methods])
+    evaluation = EvaluationRun(explainer, metrics, regions, frozenset(metric.metrics or ()), page)
     with output_folder(output) as folder:
         try:
             passes = passes_per_picture(metrics, len(explainer.methods), _score_count(target))
@@ -86,7 +94,7 @@ def run(
             else:
                 _print(evaluation, results, verdicts)
     if folder is not None and not json:
-        print_written(folder.path, *(name for name, key in _FILES.items() if key in results), "results.json")
+        print_written(folder.path, *(name for name, key in _FILES.items() if key in results), "results.json", page=PAGE)
     return 1 if evaluation.skipped else 0
 
 
@@ -126,6 +134,11 @@ def _write(folder: OutputFolder, evaluation: EvaluationRun, verdicts: Verdicts, 
     if verdicts.panels(_CURVES):
         results |= _written(folder, "curves.png", lambda: figure_bytes(_figure(evaluation, verdicts)))
     folder.write("results.json", json_text(results).encode())
+    if evaluation.page is not None:
+        written = {name: content for name, content in _CONTENTS.items() if (folder.path / name).exists()}
+        about, skipped, not_reached = results["about"], results["skipped"], results["not_reached"]
+        score = evaluation.score if evaluation.results else ""
+        write_page(folder, evaluation.page.report(about, verdicts, score, written, skipped, not_reached))
 
 
 def _written(folder: OutputFolder, name: str, make: Callable[[], bytes]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from torchpeek.cli.evaluation_page import EvaluationPage
 from torchpeek.cli.explainer import Explainer, layer_description, report_facts
 from torchpeek.cli.loading import about
 from torchpeek.cli.predictions import Prediction, picture_predictions
@@ -66,6 +67,8 @@ class EvaluationRun:
     metrics: Mapping[str, Mapping[str, Any]]  # name -> options
     regions: Regions
     named: frozenset[str] = frozenset()  # the metrics that --metric names
+    page: EvaluationPage | None = None
+    """Where the pictures are shown, if a page is written."""
     results: list[PictureResult] = field(default_factory=list)
     skipped: Skipped = field(default_factory=Skipped)
     _facts: dict[str, str] = field(default_factory=dict)
@@ -98,10 +101,13 @@ class EvaluationRun:
             self._facts = self._facts or report_facts(heatmap.provenance, self.explainer.max_size)
             self._options[name] = heatmap.provenance.options
             self._layers[layer_description(heatmap.provenance)] = None  # another input size may have another layer
-        explained = picture_predictions(trace, 0, picture, self.explainer.labels).explained
+        predictions = picture_predictions(trace, 0, picture, self.explainer.labels)
+        explained = predictions.explained
         of_classes = isinstance(trace.question, ClassScores)
         scores = numbers(trace.scores[0])
         self.results.append(PictureResult(file, picture.notes, explained, scores, of_classes, measurements))
+        if self.page is not None:
+            self.page.add(file, picture, heatmaps, predictions, measurements, self.score)
 
     def _leave_out(self, trace: Trace) -> None:
         """Drop the metrics that do not apply to this target, with a notice, unless --metric names them.

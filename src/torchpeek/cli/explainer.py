@@ -122,12 +122,16 @@ def report_facts(provenance: Provenance, max_size: int | None, **more: str) -> d
         "model": provenance.model,
         "weights": provenance.weights or "the model's own",
         "layer": layer_description(provenance),
-        "preprocessing": ("" if max_size is None else f"reduced to at most {max_size} x {max_size}; ")
-        + provenance.preprocess,
+        "preprocessing": reduction_words(max_size) + provenance.preprocess,
         "score": f"{score}{_what_of(score)}{''.join(source)}",
         **more,
         "computed": f"in {provenance.dtype} on {provenance.device}, torch {provenance.torch}, torchpeek {__version__}",
     }
+
+
+def reduction_words(max_size: int | None) -> str:
+    """What --max-size does, to stand before the preprocessing; empty without it."""
+    return "" if max_size is None else f"reduced to at most {max_size} x {max_size}; "
 
 
 def _what_of(score: str) -> str:

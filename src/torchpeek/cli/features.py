@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from torchpeek.anatomy import activations, statistics
 from torchpeek.anatomy.statistics import LayerStatistics
 from torchpeek.cli.console import counted, print_json, print_skipped, print_table, print_written, progress
 from torchpeek.cli.drawing import feature_grid_options
+from torchpeek.cli.features_page import FeaturesPage
 from torchpeek.cli.loading import about, check_pictures_fit, loaded_model, remark, titled
 from torchpeek.cli.options import (
     FeatureMapOptions,
@@ -24,6 +26,7 @@ from torchpeek.cli.options import (
     layer_names,
 )
 from torchpeek.cli.output import file_names, output_folder, tensorboard_writer
+from torchpeek.cli.page import PAGE, page_facts, write_page
 from torchpeek.cli.pictures import picture_files
 from torchpeek.cli.skipped import Skipped
 from torchpeek.cli.targets import check_target, make_target
@@ -57,9 +60,11 @@ def run(
     loaded = loaded_model(model, device, inputs)
     check_pictures_fit(loaded, files, inputs)
     score = make_target(target, loaded) if drawing.sort == "contribution" else None
-    stems = file_names({str(file): file.stem for file in files}, reserved="features.json")
+    stems = file_names({str(file): file.stem for file in files}, reserved=("features.json", PAGE))
     rows: list[dict[str, Any]] = []
     skipped = Skipped()
+    page = FeaturesPage(len(files))
+    facts = page_facts(loaded, files, **_options(drawing, layers, target))
     results: dict[str, Any] = {"about": about(loaded), "features": rows, "skipped": skipped.why}
     with (
         output_folder(output) as folder,
@@ -79,7 +84,10 @@ def run(
                 else:
                     if folder is not None and not rows:
                         _notify_size(outputs, len(files), folder.path)
-                    rows += _write(file, stems[str(file)], outputs, folder, loaded, grid_options)
+                    rows_and_grids = _write(file, stems[str(file)], outputs, folder, loaded, grid_options)
+                    rows += rows_and_grids[0]
+                    if folder is not None:
+                        page.add(picture, file, stems[str(file)], *rows_and_grids)
                     if writer is not None:
                         for each in outputs:
                             if each.drawable is not None:
@@ -90,11 +98,13 @@ def run(
         except BaseException:
             if folder is not None and rows:  # the results so far are not lost
                 folder.write("features.json", json_text(results).encode())
+                write_page(folder, page.report(facts, skipped.why))
             raise
         if not rows:
             skipped.check()
         if folder is not None:
             folder.write("features.json", json_text(results).encode())
+            write_page(folder, page.report(facts, skipped.why))
     if json:
         print_json(results)
     else:
@@ -105,7 +115,7 @@ def run(
         if folder is not None:
             grids = counted(sum("drawn" in row for row in rows), "grid")
             values = "features.safetensors of each picture" if rows else ""
-            print_written(folder.path, grids, values, "features.json")
+            print_written(folder.path, grids, values, "features.json", page=PAGE)
     return 1 if skipped else 0
 
 
@@ -212,12 +222,13 @@ def _write(
     folder: OutputFolder | None,
     loaded: LoadedModel,
     grid_options: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """Write the files of one picture, if there is a folder. Returns the picture's rows."""
+) -> tuple[list[dict[str, Any]], dict[str, Image.Image]]:
+    """Write the files of one picture, if there is a folder. Returns the picture's rows, and the grids by layer."""
     rows = [_row(file, each) for each in outputs]
+    grids: dict[str, Image.Image] = {}
     if folder is None:
-        return rows
-    names = file_names({each.name: each.name for each in outputs}, reserved="features")
+        return rows, grids
+    names = file_names({each.name: each.name for each in outputs}, reserved=["features"])
     for row, each in zip(rows, outputs, strict=True):
         if each.drawable is not None:
             try:
@@ -226,9 +237,25 @@ def _write(
             except OptionError as error:
                 raise OptionError(f"layer {each.name!r}: {error}") from error
             row["drawn"] = str(folder.write(f"{stem}/{names[each.name]}.png", png_bytes(image)))
+            grids[each.name] = image
     tensors = {each.name: each.tensor for each in outputs if each.tensor is not None}
     folder.write(f"{stem}/features.safetensors", tensor_bytes(tensors, about(loaded) | {"picture": str(file)}))
-    return rows
+    return rows, grids
+
+
+def _options(drawing: FeatureMapOptions, layers: Sequence[str] | None, target: TargetOptions) -> dict[str, Any]:
+    """What was asked, for the page."""
+    scored = drawing.sort == "contribution"
+    named = [*(target.classes or ()), *(target.texts or ()), *(f"box {rank}" for rank in target.boxes or ())]
+    return {
+        "layers": layer_names(layers) or "the layer that cam uses",
+        "channels": layer_names(drawing.channels),
+        "drawn": f"at most {drawing.most} feature maps of a layer",
+        "sort": f"contribution to the score of {named[0] if named else 'what is predicted'}" if scored else None,
+        "scale": drawing.scale,
+        "clip": None if drawing.clip is None else "percentiles {:g} to {:g}".format(*drawing.clip),
+        "colormap": drawing.colormap,
+    }
 
 
 def _notify_size(outputs: list[_LayerOutput], pictures: int, folder: Path) -> None:

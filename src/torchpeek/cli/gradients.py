@@ -13,9 +13,11 @@ from torch import Tensor
 
 from torchpeek.anatomy import GradientFlow, gradient_flow
 from torchpeek.cli.console import print_json, print_skipped, print_table, print_written
+from torchpeek.cli.gradients_page import gradients_report
 from torchpeek.cli.loading import about, check_pictures_fit, loaded_model, titled
 from torchpeek.cli.options import ModelOptions, OutputOptions, PictureOptions, layer_names
 from torchpeek.cli.output import output_folder, tensorboard_writer
+from torchpeek.cli.page import PAGE, page_facts, write_page
 from torchpeek.cli.pictures import PictureFiles, picture_files
 from torchpeek.cli.skipped import Skipped
 from torchpeek.errors import FileError, OptionError
@@ -56,11 +58,17 @@ def run(
             "skipped": skipped.why,
         }
         if folder is not None:
+            plot = b""
             if flow is not None:
                 title = f"{titled(loaded.spec, loaded)}, {_named(label, loaded)}, loss {flow.loss:.4g}, {mode} mode"
                 plot = figure_bytes(gradient_flow_plot(flow.rows, title=title))
                 results["plot"] = str(folder.write("gradient-flow.png", plot))
             folder.write("gradients.json", json_text(results).encode())
+            facts = page_facts(
+                loaded, files, loss=f"cross entropy of {_named(label, loaded)}", mode=mode, layers=layer_names(layers)
+            )
+            used = [str(file) for file in files if str(file) not in skipped.why]
+            write_page(folder, gradients_report(flow, facts, plot, used, skipped.why))
         if writer is not None and flow is not None:
             add_gradient_flow(writer, flow)
     if json:
@@ -71,7 +79,7 @@ def run(
             print(flow.footer)
         print_skipped(skipped.why, len(files))
         if folder is not None:
-            print_written(folder.path, "" if flow is None else "gradient-flow.png", "gradients.json")
+            print_written(folder.path, "" if flow is None else "gradient-flow.png", "gradients.json", page=PAGE)
     return 1 if skipped else 0
 
 

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from torchpeek.anatomy import kernels
 from torchpeek.cli.console import counted, print_json, print_table, print_written
 from torchpeek.cli.drawing import check_grid
+from torchpeek.cli.kernels_page import EmbeddedGrid, embedded_grid, kernels_report
 from torchpeek.cli.loading import about, loaded_model, remark, titled
 from torchpeek.cli.options import ModelOptions, OutputOptions, layer_names
 from torchpeek.cli.output import file_names, output_folder, tensorboard_writer
+from torchpeek.cli.page import PAGE, page_facts, write_page
 from torchpeek.integrations.tensorboard import add_kernels
 from torchpeek.render import kernel_grid
 from torchpeek.store import json_text, png_bytes, tensor_bytes
@@ -38,7 +41,7 @@ def run(
     # A kernel of size 1 x 1 has no shape to look at.
     larger = {name: each for name, each in drawn.items() if each[0, 0].numel() > 1} or drawn
     first = {name: weight[0].unsqueeze(1) for name, weight in larger.items()}  # (in, 1, *kernel) each
-    files = file_names({name: name for name in drawn}, reserved="first-kernels")
+    files = file_names({name: name for name in drawn}, reserved=["first-kernels"])
     rows = {name: _row(name, weight) for name, weight in weights.items()}
     results: dict[str, Any] = {
         "about": about(loaded),
@@ -47,15 +50,20 @@ def run(
     }
     with output_folder(output) as folder, tensorboard_writer(tensorboard) as writer:
         if folder is not None:
+            grids: dict[str, EmbeddedGrid] = {}
+            first_grid: Image.Image | None = None
             for name in (name for name in rows if name in drawn):
                 image = kernel_grid(drawn[name], most=most, most_channels=most, scale=scale, title=titled(name, loaded))
+                grids[name] = embedded_grid(image, len(rows))
                 rows[name]["picture"] = str(folder.write(f"{files[name]}.png", png_bytes(image)))
             if first:
                 title = titled(_first_title(len(drawn) - len(first)), loaded)
-                image = kernel_grid(first, scale="each", most_channels=most, title=title)
-                results["first"] = str(folder.write("first-kernels.png", png_bytes(image)))
+                first_grid = kernel_grid(first, scale="each", most_channels=most, title=title)
+                results["first"] = str(folder.write("first-kernels.png", png_bytes(first_grid)))
             results["weights"] = str(folder.write("kernels.safetensors", tensor_bytes(weights, about(loaded))))
             folder.write("kernels.json", json_text(results).encode())
+            facts = page_facts(loaded, **_options(layers, most, scale))
+            write_page(folder, kernels_report(results, facts, grids, first_grid))
         if writer is not None:
             add_kernels(writer, weights, remark=remark(loaded), most=most, most_channels=most, scale=scale)
     if json:
@@ -67,8 +75,14 @@ def run(
         print(f"{shape}: {counted(len(names), 'layer')}")
     if folder is not None:
         pictures = len(drawn) + bool(first)
-        print_written(folder.path, counted(pictures, "picture"), "kernels.safetensors", "kernels.json")
+        print_written(folder.path, counted(pictures, "picture"), "kernels.safetensors", "kernels.json", page=PAGE)
     return 0
+
+
+def _options(layers: Sequence[str] | None, most: int | None, scale: str) -> dict[str, Any]:
+    """What was asked, for the page."""
+    drawn = None if most is None else f"at most {most} kernels of a layer, and {most} input channels of a kernel"
+    return {"layers": layer_names(layers) or "every convolution", "drawn": drawn, "scale": scale}
 
 
 def _first_title(left_out: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ def output_folder(options: OutputOptions) -> Iterator[OutputFolder | None]:
         raise
 
 
-def file_names(texts: Mapping[str, str], *, reserved: str) -> dict[str, str]:
+def file_names(texts: Mapping[str, str], *, reserved: Collection[str]) -> dict[str, str]:
     """For each key, a file name without a suffix, made from its text. All names differ, and none is `reserved`."""
     names: dict[str, str] = {}
-    taken = {reserved}
+    taken = {*reserved}
     for key, text in texts.items():
         stem = name = file_stem(text)
         number = 2

@@ -120,13 +120,18 @@ def class_names_of(model: Model) -> Sequence[str] | None:
     return model.class_names if isinstance(model, LoadedModel) else None
 
 
+def preprocessing_words(model: LoadedModel) -> str:
+    """Return the model's preprocessing in words."""
+    if "__str__" not in vars(type(model.preprocess)):  # a function, or an object that does not describe itself
+        return f"the model's own ({getattr(model.preprocess, '__name__', type(model.preprocess).__name__)})"
+    return str(model.preprocess)
+
+
 def _origin(model: Model, inputs: object) -> Origin:
     if not isinstance(model, LoadedModel):
         return Origin(network_name(model), preprocess=inputs.reduction if isinstance(inputs, Picture) else "")
     spec = model.spec or network_name(model.module)
-    preprocess = str(model.preprocess)
-    if "__str__" not in vars(type(model.preprocess)):  # a function, or an object that does not describe itself
-        preprocess = f"the model's own ({getattr(model.preprocess, '__name__', type(model.preprocess).__name__)})"
+    preprocess = preprocessing_words(model)
     if isinstance(inputs, Picture):
         preprocess = inputs.preprocessing(preprocess)
     return Origin(spec, model.weights_label, preprocess, class_names=model.class_names)
