@@ -181,30 +181,33 @@ def with_values(tensor: Tensor, change: Callable[..., Tensor], *others: Tensor |
     Raises:
         InputError: When a nested tensor has other parts than the first.
     """
-    if is_plain(tensor) and all(other is None or is_plain(other) for other in others):
-        values = computable(tensor)
-        changed = change(values, *others)
-        return changed if values is tensor else changed.to(tensor.dtype)
+    if not has_values(tensor):
+        return change(tensor, *others)
     if tensor.is_nested:
         parts = tensor.unbind()
         by_part = [_parts_of(other, parts, tensor) for other in others]
-        changed_parts = [change(part[None], *(each[i] for each in by_part))[0] for i, part in enumerate(parts)]
-        return _nested_as(changed_parts, tensor)
-    readable = [None if other is None else dense(other, "the other tensor") for other in others]
-    if not has_values(tensor):
-        return change(tensor, *readable)
-    return in_format_of(tensor, change(dense(tensor, "the tensor"), *readable))
+        changed = [with_values(part[None], change, *(each[i] for each in by_part))[0] for i, part in enumerate(parts)]
+        return _nested_as(changed, tensor)
+    readable = [None if other is None else _with_arithmetic(other, "the tensor that goes into it") for other in others]
+    return in_format_of(tensor, change(_with_arithmetic(tensor, "the tensor to change"), *readable))
+
+
+def _with_arithmetic(tensor: Tensor, name: str) -> Tensor:
+    """The values as a dense tensor. Of plain tensors only float8 has no arithmetic at all."""
+    if is_plain(tensor):
+        return tensor.float() if _is_float8(tensor) else tensor
+    return dense(tensor, name)
 
 
 def in_format_of(tensor: Tensor, values: Tensor) -> Tensor:
-    """Dense values in the dtype, the layout and the quantisation of a tensor that is not nested."""
+    """Dense values in the layout and the quantisation of a tensor that is not nested, and in float8 if it is."""
     if tensor.is_quantized:
         if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
             return torch.quantize_per_tensor(values.float(), tensor.q_scale(), tensor.q_zero_point(), tensor.dtype)
         scales, zeros = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
         axis = tensor.q_per_channel_axis()
         return torch.quantize_per_channel(values.float(), scales, zeros, axis, tensor.dtype)
-    values = values.to(tensor.dtype)
+    values = values.to(tensor.dtype) if _is_float8(tensor) else values
     if tensor.layout is torch.sparse_coo:
         return values.to_sparse(tensor.sparse_dim())
     if tensor.layout in _COMPRESSED:

@@ -12,7 +12,10 @@ from torch.autograd.graph import GradientEdge
 from torch.utils.hooks import RemovableHandle
 
 GradientHook: TypeAlias = Callable[[Any], "Tensor | None"]
-"""Called with a gradient, or None from an operation without a derivative. If it returns a tensor, that tensor flows on instead of the gradient."""
+"""Called with a gradient, or with None by an operation without a derivative.
+
+If it returns a tensor, that tensor flows on instead of the gradient.
+"""
 
 
 class FirstHook:

@@ -28,7 +28,8 @@ def scale(factor: float, *, channels: Sequence[int] | None = None, axis: int = 1
     """Multiply channels by a factor.
 
     Args:
-        factor: The factor. 0 gives zeros, also where the values are infinite or NaN.
+        factor: The factor. 0 gives zeros, also where the values are infinite or NaN. With another factor, integers
+            become floating-point numbers.
         channels: The channel indices; None for all channels.
         axis: The axis of the channels: 1 for (N, C, ...), -1 for tokens (N, T, C).
 
