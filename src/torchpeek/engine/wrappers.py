@@ -21,8 +21,8 @@ def inspectable_module(model: object) -> nn.Module:
     model = checked_model(model, "an nn.Module or a LoadedModel (tp.load_model)")
     if not all(map(has_values, model.parameters())):
         raise InputError(
-            "the model is on the meta device or was made in FakeTensorMode, so it has no numbers; load its weights on a real "
-            "device"
+            "the model is on the meta device or was made in FakeTensorMode, so it has no numbers; load its weights "
+            "on a real device"
         )
     if isinstance(model, nn.DataParallel) and runs_replicas(model):
         raise InputError(

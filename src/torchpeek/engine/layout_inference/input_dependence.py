@@ -16,7 +16,7 @@ from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.preserve import preserved
 from torchpeek.hooks import ForwardHook, attached, containers, shared, takes_hooks
-from torchpeek.tensor_formats import computable
+from torchpeek.tensor_formats import computable, has_values, is_dense
 
 # How much of the changed picture comes from elsewhere in the picture, and how much darker it is. Little enough for a
 # detector to find the same objects, and a model that depends on values to take the same branches.
@@ -139,7 +139,7 @@ def _without_fast_paths() -> Iterator[None]:
 
 def digest(tensor: Tensor) -> tuple[object, ...]:
     """The shape of a tensor and a number that depends on every bit of it; unique where the values cannot be read."""
-    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta or tensor.element_size() not in _BITS:
+    if not is_dense(tensor) or not has_values(tensor) or tensor.element_size() not in _BITS:
         return (object(),)
     try:
         return tuple(tensor.shape), tensor.dtype, _number(tensor.detach())

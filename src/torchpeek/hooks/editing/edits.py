@@ -17,7 +17,7 @@ from torchpeek.errors import InputError, listed_names
 from torchpeek.hooks import containers
 from torchpeek.hooks.editing.changed_value import tensor_paths
 from torchpeek.hooks.recording.call import Call, Calls, Part
-from torchpeek.tensor_formats import shape_sizes, shape_text, with_values
+from torchpeek.tensor_formats import has_values, shape_sizes, shape_text, with_values
 
 __all__ = ["at", "patch", "scale", "zero"]
 
@@ -204,8 +204,12 @@ def _check_axis(tensor: Tensor, channels: Sequence[int] | None, axis: int) -> No
 def _channel_mask(tensor: Tensor, channels: Sequence[int] | None, axis: int) -> Tensor:
     """A mask of these channels that broadcasts to the tensor."""
     if channels is None:
-        return torch.ones((), dtype=torch.bool, device=tensor.device)
+        return tensor.new_ones((), dtype=torch.bool)
     size = tensor.shape[axis]
-    mask = torch.zeros(size, dtype=torch.bool, device=tensor.device)
-    mask[list(channels)] = True
+    mask = tensor.new_zeros(size, dtype=torch.bool)
+    if has_values(tensor):
+        mask[list(channels)] = True
+    else:  # indices are a tensor with values, which a fake one does not take
+        for channel in channels:
+            mask[channel] = True
     return mask.view([-1 if each == axis % tensor.ndim else 1 for each in range(tensor.ndim)])

@@ -21,7 +21,16 @@ from torchpeek.hooks.recording.running_statistics import ChannelsVary, RunningSt
 from torchpeek.hooks.recording.storage import Leaf, StoredTensor, StoredValue
 from torchpeek.hooks.select import Selection, select
 from torchpeek.hooks.selected_layer import SelectedLayer
-from torchpeek.tensor_formats import RAGGED, dense, is_plain, shape_sizes, shape_text, storages, why_without_values
+from torchpeek.tensor_formats import (
+    RAGGED,
+    dense,
+    has_values,
+    is_plain,
+    shape_sizes,
+    shape_text,
+    storages,
+    why_without_values,
+)
 
 __all__ = ["Callback", "Captured", "Running", "Stored", "gap"]
 
@@ -299,7 +308,7 @@ def gap(tensor: Tensor) -> Tensor:
                 "lambda tensor: torch.stack([part.mean(0) for part in tensor.unbind()])"
             )
         return torch.cat([gap(part[None]) for part in tensor.unbind()])
-    values = tensor if is_plain(tensor) or tensor.is_meta else dense(tensor, "what tp.keep.gap got")
+    values = tensor if is_plain(tensor) or not has_values(tensor) else dense(tensor, "what tp.keep.gap got")
     if values.is_complex():
         values = values.to(torch.promote_types(values.dtype, torch.complex64))
     elif values.dtype != torch.float64:
