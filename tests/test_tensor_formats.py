@@ -289,3 +289,8 @@ def test_pairs_of_formats_in_patches() -> None:
         got = tp.edits.patch(value)(FORMATS[into](X * 0))
         assert got.layout == FORMATS[into](X).layout
         assert math.isclose(float((plain(got) - plain(value)).abs().max()), 0, abs_tol=0.006)
+
+
+def test_save_names_what_it_got() -> None:
+    with pytest.raises(InputError, match=r"tp\.save got a dict; allowed: a Heatmap\. Next: tp\.TensorStream"):
+        tp.save({"values": X}, "heatmap.safetensors")  # type: ignore[arg-type]

@@ -41,6 +41,19 @@ _COMPUTABLE = {
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+_FLOAT8 = frozenset(value for name, value in vars(torch).items() if name.startswith("float8_"))
+
+
+def is_ordinary(tensor: Tensor) -> bool:
+    """Whether the tensor surely needs no special care, in one call: for what runs in every layer."""
+    return (
+        type(tensor) is Tensor
+        and tensor.layout is torch.strided
+        and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta)
+        and tensor.dtype not in _FLOAT8
+    )
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Whether the tensor is dense and has values, as most tensors."""
     return is_dense(tensor) and not tensor.is_quantized and has_values(tensor)
@@ -158,11 +171,7 @@ def computable(tensor: Tensor) -> Tensor:
     """The tensor in a dtype that has arithmetic: float32 for float8, complex64 for complex32, and so on."""
     if tensor.dtype in _COMPUTABLE:
         return tensor.to(_COMPUTABLE[tensor.dtype])
-    return tensor.float() if _is_float8(tensor) else tensor
-
-
-def _is_float8(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.element_size() == 1
+    return tensor.float() if tensor.dtype in _FLOAT8 else tensor
 
 
 def with_values(tensor: Tensor, change: Callable[..., Tensor], *others: Tensor | None) -> Tensor:
@@ -181,6 +190,8 @@ def with_values(tensor: Tensor, change: Callable[..., Tensor], *others: Tensor |
     Raises:
         InputError: When a nested tensor has other parts than the first.
     """
+    if is_ordinary(tensor) and (not others or all(each is None or is_ordinary(each) for each in others)):
+        return change(tensor, *others)
     if not has_values(tensor):
         return change(tensor, *others)
     if tensor.is_nested:
@@ -195,7 +206,7 @@ def with_values(tensor: Tensor, change: Callable[..., Tensor], *others: Tensor |
 def _with_arithmetic(tensor: Tensor, name: str) -> Tensor:
     """The values as a dense tensor. Of plain tensors only float8 has no arithmetic at all."""
     if is_plain(tensor):
-        return tensor.float() if _is_float8(tensor) else tensor
+        return tensor.float() if tensor.dtype in _FLOAT8 else tensor
     return dense(tensor, name)
 
 
@@ -207,7 +218,7 @@ def in_format_of(tensor: Tensor, values: Tensor) -> Tensor:
         scales, zeros = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
         axis = tensor.q_per_channel_axis()
         return torch.quantize_per_channel(values.float(), scales, zeros, axis, tensor.dtype)
-    values = values.to(tensor.dtype) if _is_float8(tensor) else values
+    values = values.to(tensor.dtype) if tensor.dtype in _FLOAT8 else values
     if tensor.layout is torch.sparse_coo:
         return values.to_sparse(tensor.sparse_dim())
     if tensor.layout in _COMPRESSED:
@@ -310,7 +321,7 @@ def components(tensor: Tensor) -> tuple[Callable[..., Tensor], tuple[Tensor, ...
         return partial(_compressed_tensor, tuple(tensor.shape), tensor.layout), (*indices, tensor.values())
     if tensor.is_mkldnn:
         return Tensor.to_mkldnn, (tensor.to_dense(),)
-    if (tensor.dtype in _COMPUTABLE or _is_float8(tensor)) and not tensor.is_meta:
+    if (tensor.dtype in _COMPUTABLE or tensor.dtype in _FLOAT8) and not tensor.is_meta:
         resolved = tensor.resolve_conj().resolve_neg()
         return partial(_with_dtype, tensor.dtype), (resolved.view(_BITS[tensor.element_size()]),)
     return _same, (tensor,)

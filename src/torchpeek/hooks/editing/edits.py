@@ -53,7 +53,8 @@ def scale(factor: float, *, channels: Sequence[int] | None = None, axis: int = 1
 
     def change(tensor: Tensor) -> Tensor:
         _check_tensor(tensor)
-        _check_axis(tensor, channels, axis)
+        if channels is not None:
+            _check_axis(tensor, channels, axis)
         return with_values(tensor, scaled)
 
     return change
@@ -134,7 +135,8 @@ def patch(
 
     def change(tensor: Tensor) -> Tensor:
         _check_tensor(tensor)
-        _check_axis(tensor, channels, axis)
+        if channels is not None:
+            _check_axis(tensor, channels, axis)
         if value.is_nested and not tensor.is_nested:
             raise InputError(
                 f"a patch of shape {shape_text(value)} does not fit an output of {shape_text(tensor)}; allowed: a "
@@ -179,10 +181,8 @@ def _tensors_at(paths: list[str]) -> str:
     return f"; its tensors are at {listed_names(paths)}" if paths else "; no path leads to a tensor in it"
 
 
-def _check_axis(tensor: Tensor, channels: Sequence[int] | None, axis: int) -> None:
+def _check_axis(tensor: Tensor, channels: Sequence[int], axis: int) -> None:
     """Raise InputError where the tensor does not have these channels."""
-    if channels is None:
-        return
     lengths = shape_sizes(tensor)
     if not -len(lengths) <= axis < len(lengths):
         raise InputError(
