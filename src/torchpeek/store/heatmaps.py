@@ -43,8 +43,7 @@ def save(heatmap: Heatmap, path: str | PathLike[str]) -> None:
     """
     if not isinstance(heatmap, Heatmap):
         raise InputError(
-            f"tp.save got a {type(heatmap).__name__}; allowed: a Heatmap. Next: tp.TensorStream(folder) writes tensors, "
-            "and pickle a recording"
+            f"tp.save got a {type(heatmap).__name__}; allowed: a Heatmap. Next: tp.TensorStream(folder) writes tensors"
         )
     write_whole(Path(path), save_bytes(heatmap))
 

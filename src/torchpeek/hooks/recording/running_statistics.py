@@ -18,11 +18,10 @@ from torchpeek.hooks.recording.storage import Leaf
 from torchpeek.tensor_formats import (
     Sizes,
     dense,
-    is_plain,
+    is_ordinary,
     nested_by_channel,
     shape_sizes,
     shape_text,
-    why_without_values,
 )
 
 _MAX_PENDING = 1 << 18  # the most numbers that wait to be merged
@@ -442,12 +441,10 @@ class RunningStatistics(Leaf):
                 f"its values are complex numbers ({tensor.dtype}), which have no least and no largest. Next: "
                 "reduce=torch.abs, of statistics or tp.keep.Running, counts their magnitudes"
             )
-        if problem := why_without_values(tensor):
-            raise InputError(f"what it returns is {problem}")
         is_nested = tensor.is_nested
         if is_nested:
             tensor = nested_by_channel(tensor, self._axis)[None]  # (1, C, values)
-        elif not is_plain(tensor):
+        elif not is_ordinary(tensor):
             tensor = dense(tensor, "what it returns")
         if tensor.device.type == "mps":  # MPS has no float64
             tensor = tensor.cpu()
