@@ -42,6 +42,8 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 _FLOAT8 = frozenset(value for name, value in vars(torch).items() if name.startswith("float8_"))
+_FLOAT4 = frozenset(value for name, value in vars(torch).items() if name.startswith("float4_"))
+_WITHOUT_ARITHMETIC = _FLOAT8 | _FLOAT4
 
 
 def is_ordinary(tensor: Tensor) -> bool:
@@ -50,7 +52,7 @@ def is_ordinary(tensor: Tensor) -> bool:
         type(tensor) is Tensor
         and tensor.layout is torch.strided
         and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta)
-        and tensor.dtype not in _FLOAT8
+        and tensor.dtype not in _WITHOUT_ARITHMETIC
     )
 
 
@@ -154,6 +156,11 @@ def dense(tensor: Tensor, name: str) -> Tensor:
         )
     if problem := why_without_values(tensor):
         raise InputError(f"{name} is {problem}")
+    if tensor.dtype in _FLOAT4:
+        raise InputError(
+            f"{name} is of {tensor.dtype}, two numbers in each byte, with which torch does not compute; allowed: "
+            "float8 and wider. Next: unpack it by a function of your own, where a function is taken"
+        )
     if tensor.is_quantized:
         tensor = tensor.dequantize()
     elif tensor.layout is not torch.strided:
@@ -321,7 +328,7 @@ def components(tensor: Tensor) -> tuple[Callable[..., Tensor], tuple[Tensor, ...
         return partial(_compressed_tensor, tuple(tensor.shape), tensor.layout), (*indices, tensor.values())
     if tensor.is_mkldnn:
         return Tensor.to_mkldnn, (tensor.to_dense(),)
-    if (tensor.dtype in _COMPUTABLE or tensor.dtype in _FLOAT8) and not tensor.is_meta:
+    if (tensor.dtype in _COMPUTABLE or tensor.dtype in _WITHOUT_ARITHMETIC) and not tensor.is_meta:
         resolved = tensor.resolve_conj().resolve_neg()
         return partial(_with_dtype, tensor.dtype), (resolved.view(_BITS[tensor.element_size()]),)
     return _same, (tensor,)

@@ -25,6 +25,7 @@ from torchpeek.tensor_formats import (
     RAGGED,
     dense,
     has_values,
+    is_ordinary,
     is_plain,
     shape_sizes,
     shape_text,
@@ -308,7 +309,7 @@ def gap(tensor: Tensor) -> Tensor:
                 "lambda tensor: torch.stack([part.mean(0) for part in tensor.unbind()])"
             )
         return torch.cat([gap(part[None]) for part in tensor.unbind()])
-    values = tensor if is_plain(tensor) or not has_values(tensor) else dense(tensor, "what tp.keep.gap got")
+    values = tensor if is_ordinary(tensor) or not has_values(tensor) else dense(tensor, "what tp.keep.gap got")
     if values.is_complex():
         values = values.to(torch.promote_types(values.dtype, torch.complex64))
     elif values.dtype != torch.float64:

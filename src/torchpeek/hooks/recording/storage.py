@@ -38,7 +38,11 @@ class StoredTensor(Leaf):
             tensor = tensor.detach()
         has_version = not tensor.is_inference()  # inference tensors do not count the writes into them
         if copy or not has_version:
-            tensor = tensor.clone()
+            try:
+                tensor = tensor.clone()
+            except RuntimeError:
+                if not tensor.is_quantized:
+                    raise  # else torch has no copy of this quantisation, and a reference detects writes
             has_version = not tensor.is_inference()
         self.tensor = tensor
         self._version = tensor._version if has_version else None
@@ -72,8 +76,11 @@ class StoredTensor(Leaf):
         make, parts = components(self.tensor)
         if not all(is_plain(part) or part.is_quantized for part in parts):
             return False
-        original_device, tensor = self.tensor.device, make(*map(_file_copy, parts))
         if self.tensor.is_mkldnn:
+            return False
+        try:
+            original_device, tensor = self.tensor.device, make(*map(_file_copy, parts))
+        except NotImplementedError:  # some quantisations
             return False
         self.tensor = tensor
         self._version, self.original_device = self.tensor._version, original_device
