@@ -19,6 +19,7 @@ ROOMS = [
     "errors",
     "interrupts",
     "keywords",
+    "tensor_formats",
     "norms",
     "progress",
     "registry",

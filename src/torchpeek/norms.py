@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchpeek.tensor_formats import dense, has_values, is_plain
+
 # Where the root mean square is above this, values whose squares underflow in float32 do not matter.
 _LEAST_SAFE_RMS = 1e-15
 
@@ -65,7 +67,7 @@ def norms(tensors: Sequence[Tensor]) -> list[float]:
     found: list[float | None] = [None] * len(tensors)
     fast: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for place, tensor in enumerate(tensors):
-        if tensor.layout == torch.strided and tensor.is_floating_point() and not tensor.is_nested and tensor.numel():
+        if is_plain(tensor) and tensor.is_floating_point() and tensor.numel():
             fast.setdefault((tensor.device, tensor.dtype), []).append(place)
     for (_, dtype), places in fast.items():
         wide = dtype if dtype == torch.float64 else torch.float32
@@ -125,10 +127,8 @@ def _real_values(tensor: Tensor) -> Tensor:
     values = tensor.detach()
     if values.is_nested:
         values = torch.cat([part.flatten() for part in values.unbind()])
-    if values.layout != torch.strided:
-        values = values.to_dense()
-    if values.is_quantized:
-        values = values.dequantize()
+    if not is_plain(values) and has_values(values):
+        values = dense(values, "the tensor")
     if values.is_complex():
         values = torch.view_as_real(values.resolve_conj())
     if values.dtype in (torch.float64, torch.float32):

@@ -248,10 +248,13 @@ class TestRefused:
         [
             (lambda: torch.zeros(0, 3, 8, 6), r"inputs has shape \(0, 3, 8, 6\)"),
             (lambda: torch.zeros(1, 3, 0, 6), r"inputs has shape \(1, 3, 0, 6\)"),
-            (lambda: torch.zeros(2, 3, 8, 6).to_sparse(), "sparse_coo on cpu"),
-            (lambda: torch.zeros(2, 3, 8, 6, device="meta"), "strided on meta"),
+            (lambda: torch.zeros(2, 3, 8, 6).to_sparse(), "sparse_coo; allowed: a dense tensor.*to_dense"),
+            (lambda: torch.zeros(2, 3, 8, 6, device="meta"), "on the meta device"),
             (lambda: torch.nested.nested_tensor([torch.zeros(3, 8, 6)] * 2, layout=torch.jagged), "nested"),
-            (lambda: torch.quantize_per_tensor(torch.zeros(2, 3, 8, 6), 0.1, 0, torch.quint8), "quantised"),
+            (
+                lambda: torch.quantize_per_tensor(torch.zeros(2, 3, 8, 6), 0.1, 0, torch.quint8),
+                "quint8; allowed: a dense tensor.*dequantize",
+            ),
             (lambda: np.zeros((2, 3, 8, 6)), "inputs is a ndarray"),
             (lambda: [np.zeros((2, 3, 8, 6))], "inputs is a ndarray"),
             (lambda: {1, 2}, "inputs is a set"),

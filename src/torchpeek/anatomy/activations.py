@@ -50,7 +50,6 @@ def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Sel
         for layer in whole:
             if counts.get(id(layer.module), 0) > 1:
                 raise AmbiguousCall(several_calls(layer.path, counts[id(layer.module)]))
-    tape = record(module, layers, exclude=exclude, snapshot="clone", stop=True)
-    with preserved(module), tape:
+    with preserved(module), record(module, layers, exclude=exclude, snapshot="clone", stop=True) as tape:
         run(module, call)
     return TensorTable({name: tape[name].output for name in tape})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torchpeek.anatomy.statistics import Loss, one_number
 from torchpeek.anatomy.table import Table
-from torchpeek.engine import inspectable_module, output_part, preserved, run
+from torchpeek.engine import check_initialised, inspectable_module, output_part, preserved, run
 from torchpeek.engine.targets import as_target, class_logits
 from torchpeek.errors import GradUnavailable, LayerNotFound, TargetError, closest, notify
 from torchpeek.hooks import Selection, record, select_modules, takes_hooks
@@ -182,6 +182,7 @@ def gradient_flow(
         [('weight', 108), ('bias', 4)]
     """
     module = inspectable_module(module_of(model))
+    check_initialised(module)
     call = model_call_for(model, inputs, any_tensor=True)
     owners = _owners(module, layers, exclude)
     # Also the layers around them: a layer whose weights its parent uses directly runs when the parent does.

@@ -15,6 +15,7 @@ from torchpeek.hooks import attached, containers, takes_hooks
 from torchpeek.hooks.module_channels import Channels, channels_inside, channels_of
 from torchpeek.hooks.recording.running_statistics import RunningStatistics
 from torchpeek.hooks.rectifier_functions import rectifiers_observed
+from torchpeek.tensor_formats import Sizes, shape_sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,7 @@ class LayerOutputs:
             output of the same shape, which returned before.
     """
 
-    shapes: dict[tuple[str, int, str], tuple[int, ...]] = field(default_factory=dict)
+    shapes: dict[tuple[str, int, str], Sizes] = field(default_factory=dict)
     computing: set[str] = field(default_factory=set)
     passing: set[str] = field(default_factory=set)
     functions: set[tuple[str, str, int]] = field(default_factory=set)
@@ -57,7 +58,7 @@ class LayerOutputs:
             others = set(range(len(statistics.first_shape))) - {axis}
             statistics.exclude_axes(others)
 
-    def batch_axes(self, module: str, number: int, path: str, shape: tuple[int, ...]) -> set[int]:
+    def batch_axes(self, module: str, number: int, path: str, shape: Sizes) -> set[int]:
         """The axes whose length depends on the batch: those where this shape differs from that of the dry pass."""
         other = self.shapes.get((module, number, path), ())
         if len(other) != len(shape):
@@ -108,21 +109,21 @@ class _Observer:
         self._model = dict(model.named_modules())
         self._channels = channels_of(model)
         # The channel axis of the latest output of this shape. Inputs are (N, C, *grid).
-        self._axis_of_shape: dict[tuple[int, ...], int] = {tuple(sample.picture.shape): 1}
+        self._axis_of_shape: dict[Sizes, int] = {tuple(sample.picture.shape): 1}
 
     def _note_axis(self, key: tuple[str, int, str], tensor: Tensor, channels: Channels) -> None:
         axes = channels.axes_of(tensor)
         if tensor.ndim > 2 and len(axes) == 1 and axes[0] is not None:
-            self._axis_of_shape[tuple(tensor.shape)] = axes[0] % tensor.ndim
-        elif tuple(tensor.shape) in self._axis_of_shape:
-            self._outputs.channel_axes[key] = self._axis_of_shape[tuple(tensor.shape)]
+            self._axis_of_shape[shape_sizes(tensor)] = axes[0] % tensor.ndim
+        elif shape_sizes(tensor) in self._axis_of_shape:
+            self._outputs.channel_axes[key] = self._axis_of_shape[shape_sizes(tensor)]
 
     def returned(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         number = self._calls[name]
         self._calls[name] += 1
         leaves = dict(containers.leaves(output))
         for place, (path, tensor) in enumerate(leaves.items()):
-            self._outputs.shapes[name, number, path] = tuple(tensor.shape)
+            self._outputs.shapes[name, number, path] = shape_sizes(tensor)
             self._note_axis((name, number, path), tensor, self._channels[id(module)])
             if not module._modules:
                 function = self._rectified.get(_memory(tensor))
@@ -138,7 +139,7 @@ class _Observer:
         self._functions[module, function] += 1
         self._outputs.functions.add((module, function, number))
         key = module, number, f"{function}()"
-        self._outputs.shapes[key] = tuple(result.shape)
+        self._outputs.shapes[key] = shape_sizes(result)
         self._note_axis(key, result, channels_inside(self._model[module]))
         self._rectified[_memory(result)] = module, function, number
         self._keep(result)

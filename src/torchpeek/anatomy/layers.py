@@ -69,7 +69,8 @@ def layers(model: Model, inputs: Inputs | None = None) -> LayerTable:
 
     Args:
         model: An nn.Module or a LoadedModel.
-        inputs: Inputs of a dry run, as in `activations`. None runs nothing, and the table has no outputs.
+        inputs: Inputs of a dry run, as in `activations`. None runs nothing, and the table has no outputs. Parameters
+            that a lazy layer has yet to make do not count.
 
     Returns:
         LayerTable: a row for each layer with name, type, number of parameters and, with `inputs`, the number of calls

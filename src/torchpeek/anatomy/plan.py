@@ -13,6 +13,7 @@ from torchpeek.engine import described, inspectable_module, preserved, run, with
 from torchpeek.hooks import SelectedLayer, Selection, attached, containers, select, why_not_fired
 from torchpeek.keywords import checked_keywords
 from torchpeek.models import Inputs, Model, model_call_for, module_of
+from torchpeek.tensor_formats import value_bytes
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class RecordingPlanObserver:
         self.calls += 1
         self.output = described(output, self._samples)
         for _, tensor in containers.leaves(output):
-            self.nbytes += tensor.numel() * tensor.element_size()
+            self.nbytes += value_bytes(tensor)
             self.gradient |= tensor.requires_grad
             if not tensor.is_inference():
                 self._versions.append((tensor.detach(), tensor._version))

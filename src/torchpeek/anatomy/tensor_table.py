@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchpeek.errors import InputError
 from torchpeek.hooks import containers
 from torchpeek.html import MOST_ROWS, notebook_html, table
+from torchpeek.tensor_formats import dense, element_count, has_values, shape_text, type_text
 from torchpeek.text_table import text_table
 
 _HEADER = ("layer", "shape", "dtype", "device", "min", "max", "mean")
@@ -55,50 +57,37 @@ def _cells(rows: list[tuple[str, Any]]) -> list[tuple[str, ...]]:
         if not isinstance(value, Tensor):
             cells.append((name, f"no tensor, but {type(value).__name__}", *[""] * 5))
             continue
-        read += 0 if value.is_nested else value.numel()
+        read += element_count(value)
         numbers = _numbers(value) if read <= _MOST_READ else ("not read", "", "")
-        shape = "nested" if value.is_nested else str(tuple(value.shape))
-        dtype = str(value.dtype).removeprefix("torch.")
-        if value.layout not in (torch.strided, torch.jagged):
-            dtype += f", {str(value.layout).removeprefix('torch.')}"
-        device = "" if value.device.type == "cpu" else str(value.device)
-        cells.append((name, shape, dtype, device, *numbers))
+        device = "" if value.device.type in ("cpu", "meta") else str(value.device)
+        cells.append((name, shape_text(value), type_text(value), device, *numbers))
     return cells
 
 
 def _numbers(tensor: Tensor) -> tuple[str, str, str]:
     """The smallest, the largest and the mean value as text, from one transfer; empty where a tensor has no numbers."""
-    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta or not tensor.numel():
+    if not has_values(tensor) or not element_count(tensor):
         return "", "", ""
     try:
         with torch.no_grad():
             values = tensor.detach()
-            values = values.dequantize() if values.is_quantized else values
+            if values.is_nested:
+                values = torch.cat([part.flatten() for part in values.unbind()])
+            values = dense(values, "a tensor")
             values = values.abs() if values.is_complex() else values
-            values = values.to(_COMPUTABLE[values.dtype]) if values.dtype in _COMPUTABLE else values
+            values = values.byte() if values.dtype == torch.bool else values  # which has no minimum
             # A sum in float32 may overflow although the mean does not. MPS has no float64.
             wide = torch.float32 if values.device.type == "mps" else torch.float64
             low, high = torch.aminmax(values)
             numbers = torch.stack([low.to(wide), high.to(wide), values.mean(dtype=wide)]).tolist()
-    except (RuntimeError, TypeError):  # a kind of tensor that has no such operation, such as a fake one
+    except (InputError, RuntimeError, TypeError):  # a tensor that has no such operation
         return "", "", ""
     low_text, high_text, mean_text = (f"{number:.4g}" for number in numbers)
     return low_text, high_text, mean_text
 
 
-# The dtypes without a minimum -> one that holds their values.
-_COMPUTABLE = {
-    torch.bool: torch.uint8,
-    torch.uint16: torch.int32,
-    torch.uint32: torch.int64,
-    torch.uint64: torch.float64,
-    torch.float8_e4m3fn: torch.float32,
-    torch.float8_e5m2: torch.float32,
-}
-
-
 def _footer(rows: list[tuple[str, Any]], cells: list[tuple[str, ...]]) -> str:
-    sizes = [value.numel() for _, value in rows if isinstance(value, Tensor) and not value.is_nested]
+    sizes = [element_count(value) for _, value in rows if isinstance(value, Tensor)]
     text = f"{len(rows):,} {'tensor' if len(rows) == 1 else 'tensors'}, {sum(sizes):,} values"
     if any("not read" in row for row in cells):
         text += f"; numbers are read of the first {_MOST_READ:,} values"

@@ -20,7 +20,7 @@ from torchpeek.engine.layout_inference.dry_run import LayerCall, layer_calls, la
 from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import Arguments, ModelCall, as_model_call
 from torchpeek.engine.model_config import takes_a_list
-from torchpeek.engine.preserve import preserved
+from torchpeek.engine.preserve import check_initialised, preserved
 from torchpeek.engine.repeated_calls import may_be_called_again
 from torchpeek.engine.targets import Question, Target
 from torchpeek.engine.targets.question import Bound, bound_to, is_positional, label_noun, output_part, score_kind
@@ -49,6 +49,7 @@ __all__ = [
     "bound_to",
     "call_counts",
     "check_fits",
+    "check_initialised",
     "described",
     "effective_weight",
     "input_gradient_chunks",

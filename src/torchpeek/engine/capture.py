@@ -23,8 +23,9 @@ from torchpeek.engine.layout_inference.candidates import (
 from torchpeek.engine.layout_inference.dry_run import known_evidence
 from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import ModelCall
-from torchpeek.errors import AmbiguousCall, NotFinite, NotFired, TorchpeekError
+from torchpeek.errors import AmbiguousCall, InputError, NotFinite, NotFired, TorchpeekError
 from torchpeek.hooks import ForwardHook, SelectedLayer, call_name, containers, several_calls, why_not_fired
+from torchpeek.tensor_formats import why_without_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +156,8 @@ class CaptureRecorder:
         name = layer.name
         layout = self._layout(layer, module, output)
         tensor = containers.at(output, layout.part)
+        if problem := why_without_values(tensor):
+            raise InputError(f"layer {name!r} returned {problem}")
         with torch.inference_mode(False):  # a tensor of inference mode takes no part in autograd
             copy = tensor.clone() if self._request.create_graph else tensor.detach().clone()
         # The copy is made now, because the next operation may write into the tensor.

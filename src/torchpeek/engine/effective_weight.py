@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
@@ -16,6 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torchpeek.engine.preserve import needs_restoring, restore_value
 from torchpeek.errors import InputError, notify
 from torchpeek.hooks import is_own_hook
+from torchpeek.tensor_formats import dense, has_values, is_plain
 
 # The hooks of torch that compute a parameter of their module anew in each pass. They do not read the inputs.
 _TORCH_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
@@ -84,9 +84,7 @@ def effective_weight(name: str, layer: nn.Module) -> Tensor | None:
     if not isinstance(weight, Tensor):
         return None
     weight = weight.detach()
-    if weight.is_quantized:
-        return weight.dequantize()
-    return weight if weight.layout == torch.strided else weight.to_dense()
+    return weight if is_plain(weight) or not has_values(weight) else dense(weight, f"the weight of layer {name!r}")
 
 
 class _NotComputed(Exception):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchpeek.engine.layout import Grid, Kind, LayoutSpec
 from torchpeek.errors import InputError
+from torchpeek.tensor_formats import shape_text
 
 _TOKENS = r"(?:(?P<prefix>\d+)\+)?(?P<grid>\d+(?:x\d+)*)(?:\+(?P<suffix>\d+))?"
 _KIND_TEXT = re.compile(rf"(?P<kind>[a-z-]+)(?: {_TOKENS})?")
@@ -111,6 +112,8 @@ def described(output: Any, count: int | None = None) -> str:
             times as many, and its own size where it has another. None takes it for N, whatever its size.
     """
     if isinstance(output, Tensor):
+        if output.is_nested:
+            return shape_text(output)
         return "(" + ", ".join(_described_sizes(output.shape, count)) + ")"
     if isinstance(output, (tuple, list)):
         return f"{type(output).__name__} of " + ", ".join(described(each, count) for each in output)

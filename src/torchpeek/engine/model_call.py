@@ -20,6 +20,7 @@ from torchpeek.engine.model_config import (
 from torchpeek.engine.observed import ObservedLayers
 from torchpeek.errors import InputError
 from torchpeek.hooks import containers
+from torchpeek.tensor_formats import is_plain, shape_text, type_text, why_without_values
 
 PICTURE_CHANNELS = (1, 3, 4)
 """How many channels pictures come in: grey, RGB, RGB with opacity."""
@@ -313,12 +314,15 @@ def check_inputs(inputs: object, *, least_axes: int = 2) -> None:
             "tp.Arguments; with a LoadedModel also a Picture, a path or a PIL image"
             + (f". Next: {_several_advice(inputs)}" if batches else "")
         )
-    if inputs.is_nested or inputs.layout != torch.strided or inputs.is_meta or inputs.is_quantized:
-        layout = "quantised" if inputs.is_quantized else f"{inputs.layout} on {inputs.device}"
-        kind = "nested" if inputs.is_nested else layout
+    if problem := why_without_values(inputs):
+        raise InputError(f"inputs is {problem}")
+    if not is_plain(inputs):
+        next_step = ".dequantize() of it" if inputs.is_quantized else ".to_dense() of it"
+        if inputs.is_nested:
+            next_step = "pictures of several sizes as a list"
         raise InputError(
-            f"inputs is a tensor of an unsupported type ({kind}); allowed: a dense tensor with values. Next: pass "
-            "pictures of several sizes as a list"
+            f"inputs is a tensor of {shape_text(inputs)} {type_text(inputs)}; allowed: a dense tensor with values. "
+            f"Next: pass {next_step}"
         )
     if inputs.ndim < least_axes or 0 in inputs.shape:
         labels = inputs.ndim == 1 and not inputs.is_floating_point()

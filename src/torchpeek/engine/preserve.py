@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
+from torchpeek.errors import InputError, listed_names
 from torchpeek.hooks import eagerly, shared
 from torchpeek.interrupts import let_interrupts_through, uninterrupted
 
@@ -35,6 +38,9 @@ def preserved(model: nn.Module, *, evaluating: bool = True) -> Iterator[None]:
     Args:
         model: The model.
         evaluating: Whether the modules are in eval mode inside the block. If not, their modes stay (a training step).
+
+    Raises:
+        InputError: When a layer is not initialised yet, and the block is for a pass in eval mode.
     """
     if any(running is model for running in _models_running()):  # an outer block of this thread restores its state
         with torch.inference_mode(False), torch.no_grad():
@@ -42,6 +48,8 @@ def preserved(model: nn.Module, *, evaluating: bool = True) -> Iterator[None]:
         return
     with uninterrupted(), ExitStack() as stack:
         modules = list(model.modules())  # walked once, because on small networks most of the cost is the walks
+        if evaluating:
+            check_initialised(model, modules)
         _lock(modules, stack)
         _models_running().append(model)
         stack.callback(_models_running().remove, model)
@@ -61,6 +69,28 @@ def preserved(model: nn.Module, *, evaluating: bool = True) -> Iterator[None]:
                     module.training = False
             with torch.inference_mode(False), torch.no_grad():
                 yield
+
+
+def check_initialised(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> None:
+    """Raise InputError where a lazy layer has no weights yet: a pass would make them, and the model would be changed.
+
+    Args:
+        model: The model.
+        modules: All modules of it, if the caller has walked it already.
+    """
+    lazy = [
+        each
+        for each in (model.modules() if modules is None else modules)
+        if isinstance(each, LazyModuleMixin) and each.has_uninitialized_params()
+    ]
+    if lazy:
+        names = {id(module): name for name, module in model.named_modules()}
+        shown = listed_names(names[id(each)] for each in lazy)
+        raise InputError(
+            f"layers of {type(model).__name__} are not initialised yet: {shown}, such as a {type(lazy[0]).__name__}, "
+            "whose first forward pass makes its weights; allowed: a model with all of its weights. Next: run the model "
+            "once on an input"
+        )
 
 
 @contextmanager
@@ -110,7 +140,11 @@ class _SavedBuffers:
         self._module = module
         self._tensors = dict(module._buffers)
         self._non_persistent = set(module._non_persistent_buffers_set)
-        self._values = [(tensor, tensor.detach().clone()) for tensor in self._tensors.values() if tensor is not None]
+        self._values = [
+            (tensor, tensor.detach().clone())
+            for tensor in self._tensors.values()
+            if tensor is not None and not is_lazy(tensor)
+        ]
 
     def restore(self) -> None:
         for tensor, value in self._values:

@@ -6,6 +6,7 @@ from torch import nn
 
 from torchpeek.errors import InputError
 from torchpeek.hooks import Selection, checked_model, is_compile_wrapper
+from torchpeek.tensor_formats import has_values
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -18,8 +19,11 @@ def inspectable_module(model: object) -> nn.Module:
             over several devices, none of which can be hooked.
     """
     model = checked_model(model, "an nn.Module or a LoadedModel (tp.load_model)")
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise InputError("the model is on the meta device, which has no numbers; load its weights on a real one")
+    if not all(map(has_values, model.parameters())):
+        raise InputError(
+            "the model is on the meta device or was made in FakeTensorMode, so it has no numbers; load its weights "
+            "on a real device"
+        )
     if isinstance(model, nn.DataParallel) and runs_replicas(model):
         raise InputError(
             f"DataParallel over {len(model.device_ids)} devices runs copies, whose layers are not the model's own. "

@@ -11,8 +11,11 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.utils.hooks import RemovableHandle
 
-GradientHook: TypeAlias = Callable[[Tensor], "Tensor | None"]
-"""Called with a gradient. If it returns a tensor, that tensor flows on instead of the gradient."""
+GradientHook: TypeAlias = Callable[[Any], "Tensor | None"]
+"""Called with a gradient, or with None by an operation without a derivative.
+
+If it returns a tensor, that tensor flows on instead of the gradient.
+"""
 
 
 class FirstHook:
@@ -122,10 +125,12 @@ class GradientTap:
         if self._base_hook is not None:
             self._base_hook.drop(self)
 
-    def on_base_gradient(self, gradient: Tensor) -> Tensor | None:
+    def on_base_gradient(self, gradient: Tensor | None) -> Tensor | None:
         """Take in the gradient of the base, and return the gradient that flows on instead, if it is another one."""
         was_handled, self._view_gradient_arrived = self._view_gradient_arrived, False
-        if was_handled or not self.is_overwritten():  # this gradient is the sum with what the other uses add
+        if (
+            gradient is None or was_handled or not self.is_overwritten()
+        ):  # this gradient is the sum with what the other uses add
             return None
         if self._geometry is None:
             return self._hook(gradient)
@@ -136,7 +141,7 @@ class GradientTap:
         part.copy_(changed)
         return base_gradient
 
-    def __call__(self, gradient: Tensor) -> Tensor | None:
+    def __call__(self, gradient: Tensor | None) -> Tensor | None:
         """Take in the gradient of the view, and return the gradient that flows on instead, if it is another one."""
         self._view_gradient_arrived = True
         return self._hook(gradient)
@@ -168,9 +173,10 @@ def tap_gradient(tensor: Tensor, hook: GradientHook, *, hook_base: bool) -> tupl
 
 
 def _view_of(tensor: Tensor) -> Tensor:
-    if tensor.layout is torch.strided:
+    if tensor.layout is torch.strided and not tensor.is_nested:
         return tensor[...]  # faster than `view_as`, and with the strides of `tensor` also on axes of size 1
-    return tensor.view_as(tensor) if tensor.is_nested else tensor.clone()  # no views exist of sparse tensors
+    # No views exist of sparse tensors, and of nested ones only some.
+    return tensor.view_as(tensor) if tensor.layout == torch.jagged else tensor.clone()
 
 
 def edge_of(tensor: Tensor) -> GradientEdge:
@@ -202,6 +208,8 @@ def start_graph(tensor: Tensor) -> Tensor:
 
     It is no leaf, because the next operation may write into it, and no copy, because others may see what is written.
     """
+    if tensor.is_nested and tensor.layout == torch.strided:  # torch's functions in Python cannot return them
+        return tensor.detach().requires_grad_().clone()
     leaf = torch.empty(0, device=tensor.device, requires_grad=True)
     # Inference tensors take no part in a graph.
     started: Tensor = _GraphStart.apply(leaf, tensor.clone() if tensor.is_inference() else tensor)
@@ -255,7 +263,12 @@ _BASE_HOOK = "_torchpeek_base_hook"
 
 
 def _base(tensor: Tensor) -> Tensor:
-    """The tensor of which `tensor` is a view, or `tensor` itself if it is no view."""
+    """The tensor of which `tensor` is a view, or `tensor` itself if it is no view.
+
+    A nested tensor is a view of the memory of its parts, and is not written into.
+    """
+    if tensor.is_nested:
+        return tensor
     return tensor._base if tensor._base is not None and tensor._base.requires_grad else tensor
 
 

@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torchpeek.tensor_formats import RAGGED, shape_sizes
+
 ChannelAxis: TypeAlias = Literal["first", "last"]
 """`first`: axis 1, as in (N, C, *grid). `last`: the last axis, as in (N, *grid, C)."""
 
@@ -70,6 +72,8 @@ class Channels(NamedTuple):
         Returns:
             1 or -1, or both; 0 or None for a tensor with a single axis, which None counts as one channel.
         """
+        if tensor.is_nested:
+            return self._axes_of_nested(tensor)
         if tensor.ndim < 2:
             single = tensor.ndim == 1 and any(len(tensor) in sizes for sizes in self.sizes)
             return (0, None) if single else (None,)
@@ -86,6 +90,15 @@ class Channels(NamedTuple):
         # Three axes are mostly tokens (N, T, C), since modules that return (N, C, T) are known. Four are mostly an
         # attention map (N, heads, T, T), or a picture.
         return (-1, 1) if tensor.ndim == 3 else (1, -1)
+
+    def _axes_of_nested(self, tensor: Tensor) -> tuple[int | None, ...]:
+        """The same for a nested tensor: the channels are on no axis whose length varies."""
+        lengths = shape_sizes(tensor)
+        axes = [axis for axis in (1, -1) if len(lengths) > 2 and lengths[axis] != RAGGED]
+        for named in self.sizes:
+            if len(matching := [axis for axis in axes if lengths[axis] in named]) == 1:
+                return (matching[0],)
+        return tuple(axes) or (None,)
 
 
 UNKNOWN_CHANNELS = Channels()

@@ -93,7 +93,9 @@ def edit_gradient(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Remov
     # The keys under which the backward pass stores the sum of the parts, and what has flowed on in its place.
     parts, flowed = object(), object()
 
-    def hook(gradient: Tensor) -> Tensor:
+    def hook(gradient: Tensor | None) -> Tensor | None:
+        if gradient is None:  # from an operation without a derivative, such as a quantised one
+            return None
         changed = changed_gradient("the tensor", function, with_earlier_parts(parts, gradient))
         stored = current_backward_pass().stored
         flowed_before = stored.get(flowed)

@@ -16,6 +16,7 @@ from torchpeek.errors import InputError, OptionError
 from torchpeek.render.colormaps import DIVERGING
 from torchpeek.render.feature_maps import returned_maps, traced_maps
 from torchpeek.render.tiles import MATRIX_SIDE, Block, Percentiles, sheet
+from torchpeek.tensor_formats import dense
 
 _ACROSS = 64  # most tiles in a row; more would be too small
 _ACROSS_LAYERS = 16  # fewest tiles in a row of several layers below each other
@@ -80,7 +81,7 @@ def kernel_grid(
         raise OptionError(f"rgb is {rgb!r}; allowed: 'auto', True, False")
     if not isinstance(kernels, Tensor):
         words, blocks = _of_layers(kernels, rgb, most_channels or _KERNELS, labels, columns)
-    elif _is_matrix(kernels, rgb, labels):
+    elif _is_matrix(kernels := _checked(kernels, "kernels"), rgb, labels):
         words, blocks = _of_matrix(kernels, most or MATRIX_SIDE, most_channels or MATRIX_SIDE)
     else:
         words, blocks = _of_layer(kernels, rgb, most or _KERNELS, most_channels or _CHANNELS, labels, columns)
@@ -186,7 +187,7 @@ def _is_matrix(weight: Tensor, rgb: bool | Literal["auto"], labels: Sequence[str
 
 def _of_matrix(weight: Tensor, most: int, most_channels: int) -> tuple[str, list[Block]]:
     """Return the caption and the block of a layer whose kernels have size 1."""
-    matrix = _checked(weight, "kernels").flatten(1)  # (out, in)
+    matrix = weight.flatten(1)  # (out, in)
     rows = _strongest(matrix, most)
     columns = _strongest(matrix[rows].T, most_channels)
     tile = matrix[rows][:, columns][None, None, None]  # (1, 1, 1, rows, columns)
@@ -205,7 +206,6 @@ def _of_layer(
     columns: int | None,
 ) -> tuple[str, list[Block]]:
     """Return the caption and the blocks of one layer's weight (out, in, *kernel)."""
-    weight = _checked(weight, "kernels")
     if not 3 <= weight.ndim <= 5:
         raise InputError(
             f"kernels has shape {tuple(weight.shape)}; allowed: a convolution's weight (out, in, *kernel) with 1 to 3 "
@@ -336,16 +336,12 @@ def _checked(values: Tensor, name: str) -> Tensor:
     """Return the values as a dense tensor of numbers that can be drawn."""
     if not isinstance(values, Tensor):
         raise InputError(f"{name} is a {type(values).__name__}; allowed: a tensor")
-    if values.is_nested or values.is_meta:
-        kind = "nested" if values.is_nested else "on the meta device"
-        raise InputError(f"{name} is {kind}; allowed: a dense tensor with values")
     if values.is_complex():
         raise InputError(f"{name} is {values.dtype}; allowed: real numbers: take its .abs(), .real or .imag")
+    values = dense(values, name)
     if values.numel() == 0:
         raise InputError(f"{name} has shape {tuple(values.shape)}, which has no values")
-    if values.is_quantized:
-        return values.dequantize()
-    return values if values.layout == torch.strided else values.to_dense()
+    return values
 
 
 def _check_options(scale: str, **counts: int | None) -> None:

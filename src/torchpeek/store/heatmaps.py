@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchpeek.engine import score_kind
 from torchpeek.engine.targets import Answered, ClassScores, ContrastScores, Question
-from torchpeek.errors import FormatError
+from torchpeek.errors import FormatError, InputError
 from torchpeek.heatmap import Heatmap
 from torchpeek.provenance import Provenance
 from torchpeek.store.folder import write_whole
@@ -33,6 +33,7 @@ def save(heatmap: Heatmap, path: str | PathLike[str]) -> None:
         path: Path of the file.
 
     Raises:
+        InputError: When it is no heatmap.
         FolderError: When the folder of the file does not exist.
 
     Example:
@@ -40,6 +41,10 @@ def save(heatmap: Heatmap, path: str | PathLike[str]) -> None:
         >>> heatmap = tp.explain(model, torch.rand(1, 3, 8, 8), layer="0")
         >>> tp.save(heatmap, folder / "heatmap.safetensors")
     """
+    if not isinstance(heatmap, Heatmap):
+        raise InputError(
+            f"tp.save got a {type(heatmap).__name__}; allowed: a Heatmap. Next: tp.TensorStream(folder) writes tensors"
+        )
     write_whole(Path(path), save_bytes(heatmap))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torchpeek.errors import FormatError, InputError, LayerNotFound, closest
 from torchpeek.hooks.recording.keep import Captured
 from torchpeek.store.folder import OutputFolder, file_stem
+from torchpeek.tensor_formats import why_without_values
 
 _KEY = "torchpeek-stream"
 _FILE = re.compile(r"(\d{8,})-.+\.safetensors")
@@ -178,11 +179,11 @@ def _tensor(file: Path) -> Tensor:
 
 def _plain(name: str, tensor: Tensor) -> Tensor:
     """Return the tensor in a form that safetensors can write."""
-    problem = ""
-    if tensor.is_nested or tensor.layout != torch.strided:
+    problem = why_without_values(tensor)
+    if problem:
+        pass
+    elif tensor.is_nested or tensor.layout != torch.strided:
         problem = "nested; save its parts" if tensor.is_nested else f"laid out as {tensor.layout}; take its .to_dense()"
-    elif tensor.is_meta:
-        problem = "on the meta device, and has no values"
     elif tensor.is_quantized:
         problem = f"of {tensor.dtype}; take its .dequantize()"
     elif tensor.dtype in (torch.complex128, torch.complex32):

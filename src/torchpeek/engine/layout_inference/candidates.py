@@ -17,6 +17,7 @@ from torchpeek.engine.model_call import ModelCall
 from torchpeek.errors import NoSpatialLayer
 from torchpeek.hooks import containers
 from torchpeek.hooks.module_channels import CHANNELS_LAST_NORMS, ChannelAxis
+from torchpeek.tensor_formats import is_dense_float
 
 # Class, distillation and register tokens: no model is known to have more.
 MOST_SPECIAL_TOKENS = 16
@@ -107,7 +108,7 @@ def candidate_layouts(module: nn.Module, output: Any, evidence: LayoutEvidence) 
     """The plausible layouts of a module's output, most often one or none. Each tensor of a container is tried."""
     layouts = []
     for path, tensor in containers.leaves(output):
-        if tensor.is_floating_point() and tensor.ndim >= 3:
+        if is_dense_float(tensor) and tensor.ndim >= 3:
             axis = None if path else channel_axis(module, tensor)  # the type does not say what is in a container
             layouts += [
                 Layout(each.kind, each.grid, each.prefix, each.suffix, path)
@@ -118,7 +119,7 @@ def candidate_layouts(module: nn.Module, output: Any, evidence: LayoutEvidence) 
 
 def unambiguous_layout(module: nn.Module, output: Any, evidence: LayoutEvidence) -> Layout | None:
     """The layout that follows from the module's type or the output's shape, without a dry run; None if none does."""
-    if not isinstance(output, Tensor) or not output.is_floating_point():
+    if not isinstance(output, Tensor) or not is_dense_float(output):
         return None
     if output.ndim != len(evidence.input_size) + 2 or len(output) != evidence.batch_size:
         return None
@@ -338,7 +339,7 @@ def _requested_layouts(output: Any, evidence: LayoutEvidence, spec: LayoutSpec) 
     own = Layout(kind, (), part="", views=spec.views, views_first=spec.views_first, view=spec.view)
     for path, tensor in containers.leaves(output):
         shape = tuple(tensor.shape)
-        if not tensor.is_floating_point() or len(shape) < 3:
+        if not is_dense_float(tensor) or len(shape) < 3:
             continue
         if kind in ("channels-first", "channels-last"):
             grid = shape[2:] if kind == "channels-first" else shape[1:-1]

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from torchpeek.engine.fixed_batch import with_fixed_batch
 from torchpeek.engine.forward import run
@@ -44,6 +45,7 @@ from torchpeek.engine.model_config import (
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.replay.prefix import version_of
 from torchpeek.hooks import ForwardHook, SelectedLayer, attached, call_name, containers, takes_hooks
+from torchpeek.tensor_formats import is_dense, is_dense_float, is_plain
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def layer_calls(model: nn.Module, call: ModelCall | None) -> list[LayerCall]:
         LayerCall(
             name,
             type(module).__name__,
-            sum(parameter.numel() for parameter in module.parameters()),
+            sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter)),
             dry.calls.get(name, 0) if dry else 0,
             dry.outputs[name][-1] if dry and name in dry.outputs else None,
             list(dry.outputs[name]) if dry and dry.calls.get(name, 0) > 1 else [],
@@ -269,8 +271,8 @@ class DryRunObserver:
     def record_inputs(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         """The forward pre-hook of one layer."""
         tensors = [tensor for _, tensor in containers.leaves((args, kwargs))]
-        is_plain = len(tensors) == 1 and tensors[0].layout == torch.strided and not tensors[0].is_nested
-        self._meta_inputs[name] = _on_meta_device((args, kwargs)) if is_plain else None
+        has_one = len(tensors) == 1 and is_plain(tensors[0])
+        self._meta_inputs[name] = _on_meta_device((args, kwargs)) if has_one else None
 
     def record_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         """The forward hook of one layer."""
@@ -289,12 +291,12 @@ class DryRunObserver:
             self._grids[grid] = None
             if len(output) == len(self._call):
                 self._axis_counts.add(len(grid))
-        if isinstance(output, Tensor) and output.ndim >= 3 and len(output) == len(self._call):
+        if isinstance(output, Tensor) and is_dense(output) and output.ndim >= 3 and len(output) == len(self._call):
             axis = channel_axis(module, output)
             if axis is not None:
                 shapes = self._channels_last_shapes if axis == "last" else self._channels_first_shapes
                 shapes.add(tuple(output.shape[1:]))
-        tensors = [each for _, each in containers.leaves(output) if each.is_floating_point() and each.ndim >= 3]
+        tensors = [each for _, each in containers.leaves(output) if is_dense_float(each) and each.ndim >= 3]
         if len(tensors) != 1 or isinstance(module, (nn.Softmax, nn.Dropout)):
             return  # Softmax and Dropout may return attention weights, whose axes are not a grid
         (tensor,) = tensors
@@ -463,7 +465,7 @@ class DryRunObserver:
 
     def _is_dense(self, path: str, tensor: Tensor) -> bool:
         has_grid = tensor.ndim == self._call.picture.ndim and tensor.shape[2:].numel() > 1
-        return is_boxes(path) or (has_grid and tensor.is_floating_point())
+        return is_boxes(path) or (has_grid and is_dense_float(tensor))
 
     def _input_size(self) -> tuple[int, ...]:
         """The sizes of the picture's own axes, such as (H, W).
@@ -514,7 +516,7 @@ def _only_enlarges(module: nn.Module, layout: Layout, before: list[CandidateLaye
 def _same_shape(output: Any, meta_output: Any) -> bool:
     if not isinstance(output, Tensor) or not isinstance(meta_output, Tensor):
         return False
-    return output.shape == meta_output.shape and output.dtype == meta_output.dtype
+    return is_dense(output) and output.shape == meta_output.shape and output.dtype == meta_output.dtype
 
 
 def _wrote(module: nn.Module, tensor: Tensor, version: int | None) -> bool:
@@ -524,4 +526,10 @@ def _wrote(module: nn.Module, tensor: Tensor, version: int | None) -> bool:
 
 def _on_meta_device(output: Any) -> Any:
     """The same container, with tensors that have a shape and a dtype but no values."""
-    return containers.mapped(output, lambda _, each: torch.empty(each.shape, dtype=each.dtype, device="meta"))
+    return containers.mapped(output, lambda _, each: _without_values(each))
+
+
+def _without_values(tensor: Tensor) -> Tensor:
+    if not is_dense(tensor):  # it has its own layout only as it is
+        return tensor.detach()
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")

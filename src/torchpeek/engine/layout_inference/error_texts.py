@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torchpeek.engine.layout import Grid, Layout, LayoutSpec
 from torchpeek.engine.layout_text import described
 from torchpeek.hooks import containers, takes_hooks
+from torchpeek.tensor_formats import is_dense, is_dense_float
 
 # The axes of a grid by how many they are, as texts of layouts name them.
 _LETTERS = {1: "T", 2: "H W", 3: "D H W"}
@@ -49,9 +50,12 @@ def why_no_layout(output: Any, input_size: Grid, batch_size: int, row_major_grid
     )
     if not tensors:
         return f"; a heatmap needs a tensor. {next_step}"
-    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    floating = [tensor for tensor in tensors if is_dense_float(tensor)]
     if not floating:
         dtype = str(tensors[0].dtype)
+        if not is_dense(tensors[0]):
+            layout = "of a nested tensor" if tensors[0].is_nested else f"of {tensors[0].layout}"
+            return f" {layout}; a heatmap needs a dense tensor. {next_step}"
         quantised = " The layer is quantised: choose one after the dequantisation." if "q" in dtype else ""
         return f" of {dtype}; a heatmap needs floating-point activations.{quantised}"
     if row_major_grid is not None:
@@ -124,7 +128,7 @@ def no_grid_anywhere(
     start = f"no layer of {type(model).__name__} returns a grid of the picture for an input of {tuple(shape)}"
     listed: dict[str, str] = {}  # why -> the last layer of which it is so
     for layer, output, calls, layouts in reversed(layers):
-        tensors = [tensor for _, tensor in containers.leaves(output) if tensor.is_floating_point() and tensor.ndim > 2]
+        tensors = [tensor for _, tensor in containers.leaves(output) if is_dense_float(tensor) and tensor.ndim > 2]
         if not tensors:
             continue
         reason, texts = why_not_on_picture(tensors[0], batch_size)

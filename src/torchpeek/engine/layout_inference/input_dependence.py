@@ -16,6 +16,7 @@ from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.preserve import preserved
 from torchpeek.hooks import ForwardHook, attached, containers, shared, takes_hooks
+from torchpeek.tensor_formats import computable, has_values, is_dense
 
 # How much of the changed picture comes from elsewhere in the picture, and how much darker it is. Little enough for a
 # detector to find the same objects, and a model that depends on values to take the same branches.
@@ -48,12 +49,14 @@ def changed_picture(picture: Tensor) -> Tensor:
     """
     generator = torch.Generator().manual_seed(0)
     shares = torch.rand(picture.shape[1:], generator=generator).to(picture.device) * _SHARE  # (C, *grid)
+    values = computable(picture)
     if not picture.is_floating_point():  # indices, or numbers of 8 bits: other values that the picture has elsewhere
-        flipped = picture.flip(tuple(range(1, picture.ndim)))
-        return torch.where(picture == flipped, torch.zeros_like(picture), flipped)
-    opposite = picture.flip(tuple(range(2, picture.ndim)))
-    values = picture.double() if picture.dtype == torch.float64 else picture.float()
-    changed = torch.lerp(values, opposite.to(values), shares.to(values)) * (1 - shares.to(values))
+        flipped = values.flip(tuple(range(1, picture.ndim)))
+        changed = torch.where(values == flipped, torch.zeros_like(values), flipped)
+        return (changed if bool((changed != values).any()) else torch.ones_like(values)).to(picture.dtype)
+    values = values if picture.dtype == torch.float64 else values.float()
+    opposite = values.flip(tuple(range(2, picture.ndim)))
+    changed = torch.lerp(values, opposite, shares.to(values)) * (1 - shares.to(values))
     empty = (values == 0).flatten(1).all(1).view(-1, *(1 for _ in picture.shape[1:]))
     return torch.where(empty, shares.to(values), changed).to(picture.dtype)
 
@@ -136,7 +139,7 @@ def _without_fast_paths() -> Iterator[None]:
 
 def digest(tensor: Tensor) -> tuple[object, ...]:
     """The shape of a tensor and a number that depends on every bit of it; unique where the values cannot be read."""
-    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta or tensor.element_size() not in _BITS:
+    if not is_dense(tensor) or not has_values(tensor) or tensor.element_size() not in _BITS:
         return (object(),)
     try:
         return tuple(tensor.shape), tensor.dtype, _number(tensor.detach())
@@ -247,7 +250,9 @@ def connected_layers(model: nn.Module, call: ModelCall, layers: Mapping[str, nn.
         nodes[name].append([tensor.grad_fn for _, tensor in containers.leaves(output) if tensor.grad_fn is not None])
 
     hooks = [(module, partial(keep, name)) for name, module in layers.items()]
-    connected = set()
+    connected: set[str] = set()
+    if not (call.picture.is_floating_point() or call.picture.is_complex()):
+        return connected  # integers have no gradients
     with preserved(model), torch.enable_grad(), attached(hooks):
         leaf = call.picture.detach().clone().requires_grad_()
         start = leaf.clone()

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchpeek.engine.layout_inference.data_flow import DataFlow
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.hooks import containers
+from torchpeek.tensor_formats import shape_sizes
 
 # What is known of a tensor, as bits. A tensor without any does not depend on the picture.
 _DEPENDENT = 1  # its values depend on the picture
@@ -94,7 +95,7 @@ class PositionTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # to
         name: str = func.__name__ if schema is None else schema.name.partition("::")[2]
         inplace = schema is not None and schema.is_mutable
         of_arguments = {_storage(each) for each in arguments}
-        has_grid = any(each.ndim == self._axes and each.shape[2:].numel() > 1 for each in _tensors((result,)))
+        has_grid = any(each.ndim == self._axes and _shape(each)[2:].numel() > 1 for each in _tensors((result,)))
         node = self.flow.add({self._nodes[each] for each in of_arguments if each in self._nodes}, has_grid=has_grid)
         if name == "cat":
             self._note_joined(arguments, states, *args[1:])
@@ -176,7 +177,7 @@ class PositionTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # to
         """The bits of the result, where one vector for each sample brings no positions to a longer tensor."""
         if name in _POOLING and self._is_vector(result):
             return _union(states) & ~_ON_PICTURE
-        vectors = [self._is_vector(each) and each.numel() < result.numel() for each in arguments]
+        vectors = [self._is_vector(each) and _shape(each).numel() < _shape(result).numel() for each in arguments]
         if name in _JOINING and sum(map(bool, vectors)) > 1:  # a sequence, position by position
             return _union(states)
         return _union(
@@ -187,12 +188,13 @@ class PositionTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # to
         """Count the tokens (N, T, C) that are joined to those of the picture."""
         if any(state & _ON_PICTURE for state in states) and all(each.ndim == 3 for each in arguments):
             others = [
-                each.shape[axis] for each, state in zip(arguments, states, strict=True) if not state & _ON_PICTURE
+                _shape(each)[axis] for each, state in zip(arguments, states, strict=True) if not state & _ON_PICTURE
             ]
             self.most_joined = max(self.most_joined, sum(others))
 
     def _is_vector(self, tensor: Tensor) -> bool:
-        shape = tensor.shape[1:] if tensor.ndim and len(tensor) == self._count else tensor.shape
+        shape = _shape(tensor)
+        shape = shape[1:] if shape and shape[0] == self._count else shape
         return sum(size > 1 for size in shape) <= 1
 
 
@@ -228,9 +230,14 @@ def _reference(tensor: Tensor) -> object:
 def _view(tensor: Tensor) -> object:
     """What identifies a view among those of one memory."""
     try:
-        return tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+        return tensor.storage_offset(), tuple(_shape(tensor)), tensor.stride()
     except _WITHOUT_MEMORY:
         return None
+
+
+def _shape(tensor: Tensor) -> torch.Size:
+    """The shape; for an axis of a nested tensor whose length varies, a length of 2."""
+    return torch.Size([each if isinstance(each, int) else 2 for each in shape_sizes(tensor)])
 
 
 def _union(states: Any) -> int:

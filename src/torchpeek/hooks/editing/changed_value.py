@@ -9,11 +9,11 @@ from functools import partial
 from types import FrameType
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
 from torchpeek.errors import InputError, listed_names
 from torchpeek.hooks import containers
+from torchpeek.tensor_formats import is_jagged, shape_sizes, shape_text
 
 
 def changed_value(layer: str, change: Callable[[Any], Any], original: Any, hint: str = "") -> Any:
@@ -103,6 +103,11 @@ def changed_gradient(name: str, change: Callable[[Tensor], Any], gradient: Tenso
     Raises:
         InputError: When the function returns something else.
     """
+    if gradient.is_nested and not is_jagged(gradient):
+        raise InputError(
+            f"the gradient of {name} is a nested tensor of {shape_text(gradient)} in the strided layout, which torch "
+            "cannot replace; allowed: dense ones, and nested ones of layout=torch.jagged"
+        )
     try:
         changed = change(gradient.clone())
     except Exception as error:
@@ -113,12 +118,15 @@ def changed_gradient(name: str, change: Callable[[Tensor], Any], gradient: Tenso
             f"the edit of the gradient of {name} returned {_described(changed)}; return the gradient to use, also if "
             "it was changed in place"
         )
-    for property_name in ("shape", "dtype", "device"):
-        got, needed = getattr(changed, property_name), getattr(gradient, property_name)
+    for property_name, got, needed in (
+        ("shape", shape_sizes(changed), shape_sizes(gradient)),
+        ("dtype", changed.dtype, gradient.dtype),
+        ("device", changed.device, gradient.device),
+    ):
         if got != needed:
             raise InputError(
-                f"the edit of the gradient of {name} returned a tensor of {property_name} {_plain(got)}; allowed: "
-                f"{_plain(needed)}, as the gradient has"
+                f"the edit of the gradient of {name} returned a tensor of {property_name} {got}; allowed: {needed}, as "
+                "the gradient has"
             )
     return changed
 
@@ -165,7 +173,7 @@ def _checked(layer: str, changed: Any, original: Any, hint: str = "") -> Any:
 def _described(value: Any) -> str:
     """A value, for an error text: its type, and where the tensors in it are."""
     if isinstance(value, Tensor):
-        return f"a {type(value).__name__} of shape {tuple(value.shape)}"
+        return f"a {type(value).__name__} of shape {shape_text(value)}"
     paths = tensor_paths(value)
     return f"a {type(value).__name__}" + (f" with tensors at {listed_names(paths)}" if paths else "")
 
@@ -173,10 +181,6 @@ def _described(value: Any) -> str:
 def _how_to_change_one(value: Any) -> str:
     paths = tensor_paths(value)
     return f": tp.edits.at({paths[0]!r}, ...) changes one of them" if paths else ""
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, torch.Size) else value
 
 
 def _is_keywords(value: Any) -> bool:

@@ -251,7 +251,9 @@ class _Changes:
                 return tensor
             tap_count += 1
 
-            def hook(gradient: Tensor) -> Tensor:
+            def hook(gradient: Tensor | None) -> Tensor | None:
+                if gradient is None:  # from an operation without a derivative, such as a quantised one
+                    return None
                 arrived.add(name)
                 return changed_gradient(f"layer {name!r}", change, gradient)
 

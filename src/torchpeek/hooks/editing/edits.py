@@ -1,6 +1,8 @@
 """Ready-made changes for edit(): `edit(model, outputs={"layer3": tp.edits.zero(channels=[3, 7])})`.
 
-Each is a function of a tensor that returns a new one. `at` applies it to one tensor in a container.
+Each is a function of a tensor that returns a new one of the same format: a quantised tensor is quantised again with
+the same scales, a sparse one is sparse again, and the parts of a nested one are changed one by one. `at` applies a
+change to one tensor in a container.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from torchpeek.errors import InputError, listed_names
 from torchpeek.hooks import containers
 from torchpeek.hooks.editing.changed_value import tensor_paths
 from torchpeek.hooks.recording.call import Call, Calls, Part
+from torchpeek.tensor_formats import has_values, shape_sizes, shape_text, with_values
 
 __all__ = ["at", "patch", "scale", "zero"]
 
@@ -25,7 +28,8 @@ def scale(factor: float, *, channels: Sequence[int] | None = None, axis: int = 1
     """Multiply channels by a factor.
 
     Args:
-        factor: The factor. 0 gives zeros, also where the values are infinite or NaN.
+        factor: The factor. 0 gives zeros, also where the values are infinite or NaN. With another factor, integers
+            become floating-point numbers.
         channels: The channel indices; None for all channels.
         axis: The axis of the channels: 1 for (N, C, ...), -1 for tokens (N, T, C).
 
@@ -42,10 +46,16 @@ def scale(factor: float, *, channels: Sequence[int] | None = None, axis: int = 1
         tensor([[ 1., 10.,  1.]])
     """
 
-    def change(tensor: Tensor) -> Tensor:
-        mask = _channel_mask(tensor, channels, axis)
+    def scaled(values: Tensor) -> Tensor:
+        mask = _channel_mask(values, channels, axis)
         # torch.where, not a product with a mask: zero times infinity is NaN.
-        return torch.where(mask, tensor * factor if factor else tensor.new_zeros(()), tensor)
+        return torch.where(mask, values * factor if factor else values.new_zeros(()), values)
+
+    def change(tensor: Tensor) -> Tensor:
+        _check_tensor(tensor)
+        if channels is not None:
+            _check_axis(tensor, channels, axis)
+        return with_values(tensor, scaled)
 
     return change
 
@@ -110,19 +120,29 @@ def patch(
             + (f". Next: tp.edits.at({paths[0]!r}, tp.edits.patch(call.at({paths[0]!r})))" if paths else "")
         )
 
-    def change(tensor: Tensor) -> Tensor:
-        _check_tensor(tensor)
+    def patched(values: Tensor, patch: Tensor, where: Tensor | None) -> Tensor:
         try:
-            replacement = value.to(tensor).expand(tensor.shape)
+            replacement = patch.to(values).expand(values.shape)
         except RuntimeError:
             raise InputError(
-                f"a patch of shape {tuple(value.shape)} does not fit an output of {tuple(tensor.shape)}; allowed: a "
+                f"a patch of shape {tuple(patch.shape)} does not fit an output of {tuple(values.shape)}; allowed: a "
                 "shape that broadcasts to it"
             ) from None
-        mask = _channel_mask(tensor, channels, axis)
+        mask = _channel_mask(values, channels, axis)
         if where is not None:
-            mask = mask & where.to(tensor.device).bool()
-        return torch.where(mask, replacement, tensor)
+            mask = mask & where.to(values.device).bool()
+        return torch.where(mask, replacement, values)
+
+    def change(tensor: Tensor) -> Tensor:
+        _check_tensor(tensor)
+        if channels is not None:
+            _check_axis(tensor, channels, axis)
+        if value.is_nested and not tensor.is_nested:
+            raise InputError(
+                f"a patch of shape {shape_text(value)} does not fit an output of {shape_text(tensor)}; allowed: a "
+                "dense tensor. Next: torch.nested.to_padded_tensor(patch, 0.0)"
+            )
+        return with_values(tensor, patched, value, where)
 
     return change
 
@@ -161,20 +181,35 @@ def _tensors_at(paths: list[str]) -> str:
     return f"; its tensors are at {listed_names(paths)}" if paths else "; no path leads to a tensor in it"
 
 
-def _channel_mask(tensor: Tensor, channels: Sequence[int] | None, axis: int) -> Tensor:
-    """A mask of these channels that broadcasts to the tensor."""
-    _check_tensor(tensor)
-    if channels is None:
-        return torch.ones((), dtype=torch.bool, device=tensor.device)
-    if not -tensor.ndim <= axis < tensor.ndim:
+def _check_axis(tensor: Tensor, channels: Sequence[int], axis: int) -> None:
+    """Raise InputError where the tensor does not have these channels."""
+    lengths = shape_sizes(tensor)
+    if not -len(lengths) <= axis < len(lengths):
         raise InputError(
-            f"axis is {axis}, but the layer returned shape {tuple(tensor.shape)}; allowed: {-tensor.ndim} to "
-            f"{tensor.ndim - 1}"
+            f"axis is {axis}, but the layer returned shape {shape_text(tensor)}; allowed: {-len(lengths)} to "
+            f"{len(lengths) - 1}"
         )
-    size = tensor.shape[axis]
+    size = lengths[axis]
+    if not isinstance(size, int) or (tensor.is_nested and axis % len(lengths) == 0):
+        fixed = [place for place, length in enumerate(lengths) if place and isinstance(length, int)]
+        raise InputError(
+            f"axis is {axis}, but the layer returned a nested tensor of shape {shape_text(tensor)}; allowed for its "
+            f"channels: the axes of one length, {', '.join(map(str, fixed)) or 'of which it has none'}"
+        )
     wrong = [channel for channel in channels if not -size <= channel < size]
     if wrong:
         raise InputError(f"channels are {wrong}, but the layer has {size} on axis {axis}; allowed: 0 to {size - 1}")
-    mask = torch.zeros(size, dtype=torch.bool, device=tensor.device)
-    mask[list(channels)] = True
+
+
+def _channel_mask(tensor: Tensor, channels: Sequence[int] | None, axis: int) -> Tensor:
+    """A mask of these channels that broadcasts to the tensor."""
+    if channels is None:
+        return tensor.new_ones((), dtype=torch.bool)
+    size = tensor.shape[axis]
+    mask = tensor.new_zeros(size, dtype=torch.bool)
+    if has_values(tensor):
+        mask[list(channels)] = True
+    else:  # indices are a tensor with values, which a fake one does not take
+        for channel in channels:
+            mask[channel] = True
     return mask.view([-1 if each == axis % tensor.ndim else 1 for each in range(tensor.ndim)])

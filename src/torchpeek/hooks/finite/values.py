@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
+from torchpeek.tensor_formats import shape_sizes
+
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class LayerCall:
@@ -190,7 +192,7 @@ def contents(tensor: Tensor) -> str:
 
 
 def _shape(tensor: Tensor) -> tuple[object, ...]:
-    return ("nested",) if tensor.is_nested else tuple(tensor.shape)
+    return ("nested", *shape_sizes(tensor)) if tensor.is_nested else tuple(tensor.shape)
 
 
 def shape_text(shape: Iterable[object]) -> str:

@@ -21,6 +21,17 @@ from torchpeek.hooks.recording.running_statistics import ChannelsVary, RunningSt
 from torchpeek.hooks.recording.storage import Leaf, StoredTensor, StoredValue
 from torchpeek.hooks.select import Selection, select
 from torchpeek.hooks.selected_layer import SelectedLayer
+from torchpeek.tensor_formats import (
+    RAGGED,
+    dense,
+    has_values,
+    is_ordinary,
+    is_plain,
+    shape_sizes,
+    shape_text,
+    storages,
+    why_without_values,
+)
 
 __all__ = ["Callback", "Captured", "Running", "Stored", "gap"]
 
@@ -76,11 +87,20 @@ class Stored:
             if not isinstance(value, Tensor):
                 return StoredValue(value)
             dtype = self.dtype if value.is_floating_point() else None
-            stored = value.to(device=self.device, dtype=dtype)
+            stored = self._converted(value, dtype)
             # A copy is needed only of memory that still belongs to the layer.
             return StoredTensor(stored, (copy or self.clone) and _same_memory(stored, tensor))
 
         return keep
+
+    def _converted(self, value: Tensor, dtype: torch.dtype | None) -> Tensor:
+        if is_plain(value):
+            return value.to(device=self.device, dtype=dtype)
+        if value.is_meta and self.device is not None and torch.device(self.device).type != "meta":
+            raise InputError(f"what tp.keep.Stored(device={str(self.device)!r}) stores is {why_without_values(value)}")
+        if value.is_mkldnn and dtype is not None:  # it has no other dtypes
+            value = value.to_dense()
+        return value.to(device=self.device, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -266,10 +286,13 @@ def gap(tensor: Tensor) -> Tensor:
     """Global average pooling: the mean over all axes after (N, C).
 
     Args:
-        tensor: (N, C, *grid).
+        tensor: (N, C, *grid). Of a nested tensor only the axes of the grid may vary in length.
 
     Returns:
-        (N, C), in float32 or, for float64, in float64.
+        (N, C), dense, in float32 or, for float64, in float64; of complex numbers in complex64 or complex128.
+
+    Raises:
+        InputError: When the channels of a nested tensor vary in number.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3))
@@ -278,7 +301,19 @@ def gap(tensor: Tensor) -> Tensor:
         >>> tape["0"].output.shape
         torch.Size([1, 4])
     """
-    values = tensor if tensor.dtype == torch.float64 else tensor.float()
+    if tensor.is_nested:
+        if shape_sizes(tensor)[1] == RAGGED:
+            raise InputError(
+                f"tp.keep.gap got a tensor of shape {shape_text(tensor)}, whose axis 1 varies in length; allowed: (N, "
+                "C, *grid). Next: a function of your own; for tokens, "
+                "lambda tensor: torch.stack([part.mean(0) for part in tensor.unbind()])"
+            )
+        return torch.cat([gap(part[None]) for part in tensor.unbind()])
+    values = tensor if is_ordinary(tensor) or not has_values(tensor) else dense(tensor, "what tp.keep.gap got")
+    if values.is_complex():
+        values = values.to(torch.promote_types(values.dtype, torch.complex64))
+    elif values.dtype != torch.float64:
+        values = values.float()
     return values.flatten(2).mean(2) if tensor.ndim > 2 else values.clone()
 
 
@@ -338,6 +373,6 @@ def _call_user_function(function: Callable[[Any], Any], layer: str, part: str, a
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
-    if a.layout != torch.strided or b.layout != torch.strided:
-        return a is b
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    if is_plain(a) and is_plain(b):
+        return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    return a is b or not storages(a).keys().isdisjoint(storages(b))

@@ -96,8 +96,7 @@ class RecordedLayers(LayerMapping[Calls]):
         for leaf in leaves:
             stored = leaf.leaf if isinstance(leaf, GradientSlot) else leaf
             if isinstance(stored, StoredTensor) and stored.original_device is None:
-                start, size = stored.storage()
-                storages[start] = size
+                storages |= stored.storages()
         return sum(storages.values())
 
     def cells(self) -> list[Cells]:

@@ -15,6 +15,14 @@ from torchpeek.errors import InputError, NotFired
 from torchpeek.hooks.recording.fine_bins import FLOAT32_BINS, FLOAT64_BINS
 from torchpeek.hooks.recording.moments import SAFE_RANGE, chunks, combined, row_moments, scales, times
 from torchpeek.hooks.recording.storage import Leaf
+from torchpeek.tensor_formats import (
+    Sizes,
+    dense,
+    is_ordinary,
+    nested_by_channel,
+    shape_sizes,
+    shape_text,
+)
 
 _MAX_PENDING = 1 << 18  # the most numbers that wait to be merged
 
@@ -129,7 +137,7 @@ class RunningStatistics(Leaf):
         self._alternative = (
             None if alternative_axis is None else RunningStatistics(channel_axis=alternative_axis, histogram=False)
         )
-        self._shape: tuple[int, ...] = ()  # of the first tensor
+        self._shape: Sizes = ()  # of the first tensor
         self._counts_bins = histogram
         self._bins = FLOAT32_BINS
         self._bin_counts: Tensor | None = None
@@ -156,11 +164,12 @@ class RunningStatistics(Leaf):
         """Add the values of one more call.
 
         Args:
-            tensor: Real values of any shape; (N, C, ...) unless `channel_axis` says otherwise.
+            tensor: Real values of any shape; (N, C, ...) unless `channel_axis` says otherwise. Of a nested tensor every
+                value of every part counts. Quantised values count dequantised, and sparse ones with their zeros.
 
         Raises:
-            InputError: When the number of channels is not that of the calls before, or the tensor is complex, nested
-                or sparse.
+            InputError: When the number of channels is not that of the calls before, or the tensor is complex or has no
+                values.
 
         Example:
             >>> from torchpeek.hooks.recording.running_statistics import RunningStatistics
@@ -176,13 +185,13 @@ class RunningStatistics(Leaf):
                 self._alternative = None
         rows = self._rows(tensor.detach())  # (R, C, L): R rows of L values for each channel
         if self.channels == 0:
-            self._shape = tuple(tensor.shape)
+            self._shape = shape_sizes(tensor)
             self._bins = FLOAT64_BINS if tensor.dtype == torch.float64 else FLOAT32_BINS
             self._allocate(rows.shape[1])
         elif rows.shape[1] != self.channels:
             if self._alternative is None:
                 raise ChannelsVary(
-                    f"a tensor of shape {tuple(tensor.shape)} has {rows.shape[1]} channels on axis {self._axis}, but "
+                    f"a tensor of shape {shape_text(tensor)} has {rows.shape[1]} channels on axis {self._axis}, but "
                     f"the tensors before had {self.channels}; tp.keep.Running(channel_axis=...) sets the axis of the "
                     "channels"
                 )
@@ -210,8 +219,8 @@ class RunningStatistics(Leaf):
         return self._axis
 
     @property
-    def first_shape(self) -> tuple[int, ...]:
-        """The shape of the first tensor."""
+    def first_shape(self) -> Sizes:
+        """The sizes of the first tensor; "*" for an axis of a nested one whose length varies."""
         return self._shape
 
     def exclude_axes(self, axes: set[int]) -> None:
@@ -432,15 +441,17 @@ class RunningStatistics(Leaf):
                 f"its values are complex numbers ({tensor.dtype}), which have no least and no largest. Next: "
                 "reduce=torch.abs, of statistics or tp.keep.Running, counts their magnitudes"
             )
-        if tensor.is_nested or tensor.layout != torch.strided:
-            layout = "a nested one" if tensor.is_nested else tensor.layout
-            raise InputError(f"statistics need a dense tensor; got {layout}")
-        if tensor.is_quantized:
-            tensor = tensor.dequantize()
+        is_nested = tensor.is_nested
+        if is_nested:
+            tensor = nested_by_channel(tensor, self._axis)[None]  # (1, C, values)
+        elif not is_ordinary(tensor):
+            tensor = dense(tensor, "what it returns")
         if tensor.device.type == "mps":  # MPS has no float64
             tensor = tensor.cpu()
         if tensor.dtype != torch.float64:
             tensor = tensor.float() if tensor.is_floating_point() else tensor.double()
+        if is_nested:
+            return tensor.contiguous()
         if self._axis is None or not -tensor.ndim <= self._axis < tensor.ndim:
             return tensor.reshape(1, 1, -1)
         by_channel = tensor.movedim(self._axis, 1) if tensor.ndim > 1 else tensor[None]

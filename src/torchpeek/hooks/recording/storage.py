@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchpeek.errors import StaleCapture
+from torchpeek.errors import StaleCapture, notify
 from torchpeek.hooks.backward_pass import with_earlier_parts
+from torchpeek.tensor_formats import components, has_values, is_plain, storages, type_text
 
 
 class Leaf:
@@ -37,7 +38,11 @@ class StoredTensor(Leaf):
             tensor = tensor.detach()
         has_version = not tensor.is_inference()  # inference tensors do not count the writes into them
         if copy or not has_version:
-            tensor = tensor.clone()
+            try:
+                tensor = tensor.clone()
+            except RuntimeError:
+                if not tensor.is_quantized:
+                    raise  # else torch has no copy of this quantisation, and a reference detects writes
             has_version = not tensor.is_inference()
         self.tensor = tensor
         self._version = tensor._version if has_version else None
@@ -59,26 +64,38 @@ class StoredTensor(Leaf):
             tensor = self.read()
         except StaleCapture as error:
             return StaleTensor, (str(error),)
-        if (
-            tensor.layout == torch.strided
-            and not tensor.is_nested
-            and tensor.untyped_storage().nbytes() > tensor.nbytes
-        ):
-            tensor = tensor.clone()
-        return StoredTensor, (tensor, False)
+        make, parts = components(tensor)
+        return _stored_again, (make, *map(_with_own_memory, parts))
 
-    def storage(self) -> tuple[int, int]:
-        """The address of the storage that it keeps alive, and its size in bytes; a view keeps all of it alive."""
-        if self.tensor.layout != torch.strided:
-            return id(self.tensor), self.tensor.nbytes
-        storage = self.tensor.untyped_storage()
-        return storage.data_ptr(), storage.nbytes()
+    def storages(self) -> dict[int, int]:
+        """The address of each storage that it keeps alive -> its size in bytes. A view keeps all of it alive."""
+        return storages(self.tensor)
 
-    def to_file(self) -> None:
-        """Move the tensor to a temporary file, from which `read` loads it."""
-        original_device = self.tensor.device
-        self.tensor = _file_copy(self.tensor)
+    def to_file(self) -> bool:
+        """Move the tensor to a temporary file, from which `read` loads it. Returns False where that is not possible."""
+        make, parts = components(self.tensor)
+        if not all(is_plain(part) or part.is_quantized for part in parts):
+            return False
+        if self.tensor.is_mkldnn:
+            return False
+        try:
+            original_device, tensor = self.tensor.device, make(*map(_file_copy, parts))
+        except NotImplementedError:  # some quantisations
+            return False
+        self.tensor = tensor
         self._version, self.original_device = self.tensor._version, original_device
+        return True
+
+
+def _stored_again(make: Callable[..., Tensor], *parts: Tensor) -> StoredTensor:
+    return StoredTensor(make(*parts), False)
+
+
+def _with_own_memory(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy where it is a view of more memory."""
+    if not has_values(tensor) or not (is_plain(tensor) or tensor.is_quantized):
+        return tensor
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 class StaleTensor(Leaf):
@@ -152,10 +169,10 @@ class SlotHook(weakref.ref[GradientSlot]):
 
     __slots__ = ()
 
-    def __call__(self, gradient: Tensor) -> None:  # type: ignore[override]  # a reference is called without arguments
-        """Store the gradient."""
+    def __call__(self, gradient: Tensor | None) -> None:  # type: ignore[override]  # references take no arguments
+        """Store the gradient. An operation without a derivative, such as a quantised one, gives None."""
         slot = _referent(self)
-        if slot is not None:
+        if slot is not None and gradient is not None:
             slot.leaf = slot.store(gradient)
             slot.arrival_count += 1
 
@@ -167,9 +184,9 @@ def whole_gradient_hook(slot: GradientSlot) -> Callable[[Tensor], None]:
     """A gradient hook that puts the sum of the parts that arrive in one backward pass into `slot`."""
     reference = weakref.ref(slot)
 
-    def hook(gradient: Tensor) -> None:
+    def hook(gradient: Tensor | None) -> None:
         target = reference()
-        if target is not None:
+        if target is not None and gradient is not None:
             target.arrive(with_earlier_parts(target, gradient))
 
     return hook
@@ -185,24 +202,30 @@ class MemoryBudget:
         self._total = 0
 
     def admit(self, leaf: Leaf) -> None:
-        """Count the storage of a new leaf, each storage once; move the leaf to a file if it exceeds the bound."""
-        if not isinstance(leaf, StoredTensor) or leaf.tensor.layout != torch.strided or leaf.tensor.is_nested:
+        """Count the storages of a new leaf, each once; move the leaf to a file if it exceeds the bound."""
+        if not isinstance(leaf, StoredTensor):
             return
-        start, size = leaf.storage()
-        if start not in self._storage_sizes and self._total + size > self._max_bytes:
+        sizes = leaf.storages()
+        if self._total + self._added_by(sizes) > self._max_bytes:
             self._recount()  # some storages may have been freed since, such as those of replaced gradients
-            if start not in self._storage_sizes and self._total + size > self._max_bytes:
-                leaf.to_file()
-                return
+            if (added := self._added_by(sizes)) and self._total + added > self._max_bytes:
+                if leaf.to_file():
+                    return
+                notify(
+                    f"a tensor of {type_text(leaf.tensor)} exceeds max_bytes and stays in memory, because tensors of "
+                    "that layout cannot be in files. Next: keep=tp.keep.Stored(reduce=torch.Tensor.to_dense)"
+                )
         self._stored.append(weakref.ref(leaf))
-        if start not in self._storage_sizes:
-            self._storage_sizes[start] = size
-            self._total += size
+        self._total += self._added_by(sizes)
+        self._storage_sizes |= sizes
+
+    def _added_by(self, sizes: dict[int, int]) -> int:
+        return sum(size for start, size in sizes.items() if start not in self._storage_sizes)
 
     def _recount(self) -> None:
         self._stored = [reference for reference in self._stored if reference() is not None]
         alive = [stored for reference in self._stored if (stored := reference()) is not None]
-        self._storage_sizes = dict(stored.storage() for stored in alive)
+        self._storage_sizes = {start: size for stored in alive for start, size in stored.storages().items()}
         self._total = sum(self._storage_sizes.values())
 
 
@@ -212,6 +235,24 @@ def _file_copy(tensor: Tensor) -> Tensor:
     with tempfile.NamedTemporaryFile(prefix="torchpeek-") as file:
         file.truncate(size)
         storage = torch.UntypedStorage.from_file(file.name, shared=True, nbytes=size)
-    copy = torch.empty(0, dtype=tensor.dtype)
-    copy.set_(storage, 0, tensor.shape)  # type: ignore[call-overload]  # torch has no types for it
-    return copy.copy_(tensor)
+    copy: Any = _empty_as(tensor)
+    strides = torch.empty(tensor.shape, device="meta").stride()
+    copied: Tensor = copy.set_(storage, 0, tensor.shape, strides).copy_(tensor)
+    return copied
+
+
+def _empty_as(tensor: Tensor) -> Tensor:
+    """A tensor on the CPU with the dtype and the quantisation of `tensor`, whose memory is to be set."""
+    if not tensor.is_quantized:
+        return torch.empty(0, dtype=tensor.dtype)
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return torch._empty_affine_quantized(
+            [0], scale=tensor.q_scale(), zero_point=tensor.q_zero_point(), dtype=tensor.dtype
+        )
+    return torch._empty_per_channel_affine_quantized(
+        tensor.shape,
+        scales=tensor.q_per_channel_scales(),
+        zero_points=tensor.q_per_channel_zero_points(),
+        axis=tensor.q_per_channel_axis(),
+        dtype=tensor.dtype,
+    )

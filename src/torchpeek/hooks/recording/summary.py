@@ -12,6 +12,7 @@ from torch import Tensor
 from torchpeek.hooks import containers
 from torchpeek.hooks.recording.running_statistics import RunningStatistics
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf, StoredTensor
+from torchpeek.tensor_formats import shape_text, type_text
 
 Cells: TypeAlias = dict[str, str]
 """Column -> the text of one row in it."""
@@ -63,8 +64,7 @@ def _leaf_text(leaf: Leaf) -> str:
 
 
 def _tensor_text(tensor: Tensor) -> str:
-    shape = "nested" if tensor.is_nested else str(tuple(tensor.shape))
-    return f"{shape} {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{shape_text(tensor)} {type_text(tensor)}"
 
 
 def _shortened(texts: list[str]) -> str:
