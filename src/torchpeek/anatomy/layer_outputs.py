@@ -107,8 +107,9 @@ class _Observer:
         self._rectified: dict[int, tuple[str, str, int]] = {}  # memory -> the latest function whose result is there
         self._model = dict(model.named_modules())
         self._channels = channels_of(model)
-        # The channel axis of the latest output of this shape. Inputs are (N, C, *grid).
-        self._axis_of_shape: dict[tuple[int, ...], int] = {tuple(sample.picture.shape): 1}
+        # The channel axis of the latest output of this shape. A picture is (N, C, h, w); three axes may be (N, T, C).
+        shape = tuple(sample.picture.shape)
+        self._axis_of_shape: dict[tuple[int, ...], int] = {shape: 1} if len(shape) > 3 else {}
 
     def _note_axis(self, key: tuple[str, int, str], tensor: Tensor, channels: Channels) -> None:
         axes = channels.axes_of(tensor)
