@@ -55,7 +55,7 @@ _RECTIFIERS: dict[Any, tuple[str, Callable[[tuple[Any, ...], dict[str, Any]], bo
     F.hardsigmoid: ("hardsigmoid", _always),
     **dict.fromkeys((F.hardshrink, torch.hardshrink, Tensor.hardshrink), ("hardshrink", _always)),
     F.softshrink: ("softshrink", _always),
-    **dict.fromkeys((F.threshold, F.threshold_, torch.threshold), ("threshold", _is_zero(2, "value"))),
+    **dict.fromkeys((F.threshold, torch.threshold, torch.threshold_), ("threshold", _is_zero(2, "value"))),
     **dict.fromkeys((F.hardtanh, F.hardtanh_), ("hardtanh", _is_zero(1, "min_val", -1.0))),
     **dict.fromkeys(
         (torch.clamp, torch.clamp_, Tensor.clamp, Tensor.clamp_, torch.clip, torch.clip_, Tensor.clip, Tensor.clip_),
