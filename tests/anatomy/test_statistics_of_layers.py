@@ -322,6 +322,12 @@ class TestLeftOut:
         indices = tp.statistics(model, [x], "1", reduce=torch.Tensor.float)["1"].output
         assert indices.summary().mean == pytest.approx(model(x).double().mean().item(), rel=1e-6)
 
+    def test_a_reduce_that_returns_no_tensor(self) -> None:
+        model = nn.Linear(3, 2)
+        policy = tp.keep.Running(reduce=lambda values: 3)  # type: ignore[arg-type,return-value]
+        with tp.record(model, "", keep=policy), pytest.raises(InputError, match="returned a int; allowed: a tensor"):
+            model(torch.randn(2, 3))
+
     def test_packed_sequences(self) -> None:
         class Packs(nn.Module):
             def __init__(self) -> None:
