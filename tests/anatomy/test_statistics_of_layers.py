@@ -143,6 +143,11 @@ class TestFunctionalRectifiers:
             found = tp.statistics(Residual(function).eval(), [torch.randn(2, 3, 6, 6)])
             assert [row.name for row in found] == ["one", "two", "act"]
 
+    def test_inside_vmap(self) -> None:
+        mapped = torch.func.vmap(lambda x: torch.maximum(x, -x).clamp(min=x.min()))
+        found = tp.statistics(nn.Sequential(nn.Linear(3, 4), Apply(mapped)), [torch.randn(2, 3)])
+        assert [row.name for row in found] == ["0", "1"]
+
     def test_of_a_module_that_is_one(self) -> None:
         model = nn.Sequential(nn.Conv2d(3, 4, 3), Apply(F.relu), nn.ReLU())
         assert [row.name for row in tp.statistics(model, [torch.randn(2, 3, 8, 8)])] == ["0", "1", "2"]
@@ -262,6 +267,8 @@ class TestChannels:
         with pytest.warns(Notice, match=r"unclear.*'0'.*channel_axis="):
             (row,) = tp.statistics(model, [torch.randn(4, 10, 16)])
         assert row.output.channels == 16
+        (row,) = tp.statistics(model, [torch.randn(4, 1, 16)])  # a signal
+        assert row.output.channels == 1
         for sizes, channels in (((10, 12), 16), ((10, 16), 10)):
             batches = [torch.randn(4, 10, 16), torch.randn(4, *((sizes[1], 16) if channels == 16 else (10, 9)))]
             (row,) = tp.statistics(model, batches)
