@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import torchpeek as tp
 from networks import InPlaceNet, PooledNet, Shared
@@ -72,6 +76,46 @@ class Reused(nn.Module):
         return self.head(self.stem(x))
 
 
+def _apply(model: nn.Module, x: Tensor) -> Tensor:
+    return model.act(x)
+
+
+def _twice(function, x: Tensor) -> Tensor:
+    return function(function(x))
+
+
+def _recursively(model: nn.Module, x: Tensor, depth: int = 2) -> Tensor:
+    return model.act(x) if depth == 0 else _recursively(model, model.act(x), depth - 1)
+
+
+SPELLINGS = {
+    "local name": lambda model, x: [act := model.act, act(act(x))][1],
+    "helper function": lambda model, x: _apply(model, model.act(x)),
+    "function of a layer": lambda model, x: _twice(model.act, x),
+    "partial": lambda model, x: _twice(functools.partial(model.act), x),
+    "map": lambda model, x: sum(map(model.act, [x, x + 1])),
+    "comprehension": lambda model, x: sum([model.act(x) for _ in range(3)]),
+    "attrgetter": lambda model, x: operator.attrgetter("act")(model)(model.act(x)),
+    "recursion": _recursively,
+    "list that is no child": lambda model, x: model.act(model.others[0](x)),
+    "children": lambda model, x: next(layer(layer(x)) for layer in model.children()),
+    "the model itself": lambda model, x: model(model.act(x)[None]) if x.ndim < 4 else model.act(x),
+    "checkpoint": lambda model, x: model.act(checkpoint(model.act, x, use_reentrant=False)),
+}
+
+
+class Spelled(nn.Module):
+    """Calls its one layer several times, in one of many ways."""
+
+    def __init__(self, spelling: str) -> None:
+        super().__init__()
+        self.act, self.spelling = nn.Tanh(), spelling
+        self.others = (self.act,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return SPELLINGS[self.spelling](self, x)
+
+
 class TestSeveralCalls:
     @pytest.mark.parametrize(("layer", "calls"), [("stem", 2), ("again", 3)])
     def test_a_layer_that_is_called_again_has_no_one_output(self, layer: str, calls: int) -> None:
@@ -87,6 +131,15 @@ class TestSeveralCalls:
             name = f"{layer}[{call}]"
             assert torch.equal(tp.activations(model, x, name)[name], tape[layer][call].output)
         assert list(tp.activations(model, x, "head")) == ["head"]
+
+    @pytest.mark.parametrize("spelling", SPELLINGS)
+    def test_however_the_calls_are_spelled(self, spelling: str) -> None:
+        model, x = Spelled(spelling), torch.randn(4, 3)
+        with tp.record(model, "act") as tape, torch.no_grad():
+            model(x)
+        assert len(tape["act"]) > 1
+        with pytest.raises(AmbiguousCall, match=f"called {len(tape['act'])} times"):
+            tp.activations(model, x, "act")
 
     def test_looking_for_later_calls_leaves_everything_as_it_was(self) -> None:
         model, ran = Reused().train(), []

@@ -48,6 +48,27 @@ class TestArguments:
         torch.testing.assert_close(found["b"].output.mean.float(), means(model, batches).float())
         assert found["a"].output.summary().count == 14
 
+    @pytest.mark.parametrize("together", [tuple, list])
+    @pytest.mark.parametrize("arguments", [None, 0, lambda batch: batch[0]])
+    def test_two_inputs_in_one_entry(self, together: type, arguments: Any) -> None:
+        """What a DataLoader yields for a data set of ((a, b), label)."""
+        model = Two()
+        batches = [(together(pair), torch.zeros(len(pair[0])).long()) for pair in pairs()]
+        target = 1 if callable(arguments) else None
+        found = tp.statistics(model, batches, arguments=arguments, target=target, loss=F.cross_entropy)
+        torch.testing.assert_close(found["b"].output.mean.float(), means(model, [pair for pair, _ in batches]).float())
+        assert found["b"].gradient.calls == 2
+
+    def test_a_dict_with_entries_that_the_model_does_not_take(self) -> None:
+        model = Two()
+        batches = [{"left": left, "right": right, "label": 3} for left, right in pairs()]
+        with pytest.raises(InputError, match=r"takes no 'label'.*Next: arguments=\['left', 'right'\]"):
+            tp.statistics(model, batches)
+        found = tp.statistics(model, batches, arguments=["left", "right"])
+        torch.testing.assert_close(
+            found["b"].output.mean.float(), means(model, [(0, d["right"]) for d in batches]).float()
+        )
+
     def test_of_a_data_loader(self) -> None:
         data = torch.utils.data.TensorDataset(torch.randn(6, 3), torch.randn(6, 4), torch.tensor([0, 1] * 3))
         loader = torch.utils.data.DataLoader(data, batch_size=4)

@@ -128,6 +128,27 @@ class TestGradientFlow:
         total = torch.nn.utils.get_total_norm([each.grad for each in model.parameters()])
         assert found.total_norm == pytest.approx(float(total), rel=1e-6)
 
+    def test_a_block_with_a_layer_that_is_also_in_another_one(self) -> None:
+        shared = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+        model = nn.Sequential(nn.Sequential(nn.Linear(3, 3), shared), nn.Sequential(shared, nn.Linear(3, 4)))
+        x, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 3])
+        F.cross_entropy(model(x), y).backward()
+        found = tp.gradient_flow(model, x, y)
+        for block in ("0", "1", "0.1", "1.0", "1.0.0"):
+            inside = torch.nn.utils.get_total_norm([each.grad for each in model.get_submodule(block).parameters()])
+            assert found.norm_of(block) == pytest.approx(float(inside), rel=1e-6), block
+        assert [row.layer for row in found] == ["0.0"] * 2 + ["0.1.0"] * 2 + ["1.1"] * 2
+        assert found.norm_of("") == found.total_norm
+
+    def test_a_lazy_layer_that_is_not_called(self) -> None:
+        model = nn.Sequential(nn.Linear(3, 2))
+        model[0].unused = nn.LazyLinear(4)
+        found = tp.gradient_flow(model, torch.randn(2, 3), torch.tensor([0, 1]))
+        remarks = {(row.layer, row.parameter): row.remark for row in found}
+        assert remarks["0.unused", "weight"] == remarks["0.unused", "bias"] == "not initialised; layer not called"
+        assert remarks["0", "weight"] == ""
+        assert nn.parameter.is_lazy(model[0].unused.weight)
+
     def test_weights_that_a_layer_around_them_uses(self) -> None:
         class Attends(nn.Module):
             def __init__(self) -> None:

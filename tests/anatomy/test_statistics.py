@@ -80,7 +80,7 @@ class TestStatistics:
                 return x.sqrt()
 
         model = nn.Sequential(nn.Identity(), nn.ReLU(), Root(), nn.Identity())
-        x = torch.zeros(1, 2, 3)  # the gradient of the root is infinite at zero
+        x = torch.zeros(1, 2, 3, 3)  # the gradient of the root is infinite at zero
         found = tp.statistics(model, [x], loss=lambda out: out.sum())
         assert found.first_not_finite is None
         assert found.first_not_finite_gradient == "1"

@@ -115,6 +115,11 @@ class TestFunctionalRectifiers:
             ("relu6", F.relu6),
             ("hardtanh", lambda x: F.hardtanh(x, 0, 9)),
             ("threshold", lambda x: F.threshold(x, 0, 0)),
+            ("threshold", lambda x: F.threshold_(x, 0, 0)),
+            ("clamp", lambda x: x.clamp(min=torch.zeros(()))),
+            ("maximum", lambda x: torch.maximum(x, torch.zeros_like(x))),
+            ("maximum", lambda x: torch.max(torch.zeros(1), x)),
+            ("hardsigmoid", lambda x: F.hardsigmoid(x * 100)),
         ],
     )
     def test_count_as_layers_do(self, name: str, rectify) -> None:
@@ -132,9 +137,16 @@ class TestFunctionalRectifiers:
         assert row.output.calls == 2
 
     def test_functions_that_are_no_rectifiers(self) -> None:
-        for function in (F.gelu, torch.tanh, lambda x: x.clamp(min=-1), lambda x: F.hardtanh(x), F.leaky_relu):
+        functions = (F.gelu, torch.tanh, F.leaky_relu, F.hardtanh, lambda x: x.clamp(min=-1))
+        maxima = (lambda x: torch.maximum(x, -x), lambda x: torch.max(x, torch.ones(1)), lambda x: x - x.max())
+        for function in (*functions, *maxima):
             found = tp.statistics(Residual(function).eval(), [torch.randn(2, 3, 6, 6)])
             assert [row.name for row in found] == ["one", "two", "act"]
+
+    def test_inside_vmap(self) -> None:
+        mapped = torch.func.vmap(lambda x: torch.maximum(x, -x).clamp(min=x.min()))
+        found = tp.statistics(nn.Sequential(nn.Linear(3, 4), Apply(mapped)), [torch.randn(2, 3)])
+        assert [row.name for row in found] == ["0", "1"]
 
     def test_of_a_module_that_is_one(self) -> None:
         model = nn.Sequential(nn.Conv2d(3, 4, 3), Apply(F.relu), nn.ReLU())
@@ -250,6 +262,20 @@ class TestChannels:
         assert found["1"].output.mean.item() == pytest.approx(values.mean().item(), rel=1e-5)
         assert "vary" in found["1"].remark
 
+    def test_inputs_of_three_axes_may_be_tokens(self) -> None:
+        model = nn.Sequential(Apply(lambda x: x + 1))
+        with pytest.warns(Notice, match=r"unclear.*'0'.*channel_axis="):
+            (row,) = tp.statistics(model, [torch.randn(4, 10, 16)])
+        assert row.output.channels == 16
+        (row,) = tp.statistics(model, [torch.randn(4, 1, 16)])  # a signal
+        assert row.output.channels == 1
+        for sizes, channels in (((10, 12), 16), ((10, 16), 10)):
+            batches = [torch.randn(4, 10, 16), torch.randn(4, *((sizes[1], 16) if channels == 16 else (10, 9)))]
+            (row,) = tp.statistics(model, batches)
+            assert (row.output.channels, row.remark) == (channels, "")
+            values = [x.flatten(0, 1) + 1 if channels == 16 else x.movedim(1, 2).flatten(0, 1) + 1 for x in batches]
+            torch.testing.assert_close(row.output.mean, torch.cat(values).double().mean(0), rtol=1e-5, atol=1e-6)
+
     def test_what_stays_unclear_is_said_once(self) -> None:
         model = nn.Sequential(Apply(lambda x: x.flatten(2).mT * 1.0), Apply(lambda x: x + 1))
         with pytest.warns(Notice, match=r"unclear.*'0', '1'.*channel_axis=") as caught:
@@ -302,6 +328,12 @@ class TestLeftOut:
             model(x)
         indices = tp.statistics(model, [x], "1", reduce=torch.Tensor.float)["1"].output
         assert indices.summary().mean == pytest.approx(model(x).double().mean().item(), rel=1e-6)
+
+    def test_a_reduce_that_returns_no_tensor(self) -> None:
+        model = nn.Linear(3, 2)
+        policy = tp.keep.Running(reduce=lambda values: 3)  # type: ignore[arg-type,return-value]
+        with tp.record(model, "", keep=policy), pytest.raises(InputError, match="returned a int; allowed: a tensor"):
+            model(torch.randn(2, 3))
 
     def test_packed_sequences(self) -> None:
         class Packs(nn.Module):

@@ -48,7 +48,9 @@ class TestLeavesTheModelUnchanged:
         model, x = messy(), torch.randn(2, 3, 8, 8)
         model.fail_with = error
         before = state_of(model)
-        if error is None or name in ("kernels", "activations, stopped"):
+        # The rest of the model runs only to count the calls, and does not matter; Ctrl-C does.
+        stopped = name == "activations, stopped" and isinstance(error, Exception)
+        if error is None or stopped or name == "kernels":
             EVERY[name](model, x)
         else:
             with pytest.raises(type(error)):

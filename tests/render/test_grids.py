@@ -70,10 +70,10 @@ class TestKernelGrid:
         assert np.array_equal(squares(line, 20)[0], DIVERGING[[0, 128, 255]])
         block = torch.zeros(1, 1, 2, 1, 2)
         block[0, 0, 0, 0, 1], block[0, 0, 1, 0, 0] = 1.0, -1.0
-        slices = tiles_of(kernel_grid(block), 20, 81, 1, 1)[0, 0]  # two slices, and a line between them
-        assert (slices[:, 40] == FRAME).all()
+        slices = tiles_of(kernel_grid(block), 20, 84, 1, 1)[0, 0]  # two slices, and a line between them
+        assert (slices[:, 40:44] == FRAME).all()
         assert np.array_equal(squares(slices[:, :40], 20)[0], DIVERGING[[128, 255]])
-        assert np.array_equal(squares(slices[:, 41:], 20)[0], DIVERGING[[0, 128]])
+        assert np.array_equal(squares(slices[:, 44:], 20)[0], DIVERGING[[0, 128]])
 
     def test_the_kernels_of_largest_norm_are_drawn_and_it_is_said(self, words: list[str], numbers: list[int]) -> None:
         weight = torch.zeros(2048, 1, 3, 3)
@@ -112,6 +112,16 @@ class TestKernelGrid:
         assert np.array_equal(made, DIVERGING[index])
         size = " x ".join("1" for _ in kernel)
         assert words[0] == f"all 5 kernels as rows, all 3 input channels as columns, size {size}"
+
+    def test_the_weight_of_a_linear_layer_is_a_matrix(self, words: list[str]) -> None:
+        weight = torch.randn(5, 3)
+        assert kernel_grid(weight).tobytes() != kernel_grid(weight.T).tobytes()
+        assert words[0] == "all 5 outputs as rows, all 3 inputs as columns"
+        matrix, convolution = np.asarray(kernel_grid(weight)), np.asarray(kernel_grid(weight[:, :, None]))
+        assert np.array_equal(matrix[-110:], convolution[-110:])
+        for option in ({"rgb": True}, {"labels": list("abcde")}):
+            with pytest.raises(OptionError, match="linear layer is one matrix"):
+                kernel_grid(weight, **option)
 
     def test_a_large_matrix(self, words: list[str]) -> None:
         weight = torch.zeros(2048, 1000, 1, 1)
@@ -184,8 +194,8 @@ class TestKernelGrid:
 
     def test_bad_input(self) -> None:
         weight = torch.randn(4, 4, 3, 3)
-        with pytest.raises(InputError, match=r"shape \(4, 9\); allowed: .*\(out, in, \*kernel\)"):
-            kernel_grid(torch.zeros(4, 9))
+        with pytest.raises(InputError, match=r"shape \(9,\); allowed: .*\(out, in, \*kernel\)"):
+            kernel_grid(torch.zeros(9))
         with pytest.raises(InputError, match="no values"):
             kernel_grid(torch.zeros(0, 3, 3, 3))
         with pytest.raises(InputError, match="kernels is empty"):
@@ -209,6 +219,8 @@ class TestKernelGrid:
         for option in ("most", "most_channels", "columns", "tile"):
             with pytest.raises(OptionError, match=f"{option} is 0; allowed: 1 or more"):
                 kernel_grid(weight, **{option: 0})
+            with pytest.raises(OptionError, match=rf"{option} is 2\.5; allowed: 1 or more"):
+                kernel_grid(weight, **{option: 2.5})
 
 
 LABEL = 21  # pixels of a channel's number above its tile

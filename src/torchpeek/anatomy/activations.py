@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torchpeek.anatomy.tensor_table import TensorTable
-from torchpeek.engine import call_counts, inspectable_module, may_be_called_again, preserved, run
+from torchpeek.engine import call_counts, inspectable_module, preserved, run
 from torchpeek.errors import AmbiguousCall
 from torchpeek.hooks import Selection, record, select, several_calls
 from torchpeek.keywords import checked_keywords
@@ -16,9 +16,9 @@ def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Sel
 
     The forward pass stops when the last of the layers has returned, so the rest of the model does not run. A layer that
     is called several times has several outputs: "act[0]" is the first, "act[-1]" the last, and "act" alone raises
-    AmbiguousCall. Where the code around a layer does not show that it is called once, one sample runs through the whole
-    model to count the calls, the first time that the model is given inputs of this form; your hooks do not run then.
-    For a call that is counted from the end, the whole model runs. The model is left exactly as it was found.
+    AmbiguousCall. To count the calls, one sample runs through the whole model the first time that the model is given
+    inputs of this form; your hooks do not run then. For a call that is counted from the end, the whole model runs. The
+    model is left exactly as it was found.
 
     Args:
         model: An nn.Module or a LoadedModel.
@@ -45,11 +45,10 @@ def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Sel
     module = inspectable_module(module_of(model))
     call = model_call_for(model, inputs, any_tensor=True)
     whole = [layer for layer in select(module, layers, exclude=exclude).values() if layer.call is None]
-    if any(may_be_called_again(module, layer.module) for layer in whole):
-        counts = call_counts(module, call)
-        for layer in whole:
-            if counts.get(id(layer.module), 0) > 1:
-                raise AmbiguousCall(several_calls(layer.path, counts[id(layer.module)]))
+    counts = call_counts(module, call) if whole else {}
+    for layer in whole:
+        if counts.get(id(layer.module), 0) > 1:
+            raise AmbiguousCall(several_calls(layer.path, counts[id(layer.module)]))
     with preserved(module), record(module, layers, exclude=exclude, snapshot="clone", stop=True) as tape:
         run(module, call)
     return TensorTable({name: tape[name].output for name in tape})

@@ -45,7 +45,7 @@ def _parts(
         chosen = _entries(batch, arguments, "arguments")
         names = list(chosen)
         if isinstance(arguments, (int, str)):
-            model_inputs = chosen[names[0]]
+            model_inputs = _positional(module, chosen[names[0]])
         else:
             model_inputs = Arguments(
                 tuple(value for name, value in chosen.items() if isinstance(name, int)),
@@ -60,43 +60,70 @@ def _parts(
 def _by_default(module: nn.Module, batch: Any) -> tuple[Any, tuple[Any, ...]]:
     """The whole batch, or the first of a pair."""
     if not isinstance(batch, (tuple, list)):
+        if isinstance(batch, Mapping):
+            _check_names(module, batch)
         return batch, ()
     if len(batch) == 1:
-        return batch[0], ()
+        return _positional(module, batch[0]), ()
     if len(batch) != 2:
         raise InputError(
             f"a batch is a {type(batch).__name__} of {len(batch)} entries ({_listed(batch)}); allowed: inputs, a pair "
             "(inputs, target), or any batch with arguments=, which names what the model is called with. Next: "
             f"arguments=0, or arguments=(0, 1) for two inputs; the loss takes the other entries. {_FUNCTION}"
         )
-    if isinstance(batch[0], Tensor) and (names := _needs_both(module)):
+    if isinstance(batch[0], Tensor) and (names := _needs_several(module, 2)):
         raise InputError(
             f"{type(module).__name__} takes {names}, and the batch is a pair ({_listed(batch)}), which is taken as "
             f"(inputs, target). Next: arguments=(0, 1) calls the model with both. {_FUNCTION}"
         )
-    return batch[0], (batch[1],)
+    return _positional(module, batch[0]), (batch[1],)
 
 
 _FUNCTION = "arguments= and target= also take a function of the batch"
 
 
-def _needs_both(module: nn.Module) -> str:
-    """The names of the arguments of a model that cannot be called with one alone; otherwise an empty string."""
+def _needs_several(module: nn.Module, count: int) -> str:
+    """The names of `count` arguments of a model that cannot be called with one alone; otherwise an empty string."""
+    signature = _signature(module)
+    if signature is None or _binds(signature, 1) or not _binds(signature, count):
+        return ""
+    return " and ".join(map(repr, list(signature.parameters)[:count]))
+
+
+def _signature(module: nn.Module) -> inspect.Signature | None:
     try:
-        signature = inspect.signature(module.forward)
+        return inspect.signature(module.forward)
     except (TypeError, ValueError):
-        return ""
+        return None
+
+
+def _binds(signature: inspect.Signature, count: int) -> bool:
     try:
-        signature.bind(None)
+        signature.bind(*[None] * count)
     except TypeError:
-        pass
-    else:
-        return ""
-    try:
-        signature.bind(None, None)
-    except TypeError:
-        return ""
-    return " and ".join(map(repr, list(signature.parameters)[:2]))
+        return False
+    return True
+
+
+def _positional(module: nn.Module, entry: Any) -> Any:
+    """An entry that holds all arguments of a model, as in ((a, b), target), as these; any other as it is."""
+    if isinstance(entry, (tuple, list)) and _needs_several(module, len(entry)):
+        return Arguments(tuple(entry))
+    return entry
+
+
+def _check_names(module: nn.Module, batch: Mapping[Any, Any]) -> None:
+    """Raise InputError where a batch has entries that the model does not take by name."""
+    signature = _signature(module)
+    names = () if signature is None else signature.parameters
+    unknown = [name for name in batch if name not in names]
+    known = [name for name in batch if name in names]
+    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in dict(names).values())
+    if unknown and known and not takes_any:
+        raise InputError(
+            f"{type(module).__name__} takes no {', '.join(map(repr, unknown))}, which is in the batch. Next: "
+            f"arguments={known!r} calls the model with these entries; the loss takes the others. {_FUNCTION}"
+        )
 
 
 def _as_arguments(inputs: Any) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from torchpeek.anatomy.statistics import Loss, one_number
 from torchpeek.anatomy.table import Table
@@ -34,7 +35,7 @@ class ParameterGradient:
         layer: Name of the layer that owns the parameter.
         parameter: Name of the parameter in the layer.
         numel: Number of its elements.
-        weight_norm: Euclidean norm of the parameter.
+        weight_norm: Euclidean norm of the parameter. NaN where the first pass of a lazy layer has yet to make it.
         gradient_norm: Euclidean norm of the gradient. None if there is no gradient: the parameter is frozen or unused.
         gradient_mean_abs: Mean absolute value of the gradient, or None.
         gradient_max_abs: Largest absolute value of the gradient, or None.
@@ -57,10 +58,17 @@ class ParameterGradient:
 
 @dataclass(frozen=True, repr=False)
 class GradientFlow(Table[ParameterGradient]):
-    """The gradients of one training step, a row for each parameter, in the order in which the layers ran."""
+    """The gradients of one training step, a row for each parameter, in the order in which the layers ran.
+
+    Args:
+        rows: A row for each parameter.
+        loss: The loss of the step.
+        other_names: Further names of layers that have several places in the model -> the name in the rows.
+    """
 
     rows: tuple[ParameterGradient, ...]
     loss: float
+    other_names: Mapping[str, str] = field(default_factory=dict)
 
     header = ("layer", "parameter", "size", "gradient norm", "mean |g|", "max |g|", "weight norm", "remark")
 
@@ -126,9 +134,11 @@ class GradientFlow(Table[ParameterGradient]):
             >>> flow.norm_of("0") == flow.norm_of("0.0") <= flow.total_norm
             True
         """
-        rows = [row for row in self.rows if not block or row.layer == block or row.layer.startswith(f"{block}.")]
+        by_name = {row.layer: row.layer for row in self.rows} | dict(self.other_names)
+        inside = {layer for name, layer in by_name.items() if not block or f"{name}.".startswith(f"{block}.")}
+        rows = [row for row in self.rows if row.layer in inside]
         if not rows:
-            names = list(dict.fromkeys(row.layer for row in self.rows))
+            names = list(by_name)
             raise LayerNotFound(f"no parameter of {block!r} is in this table{closest(block, names)}")
         norms = {row.shared_with or f"{row.layer}.{row.parameter}": row.gradient_norm for row in rows}
         return total_norm([norm for norm in norms.values() if norm is not None])
@@ -197,7 +207,7 @@ def gradient_flow(
             for name, owner in owners.items()
             for own, parameter in owner.named_parameters(recurse=False)
         }
-        trainable = {id(parameter): parameter for parameter in named.values() if parameter.requires_grad}
+        trainable = {id(each): each for each in named.values() if each.requires_grad and not is_lazy(each)}
         if not trainable:
             raise GradUnavailable(
                 "every parameter of these layers is frozen; requires_grad_() makes them take gradients"
@@ -216,7 +226,13 @@ def gradient_flow(
         above = listed.setdefault(id(parameter), f"{name}.{own}")
         tied = above != f"{name}.{own}"
         rows.append(replace(row, remark="tied to one above", tied=True, shared_with=above) if tied else row)
-    return GradientFlow(tuple(rows), float(value.detach()))
+    first_names = {id(owner): name for name, owner in owners.items()}
+    other_names = {
+        name: first_names[id(each)]
+        for name, each in module.named_modules(remove_duplicate=False)
+        if id(each) in first_names and name not in owners
+    }
+    return GradientFlow(tuple(rows), float(value.detach()), other_names)
 
 
 def _owners(module: nn.Module, layers: Selection | None, exclude: Selection | None) -> dict[str, nn.Module]:
@@ -269,6 +285,8 @@ def _loss(model: Model, output: Any, target: Any, loss: Loss | None) -> Tensor:
 
 
 def _row(layer: str, name: str, parameter: Tensor, gradient: Tensor | None, *, called: bool) -> ParameterGradient:
+    if is_lazy(parameter):
+        return ParameterGradient(layer, name, 0, math.nan, None, None, None, "not initialised; layer not called")
     weight_norm = norm(parameter)
     if gradient is None:
         remark = "frozen" if not parameter.requires_grad else "not used" if called else "layer not called"

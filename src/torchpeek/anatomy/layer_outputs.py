@@ -108,8 +108,12 @@ class _Observer:
         self._rectified: dict[int, tuple[str, str, int]] = {}  # memory -> the latest function whose result is there
         self._model = dict(model.named_modules())
         self._channels = channels_of(model)
-        # The channel axis of the latest output of this shape. Inputs are (N, C, *grid).
-        self._axis_of_shape: dict[Sizes, int] = {tuple(sample.picture.shape): 1}
+        # The channel axis of the latest output of this shape. A picture is (N, C, h, w) and a signal (N, 1, t); other
+        # inputs of three axes may be (N, T, C).
+        shape = tuple(sample.picture.shape)
+        self._axis_of_shape: dict[Sizes, int] = {}
+        if len(shape) > 3 or (len(shape) == 3 and shape[1] == 1):
+            self._axis_of_shape[shape] = 1
 
     def _note_axis(self, key: tuple[str, int, str], tensor: Tensor, channels: Channels) -> None:
         axes = channels.axes_of(tensor)

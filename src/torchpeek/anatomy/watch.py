@@ -162,7 +162,8 @@ def watch(
     A step is a step of an optimizer, any `torch.optim.Optimizer` that has parameters of the model. Several optimizers
     that step one after the other, each with its own parameters, share one step; a new step begins when a parameter is
     changed for the second time. So passes for validation and batches that are accumulated are no steps, and neither is
-    a step that a GradScaler skips. Weights that are changed by hand, without an optimizer, are not seen.
+    a step that a GradScaler skips, unless the optimizer itself skips it: a fused one takes a step without an update.
+    Weights that are changed by hand, without an optimizer, are not seen.
 
     Steps 0, `every`, 2 * `every`, ... are watched. In these the weights and gradients are read a few times, and a copy
     of the weights is kept while the optimizer steps: as much memory as the weights take. The other steps cost

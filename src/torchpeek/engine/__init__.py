@@ -21,7 +21,6 @@ from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import Arguments, ModelCall, as_model_call
 from torchpeek.engine.model_config import takes_a_list
 from torchpeek.engine.preserve import check_initialised, preserved
-from torchpeek.engine.repeated_calls import may_be_called_again
 from torchpeek.engine.targets import Question, Target
 from torchpeek.engine.targets.question import Bound, bound_to, is_positional, label_noun, output_part, score_kind
 from torchpeek.engine.trace import Trace, trace_model
@@ -59,7 +58,6 @@ __all__ = [
     "label_noun",
     "layer_calls",
     "layout_of",
-    "may_be_called_again",
     "network_name",
     "output_part",
     "preserved",

@@ -32,19 +32,30 @@ def call_counts(model: nn.Module, call: ModelCall) -> Mapping[int, int]:
     if any(map(is_sharded, model.modules())):
         return {}  # the other ranks would wait
     counts: list[Counter[int]] = []  # of each pass: where the model fails, others follow that look for the cause
+    depth = 0  # a model may call itself
 
     def start(*hook_arguments: Any) -> None:
-        counts.append(Counter())
+        nonlocal depth
+        if not depth:
+            counts.append(Counter())
+        depth += 1
+
+    def end(*hook_arguments: Any) -> None:
+        nonlocal depth
+        depth -= 1
 
     def count(number: int, *hook_arguments: Any) -> None:
         counts[-1][number] += 1
 
     def counted(size: int | None) -> None:
+        nonlocal depth
+        depth = 0
         counts.clear()
         copy = without_hooks(model)
-        pairs = zip(copy.modules(), model.modules(), strict=True)
+        # Also the originals: a module that another one holds in a list of its own is not copied.
+        pairs = zip([*copy.modules(), *model.modules()], [*model.modules()] * 2, strict=True)
         hooks = [(each, partial(count, id(original))) for each, original in pairs if takes_hooks(each)]
-        with attached(hooks, called=[(copy, start)]), torch.no_grad():
+        with attached(hooks, called=[(copy, start)], ended=[(copy, end)]), torch.no_grad():
             run(copy, call.one_sample(size).for_one_pass())
 
     try:

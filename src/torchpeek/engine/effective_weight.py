@@ -94,12 +94,10 @@ class _NotComputed(Exception):
 def _run_hooks(layer: nn.Module) -> None:
     """Run the pre-hooks that compute attributes of the layer. Raises _NotComputed where they do not suffice."""
     hooks = _pre_hooks(layer)
-    of_torch = [hook for _, hook in hooks if isinstance(hook, _TORCH_HOOKS)]
-    if not _is_computed(layer) or any(_attribute_of(hook) == "weight" for hook in of_torch):
-        for hook in of_torch:
-            hook(layer, ())
-        return
-    if not hooks and isinstance(layer, _WEIGHTED) and "weight" not in layer._buffers:
+    of_torch = [pair for pair in hooks if isinstance(pair[1], _TORCH_HOOKS)]
+    if not _is_computed(layer) or any(_attribute_of(hook) == "weight" for _, hook in of_torch):
+        hooks = of_torch
+    elif not hooks and isinstance(layer, _WEIGHTED) and "weight" not in layer._buffers:
         raise _NotComputed("outside of the layer")
     try:
         for with_kwargs, compute in hooks:

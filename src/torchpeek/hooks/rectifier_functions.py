@@ -30,10 +30,24 @@ def _is_zero(place: int, name: str, default: Any = None) -> Callable[[tuple[Any,
     """Whether the argument is the number zero."""
 
     def check(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        value = _argument(place, name, default, args, kwargs)
-        return isinstance(value, (int, float)) and value == 0
+        return _is_all_zero(_argument(place, name, default, args, kwargs))
 
     return check
+
+
+def _has_zeros(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether one of two tensors is zero everywhere."""
+    both = [*args, *kwargs.values()]
+    return len(both) == 2 and all(isinstance(each, Tensor) for each in both) and any(map(_is_all_zero, both))
+
+
+def _is_all_zero(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        try:
+            return value.numel() > 0 and not bool(value.any())
+        except RuntimeError:  # tensors without readable values, as inside vmap
+            return False
+    return isinstance(value, (int, float)) and value == 0
 
 
 # Functions whose result may be exactly zero over a range of inputs, with their names and when that holds.
@@ -41,9 +55,10 @@ _RECTIFIERS: dict[Any, tuple[str, Callable[[tuple[Any, ...], dict[str, Any]], bo
     **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_), ("relu", _always)),
     F.relu6: ("relu6", _always),
     F.hardswish: ("hardswish", _always),
+    F.hardsigmoid: ("hardsigmoid", _always),
     **dict.fromkeys((F.hardshrink, torch.hardshrink, Tensor.hardshrink), ("hardshrink", _always)),
     F.softshrink: ("softshrink", _always),
-    **dict.fromkeys((F.threshold, torch.threshold), ("threshold", _is_zero(2, "value"))),
+    **dict.fromkeys((F.threshold, torch.threshold, torch.threshold_), ("threshold", _is_zero(2, "value"))),
     **dict.fromkeys((F.hardtanh, F.hardtanh_), ("hardtanh", _is_zero(1, "min_val", -1.0))),
     **dict.fromkeys(
         (torch.clamp, torch.clamp_, Tensor.clamp, Tensor.clamp_, torch.clip, torch.clip_, Tensor.clip, Tensor.clip_),
@@ -52,6 +67,7 @@ _RECTIFIERS: dict[Any, tuple[str, Callable[[tuple[Any, ...], dict[str, Any]], bo
     **dict.fromkeys(
         (torch.clamp_min, torch.clamp_min_, Tensor.clamp_min, Tensor.clamp_min_), ("clamp", _is_zero(1, "min"))
     ),
+    **dict.fromkeys((torch.maximum, Tensor.maximum, torch.max, Tensor.max, torch.fmax), ("maximum", _has_zeros)),
 }
 
 

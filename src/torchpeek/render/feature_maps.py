@@ -150,7 +150,10 @@ def _share(shown: int, total: int) -> str:
 
 
 def _indices(channels: Iterable[int], total: int) -> list[int]:
-    chosen = [operator.index(channel) for channel in channels]
+    try:
+        chosen = [operator.index(channel) for channel in channels]
+    except TypeError:
+        raise OptionError(f"channels is {channels!r}; allowed: indices of channels, such as [0, 3]") from None
     if not chosen:
         raise OptionError("channels is empty; name at least one, or None for the first ones")
     wrong = [channel for channel in chosen if not 0 <= channel < total]

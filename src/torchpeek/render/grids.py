@@ -44,13 +44,13 @@ def kernel_grid(
     A kernel with three input channels is one tile in RGB, in which 0 is mid grey. For any other kernel, each input
     channel is a tile in the diverging colormap: blue below zero, light grey at zero, red above. The slices of a 3-D
     kernel stand side by side. The kernels of a layer of size 1 with several input channels, such as 1 x 1, are drawn
-    as one matrix: a row for each output channel, a column for each input channel.
+    as one matrix: a row for each output channel, a column for each input channel. So is the weight of a linear layer.
 
     Where not all are shown, it is those with the largest norm, the largest first, and the caption says how many of how
     many. The numbers are those of the output and input channels, from 0.
 
     Args:
-        kernels: One layer's weight (out, in, *kernel) with one to three kernel axes; or single kernels of several
+        kernels: One layer's weight (out, in, *kernel) with up to three kernel axes; or single kernels of several
             layers, a mapping or sequence of (in, h, w) or (in, 1, *kernel), with a block for each. The weight of a
             transposed convolution is (in, out, *kernel): give its `.transpose(0, 1)`.
         scale: "shared", from the largest magnitude of all tiles, or "each", from that of each tile.
@@ -182,6 +182,12 @@ def feature_grid(
 def _is_matrix(weight: Tensor, rgb: bool | Literal["auto"], labels: Sequence[str] | None) -> bool:
     """Whether the kernels have size 1 and several input channels, and need no tiles of their own."""
     sizes = weight.shape[1:]
+    if weight.ndim == 2:  # of a linear layer
+        if rgb is True or labels is not None:
+            raise OptionError(
+                "rgb and labels are of tiles, and the weight of a linear layer is one matrix; leave them out"
+            )
+        return True
     return 3 <= weight.ndim <= 5 and sizes[0] > 1 and sizes[1:].numel() == 1 and rgb is not True and labels is None
 
 
@@ -191,9 +197,10 @@ def _of_matrix(weight: Tensor, most: int, most_channels: int) -> tuple[str, list
     rows = _strongest(matrix, most)
     columns = _strongest(matrix[rows].T, most_channels)
     tile = matrix[rows][:, columns][None, None, None]  # (1, 1, 1, rows, columns)
-    outputs = _largest(len(rows), len(matrix), "kernel")
-    inputs = _largest(len(columns), matrix.shape[1], "input channel")
-    words = f"{outputs} as rows, {inputs} as columns, {_size(weight.shape[2:])}"
+    outputs = _largest(len(rows), len(matrix), "kernel" if weight.ndim > 2 else "output")
+    inputs = _largest(len(columns), matrix.shape[1], "input channel" if weight.ndim > 2 else "input")
+    size = f", {_size(weight.shape[2:])}" if weight.ndim > 2 else ""
+    words = f"{outputs} as rows, {inputs} as columns{size}"
     return words, [Block(tile, 1, axes=(rows.tolist(), columns.tolist()))]
 
 
@@ -208,7 +215,7 @@ def _of_layer(
     """Return the caption and the blocks of one layer's weight (out, in, *kernel)."""
     if not 3 <= weight.ndim <= 5:
         raise InputError(
-            f"kernels has shape {tuple(weight.shape)}; allowed: a convolution's weight (out, in, *kernel) with 1 to 3 "
+            f"kernels has shape {tuple(weight.shape)}; allowed: a layer's weight (out, in, *kernel) with up to 3 "
             "kernel axes, or a mapping of single kernels. For one kernel (in, h, w) give kernel[None]"
         )
     out, channels = weight.shape[:2]
@@ -348,8 +355,8 @@ def _check_options(scale: str, **counts: int | None) -> None:
     if scale not in ("shared", "each"):
         raise OptionError(f"no scale {scale!r}; allowed: 'shared', 'each'")
     for name, count in counts.items():
-        if count is not None and count < 1:
-            raise OptionError(f"{name} is {count}; allowed: 1 or more")
+        if count is not None and (isinstance(count, bool) or not hasattr(count, "__index__") or count < 1):
+            raise OptionError(f"{name} is {count!r}; allowed: 1 or more, a whole number")
 
 
 def _check_feature_options(sort: str, clip: object) -> None:

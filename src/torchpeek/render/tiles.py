@@ -25,6 +25,7 @@ FRAME = (150, 150, 150)
 """The colour of the frame around every tile, because some colours are as light as the background."""
 
 _GAP = 3
+_SLICE_GAP = 4  # pixels between the slices of a volume, in the colour of the frame; one would be lost among the values
 _WIDTH = 960  # pixels of the tiles in a row, which makes a sheet about 1000 wide
 _WIDEST = 1300  # if labels need more room than tiles
 _NARROWEST = 480  # room for the caption
@@ -180,9 +181,9 @@ def _framed(colours: Table, zoom: _Zoom) -> Table:
     """Draw each value as a rectangle, slices side by side, framed: (n, d, h, w, 3) -> (n, H, W, 3)."""
     large = colours.repeat(zoom.high, axis=2).repeat(zoom.wide, axis=3)
     n, depth, height, width, _ = large.shape
-    framed = np.full((n, height + 2, depth * (width + 1) + 1, 3), FRAME, np.uint8)
+    framed = np.full((n, height + 2, depth * (width + _SLICE_GAP) - _SLICE_GAP + 2, 3), FRAME, np.uint8)
     for z in range(depth):
-        framed[:, 1:-1, z * (width + 1) + 1 :][:, :, :width] = large[:, z]
+        framed[:, 1:-1, z * (width + _SLICE_GAP) + 1 :][:, :, :width] = large[:, z]
     return framed
 
 

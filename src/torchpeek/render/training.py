@@ -73,8 +73,10 @@ def training_flow(rows: Sequence[StepRow], *, title: str = "") -> Figure:
     below.set_xlabel("step")
     below.xaxis.get_major_locator().set_params(integer=True)
     below.axhline(_USUAL_RATIO, color="#777777", linewidth=0.8, linestyle=":")
-    steps = len({row.step for row in rows})
-    counts = f"{_counted(len(layers), 'block')}, {_counted(steps, 'step')}"
+    steps = sorted({row.step for row in rows})
+    if len(steps) == 1:  # else the axis has fractions of a step
+        below.set_xlim(steps[0] - 1, steps[0] + 1)
+    counts = f"{_counted(len(layers), 'block')}, {_counted(len(steps), 'step')}"
     if len(drawn) < len(layers):
         counts += f", without values: {len(layers) - len(drawn)}"
     above.set_title(f"{title}\n{counts}" if title else counts, fontsize=10, loc="left")

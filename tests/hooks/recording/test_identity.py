@@ -108,7 +108,7 @@ def test_one_tensor_in_while_statistics_are_taken() -> None:
 
     same: list[bool] = []
     x = torch.randn(2, 3, 4, requires_grad=True)
-    tp.statistics(Classifier(), [x], ["attention"], loss=lambda output: output.sum())
+    tp.statistics(Classifier(), [x], ["attention"], loss=lambda output: output.sum(), channel_axis=-1)
     assert same
     assert all(same)
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torchpeek.errors import InputError, LayerNotFound, notify
+from torchpeek.errors import InputError, LayerNotFound, OptionError, notify
 from torchpeek.hooks.module_channels import UNKNOWN_CHANNELS, Channels, channels_of
 from torchpeek.hooks.recording.running_statistics import ChannelsVary, RunningStatistics
 from torchpeek.hooks.recording.storage import Leaf, StoredTensor, StoredValue
@@ -186,6 +186,8 @@ class StatisticsKeeper:
                 values = tensor.detach()
                 if self._policy.reduce is not None:
                     values = self._policy.reduce(values)
+                    if not isinstance(values, Tensor):
+                        raise OptionError(f"reduce returned a {type(values).__name__}; allowed: a tensor")
                 if statistics is None:
                     statistics = self._parts[number, part] = self._new(values)
                 if isinstance(statistics, RunningStatistics):
