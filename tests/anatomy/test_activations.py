@@ -210,3 +210,24 @@ class TestOneCall:
         for call in (3, -4):
             with pytest.raises(NotFired, match=r"called 3 times.*'act\[0\]' to 'act\[2\]'"):
                 tp.activations(SharedAct(), torch.randn(1, 3, 8, 8), f"act[{call}]")
+
+
+@pytest.mark.parametrize("tail_fails", [False, True])
+def test_a_model_that_needs_its_hooks(tail_fails: bool) -> None:
+    class Hooked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.once, self.twice = nn.Tanh(), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.twice(self.once(x * self.scale))
+            x = self.twice(x - 1)
+            return x @ x if tail_fails else x
+
+    model = Hooked()
+    model.register_forward_pre_hook(lambda module, args: setattr(module, "scale", 2))
+    x = torch.rand(2, 3)
+    assert torch.equal(tp.activations(model, x, "once")["once"], torch.tanh(2 * x))
+    assert torch.equal(tp.activations(model, x, "twice[1]")["twice[1]"], torch.relu(torch.tanh(2 * x) - 1))
+    with pytest.raises(AmbiguousCall, match="twice"):
+        tp.activations(model, x, "twice")

@@ -17,8 +17,8 @@ def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Sel
     The forward pass stops when the last of the layers has returned, so the rest of the model does not run. A layer that
     is called several times has several outputs: "act[0]" is the first, "act[-1]" the last, and "act" alone raises
     AmbiguousCall. To count the calls, one sample runs through the whole model the first time that the model is given
-    inputs of this form; your hooks do not run then. For a call that is counted from the end, the whole model runs. The
-    model is left exactly as it was found.
+    inputs of this form; your hooks do not run then. Where that cannot count them, and for a call that is counted from
+    the end, the whole model runs on all samples. The model is left exactly as it was found.
 
     Args:
         model: An nn.Module or a LoadedModel.
@@ -45,10 +45,16 @@ def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Sel
     module = inspectable_module(module_of(model))
     call = model_call_for(model, inputs, any_tensor=True)
     whole = [layer for layer in select(module, layers, exclude=exclude).values() if layer.call is None]
-    counts = call_counts(module, call) if whole else {}
+    counts = (call_counts(module, call) or {}) if whole else {}
     for layer in whole:
         if counts.get(id(layer.module), 0) > 1:
             raise AmbiguousCall(several_calls(layer.path, counts[id(layer.module)]))
-    with preserved(module), record(module, layers, exclude=exclude, snapshot="clone", stop=True) as tape:
-        run(module, call)
+    # A layer whose calls could not be counted may be called again later in the pass.
+    stop = all(id(layer.module) in counts for layer in whole)
+    with preserved(module), record(module, layers, exclude=exclude, snapshot="clone", stop=stop) as tape:
+        try:
+            run(module, call)
+        except Exception:
+            if stop or not all(len(tape[name]) for name in tape):
+                raise  # otherwise the model fails after the layers, as it does at a size that its head does not take
     return TensorTable({name: tape[name].output for name in tape})

@@ -20,17 +20,16 @@ from torchpeek.hooks import attached, is_sharded, takes_hooks, without_hooks
 _COUNTS: ModelCache[Any, Mapping[int, int]] = ModelCache(capacity=16)
 
 
-def call_counts(model: nn.Module, call: ModelCall) -> Mapping[int, int]:
-    """The id of each module -> how often a pass over one sample of the call calls it.
+def call_counts(model: nn.Module, call: ModelCall) -> Mapping[int, int] | None:
+    """The id of each module -> how often a pass over one sample of the call calls it; None where it cannot be counted.
 
-    The pass is remembered for all calls of the same signature. It runs none of the user's hooks. Where the model fails,
-    the counts are those up to there.
+    The pass is remembered for all calls of the same signature. It runs none of the user's hooks.
     """
     remembered = _COUNTS.get(model, call.signature)
     if remembered is not None:
         return remembered
     if any(map(is_sharded, model.modules())):
-        return {}  # the other ranks would wait
+        return None  # the other ranks would wait
     counts: list[Counter[int]] = []  # of each pass: where the model fails, others follow that look for the cause
     depth = 0  # a model may call itself
 
@@ -63,6 +62,6 @@ def call_counts(model: nn.Module, call: ModelCall) -> Mapping[int, int]:
             with_fixed_batch(model, call, counted)
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # what comes after the layers may be made for another size
-        return counts[0] if counts else {}
+    except Exception:  # such as a model that fails at one sample, or needs the hooks of its layers
+        return None
     return _COUNTS.put(model, call.signature, dict(counts[0]))
