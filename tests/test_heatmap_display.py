@@ -21,8 +21,10 @@ from torch import nn
 import torchpeek as tp
 from images import noise
 from networks import PooledNet
+from paths import IMAGES
 from torchpeek.errors import InputError, Notice, OptionError
 
+CHELSEA, COFFEE = IMAGES / "chelsea.png", IMAGES / "coffee.png"
 NAMES = ["<b>cat</b>", "dog & co", "fox", "hen", "<script>alert(1)</script>"]
 
 
@@ -231,6 +233,10 @@ class TestHtml:
         assert "<b>cat" not in html
         assert "onerror=&quot;" in html
         assert 'onerror="' not in html
+
+    def test_a_full_grid_of_photographs_is_small(self, loaded) -> None:
+        photographs = [loaded.read(CHELSEA), loaded.read(COFFEE)]
+        assert len(tp.explain(loaded, photographs * 10)._repr_html_()) < 200_000
 
     def test_a_grid_has_a_limit_and_says_so(self, loaded) -> None:
         heatmap = tp.explain(loaded, torch.rand(200, 3, 8, 8))

@@ -35,7 +35,7 @@ def print_json(value: Any) -> None:
 
 def print_written(folder: Path, *contents: str) -> None:
     """Print the last line of a command with --out: the folder, and what was written to it."""
-    print(f"written to {folder}/: {', '.join(filter(None, contents))}")
+    print(f"written to {_printable(str(folder))}/: {', '.join(filter(None, contents))}")
 
 
 def counted(number: int, noun: str) -> str:
@@ -46,7 +46,7 @@ def counted(number: int, noun: str) -> str:
 def print_skipped(skipped: Mapping[str, str], total: int) -> None:
     """Print the skipped files with the reason for each."""
     for file, reason in skipped.items():
-        print(f"skipped {file}: {reason}")
+        print(f"skipped {_printable(file)}: {reason}")
     if skipped:
         print(f"{len(skipped)} of {total} pictures skipped")
 
