@@ -86,6 +86,8 @@ def load_model(
             case "hf":
                 built = huggingface_model(name, named, trust_remote_code=trust_remote_code, seed=seed)
             case _:
+                if source.lower() in _NAMED:
+                    raise ModelNotFound(f"no source {source!r}; write {source.lower()}:{name}")
                 if weights is not None and file is None:
                     raise WeightsError(
                         f"weights {weights!r} for {spec}: a callable decides itself; give a file, or omit the weights"
