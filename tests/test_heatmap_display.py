@@ -119,6 +119,18 @@ class TestPictures:
         assert tp.load(tmp_path / "a.safetensors").pictures == ()
 
 
+class TestIndexing:
+    @pytest.mark.parametrize("index", [1, -1, np.int64(1), torch.tensor(1)])
+    def test_whole_numbers_of_every_library(self, loaded, picture, index) -> None:
+        heatmap = tp.explain(loaded, picture, target=[[2, 3]])
+        assert heatmap[0, index].label() == 3
+
+    @pytest.mark.parametrize("index", ["cat", 0.0, None, [0]])
+    def test_anything_else_is_refused(self, loaded, picture, index) -> None:
+        with pytest.raises(InputError, match="indexed by whole numbers and slices"):
+            tp.explain(loaded, picture)[index]
+
+
 class TestArray:
     def test_it_is_the_values(self, loaded, picture) -> None:
         heatmap = tp.explain(loaded, picture, target=[[0, 1]])
