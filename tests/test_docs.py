@@ -20,6 +20,7 @@ from torchpeek.cli.methods import methods_markdown
 def test_the_code_runs(page: str, mobilenet, in_folder: Path, photograph: Path) -> None:
     with Image.open(photograph) as image:
         image.convert("RGB").save(in_folder / "cat.jpg")
+    (in_folder / "examples").symlink_to(ROOT / "examples")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
     names: dict[str, object] = {}

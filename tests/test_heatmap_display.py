@@ -21,8 +21,10 @@ from torch import nn
 import torchpeek as tp
 from images import noise
 from networks import PooledNet
+from paths import IMAGES
 from torchpeek.errors import InputError, Notice, OptionError
 
+CHELSEA, COFFEE = IMAGES / "chelsea.png", IMAGES / "coffee.png"
 NAMES = ["<b>cat</b>", "dog & co", "fox", "hen", "<script>alert(1)</script>"]
 
 
@@ -115,6 +117,18 @@ class TestPictures:
         assert again.pictures[0].image.tobytes() == picture.image.tobytes()
         tp.save(heatmap, tmp_path / "a.safetensors")
         assert tp.load(tmp_path / "a.safetensors").pictures == ()
+
+
+class TestIndexing:
+    @pytest.mark.parametrize("index", [1, -1, np.int64(1), torch.tensor(1)])
+    def test_whole_numbers_of_every_library(self, loaded, picture, index) -> None:
+        heatmap = tp.explain(loaded, picture, target=[[2, 3]])
+        assert heatmap[0, index].label() == 3
+
+    @pytest.mark.parametrize("index", ["cat", 0.0, None, [0]])
+    def test_anything_else_is_refused(self, loaded, picture, index) -> None:
+        with pytest.raises(InputError, match="indexed by whole numbers and slices"):
+            tp.explain(loaded, picture)[index]
 
 
 class TestArray:
@@ -231,6 +245,10 @@ class TestHtml:
         assert "<b>cat" not in html
         assert "onerror=&quot;" in html
         assert 'onerror="' not in html
+
+    def test_a_full_grid_of_photographs_is_small(self, loaded) -> None:
+        photographs = [loaded.read(CHELSEA), loaded.read(COFFEE)]
+        assert len(tp.explain(loaded, photographs * 10)._repr_html_()) < 200_000
 
     def test_a_grid_has_a_limit_and_says_so(self, loaded) -> None:
         heatmap = tp.explain(loaded, torch.rand(200, 3, 8, 8))

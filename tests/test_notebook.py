@@ -35,7 +35,7 @@ SHOWN = {
     "tp.kernels(model)": "(4, 3, 3, 3)",
     "tp.activations(model, picture, '*')": "(1, 4, 30, 30)",
     "tp.layers(model, picture)": "suggested for heatmaps",
-    "tp.statistics(model, [picture.tensor])": "batches",
+    "tp.statistics(model, [picture.tensor])": ">1 batch<",
     "tp.gradient_flow(model, picture)": "gradient norm",
     "tp.plan(model, picture)": "bytes",
     "tp.evaluate(model, picture, heatmap, metrics={'deletion': {'steps': 4}})": "<img",

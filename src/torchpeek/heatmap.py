@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, product
@@ -350,6 +351,12 @@ def upsample(values: Tensor, size: Sequence[int]) -> Tensor:
 def _as_slice(index: Index, size: int, axis: str) -> slice:
     if isinstance(index, slice):
         return index
+    try:
+        index = operator.index(index)  # of NumPy and torch, too
+    except TypeError as error:
+        raise InputError(
+            f"a heatmap is indexed by whole numbers and slices, [n] or [n, k]; got {type(index).__name__}"
+        ) from error
     if not -size <= index < size:
         raise IndexError(f"index {index} is out of range on axis {axis}, which has length {size}")
     return slice(index % size, index % size + 1)

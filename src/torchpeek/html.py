@@ -25,6 +25,7 @@ MOST_ROWS = 1000
 """Most rows of a table in a notebook, which stays responsive."""
 
 _NUMBER = re.compile(r"[-+]?[\d,.]*\d(e[-+]?\d+)?%?|[-+]?(nan|inf)|")
+_QUALITY = 75  # of JPEG: 16 photographs of a grid have less than 200 kB
 _LONG = 80  # letters of a cell that is wrapped
 _FAINT = "opacity:0.7"
 _MARKED = "background:rgba(255,193,7,0.28);font-weight:bold"
@@ -169,7 +170,7 @@ def data_uri(image: Image.Image, *, lossless: bool = False) -> str:
     """Return an image as a data URI: a PNG if `lossless`, which suits few colours, else a JPEG."""
     kind = "PNG" if lossless else "JPEG"
     packed = io.BytesIO()
-    image.save(packed, kind, **({} if lossless else {"quality": 88}))
+    image.save(packed, kind, **({} if lossless else {"quality": _QUALITY}))
     return f"data:image/{kind.lower()};base64," + base64.b64encode(packed.getvalue()).decode()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -164,6 +165,17 @@ class TestStatistics:
 
         assert tp.statistics(PooledNet(), batches()).batches == 1
         assert tp.statistics(PooledNet(), torch.randn(2, 3, 6, 6)).batches == 1
+
+    def test_a_printed_table_has_the_columns_that_say_something(self) -> None:
+        columns = ["layer", "type", "of", "mean", "std", "min", "max", "zeros", "dead", "NaN"]
+        network, inputs = PooledNet(), torch.randn(2, 3, 6, 6)
+        found = tp.statistics(network, [inputs])
+        assert re.split(" +", str(found).splitlines()[0]) == [*columns[:2], *columns[3:-1]]
+        assert found.footer == "1 batch"
+        inputs[0, 0, 0, 0] = torch.nan
+        found = tp.statistics(network, [inputs, inputs], loss=lambda output: output.nansum())
+        assert re.split(" +", str(found).splitlines()[0]) == columns
+        assert found.footer.startswith("2 batches; NaN or infinity first came out of ")
 
     def test_histograms(self) -> None:
         found = tp.statistics(PooledNet(), [torch.randn(2, 3, 6, 6)])

@@ -369,7 +369,7 @@ class TestTheTable:
         assert columns["step"] == [0, 0, 0, 1, 1, 1]
         assert columns["layer"] == ["0", "2.0", "3"] * 2
         assert columns["update_ratio"] == [row.update_ratio for row in seen.rows]
-        assert len(str(seen).splitlines()) == 5
+        assert len(str(seen).splitlines()) == 6
         assert ".rows has all 2 watched steps, of 2 that were taken" in seen.footer
         assert ">2.0</td>" in seen._repr_html_()
 

@@ -67,6 +67,7 @@ def test_in_bash(words: list[str], expected: list[str], in_folder: Path) -> None
     (in_folder / "my pictures" / "a cat.jpg").touch()
     (in_folder / "names.txt").touch()
     program = (
+        "enable -n mapfile readarray\n"  # the bash 3.2 of macOS has neither
         "source scripts/torchpeek\n"
         'COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); COMPREPLY=()\n'
         '_torchpeek\nprintf "%s\\n" "${COMPREPLY[@]}"\n'

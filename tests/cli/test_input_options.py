@@ -112,7 +112,7 @@ def test_what_is_assumed_is_said(bare: Path, capsys) -> None:
         (["--input-size", "1", "2", "3", "4"], "--input-size is 1 2 3 4; allowed: HEIGHT WIDTH"),
         (["--mean", "0.1", "0.2"], "mean has 2 entries; allowed: 1 for all channels, or 3 (RGB)"),
         (["--grey", "--std", "0.1", "0.2", "0.3"], "std has 3 entries; allowed: 1 (grey)"),
-        (["--input-size", "a"], "--input-size is a; allowed: numbers, such as 28 28"),
+        (["--input-size", "a"], "--input-size is a; allowed: numbers, with spaces or commas between them"),
     ],
 )
 @pytest.mark.parametrize("command", COMMANDS)
@@ -130,6 +130,11 @@ def test_a_preprocessing_that_is_a_function_cannot_be_changed_in_parts(bare: Pat
     assert "the preprocessing of own:make cannot be changed in parts" in capsys.readouterr().err
 
 
+def test_kernels_say_nothing_of_pictures(bare: Path, capsys) -> None:
+    assert run("kernels", "--model", "bare:build") == 0
+    assert capsys.readouterr().err == ""
+
+
 class TestLayers:
     def test_grey(self, bare: Path, capsys) -> None:
         assert run("layers", "--model", "bare:build", "--grey", "--input-size", "12", "12") == 0
@@ -137,6 +142,15 @@ class TestLayers:
         assert run("layers", "--model", "bare:build", "--input-size", "1", "12", "12") == 0
         assert run("layers", "--model", "bare:build", "--picture", "a.png", *GREY[2:]) == 0
         assert "(N, 4, 10, 10)" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("words", [["--input-size", "1", "12", "12"], ["--grey", "--input-size", "12"]])
+    def test_a_size_that_is_named_assumes_nothing(self, words: list[str], bare: Path, capsys) -> None:
+        assert run("layers", "--model", "bare:build", *words) == 0
+        assert capsys.readouterr().err == ""
+
+    def test_a_size_for_which_there_is_no_memory(self, bare: Path, capsys) -> None:
+        assert run("layers", "--model", "bare:build", "--input-size", "1", "9999999", "9999999") == 2
+        assert "--input-size is 1 x 9999999 x 9999999, for which there is not enough memory" in capsys.readouterr().err
 
     def test_two_numbers_may_be_a_height_and_a_width(self, bare: Path, capsys) -> None:
         assert run("layers", "--model", "bare:colour", "--input-size", "12", "12") == 0
@@ -155,6 +169,8 @@ class TestClasses:
             b"ant\r\nbee\r\ncat\r\n\r\n",
             "\ufeffant\nbee\ncat\n".encode(),
             "ant\nbee\ncat\n".encode("utf-16"),
+            b"ant\rbee\rcat",
+            "ant\u2028of one line\nbee\ncat".encode(),
             json.dumps(["ant", "bee", "cat"]).encode(),
             json.dumps({"0": "ant", "2": "cat", "1": "bee"}).encode(),
             json.dumps({"cat": 2, "ant": 0, "bee": 1}).encode(),
@@ -176,6 +192,9 @@ class TestClasses:
             (b'["ant", 3, "cat"]', "class 1 is 3, and no name"),
             (b'{"a": "ant", "b": "bee"}', "has keys that are no class index"),
             (b'{"0": "ant", "2": "bee", "3": "cat"}', "has 3 names and none for class 1"),
+            (b'{"0": "ant", "1": "bee", "1": "wasp", "2": "cat"}', "has the key '1' twice; allowed: each class once"),
+            (b"[" * 100_000, "is nested too deeply"),
+            (b"ant", "--classes classes: has 1 name, and the model returns 3 classes"),
             (b"ant\nbee", "--classes classes: has 2 names, and the model returns 3 classes"),
             (b"ant\nbee\ncat\ndog", "has 4 names, and the model returns 3 classes"),
         ],

@@ -21,10 +21,10 @@ NOT_ALLOWED = {
     "--contrast": ["0", "-2"],
     "--alpha": ["2", "-0.1", "nan", "inf", "x"],
     "--most": ["0", "-1", "1.5"],
-    "--clip": ["-1 99", "1 101", "nan 99", "1 x"],
-    "--input-size": ["0", "-1", "2.5", "28 -1"],
-    "--mean": ["-1", "127", "nan"],
-    "--std": ["0", "-1", "58", "nan"],
+    "--clip": ["-1 99", "1 101", "nan 99", "1 x", "inf inf"],
+    "--input-size": ["0", "-1", "2.5", "28 -1", "inf", "1e400", "1 1e9", "a"],
+    "--mean": ["-1", "127", "nan", "inf", "a"],
+    "--std": ["0", "-1", "58", "nan", "-inf"],
 }
 """What is refused of each option. An option with numbers that is not listed fails the test below."""
 
@@ -57,6 +57,32 @@ def test_refused_by_name(command: str, option: str, value: str, capsys) -> None:
     err = capsys.readouterr().err
     assert err.startswith(f"error: {option} is {value}; allowed: ")
     assert err.count("\n") == 1
+
+
+NUMERIC = [(command.__name__, option) for command in COMMANDS for option in numeric_options(command.__name__)]
+NAMES = [("features", "--channels"), *((name, "--layer") for name in ("cam", "evaluate", "features", "kernels"))]
+
+
+@pytest.mark.parametrize(("command", "option"), [*NUMERIC, *NAMES])
+def test_an_empty_variable_of_a_script_is_refused(command: str, option: str, capsys) -> None:
+    count = 2 if option == "--clip" else 1
+    assert run(command, "--model", "no.such:model", option, *[""] * count) == 2
+    assert capsys.readouterr().err.startswith(f"error: {option} is empty; allowed: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["5"], "--clip is 5; it needs 2 values"),
+        (["1,99"], "--clip is 1,99; it needs 2 values"),
+        (["5", "--json"], "--clip is 5; it needs 2 values"),
+        ([], "--clip needs a value"),
+        (["--json"], "--clip needs a value"),
+    ],
+)
+def test_too_few_values(words: list[str], message: str, capsys) -> None:
+    assert run("features", "--model", "no.such:model", "--clip", *words) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 def test_before_torch_is_loaded() -> None:

@@ -64,6 +64,8 @@ class TestStandardInput:
             (["-", "--from", "-"], b"x", "both read standard input"),
             (["--from", "-"], Path(CHELSEA).read_bytes(), "standard input is a picture"),
             (["--from", CHELSEA], b"", "is a picture; give it as"),
+            ([""], b"", "a picture is named by an empty text; give a file, a folder or a glob"),
+            (["pictures", ""], b"", "a picture is named by an empty text"),
             (["--from", "nowhere.txt"], b"", "the list cannot be opened (no such file or directory)"),
         ],
     )
@@ -111,6 +113,22 @@ def test_a_list_keeps_its_paths_as_they_are(place: Path, capsys) -> None:
     assert "skipped missing[1].png: cannot be opened (no such file or directory)" in out
     assert all(name in out for name in ("b[1].png", " with spaces .png", "pictures/a.png", "pictures/b.png"))
     assert "1 of 5 pictures skipped" in out
+
+
+def test_a_list_of_powershell(place: Path, capsys) -> None:
+    (place / "list.txt").write_bytes("pictures/a.png\r\npictures/b.png\r\n".encode("utf-16"))
+    assert run("features", "--from", "list.txt", *MODEL) == 0
+    out = capsys.readouterr().out
+    assert "pictures/a.png" in out
+    assert "pictures/b.png" in out
+
+
+def test_a_name_with_a_line_break_is_one_line(place: Path, capsys) -> None:
+    (place / "two\nlines.png").write_bytes(b"")
+    assert run("features", "two\nlines.png", "pictures/a.png", *MODEL, "--out", "an\nout") == 1
+    out = capsys.readouterr().out
+    assert "skipped two\\nlines.png: not a picture" in out
+    assert "written to an\\nout/: " in out
 
 
 class TestFolders:

@@ -32,6 +32,13 @@ class TestPlainTensors:
             y.backward()
         assert float(w.grad) == 30
 
+    def test_printed_as_a_table(self) -> None:
+        w, v = torch.ones(2, 3, requires_grad=True), torch.ones(4, requires_grad=True)
+        with tp.record_gradients(**{"<w>": w, "v": v}) as gradients:
+            w.sum().backward()
+        assert str(gradients).splitlines() == ["tensor  gradient", "<w>     (2, 3) float32", "v       none arrived"]
+        assert "&lt;w&gt;" in gradients._repr_html_()
+
     def test_hooks_come_off(self) -> None:
         w = torch.tensor(1.0, requires_grad=True)
         with tp.record_gradients(w=w) as gradients, tp.edit_gradient(w, lambda g: g * 7):

@@ -109,6 +109,10 @@ class TestSources:
         with pytest.raises(WeightsError, match="decides itself"):
             tp.load_model("mine_again:make", "random")
 
+    def test_a_source_in_other_letters(self) -> None:
+        with pytest.raises(ModelNotFound, match="no source 'TorchVision'; write torchvision:resnet18"):
+            tp.load_model("TorchVision:resnet18", "random")
+
     def test_random_weights_fetch_nothing(self, monkeypatch) -> None:
         monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: pytest.fail("a download"))
         tp.load_model("torchvision:lraspp_mobilenet_v3_large", "random")

@@ -142,8 +142,9 @@ class Statistics(Table[LayerStatistics]):
     def cells(self) -> list[tuple[str, ...]]:
         """Return the rows as text, as in `Table.cells`."""
         cells = []
+        output = "output" if any(row.gradient is not None for row in self.rows) else ""  # the column is needed for both
         for row in self.rows:
-            for what, values in (("output", row.output), ("gradient", row.gradient)):
+            for what, values in ((output, row.output), ("gradient", row.gradient)):
                 if values is not None and values.calls:
                     cells.append((row.name, row.type, what, *_numbers(values)))
             if row.output is None:
@@ -153,7 +154,7 @@ class Statistics(Table[LayerStatistics]):
     @property
     def footer(self) -> str:
         """The number of batches, where NaN or infinity first appeared, and why layers are left out."""
-        parts = [f"{self.batches} batches"]
+        parts = [f"{self.batches:,} batch{'es' * (self.batches != 1)}"]
         if self.first_not_finite is not None:
             parts.append(f"NaN or infinity first came out of {self.first_not_finite}")
         if self.first_not_finite_gradient is not None:
@@ -442,8 +443,8 @@ def _numbers(statistics: RunningStatistics) -> tuple[str, ...]:
         *(f"{value:.4g}" for value in (s.mean, s.std, s.min, s.max)),
         f"{s.zero_share:.1%}",
         f"{s.dead}/{s.channels}",
-        str(s.nan),
-        str(s.inf),
+        f"{s.nan:,}" if s.nan else "",  # empty, so that a table without any has no such column
+        f"{s.inf:,}" if s.inf else "",
     )
 
 

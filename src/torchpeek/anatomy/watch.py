@@ -142,7 +142,7 @@ class TrainingFlow(Table[BlockStep]):
         total = self._totals[step]
         norm_text = "" if total is None else f"; gradient norm over all blocks {total:.4g}"
         return (
-            f"step {step}, counted from 0{norm_text}; .rows has all {len(self.steps)} watched steps, of "
+            f"step {step}, counted from 0{norm_text}\n.rows has all {len(self.steps)} watched steps, of "
             f"{self.step_count} that were taken"
         )
 

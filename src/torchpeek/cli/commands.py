@@ -30,6 +30,7 @@ from torchpeek.cli.options import (
     TargetOptions,
     TensorBoardFolder,
     choice,
+    not_empty,
     option,
     whole,
 )
@@ -164,7 +165,10 @@ def kernels(
     layers: Annotated[
         list[str] | None,
         option(
-            "A layer name or a glob. Repeat it for several. By default, every convolution.", "--layer", group=LAYERS
+            "A layer name or a glob. Repeat it for several. By default, every convolution.",
+            "--layer",
+            group=LAYERS,
+            validator=not_empty,
         ),
     ] = None,
     most: Annotated[
@@ -214,6 +218,7 @@ def features(
             'for several. By default, the layer that "cam" uses.',
             "--layer",
             group=LAYERS,
+            validator=not_empty,
         ),
     ] = None,
     target: TargetOptions = TargetOptions(),
@@ -269,6 +274,7 @@ def gradients(
             "A layer name or a glob. Repeat it for several. By default, every layer with parameters.",
             "--layer",
             group=LAYERS,
+            validator=not_empty,
         ),
     ] = None,
     target: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from cyclopts import App
@@ -41,9 +42,11 @@ def script(app: App, shell: Any) -> str:
     text: str = app.generate_completion(shell=shell)
     if shell != "bash":
         return text
-    # Without these, a name with a space is two names, and a folder is completed without its slash.
+    # Without these, a name with a space is two names, and a folder is completed without its slash. The bash 3.2 of
+    # macOS has no mapfile.
     files = 'COMPREPLY=( $(compgen -f -- "${cur}") )'
-    text = text.replace(files, 'mapfile -t COMPREPLY < <(compgen -f -- "${cur}")')
+    line = 'while IFS= read -r name; do COMPREPLY+=("${name}"); done < <(compgen -f -- "${cur}")'
+    text = text.replace(files, f"local name; COMPREPLY=(); {line}")
     return text.replace("complete -F", "complete -o filenames -F")
 
 
@@ -59,8 +62,9 @@ def _path(shell: str, folder: Path | None) -> Path:
 
 def _next_step(shell: str, path: Path) -> str:
     if shell == "bash":
-        line = f"source '{path.resolve()}'"
+        line = f"source {quote(str(path.resolve()))}"
         return f"new shells read it, if bash-completion is installed; else add this line to ~/.bashrc: {line}"
     if shell == "zsh":
-        return f"add this line to ~/.zshrc, before compinit is called: fpath=('{path.parent.resolve()}' $fpath)"
+        folder = quote(str(path.parent.resolve()))
+        return f"add this line to ~/.zshrc, before compinit is called: fpath=({folder} $fpath)"
     return "new shells read it"

@@ -35,9 +35,9 @@ def print_json(value: Any) -> None:
 
 def print_written(folder: Path, *contents: str, page: str = "") -> None:
     """Print the last lines of a command with --out: the folder, what was written to it, and its page, if it has one."""
-    print(f"written to {folder}/: {', '.join(filter(None, contents))}")
+    print(f"written to {_printable(str(folder))}/: {', '.join(filter(None, contents))}")
     if page:
-        print(f"report: {folder / page}")
+        print(f"report: {_printable(str(folder / page))}")
 
 
 def counted(number: int, noun: str) -> str:
@@ -48,7 +48,7 @@ def counted(number: int, noun: str) -> str:
 def print_skipped(skipped: Mapping[str, str], total: int) -> None:
     """Print the skipped files with the reason for each."""
     for file, reason in skipped.items():
-        print(f"skipped {file}: {reason}")
+        print(f"skipped {_printable(file)}: {reason}")
     if skipped:
         print(f"{len(skipped)} of {total} pictures skipped")
 

@@ -35,7 +35,7 @@ def run(
 ) -> int:
     """List and draw the kernels of the model. Returns the exit status."""
     check_grid(scale=scale)
-    loaded = loaded_model(model, "cpu")
+    loaded = loaded_model(model, "cpu", own_preprocess=False)
     weights = kernels(loaded, layer_names(layers))
     drawn = {name: each for name, each in weights.by_output().items() if 3 <= each.ndim <= 5 and not each.is_complex()}
     # A kernel of size 1 x 1 has no shape to look at.

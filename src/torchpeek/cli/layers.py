@@ -29,13 +29,16 @@ def run(
     json: bool,
 ) -> int:
     """List the layers of the model. Returns the exit status."""
-    loaded = loaded_model(model, inputs=_without_size(inputs) if picture is None else inputs)
-    if picture is not None:
+    if picture is None:
+        size = parsed_numbers(inputs.input_size)
+        complete = len(size) > 2 or (inputs.grey and bool(size))
+        loaded = loaded_model(model, inputs=_without_size(inputs), own_preprocess=not complete)
+        example = _blank(loaded, inputs)
+    else:
+        loaded = loaded_model(model, inputs=inputs)
         files = one_picture(picture, inputs)
         check_pictures_fit(loaded, files, inputs)
         example = files.read(loaded, files[0]).tensor
-    else:
-        example = _blank(loaded, inputs)
     with output_folder(output) as folder:
         table = layers(loaded, example)
         suggested = table.suggested and {"layer": table.suggested.layer, "reason": table.suggested.reason}
@@ -73,7 +76,11 @@ def _blank(loaded: LoadedModel, inputs: InputOptions) -> Tensor:
     shapes = [[channels, size[0], size[0]]] if len(size) == 1 else [size]
     if len(size) == 2:
         shapes.insert(0 if inputs.grey else 1, [channels, *size])
-    blanks = [torch.zeros(1, *shape, device=loaded.device, dtype=loaded.dtype) for shape in shapes]
+    try:
+        blanks = [torch.zeros(1, *shape, device=loaded.device, dtype=loaded.dtype) for shape in shapes]
+    except RuntimeError as error:
+        text = " x ".join(map(str, size))
+        raise InputError(f"--input-size is {text}, for which there is not enough memory; give a smaller one") from error
     for blank in blanks[:-1]:
         with suppress(InputError):
             check_size_fits(loaded, blank)

@@ -7,17 +7,35 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from torchpeek.cli.console import counted
 from torchpeek.cli.model_output import class_count
 from torchpeek.cli.options import InputOptions, ModelOptions, parsed_numbers
 from torchpeek.cli.pictures import PictureFiles
 from torchpeek.engine import ModelCall, check_fits, inspectable_module, run
 from torchpeek.errors import InputError, OptionError, notify
-from torchpeek.models import LoadedModel, PreprocessChanges, load_model, model_call_for
+from torchpeek.models import LoadedModel, Preprocess, PreprocessChanges, load_model, model_call_for
 from torchpeek.store import read_class_names
 
 
-def loaded_model(options: ModelOptions, device: str | None = None, inputs: InputOptions | None = None) -> LoadedModel:
-    """The model, moved to the device if there is one. Raises OptionError for a device that cannot be used."""
+def loaded_model(
+    options: ModelOptions,
+    device: str | None = None,
+    inputs: InputOptions | None = None,
+    *,
+    own_preprocess: bool = True,
+) -> LoadedModel:
+    """The model, moved to the device if there is one.
+
+    Args:
+        options: Which model.
+        device: Where it runs; None for the CPU.
+        inputs: How pictures become its input; None for the model's own way.
+        own_preprocess: Whether anything is read of the model's own preprocessing. Without, nothing is said of what is
+            assumed of it.
+
+    Raises:
+        OptionError: When the device cannot be used.
+    """
     inputs = inputs or InputOptions()
     names = None if inputs.class_names is None else read_class_names(inputs.class_names)
     loaded = load_model(
@@ -25,7 +43,7 @@ def loaded_model(options: ModelOptions, device: str | None = None, inputs: Input
         None if options.weights is None else str(options.weights),
         trust_pickle=options.trust_pickle,
         trust_remote_code=options.trust_remote_code,
-        preprocess=_changes(inputs),
+        preprocess=_changes(inputs) if own_preprocess else Preprocess(),
         class_names=names,
         seed=options.seed,
     )
@@ -99,7 +117,7 @@ def _check_class_names(loaded: LoadedModel, call: ModelCall, file: Path | None) 
         count = class_count(run(loaded.module, call.copied()))
     if count is not None and count != len(loaded.class_names):
         raise OptionError(
-            f"--classes {file}: has {len(loaded.class_names)} names, and the model returns {count} "
+            f"--classes {file}: has {counted(len(loaded.class_names), 'name')}, and the model returns {count} "
             f"class{'es' * (count != 1)}; allowed: a name for each class, in the order of the output"
         )
 

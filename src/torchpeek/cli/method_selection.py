@@ -19,10 +19,11 @@ def method_names(options: MethodOptions) -> list[str]:
 
 
 def check_methods(options: MethodOptions) -> None:
-    """Raise MethodNotFound for an unknown method, and OptionError for --layer or --layout that no method can use."""
+    """Raise MethodNotFound for an unknown method, and OptionError for an option that none of the methods can use."""
     if options.layout is not None and not options.layers:
         raise OptionError(f"--layout {options.layout!r} needs the layer that it describes; name it with --layer")
     names = method_names(options)
+    method_options(names, options.method_options or ())
     if not options.layers:
         return
     of_input = [name for name in names if METHODS[name].layers == "none"]

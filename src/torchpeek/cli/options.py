@@ -72,30 +72,34 @@ def whole(low: int, high: int | None = None, *, words: str = "") -> dict[str, An
 def parsed_numbers(texts: Sequence[str] | None) -> list[float]:
     """The numbers of a repeated option, each of which may hold several: "28,28", "28x28" or "0.5 0.5 0.5".
 
-    Raises ValueError for anything else.
+    Raises ValueError for anything else, and where an option has no number.
     """
     words = [word for text in texts or () for word in re.split(r"[,x×\s]+", text.strip(" ()[]")) if word]
     try:
-        return [float(word) for word in words]
+        parsed = [float(word) for word in words]
     except ValueError as error:
-        raise ValueError("allowed: numbers, such as 28 28") from error
+        raise ValueError("allowed: numbers, with spaces or commas between them") from error
+    if texts and not parsed:  # as with an empty variable of a script
+        raise ValueError("allowed: at least one number")
+    return parsed
 
 
-def numbers(low: float, high: float | None = None, *, above: bool = False, advice: str = "") -> Any:
+def numbers(low: float, high: float, *, above: bool = False, whole: bool = False, advice: str = "") -> Any:
     """A validator of an option for `parsed_numbers`.
 
     Args:
         low: The lowest number that is allowed; with `above`, the numbers are higher.
-        high: The highest number that is allowed; None for whole numbers without a limit.
+        high: The highest number that is allowed.
         above: Whether `low` itself is not allowed.
+        whole: Whether only whole numbers are allowed.
         advice: The next step, for the error.
     """
+    allowed = f"above {low:,}, up to {high:,}" if above else f"{'whole numbers, ' * whole}{low:,} to {high:,}"
 
     def check(type_: Any, value: Any) -> None:
         for each in parsed_numbers(value):
-            inside = (each > low if above else each >= low) and (high is None or each <= high)
-            if not inside or (high is None and each != int(each)):
-                allowed = f"whole numbers, {low} or more" if high is None else f"{'above ' * above}{low} to {high}"
+            inside = low < each <= high or (each == low and not above)
+            if not inside or (whole and not each.is_integer()):
                 raise ValueError(f"allowed: {allowed}{advice}")
 
     return check
@@ -111,6 +115,9 @@ def choice(text: str, *names: str, **more: Any) -> Parameter:
     """An option whose Literal type lists what a shell completes, and that takes other texts, too."""
     return option(text, *names, converter=as_text, show_choices=False, **more)
 
+
+LONGEST_AXIS = 10_000_000
+"""The largest number of --input-size: more is a slip of the keyboard."""
 
 STDIN = "/dev/stdin"
 """How a picture or a list that comes from standard input is named; "-" is its short form."""
@@ -204,7 +211,7 @@ class InputOptions:
         option(
             "The size of the input: HEIGHT WIDTH, one number for a square, or CHANNELS HEIGHT WIDTH. A square input is "
             "the centre of the picture; to any other size, the whole picture is resized.",
-            validator=numbers(1),
+            validator=numbers(1, LONGEST_AXIS, whole=True),
         ),
     ] = None
     mean: Annotated[
@@ -328,6 +335,7 @@ class MethodOptions:
             "grid; for polycam and refinecam, the last layers of the coarsest grids. Methods that use every layer "
             "(fullgrad, and those that read attention) ignore it.",
             "--layer",
+            validator=not_empty,
         ),
     ] = None
     layout: Annotated[
@@ -418,7 +426,8 @@ class FeatureMapOptions:
         list[str] | None,
         option(
             "Draw these channels, by their indices from 0, such as --channels 3,17,250. By default, the first ones, or "
-            "those that --sort puts first."
+            "those that --sort puts first.",
+            validator=not_empty,
         ),
     ] = None
     sort: Annotated[
@@ -487,3 +496,9 @@ class ConsoleOptions:
 def layer_names(values: Sequence[str] | None) -> list[str] | None:
     """The names and globs of a repeated --layer, each of which may hold several with commas between them."""
     return [name.strip() for value in values or [] for name in value.split(",") if name.strip()] or None
+
+
+def not_empty(type_: Any, value: Any) -> None:
+    """A validator of an option with names: an empty variable of a script would select the default."""
+    if value is not None and layer_names(value) is None:
+        raise ValueError("allowed: one name or more")

@@ -65,6 +65,8 @@ def picture_files(paths: Sequence[Path], options: PictureOptions, example: str) 
     words = [str(path) for path in paths]
     if not words and options.listed is None:
         raise OptionError(f'no pictures; give files, folders, globs, "-" or --from LIST: {example}')
+    if "" in words:  # an empty variable of a script, which would be the working directory
+        raise OptionError("a picture is named by an empty text; give a file, a folder or a glob")
     if STDIN in words and str(options.listed) == STDIN:
         raise OptionError('"-" and --from - both read standard input; give one')
     stdin = None
@@ -122,6 +124,8 @@ def _listed(source: Path) -> list[Path]:
     if is_picture(io.BytesIO(data)):
         instead = '"-"' if from_stdin else str(source)
         raise OptionError(f"--from reads a list of paths, and {name} is a picture; give it as {instead} without --from")
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # as PowerShell writes it
+        data = data.decode("utf-16", "replace").encode()
     data = data.removeprefix(b"\xef\xbb\xbf")
     lines = data.split(b"\0") if b"\0" in data else [line.removesuffix(b"\r") for line in data.split(b"\n")]
     paths = [os.fsdecode(line) for line in lines if line.strip()]

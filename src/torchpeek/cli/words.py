@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from cyclopts import CoercionError, CycloptsError, MissingArgumentError, UnknownOptionError, ValidationError
@@ -66,12 +67,17 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> str:
                 "--model is required; allowed: torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or "
                 f"package.module:callable. Example: {example}"
             )
-        return f"{name} {'needs a value' if name in words else 'is required'}; {help_page}"
+        if name not in words:
+            return f"{name} is required; {help_page}"
+        text, count = _value(argument, words), _value_count(argument)
+        if count > 1 and text:
+            return f"{name} is {text}; it needs {count} values, with a space between them; {help_page}"
+        return f"{name} needs a value; {help_page}"
     if isinstance(error, ValidationError) and name and error.exception_message:
-        return f"{name} is {_value(argument, words)}; {error.exception_message}"
+        return f"{name} is {_value(argument, words) or 'empty'}; {error.exception_message}"
     text = re.sub(r'"(--?[\w-]+)"', r"\1", " ".join(str(error).split()).rstrip("."))  # as cyclopts 4 quotes options
     if isinstance(error, CoercionError) and name:
-        text = f"{name} is {_value(argument, words)}; {_allowed(argument)}"
+        text = f"{name} is {_value(argument, words) or 'empty'}; {_allowed(argument)}"
     hint = f"; {help_page}" if isinstance(error, (UnknownOptionError, CoercionError)) else ""
     return text[:1].lower() + text[1:] + hint
 
@@ -79,13 +85,18 @@ def parse_error(error: CycloptsError, words: Sequence[str]) -> str:
 def _value(argument: Any, words: Sequence[str]) -> str:
     """What stands after an option, the last time that it is named."""
     name, value = argument.name, ""
-    count = 2 if "tuple" in str(argument.hint) else 1
     for number, word in enumerate(words):
         if word == name and number + 1 < len(words):
-            value = " ".join(words[number + 1 : number + 1 + count])
+            values = words[number + 1 : number + 1 + _value_count(argument)]
+            value = " ".join(takewhile(lambda each: not each.startswith("--"), values)).strip()
         elif word.startswith(f"{name}="):
             value = word.removeprefix(f"{name}=").replace(",", " ")
     return value
+
+
+def _value_count(argument: Any) -> int:
+    """The number of values of an option."""
+    return 2 if "tuple" in str(argument.hint) else 1
 
 
 def _allowed(argument: object) -> str:

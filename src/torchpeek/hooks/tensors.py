@@ -14,8 +14,11 @@ from torchpeek.hooks.backward_pass import current_backward_pass, unshared, with_
 from torchpeek.hooks.editing.changed_value import changed_gradient
 from torchpeek.hooks.gradient_tap import TensorHook, hooked
 from torchpeek.hooks.recording.storage import GradientSlot, StoredTensor, whole_gradient_hook
+from torchpeek.hooks.recording.summary import shapes
 from torchpeek.hooks.with_block import opened_by_with
+from torchpeek.html import notebook_html, table
 from torchpeek.interrupts import uninterrupted
+from torchpeek.text_table import text_table
 
 
 @opened_by_with("with tp.record_gradients(...) as gradients:")
@@ -119,6 +122,16 @@ class _GradientMapping(Mapping[str, "Tensor | None"]):
 
     def __len__(self) -> int:
         return len(self._slots)
+
+    def __repr__(self) -> str:
+        return text_table(*self._table())
+
+    @notebook_html
+    def _repr_html_(self) -> str:
+        return table(*self._table())
+
+    def _table(self) -> tuple[tuple[str, str], list[tuple[str, str]]]:
+        return ("tensor", "gradient"), [(name, shapes(gradient)) for name, gradient in self.items()]
 
 
 def _check_differentiable(tensor: object, name: str) -> None:

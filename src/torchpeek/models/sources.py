@@ -87,6 +87,8 @@ def load_model(
                 built = huggingface_model(name, named, trust_remote_code=trust_remote_code, seed=seed)
             case _:
                 if weights is not None and file is None:
+                    if source.lower() in _NAMED:
+                        raise ModelNotFound(f"no source {source!r}; write {source.lower()}:{name}")
                     raise WeightsError(
                         f"weights {weights!r} for {spec}: a callable decides itself; give a file, or omit the weights"
                     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from os import PathLike
 from pathlib import Path
@@ -23,9 +24,14 @@ def read_class_names(path: str | PathLike[str]) -> list[str]:
     text = _text(path)
     if text.lstrip()[:1] in ("[", "{"):
         try:
-            names = _names_of(json.loads(text), path)
+            value = json.loads(text, object_pairs_hook=_without_repeated_keys)
         except json.JSONDecodeError as error:
             raise FormatError(f"{path}: no JSON (line {error.lineno}: {error.msg}); {_ALLOWED}") from error
+        except _RepeatedKey as error:
+            raise FormatError(f"{path}: has the key {error} twice; allowed: each class once") from error
+        except RecursionError as error:
+            raise FormatError(f"{path}: is nested too deeply; {_ALLOWED}") from error
+        names = _names_of(value, path)
     else:
         names = _lines(text, path)
     if not names:
@@ -54,8 +60,21 @@ def _text(path: str | PathLike[str]) -> str:
     return text
 
 
+class _RepeatedKey(Exception):
+    pass
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Python would take the last of two equal keys."""
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise _RepeatedKey(repr(key))
+    return dict(pairs)
+
+
 def _lines(text: str, path: str | PathLike[str]) -> list[str]:
-    lines = [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
+    # Not splitlines(), which also splits at characters that a name may have.
+    lines = [line.strip() for line in re.split("\r\n|\r|\n", text.rstrip())] if text.strip() else []
     if "" in lines:
         raise FormatError(
             f"{path}: line {lines.index('') + 1} is empty, so it is not clear which index the names after it have. "

@@ -54,14 +54,19 @@ class OutputFolder:
         return cls(folder, created)
 
     def write(self, name: str, data: bytes) -> Path:
-        """Write a file of this folder, whole or not at all, and return its path."""
+        """Write a file of this folder, whole or not at all, and return its path.
+
+        Raises FolderError where it cannot be written, such as on a full disk.
+        """
         path = self.path / name
         created = _missing(path.parent)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, data)
-        except BaseException:
+        except BaseException as error:
             _remove_empty(created)
+            if isinstance(error, OSError):
+                raise FolderError(f"{path}: cannot be written ({(error.strerror or str(error)).lower()})") from error
             raise
         return path
 

@@ -58,7 +58,8 @@ def _index_of_name(name: str, class_names: Sequence[str] | None) -> int:
     matches = exact or [index for index, full in enumerate(class_names) if folded in full.casefold().split(", ")]
     if not matches:
         raise ClassNotFound(
-            f"no class {name!r} among {len(class_names)}{closest(name, class_names)}. A class index is allowed, too"
+            f"no class {name!r} among {len(class_names)}{closest(name, class_names)}. A class index is allowed, too: 0 "
+            f"to {len(class_names) - 1}"
         )
     if len(matches) > 1:
         listed = ", ".join(f"{index} ({class_names[index]})" for index in matches)
