@@ -35,12 +35,17 @@ class StoredTensor(Leaf):
     def __init__(self, tensor: Tensor, copy: bool) -> None:
         if tensor.requires_grad:
             tensor = tensor.detach()
-        has_version = not tensor.is_inference()  # inference tensors do not count the writes into them
-        if copy or not has_version:
+        if copy:
             tensor = tensor.clone()
-            has_version = not tensor.is_inference()
+        version: int | None
+        try:
+            version = tensor._version
+        except RuntimeError:  # inference tensors do not count the writes into them
+            if not copy:
+                tensor = tensor.clone()
+            version = None if tensor.is_inference() else tensor._version
         self.tensor = tensor
-        self._version = tensor._version if has_version else None
+        self._version = version
         self.original_device: torch.device | None = None  # set when the tensor is moved to a file
 
     def read(self) -> Tensor:
