@@ -192,7 +192,7 @@ class LayerRecorder(UncopiedHook):
 
         try:
             call.stored_grad_input, call.stored_grad_kwargs = containers.mapped(
-                both, slot_for, leaves_only=True, once_each=True, fresh=True
+                both, slot_for, leaves_only=True, once_each=True, fresh=True, others=_without_tensors
             )
             tapped: Any = containers.mapped(both, tap_tensor, once_each=True, in_place=tapped_inputs.containers)
         except Exception as error:
@@ -331,7 +331,9 @@ class LayerRecorder(UncopiedHook):
             return start
 
         # A tensor that the layer returns twice is one tensor, with one gradient.
-        call.stored_grad_output = containers.mapped(output, slot_for, leaves_only=True, once_each=True, fresh=True)
+        call.stored_grad_output = containers.mapped(
+            output, slot_for, leaves_only=True, once_each=True, fresh=True, others=_without_tensors
+        )
         tapped_output = containers.mapped(output, tap_tensor, once_each=True)
         return None if tapped_output is output else tapped_output
 
@@ -349,6 +351,11 @@ def _other(layer: str, part: str, path: str, value: Any) -> Any:
         "without changing it; None is recorded in its place. Next: record a layer inside or after this one"
     )
     return None
+
+
+def _without_tensors(path: str, value: Any) -> Any:
+    """What stands beside the gradients in a container: no tensors and their graph. The output said so in a notice."""
+    return None if holds_tensors(value) else value
 
 
 def _as_first_run(path: str, tensor: Tensor) -> Tensor:
