@@ -290,6 +290,26 @@ class TestWhatStays:
         assert tape["0"].output[1] is None
         assert next(iterator).tolist() == [2, 2]
 
+    def test_a_closure_keeps_no_graph_alive(self) -> None:
+        model = nn.Sequential(Gives(lambda a: (a, lambda: a)))
+        notice = r"output\.1 of layer '0' is a function"
+        with pytest.warns(tp.Notice, match=notice), tp.record(model, "0", gradients=True) as tape:
+            model(torch.ones(2, requires_grad=True))[1]().sum().backward()
+        assert tape["0"].output[1] is None
+        assert self.recorded(abs_of)[1].output is abs_of  # it refers to no tensor
+
+    def test_an_attribute_that_is_a_closure_keeps_no_graph_alive(self) -> None:
+        class Lazy:
+            def __init__(self, tensor: Tensor) -> None:
+                self.tensor, self.compute = tensor, lambda: tensor
+
+        model = nn.Sequential(Gives(Lazy))
+        with pytest.warns(tp.Notice, match="is a function"), tp.record(model, "*", gradients=True) as tape:
+            model(torch.ones(2, requires_grad=True)).tensor.sum().backward()
+        assert tape["0"].output.compute is tape["0"].grad_output.compute is None
+        assert tape["0"].output.tensor.grad_fn is None
+        assert tape["0"].grad_output.tensor.tolist() == [1, 1]
+
     def test_a_future_that_is_not_done(self) -> None:
         with pytest.warns(tp.Notice, match="is a Future"):
             given, calls = self.recorded(torch.futures.Future())
@@ -303,3 +323,7 @@ class TestWhatStays:
         for value in (Colour.RED, "text", print, ValueError("a"), torch.float32):
             given, calls = self.recorded(value)
             assert given is calls.output is value
+
+
+def abs_of(x: Any) -> Any:
+    return abs(x)

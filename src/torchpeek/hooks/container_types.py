@@ -92,10 +92,12 @@ def _type_of_class(cls: type[Any]) -> ContainerType | None:
 
 
 def holds_tensors(value: Any) -> bool:
-    """Whether a value that is no container refers to tensors: a generator, an iterator, a future that is not done."""
+    """Whether a value that is no container refers to tensors: a generator, a closure, a future that is not done."""
     if isinstance(value, (torch.futures.Future, concurrent.futures.Future)):
         return True
     found: list[Any] = [value]
+    if isinstance(value, FunctionType):  # by its globals it refers to the whole program
+        found = [value.__closure__, value.__defaults__, value.__kwdefaults__, value.__dict__]
     checked: set[int] = set()
     for _ in range(4):
         found = [
@@ -418,13 +420,12 @@ _TYPES: dict[type[Any], ContainerType] = {
 }
 WITHOUT_TENSORS: frozenset[type[Any]] = frozenset(
     {type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device, slice, range, type}
-    | {FunctionType}
 )
-"""Types of numbers, texts and the like. A function is no container either, whatever it refers to."""
+"""Types of numbers, texts and the like."""
 # The frequent types, whose objects have no attributes. None: no container.
 _FREQUENT_TYPES: dict[type[Any], ContainerType | None] = {
     **{base: _TYPES[base] for base in (tuple, list, dict, set, frozenset, deque)},
-    **dict.fromkeys((Tensor, nn.Parameter, *WITHOUT_TENSORS)),
+    **dict.fromkeys((Tensor, nn.Parameter, FunctionType, *WITHOUT_TENSORS)),
 }
 # Weak, so that a class of a function's own dies with it.
 _types_of_classes: WeakKeyDictionary[type[Any], ContainerType | None] = WeakKeyDictionary()

@@ -202,6 +202,10 @@ class _GraphStart(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         return None, None
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return tangents[1].view_as(tangents[1])  # of forward-mode differentiation; the output is a view, too
+
 
 def start_graph(tensor: Tensor) -> Tensor:
     """A tensor in the memory of `tensor`, at which the graph of a model begins that is frozen up to here.

@@ -127,3 +127,27 @@ class TestErrors:
         with pytest.raises(InputError, match=message), tp.edit(net, outputs={"act[-1]": torch.zeros_like}):
             pytest.fail("opened")
         assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_calls_are_counted_anew_after_a_pass_that_no_hook_saw_the_end_of() -> None:
+    """An early stop and Ctrl-C are no Exceptions, so no hook of the model is told that its pass ended."""
+    interrupted = [True]
+
+    class Interrupted(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if interrupted[0]:
+                raise KeyboardInterrupt
+            return x
+
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), Interrupted()).double()
+    x = torch.ones(1, 2, dtype=torch.float64)
+    with tp.edit(model, outputs={"0[0]": lambda output: output * 0 + 7}):
+        for _ in range(3):
+            with tp.record(model, "1", stop=True) as tape:
+                model(x)
+            assert tape["1"].output.tolist() == [[7, 7]]
+        with pytest.raises(KeyboardInterrupt):
+            model(x)
+        interrupted[0] = False
+        assert model(x).tolist() == [[7, 7]]
+        assert model(x).tolist() == [[7, 7]]

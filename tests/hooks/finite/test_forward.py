@@ -374,6 +374,25 @@ class TestTheBlock:
             torch.vmap(model)(X)
         assert (caught.value.layer, caught.value.operation) == ("0", "torch.log")
 
+    def test_weights_of_functional_call_have_their_names(self) -> None:
+        model = nn.Sequential(nn.Linear(3, 3).double())
+        weights = {name: torch.full_like(weight, torch.nan) for name, weight in model.named_parameters()}
+        named = r"weights of layer '0' .*: parameter '0\.bias', .*; parameter '0\.weight', "
+        with pytest.raises(LayerNotFinite, match=named), tp.check_finite(model):
+            torch.func.functional_call(model, weights, (X,))
+
+    @pytest.mark.parametrize("write", [lambda y: y.data.div_(0), lambda y: y.numpy().fill(torch.nan)])
+    def test_writes_that_torch_does_not_count(self, write: Any) -> None:
+        def function(x: torch.Tensor) -> torch.Tensor:
+            result = x + 1
+            write(result)
+            return result
+
+        model = nn.Sequential(Applied(function), nn.Linear(3, 3).double())
+        with torch.no_grad(), pytest.raises(LayerNotFinite) as caught, tp.check_finite(model):
+            model(X)
+        assert caught.value.layer == "0"
+
     @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
     def test_the_fast_path_of_transformers(self) -> None:
         """Operations are not seen in it, because it is not taken where a mode is active. Nothing else is different."""

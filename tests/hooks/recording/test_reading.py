@@ -348,6 +348,21 @@ class TestTables:
         }
 
 
+@pytest.mark.parametrize("key", ["zz", 0, None, ("0", 0), slice(1), ["0"]])
+def test_what_is_no_name_of_a_layer(key: Any) -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    with tp.record(model, "0", gradients=True) as tape:
+        gradients = tape.grad(model(torch.ones(1, 2)).sum())
+    with pytest.raises(LayerNotFound):
+        tape[key]
+    if key != ("0", 0):
+        with pytest.raises(LayerNotFound):
+            gradients[key]
+    for call in (3, "a", 0.5):
+        with pytest.raises(NotFired, match=r"gradients of calls 0 to 0; got \['0', "):
+            gradients["0", call]  # type: ignore[index]
+
+
 class Last(nn.Module):
     """The first of several outputs, times a parameter."""
 

@@ -127,7 +127,7 @@ class _Edit:
         self._model = model
         self._layers = [layer for layer, _ in (*of_outputs, *of_inputs, *of_gradients)]
         self._gradient_layers = [layer.name for layer, _ in of_gradients]
-        self._calls = PassCalls()
+        self._calls = PassCalls(self.model_calls)
         self._changes = _Changes()
         self._threads: set[int] = set()  # the threads in which a second run has registered the hooks again
         changers = [(layer, inputs_changer(layer.name, change)) for layer, change in of_inputs]

@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
+
+from torchpeek.hooks.model_calls import ModelCalls
+from torchpeek.hooks.process import current_thread
 from torchpeek.hooks.selected_layer import SelectedLayer
+
+_graph_task: Callable[[], int] = torch._C._current_graph_task_id  # -1 outside of backward passes
 
 
 class CallCounts(NamedTuple):
@@ -22,9 +28,13 @@ class PassCalls:
 
     A pass is an outermost call of the model. A thread that no pass has begun in counts from 0. So does each replica of
     DataParallel, which runs in a new thread.
+
+    Args:
+        model_calls: The calls of the model.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model_calls: ModelCalls) -> None:
+        self._model_calls = model_calls
         self.completed = False  # whether a pass has returned
         self._most: dict[str, int] = {}  # layer -> the most calls of a pass so far
         self._of_thread = threading.local()
@@ -51,6 +61,8 @@ class PassCalls:
     def begin_pass(self, *hook_arguments: Any) -> None:
         """The pre-hook of the model: a pass begins, unless the model calls itself."""
         depth, numbers = self._counts()
+        if self._model_calls.depth.get(current_thread()) == 1 and _graph_task() == -1:
+            depth = 0  # what was counted before is of a pass that Ctrl-C ended
         self._of_thread.counts = CallCounts(depth + 1, numbers if depth else {})
 
     def end_pass(self, *hook_arguments: Any) -> None:

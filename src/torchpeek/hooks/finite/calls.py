@@ -121,7 +121,7 @@ class OpenCalls:
         return value
 
     def _unknown(self, tensor: Tensor, call: LayerCall | None) -> Value:
-        source, name = self._weights.get(id(tensor), ("", ""))
+        source, name = self._weights.get(id(tensor)) or _own_weight(tensor, call)
         if source or isinstance(tensor, nn.Parameter):
             return Value(tensor, None, source or "parameter", name, later=True)
         if call is None:
@@ -133,3 +133,16 @@ class OpenCalls:
     def weight_name(self, tensor: Tensor) -> str:
         """The name of a parameter or buffer, or an empty string."""
         return self._weights.get(id(tensor), ("", ""))[1]
+
+
+def _own_weight(tensor: Tensor, call: LayerCall | None) -> tuple[str, str]:
+    """What a tensor is that somebody has put into the place of a weight of the layer, as `functional_call` does."""
+    module = None if call is None else call.module_ref()
+    if call is None or module is None:
+        return "", ""
+    prefix = f"{call.layer}." if call.layer else ""
+    for source, tensors in (("parameter", module._parameters), ("buffer", module._buffers)):
+        for name, weight in tensors.items():
+            if weight is tensor:
+                return source, prefix + name
+    return "", ""

@@ -58,9 +58,11 @@ class OperationTracker(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.__name__ in _READS or graph_task() != -1:
-            return func(*args, **kwargs)
         calls = self._calls
+        if func.__name__ in _READS or graph_task() != -1:
+            if func in _UNCOUNTED:
+                calls.known.forget(args[0])
+            return func(*args, **kwargs)
         call = calls.innermost
         arguments = (*args, *kwargs.values())
         with torch._C.DisableTorchFunction():
@@ -117,7 +119,9 @@ def _is_inference(module: nn.Module) -> bool:
 
 
 # Attributes of tensors are read by functions of these names.
-_READS = frozenset(("__get__", "__set__", "__len__", "__bool__", "__repr__", "__format__", "backward"))
+_READS = frozenset(("__get__", "__set__", "__len__", "__bool__", "__repr__", "__format__", "backward", "numpy"))
+# They give access to the memory of a tensor by which writes are not counted.
+_UNCOUNTED = (torch.Tensor.data.__get__, torch.Tensor.numpy)  # type: ignore[attr-defined]  # a descriptor
 
 
 def check_unseen_node(calls: OpenCalls, tensor: Tensor, value: Value, call: LayerCall) -> None:

@@ -222,6 +222,10 @@ class KnownValues:
         """Remember the value of the tensor as it is now."""
         self._by_id[id(tensor)] = weakref.ref(tensor), _version(tensor), value
 
+    def forget(self, tensor: Tensor) -> None:
+        """Forget the value of the tensor, which may be written into without a trace."""
+        self._by_id.pop(id(tensor), None)
+
     def forget_dead(self) -> None:
         """Forget the values of tensors that are no more."""
         self._by_id = {key: found for key, found in self._by_id.items() if found[0]() is not None}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from torchpeek.errors import AmbiguousCall, LayerNotFound, closest
+from torchpeek.errors import AmbiguousCall, LayerNotFound, NotFired, closest
 from torchpeek.hooks.recording.summary import shapes
 from torchpeek.html import notebook_html, table
 from torchpeek.text_table import text_table
@@ -48,13 +49,18 @@ class LayerGradients(LayerMapping[Any]):
         self._gradients = gradients
 
     def __getitem__(self, layer: str | tuple[str, int]) -> Any:
-        name, index = layer if isinstance(layer, tuple) else (layer, None)
-        if name not in self._gradients:
-            raise LayerNotFound(f"there is no gradient of layer {name!r}{closest(name, self._gradients)}")
+        name, index = layer if isinstance(layer, tuple) and len(layer) == 2 else (layer, None)
+        if not isinstance(name, str) or name not in self._gradients:
+            raise LayerNotFound(f"there is no gradient of layer {name!r}{closest(str(name), self._gradients)}")
         calls = self._gradients[name]
         if index is None and len(calls) > 1:
             raise AmbiguousCall(f"layer {name!r} was called {len(calls)} times; read [{name!r}, 0] and so on")
-        return calls[index or 0]
+        try:
+            return calls[0 if index is None else operator.index(index)]
+        except (TypeError, IndexError):
+            raise NotFired(
+                f"layer {name!r} has gradients of calls 0 to {len(calls) - 1}; got [{name!r}, {index!r}]"
+            ) from None
 
     def __repr__(self) -> str:
         return text_table(*self._table())

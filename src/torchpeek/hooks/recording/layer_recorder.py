@@ -55,6 +55,7 @@ class LayerRecorder(UncopiedHook):
         "_accumulates",
         "_calls",
         "_counter",
+        "_is_plain",
         "_keeper",
         "_latest",
         "_pass_number",
@@ -82,6 +83,8 @@ class LayerRecorder(UncopiedHook):
         self._pass_number = 0
         self._counter = CallCounter() if accumulates or call is not None else None
         self._pending = PendingCalls() if tracker.inputs or tracker.gradients else None
+        # The common case: the outputs of all calls, as they are.
+        self._is_plain = self._records_every_call and self._pending is None and keeper is None
 
     def start_pass(self) -> None:
         """Free the memory of the last pass, also if the new pass does not call the layer."""
@@ -109,12 +112,7 @@ class LayerRecorder(UncopiedHook):
         if not tracker.is_ours(module, self.module):
             # The second run of a checkpointed part must build the same graph as the first one.
             return self._in_second_run(output) if tracker.gradients and in_backward_pass() else None
-        if (
-            self._pending is None
-            and self._keeper is None
-            and self._records_every_call
-            and self._pass_number == tracker.pass_number
-        ):
+        if self._is_plain and self._pass_number == tracker.pass_number:
             call = Call(self.layer, next(tracker.call_order))
             if tracker.replicas or module is not self.module:
                 call.replica = True
@@ -194,7 +192,7 @@ class LayerRecorder(UncopiedHook):
 
         try:
             call.stored_grad_input, call.stored_grad_kwargs = containers.mapped(
-                both, slot_for, leaves_only=True, once_each=True, fresh=True
+                both, slot_for, leaves_only=True, once_each=True, fresh=True, others=_without_tensors
             )
             tapped: Any = containers.mapped(both, tap_tensor, once_each=True, in_place=tapped_inputs.containers)
         except Exception as error:
@@ -259,6 +257,8 @@ class LayerRecorder(UncopiedHook):
     def _stored(self, part: str, call: Call, value: Any) -> Any:
         keeper, admit, copy = self._keeper, self.tracker.admit, self.tracker.copy
         if keeper is None and admit is None:
+            if type(value) is tuple and len(value) == 1 and type(value[0]) is Tensor:  # most inputs, fast
+                return (StoredTensor(value[0], copy),)
             return containers.mapped(
                 value,
                 lambda path, tensor: StoredTensor(tensor, copy),
@@ -331,7 +331,9 @@ class LayerRecorder(UncopiedHook):
             return start
 
         # A tensor that the layer returns twice is one tensor, with one gradient.
-        call.stored_grad_output = containers.mapped(output, slot_for, leaves_only=True, once_each=True, fresh=True)
+        call.stored_grad_output = containers.mapped(
+            output, slot_for, leaves_only=True, once_each=True, fresh=True, others=_without_tensors
+        )
         tapped_output = containers.mapped(output, tap_tensor, once_each=True)
         return None if tapped_output is output else tapped_output
 
@@ -349,6 +351,11 @@ def _other(layer: str, part: str, path: str, value: Any) -> Any:
         "without changing it; None is recorded in its place. Next: record a layer inside or after this one"
     )
     return None
+
+
+def _without_tensors(path: str, value: Any) -> Any:
+    """What stands beside the gradients in a container: no tensors and their graph. The output said so in a notice."""
+    return None if holds_tensors(value) else value
 
 
 def _as_first_run(path: str, tensor: Tensor) -> Tensor:

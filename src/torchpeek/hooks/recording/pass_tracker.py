@@ -24,6 +24,8 @@ from torchpeek.hooks.selected_layer import call_name
 from torchpeek.hooks.temporary_hooks import UncopiedHook
 
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id
+# The transforms of torch.func that are active, such as vmap; None outside of all.
+_transforms: Callable[[], list[Any] | None] = torch._C._functorch.get_interpreter_stack
 
 
 class EarlyStop(BaseException):
@@ -173,14 +175,26 @@ class PassTracker:
             return False
         thread = current_thread()
         if self.in_pass.get(thread):
+            if _transforms() is not None:
+                self._check_vmap(module)
             return True
         if thread == self.thread or module is not layer or thread in self.replicas:
             included = self.calls.include(module)
-            if included and layer is not self.calls.model:
-                self.called_outside_pass = True
+            if included:
+                self._check_vmap(module)
+                self.called_outside_pass |= layer is not self.calls.model
             return included
         self.called_in_other_thread = True
         return False
+
+    def _check_vmap(self, module: nn.Module) -> None:
+        if any(level.key() == torch._C._functorch.TransformType.Vmap for level in _transforms() or ()):
+            what = "the model" if module is self.calls.model else f"a recorded {type(module).__name__}"
+            raise InputError(
+                f"{what} ran inside torch.vmap, where nothing can be recorded, because the tensors there are invalid "
+                "outside it; jacfwd, hessian and others use it, too. Next: leave that layer out with exclude=, run the "
+                "batch without vmap, or record around it"
+            )
 
     def why_not_called(self) -> str | None:
         """The reason why a layer was not called, if it is the same for all layers."""
@@ -312,11 +326,6 @@ class PassStartHook(UncopiedHook):
         tracker, replica = self._tracker, module is not self._model
         if not tracker.is_ours(module, self._model):
             return
-        if _under_vmap():
-            raise InputError(
-                "nothing can be recorded inside torch.vmap, because the tensors there are invalid outside it; run the "
-                "batch without vmap, or record around it"
-            )
         if not tracker.calls.begin():  # the model calls itself
             return
         if not replica:
@@ -355,8 +364,3 @@ class CallEndHook(PassEndHook):
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         if not in_backward_pass():
             self._tracker.calls.end()
-
-
-def _under_vmap() -> bool:
-    stack = torch._C._functorch.get_interpreter_stack()  # None outside all transforms
-    return stack is not None and any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)

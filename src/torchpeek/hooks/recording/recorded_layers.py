@@ -69,7 +69,7 @@ class RecordedLayers(LayerMapping[Calls]):
         return Calls(layer, calls, parameters, self.why_not_called, self.about_several_calls)
 
     def _check_recorded(self, layer: str) -> None:
-        if layer not in self._layers:
+        if not isinstance(layer, str) or layer not in self._layers:
             path, call = split_call(str(layer))
             hint = f"; read that call as [{path!r}][{call}]" if call and path in self._layers else ""
             hint = hint or closest(str(layer), self._layers)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchpeek.errors import StaleCapture, notify
+from torchpeek.errors import GradUnavailable, StaleCapture, notify
 from torchpeek.hooks.backward_pass import with_earlier_parts
 from torchpeek.tensor_formats import components, has_values, is_plain, storages, type_text
 
@@ -28,6 +28,11 @@ class Leaf:
         return None
 
 
+def _is_batched(tensor: Tensor) -> bool:
+    functorch = torch._C._functorch
+    return functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+
+
 class StoredTensor(Leaf):
     """A tensor as it was when it was recorded: a copy, or a reference that detects later writes."""
 
@@ -36,34 +41,43 @@ class StoredTensor(Leaf):
     def __init__(self, tensor: Tensor, copy: bool) -> None:
         if tensor.requires_grad:
             tensor = tensor.detach()
-        has_version = not tensor.is_inference()  # inference tensors do not count the writes into them
-        if copy or not has_version:
-            try:
-                tensor = tensor.clone()
-            except RuntimeError:
-                if not tensor.is_quantized:
-                    raise  # else torch has no copy of this quantisation, and a reference detects writes
-            has_version = not tensor.is_inference()
+        if copy:
+            tensor = _copy(tensor)
+        version: int | None
+        try:
+            version = tensor._version
+        except RuntimeError:  # inference tensors do not count the writes into them
+            if not copy:
+                tensor = _copy(tensor)
+            version = None if tensor.is_inference() else tensor._version
         self.tensor = tensor
-        self._version = tensor._version if has_version else None
+        self._version = version
         self.original_device: torch.device | None = None  # set when the tensor is moved to a file
 
     def read(self) -> Tensor:
-        """The tensor, detached. Raises StaleCapture if a later operation has written into it."""
+        """The tensor, detached.
+
+        Raises StaleCapture if a later operation has written into it, GradUnavailable if it is invalid by now.
+        """
         if self._version is not None and self.tensor._version != self._version:
             raise StaleCapture(
                 f"a later operation wrote into the recorded tensor (version {self._version} -> "
                 f"{self.tensor._version}); record(..., snapshot='clone') stores a copy"
             )
         tensor = self.tensor if self.original_device is None else self.tensor.to(self.original_device)
+        if _is_batched(tensor):
+            raise GradUnavailable(
+                "the gradient arrived in a batched backward pass (is_grads_batched=True, vmap, or jacrev), whose "
+                "tensors are invalid outside it. Next: run autograd.grad once for each gradient of the batch"
+            )
         return tensor.detach()  # a new alias each time, so that changing its attributes leaves the recording as it is
 
     def __reduce__(self) -> tuple[Callable[..., Leaf], tuple[Any, ...]]:
         # A copy or a pickle has its own memory, and no more of it than the tensor.
         try:
             tensor = self.read()
-        except StaleCapture as error:
-            return StaleTensor, (str(error),)
+        except (StaleCapture, GradUnavailable) as error:
+            return UnreadableTensor, (error,)
         make, parts = components(tensor)
         return _stored_again, (make, *map(_with_own_memory, parts))
 
@@ -87,6 +101,15 @@ class StoredTensor(Leaf):
         return True
 
 
+def _copy(tensor: Tensor) -> Tensor:
+    try:
+        return tensor.clone()
+    except RuntimeError:
+        if not tensor.is_quantized:
+            raise
+        return tensor  # torch has no copy of this quantisation, and a reference detects writes
+
+
 def _stored_again(make: Callable[..., Tensor], *parts: Tensor) -> StoredTensor:
     return StoredTensor(make(*parts), False)
 
@@ -98,20 +121,24 @@ def _with_own_memory(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
-class StaleTensor(Leaf):
-    """In a copy of a recording: a tensor that had been written into before it was copied."""
+class UnreadableTensor(Leaf):
+    """In a copy of a recording: a tensor that could not be read any more when it was copied.
 
-    __slots__ = ("message",)
+    Args:
+        error: Why: it was written into, or is invalid.
+    """
 
-    def __init__(self, message: str) -> None:
-        self.message = message
+    __slots__ = ("error",)
+
+    def __init__(self, error: StaleCapture | GradUnavailable) -> None:
+        self.error = error
 
     def read(self) -> Any:
-        """Raises StaleCapture, as the original does."""
-        raise StaleCapture(self.message)
+        """Raises the error that the original raises."""
+        raise type(self.error)(*self.error.args)
 
     def __repr__(self) -> str:
-        return "overwritten"
+        return "overwritten" if isinstance(self.error, StaleCapture) else "invalid"
 
 
 class StoredValue(Leaf):

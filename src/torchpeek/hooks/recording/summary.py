@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchpeek.hooks import containers
 from torchpeek.hooks.recording.running_statistics import RunningStatistics
-from torchpeek.hooks.recording.storage import GradientSlot, Leaf, StoredTensor
+from torchpeek.hooks.recording.storage import GradientSlot, Leaf, StoredTensor, UnreadableTensor
 from torchpeek.tensor_formats import shape_text, type_text
 
 Cells: TypeAlias = dict[str, str]
@@ -59,6 +59,8 @@ def _leaf_text(leaf: Leaf) -> str:
         return _tensor_text(leaf.tensor)
     if isinstance(leaf, RunningStatistics):
         return repr(leaf).removeprefix("RunningStatistics(").removesuffix(")")
+    if isinstance(leaf, UnreadableTensor):
+        return repr(leaf)
     text = " ".join(repr(leaf.read()).split())
     return text if len(text) <= _MOST_LETTERS else text[: _MOST_LETTERS - 3] + "..."
 
