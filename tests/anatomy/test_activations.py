@@ -212,8 +212,7 @@ class TestOneCall:
                 tp.activations(SharedAct(), torch.randn(1, 3, 8, 8), f"act[{call}]")
 
 
-@pytest.mark.parametrize("tail_fails", [False, True])
-def test_a_model_that_needs_its_hooks(tail_fails: bool) -> None:
+def test_a_model_that_needs_its_hooks() -> None:
     class Hooked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -221,8 +220,7 @@ def test_a_model_that_needs_its_hooks(tail_fails: bool) -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.twice(self.once(x * self.scale))
-            x = self.twice(x - 1)
-            return x @ x if tail_fails else x
+            return self.twice(x - 1)
 
     model = Hooked()
     model.register_forward_pre_hook(lambda module, args: setattr(module, "scale", 2))

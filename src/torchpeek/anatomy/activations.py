@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
+from torch import nn
+
 from torchpeek.anatomy.tensor_table import TensorTable
-from torchpeek.engine import call_counts, inspectable_module, preserved, run
-from torchpeek.errors import AmbiguousCall
+from torchpeek.engine import CallCounts, ModelCall, call_counts, inspectable_module, preserved, run
+from torchpeek.errors import AmbiguousCall, TorchpeekError
 from torchpeek.hooks import Selection, record, select, several_calls
 from torchpeek.keywords import checked_keywords
 from torchpeek.models import Inputs, Model, model_call_for, module_of
@@ -45,16 +50,27 @@ def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Sel
     module = inspectable_module(module_of(model))
     call = model_call_for(model, inputs, any_tensor=True)
     whole = [layer for layer in select(module, layers, exclude=exclude).values() if layer.call is None]
-    counts = (call_counts(module, call) or {}) if whole else {}
-    for layer in whole:
-        if counts.get(id(layer.module), 0) > 1:
-            raise AmbiguousCall(several_calls(layer.path, counts[id(layer.module)]))
-    # A layer whose calls could not be counted may be called again later in the pass.
-    stop = all(id(layer.module) in counts for layer in whole)
+    counts = call_counts(module, call) if whole else CallCounts({}, complete=True)
+    by_layer = [counts.by_module.get(id(layer.module), 0) for layer in whole]
+    for layer, count in zip(whole, by_layer, strict=True):
+        if count > 1:
+            raise AmbiguousCall(several_calls(layer.path, count))
+    recorded = partial(_recorded, module, call, layers, exclude)
+    if counts.complete and all(by_layer):
+        return recorded(stop=True)
+    try:
+        return recorded(stop=False)  # a layer whose calls could not be counted may be called again later in the pass
+    except (TorchpeekError, torch.OutOfMemoryError):
+        raise
+    except Exception:
+        if not all(by_layer):
+            raise
+        return recorded(stop=True)  # the model fails after the layers, as it does at a size that its head does not take
+
+
+def _recorded(
+    module: nn.Module, call: ModelCall, layers: Selection, exclude: Selection | None, *, stop: bool
+) -> TensorTable:
     with preserved(module), record(module, layers, exclude=exclude, snapshot="clone", stop=stop) as tape:
-        try:
-            run(module, call)
-        except Exception:
-            if stop or not all(len(tape[name]) for name in tape):
-                raise  # otherwise the model fails after the layers, as it does at a size that its head does not take
+        run(module, call)
     return TensorTable({name: tape[name].output for name in tape})

@@ -3,7 +3,7 @@
 from torchpeek.engine import targets
 from torchpeek.engine.batching import Change
 from torchpeek.engine.bias_gradients import FullGradients, bias_gradients
-from torchpeek.engine.call_counts import call_counts
+from torchpeek.engine.call_counts import CallCounts, call_counts
 from torchpeek.engine.capture import Capture, CaptureRequest
 from torchpeek.engine.effective_weight import effective_weight, is_quantised
 from torchpeek.engine.forward import check_fits, run
@@ -29,6 +29,7 @@ from torchpeek.engine.wrappers import inspectable_module, network_name, with_wra
 __all__ = [
     "Arguments",
     "Bound",
+    "CallCounts",
     "Capture",
     "CaptureRequest",
     "Change",

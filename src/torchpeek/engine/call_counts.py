@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,11 +18,25 @@ from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.preserve import preserved
 from torchpeek.hooks import attached, is_sharded, takes_hooks, without_hooks
 
-_COUNTS: ModelCache[Any, Mapping[int, int]] = ModelCache(capacity=16)
+
+@dataclass(frozen=True)
+class CallCounts:
+    """How often one pass calls each module.
+
+    Args:
+        by_module: The id of each module that was called -> the number of its calls.
+        complete: Whether the pass came to its end; if not, modules may be called again, and others, too.
+    """
+
+    by_module: Mapping[int, int]
+    complete: bool
 
 
-def call_counts(model: nn.Module, call: ModelCall) -> Mapping[int, int] | None:
-    """The id of each module -> how often a pass over one sample of the call calls it; None where it cannot be counted.
+_COUNTS: ModelCache[Any, CallCounts] = ModelCache(capacity=16)
+
+
+def call_counts(model: nn.Module, call: ModelCall) -> CallCounts:
+    """Count the calls of each module in a pass over one sample of the call.
 
     The pass is remembered for all calls of the same signature. It runs none of the user's hooks.
     """
@@ -29,7 +44,7 @@ def call_counts(model: nn.Module, call: ModelCall) -> Mapping[int, int] | None:
     if remembered is not None:
         return remembered
     if any(map(is_sharded, model.modules())):
-        return None  # the other ranks would wait
+        return CallCounts({}, complete=False)  # the other ranks would wait
     counts: list[Counter[int]] = []  # of each pass: where the model fails, others follow that look for the cause
     depth = 0  # a model may call itself
 
@@ -63,5 +78,5 @@ def call_counts(model: nn.Module, call: ModelCall) -> Mapping[int, int] | None:
     except torch.OutOfMemoryError:
         raise
     except Exception:  # such as a model that fails at one sample, or needs the hooks of its layers
-        return None
-    return _COUNTS.put(model, call.signature, dict(counts[0]))
+        return CallCounts(counts[0] if counts else {}, complete=False)
+    return _COUNTS.put(model, call.signature, CallCounts(dict(counts[0]), complete=True))
