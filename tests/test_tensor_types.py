@@ -173,7 +173,7 @@ REFUSED: dict[str, set[str]] = {
     "record_gradients": _WITHOUT_GRADIENT,
     "edit_gradient": _WITHOUT_GRADIENT,
     "feature_grid": {*_NO_PICTURE, *_COMPRESSED},  # matrices
-    "kernel_grid": {*_NO_PICTURE, *_COMPRESSED},
+    "kernel_grid": _NO_PICTURE,
     "trace there": {*_NO_PICTURE, *_SPARSE, *_QUANTISED, *_INTEGER, "oneDNN"},
 }
 

@@ -143,11 +143,15 @@ class TestGradientFlow:
     def test_a_lazy_layer_that_is_not_called(self) -> None:
         model = nn.Sequential(nn.Linear(3, 2))
         model[0].unused = nn.LazyLinear(4)
+        with pytest.raises(InputError, match=r"'0\.unused'.* take it out"):
+            tp.gradient_flow(model, torch.randn(2, 3), torch.tensor([0, 1]))
+        assert nn.parameter.is_lazy(model[0].unused.weight)
+        model[0].unused = nn.LazyLinear(4)
+        model[0].unused(torch.rand(1, 2))
         found = tp.gradient_flow(model, torch.randn(2, 3), torch.tensor([0, 1]))
         remarks = {(row.layer, row.parameter): row.remark for row in found}
-        assert remarks["0.unused", "weight"] == remarks["0.unused", "bias"] == "not initialised; layer not called"
+        assert remarks["0.unused", "weight"] == remarks["0.unused", "bias"] == "layer not called"
         assert remarks["0", "weight"] == ""
-        assert nn.parameter.is_lazy(model[0].unused.weight)
 
     def test_weights_that_a_layer_around_them_uses(self) -> None:
         class Attends(nn.Module):

@@ -89,7 +89,7 @@ def check_initialised(model: nn.Module, modules: Iterable[nn.Module] | None = No
         raise InputError(
             f"layers of {type(model).__name__} are not initialised yet: {shown}, such as a {type(lazy[0]).__name__}, "
             "whose first forward pass makes its weights; allowed: a model with all of its weights. Next: run the model "
-            "once on an input"
+            "once on an input; make a layer that it does not call with its sizes, or take it out"
         )
 
 
