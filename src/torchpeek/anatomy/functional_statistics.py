@@ -11,10 +11,9 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from torchpeek.anatomy.layer_outputs import LayerOutputs
-from torchpeek.hooks import attached, call_name
+from torchpeek.hooks import attached, call_name, in_backward_pass
 from torchpeek.hooks.module_channels import channels_inside
 from torchpeek.hooks.recording.keep import LenientRunning, NoStatistics, StatisticsKeeper
-from torchpeek.hooks.recording.pass_tracker import in_backward_pass
 from torchpeek.hooks.recording.running_statistics import RunningStatistics
 from torchpeek.hooks.rectifier_functions import rectifiers_observed
 

@@ -1,12 +1,13 @@
 """Hooks: record and edit what flows through a network. The only package that registers a hook."""
 
 from torchpeek.hooks import containers
+from torchpeek.hooks.backward_pass import in_backward_pass
 from torchpeek.hooks.checked_model import checked_model
 from torchpeek.hooks.computing_layers import computing_layers
 from torchpeek.hooks.editing import edits
 from torchpeek.hooks.editing.edit import edit
 from torchpeek.hooks.finite.check_finite import check_finite
-from torchpeek.hooks.frames import running_module
+from torchpeek.hooks.frames import method_is_running, running_module
 from torchpeek.hooks.graph_nodes import edited_gradients
 from torchpeek.hooks.model_calls import ModelCalls
 from torchpeek.hooks.optimizer_steps import around_steps
@@ -46,11 +47,13 @@ __all__ = [
     "edited_gradients",
     "edits",
     "has_layer",
+    "in_backward_pass",
     "is_compile_wrapper",
     "is_own_hook",
     "is_sharded",
     "keep",
     "layer_at",
+    "method_is_running",
     "no_such_call",
     "opened_by_with",
     "record",
