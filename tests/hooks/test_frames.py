@@ -126,17 +126,17 @@ class TestWhoReads:
 
     def test_watch(self) -> None:
         model = nn.Linear(2, 1)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        failing, optimizer = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
 
         def closure() -> Tensor:
             raise ArithmeticError
 
         with tp.watch(model):
             with pytest.raises(ArithmeticError):
-                optimizer.step(closure)
+                failing.step(closure)
             loss = model(torch.ones(1, 2)).sum()
             loss.backward()
-            optimizer.step()  # here watch looks whether the step before still runs
+            optimizer.step()  # watch looks whether the other step still runs
             alive = weakref.ref(loss)
             del loss
             assert alive() is None
