@@ -154,7 +154,7 @@ class RunningStatistics(Leaf):
             The statistics themselves. Later calls of the layer go on changing them.
 
         Example:
-            >>> from torchpeek.hooks.recording.running_statistics import RunningStatistics
+            >>> from torchpeek.hooks import RunningStatistics
             >>> RunningStatistics().read()
             RunningStatistics(no call)
         """
@@ -172,7 +172,7 @@ class RunningStatistics(Leaf):
                 values.
 
         Example:
-            >>> from torchpeek.hooks.recording.running_statistics import RunningStatistics
+            >>> from torchpeek.hooks import RunningStatistics
             >>> statistics = RunningStatistics()
             >>> statistics.update(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
             >>> statistics.mean
@@ -230,7 +230,7 @@ class RunningStatistics(Leaf):
             axes: The axes, counted from the start.
 
         Example:
-            >>> from torchpeek.hooks.recording.running_statistics import RunningStatistics
+            >>> from torchpeek.hooks import RunningStatistics
             >>> statistics = RunningStatistics(channel_axis=1)
             >>> statistics.update(torch.ones(2, 3))
             >>> statistics.exclude_axes({1})
@@ -251,7 +251,7 @@ class RunningStatistics(Leaf):
         """Count all channels as one, now and in later calls.
 
         Example:
-            >>> from torchpeek.hooks.recording.running_statistics import RunningStatistics
+            >>> from torchpeek.hooks import RunningStatistics
             >>> statistics = RunningStatistics()
             >>> statistics.update(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
             >>> statistics.pool_channels()
@@ -338,7 +338,7 @@ class RunningStatistics(Leaf):
             NotFired: When there was no call yet.
 
         Example:
-            >>> from torchpeek.hooks.recording.running_statistics import RunningStatistics
+            >>> from torchpeek.hooks import RunningStatistics
             >>> statistics = RunningStatistics()
             >>> statistics.update(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
             >>> statistics.summary().mean
@@ -384,7 +384,7 @@ class RunningStatistics(Leaf):
             NotFired: When there was no finite value yet.
 
         Example:
-            >>> from torchpeek.hooks.recording.running_statistics import RunningStatistics
+            >>> from torchpeek.hooks import RunningStatistics
             >>> statistics = RunningStatistics()
             >>> statistics.update(torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]))
             >>> statistics.histogram(bins=2)[0]
