@@ -13,8 +13,9 @@ import gc
 import sys
 from argparse import Namespace
 from collections import ChainMap, OrderedDict, UserDict, UserList, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from functools import partial
 from types import FunctionType, MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
@@ -346,18 +347,14 @@ def _built_proxy(value: MappingProxyType[Any, Any], members: Sequence[Any]) -> M
     return MappingProxyType(dict(zip(value, members, strict=True)))
 
 
-def _built_values(value: Any, members: Sequence[Any]) -> Any:
-    """What `dict.values()` returns, of a dict of its own."""
-    return _entries_like(value, enumerate(members)).values()
+def _built_values(mapping: type[dict[Any, Any]], value: Any, members: Sequence[Any]) -> Any:
+    """What `values()` of a mapping of this type returns, of a mapping of its own."""
+    return mapping(enumerate(members)).values()
 
 
-def _built_items(value: Any, members: Sequence[Any]) -> Any:
-    """What `dict.items()` returns, of a dict of its own."""
-    return _entries_like(value, members).items()
-
-
-def _entries_like(value: Any, pairs: Iterable[Any]) -> dict[Any, Any]:
-    return OrderedDict(pairs) if type(value).__name__.startswith("odict") else dict(pairs)
+def _built_items(mapping: type[dict[Any, Any]], value: Any, members: Sequence[Any]) -> Any:
+    """What `items()` of a mapping of this type returns, of a mapping of its own."""
+    return mapping(members).items()
 
 
 def _torch_future_content(value: torch.futures.Future[Any]) -> Members:
@@ -386,7 +383,6 @@ def _built_future(value: concurrent.futures.Future[Any], members: Sequence[Any])
 
 _DATA = frozenset({"data"})
 _FUTURE_STATE = frozenset({"_condition", "_state", "_result", "_exception", "_waiters", "_done_callbacks"})
-_VALUES, _ITEMS = ContainerType(_positions, built=_built_values), ContainerType(_positions, built=_built_items)
 _TORCH_FUTURE = ContainerType(_torch_future_content, built=_built_torch_future)
 _FUTURE = ContainerType(_future_content, built=_built_future, hidden=_FUTURE_STATE)
 _OBJECT = ContainerType(_nothing, is_object=True)
@@ -409,10 +405,10 @@ _TYPES: dict[type[Any], ContainerType] = {
     MappingProxyType: ContainerType(_items, built=_built_proxy),
     set: ContainerType(_positions, _copied_set, _fill_set, in_place=False),
     frozenset: ContainerType(_positions, built=_built_frozenset),
-    type({}.values()): _VALUES,
-    type({}.items()): _ITEMS,
-    type(OrderedDict().values()): _VALUES,
-    type(OrderedDict().items()): _ITEMS,
+    type(OrderedDict().values()): ContainerType(_positions, built=partial(_built_values, OrderedDict)),
+    type(OrderedDict().items()): ContainerType(_positions, built=partial(_built_items, OrderedDict)),
+    type({}.values()): ContainerType(_positions, built=partial(_built_values, dict)),
+    type({}.items()): ContainerType(_positions, built=partial(_built_items, dict)),
     SimpleNamespace: ContainerType(_nothing, lambda value: SimpleNamespace.__new__(type(value)), is_object=True),
     Namespace: _OBJECT,
     torch.futures.Future: _TORCH_FUTURE,
