@@ -23,7 +23,8 @@ from torchpeek.hooks.optimizer_steps import around_steps
 from torchpeek.hooks.patched_forward import Forward, replaceable, replaced
 from torchpeek.hooks.process import eagerly, is_compile_wrapper, is_sharded, shared
 from torchpeek.hooks.recording import keep
-from torchpeek.hooks.recording.call import Call, Calls
+from torchpeek.hooks.recording.call import Call
+from torchpeek.hooks.recording.calls import Calls
 from torchpeek.hooks.recording.keep import Captured, LenientRunning, NoStatistics, StatisticsKeeper
 from torchpeek.hooks.recording.record import Recording, record
 from torchpeek.hooks.recording.running_statistics import RunningStatistics
