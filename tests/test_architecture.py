@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -64,6 +65,20 @@ def imported_rooms(tree: ast.AST) -> list[tuple[int, str]]:
         else:
             continue
         found += [(node.lineno, name.split(".")[1]) for name in names if name and name.startswith("torchpeek.")]
+    return found
+
+
+def inner_imports(tree: ast.AST, room: str) -> list[tuple[int, str]]:
+    """Line and module of each import that reaches into a room, past what its `__init__` exports."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found += [(node.lineno, name) for name in names if name.startswith(f"torchpeek.{room}.")]
     return found
 
 
@@ -130,6 +145,10 @@ class TestEveryFile:
         for line, name in called(ast.parse(file.read_text())):
             assert not (name.startswith("register_") and "hook" in name), f"line {line}: {name} outside hooks/"
 
+    def test_others_import_only_what_hooks_exports(self, file: Path) -> None:
+        if room_of(file) != "hooks":
+            assert inner_imports(ast.parse(file.read_text()), "hooks") == []
+
     def test_only_engine_runs_the_model(self, file: Path) -> None:
         if room_of(file) == "engine":
             return
@@ -153,12 +172,23 @@ def test_no_files_import_each_other() -> None:
     assert circle(imports) == []
 
 
+def test_the_page_of_hooks_names_what_hooks_imports() -> None:
+    page = (SOURCE / "hooks" / "README.md").read_text()
+    sentence = page.partition("It imports nothing of torchpeek except ")[2].partition(".\n")[0]
+    named = re.findall(r"`\.\./(\w+)\.py`", sentence)
+    trees = [ast.parse(file.read_text()) for file in FILES if room_of(file) == "hooks"]
+    assert named == sorted({room for tree in trees for _, room in imported_rooms(tree)} - {"hooks"})
+
+
 def test_the_guards_see_what_they_guard_against() -> None:
     """A guard that finds nothing in a bad file guards nothing."""
     bad = ast.parse("from torchpeek.cli import x\nself.model(y)\nlayer.register_forward_hook(f)\nimport timm")
     assert imported_rooms(bad) == [(1, "cli")]
     assert {name for _, name in called(bad)} == {"model", "register_forward_hook"}
     assert top_level_imports(bad) == {"torchpeek", "timm"}
+    reaching = ast.parse("import torchpeek.hooks.keep\nfrom torchpeek.hooks.recording import storage")
+    assert [line for line, _ in inner_imports(reaching, "hooks")] == [1, 2]
+    assert inner_imports(ast.parse("from torchpeek.hooks import keep"), "hooks") == []
     lazy = ast.parse("def f():\n    from torchpeek.engine import trace\n    import torchpeek.errors")
     assert imported_files(lazy) == {SOURCE / "engine" / "trace.py", SOURCE / "errors.py"}
     assert imported_files(ast.parse("from torchpeek.engine import Trace")) == {SOURCE / "engine" / "__init__.py"}

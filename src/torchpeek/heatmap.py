@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torchpeek.engine import Question
 from torchpeek.errors import InputError, OptionError
-from torchpeek.html import collapsed, notebook_html, paragraph
+from torchpeek.html import collapsed, html_paragraph, notebook_html
 from torchpeek.picture import Picture
 from torchpeek.provenance import Provenance
 from torchpeek.render.heatmaps import MOST, ShownMap, drawn_maps, maps_html, plot_map
@@ -230,7 +230,7 @@ class Heatmap:
     @notebook_html
     def _repr_html_(self) -> str:
         maps = maps_html(shown_maps(self, MOST), self.scores.numel(), _columns(self))
-        return paragraph(heading(self)) + maps + collapsed("provenance", self.provenance._repr_html_())
+        return html_paragraph(heading(self)) + maps + collapsed("provenance", self.provenance._repr_html_())
 
     def positive(self) -> Heatmap:
         """Set negative values to zero: the ReLU with which most papers end.

@@ -54,7 +54,7 @@ def preformatted(text: str) -> str:
     return f'<pre style="max-height:480px;overflow:auto;line-height:1.35">{escape(text)}</pre>'
 
 
-def paragraph(text: str, *, faint: bool = False) -> str:
+def html_paragraph(text: str, *, faint: bool = False) -> str:
     """Return a line of text; empty for no text."""
     style = f"margin:4px 0;{_FAINT}" if faint else "margin:4px 0"
     return f'<div style="{style}">{escaped_lines(text)}</div>' if text else ""
@@ -65,7 +65,7 @@ def escaped_lines(text: str) -> str:
     return escape(text).replace("\n", "<br>")
 
 
-def table(
+def html_table(
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
     *,
@@ -102,8 +102,8 @@ def table(
     return (
         '<div style="max-height:480px;overflow:auto;display:inline-block;max-width:100%">'
         f'<table style="margin:0;border-collapse:collapse">{head}<tbody>{body}</tbody></table></div>'
-        + paragraph(cut)
-        + paragraph(footer, faint=True)
+        + html_paragraph(cut)
+        + html_paragraph(footer, faint=True)
     )
 
 
@@ -118,7 +118,7 @@ def numeric_columns(rows: Sequence[Sequence[str]]) -> list[bool]:
 def cells_table(rows: Sequence[Mapping[str, str]], *, footer: str = "") -> str:
     """Return a table of rows that are column -> cell, with a column for each name that occurs."""
     header = tuple(dict.fromkeys(column for row in rows for column in row))
-    return table(header, [[row.get(column, "") for column in header] for row in rows], footer=footer)
+    return html_table(header, [[row.get(column, "") for column in header] for row in rows], footer=footer)
 
 
 def figure(image: str, *captions: str, width: int | None = None) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torchpeek.html import notebook_html, table
+from torchpeek.html import html_table, notebook_html
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Provenance:
 
     @notebook_html
     def _repr_html_(self) -> str:
-        return table((), [(name.replace("_", " "), text) for name, text in self.described()])
+        return html_table((), [(name.replace("_", " "), text) for name, text in self.described()])
 
 
 def _text_of(value: object) -> str:

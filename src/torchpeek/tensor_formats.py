@@ -94,19 +94,27 @@ def shape_sizes(tensor: Tensor) -> Sizes:
 
 def shape_text(tensor: Tensor) -> str:
     """The shape as text: (2, 3), or nested (2, *, 3)."""
-    if not tensor.is_nested:
-        return str(tuple(tensor.shape))
-    return f"nested ({', '.join(map(str, shape_sizes(tensor)))})"
+    return sizes_text(shape_sizes(tensor), nested=True) if tensor.is_nested else sizes_text(tensor.shape)
+
+
+def sizes_text(sizes: Sizes, *, nested: bool = False) -> str:
+    """The shape of a tensor of these sizes as text, as `shape_text`."""
+    return f"nested ({', '.join(map(str, sizes))})" if nested else str(tuple(sizes))
 
 
 def type_text(tensor: Tensor) -> str:
     """The dtype as text, and the layout and the device where they are not the usual ones: float32, sparse_coo."""
-    text = str(tensor.dtype).removeprefix("torch.")
+    text = dtype_text(tensor.dtype)
     if tensor.layout not in (torch.strided, torch.jagged):
         text += f", {str(tensor.layout).removeprefix('torch.').removeprefix('_')}"
     if isinstance(tensor, FakeTensor):
         return f"{text}, fake"
     return f"{text}, meta" if tensor.is_meta else text
+
+
+def dtype_text(dtype: torch.dtype) -> str:
+    """The name of a dtype without the package: float32."""
+    return str(dtype).removeprefix("torch.")
 
 
 def element_count(tensor: Tensor) -> int:

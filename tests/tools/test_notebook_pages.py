@@ -13,7 +13,7 @@ from PIL import Image
 
 import torchpeek as tp
 from notebook_pages import executed, read_html, with_links_from_page, write_page
-from torchpeek.html import bar, collapsed, image_tag, side_by_side, table
+from torchpeek.html import bar, collapsed, html_table, image_tag, side_by_side
 
 
 def png(colour: str, size: tuple[int, int] = (20, 10)) -> str:
@@ -58,14 +58,14 @@ def test_pictures_of_a_page_before_are_removed(tmp_path: Path) -> None:
 def test_embedded_pictures_are_a_row_without_bars_and_folded_parts(tmp_path: Path) -> None:
     image = Image.new("RGB", (8, 8), "teal")
     figures = [image_tag(image, "cat|dog") + bar(image, 8, ["0", "1"]), image_tag(image, "fox")]
-    html = side_by_side(figures) + collapsed("more", image_tag(image, "folded") + table(("a",), [["1"]]))
+    html = side_by_side(figures) + collapsed("more", image_tag(image, "folded") + html_table(("a",), [["1"]]))
     assert shown(tmp_path, new_output("execute_result", {"text/html": html, "text/plain": "Two()"})) == (
         "| cat\\|dog | fox |\n|---|---|\n| ![cat\\|dog](images/a-1.png) | ![fox](images/a-2.png) |"
     )
 
 
 def test_a_table_beside_pictures_is_text(tmp_path: Path) -> None:
-    html = table(("a",), [["1"]]) + image_tag(Image.new("RGB", (8, 8)), "curve")
+    html = html_table(("a",), [["1"]]) + image_tag(Image.new("RGB", (8, 8)), "curve")
     page = shown(tmp_path, new_output("execute_result", {"text/html": html, "text/plain": "a\n1"}))
     assert page.startswith("```text\na\n1\n```\n\n| curve |")
 

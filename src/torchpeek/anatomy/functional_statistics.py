@@ -11,12 +11,17 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from torchpeek.anatomy.layer_outputs import LayerOutputs
-from torchpeek.hooks import attached, call_name
-from torchpeek.hooks.module_channels import channels_inside
-from torchpeek.hooks.recording.keep import LenientRunning, NoStatistics, StatisticsKeeper
-from torchpeek.hooks.recording.pass_tracker import in_backward_pass
-from torchpeek.hooks.recording.running_statistics import RunningStatistics
-from torchpeek.hooks.rectifier_functions import rectifiers_observed
+from torchpeek.hooks import (
+    LenientRunning,
+    NoStatistics,
+    RunningStatistics,
+    StatisticsKeeper,
+    attached,
+    call_name,
+    channels_inside,
+    in_backward_pass,
+    rectifiers_observed,
+)
 
 _Key: TypeAlias = tuple[str, str]  # the names of the module and the function
 _LayerCall: TypeAlias = tuple[str, int]

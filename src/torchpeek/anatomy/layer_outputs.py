@@ -11,10 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.engine import ModelCall, preserved, run
-from torchpeek.hooks import attached, containers, takes_hooks
-from torchpeek.hooks.module_channels import Channels, channels_inside, channels_of
-from torchpeek.hooks.recording.running_statistics import RunningStatistics
-from torchpeek.hooks.rectifier_functions import rectifiers_observed
+from torchpeek.hooks import (
+    Channels,
+    RunningStatistics,
+    attached,
+    channels_inside,
+    channels_of,
+    containers,
+    rectifiers_observed,
+    takes_hooks,
+)
 from torchpeek.tensor_formats import Sizes, shape_sizes
 
 

@@ -22,7 +22,11 @@ from torchpeek.engine import inspectable_module, preserved, run, with_known_tota
 from torchpeek.errors import GradUnavailable, InputError, LayerNotFound, NotFired, closest, listed_names, notify
 from torchpeek.hooks import (
     Calls,
+    Leaf,
+    LenientRunning,
+    NoStatistics,
     Recording,
+    RunningStatistics,
     SelectedLayer,
     Selection,
     attached,
@@ -34,9 +38,6 @@ from torchpeek.hooks import (
     select,
     select_modules,
 )
-from torchpeek.hooks.recording.keep import LenientRunning, NoStatistics
-from torchpeek.hooks.recording.running_statistics import RunningStatistics
-from torchpeek.hooks.recording.storage import Leaf
 from torchpeek.interrupts import interruptible
 from torchpeek.keywords import checked_keywords
 from torchpeek.render.axes_plots import spread_plot

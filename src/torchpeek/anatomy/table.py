@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from typing import Generic, TypeVar
 
-from torchpeek.html import notebook_html, table
+from torchpeek.html import html_table, notebook_html
 from torchpeek.text_table import text_table
 
 Row = TypeVar("Row")
@@ -49,4 +49,4 @@ class Table(Sequence[Row], Generic[Row]):
 
     @notebook_html
     def _repr_html_(self) -> str:
-        return table(self.header, self.cells(), footer=self.footer, marked=self.marked)
+        return html_table(self.header, self.cells(), footer=self.footer, marked=self.marked)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torchpeek.errors import InputError
 from torchpeek.hooks import containers
-from torchpeek.html import MOST_ROWS, notebook_html, table
+from torchpeek.html import MOST_ROWS, html_table, notebook_html
 from torchpeek.tensor_formats import dense, element_count, has_values, shape_text, type_text
 from torchpeek.text_table import text_table
 
@@ -39,8 +39,8 @@ class TensorTable(dict[str, Any]):
     def _repr_html_(self) -> str:
         rows = self._tensors()
         cells = _cells(rows[:MOST_ROWS])
-        rest = [(name, *[""] * (len(_HEADER) - 1)) for name, _ in rows[MOST_ROWS:]]  # which `table` counts
-        return table(_HEADER, [*cells, *rest], footer=_footer(rows, cells))
+        rest = [(name, *[""] * (len(_HEADER) - 1)) for name, _ in rows[MOST_ROWS:]]  # which `html_table` counts
+        return html_table(_HEADER, [*cells, *rest], footer=_footer(rows, cells))
 
     def _tensors(self) -> list[tuple[str, Any]]:
         """A name for each tensor: `lstm:1.0` is the tensor at that path of the layer's output."""

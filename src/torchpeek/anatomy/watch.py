@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from types import FrameType
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from torch.optim import Optimizer
 
 from torchpeek.anatomy.table import Table
 from torchpeek.errors import InputError, LayerNotFound, OptionError, notify
-from torchpeek.hooks import Selection, around_steps, is_sharded, opened_by_with, select_modules
+from torchpeek.hooks import Selection, around_steps, is_sharded, method_is_running, opened_by_with, select_modules
 from torchpeek.keywords import checked_keywords
 from torchpeek.models import Model, module_of
 from torchpeek.norms import norms, total_norm
@@ -286,7 +284,7 @@ class _Watcher:
     def before(self, optimizer: Optimizer, closure: bool) -> None:
         """An optimizer is about to step."""
         changing = self._changing(optimizer, closure)
-        if self._stepping is not None and not _is_running(self._stepping):  # its step raised
+        if self._stepping is not None and not method_is_running(self._stepping):  # its step raised
             self._open = {}
         repeated = self._stepping is optimizer  # its last step raised, and this one takes its place
         if not changing or not (repeated or self._open.keys().isdisjoint(changing)):  # a wrapper of this one steps
@@ -383,14 +381,6 @@ class _Watcher:
             remark = "partly frozen" if frozen else ""
         size = sum(each.numel() for each in parameters.values())
         return BlockStep(self.flow.step_count - 1, name, size, weight, gradient, update, ratio, remark)
-
-
-def _is_running(optimizer: Optimizer) -> bool:
-    """Whether a method of the optimizer is on the stack."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_locals.get("self") is not optimizer:
-        frame = frame.f_back
-    return frame is not None
 
 
 def _united(by_block: Mapping[str, dict[int, nn.Parameter]]) -> dict[int, nn.Parameter]:

@@ -31,8 +31,7 @@ from torchpeek.engine.layout_inference.input_dependence import unconnected_layer
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.preserve import preserved
 from torchpeek.errors import GradUnavailable, NotConnected
-from torchpeek.hooks import attached, containers
-from torchpeek.hooks.module_channels import CHANNELS_FIRST_WITH_WEIGHTS
+from torchpeek.hooks import CHANNELS_FIRST_WITH_WEIGHTS, attached, containers
 from torchpeek.interrupts import let_interrupts_through
 
 Result = TypeVar("Result")

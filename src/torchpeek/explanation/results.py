@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from torchpeek.heatmap import Heatmap, heading, shown_maps
-from torchpeek.html import notebook_html, paragraph
+from torchpeek.html import html_paragraph, notebook_html
 from torchpeek.render.heatmaps import MOST, maps_html
 
 
@@ -21,7 +21,7 @@ class HeatmapList(list[Heatmap]):
 
     @notebook_html
     def _repr_html_(self) -> str:
-        return paragraph(heading(self[0])) + _of_inputs(self, MOST) if self else "[]"
+        return html_paragraph(heading(self[0])) + _of_inputs(self, MOST) if self else "[]"
 
 
 class HeatmapsByMethod(dict[str, Any]):  # the overloads of compare say which
@@ -38,7 +38,7 @@ class HeatmapsByMethod(dict[str, Any]):  # the overloads of compare say which
             ]
             return maps_html(maps, len(by_method))
         most = max(2, MOST // max(1, len(by_method)))  # in a row for each method
-        return "".join(paragraph(heading(each[0])) + _of_inputs(each, most) for each in by_method.values() if each)
+        return "".join(html_paragraph(heading(each[0])) + _of_inputs(each, most) for each in by_method.values() if each)
 
 
 def _of_inputs(heatmaps: Sequence[Heatmap], most: int) -> str:

@@ -25,7 +25,15 @@ from torch import Tensor
 from torch.autograd import Variable
 from torch.autograd.function import BackwardCFunction
 
-_graph_task: Callable[[], int] = torch._C._current_graph_task_id
+from torchpeek.hooks.frames import first_argument, frames_from
+
+graph_task: Callable[[], int] = torch._C._current_graph_task_id
+"""The identifier of the backward pass that runs in the current thread; -1 outside of one."""
+
+
+def in_backward_pass() -> bool:
+    """Whether a backward pass runs in this thread. A layer that is called then belongs to a checkpointed part."""
+    return graph_task() != -1
 
 
 class BackwardPass:
@@ -59,7 +67,7 @@ _BY_TASK: weakref.WeakValueDictionary[int, BackwardPass] = weakref.WeakValueDict
 
 def current_backward_pass() -> BackwardPass:
     """The outermost backward pass in which this hook runs. Must be called by a hook of a tensor or of a node."""
-    task = _graph_task()
+    task = graph_task()
     found = _BY_TASK.get(task)
     if found is None:
         frame = _outermost_function()
@@ -97,7 +105,7 @@ def _of_frame(frame: FrameType) -> BackwardPass:
     def on_return(*gradients: Any) -> None:
         handle.remove()
         if _THREAD.waiting is not None:
-            _hold(_THREAD.waiting[0], _graph_task())
+            _hold(_THREAD.waiting[0], graph_task())
             _THREAD.waiting = None
 
     handle = _node_of(frame).register_hook(on_return)
@@ -106,18 +114,15 @@ def _of_frame(frame: FrameType) -> BackwardPass:
 
 def _outermost_function() -> FrameType | None:
     """The outermost frame of the `backward` of an autograd function; None outside of such functions."""
-    frame: FrameType | None = sys._getframe(1)
     outermost = None
-    while frame is not None:
+    for frame in frames_from(sys._getframe(1)):
         if frame.f_code.co_name in ("backward", "vjp") and _node_of(frame) is not None:
             outermost = frame
-        frame = frame.f_back
     return outermost
 
 
 def _node_of(frame: FrameType) -> Any:
-    code = frame.f_code
-    node = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+    node = first_argument(frame)
     return node if isinstance(node, BackwardCFunction) else None
 
 

@@ -1,7 +1,7 @@
 """Read and replace tensors inside containers, nested as deep as you like.
 
 Containers are tuples, lists, mappings, sets, dataclasses, futures that are done, and objects of plain Python classes,
-whose attributes are the members. `container_types.py` has the table of all of them.
+whose attributes are the members. `known_containers.py` has the table of all of them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torchpeek.errors import InputError, closest
 from torchpeek.hooks.container_types import (
     WITHOUT_TENSORS,
     Attribute,
-    ContainerType,
     container_type,
     copied,
     fill,
     members_of,
     rebuilt,
 )
+from torchpeek.hooks.known_containers import ContainerType
 
 
 def leaves(value: Any, leaf_type: type[Any] = Tensor, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchpeek.errors import notify
+
 current_thread: Callable[[], int] = threading.get_ident
 """The identifier of the thread that calls it."""
 
@@ -67,12 +69,13 @@ _SHARDED_CLASSES = ("FullyShardedDataParallel", "FSDPModule")
 
 
 @contextmanager
-def eagerly(modules: Iterable[nn.Module], on_compiled: Callable[[], None] | None = None) -> Iterator[None]:
+def eagerly(modules: Iterable[nn.Module], block: str | None = None) -> Iterator[None]:
     """Run everything eagerly inside the block if one of these modules is compiled, so that hooks are called.
 
     Args:
         modules: The modules of a model.
-        on_compiled: Called at the start if a module is compiled.
+        block: What the block does with the model, such as "recorded", for the notice if a module is compiled. None for
+            no notice.
 
     Yields:
         None.
@@ -80,7 +83,7 @@ def eagerly(modules: Iterable[nn.Module], on_compiled: Callable[[], None] | None
     if not any(map(is_compiled, modules)):
         yield
         return
-    if on_compiled is not None:
-        on_compiled()
+    if block is not None:
+        notify(f"the model is compiled, and compiled code ignores hooks; it runs eagerly while it is {block}")
     with shared("eager", partial(torch.compiler.set_stance, "force_eager")):
         yield

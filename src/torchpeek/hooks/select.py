@@ -260,6 +260,22 @@ def _not_found(model: nn.Module, named: dict[str, nn.Module], selection: object)
     )
 
 
+def _is_fused(parent: nn.Module, module: nn.Module) -> bool:
+    return bool(getattr(parent, "fused_attn", False)) and not any(True for _ in module.parameters())
+
+
+def _is_read_by_attention(parent: nn.Module, module: nn.Module) -> bool:
+    return isinstance(parent, nn.MultiheadAttention)
+
+
+# Whether a parent is known to compute without calling the module, and what to say then.
+_REASONS_OF_PARENTS: tuple[tuple[Callable[[nn.Module, nn.Module], bool], str], ...] = (
+    # the attention of timm
+    (_is_fused, "its parent may compute attention in one fused call, without its parts; set its fused_attn to False"),
+    (_is_read_by_attention, "its parent, a MultiheadAttention, uses its weights directly; choose the parent"),
+)
+
+
 def why_not_fired(model: nn.Module, layer: SelectedLayer, calls: int = 0, reason: str | None = None) -> str:
     """The likely reason why a layer, or a call of it, did not take place.
 
@@ -275,10 +291,8 @@ def why_not_fired(model: nn.Module, layer: SelectedLayer, calls: int = 0, reason
     parent = model.get_submodule(name.rpartition(".")[0])
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         reason = f"it is a {type(module).__name__}, a container that is never called; choose one of its members"
-    elif getattr(parent, "fused_attn", False) and not any(True for _ in module.parameters()):
-        reason = "its parent may compute attention in one fused call, without its parts; set its fused_attn to False"
-    elif isinstance(parent, nn.MultiheadAttention):
-        reason = "its parent, a MultiheadAttention, uses its weights directly; choose the parent"
+    elif because_of_parent := next((text for is_so, text in _REASONS_OF_PARENTS if is_so(parent, module)), None):
+        reason = because_of_parent
     elif isinstance(model, torch.fx.GraphModule) and all(
         node.target != name for node in model.graph.nodes if node.op == "call_module"
     ):

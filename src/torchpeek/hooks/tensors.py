@@ -16,7 +16,7 @@ from torchpeek.hooks.gradient_tap import TensorHook, hooked
 from torchpeek.hooks.recording.storage import GradientSlot, StoredTensor, whole_gradient_hook
 from torchpeek.hooks.recording.summary import shapes
 from torchpeek.hooks.with_block import opened_by_with
-from torchpeek.html import notebook_html, table
+from torchpeek.html import html_table, notebook_html
 from torchpeek.interrupts import uninterrupted
 from torchpeek.text_table import text_table
 
@@ -128,7 +128,7 @@ class _GradientMapping(Mapping[str, "Tensor | None"]):
 
     @notebook_html
     def _repr_html_(self) -> str:
-        return table(*self._table())
+        return html_table(*self._table())
 
     def _table(self) -> tuple[tuple[str, str], list[tuple[str, str]]]:
         return ("tensor", "gradient"), [(name, shapes(gradient)) for name, gradient in self.items()]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchpeek.anatomy import GradientFlow, Kernels, Statistics, TrainingFlow
 from torchpeek.engine import Trace
-from torchpeek.hooks.recording.running_statistics import RunningStatistics
+from torchpeek.hooks import RunningStatistics
 from torchpeek.render import feature_grid, kernel_grid
 
 

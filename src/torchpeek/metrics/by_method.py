@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from torchpeek.errors import TorchpeekError
-from torchpeek.html import image_tag, notebook_html, side_by_side, table
+from torchpeek.html import html_table, image_tag, notebook_html, side_by_side
 from torchpeek.metrics.measurement import HEADER, Measurements, of_samples
 from torchpeek.render.axes_plots import curve_plot
 from torchpeek.render.plots import figure_class
@@ -32,7 +32,7 @@ class MeasurementsByMethod(dict[str, Measurements]):
 
     @notebook_html
     def _repr_html_(self) -> str:
-        shown = table(HEADER, self.rows())
+        shown = html_table(HEADER, self.rows())
         with suppress(TorchpeekError):  # matplotlib is not installed
             shown += side_by_side([_curves_image(self, name) for name in self._metrics() if self._has_curve(name)])
         return shown

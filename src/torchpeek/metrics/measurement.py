@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchpeek.bootstrap import bootstrap_interval
 from torchpeek.errors import InputError, MetricNotFound, TorchpeekError, closest
-from torchpeek.html import image_tag, notebook_html, side_by_side, table
+from torchpeek.html import html_table, image_tag, notebook_html, side_by_side
 from torchpeek.render.axes_plots import curve_plot, interval_plot
 from torchpeek.render.plots import figure_class
 from torchpeek.text_table import text_table
@@ -312,7 +312,7 @@ class Measurements(Mapping[str, Measurement]):
 
     @notebook_html
     def _repr_html_(self) -> str:
-        shown = table(HEADER, self.rows())
+        shown = html_table(HEADER, self.rows())
         with suppress(TorchpeekError):  # matplotlib is not installed
             shown += side_by_side([_curve_image(each) for each in self.values() if each.curve is not None])
         return shown

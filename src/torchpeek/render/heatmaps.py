@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from torchpeek.html import bar, figure, fitted, image_tag, paragraph, side_by_side
+from torchpeek.html import bar, figure, fitted, html_paragraph, image_tag, side_by_side
 from torchpeek.picture import Picture
 from torchpeek.render.axes_plots import plot_axes
 from torchpeek.render.canvas import as_numpy, enlarged, one_map
@@ -141,7 +141,7 @@ def maps_html(maps: Sequence[ShownMap], total: int, columns: int | None = None) 
     figures = [_figure(each, longest) for each in maps]
     step = columns or len(figures) or 1
     rows = [side_by_side(figures[start : start + step]) for start in range(0, len(figures), step)]
-    return "".join(rows) + paragraph(cut)
+    return "".join(rows) + html_paragraph(cut)
 
 
 def _cut(count: int, total: int) -> str:
@@ -155,6 +155,6 @@ def _figure(shown: ShownMap, longest: int) -> str:
     drawn = drawn_map(shown, colormap=scale.colormap, alpha=0.6, limit=None, signed=False, colorbar=False)
     image = fitted(drawn, longest)
     strip = Image.fromarray(np.ascontiguousarray(COLORMAPS[scale.colormap][None]))
-    below = bar(strip, image.width, scale.numbers) + paragraph(sign_words(shown.heatmap, scale), faint=True)
+    below = bar(strip, image.width, scale.numbers) + html_paragraph(sign_words(shown.heatmap, scale), faint=True)
     tag = image_tag(image, shown.title, lossless=shown.picture is None)
     return figure(tag + below, shown.title, *shown.lines, width=max(image.width, _NARROWEST))

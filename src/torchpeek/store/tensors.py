@@ -17,7 +17,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from torchpeek.errors import FormatError, InputError, LayerNotFound, closest
-from torchpeek.hooks.recording.keep import Captured
+from torchpeek.hooks import Captured
 from torchpeek.store.folder import OutputFolder, file_stem
 from torchpeek.tensor_formats import why_without_values
 

@@ -15,8 +15,7 @@ from torchpeek.engine.layout_inference.module_axes import channel_axis
 from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.errors import NoSpatialLayer
-from torchpeek.hooks import containers
-from torchpeek.hooks.module_channels import CHANNELS_LAST_NORMS, ChannelAxis
+from torchpeek.hooks import CHANNELS_LAST_NORMS, ChannelAxis, containers
 from torchpeek.tensor_formats import is_dense_float
 
 # Class, distillation and register tokens: no model is known to have more.

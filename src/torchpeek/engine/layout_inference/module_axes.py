@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchpeek.engine.layout import Grid
-from torchpeek.hooks.module_channels import CHANNELS_FIRST, CHANNELS_LAST_NORMS, ChannelAxis
+from torchpeek.hooks import CHANNELS_FIRST, CHANNELS_LAST_NORMS, ChannelAxis
 
 # Their output has the layout of their input.
 _ELEMENTWISE = (

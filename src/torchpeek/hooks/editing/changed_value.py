@@ -6,13 +6,13 @@ import inspect
 import sys
 from collections.abc import Callable
 from functools import partial
-from types import FrameType
 from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from torchpeek.errors import InputError, listed_names
 from torchpeek.hooks import containers
+from torchpeek.hooks.frames import frames_from, variable
 from torchpeek.tensor_formats import is_jagged, shape_sizes, shape_text
 
 
@@ -139,10 +139,8 @@ def tensor_paths(value: Any) -> list[str]:
 def _explain(error: Exception, name: str, change: Callable[..., Any]) -> None:
     """Add to an error of the function which edit it is. Raises InputError where the function called its own layer."""
     if isinstance(error, RecursionError):
-        frame: FrameType | None = sys._getframe(2)
-        while frame is not None and not (frame.f_globals is globals() and frame.f_locals.get("change") is change):
-            frame = frame.f_back
-        if frame is not None:
+        callers = frames_from(sys._getframe(2))
+        if any(frame.f_globals is globals() and variable(frame, "change") is change for frame in callers):
             raise InputError(
                 f"the edit of {name} calls that layer, so it would never end. Next: compute what it needs before the "
                 "block, or with copy.deepcopy(model)"

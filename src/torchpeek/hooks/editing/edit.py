@@ -85,7 +85,7 @@ def edit(
     edited = _Edit(model, of_outputs, of_inputs, of_gradients)
     try:
         with (
-            eagerly(model.modules(), _notify_compiled),
+            eagerly(model.modules(), "edited"),
             attached(
                 edited.returned + edited.gradient_hooks,
                 called=edited.called,
@@ -99,10 +99,6 @@ def edit(
         with uninterrupted():
             edited.close()
     edited.notify_of_no_effect()
-
-
-def _notify_compiled() -> None:
-    notify("the model is compiled, and compiled code ignores hooks; it runs eagerly while it is edited")
 
 
 _Hook: TypeAlias = tuple[nn.Module, EditHook]

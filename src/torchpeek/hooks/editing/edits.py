@@ -16,7 +16,9 @@ from torch import Tensor
 from torchpeek.errors import InputError, listed_names
 from torchpeek.hooks import containers
 from torchpeek.hooks.editing.changed_value import tensor_paths
-from torchpeek.hooks.recording.call import Call, Calls, Part
+from torchpeek.hooks.recording.call import Call
+from torchpeek.hooks.recording.calls import Calls
+from torchpeek.hooks.recording.part import Part
 from torchpeek.tensor_formats import has_values, shape_sizes, shape_text, with_values
 
 __all__ = ["at", "patch", "scale", "zero"]

@@ -7,13 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import torch
-
+from torchpeek.hooks.backward_pass import in_backward_pass
 from torchpeek.hooks.model_calls import ModelCalls
 from torchpeek.hooks.process import current_thread
 from torchpeek.hooks.selected_layer import SelectedLayer
-
-_graph_task: Callable[[], int] = torch._C._current_graph_task_id  # -1 outside of backward passes
 
 
 class CallCounts(NamedTuple):
@@ -61,7 +58,7 @@ class PassCalls:
     def begin_pass(self, *hook_arguments: Any) -> None:
         """The pre-hook of the model: a pass begins, unless the model calls itself."""
         depth, numbers = self._counts()
-        if self._model_calls.depth.get(current_thread()) == 1 and _graph_task() == -1:
+        if self._model_calls.depth.get(current_thread()) == 1 and not in_backward_pass():
             depth = 0  # what was counted before is of a pass that Ctrl-C ended
         self._of_thread.counts = CallCounts(depth + 1, numbers if depth else {})
 

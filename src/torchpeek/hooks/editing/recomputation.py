@@ -31,6 +31,8 @@ from torch import nn
 from torch.autograd.function import BackwardCFunction
 
 from torchpeek.errors import GradUnavailable
+from torchpeek.hooks.backward_pass import graph_task
+from torchpeek.hooks.frames import first_argument, frames_from, variable
 from torchpeek.hooks.model_calls import ModelCalls
 from torchpeek.hooks.process import current_thread
 from torchpeek.hooks.temporary_hooks import UncopiedHook
@@ -39,7 +41,6 @@ from torchpeek.hooks.temporary_hooks import UncopiedHook
 _saved_tensors_hooks: Callable[[bool], Any] = getattr(
     torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_is_tracing: (None, None)
 )
-_graph_task: Callable[[], int] = torch._C._current_graph_task_id  # -1 outside of backward passes
 _forward_gradients_enabled: Callable[[], bool] = torch._C._is_fwd_grad_enabled  # not so in an autograd function
 _inference_mode: Callable[[], bool] = torch.is_inference_mode_enabled
 
@@ -108,7 +109,7 @@ class EditHook(UncopiedHook):
         if (
             (_forward_gradients_enabled() or _inference_mode())  # else an autograd function calls the layer
             and _saved_tensors_hooks(False) is None
-            and _graph_task() == -1
+            and graph_task() == -1
         ):
             applies = self._is_of_model(args[0])
         else:
@@ -173,17 +174,17 @@ _NOTHING = Surroundings([], [])
 _REENTRANT, _NOT_REENTRANT = "run_function", "recompute_fn"  # the attributes that hold the function
 
 
-def _around(frame: FrameType | None) -> Surroundings:
+def _around(innermost: FrameType) -> Surroundings:
     checkpoints: list[tuple[Any, str]] = []
     other_functions: list[Any] = []
-    while frame is not None:
+    for frame in frames_from(innermost):
         code = frame.f_code
         name = code.co_name
         if code is SecondRun.__call__.__code__:
-            return Surroundings(checkpoints, other_functions, frame, frame.f_locals["self"].edits)
+            return Surroundings(checkpoints, other_functions, frame, variable(frame, "self").edits)
         if name in ("forward", "backward"):
             if code.co_argcount and code.co_varnames[0] != "self":
-                node = frame.f_locals.get(code.co_varnames[0])
+                node = first_argument(frame)
                 if isinstance(node, BackwardCFunction):
                     is_checkpoint = callable(getattr(node, _REENTRANT, None))
                     if name == "backward":
@@ -195,9 +196,8 @@ def _around(frame: FrameType | None) -> Surroundings:
         elif code.co_filename == _CHECKPOINT_FILE:
             if name.startswith("unpack_hook"):
                 return Surroundings(checkpoints, other_functions, frame)
-            if "gen" in code.co_varnames and (generator := frame.f_locals.get("gen")) is not None:
+            if "gen" in code.co_varnames and (generator := variable(frame, "gen")) is not None:
                 checkpoints += _checkpoint_of(generator)
-        frame = frame.f_back
     if (pair := _saved_tensors_hooks(False)) is not None:
         checkpoints += _checkpoint_of_hook(pair[0])
     return Surroundings(checkpoints, other_functions)
@@ -208,8 +208,8 @@ _CHECKPOINT_FILE = torch.utils.checkpoint.__file__
 
 def _checkpoint_of(generator: Any) -> list[tuple[Any, str]]:
     """The checkpoint whose first run is between the two steps of this generator."""
-    local = {} if generator.gi_frame is None else generator.gi_frame.f_locals
-    return [(local["new_frame"], _NOT_REENTRANT)] if "new_frame" in local else []
+    frame = None if generator.gi_frame is None else variable(generator.gi_frame, "new_frame")
+    return [] if frame is None else [(frame, _NOT_REENTRANT)]
 
 
 def _checkpoint_of_hook(hook: Any) -> list[tuple[Any, str]]:

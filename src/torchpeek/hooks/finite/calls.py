@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.hooks import containers
+from torchpeek.hooks.backward_pass import graph_task
 from torchpeek.hooks.finite.values import KnownValues, LayerCall, Operation, Value, holds_fractions
 from torchpeek.hooks.process import current_thread
 
 next_node_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 """The number that the next node of this thread's graph gets."""
-
-graph_task: Callable[[], int] = torch._C._current_graph_task_id
-"""The identifier of the backward pass that runs in this thread; -1 outside of one."""
 
 
 class OpenCalls:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import resolve_name
 
 from torchpeek.errors import InputNotFinite, LayerNotFinite
-from torchpeek.hooks.finite.calls import OpenCalls, graph_task
+from torchpeek.hooks.backward_pass import graph_task
+from torchpeek.hooks.finite.calls import OpenCalls
 from torchpeek.hooks.finite.values import LayerCall, Operation, Value, contents
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchpeek.errors import notify
 from torchpeek.hooks import containers
 from torchpeek.hooks.checked_model import checked_model
 from torchpeek.hooks.finite.calls import OpenCalls
@@ -84,7 +83,7 @@ def check_finite(model: nn.Module, *, exclude: Selection | None = None, backward
     ]
     ended = [(module, partial(_end, calls, tracker, name, backward)) for name, module in modules.values()]
     with (
-        eagerly(model.modules(), _notify_compiled),
+        eagerly(model.modules(), "checked"),
         attached(called=called, ended=ended, every_thread=True, calls=model_calls),
         tracker,
     ):
@@ -93,10 +92,6 @@ def check_finite(model: nn.Module, *, exclude: Selection | None = None, backward
             yield
         finally:
             calls.close_block()
-
-
-def _notify_compiled() -> None:
-    notify("the model is compiled, and compiled code ignores hooks; it runs eagerly while it is checked")
 
 
 def _begin(

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
-from torchpeek.hooks.finite.calls import OpenCalls, graph_task, next_node_number
+from torchpeek.hooks.backward_pass import graph_task
+from torchpeek.hooks.finite.calls import OpenCalls, next_node_number
 from torchpeek.hooks.finite.causes import raise_for_gradients
 from torchpeek.hooks.finite.values import LayerCall, Operation, Value, has_infinite_number, tensors_in
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
-from torchpeek.tensor_formats import shape_sizes
+from torchpeek.tensor_formats import Sizes, dtype_text, shape_sizes, shape_text, sizes_text, type_text
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -70,12 +70,24 @@ class Value:
         later: Compute the range when it is needed. The tensor is kept alive until then.
     """
 
-    __slots__ = ("_extremes", "_tensor", "dtype", "intended", "is_checked", "name", "operation", "shape", "source")
+    __slots__ = (
+        "_extremes",
+        "_tensor",
+        "dtype",
+        "intended",
+        "is_checked",
+        "is_nested",
+        "name",
+        "operation",
+        "sizes",
+        "source",
+    )
 
     def __init__(
         self, tensor: Tensor, operation: Operation | None, source: str = "", name: str = "", *, later: bool = False
     ) -> None:
-        self.shape = _shape(tensor)
+        self.is_nested = tensor.is_nested
+        self.sizes: Sizes = shape_sizes(tensor) if self.is_nested else tensor.shape
         self.dtype = tensor.dtype
         self.operation = operation
         self.source = source
@@ -90,7 +102,8 @@ class Value:
         other = object.__new__(Value)
         for name in Value.__slots__:
             setattr(other, name, getattr(self, name))
-        other.shape = _shape(tensor)
+        other.is_nested = tensor.is_nested
+        other.sizes = shape_sizes(tensor) if other.is_nested else tensor.shape
         return other
 
     @property
@@ -124,7 +137,7 @@ class Value:
     def __str__(self) -> str:
         low, high = self.range
         shown = "with NaN" if math.isnan(low) else f"in [{low:.4g}, {high:.4g}]"
-        return f"{shape_text(self.shape)} {type_text(self.dtype)} {shown}"
+        return f"{sizes_text(self.sizes, nested=self.is_nested)} {dtype_text(self.dtype)} {shown}"
 
 
 def holds_fractions(tensor: Tensor) -> bool:
@@ -169,7 +182,7 @@ def stored_elements(tensor: Tensor) -> Tensor | None:
 
 def contents(tensor: Tensor) -> str:
     """The contents of a tensor in words: how many elements are NaN or infinite, and the range of the others."""
-    head = f"{shape_text(_shape(tensor))} {type_text(tensor.dtype)}"
+    head = f"{shape_text(tensor)} {type_text(tensor)}"
     with torch._C.DisableTorchFunction(), torch.no_grad():
         elements = stored_elements(tensor)
         if elements is None or not elements.numel():
@@ -189,20 +202,6 @@ def contents(tensor: Tensor) -> str:
     if not among:
         return f"{head} {of_finite}"
     return f"{head} with {among}" + (f", the others {of_finite}" if of_finite else "")
-
-
-def _shape(tensor: Tensor) -> tuple[object, ...]:
-    return ("nested", *shape_sizes(tensor)) if tensor.is_nested else tuple(tensor.shape)
-
-
-def shape_text(shape: Iterable[object]) -> str:
-    """A shape as text: (2, 3)."""
-    return f"({', '.join(map(str, shape))})"
-
-
-def type_text(dtype: torch.dtype) -> str:
-    """The name of a dtype without the package."""
-    return str(dtype).removeprefix("torch.")
 
 
 class KnownValues:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torchpeek.errors import AmbiguousCall, LayerNotFound, NotFired, closest
 from torchpeek.hooks.recording.summary import shapes
-from torchpeek.html import notebook_html, table
+from torchpeek.html import html_table, notebook_html
 from torchpeek.text_table import text_table
 
 Value = TypeVar("Value", covariant=True)
@@ -67,7 +67,7 @@ class LayerGradients(LayerMapping[Any]):
 
     @notebook_html
     def _repr_html_(self) -> str:
-        return table(*self._table())
+        return html_table(*self._table())
 
     def _table(self) -> tuple[tuple[str, str, str], list[tuple[str, str, str]]]:
         rows = [

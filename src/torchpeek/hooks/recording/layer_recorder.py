@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torchpeek.errors import GradUnavailable, notify
 from torchpeek.hooks import containers
+from torchpeek.hooks.backward_pass import in_backward_pass
 from torchpeek.hooks.container_types import holds_tensors
 from torchpeek.hooks.gradient_tap import GradientTap, hooked, start_graph, tap_gradient
 from torchpeek.hooks.recording.call import Call
@@ -22,7 +23,6 @@ from torchpeek.hooks.recording.pass_tracker import (
     PassTracker,
     PendingCalls,
     TappedInputs,
-    in_backward_pass,
 )
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf, SlotHook, StoredTensor
 from torchpeek.hooks.selected_layer import SelectedLayer

@@ -23,7 +23,7 @@ def combined(counts: Tensor, means: Tensor, stds: Tensor) -> tuple[Tensor, Tenso
         stds: (G, C) float64: their standard deviation.
 
     Returns:
-        (C,) and (C,) float64; 0 for a channel without values.
+        (C,) and (C,) float64. For a channel without values they are a finite number and 0.
     """
     share = counts / counts.sum(0).clamp(min=1)
     scale, back = scales(torch.maximum(means.abs(), stds).where(counts > 0, 0).amax(0))

@@ -15,6 +15,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from torchpeek.errors import InputError
 from torchpeek.hooks import containers
+from torchpeek.hooks.backward_pass import graph_task, in_backward_pass
 from torchpeek.hooks.gradient_tap import GradientTap, TensorHook
 from torchpeek.hooks.model_calls import ModelCalls
 from torchpeek.hooks.process import current_thread
@@ -23,7 +24,6 @@ from torchpeek.hooks.recording.storage import GradientSlot, Leaf
 from torchpeek.hooks.selected_layer import call_name
 from torchpeek.hooks.temporary_hooks import UncopiedHook
 
-_graph_task: Callable[[], int] = torch._C._current_graph_task_id
 # The transforms of torch.func that are active, such as vmap; None outside of all.
 _transforms: Callable[[], list[Any] | None] = torch._C._functorch.get_interpreter_stack
 
@@ -171,7 +171,7 @@ class PassTracker:
             module: The module that is called: the layer, or a replica of it.
             layer: The layer.
         """
-        if _graph_task() != -1:
+        if graph_task() != -1:
             return False
         thread = current_thread()
         if self.in_pass.get(thread):
@@ -232,11 +232,6 @@ class TappedInputs(NamedTuple):
     def restore(self) -> None:
         """Put the tensors back into the containers, unless the layer has put others there."""
         containers.restore(self.containers, lambda member: self.originals.get(id(member), (None, member))[1])
-
-
-def in_backward_pass() -> bool:
-    """Whether a backward pass runs in this thread. A layer that is called then belongs to a checkpointed part."""
-    return _graph_task() != -1
 
 
 class PendingCalls:

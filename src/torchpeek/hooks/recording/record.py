@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torchpeek.errors import GradUnavailable, InputError, NotConnected, notify
+from torchpeek.errors import GradUnavailable, InputError, NotConnected
 from torchpeek.hooks.checked_model import checked_model
 from torchpeek.hooks.gradient_tap import TensorHook, hooked
 from torchpeek.hooks.model_calls import passes_were_cut
@@ -188,7 +188,7 @@ class Recording(OpenedByWith, RecordedLayers):
             called += [(recorder.module, LayerInputHook(recorder)) for recorder in recorders]
         returned: list[tuple[nn.Module, Any]] = [(recorder.module, recorder) for recorder in recorders]
         returned.append((self._model, PassEndHook(tracker)))
-        stack.enter_context(eagerly(self._modules, _notify_compiled))
+        stack.enter_context(eagerly(self._modules, "recorded"))
         stack.callback(self._remove_gradient_hooks)
         self._store_parameters()
         stack.enter_context(attached(returned, called=called, ended=[(self._model, CallEndHook(tracker))]))
@@ -346,7 +346,3 @@ class Recording(OpenedByWith, RecordedLayers):
             handle.remove()
         self._parameter_hooks.clear()
         self._tracker.close_block()
-
-
-def _notify_compiled() -> None:
-    notify("the model is compiled, and compiled code ignores hooks; it runs eagerly while it is recorded")

@@ -10,7 +10,8 @@ from typing import Any, Protocol, Self, TypeAlias
 from torch import Tensor
 
 from torchpeek.errors import InputError, LayerNotFound, closest
-from torchpeek.hooks.recording.call import Call, Calls
+from torchpeek.hooks.recording.call import Call
+from torchpeek.hooks.recording.calls import Calls
 from torchpeek.hooks.recording.layer_mapping import LayerGradients, LayerMapping
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf, StoredTensor
 from torchpeek.hooks.recording.summary import Cells, describe_gradient, describe_parameters, merged, table

@@ -6,14 +6,14 @@ They are right for every magnitude that a dtype can hold: no square overflows or
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from torchpeek.errors import InputError, NotFired
+from torchpeek.hooks.recording.channel_totals import ChannelTotals
 from torchpeek.hooks.recording.fine_bins import FLOAT32_BINS, FLOAT64_BINS
-from torchpeek.hooks.recording.moments import SAFE_RANGE, chunks, combined, row_moments, scales, times
+from torchpeek.hooks.recording.statistics_summary import Summary
 from torchpeek.hooks.recording.storage import Leaf
 from torchpeek.tensor_formats import (
     Sizes,
@@ -23,46 +23,6 @@ from torchpeek.tensor_formats import (
     shape_sizes,
     shape_text,
 )
-
-_MAX_PENDING = 1 << 18  # the most numbers that wait to be merged
-
-
-@dataclass(frozen=True)
-class Summary:
-    """The statistics of a layer over all its channels.
-
-    Args:
-        calls: The number of calls.
-        count: The number of finite values. Only these enter the fields from `mean` to `zero_share`.
-        mean: Their mean; NaN if there is none.
-        std: Their standard deviation, of the population.
-        min: The least of them.
-        max: The largest of them.
-        zero_share: The share of them that is exactly zero, from 0 to 1.
-        channels: The number of channels.
-        dead: The number of channels that were zero everywhere.
-        nan: The number of values that were NaN.
-        inf: The number of values that were infinite.
-
-    Example:
-        >>> model = nn.Sequential(nn.ReLU())
-        >>> with tp.record(model, "0", keep=tp.keep.Running()) as tape:
-        ...     output = model(torch.tensor([[-1.0, 2.0]]))
-        >>> tape["0"].output.summary().zero_share
-        0.5
-    """
-
-    calls: int
-    count: int
-    mean: float
-    std: float
-    min: float
-    max: float
-    zero_share: float
-    channels: int
-    dead: int
-    nan: int
-    inf: int
 
 
 class ChannelsVary(InputError):
@@ -84,10 +44,6 @@ class RunningStatistics(Leaf):
 
     Attributes:
         calls: The number of calls.
-        channels: The number of channels C; 0 before the first call.
-        nan: (C,) float64: the number of values that were NaN.
-        inf: (C,) float64: the number of values that were infinite.
-        first_not_finite: The call, from 0, with the first NaN or infinity; None if there was none.
 
     Example:
         >>> model = nn.Sequential(nn.Identity())
@@ -97,38 +53,9 @@ class RunningStatistics(Leaf):
         tensor([1., 1., 1.], dtype=torch.float64)
     """
 
-    __slots__ = (
-        "_alternative",
-        "_axis",
-        "_bin_counts",
-        "_bins",
-        "_count",
-        "_counts_bins",
-        "_high",
-        "_low",
-        "_mean",
-        "_pending",
-        "_pending_size",
-        "_shape",
-        "_std",
-        "_zeros",
-        "calls",
-        "channels",
-        "first_not_finite",
-        "inf",
-        "nan",
-    )
+    __slots__ = ("_alternative", "_axis", "_bin_counts", "_bins", "_counts_bins", "_shape", "_totals", "calls")
 
     accumulates = True
-
-    _count: Tensor
-    _mean: Tensor
-    _std: Tensor
-    _zeros: Tensor
-    _low: Tensor
-    _high: Tensor
-    nan: Tensor
-    inf: Tensor
 
     def __init__(
         self, *, channel_axis: int | None = 1, histogram: bool = True, alternative_axis: int | None = None
@@ -142,10 +69,7 @@ class RunningStatistics(Leaf):
         self._bins = FLOAT32_BINS
         self._bin_counts: Tensor | None = None
         self.calls = 0
-        self.channels = 0
-        self._pending: list[tuple[int, Tensor]] = []
-        self._pending_size = 0  # the numbers in it
-        self.first_not_finite: int | None = None
+        self._totals: ChannelTotals | None = None  # None before the first call
 
     def read(self) -> RunningStatistics:
         """Read the statistics, as every leaf of a recording is read.
@@ -154,7 +78,7 @@ class RunningStatistics(Leaf):
             The statistics themselves. Later calls of the layer go on changing them.
 
         Example:
-            >>> from torchpeek.hooks.recording.running_statistics import RunningStatistics
+            >>> from torchpeek.hooks import RunningStatistics
             >>> RunningStatistics().read()
             RunningStatistics(no call)
         """
@@ -172,7 +96,7 @@ class RunningStatistics(Leaf):
                 values.
 
         Example:
-            >>> from torchpeek.hooks.recording.running_statistics import RunningStatistics
+            >>> from torchpeek.hooks import RunningStatistics
             >>> statistics = RunningStatistics()
             >>> statistics.update(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
             >>> statistics.mean
@@ -184,11 +108,11 @@ class RunningStatistics(Leaf):
             except ChannelsVary:
                 self._alternative = None
         rows = self._rows(tensor.detach())  # (R, C, L): R rows of L values for each channel
-        if self.channels == 0:
+        if self._totals is None or not self._totals.channels:
             self._shape = shape_sizes(tensor)
             self._bins = FLOAT64_BINS if tensor.dtype == torch.float64 else FLOAT32_BINS
-            self._allocate(rows.shape[1])
-        elif rows.shape[1] != self.channels:
+            self._totals = ChannelTotals(rows.shape[1])
+        elif rows.shape[1] != self._totals.channels:
             if self._alternative is None:
                 raise ChannelsVary(
                     f"a tensor of shape {shape_text(tensor)} has {rows.shape[1]} channels on axis {self._axis}, but "
@@ -199,12 +123,7 @@ class RunningStatistics(Leaf):
             self._adopt_alternative()
             return
         if rows.numel():
-            low, high = rows.amin(2), rows.amax(2)  # (R, C)
-            mean, std = row_moments(rows)  # (R, C)
-            if _are_safe(mean, std, low, high):
-                self._queue_moments(rows, mean, std, low, high)
-            else:
-                self._merge_scaled(rows)
+            self._totals.add(rows, self.calls)
             self._count_bins(rows)
         self.calls += 1
 
@@ -230,7 +149,7 @@ class RunningStatistics(Leaf):
             axes: The axes, counted from the start.
 
         Example:
-            >>> from torchpeek.hooks.recording.running_statistics import RunningStatistics
+            >>> from torchpeek.hooks import RunningStatistics
             >>> statistics = RunningStatistics(channel_axis=1)
             >>> statistics.update(torch.ones(2, 3))
             >>> statistics.exclude_axes({1})
@@ -251,7 +170,7 @@ class RunningStatistics(Leaf):
         """Count all channels as one, now and in later calls.
 
         Example:
-            >>> from torchpeek.hooks.recording.running_statistics import RunningStatistics
+            >>> from torchpeek.hooks import RunningStatistics
             >>> statistics = RunningStatistics()
             >>> statistics.update(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
             >>> statistics.pool_channels()
@@ -259,48 +178,56 @@ class RunningStatistics(Leaf):
             tensor([1.5000], dtype=torch.float64)
         """
         self._axis, self._alternative = None, None
-        if not self.channels:
-            return
-        count = self._merged_count()
-        mean, std = combined(count[:, None], self._mean[:, None], self._std[:, None])
-        self.channels, self._mean, self._std = 1, mean, std
-        self._count, self._zeros, self.nan, self.inf = (
-            each.sum(0, keepdim=True) for each in (count, self._zeros, self.nan, self.inf)
-        )
-        self._low, self._high = self._low.amin(0, keepdim=True), self._high.amax(0, keepdim=True)
+        if self.channels:
+            self._merged().pool()
 
     def _adopt_alternative(self) -> None:
         """Become the statistics by the alternative axis, which has counted the same calls."""
         other = self._alternative
         assert other is not None
-        own = ("_alternative", "_bin_counts", "_bins", "_counts_bins", "_shape")  # the alternative has no histogram
-        for name in RunningStatistics.__slots__:
-            if name not in own:
-                setattr(self, name, getattr(other, name))
+        self._axis, self._totals, self.calls = other._axis, other._totals, other.calls  # it has no histogram
         self._alternative = None
+
+    @property
+    def channels(self) -> int:
+        """The number of channels C; 0 before the first call."""
+        return 0 if self._totals is None else self._totals.channels
+
+    @property
+    def nan(self) -> Tensor:
+        """(C,) float64: the number of values that were NaN."""
+        return self._merged().nan
+
+    @property
+    def inf(self) -> Tensor:
+        """(C,) float64: the number of values that were infinite."""
+        return self._merged().inf
+
+    @property
+    def first_not_finite(self) -> int | None:
+        """The call, from 0, with the first NaN or infinity; None if there was none."""
+        return None if self._totals is None else self._totals.first_not_finite
 
     @property
     def count(self) -> Tensor:
         """(C,) float64: the number of finite values."""
-        return self._merged_count()
+        return self._merged().count
 
     @property
     def min(self) -> Tensor:
         """(C,) float64: the least finite value; infinity if there is none."""
-        self._merged_count()
-        return self._low
+        return self._merged().low
 
     @property
     def max(self) -> Tensor:
         """(C,) float64: the largest finite value; minus infinity if there is none."""
-        self._merged_count()
-        return self._high
+        return self._merged().high
 
     @property
     def mean(self) -> Tensor:
         """(C,) float64: the mean of the finite values; NaN for a channel without one."""
-        count = self._merged_count()
-        return torch.where(count > 0, self._mean, math.nan)
+        totals = self._merged()
+        return torch.where(totals.count > 0, totals.mean, math.nan)
 
     @property
     def var(self) -> Tensor:
@@ -313,20 +240,20 @@ class RunningStatistics(Leaf):
 
         It is right also where `var`, its square, is too large or too small for float64.
         """
-        count = self._merged_count()
-        return torch.where(count > 0, self._std, math.nan)
+        totals = self._merged()
+        return torch.where(totals.count > 0, totals.std, math.nan)
 
     @property
     def zero_share(self) -> Tensor:
         """(C,) float64: the share of the finite values that is exactly zero, from 0 to 1."""
-        count = self._merged_count()
-        return self._zeros / count
+        totals = self._merged()
+        return totals.zeros / totals.count
 
     @property
     def dead(self) -> Tensor:
         """(C,) bool: whether the channel was zero everywhere in every call."""
-        count = self._merged_count()
-        return (self._zeros == count) & (count > 0) & (self.nan + self.inf == 0)
+        totals = self._merged()
+        return (totals.zeros == totals.count) & (totals.count > 0) & (totals.nan + totals.inf == 0)
 
     def summary(self) -> Summary:
         """Combine all channels.
@@ -338,27 +265,27 @@ class RunningStatistics(Leaf):
             NotFired: When there was no call yet.
 
         Example:
-            >>> from torchpeek.hooks.recording.running_statistics import RunningStatistics
+            >>> from torchpeek.hooks import RunningStatistics
             >>> statistics = RunningStatistics()
             >>> statistics.update(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
             >>> statistics.summary().mean
             1.5
         """
-        count = self._merged_count()
-        total = float(count.sum())
-        mean, std = combined(count[:, None], self._mean[:, None], self._std[:, None])
+        totals = self._merged()
+        total = float(totals.count.sum())
+        mean, std = totals.over_channels()
         return Summary(
             calls=self.calls,
             count=int(total),
             mean=float(mean) if total else math.nan,
             std=float(std) if total else math.nan,
-            min=float(self.min.min()),
-            max=float(self.max.max()),
-            zero_share=float(self._zeros.sum()) / total if total else math.nan,
+            min=float(totals.low.min()),
+            max=float(totals.high.max()),
+            zero_share=float(totals.zeros.sum()) / total if total else math.nan,
             channels=self.channels,
             dead=int(self.dead.sum()),
-            nan=int(self.nan.sum()),
-            inf=int(self.inf.sum()),
+            nan=int(totals.nan.sum()),
+            inf=int(totals.inf.sum()),
         )
 
     @property
@@ -384,7 +311,7 @@ class RunningStatistics(Leaf):
             NotFired: When there was no finite value yet.
 
         Example:
-            >>> from torchpeek.hooks.recording.running_statistics import RunningStatistics
+            >>> from torchpeek.hooks import RunningStatistics
             >>> statistics = RunningStatistics()
             >>> statistics.update(torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]))
             >>> statistics.histogram(bins=2)[0]
@@ -392,12 +319,13 @@ class RunningStatistics(Leaf):
         """
         if not self._counts_bins:
             raise InputError("these statistics have no histogram; tp.keep.Running(histogram=True) counts one")
-        self._merged_count()
+        totals = self._merged()
         if self._bin_counts is None or not self._bin_counts.any():
             raise NotFired("the histogram is empty: there was no finite value")
         low, high = self._bins.edges[:-1], self._bins.edges[1:]
         filled = self._bin_counts.nonzero().flatten()
-        start, stop = float(low[filled[0]].clamp(min=self.min.min())), float(high[filled[-1]].clamp(max=self.max.max()))
+        start = float(low[filled[0]].clamp(min=totals.low.min()))
+        stop = float(high[filled[-1]].clamp(max=totals.high.max()))
         if not start < stop:  # a single value, or float64 values closer than a fine bin
             start, stop = min(start, stop) - 0.5, max(start, stop) + 0.5
         if math.isfinite(stop - start):
@@ -420,19 +348,11 @@ class RunningStatistics(Leaf):
             f"{s.min:.4g}, max {s.max:.4g}, zeros {s.zero_share:.1%}, dead {s.dead}, NaN {s.nan}, inf {s.inf})"
         )
 
-    def _allocate(self, channels: int) -> None:
-        self.channels = channels
-        self._count, self._mean, self._std, self._zeros, self.nan, self.inf = torch.zeros(
-            6, channels, dtype=torch.float64
-        ).unbind()
-        self._low = torch.full((channels,), math.inf, dtype=torch.float64)
-        self._high = torch.full((channels,), -math.inf, dtype=torch.float64)
-
-    def _merged_count(self) -> Tensor:
-        if not self.channels:
+    def _merged(self) -> ChannelTotals:
+        if self._totals is None or not self._totals.channels:
             raise NotFired("there are no statistics, because there was no value yet")
-        self._merge_pending()
-        return self._count
+        self._totals.merge_pending()
+        return self._totals
 
     def _rows(self, tensor: Tensor) -> Tensor:
         """The tensor as R rows of L values for each channel: (R, C, L), contiguous, in float32 or float64."""
@@ -461,70 +381,7 @@ class RunningStatistics(Leaf):
             rows = rows.movedim(0, 1).flatten(1)[None]
         return rows.contiguous()
 
-    def _queue_moments(self, rows: Tensor, mean: Tensor, std: Tensor, low: Tensor, high: Tensor) -> None:
-        """Queue the five numbers of each row. They are merged in large groups, as a small tensor costs as much time."""
-        flat = rows.view(-1, rows.shape[2])
-        zeros = torch.empty(len(flat), dtype=torch.float64, device=rows.device)
-        buffer = torch.empty(0, dtype=rows.dtype, device=rows.device)
-        for start, chunk in chunks(flat):
-            torch.eq(chunk, 0, out=buffer.resize_(chunk.shape))  # as floats, because summing booleans is slower
-            # A float32 can count up to 2**24.
-            exact = torch.float64 if rows.shape[2] > 2**24 else rows.dtype
-            zeros[start : start + len(chunk)] = buffer.sum(1, dtype=exact)
-        moments = torch.stack([*(number.double() for number in (mean, std, low, high)), zeros.view(mean.shape)])
-        self._pending.append((rows.shape[2], moments))  # (5, R, C)
-        self._pending_size += moments.numel()
-        if self._pending_size > _MAX_PENDING or len(self._pending) >= 256:
-            self._merge_pending()
-
-    def _merge_pending(self) -> None:
-        if not self._pending:
-            return
-        rows = torch.cat([moments.cpu() for _, moments in self._pending], 1)  # (5, R, C)
-        lengths = torch.cat([torch.full((moments.shape[1], 1), length) for length, moments in self._pending])  # (R, 1)
-        self._pending.clear()
-        self._pending_size = 0
-        means, stds, low, high, zeros = rows.unbind()  # (R, C) each
-        counts = lengths.double().expand(means.shape)
-        mean, std = combined(counts, means, stds)
-        self._merge(counts.sum(0), mean, std, zeros.sum(0), low.amin(0), high.amax(0))
-
-    def _merge_scaled(self, rows: Tensor) -> None:
-        """Merge values of any magnitude, also NaN and infinity, by squares of the values divided by the largest."""
-        values = rows.cpu().double().movedim(1, 0).flatten(1)  # (C, R * L)
-        finite = values.isfinite()
-        nan, inf = values.isnan().sum(1), values.isinf().sum(1)
-        if self.first_not_finite is None and not finite.all():
-            self.first_not_finite = self.calls
-        self.nan += nan
-        self.inf += inf
-        count = finite.sum(1).double()
-        low, high = values.where(finite, math.inf).amin(1), values.where(finite, -math.inf).amax(1)
-        scale, back = scales(values.where(finite, 0).abs().amax(1))
-        scaled = times(values, scale[:, :, None]).where(finite, 0)
-        mean = scaled.sum(1) / count.clamp(min=1)
-        std = ((scaled - mean[:, None]).where(finite, 0).square().sum(1) / count.clamp(min=1)).sqrt()
-        self._merge(count, times(mean, back), times(std, back), (values == 0).sum(1).double(), low, high)
-
-    def _merge(self, count: Tensor, mean: Tensor, std: Tensor, zeros: Tensor, low: Tensor, high: Tensor) -> None:
-        """Merge a group of values into the total."""
-        self._mean, self._std = combined(
-            torch.stack([self._count, count]), torch.stack([self._mean, mean]), torch.stack([self._std, std])
-        )
-        self._count = self._count + count
-        self._zeros = self._zeros + zeros
-        self._low = torch.minimum(self._low, low)
-        self._high = torch.maximum(self._high, high)
-
     def _count_bins(self, rows: Tensor) -> None:
         if self._counts_bins and rows.numel():
             counts = self._bins.counts(rows, self.calls)
             self._bin_counts = counts if self._bin_counts is None else self._bin_counts + counts
-
-
-def _are_safe(mean: Tensor, std: Tensor, low: Tensor, high: Tensor) -> bool:
-    """Whether all values are finite, and no square overflowed or underflowed. Others are rare, and take longer."""
-    least, most = SAFE_RANGE[std.dtype]
-    if not float((mean.abs() + std).amax()) < most:
-        return False
-    return float(std.amin()) >= least or not bool(((std < least) & (low < high)).any())

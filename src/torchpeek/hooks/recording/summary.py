@@ -38,7 +38,12 @@ def shapes(value: Any) -> str:
 
 
 def describe_gradient(gradients: Any, values: Any) -> str:
-    """The same for the gradients of values that are or are not recorded: "as output" stands for the same shapes."""
+    """The shapes and dtypes of gradients, as text: "the same" where the values are recorded and have the same ones.
+
+    Args:
+        gradients: The stored gradients, in a container.
+        values: The stored values of which they are the gradients; None if these are not recorded.
+    """
     slots = [slot for _, slot in containers.leaves(gradients, Leaf)]
     arrived = [slot for slot in slots if not isinstance(slot, GradientSlot) or slot.leaf is not None]
     if not arrived:
