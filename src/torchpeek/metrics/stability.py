@@ -16,6 +16,7 @@ from torchpeek.heatmap import unit_range, upsample
 from torchpeek.metrics.case import Case, check_computed
 from torchpeek.metrics.correlation import correlation, rank_correlation
 from torchpeek.metrics.metric import MetricResult, metric
+from torchpeek.norms import mean_and_std
 from torchpeek.registry import check_whole
 
 
@@ -88,10 +89,10 @@ def randomised(model: nn.Module, stages: int, seed: int) -> Iterator[nn.Module]:
 def _draw(parameter: nn.Parameter, generator: torch.Generator) -> None:
     with torch.no_grad():
         values = parameter.detach().double()
-        mean, spread = values.mean(), values.std(correction=0)
+        mean, spread = mean_and_std(values)
         normal = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(values.device)
         # A constant parameter: a tenth of the constant, or 0.1 if it is zero.
-        apart = spread if spread > 0 else 0.1 * (mean.abs() if mean != 0 else 1)
+        apart = spread if spread > 0 else 0.1 * (abs(mean) if mean != 0 else 1)
         parameter.copy_(mean + normal * apart)
 
 
