@@ -276,10 +276,10 @@ def png_bytes(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def figure_bytes(figure: Any) -> bytes:
-    """Return a matplotlib figure as the bytes of a PNG file."""
+def figure_bytes(figure: Any, dpi: int = 150) -> bytes:
+    """Return a matplotlib figure as the bytes of a PNG file, with `dpi` pixels for each inch."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight")
     return buffer.getvalue()
 
 
