@@ -47,7 +47,7 @@ class TestUninterrupted:
             lines = 0
             finished = False
 
-            def trace(frame: FrameType, event: str, argument: Any) -> Any:
+            def trace(frame: FrameType, event: str, argument: Any, sent_at: int = sent_at) -> Any:
                 nonlocal lines
                 if frame.f_code.co_filename != interrupts.__file__:
                     return None

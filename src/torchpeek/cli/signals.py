@@ -18,7 +18,7 @@ def command_signals() -> Iterator[None]:
     """Treat SIGTERM as Ctrl-C inside the block, and repeat a Ctrl-C that Python drops.
 
     Python drops every exception that is raised in a `__del__` method or in a callback of a weak reference, and only
-    reports it to `sys.unraisablehook`. Imports run such callbacks, so that a Ctrl-C while torch is imported may be lost.
+    reports it to `sys.unraisablehook`. Imports run such callbacks, so a Ctrl-C while torch is imported could be lost.
     """
     hook = sys.unraisablehook
 
