@@ -14,11 +14,11 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from torchpeek._version import __version__
+from torchpeek.cli.command_line import parse_error, prepared_words
 from torchpeek.cli.commands import COMMANDS
 from torchpeek.cli.help_page import NARROW, StackedPanels
 from torchpeek.cli.options import ConsoleOptions, choice, option
 from torchpeek.cli.signals import command_signals
-from torchpeek.cli.words import parse_error, prepared_words
 from torchpeek.errors import Notice, TorchpeekError
 
 OK, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130

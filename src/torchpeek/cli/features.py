@@ -17,14 +17,8 @@ from torchpeek.cli.console import counted, print_json, print_skipped, print_tabl
 from torchpeek.cli.drawing import feature_grid_options
 from torchpeek.cli.features_page import FeaturesPage
 from torchpeek.cli.loading import about, check_pictures_fit, loaded_model, remark, titled
-from torchpeek.cli.options import (
-    FeatureMapOptions,
-    ModelOptions,
-    OutputOptions,
-    PictureOptions,
-    TargetOptions,
-    layer_names,
-)
+from torchpeek.cli.option_values import layer_names
+from torchpeek.cli.options import FeatureMapOptions, ModelOptions, OutputOptions, PictureOptions, TargetOptions
 from torchpeek.cli.output import file_names, output_folder, tensorboard_writer
 from torchpeek.cli.page import PAGE, page_facts, write_page
 from torchpeek.cli.pictures import picture_files

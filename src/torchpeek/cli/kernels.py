@@ -15,7 +15,8 @@ from torchpeek.cli.console import counted, print_json, print_table, print_writte
 from torchpeek.cli.drawing import check_grid
 from torchpeek.cli.kernels_page import EmbeddedGrid, embedded_grid, kernels_report
 from torchpeek.cli.loading import about, loaded_model, remark, titled
-from torchpeek.cli.options import ModelOptions, OutputOptions, layer_names
+from torchpeek.cli.option_values import layer_names
+from torchpeek.cli.options import ModelOptions, OutputOptions
 from torchpeek.cli.output import file_names, output_folder, tensorboard_writer
 from torchpeek.cli.page import PAGE, page_facts, write_page
 from torchpeek.integrations.tensorboard import add_kernels

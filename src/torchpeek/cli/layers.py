@@ -12,7 +12,8 @@ from torch import Tensor
 from torchpeek.anatomy import layers
 from torchpeek.cli.console import print_json, print_table, print_written
 from torchpeek.cli.loading import about, check_class_names, check_pictures_fit, check_size_fits, loaded_model
-from torchpeek.cli.options import InputOptions, ModelOptions, OutputOptions, parsed_numbers
+from torchpeek.cli.option_values import parsed_numbers
+from torchpeek.cli.options import InputOptions, ModelOptions, OutputOptions
 from torchpeek.cli.output import output_folder
 from torchpeek.cli.pictures import one_picture
 from torchpeek.errors import InputError

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from torchpeek.cli.console import counted
 from torchpeek.cli.model_output import class_count
-from torchpeek.cli.options import InputOptions, ModelOptions, parsed_numbers
+from torchpeek.cli.option_values import parsed_numbers
+from torchpeek.cli.options import InputOptions, ModelOptions
 from torchpeek.cli.pictures import PictureFiles
 from torchpeek.engine import ModelCall, check_fits, inspectable_module, run
 from torchpeek.errors import InputError, OptionError, notify
