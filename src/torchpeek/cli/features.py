@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from torchpeek.anatomy import activations, statistics
+from torchpeek.anatomy import statistics
 from torchpeek.anatomy.statistics import LayerStatistics
 from torchpeek.cli.console import counted, print_json, print_skipped, print_table, print_written, progress
 from torchpeek.cli.drawing import feature_grid_options
@@ -24,10 +24,10 @@ from torchpeek.cli.page import PAGE, page_facts, write_page
 from torchpeek.cli.pictures import picture_files
 from torchpeek.cli.skipped import Skipped
 from torchpeek.cli.targets import check_target, make_target
-from torchpeek.engine import Layout, Target, Trace, layout_of, suggest_layer
+from torchpeek.engine import Layout, Target, Trace, inspectable_module, layout_of, suggest_layer
 from torchpeek.errors import LayerError, OptionError, PassError, TargetError, TorchpeekError, notify
 from torchpeek.explanation import trace
-from torchpeek.hooks import containers, select
+from torchpeek.hooks import Recording, call_name, containers, record, select
 from torchpeek.integrations.tensorboard import add_features
 from torchpeek.models import LoadedModel, model_call_for
 from torchpeek.render import feature_grid
@@ -152,15 +152,25 @@ class _LayerOutput:
 def _layer_outputs(
     loaded: LoadedModel, inputs: Tensor, selected: list[str], target: Target | None
 ) -> list[_LayerOutput]:
-    rows = list(statistics(loaded, inputs, selected, histogram=False))
-    # The rows of a layer that is called several times are `relu[0]` and so on, the names of its calls.
-    names = list(dict.fromkeys(row.name.partition(":")[0] for row in rows if row.output is not None))
+    with record(inspectable_module(loaded.module), selected, snapshot="clone") as tape:
+        rows = list(statistics(loaded, inputs, selected, histogram=False))
+    with_statistics = {row.name.partition(":")[0] for row in rows if row.output is not None}
     tensors = {
-        f"{name}:{path}" if path else name: tensor
-        for name, output in (activations(loaded, inputs, names) if names else {}).items()
+        f"{call}:{path}" if path else call: tensor
+        for call, output in _named_outputs(tape).items()
+        if call in with_statistics
         for path, tensor in containers.leaves(output)
     }
     return [_layer_output(loaded, inputs, row, tensors.get(row.name), target) for row in rows]
+
+
+def _named_outputs(tape: Recording) -> dict[str, Any]:
+    """What each call returned in the last pass, by the names in statistics: `relu[0]` and so on for several calls."""
+    return {
+        name if len(tape[name]) == 1 else call_name(name, number): call.output
+        for name in tape
+        for number, call in enumerate(tape[name])
+    }
 
 
 def _layer_output(
