@@ -37,6 +37,14 @@ def separable() -> tp.LoadedModel:
     return tp.LoadedModel(nn.Sequential(*layers), PREPROCESS)
 
 
+def tiny_weights() -> tp.LoadedModel:
+    """Weights whose squares underflow."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3).double()
+    conv.weight.data *= 1e-199
+    return tp.LoadedModel(nn.Sequential(conv), PREPROCESS)
+
+
 def broken() -> tp.LoadedModel:
     """One weight is NaN: so is what most layers return, and what flows back."""
     loaded = pooled()

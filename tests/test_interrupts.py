@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+from contextlib import nullcontext
+from types import FrameType
+from typing import Any
 
 import pytest
 
+from torchpeek import interrupts
 from torchpeek.interrupts import interruptible, uninterrupted
 
 
@@ -31,6 +36,45 @@ class TestUninterrupted:
             os.kill(os.getpid(), signal.SIGINT)
             steps.append("nor here")
         assert steps == ["held back"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_ctrl_c_at_any_line_of_the_way_in_stops_the_interruptible_part(self, nested: bool) -> None:
+        """Also between the delivery of a delayed one and the moment from which the next one is let through."""
+        sent_at = 0
+        while True:
+            sent_at += 1
+            lines = 0
+            finished = False
+
+            def trace(frame: FrameType, event: str, argument: Any, sent_at: int = sent_at) -> Any:
+                nonlocal lines
+                if frame.f_code.co_filename != interrupts.__file__:
+                    return None
+                if event == "line":
+                    lines += 1
+                    if lines == sent_at:
+                        os.kill(os.getpid(), signal.SIGINT)
+                return trace
+
+            former = sys.gettrace()
+            try:
+                with uninterrupted(), uninterrupted() if nested else nullcontext():
+                    sys.settrace(trace)
+                    with interruptible():
+                        if nested:
+                            with uninterrupted():
+                                pass
+                        sys.settrace(former)
+                        finished = sum(range(1000)) > 0
+            except KeyboardInterrupt:
+                assert not finished
+            finally:
+                sys.settrace(former)
+            if lines < sent_at:
+                break
+            assert not finished, f"sent at line event {sent_at}"
+        assert sent_at > 5
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
     def test_a_block_inside_an_interruptible_part_is_protected_too(self) -> None:

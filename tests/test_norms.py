@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchpeek.norms import Magnitude, magnitude, norm, norms, total_norm
+from torchpeek.norms import Magnitude, magnitude, mean_and_std, norm, norms, total_norm
 
 
 def exact(tensor: Tensor) -> Magnitude:
@@ -106,3 +106,28 @@ def test_total_norm() -> None:
     assert total_norm([3e-300, 4e-300]) == pytest.approx(5e-300, rel=1e-15, abs=0)
     assert total_norm([3e200, 4e200]) == pytest.approx(5e200)
     assert total_norm([]) == 0.0
+
+
+@pytest.mark.parametrize(("dtype", "size"), [each for each in SIZES if each[1] < 1e37])
+def test_mean_and_std(dtype: torch.dtype, size: float) -> None:
+    values = (torch.randn(5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * size).to(dtype)
+    numbers = [Fraction(value) for value in values.double().flatten().tolist()]
+    mean = sum(numbers) / len(numbers)
+    variance = sum((value - mean) ** 2 for value in numbers) / len(numbers)
+    with localcontext() as context:
+        context.prec, context.Emin, context.Emax = 40, -10_000, 10_000
+        root = (Decimal(variance.numerator) / Decimal(variance.denominator)).sqrt()
+    found = mean_and_std(values.double())
+    least = 5e-324
+    assert found[0] == pytest.approx(float(mean), rel=1e-12, abs=least)
+    assert found[1] == pytest.approx(float(root), rel=1e-12, abs=least)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3e-200, 1e300])
+def test_mean_and_std_of_equal_values(value: float) -> None:
+    assert mean_and_std(torch.full((7, 3), value, dtype=torch.float64)) == (value, 0.0)
+
+
+def test_mean_and_std_without_numbers() -> None:
+    assert all(map(math.isnan, mean_and_std(torch.tensor([1.0, math.nan]))))
+    assert all(map(math.isnan, mean_and_std(torch.empty(0))))

@@ -43,6 +43,14 @@ class _Gate:
             pending, self.pending = self.pending, None
             self.previous(*pending)
 
+    def let_through(self) -> None:
+        """Let interrupts through from now on, also the one that was delayed before."""
+        self.open = True  # first, so that none is delayed between the two steps
+        while self.pending is not None:
+            self.open = False  # the clean-up after it is not interrupted again
+            self.deliver()
+            self.open = True  # reached if the user's own handler did not raise
+
 
 def _current_handler() -> Any:
     """The SIGINT handler; None outside the main thread, which is the only one in which Python handles signals."""
@@ -62,8 +70,7 @@ def uninterrupted() -> Iterator[None]:
             yield
         finally:
             if was_open:
-                previous.deliver()
-                previous.open = True
+                previous.let_through()
         return
     if not callable(previous):
         yield
@@ -119,9 +126,8 @@ def interruptible() -> Iterator[None]:
         yield
         return
     was_open = gate.open
-    gate.deliver()
-    gate.open = True
     try:
+        gate.let_through()
         yield
     finally:
         gate.open = was_open

@@ -55,6 +55,26 @@ def norm(tensor: Tensor) -> float:
     return magnitude(tensor).norm
 
 
+def mean_and_std(values: Tensor) -> tuple[float, float]:
+    """Return the mean and the standard deviation (of the population) of all values.
+
+    Args:
+        values: Real values of a floating-point dtype, any shape.
+
+    Returns:
+        Both numbers: NaN where there is NaN or infinity, or no value. Equal values have exactly their mean, and 0.
+    """
+    if not values.numel():
+        return math.nan, math.nan
+    scaled, exponent = scaled_to_one(values.detach())
+    low, high = torch.aminmax(scaled)
+    if low == high and low.isfinite():  # a sum would be rounded, and so would differ from the values
+        return times_power_of_two(float(low), exponent), 0.0
+    wide = scaled if scaled.device.type == "mps" else scaled.double()  # MPS has no float64
+    numbers = (float(wide.mean()), float(wide.std(correction=0)))
+    return times_power_of_two(numbers[0], exponent), times_power_of_two(numbers[1], exponent)
+
+
 def norms(tensors: Sequence[Tensor]) -> list[float]:
     """Return the Euclidean norms of many tensors, with one transfer from each device.
 

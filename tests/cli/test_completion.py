@@ -11,7 +11,7 @@ import pytest
 
 from cli_runner import run
 from torchpeek.cam import METHODS
-from torchpeek.cli.options import Colormap, MethodName, MetricName
+from torchpeek.cli.option_values import Colormap, MethodName, MetricName
 from torchpeek.metrics import METRICS
 from torchpeek.render import COLORMAPS
 

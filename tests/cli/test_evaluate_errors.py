@@ -49,6 +49,22 @@ class TestErrors:
         assert "Traceback" not in err
         assert not (place / "out").exists()
 
+    @pytest.mark.parametrize("text", ["deletion.steps=0", "deletion.baseline=red", "insertion.steps=-3"])
+    def test_values_of_options_are_checked_before_the_model_is_loaded(self, place, capsys, text: str) -> None:
+        assert run("evaluate", "pictures", "--model", "no_such_module:make", "--metric-option", text) == 2
+        err = capsys.readouterr().err
+        name = text.partition(".")[2].partition("=")[0]
+        assert err.startswith(f"error: --metric-option {text}: option {name} is")
+        assert err.count("\n") == 1
+
+    def test_values_of_options_of_methods_too(self, place, capsys) -> None:
+        words = ("--model", "no_such_module:make", "--method", "rise", "--option", "samples=0")
+        for command in ("cam", "evaluate"):
+            assert run(command, "pictures", *words) == 2
+            assert capsys.readouterr().err.startswith(
+                "error: --option samples=0: option samples is 0; allowed: a whole"
+            )
+
     def test_no_pictures(self, place, capsys) -> None:
         assert run("evaluate", *of("pooled")) == 2
         assert "no pictures; give files" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 import torchpeek as tp
 from cli_models import attentive, odd, pooled, tokens
 from cli_runner import CHELSEA, asked, files, numbers, of, pixels, run, strict
+from torchpeek.cli.features import _layer_outputs
 from torchpeek.render import feature_grid
 
 
@@ -196,6 +197,8 @@ def test_a_layer_that_the_score_does_not_read_is_listed_with_the_reason(place, c
     [
         (("--channels", "1,x"), "--channels is 'x'; allowed: indices from 0, such as --channels 3,17,250"),
         (("--channels", "99", "-o", "out"), "layer 'act': channel 99 is not in the activation; allowed: 0 to 5"),
+        (("--channels", "99"), "layer 'act': channel 99 is not in the activation; allowed: 0 to 5"),
+        (("--channels", "99", "--tensorboard", "tb"), "layer 'act': channel 99 is not in the activation"),
         (("--sort", "norm"), "no sort 'norm'; allowed: --sort index, --sort contribution"),
         (
             ("--clip", "99", "1"),
@@ -209,3 +212,21 @@ def test_a_layer_that_the_score_does_not_read_is_listed_with_the_reason(place, c
 def test_options_that_are_refused(place, capsys, words: tuple[str, ...], message: str) -> None:
     assert run("features", "pictures/a.png", *of("pooled"), *words) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layer", ["head", "act[-1]", "act[1]", "act"])
+def test_the_tensors_are_of_the_pass_that_the_statistics_are_of(layer: str) -> None:
+    """Another pass would take as long, and would be another one for a model that draws at random."""
+    loaded, x = tokens(), torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    names = ["act[0]", "act[1]"] if layer == "act" else [layer]
+    expected = tp.activations(loaded, x, names)
+    found = _layer_outputs(loaded, x, [layer], None)
+    assert [each.name for each in found] == names
+    assert all(torch.equal(each.tensor, expected[each.name]) for each in found)
+
+
+def test_one_pass_for_each_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, sizes = pooled(), []
+    monkeypatch.setattr(loaded.module.head, "forward", lambda x: sizes.append(len(x)) or torch.zeros(len(x), 5))
+    _layer_outputs(loaded, torch.rand(1, 3, 16, 16), ["head"], None)
+    assert sizes.count(1) == 1  # the dry pass of the statistics has two samples

@@ -208,6 +208,14 @@ class TestClasses:
         assert run("cam", "a.png", *GREY, "--classes", "nowhere.txt") == 2
         assert "nowhere.txt: cannot be opened (no such file or directory)" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("picture", [(), ("--picture", "a.png")])
+    def test_of_layers(self, picture: tuple[str, ...], bare: Path, capsys) -> None:
+        words = ["layers", *GREY, "--classes", "names.txt", *picture]
+        assert run(*words) == 0
+        (bare / "names.txt").write_text("ant\nbee")
+        assert run(*words) == 2
+        assert "has 2 names, and the model returns 3 classes" in capsys.readouterr().err
+
     def test_a_name_of_two_classes(self, bare: Path, capsys) -> None:
         assert self.names(bare, b"cat\nbee\ncat\n") == 2
         err = capsys.readouterr().err

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import torchpeek as tp
-from cli_models import pooled, separable
+from cli_models import pooled, separable, tiny_weights
 from cli_runner import CHELSEA, asked, files, numbers, of, pixels, run, strict
 from torchpeek.render import kernel_grid
 
@@ -99,3 +99,12 @@ def test_kernels_of_size_one_are_left_out_of_the_first_kernels(place, capsys) ->
     first = {name: weights[name][0].unsqueeze(1) for name in ("0", "2")}
     title = "the first kernels, without 1 layer of kernels of size 1"
     assert np.array_equal(pixels(printed["first"]), kernel_grid(first, scale="each", title=title))
+
+
+def test_the_spread_of_very_small_weights(place, capsys) -> None:
+    """Their squares are no float64 numbers."""
+    rows = asked(capsys, "kernels", *of("tiny_weights"))["layers"]
+    [expected] = tp.kernels(tiny_weights()).values()
+    std = float((expected * 2.0**660).std(correction=0)) * 2.0**-660
+    assert rows[0]["std"] == pytest.approx(std, rel=1e-12)
+    assert 1e-201 < std < 1e-199

@@ -11,7 +11,8 @@ import pytest
 from torchpeek.cli import main
 from torchpeek.cli.app import app
 from torchpeek.cli.commands import COMMANDS
-from torchpeek.cli.options import FolderOptions, OutputOptions, layer_names
+from torchpeek.cli.option_values import layer_names
+from torchpeek.cli.options import FolderOptions, OutputOptions
 
 MODEL = ["--model", "--weights", "--seed", "--trust-pickle", "--trust-remote-code"]
 INPUT = ["--max-size", "--grey", "--input-size", "--mean", "--std", "--classes"]

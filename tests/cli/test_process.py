@@ -12,9 +12,50 @@ import threading
 import time
 from contextlib import suppress
 
+import pytest
+
 from cli_runner import environment
 
 CAM = ("cam", "pictures", "--model", "my_nets:make")
+
+
+DROPPING = """
+import os, signal, time, weakref
+from torch import nn
+
+def interrupt(*arguments):
+    os.kill(os.getpid(), signal.SIGINT)
+    sum(range(1000))
+
+class Dropped:
+    pass
+
+class Deleted:
+    def __del__(self):
+        interrupt()
+
+class Slow(nn.Conv2d):
+    def __init__(self, drop):
+        super().__init__(3, 4, 3)
+        self.drop = drop
+
+    def forward(self, x):
+        self.drop()
+        for _ in range(200):
+            time.sleep(0.02)
+        return super().forward(x)
+
+def drop_referenced():
+    value = Dropped()
+    reference = weakref.ref(value, interrupt)
+    del value
+
+def weakref_():
+    return Slow(drop_referenced)
+
+def del_():
+    return Slow(Deleted)
+"""
 
 
 class TestProcess:
@@ -41,6 +82,21 @@ class TestProcess:
         done = json.loads((place / "peek" / "results.json").read_text())["pictures"]
         assert 1 <= len(done) < 43
         assert (place / "peek" / "report.html").is_file()
+
+    @pytest.mark.parametrize("drop", ["__del__", "weakref"])
+    def test_an_interrupt_that_python_drops_is_repeated(self, drop: str, place) -> None:
+        """As one is that arrives in a callback of a weak reference, which imports run, or in a `__del__`."""
+        (place / "dropping.py").write_text(DROPPING)
+        process = subprocess.run(
+            self.command("layers", "--model", f"dropping:{drop.strip('_')}_", "--input-size", "3", "8", "8"),
+            capture_output=True,
+            text=True,
+            env=environment(),
+            timeout=60,
+        )
+        assert (process.returncode, process.stdout) == (130, "")
+        assert "error: interrupted" in process.stderr
+        assert "Exception ignored" not in process.stderr
 
     def test_on_a_terminal(self, place) -> None:
         """A bar on stderr, gone at the end; the table is on stdout alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import io
 import math
 from collections.abc import Callable
@@ -273,3 +274,19 @@ class TestTrainingFlow:
                     assert written[row.step] == pytest.approx(value, rel=1e-6)
         totals = {event.step: event.value for event in events.Scalars("gradient_norm/all")}
         assert totals == {step: pytest.approx(seen.total_norm(step), rel=1e-6) for step in (2, 4)}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [add_kernels, add_features, add_statistics, add_gradient_flow, add_training_flow],
+    ids=lambda f: f.__name__,
+)
+def test_the_example_in_the_docstring_writes_something(function: Callable[..., None], tmp_path: Path) -> None:
+    names = {"tp": tp, "nn": nn, "torch": torch, "SummaryWriter": SummaryWriter, "folder": str(tmp_path)}
+    parsed = doctest.DocTestParser().get_doctest(function.__doc__ or "", names, function.__name__, None, None)
+    output: list[str] = []
+    doctest.DocTestRunner().run(parsed, out=output.append)
+    assert len(parsed.examples) > 1
+    assert not output, "".join(output)
+    events = EventAccumulator(str(tmp_path)).Reload().Tags()
+    assert events["scalars"] or events["images"]

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
 import torchpeek as tp
 from networks import PooledNet
 from torchpeek.errors import InputError
-from torchpeek.metrics import Measurement, bootstrap, joined
+from torchpeek.metrics import Measurement, joined
 
 
 class TestManySamples:
-    def test_the_interval_is_that_of_the_mean(self) -> None:
-        """Against the normal approximation, which holds for many samples."""
-        values = torch.randn(400, generator=torch.Generator().manual_seed(0)).double()
-        found = bootstrap(values)
-        spread = 1.96 * float(values.std()) / 400**0.5
-        assert found.mean == pytest.approx(values.mean())
-        assert found.low == pytest.approx(float(values.mean()) - spread, abs=0.2 * spread)
-        assert found.high == pytest.approx(float(values.mean()) + spread, abs=0.2 * spread)
-        assert bootstrap(values) == found
-        narrow = bootstrap(values, confidence=0.5)
-        assert found.low < narrow.low < narrow.high < found.high
-
-    def test_of_one_nothing_is_said(self) -> None:
-        found = bootstrap(torch.tensor([2.0, torch.nan]))
-        assert (found.mean, found.samples) == (2.0, 1)
-        assert math.isnan(found.low)
-        assert str(found) == "2"
-
     @pytest.mark.parametrize("higher", [True, False])
     def test_better_than_a_baseline(self, higher: bool) -> None:
         better = torch.rand(30, 1) + (2 if higher else -2)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 import torchpeek as tp
 from torchpeek.errors import InputError
+from torchpeek.metrics import curve_images
 
 
 def deletion() -> tp.Measurement:
@@ -48,8 +49,8 @@ class TestPlot:
         ax = Figure().subplots()
         assert deletion().plot(ax) is ax
         lines = {line.get_label().split("  ")[1]: line for line in ax.lines}
-        assert np.allclose(lines["deletion"].get_ydata(), np.linspace(0.75, 0, 5))
-        assert lines["deletion"].get_label() == "0.375  deletion"
+        assert np.allclose(lines["heatmap"].get_ydata(), np.linspace(0.75, 0, 5))
+        assert lines["heatmap"].get_label() == "0.375  heatmap"
         assert lines["random"].get_label() == "0.750  random"
         assert ax.get_title() == "deletion: lower is better"
 
@@ -74,3 +75,14 @@ class TestHtml:
         assert "&lt;b&gt;cam" in html
         assert "0.375 [" in html
         assert deletion()._repr_html_().count("<img") == 1
+
+    def test_the_legend_names_the_method_and_the_title_the_metric(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        drawn = []
+        plot = curve_images.curve_plot
+        monkeypatch.setattr(curve_images, "curve_plot", lambda *args, **more: drawn.append(plot(*args, **more)))
+        tp.Measurements("gradcam", {"deletion": deletion()})._repr_html_()
+        deletion()._repr_html_()
+        tp.metrics.MeasurementsByMethod(cam=tp.Measurements("cam", {"deletion": deletion()}))._repr_html_()
+        names = [[line.get_label().split("  ")[1] for line in axes.lines] for axes in drawn]
+        assert names == [["random", "gradcam"], ["random", "heatmap"], ["random", "cam"]]
+        assert {axes.get_title() for axes in drawn} == {"deletion: lower is better"}

@@ -174,6 +174,15 @@ class TestRandomisation:
             before = changed
         assert len(before or ()) == len(list(model.parameters()))
 
+    @pytest.mark.parametrize("values", [torch.full((7,), 0.1), torch.linspace(-1e-199, 3e-200, 7, dtype=torch.float64)])
+    def test_the_spread_is_neither_rounding_nor_lost(self, values: Tensor) -> None:
+        """Equal values in float64 have a spread of rounding by a plain formula, and very small ones none."""
+        model = nn.Linear(7, 1, bias=False).double()
+        model.weight.data[0] = values.double() if values.dtype == torch.float64 else 0.1
+        [last] = randomised(model, 1, 0)
+        change = (last.weight - model.weight).detach().abs().max() / model.weight.detach().abs().max()
+        assert 1e-2 < float(change) < 10
+
 
 class TestInfidelity:
     def test_against_captum(self, model: nn.Module, x: Tensor) -> None:

@@ -273,7 +273,7 @@ class TestColormapAndInput:
         assert same(feature_grid(maps.to_sparse()), expected)
         assert same(kernel_grid(maps[None].to_sparse()), kernel_grid(maps[None]))
         for wrong in (torch.nested.nested_tensor([maps, maps]), maps.to("meta")):
-            with pytest.raises(InputError, match="allowed: a (dense tensor|tensor with values)"):
+            with pytest.raises(InputError, match=r"allowed: a (dense tensor|tensor with values)"):
                 feature_grid(wrong)
 
     def test_in_the_users_blocks(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from torchpeek.cam.algebra import (
 from torchpeek.cam.method import cam_method
 from torchpeek.engine import Trace
 from torchpeek.errors import MethodNotApplicable, notify
-from torchpeek.registry import check_number
+from torchpeek.registry import NonNegative, Number
 
 
 @cam_method("cam", needs="head", differentiable=True, paper="arXiv:1512.04150")
@@ -62,7 +64,7 @@ _MOST_POSITIONS = 8192
 
 
 @cam_method("fem", needs="activations", paper="doi:10.1109/IPTA50016.2020.9286629")
-def fem(trace: Trace, *, k: float = 2.0) -> Tensor:
+def fem(trace: Trace, *, k: NonNegative = 2.0) -> Tensor:
     """Where each channel is k standard deviations above its mean, weighted by that mean; the same for every class.
 
     Means and standard deviations are over a channel's positions. grad-cam computes something else under this name: the
@@ -71,7 +73,6 @@ def fem(trace: Trace, *, k: float = 2.0) -> Tensor:
     Args:
         k: The number of standard deviations.
     """
-    check_number("k", k)
     A = trace.activations
     mean = grid_mean(A)
     deviation = (A - mean).square().mean(dim=grid_axes(A), keepdim=True).sqrt()
@@ -80,7 +81,7 @@ def fem(trace: Trace, *, k: float = 2.0) -> Tensor:
 
 
 @cam_method("kpcacam", needs="activations", paper="arXiv:2410.00267")
-def kpcacam(trace: Trace, *, gamma: float | None = None) -> Tensor:
+def kpcacam(trace: Trace, *, gamma: Annotated[float | None, Number()] = None) -> Tensor:
     """The first kernel principal component of the positions, with a sigmoid kernel; the same for every class.
 
     The kernel of two positions with centred activations a and b is tanh(gamma a . b + 1). It is centred in feature
@@ -90,8 +91,6 @@ def kpcacam(trace: Trace, *, gamma: float | None = None) -> Tensor:
     Args:
         gamma: Factor of the inner product. None is 1 / C.
     """
-    if gamma is not None:
-        check_number("gamma", gamma)
     rows = trace.activations.flatten(3)  # (N, 1, C, positions)
     if rows.shape[3] > _MOST_POSITIONS:
         raise MethodNotApplicable(

@@ -13,7 +13,7 @@ from torchpeek.cam.method import cam_method
 from torchpeek.engine import FullGradients, Trace, bias_gradients
 from torchpeek.errors import MethodNotApplicable, notify
 from torchpeek.heatmap import upsample
-from torchpeek.registry import check_number, check_whole
+from torchpeek.registry import NonNegative, PositiveInt
 
 
 @cam_method("gradcam", needs="gradients", differentiable=True, paper="arXiv:1610.02391")
@@ -99,7 +99,9 @@ def segeigencam(trace: Trace) -> Tensor:
 @cam_method(
     "smoothgradcam++", needs="activations", passes="16 forward and backward to the layer", paper="arXiv:1908.01224"
 )
-def smoothgradcam_plus_plus(trace: Trace, *, samples: int = 16, noise_level: float = 0.15, seed: int = 0) -> Tensor:
+def smoothgradcam_plus_plus(
+    trace: Trace, *, samples: PositiveInt = 16, noise_level: NonNegative = 0.15, seed: int = 0
+) -> Tensor:
     """Grad-CAM++ with the powers of the gradient averaged over noisy copies of the input.
 
     The noise is normal, as in SmoothGrad (arXiv:1706.03825). alpha is mean(g^2) / (2 mean(g^2) + sum(A) mean(g^3)),
@@ -111,8 +113,6 @@ def smoothgradcam_plus_plus(trace: Trace, *, samples: int = 16, noise_level: flo
         noise_level: Standard deviation of the noise, as a share of the range of the picture.
         seed: Seed of the noise.
     """
-    check_whole("samples", samples)
-    check_number("noise_level", noise_level)
     flat = trace.inputs.flatten(1)
     deviation = noise_level * (flat.amax(1) - flat.amin(1))  # (N,)
     draw = noise(seed, samples, trace.inputs.shape[1:], trace.inputs)
@@ -136,7 +136,7 @@ def smoothgradcam_plus_plus(trace: Trace, *, samples: int = 16, noise_level: flo
 @cam_method(
     "integrated-gradcam", needs="activations", passes="50 forward and backward to the layer", paper="arXiv:2102.07805"
 )
-def integrated_gradcam(trace: Trace, *, steps: int = 50) -> Tensor:
+def integrated_gradcam(trace: Trace, *, steps: PositiveInt = 50) -> Tensor:
     """The mean of Grad-CAM's positive maps along the straight path from zero to the input.
 
     Step t of n is the input times t / n, for t from 1 to n: the input itself is a step, the zero input is not. As in
@@ -145,7 +145,6 @@ def integrated_gradcam(trace: Trace, *, steps: int = 50) -> Tensor:
     Args:
         steps: Number of steps.
     """
-    check_whole("steps", steps)
 
     def part(inputs: Tensor, rows: Tensor, trials: Tensor) -> Tensor:
         return inputs * ((trials + 1) / steps).to(inputs).view(-1, *(1 for _ in inputs.shape[1:]))

@@ -18,7 +18,7 @@ from torchpeek.cam.method import cam_method
 from torchpeek.engine import Change, Trace, input_gradient_chunks
 from torchpeek.errors import MethodNotApplicable, notify
 from torchpeek.heatmap import upsample
-from torchpeek.registry import check_number, check_whole
+from torchpeek.registry import NonNegative, PositiveInt
 
 Reduction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -63,7 +63,7 @@ def input_x_gradient(trace: Trace) -> Tensor:
     passes="50 more forward, 50 backward through all layers for each class",
     paper="arXiv:1706.03825",
 )
-def smoothgrad(trace: Trace, *, samples: int = 50, noise_level: float = 0.15, seed: int = 0) -> Tensor:
+def smoothgrad(trace: Trace, *, samples: PositiveInt = 50, noise_level: NonNegative = 0.15, seed: int = 0) -> Tensor:
     """The gradient, averaged over noisy copies of the input; then the largest absolute value over the channels.
 
     The mean is of signed gradients, as in the paper's equation. The channels become one map as for saliency. The draws
@@ -74,8 +74,6 @@ def smoothgrad(trace: Trace, *, samples: int = 50, noise_level: float = 0.15, se
         noise_level: Standard deviation of the noise, as a share of the range of the picture.
         seed: Seed of the noise.
     """
-    check_whole("samples", samples)
-    check_number("noise_level", noise_level)
     x = floating_inputs(trace, "smoothgrad")
     flat = x.flatten(1)
     deviation = noise_level * (flat.amax(1) - flat.amin(1))  # (N,)
@@ -96,7 +94,7 @@ def smoothgrad(trace: Trace, *, samples: int = 50, noise_level: float = 0.15, se
     passes="51 more forward, 50 backward through all layers for each class",
     paper="arXiv:1703.01365",
 )
-def integrated_gradients(trace: Trace, *, steps: int = 50, baseline: float | Tensor = 0.0) -> Tensor:
+def integrated_gradients(trace: Trace, *, steps: PositiveInt = 50, baseline: float | Tensor = 0.0) -> Tensor:
     """The mean gradient along the straight path from a baseline, times the input less the baseline (eq. 1).
 
     The products are summed over the channels. The integral is a Riemann sum of `steps` equal parts with the gradient in
@@ -109,7 +107,6 @@ def integrated_gradients(trace: Trace, *, steps: int = 50, baseline: float | Ten
         baseline: A number, or a tensor (*grid), (C, *grid) or (N, C, *grid) with 1 in place of any length. After
             normalisation 0 is the mean colour.
     """
-    check_whole("steps", steps)
     x = floating_inputs(trace, "integrated-gradients")
     start = filled("baseline", baseline, x)  # (N, C, *grid)
     change = x - start

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from math import ceil
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torchpeek.engine import Trace
 from torchpeek.engine.batching import Precision
 from torchpeek.errors import MethodNotApplicable, OptionError
 from torchpeek.heatmap import upsample
-from torchpeek.registry import check_number, check_whole
+from torchpeek.registry import Number, PositiveInt
 
 # How many masks are added up at once.
 _MASKS = 64
@@ -75,9 +75,9 @@ def occlusion(
 def rise(
     trace: Trace,
     *,
-    samples: int = 4000,
-    cells: int = 7,
-    probability: float = 0.5,
+    samples: PositiveInt = 4000,
+    cells: PositiveInt = 7,
+    probability: Annotated[float, Number(1e-6, 1)] = 0.5,
     seed: int = 0,
     precision: Precision = None,
 ) -> Tensor:
@@ -96,9 +96,6 @@ def rise(
         seed: Seed of the masks.
         precision: None runs the passes as the model is, "bfloat16" under autocast. The scores are float32 either way.
     """
-    check_whole("samples", samples)
-    check_whole("cells", cells)
-    check_number("probability", probability, 1e-6, 1)
     x = floating_inputs(trace, "rise")
     size = x.shape[2:]
     if len(size) > 3:

@@ -8,6 +8,7 @@ scaled to [0, 1], is not defined, so it is skipped.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ from torchpeek.engine.batching import Precision, chunks
 from torchpeek.errors import OptionError
 from torchpeek.heatmap import upsample
 from torchpeek.progress import progress
-from torchpeek.registry import check_number, check_whole
+from torchpeek.registry import NonNegative, Number, PositiveInt, Share
 
 
 @cam_method("scorecam", needs="activations", passes="1 for each live channel", paper="arXiv:1910.01279")
@@ -55,7 +56,14 @@ def scorecam(trace: Trace, *, precision: Precision = None) -> Tensor:
 
 
 @cam_method("sscam", needs="activations", passes="35 for each live channel", paper="arXiv:2006.14255")
-def sscam(trace: Trace, *, samples: int = 35, sigma: float = 2.0, seed: int = 0, precision: Precision = None) -> Tensor:
+def sscam(
+    trace: Trace,
+    *,
+    samples: PositiveInt = 35,
+    sigma: NonNegative = 2.0,
+    seed: int = 0,
+    precision: Precision = None,
+) -> Tensor:
     """Score-CAM with noise on the activations, its scores averaged over the draws: SS-CAM (1) of the paper.
 
     As in the equation, the noise is added to the activation, before it becomes a mask. torchcam and the authors' code
@@ -68,8 +76,6 @@ def sscam(trace: Trace, *, samples: int = 35, sigma: float = 2.0, seed: int = 0,
         seed: Seed of the noise.
         precision: None runs the passes as the model is, "bfloat16" under autocast. The scores are float32 either way.
     """
-    check_whole("samples", samples)
-    check_number("sigma", sigma)
     masks = _channels(trace)
     live, count = live_channels(trace.activations), masks.shape[1]
     draw = lru_cache(maxsize=1)(noise(seed, samples, masks.shape[1:], masks))
@@ -84,7 +90,7 @@ def sscam(trace: Trace, *, samples: int = 35, sigma: float = 2.0, seed: int = 0,
 
 
 @cam_method("iscam", needs="activations", passes="10 for each live channel", paper="arXiv:2010.03023")
-def iscam(trace: Trace, *, steps: int = 10, precision: Precision = None) -> Tensor:
+def iscam(trace: Trace, *, steps: PositiveInt = 10, precision: Precision = None) -> Tensor:
     """Score-CAM, its scores averaged along the straight path from zero to the masked input.
 
     Step j of n is the masked input times j / n. Other implementations add these factors up. Their last steps are up to
@@ -94,7 +100,6 @@ def iscam(trace: Trace, *, steps: int = 10, precision: Precision = None) -> Tens
         steps: Number of steps.
         precision: None runs the passes as the model is, "bfloat16" under autocast. The scores are float32 either way.
     """
-    check_whole("steps", steps)
     masks = _channels(trace)
     live, count = live_channels(trace.activations), masks.shape[1]
 
@@ -163,10 +168,10 @@ def recipro_cam(trace: Trace) -> Tensor:
 def groupcam(
     trace: Trace,
     *,
-    groups: int = 32,
-    keep: float = 0.3,
-    kernel: int = 51,
-    sigma: float = 50.0,
+    groups: PositiveInt = 32,
+    keep: Share = 0.3,
+    kernel: PositiveInt = 51,
+    sigma: Annotated[float, Number(1e-6)] = 50.0,
     precision: Precision = None,
 ) -> Tensor:
     """Groups of Grad-CAM's weighted channels, weighted by the score that each group restores in a blurred input.
@@ -183,12 +188,8 @@ def groupcam(
         sigma: Standard deviation of the blur, in positions of the input.
         precision: None runs the passes as the model is, "bfloat16" under autocast. The scores are float32 either way.
     """
-    check_whole("groups", groups)
-    check_whole("kernel", kernel)
     if kernel % 2 == 0:
         raise OptionError(f"option kernel is {kernel}; allowed: an odd number")
-    check_number("keep", keep, 0, 1)
-    check_number("sigma", sigma, 1e-6)
     weighted = grid_mean(trace.gradients) * trace.activations  # (N, K, C, *grid)
     parts = torch.stack([part.sum(2) for part in weighted.chunk(groups, dim=2)], dim=2).clamp(min=0)  # (N, K, G, *grid)
     count, size = parts.shape[1] * parts.shape[2], parts.shape[3:]
@@ -218,7 +219,7 @@ def groupcam(
     through_model=True,
     paper="arXiv:2301.07002",
 )
-def opticam(trace: Trace, *, steps: int = 100, rate: float = 0.1) -> Tensor:
+def opticam(trace: Trace, *, steps: PositiveInt = 100, rate: NonNegative = 0.1) -> Tensor:
     """Channels weighted so that the input seen through their sum scores highest.
 
     The weights are a softmax over the channels. They start equal and are optimised by Adam. The mask is the weighted
@@ -228,8 +229,6 @@ def opticam(trace: Trace, *, steps: int = 100, rate: float = 0.1) -> Tensor:
         steps: Number of updates.
         rate: Learning rate of Adam.
     """
-    check_whole("steps", steps)
-    check_number("rate", rate, 0)
     layer = _channels(trace)
 
     def optimised(rows: Tensor, columns: Tensor) -> Tensor:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from torchpeek._version import __version__
+from torchpeek.cli.command_line import parse_error, prepared_words
 from torchpeek.cli.commands import COMMANDS
 from torchpeek.cli.help_page import NARROW, StackedPanels
 from torchpeek.cli.options import ConsoleOptions, choice, option
-from torchpeek.cli.words import parse_error, prepared_words
+from torchpeek.cli.signals import command_signals
 from torchpeek.errors import Notice, TorchpeekError
 
 OK, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -72,10 +70,6 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names may hold characters that the encoding lacks
             stream.reconfigure(errors="backslashreplace")
-    handler = signal.getsignal(signal.SIGTERM)
-    replaced = threading.current_thread() is threading.main_thread() and handler is signal.SIG_DFL
-    if replaced:  # clusters end a job with SIGTERM
-        signal.signal(signal.SIGTERM, _as_ctrl_c)
     warnings.simplefilter("always", Notice)
     printed: set[str] = set()
 
@@ -91,8 +85,9 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
     console = Console()
     app.help_formatter = StackedPanels() if console.width < NARROW else "default"
     try:
-        status = app(words, console=console, exit_on_error=False, print_error=False)
-        sys.stdout.flush()
+        with command_signals():
+            status = app(words, console=console, exit_on_error=False, print_error=False)
+            sys.stdout.flush()
         sys.exit(status or OK)
     except CycloptsError as error:  # printed here, because cyclopts would fold a path at the edge of the terminal
         _print_line("error", parse_error(error, words))
@@ -118,16 +113,6 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
         sys.exit(MISTAKE)
     finally:
         warnings.filters, warnings.showwarning = filters, show
-        if replaced:
-            signal.signal(signal.SIGTERM, handler)
-
-
-def _as_ctrl_c(number: int, frame: FrameType | None) -> None:
-    """Handle SIGTERM like SIGINT at this moment: its handler may delay it until a file is complete."""
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler):  # a background job of a shell ignores SIGINT
-        raise KeyboardInterrupt
-    handler(number, frame)
 
 
 def _print_line(label: str, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from torchpeek.cli.option_values import Fusion, Scale, not_empty, whole
 from torchpeek.cli.options import (
     DRAWING,
     INPUT,
@@ -17,7 +18,6 @@ from torchpeek.cli.options import (
     Device,
     FeatureMapOptions,
     FolderOptions,
-    Fusion,
     InputOptions,
     MethodOptions,
     MetricOptions,
@@ -26,13 +26,10 @@ from torchpeek.cli.options import (
     OverlayOptions,
     PictureOptions,
     Pictures,
-    Scale,
     TargetOptions,
     TensorBoardFolder,
     choice,
-    not_empty,
     option,
-    whole,
 )
 
 

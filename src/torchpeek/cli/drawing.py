@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torchpeek.cli.options import FeatureMapOptions, OverlayOptions, TargetOptions, layer_names
+from torchpeek.cli.option_values import layer_names
+from torchpeek.cli.options import FeatureMapOptions, OverlayOptions, TargetOptions
 from torchpeek.errors import OptionError
 from torchpeek.render import COLORMAPS
 from torchpeek.render.colormaps import DIVERGING

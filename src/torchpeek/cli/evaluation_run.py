@@ -29,7 +29,7 @@ class PictureResult(NamedTuple):
     """The measurements of one picture."""
 
     file: Path
-    notes: Sequence[str]
+    conversions: Sequence[str]  # how the picture was converted to RGB
     explained: Sequence[Prediction]  # K
     scores: Sequence[float]  # K
     of_classes: bool  # whether the scores are of classes, and metrics read their probabilities
@@ -173,7 +173,7 @@ class EvaluationRun:
         return [
             {
                 "picture": str(each.file),
-                "notes": list(each.notes),
+                "notes": list(each.conversions),
                 "asked": [
                     {**prediction.as_explained(), "score": score}
                     for prediction, score in zip(each.explained, each.scores, strict=True)

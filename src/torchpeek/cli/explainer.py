@@ -13,7 +13,8 @@ from torch import Tensor
 from torchpeek._version import __version__
 from torchpeek.cam import METHODS
 from torchpeek.cli.method_selection import method_names, method_options
-from torchpeek.cli.options import MethodOptions, TargetOptions, layer_names
+from torchpeek.cli.option_values import layer_names
+from torchpeek.cli.options import MethodOptions, TargetOptions
 from torchpeek.cli.pictures import PictureFiles
 from torchpeek.cli.predictions import Labels, renamed
 from torchpeek.cli.targets import box_ranks, distinct_texts, make_target

@@ -11,32 +11,27 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from torchpeek.anatomy import activations, statistics
+from torchpeek.anatomy import statistics
 from torchpeek.anatomy.statistics import LayerStatistics
 from torchpeek.cli.console import counted, print_json, print_skipped, print_table, print_written, progress
 from torchpeek.cli.drawing import feature_grid_options
 from torchpeek.cli.features_page import FeaturesPage
 from torchpeek.cli.loading import about, check_pictures_fit, loaded_model, remark, titled
-from torchpeek.cli.options import (
-    FeatureMapOptions,
-    ModelOptions,
-    OutputOptions,
-    PictureOptions,
-    TargetOptions,
-    layer_names,
-)
+from torchpeek.cli.option_values import layer_names
+from torchpeek.cli.options import FeatureMapOptions, ModelOptions, OutputOptions, PictureOptions, TargetOptions
 from torchpeek.cli.output import file_names, output_folder, tensorboard_writer
 from torchpeek.cli.page import PAGE, page_facts, write_page
 from torchpeek.cli.pictures import picture_files
 from torchpeek.cli.skipped import Skipped
 from torchpeek.cli.targets import check_target, make_target
-from torchpeek.engine import Layout, Target, Trace, layout_of, suggest_layer
-from torchpeek.errors import InputError, LayerError, OptionError, PassError, TargetError, TorchpeekError, notify
+from torchpeek.engine import Layout, Target, Trace, inspectable_module, layout_of, suggest_layer
+from torchpeek.errors import LayerError, OptionError, PassError, TargetError, TorchpeekError, notify
 from torchpeek.explanation import trace
-from torchpeek.hooks import containers, select
+from torchpeek.hooks import Recording, call_name, containers, record, select
 from torchpeek.integrations.tensorboard import add_features
 from torchpeek.models import LoadedModel, model_call_for
 from torchpeek.render import feature_grid
+from torchpeek.render.feature_maps import returned_maps
 from torchpeek.store import OutputFolder, json_text, png_bytes, tensor_bytes
 
 
@@ -82,6 +77,7 @@ def run(
                 except Exception as error:
                     skipped.add(file, error, unless=(LayerError, TargetError))
                 else:
+                    _check_channels(outputs, grid_options["channels"])
                     if folder is not None and not rows:
                         _notify_size(outputs, len(files), folder.path)
                     rows_and_grids = _write(file, stems[str(file)], outputs, folder, loaded, grid_options)
@@ -156,15 +152,25 @@ class _LayerOutput:
 def _layer_outputs(
     loaded: LoadedModel, inputs: Tensor, selected: list[str], target: Target | None
 ) -> list[_LayerOutput]:
-    rows = _statistics(loaded, inputs, selected)
-    # The rows of a layer that is called several times are `relu[0]` and so on, the names of its calls.
-    names = list(dict.fromkeys(row.name.partition(":")[0] for row in rows if row.output is not None))
+    with record(inspectable_module(loaded.module), selected, snapshot="clone") as tape:
+        rows = list(statistics(loaded, inputs, selected, histogram=False))
+    with_statistics = {row.name.partition(":")[0] for row in rows if row.output is not None}
     tensors = {
-        f"{name}:{path}" if path else name: tensor
-        for name, output in (activations(loaded, inputs, names) if names else {}).items()
+        f"{call}:{path}" if path else call: tensor
+        for call, output in _named_outputs(tape).items()
+        if call in with_statistics
         for path, tensor in containers.leaves(output)
     }
     return [_layer_output(loaded, inputs, row, tensors.get(row.name), target) for row in rows]
+
+
+def _named_outputs(tape: Recording) -> dict[str, Any]:
+    """What each call returned in the last pass, by the names in statistics: `relu[0]` and so on for several calls."""
+    return {
+        name if len(tape[name]) == 1 else call_name(name, number): call.output
+        for name in tape
+        for number, call in enumerate(tape[name])
+    }
 
 
 def _layer_output(
@@ -203,16 +209,14 @@ def _layout(loaded: LoadedModel, inputs: Tensor, row: LayerStatistics, tensor: T
     return Layout("channels-last", tuple(tensor.shape[1:3]))
 
 
-def _statistics(loaded: LoadedModel, inputs: Tensor, selected: list[str]) -> list[LayerStatistics]:
-    try:
-        return list(statistics(loaded, inputs, selected, histogram=False))
-    except InputError as error:  # a layer has no statistics, such as one that returns complex numbers; try each alone
-        layers = select(loaded.module, selected)
-        if len(layers) > 1:
-            return [row for name in layers for row in _statistics(loaded, inputs, [name])]
-        return [
-            LayerStatistics(name, type(layer.module).__name__, None, None, str(error)) for name, layer in layers.items()
-        ]
+def _check_channels(outputs: list[_LayerOutput], channels: list[int] | None) -> None:
+    """Raise OptionError for a channel that an output does not have, also where nothing is drawn."""
+    for each in outputs:
+        if channels is not None and each.tensor is not None and each.drawable is not None:
+            try:
+                returned_maps(each.tensor, each.layout, None).chosen(channels, len(channels), "index")
+            except OptionError as error:
+                raise OptionError(f"layer {each.name!r}: {error}") from error
 
 
 def _write(
@@ -231,11 +235,7 @@ def _write(
     names = file_names({each.name: each.name for each in outputs}, reserved=["features"])
     for row, each in zip(rows, outputs, strict=True):
         if each.drawable is not None:
-            try:
-                options = each.layout_option | grid_options
-                image = feature_grid(each.drawable, title=titled(each.name, loaded), **options)
-            except OptionError as error:
-                raise OptionError(f"layer {each.name!r}: {error}") from error
+            image = feature_grid(each.drawable, title=titled(each.name, loaded), **each.layout_option, **grid_options)
             row["drawn"] = str(folder.write(f"{stem}/{names[each.name]}.png", png_bytes(image)))
             grids[each.name] = image
     tensors = {each.name: each.tensor for each in outputs if each.tensor is not None}

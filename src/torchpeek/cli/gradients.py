@@ -15,7 +15,8 @@ from torchpeek.anatomy import GradientFlow, gradient_flow
 from torchpeek.cli.console import print_json, print_skipped, print_table, print_written
 from torchpeek.cli.gradients_page import gradients_report
 from torchpeek.cli.loading import about, check_pictures_fit, loaded_model, titled
-from torchpeek.cli.options import ModelOptions, OutputOptions, PictureOptions, layer_names
+from torchpeek.cli.option_values import layer_names
+from torchpeek.cli.options import ModelOptions, OutputOptions, PictureOptions
 from torchpeek.cli.output import output_folder, tensorboard_writer
 from torchpeek.cli.page import PAGE, page_facts, write_page
 from torchpeek.cli.pictures import PictureFiles, picture_files

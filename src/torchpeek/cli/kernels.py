@@ -15,10 +15,12 @@ from torchpeek.cli.console import counted, print_json, print_table, print_writte
 from torchpeek.cli.drawing import check_grid
 from torchpeek.cli.kernels_page import EmbeddedGrid, embedded_grid, kernels_report
 from torchpeek.cli.loading import about, loaded_model, remark, titled
-from torchpeek.cli.options import ModelOptions, OutputOptions, layer_names
+from torchpeek.cli.option_values import layer_names
+from torchpeek.cli.options import ModelOptions, OutputOptions
 from torchpeek.cli.output import file_names, output_folder, tensorboard_writer
 from torchpeek.cli.page import PAGE, page_facts, write_page
 from torchpeek.integrations.tensorboard import add_kernels
+from torchpeek.norms import mean_and_std
 from torchpeek.render import kernel_grid
 from torchpeek.store import json_text, png_bytes, tensor_bytes
 
@@ -96,9 +98,10 @@ def _row(name: str, weight: Tensor) -> dict[str, Any]:
     if weight.is_complex():
         return row | {"remark": "complex numbers, which are not drawn"}
     values = weight.double()
+    mean, std = mean_and_std(values)
     return row | {
-        "mean": float(values.mean()),
-        "std": float(values.std(correction=0)),
+        "mean": mean,
+        "std": std,
         "min": float(values.min()),
         "max": float(values.max()),
         "zero_share": float((values == 0).double().mean()),

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from torchpeek.anatomy import layers
 from torchpeek.cli.console import print_json, print_table, print_written
-from torchpeek.cli.loading import about, check_pictures_fit, check_size_fits, loaded_model
-from torchpeek.cli.options import InputOptions, ModelOptions, OutputOptions, parsed_numbers
+from torchpeek.cli.loading import about, check_class_names, check_pictures_fit, check_size_fits, loaded_model
+from torchpeek.cli.option_values import parsed_numbers
+from torchpeek.cli.options import InputOptions, ModelOptions, OutputOptions
 from torchpeek.cli.output import output_folder
 from torchpeek.cli.pictures import one_picture
 from torchpeek.errors import InputError
-from torchpeek.models import LoadedModel, Preprocess
+from torchpeek.models import LoadedModel, Preprocess, model_call_for
 from torchpeek.store import json_text
 
 
@@ -34,6 +35,7 @@ def run(
         complete = len(size) > 2 or (inputs.grey and bool(size))
         loaded = loaded_model(model, inputs=_without_size(inputs), own_preprocess=not complete)
         example = _blank(loaded, inputs)
+        check_class_names(loaded, model_call_for(loaded, example), inputs)
     else:
         loaded = loaded_model(model, inputs=inputs)
         files = one_picture(picture, inputs)

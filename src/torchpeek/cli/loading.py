@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from torchpeek.cli.console import counted
 from torchpeek.cli.model_output import class_count
-from torchpeek.cli.options import InputOptions, ModelOptions, parsed_numbers
+from torchpeek.cli.option_values import parsed_numbers
+from torchpeek.cli.options import InputOptions, ModelOptions
 from torchpeek.cli.pictures import PictureFiles
 from torchpeek.engine import ModelCall, check_fits, inspectable_module, run
 from torchpeek.errors import InputError, OptionError, notify
@@ -85,7 +84,7 @@ def check_pictures_fit(loaded: LoadedModel, files: PictureFiles, inputs: InputOp
         except Exception:  # an error of this picture; it is reported when its turn comes
             continue
         _check_fits(loaded, call, f"{file}: ", _OTHER_PREPROCESSING)
-        _check_class_names(loaded, call, inputs.class_names)
+        check_class_names(loaded, call, inputs)
         return
 
 
@@ -109,8 +108,9 @@ def _check_fits(loaded: LoadedModel, call: ModelCall, start: str, next_step: str
         raise InputError(f"{start}{str(error).partition(' Next: ')[0]} Next: {next_step}") from error
 
 
-def _check_class_names(loaded: LoadedModel, call: ModelCall, file: Path | None) -> None:
-    """Raise OptionError where --classes names another number of classes than the model returns."""
+def check_class_names(loaded: LoadedModel, call: ModelCall, inputs: InputOptions) -> None:
+    """Raise OptionError where --classes names another number of classes than the model returns for this call."""
+    file = inputs.class_names
     if file is None or loaded.class_names is None:
         return
     with torch.no_grad():

@@ -9,6 +9,7 @@ from torchpeek.cam import METHODS, find_method
 from torchpeek.cli.options import MethodOptions
 from torchpeek.errors import OptionError, notify
 from torchpeek.metrics import METRICS, find_metric
+from torchpeek.registry import Registered
 
 
 def method_names(options: MethodOptions) -> list[str]:
@@ -53,7 +54,7 @@ def method_options(names: Sequence[str], texts: Sequence[str]) -> dict[str, dict
                 f"{', '.join(known) or 'none, as they have no options'}"
             )
         for name in owners:
-            options[name][key] = _parsed(f"--option {key}", value, METHODS[name].options[key])
+            options[name][key] = _parsed("--option", key, value, METHODS[name], key)
     return options
 
 
@@ -77,11 +78,21 @@ def metric_options(metrics: Sequence[str], texts: Sequence[str]) -> dict[str, di
                 f"--metric-option {text!r}: allowed are METRIC.NAME=VALUE, and for these metrics: "
                 f"{', '.join(known) or 'none, as they have no options'}"
             )
-        options[name][option] = _parsed(f"--metric-option {key}", value, METRICS[name].options[option])
+        options[name][option] = _parsed("--metric-option", key, value, METRICS[name], option)
     return options
 
 
-def _parsed(name: str, text: str, default: Any) -> Any:
+def _parsed(flag: str, key: str, text: str, owner: Registered, option: str) -> Any:
+    """The text as a value of the owner's option. Raises OptionError for one that the option does not allow."""
+    value = _value(f"{flag} {key}", text, owner.options[option])
+    try:
+        owner.check_options({option: value})
+    except OptionError as error:
+        raise OptionError(f"{flag} {key}={text}: {error}") from error
+    return value
+
+
+def _value(name: str, text: str, default: Any) -> Any:
     """The text as a value of the type of the default. A number where the default is a name stays a number."""
     try:
         match default:

@@ -54,6 +54,12 @@ def add_kernels(
         step: The global step.
         remark: Added to each title, such as "random weights".
         **options: Options of `render.kernel_grid`.
+
+    Example:
+        >>> from torchpeek.integrations import tensorboard
+        >>> kernels = tp.kernels(nn.Sequential(nn.Conv2d(3, 4, 3)))
+        >>> with SummaryWriter(folder) as writer:
+        ...     tensorboard.add_kernels(writer, kernels)
     """
     shown = kernels.by_output() if isinstance(kernels, Kernels) else kernels
     for layer, weight in shown.items():
@@ -73,6 +79,12 @@ def add_features(
         step: The global step.
         remark: Added to each title, such as "random weights".
         **options: Options of `render.feature_grid`.
+
+    Example:
+        >>> from torchpeek.integrations import tensorboard
+        >>> outputs = tp.activations(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.rand(1, 3, 8, 8), "0")
+        >>> with SummaryWriter(folder) as writer:
+        ...     tensorboard.add_features(writer, outputs)
     """
     for layer, activation in activations.items():
         if isinstance(activation, Tensor):
@@ -87,7 +99,19 @@ def add_features(
 
 
 def add_statistics(writer: Writer, statistics: Statistics, step: int = 0) -> None:
-    """Write each layer's mean, standard deviation, share of zeros, dead channels, and its histogram if there is one."""
+    """Write each layer's mean, standard deviation, share of zeros, dead channels, and its histogram if there is one.
+
+    Args:
+        writer: The SummaryWriter.
+        statistics: What `tp.statistics` returns.
+        step: The global step.
+
+    Example:
+        >>> from torchpeek.integrations import tensorboard
+        >>> table = tp.statistics(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.rand(2, 3, 8, 8))
+        >>> with SummaryWriter(folder) as writer:
+        ...     tensorboard.add_statistics(writer, table, step=10)
+    """
     for row in statistics:
         for what, values in (("activation", row.output), ("gradient", row.gradient)):
             if values is not None and values.calls:
@@ -95,7 +119,19 @@ def add_statistics(writer: Writer, statistics: Statistics, step: int = 0) -> Non
 
 
 def add_gradient_flow(writer: Writer, flow: GradientFlow, step: int = 0) -> None:
-    """Write the gradient norm of each parameter that has a gradient, that over all parameters, and the loss."""
+    """Write the gradient norm of each parameter that has a gradient, that over all parameters, and the loss.
+
+    Args:
+        writer: The SummaryWriter.
+        flow: What `tp.gradient_flow` returns.
+        step: The global step.
+
+    Example:
+        >>> from torchpeek.integrations import tensorboard
+        >>> flow = tp.gradient_flow(nn.Linear(2, 3), torch.rand(6, 2), torch.tensor([0, 1, 2, 0, 1, 2]))
+        >>> with SummaryWriter(folder) as writer:
+        ...     tensorboard.add_gradient_flow(writer, flow)
+    """
     for row in flow:
         if row.gradient_norm is not None:
             writer.add_scalar(f"gradient_norm/{row.layer}.{row.parameter}", row.gradient_norm, step)
@@ -110,6 +146,14 @@ def add_training_flow(writer: Writer, flow: TrainingFlow, since: int = 0) -> Non
         writer: The SummaryWriter.
         flow: What `tp.watch` yields.
         since: Leave out steps before this one, which an earlier call has written.
+
+    Example:
+        >>> from torchpeek.integrations import tensorboard
+        >>> model = nn.Linear(2, 1)
+        >>> with tp.watch(model) as flow, SummaryWriter(folder) as writer:
+        ...     model(torch.rand(8, 2)).square().mean().backward()
+        ...     torch.optim.SGD(model.parameters(), lr=0.1).step()
+        ...     tensorboard.add_training_flow(writer, flow)
     """
     for row in flow:
         if row.step >= since:

@@ -16,7 +16,8 @@ from torchpeek.metrics.baselines import centre, constant_explainer, random_expla
 from torchpeek.metrics.by_method import MeasurementsByMethod
 from torchpeek.metrics.case import Case, CleanPass, Explainer
 from torchpeek.metrics.fills import described_options
-from torchpeek.metrics.measurement import FEWEST, HEADER, Interval, Measurement, Measurements, bootstrap, joined, row
+from torchpeek.metrics.intervals import Interval, bootstrap
+from torchpeek.metrics.measurement import FEWEST, HEADER, Measurement, Measurements, joined, row
 from torchpeek.metrics.metric import METRICS, Metric, MetricResult, Needs, find_metric, metric
 from torchpeek.metrics.mosaics import Mosaic, mosaic
 from torchpeek.metrics.regions import regions_of

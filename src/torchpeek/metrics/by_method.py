@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from contextlib import suppress
 
 import torch
-from PIL import Image
 
 from torchpeek.errors import TorchpeekError
-from torchpeek.html import html_table, image_tag, notebook_html, side_by_side
-from torchpeek.metrics.measurement import HEADER, Measurements, of_samples
-from torchpeek.render.axes_plots import curve_plot
-from torchpeek.render.plots import figure_class
+from torchpeek.html import html_table, notebook_html, side_by_side
+from torchpeek.metrics.curve_images import curves_image
+from torchpeek.metrics.intervals import of_samples
+from torchpeek.metrics.measurement import HEADER, Measurements
 from torchpeek.text_table import text_table
 
 
@@ -72,10 +70,4 @@ def _curves_image(measured: MeasurementsByMethod, metric: str) -> str:
         for name, curve in first.baseline_curves.items()
         if all(torch.equal(curve, each[metric].baseline_curves.get(name, curve[:0])) for each in measured.values())
     }
-    better = "higher" if first.higher_is_better else "lower"
-    figure = figure_class()(figsize=(4.6, 3.4), layout="constrained")
-    title = f"{metric}: {better} is better"
-    curve_plot(figure.subplots(), curves, baselines, title=title, metric=metric, seed=first.seed)
-    packed = io.BytesIO()
-    figure.savefig(packed, format="png", dpi=90)
-    return image_tag(Image.open(packed), f"the curves of {metric}", lossless=True)
+    return curves_image(curves, baselines, metric=metric, higher_is_better=first.higher_is_better, seed=first.seed)

@@ -27,7 +27,13 @@ ONE_LOGIT = (
 
 
 class Explainer(Protocol):
-    """Explains other inputs in the same way as the heatmaps that are scored."""
+    """Explains other inputs in the same way as the heatmaps that are scored.
+
+    Example:
+        >>> explain: tp.metrics.Explainer = tp.metrics.constant_explainer(torch.zeros(1, 4, 4))
+        >>> explain(torch.rand(2, 3, 8, 8), rows=torch.tensor([0, 2])).shape
+        torch.Size([2, 1, 4, 4])
+    """
 
     def __call__(
         self,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torchpeek.metrics.case import Case
 from torchpeek.metrics.metric import MetricResult, metric
-from torchpeek.registry import check_number
+from torchpeek.registry import Share
 
 
 @metric("sparseness", needs="heatmap", higher_is_better=True, paper="arXiv:1810.06583")
@@ -38,7 +38,7 @@ def entropy(case: Case) -> MetricResult:
 
 
 @metric("effective-complexity", needs="heatmap", higher_is_better=False, paper="arXiv:2007.07584")
-def effective_complexity(case: Case, *, threshold: float = 1e-5) -> MetricResult:
+def effective_complexity(case: Case, *, threshold: Share = 1e-5) -> MetricResult:
     """Share of the positions whose absolute value exceeds `threshold` of the largest (Nguyen and Martinez).
 
     The positions are those of the heatmap's own grid. A heatmap of zeros has the share of a uniform one, 1.
@@ -46,7 +46,6 @@ def effective_complexity(case: Case, *, threshold: float = 1e-5) -> MetricResult
     Args:
         threshold: Share of the largest absolute value, 0 to 1.
     """
-    check_number("threshold", threshold, most=1.0)
     values = case.values.flatten(2).abs()
     largest = values.amax(2, keepdim=True)
     return MetricResult(((values > threshold * largest) | (largest == 0)).to(values).mean(2))

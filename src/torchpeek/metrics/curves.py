@@ -13,7 +13,7 @@ from torchpeek.metrics.case import Case, rounding_of
 from torchpeek.metrics.fills import Baseline, fill_key, filled
 from torchpeek.metrics.metric import MetricResult, metric
 from torchpeek.metrics.patches import patch_sums, patches
-from torchpeek.registry import check_whole
+from torchpeek.registry import PositiveInt
 
 
 def _steps(options: Mapping[str, Any]) -> int:
@@ -25,7 +25,7 @@ def _patches(options: Mapping[str, Any]) -> int:
 
 
 @metric("deletion", needs="passes", higher_is_better=False, paper="arXiv:1806.07421", passes=_steps, reads="p")
-def deletion(case: Case, *, steps: int = 50, baseline: Baseline = "zeros") -> MetricResult:
+def deletion(case: Case, *, steps: PositiveInt = 50, baseline: Baseline = "zeros") -> MetricResult:
     """Area under the probability as the highest positions are removed first (RISE, section 4).
 
     Args:
@@ -36,7 +36,7 @@ def deletion(case: Case, *, steps: int = 50, baseline: Baseline = "zeros") -> Me
 
 
 @metric("insertion", needs="passes", higher_is_better=True, paper="arXiv:1806.07421", passes=_steps, reads="p")
-def insertion(case: Case, *, steps: int = 50, baseline: Baseline = "blur") -> MetricResult:
+def insertion(case: Case, *, steps: PositiveInt = 50, baseline: Baseline = "blur") -> MetricResult:
     """Area under the probability as the highest positions are put back first (RISE, section 4).
 
     Args:
@@ -54,7 +54,6 @@ def _area(curve: Tensor) -> MetricResult:
 
 def _replaced(case: Case, steps: int, baseline: Baseline, *, removed_first: bool) -> Tensor:
     """(N, J, steps + 1): the probability with the first round(t / steps * P) positions replaced, or all others."""
-    check_whole("steps", steps)
     fill = filled(case.clean, baseline)
     positions = case.size.numel()
     counts = [round(step * positions / steps) for step in range(steps + 1)]
@@ -74,7 +73,7 @@ def _replaced(case: Case, steps: int, baseline: Baseline, *, removed_first: bool
 
 
 @metric("aopc", needs="passes", higher_is_better=True, paper="arXiv:1509.06321", passes=_steps, reads="p")
-def aopc(case: Case, *, cells: int = 8, steps: int = 32, baseline: Baseline = "noise") -> MetricResult:
+def aopc(case: Case, *, cells: PositiveInt = 8, steps: PositiveInt = 32, baseline: Baseline = "noise") -> MetricResult:
     """Mean fall of the probability as the highest patches are removed one by one (Samek et al.).
 
     Args:
@@ -82,8 +81,6 @@ def aopc(case: Case, *, cells: int = 8, steps: int = 32, baseline: Baseline = "n
         steps: Number of patches to remove.
         baseline: What replaces removed patches: "zeros", "mean", "blur", "noise", a number, a tensor or a function.
     """
-    check_whole("cells", cells)
-    check_whole("steps", steps)
     number = cells ** len(case.size)
     if steps > number:
         raise OptionError(f"option steps is {steps}; allowed: up to {number}, the number of patches with cells={cells}")
@@ -92,19 +89,18 @@ def aopc(case: Case, *, cells: int = 8, steps: int = 32, baseline: Baseline = "n
 
 
 @metric("selectivity", needs="passes", higher_is_better=False, paper="arXiv:1706.07979", passes=_patches, reads="p")
-def selectivity(case: Case, *, cells: int = 6, baseline: Baseline = "zeros") -> MetricResult:
+def selectivity(case: Case, *, cells: PositiveInt = 6, baseline: Baseline = "zeros") -> MetricResult:
     """Area under the probability as all patches are removed, the highest ones first (Montavon et al.).
 
     Args:
         cells: Number of patches along each axis.
         baseline: What replaces removed patches: "zeros", "mean", "blur", "noise", a number, a tensor or a function.
     """
-    check_whole("cells", cells)
     return _area(_without_patches(case, cells, cells ** len(case.size), baseline))
 
 
 @metric("monotonicity", needs="passes", higher_is_better=True, paper="arXiv:1909.03012", passes=_patches, reads="p")
-def monotonicity(case: Case, *, cells: int = 6, baseline: Baseline = "zeros") -> MetricResult:
+def monotonicity(case: Case, *, cells: PositiveInt = 6, baseline: Baseline = "zeros") -> MetricResult:
     """Share of the steps without a fall of the probability as the patches are put in, the lowest ones first (AIX360).
 
     It is 1 for the heatmaps that Arya et al. call monotonic. A fall has to exceed rounding.
@@ -114,7 +110,6 @@ def monotonicity(case: Case, *, cells: int = 6, baseline: Baseline = "zeros") ->
         baseline: What stands at patches that are not put in yet: "zeros", "mean", "blur", "noise", a number, a tensor
             or a function.
     """
-    check_whole("cells", cells)
     # To put in the lowest first is to remove the highest first, seen from the end.
     curve = _without_patches(case, cells, cells ** len(case.size), baseline).flip(2)
     before, after = curve[..., :-1], curve[..., 1:]

@@ -6,7 +6,7 @@ The passes are the same for every heatmap.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torchpeek.metrics.correlation import correlation, mean_ranks
 from torchpeek.metrics.fills import Baseline, drawn_noise, fill_key, filled
 from torchpeek.metrics.metric import MetricResult, metric
 from torchpeek.metrics.patches import patch_sums, patches
-from torchpeek.registry import check_number, check_whole
+from torchpeek.registry import PositiveInt, Share, Whole
 
 
 def _samples(options: Mapping[str, Any]) -> int:
@@ -33,7 +33,12 @@ def _samples(options: Mapping[str, Any]) -> int:
     reads="p",
 )
 def mufidelity(
-    case: Case, *, cells: int = 9, share: float = 0.2, samples: int = 100, baseline: Baseline = "zeros"
+    case: Case,
+    *,
+    cells: PositiveInt = 9,
+    share: Share = 0.2,
+    samples: Annotated[int, Whole(least=2)] = 100,
+    baseline: Baseline = "zeros",
 ) -> MetricResult:
     """Correlation of the heatmap's sum over random patches with the probability lost without them (Bhatt et al.).
 
@@ -43,9 +48,6 @@ def mufidelity(
         samples: Number of random subsets of the patches.
         baseline: What replaces removed patches: "zeros", "mean", "blur", "noise", a number, a tensor or a function.
     """
-    check_whole("cells", cells)
-    check_whole("samples", samples, least=2)
-    check_number("share", share, most=1.0)
     index = patches(case.size, cells)
     subsets = random_patches(cells**index.ndim, share, samples, case.clean.seed)[:, index]  # (samples, *size)
     lost = case.scores.unsqueeze(2) - _without(case, ("patches", cells, share), subsets, baseline, raw_score=False)
@@ -60,7 +62,7 @@ def random_patches(number: int, share: float, samples: int, seed: int) -> Tensor
 
 
 @metric("infidelity", needs="passes", higher_is_better=False, paper="arXiv:1901.09392", passes=_samples, shared=True)
-def infidelity(case: Case, *, samples: int = 50, baseline: Baseline = "zeros") -> MetricResult:
+def infidelity(case: Case, *, samples: PositiveInt = 50, baseline: Baseline = "zeros") -> MetricResult:
     """Squared difference between the heatmap's sum over random squares and the score lost with them (Yeh et al.).
 
     The heatmap is first multiplied by the number that makes this smallest, because its own scale has no meaning.
@@ -69,7 +71,6 @@ def infidelity(case: Case, *, samples: int = 50, baseline: Baseline = "zeros") -
         samples: Number of random squares.
         baseline: What replaces removed squares: "zeros", "mean", "blur", "noise", a number, a tensor or a function.
     """
-    check_whole("samples", samples)
     subsets = random_squares(case.size, samples, case.clean.seed)
     clean = case.clean.trace.scores[:, case.columns].unsqueeze(2)
     lost = (clean - _without(case, "squares", subsets, baseline, raw_score=True)).double()  # (N, J, samples)
@@ -101,7 +102,9 @@ def random_squares(size: torch.Size, samples: int, seed: int) -> Tensor:
     passes=lambda options: int(options["sizes"]) * int(options["samples"]),
     shared=True,
 )
-def sensitivity_n(case: Case, *, sizes: int = 5, samples: int = 20, baseline: Baseline = "zeros") -> MetricResult:
+def sensitivity_n(
+    case: Case, *, sizes: PositiveInt = 5, samples: Annotated[int, Whole(least=2)] = 20, baseline: Baseline = "zeros"
+) -> MetricResult:
     """Correlation of the heatmap's sum over n random positions with the score lost without them (Ancona et al.).
 
     `curve` has the correlation for each n, and `values` are their mean. n grows from 1 % to 80 % of the positions, each
@@ -112,8 +115,6 @@ def sensitivity_n(case: Case, *, sizes: int = 5, samples: int = 20, baseline: Ba
         samples: Number of random subsets for each n.
         baseline: What replaces removed positions: "zeros", "mean", "blur", "noise", a number, a tensor or a function.
     """
-    check_whole("sizes", sizes)
-    check_whole("samples", samples, least=2)
     subsets = random_positions(case.size, sizes, samples, case.clean.seed)  # (sizes * samples, *size)
     clean = case.clean.trace.scores[:, case.columns].unsqueeze(2)
     lost = clean - _without(case, ("positions", sizes), subsets, baseline, raw_score=True)
@@ -139,7 +140,7 @@ def random_positions(size: torch.Size, sizes: int, samples: int, seed: int) -> T
     shared=True,
     reads="p",
 )
-def monotonicity_correlation(case: Case, *, cells: int = 6, samples: int = 4) -> MetricResult:
+def monotonicity_correlation(case: Case, *, cells: PositiveInt = 6, samples: PositiveInt = 4) -> MetricResult:
     """Rank correlation of each patch's absolute sum with how far the probability changes with it (Nguyen and Martinez).
 
     The change is the mean square over random contents of the patch: uniform noise between the smallest and the largest
@@ -149,8 +150,6 @@ def monotonicity_correlation(case: Case, *, cells: int = 6, samples: int = 4) ->
         cells: Number of patches along each axis.
         samples: Number of random contents of each patch.
     """
-    check_whole("cells", cells)
-    check_whole("samples", samples)
     index = patches(case.size, cells)
     number = cells**index.ndim
     contents = drawn_noise(case.clean, samples, salt=5)  # (N, samples, C, *size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,7 +15,17 @@ from torchpeek.errors import OptionError
 from torchpeek.metrics.case import CleanPass
 from torchpeek.metrics.draws import fingerprint
 
-Baseline: TypeAlias = str | float | Tensor | Callable[[Tensor], Tensor]
+
+class _FillName:
+    """The limit of a fill's name."""
+
+    def check(self, name: str, value: object) -> None:
+        """Raise OptionError for a name that is not in FILLS."""
+        if isinstance(value, str) and value not in FILLS:
+            raise _no_fill(value)
+
+
+Baseline: TypeAlias = Annotated[str | float | Tensor | Callable[[Tensor], Tensor], _FillName()]
 """A fill as an option: a name in FILLS, a number, a tensor, or a function of the inputs."""
 
 
@@ -40,7 +50,11 @@ def _values(clean: CleanPass, baseline: Any) -> Tensor:
         return numbers("baseline", baseline, inputs)
     if callable(baseline):
         return _of_function(baseline, inputs, clean.seed)
-    raise OptionError(
+    raise _no_fill(baseline)
+
+
+def _no_fill(baseline: object) -> OptionError:
+    return OptionError(
         f"option baseline is {baseline!r}; allowed: {', '.join(map(repr, FILLS))}, a number, a tensor, or a function "
         "of the inputs that returns a tensor of their shape"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -11,19 +12,18 @@ from torchpeek.errors import OptionError
 from torchpeek.metrics.case import Case
 from torchpeek.metrics.correlation import mean_ranks
 from torchpeek.metrics.metric import MetricResult, metric
-from torchpeek.registry import check_number, check_whole
+from torchpeek.registry import NonNegative, Share, Whole
 
 _AT_ONCE = 2**24  # numbers in a chunk of comparisons
 
 
 @metric("pointing-game", needs="region", higher_is_better=True, paper="arXiv:1608.00507")
-def pointing_game(case: Case, *, tolerance: float = 15.0) -> MetricResult:
+def pointing_game(case: Case, *, tolerance: NonNegative = 15.0) -> MetricResult:
     """Share of the heatmap's maxima in the region, or within `tolerance` positions of it (Zhang et al.).
 
     Args:
         tolerance: The largest distance from the region that counts as a hit, in positions of the input.
     """
-    check_number("tolerance", tolerance)
     values = case.levels
     highest = values == values.amax(2, keepdim=True)
     hit = highest & case.region(partial(widened, distance=tolerance)).flatten(2)
@@ -72,7 +72,7 @@ def relevance_rank_accuracy(case: Case) -> MetricResult:
 
 
 @metric("top-k", needs="region", higher_is_better=True, paper="arXiv:2104.14995")
-def top_k(case: Case, *, k: int | None = None) -> MetricResult:
+def top_k(case: Case, *, k: Annotated[int | None, Whole()] = None) -> MetricResult:
     """Share of the k highest positions that lie in the region (Theiner et al., as in Quantus).
 
     Equal values at the edge of this set count with the share that is expected when they are drawn at random.
@@ -82,7 +82,6 @@ def top_k(case: Case, *, k: int | None = None) -> MetricResult:
     """
     positions = case.size.numel()
     k = max(1, round(positions / 50)) if k is None else k
-    check_whole("k", k)
     if k > positions:
         raise OptionError(f"option k is {k}; allowed: up to {positions}, the number of positions of the input")
     region = case.region().flatten(2)
@@ -125,13 +124,12 @@ def auc(case: Case) -> MetricResult:
 
 
 @metric("iou", needs="region", higher_is_better=True, paper="arXiv:1512.04150")
-def iou(case: Case, *, threshold: float = 0.2) -> MetricResult:
+def iou(case: Case, *, threshold: Share = 0.2) -> MetricResult:
     """Intersection over union of the region and the positions above `threshold` of the heatmap's maximum.
 
     Args:
         threshold: Share of the maximum, 0 to 1.
     """
-    check_number("threshold", threshold, most=1.0)
     shown = case.mask > threshold
     both, either = (shown & case.region()).flatten(2).sum(2), (shown | case.region()).flatten(2).sum(2)
     return _undefined_without_region(case, both / either)

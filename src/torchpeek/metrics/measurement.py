@@ -2,49 +2,23 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from torchpeek.bootstrap import bootstrap_interval
 from torchpeek.errors import InputError, MetricNotFound, TorchpeekError, closest
-from torchpeek.html import html_table, image_tag, notebook_html, side_by_side
+from torchpeek.html import html_table, notebook_html, side_by_side
+from torchpeek.metrics.curve_images import curves_image, metric_title
+from torchpeek.metrics.intervals import Interval, bootstrap, mean_of, of_samples
 from torchpeek.render.axes_plots import curve_plot, interval_plot
-from torchpeek.render.plots import figure_class
 from torchpeek.text_table import text_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-class Interval(NamedTuple):
-    """The mean over the samples, with its confidence interval.
-
-    Args:
-        mean: The mean of the values that are not NaN.
-        low: Lower end of the interval. NaN if there are fewer than two samples, or one is infinite.
-        high: Upper end of the interval, or NaN as above.
-        samples: Number of samples that have a value.
-
-    Example:
-        >>> interval = tp.metrics.Interval(0.5, 0.41, 0.58, 20)
-        >>> print(interval)
-        0.5 [0.41, 0.58]
-    """
-
-    mean: float
-    low: float
-    high: float
-    samples: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]" if self.low == self.low else f"{self.mean:.4g}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -122,7 +96,7 @@ class Measurement:
             raise InputError(
                 f"labels has shape {tuple(labels.shape)}; allowed: {tuple(self.values.shape)}, one label for each value"
             )
-        return _mean(torch.stack([values[classes == each].nanmean() for each in torch.unique(classes)]))
+        return mean_of(torch.stack([values[classes == each].nanmean() for each in torch.unique(classes)]))
 
     def ahead_of(self, baseline: str, confidence: float = 0.95) -> Interval:
         """Return by how much the method is better than a baseline on the same samples. Below zero it is worse.
@@ -209,21 +183,22 @@ class Measurement:
             >>> [label.get_text() for label in m.plot().get_xticklabels()]
             ['heatmap', 'centre']
         """
-        title = f"{self.metric}: {'higher' if self.higher_is_better else 'lower'} is better"
+        title = metric_title(self.metric, higher_is_better=self.higher_is_better)
         if self.curve is None:
             intervals = {"heatmap": self.interval(), **self._baseline_intervals()}
             means = {name: each[:3] for name, each in intervals.items()}
             return interval_plot(ax, means, title=title, label=f"{self.metric}, mean and 95 % interval")
-        curves = {self.metric: of_samples(self.curve)}
-        baselines = {name: of_samples(curve) for name, curve in self.baseline_curves.items()}
-        return curve_plot(ax, curves, baselines, title=title, metric=self.metric, seed=self.seed)
+        curves = {"heatmap": of_samples(self.curve)}
+        return curve_plot(
+            ax, curves, _mean_curves(self.baseline_curves), title=title, metric=self.metric, seed=self.seed
+        )
 
     def _baseline_intervals(self) -> dict[str, Interval]:
         return {name: bootstrap(of_samples(values), seed=self.seed) for name, values in self.baselines.items()}
 
     def __repr__(self) -> str:
         better = f"{'higher' if self.higher_is_better else 'lower'} is better"
-        baselines = "".join(f", {name} {_mean(of_samples(values)):.4g}" for name, values in self.baselines.items())
+        baselines = "".join(f", {name} {mean_of(of_samples(values)):.4g}" for name, values in self.baselines.items())
         curve = "" if self.curve is None else f", curve {tuple(self.curve.shape)}"
         shape = tuple(self.values.shape)
         return f"Measurement({self.metric}, {better}: {self.interval()}{baselines}; values {shape}{curve})"
@@ -314,8 +289,19 @@ class Measurements(Mapping[str, Measurement]):
     def _repr_html_(self) -> str:
         shown = html_table(HEADER, self.rows())
         with suppress(TorchpeekError):  # matplotlib is not installed
-            shown += side_by_side([_curve_image(each) for each in self.values() if each.curve is not None])
+            shown += side_by_side([self._curve_image(each) for each in self.values() if each.curve is not None])
         return shown
+
+    def _curve_image(self, each: Measurement) -> str:
+        assert each.curve is not None
+        curves = {self.method or "heatmap": of_samples(each.curve)}
+        return curves_image(
+            curves,
+            _mean_curves(each.baseline_curves),
+            metric=each.metric,
+            higher_is_better=each.higher_is_better,
+            seed=each.seed,
+        )
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return the rows of the table, one for each metric, as text.
@@ -358,7 +344,9 @@ def row(method: str, each: Measurement) -> tuple[str, ...]:
     verdict = "both" if len(beaten) == 2 else " and ".join(beaten) or ("neither" if verdicts else "")
     if None in verdicts.values():
         verdict = "too few to tell"
-    means = [f"{_mean(of_samples(each.baselines[name])):.4g}" if name in each.baselines else "" for name in HEADER[4:6]]
+    means = [
+        f"{mean_of(of_samples(each.baselines[name])):.4g}" if name in each.baselines else "" for name in HEADER[4:6]
+    ]
     return method, each.metric, "higher" if each.higher_is_better else "lower", str(interval), *means, verdict
 
 
@@ -407,43 +395,5 @@ def _joined(parts: Sequence[Measurement]) -> Measurement:
     )
 
 
-def bootstrap(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """Return the mean of the values with its bootstrap interval. NaN are left out.
-
-    Args:
-        values: (n,), one for each sample.
-        confidence: The confidence level, between 0 and 1.
-        seed: Seed of the resampling.
-
-    Returns:
-        The Interval. Its ends are NaN for fewer than two values.
-
-    Raises:
-        InputError: When `confidence` is not between 0 and 1.
-
-    Example:
-        >>> interval = tp.metrics.bootstrap(torch.tensor([0.25, 0.75, float("nan")]))
-        >>> interval.mean, interval.samples
-        (0.5, 2)
-    """
-    known = values[~values.isnan()].double().cpu()
-    low, high = bootstrap_interval(known, confidence, seed)
-    return Interval(_mean(known), float(low), float(high), len(known))
-
-
-def of_samples(values: Tensor) -> Tensor:
-    """Return the mean over each sample's scores, (N, K, ...) -> (N, ...): they are not independent of each other."""
-    return values.detach().double().cpu().nanmean(1)
-
-
-def _mean(values: Tensor) -> float:
-    known = values[~values.isnan()]
-    return float(known.double().mean()) if len(known) else float("nan")
-
-
-def _curve_image(each: Measurement) -> str:
-    figure = figure_class()(figsize=(4.6, 3.4), layout="constrained")
-    each.plot(figure.subplots())
-    packed = io.BytesIO()
-    figure.savefig(packed, format="png", dpi=90)
-    return image_tag(Image.open(packed), f"the curve of {each.metric}", lossless=True)
+def _mean_curves(curves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: of_samples(curve) for name, curve in curves.items()}

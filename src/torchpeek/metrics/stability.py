@@ -16,7 +16,8 @@ from torchpeek.heatmap import unit_range, upsample
 from torchpeek.metrics.case import Case, check_computed
 from torchpeek.metrics.correlation import correlation, rank_correlation
 from torchpeek.metrics.metric import MetricResult, metric
-from torchpeek.registry import check_whole
+from torchpeek.norms import mean_and_std
+from torchpeek.registry import PositiveInt
 
 
 def _one(options: Mapping[str, Any]) -> int:
@@ -30,7 +31,7 @@ def _one(options: Mapping[str, Any]) -> int:
     paper="arXiv:1810.03292",
     explanations=lambda options: int(options["stages"]),
 )
-def randomisation(case: Case, *, stages: int = 8) -> MetricResult:
+def randomisation(case: Case, *, stages: PositiveInt = 8) -> MetricResult:
     """Absolute rank correlation with the heatmap of the model whose parameters are drawn anew, last ones first (MPRT).
 
     The absolute value is taken because an inverted heatmap still depends on the old one. The modules that have
@@ -41,7 +42,6 @@ def randomisation(case: Case, *, stages: int = 8) -> MetricResult:
     Args:
         stages: Number of stages.
     """
-    check_whole("stages", stages)
     correlations = [torch.ones_like(case.values.flatten(2)[..., 0])]
     for number, model in enumerate(randomised(case.clean.trace.forward_pass.model, stages, case.clean.seed)):
         torch.clear_autocast_cache()  # the caller's autocast would go on with the old parameters
@@ -88,10 +88,10 @@ def randomised(model: nn.Module, stages: int, seed: int) -> Iterator[nn.Module]:
 def _draw(parameter: nn.Parameter, generator: torch.Generator) -> None:
     with torch.no_grad():
         values = parameter.detach().double()
-        mean, spread = values.mean(), values.std(correction=0)
+        mean, spread = mean_and_std(values)
         normal = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(values.device)
         # A constant parameter: a tenth of the constant, or 0.1 if it is zero.
-        apart = spread if spread > 0 else 0.1 * (mean.abs() if mean != 0 else 1)
+        apart = spread if spread > 0 else 0.1 * (abs(mean) if mean != 0 else 1)
         parameter.copy_(mean + normal * apart)
 
 

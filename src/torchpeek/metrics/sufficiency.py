@@ -14,7 +14,7 @@ from torchpeek.metrics.fidelity import random_patches
 from torchpeek.metrics.fills import Baseline, filled
 from torchpeek.metrics.metric import MetricResult, metric
 from torchpeek.metrics.patches import patches
-from torchpeek.registry import check_number, check_whole
+from torchpeek.registry import PositiveInt, Share
 
 
 def _samples(options: Mapping[str, Any]) -> int:
@@ -25,7 +25,12 @@ def _samples(options: Mapping[str, Any]) -> int:
     "sufficiency", needs="passes", higher_is_better=True, paper="arXiv:2202.00734", passes=_samples, reads="classes"
 )
 def sufficiency(
-    case: Case, *, share: float = 0.2, cells: int = 6, samples: int = 16, baseline: Baseline = "mean"
+    case: Case,
+    *,
+    share: Share = 0.2,
+    cells: PositiveInt = 6,
+    samples: PositiveInt = 16,
+    baseline: Baseline = "mean",
 ) -> MetricResult:
     """Share of inputs with the same highest positions for which the class is predicted (Dasgupta et al.).
 
@@ -38,9 +43,6 @@ def sufficiency(
         samples: Number of inputs.
         baseline: What replaces removed patches: "zeros", "mean", "blur", "noise", a number, a tensor or a function.
     """
-    check_number("share", share, most=1.0)
-    check_whole("cells", cells)
-    check_whole("samples", samples)
     index = patches(case.size, cells)
     removed = random_patches(cells**index.ndim, 0.5, samples, case.clean.seed)[:, index]  # (samples, *size)
     count, fill = round(share * case.size.numel()), filled(case.clean, baseline)

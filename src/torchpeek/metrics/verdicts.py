@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchpeek.metrics.measurement import FEWEST, Interval, Measurement, Measurements, of_samples, row
+from torchpeek.metrics.intervals import Interval, of_samples
+from torchpeek.metrics.measurement import FEWEST, Measurement, Measurements, row
 
 _BASELINE_PHRASES = {"random": "a random heatmap", "centre": "a centred Gaussian"}
 

@@ -18,6 +18,7 @@ from torchpeek.render.heatmap_like import HeatmapLike
 from torchpeek.render.mosaic import mosaic
 from torchpeek.render.overlay import check_alpha, overlay, stamped_if_random
 from torchpeek.render.scale import scale_of, sign_words, with_colorbar
+from torchpeek.render.slices import slice_name
 from torchpeek.render.text import caption, stamped
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def bare_map(heatmap: HeatmapLike, *, colormap: str, limit: float | None, signed
         values = values[None]
     elif axes == 3:
         index = int((values.abs() if scale.signed else values).flatten(1).amax(1).argmax())
-        values, words = values[index], f"slice {index} of 0 to {len(values) - 1}"
+        values, words = values[index], slice_name(index, len(values))
     drawn = _without_thin_side(enlarged(Image.fromarray(coloured(scale.unit(as_numpy(values)), scale.colormap))))
     drawn = stamped_if_random(stamped(drawn, words) if words else drawn, heatmap)
     words = sign_words(heatmap, scale, beside=colorbar)

@@ -68,8 +68,8 @@ class Slices:
         return number % len(self)
 
     def name(self, index: int) -> str:
-        """Return what an image of the slice says: "slice 3 of 0 to 7"."""
-        return f"{self.noun} {index} of 0 to {len(self) - 1}"
+        """Return what an image of the slice says, as `slice_name`."""
+        return slice_name(index, len(self), self.noun)
 
     @cached_property
     def _range(self) -> tuple[float, float]:
@@ -77,6 +77,11 @@ class Slices:
 
     def _weights(self) -> Tensor:
         return torch.from_numpy(interpolation(len(self), 0, len(self), len(self.grid)))  # (count, d)
+
+
+def slice_name(index: int, count: int, noun: str = "slice") -> str:
+    """Return the name of a slice: "slice 3 of 8, counted from 0"."""
+    return f"{noun} {index} of {count}, counted from 0"
 
 
 def slices_of(stack: Flat | Stack, heatmap: HeatmapLike, axis: int, noun: str = "slice") -> Slices:

@@ -52,7 +52,7 @@ class UprightImage(NamedTuple):
     """An upright RGB image of a file or of another image."""
 
     image: Image.Image
-    notes: tuple[str, ...]  # how it was converted; not whether it was reduced, which the sizes say
+    conversions: tuple[str, ...]  # how it was converted; not whether it was reduced, which the sizes say
     original_size: tuple[int, int]  # (width, height) in upright position, before it was reduced
 
 
@@ -179,9 +179,9 @@ def upright_rgb(
     `original_size` is the size of the file, where its decoder has already reduced it.
     """
     image.load()  # a truncated file fails here, not later
-    notes: list[str] = []
+    conversions: list[str] = []
     if getattr(image, "n_frames", 1) > 1:
-        notes.append(f"first of {image.n_frames} frames")  # type: ignore[attr-defined]  # of multi-frame formats only
+        conversions.append(f"first of {image.n_frames} frames")  # type: ignore[attr-defined]  # of multi-frame formats only
         image.seek(0)
     size = original_size or image.size
     orientation = image.getexif().get(_ORIENTATION, 1)
@@ -190,19 +190,19 @@ def upright_rgb(
     if orientation in _TURNS:
         image = image.transpose(_TURNS[orientation])
         size = size if orientation < 5 else size[::-1]
-        notes.append(f"turned upright (EXIF orientation {orientation})")
+        conversions.append(f"turned upright (EXIF orientation {orientation})")
     if image.mode.startswith(("I", "F")):
-        notes.append(f"brought to 8 bits from mode {image.mode}")
+        conversions.append(f"brought to 8 bits from mode {image.mode}")
         rgb = _eight_bits(image).convert("RGB")
     elif image.has_transparency_data:
-        notes.append("transparency laid on white")
+        conversions.append("transparency laid on white")
         clear = image.convert("RGBA")
         rgb = Image.alpha_composite(Image.new("RGBA", image.size, "white"), clear).convert("RGB")
     else:
         if image.mode not in ("RGB", "L", "P"):
-            notes.append(f"converted from {image.mode}")
+            conversions.append(f"converted from {image.mode}")
         rgb = image.convert("RGB")
-    return UprightImage(_resized(rgb, reduced_size(size, max_size)), tuple(notes), size)
+    return UprightImage(_resized(rgb, reduced_size(size, max_size)), tuple(conversions), size)
 
 
 def reduced_size(size: tuple[int, int], max_size: int | None) -> tuple[int, int]:
@@ -276,10 +276,10 @@ def png_bytes(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def figure_bytes(figure: Any) -> bytes:
-    """Return a matplotlib figure as the bytes of a PNG file."""
+def figure_bytes(figure: Any, dpi: int = 150) -> bytes:
+    """Return a matplotlib figure as the bytes of a PNG file, with `dpi` pixels for each inch."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight")
     return buffer.getvalue()
 
 

@@ -38,6 +38,11 @@ class Target(Protocol):
 
         Raises:
             TargetError: When the output does not hold what the target asks for.
+
+        Example:
+            >>> question = tp.targets.Predicted().bind(torch.tensor([[0.1, 0.7, 0.2]]))
+            >>> question(torch.tensor([[5.0, 4.0, 3.0]]), rows=torch.tensor([0]))  # class 1, which was predicted
+            tensor([[4.]])
         """
         ...
 
