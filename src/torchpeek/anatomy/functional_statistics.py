@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from torchpeek.anatomy.layer_outputs import LayerOutputs
+from torchpeek.anatomy.dry_pass import DryPass
 from torchpeek.hooks import attached, call_name
 from torchpeek.hooks.module_channels import channels_inside
 from torchpeek.hooks.recording.keep import LenientRunning, NoStatistics, StatisticsKeeper
@@ -31,7 +31,7 @@ class FunctionStatistics:
         policy: How the statistics are kept.
     """
 
-    def __init__(self, model: nn.Module, dry: LayerOutputs | None, policy: LenientRunning) -> None:
+    def __init__(self, model: nn.Module, dry: DryPass | None, policy: LenientRunning) -> None:
         self._model = model
         self._dry = dry
         self._policy = policy
@@ -100,7 +100,11 @@ class FunctionStatistics:
         number = self._calls[module, function]
         self._calls[module, function] += 1
         key = module, function, number
-        if key in self._dry.covered if self._dry is not None else not self._modules[module]._modules:
+        if self._dry is not None and (module, function, 0) in self._dry.functions:
+            is_covered = key in self._dry.covered
+        else:  # without a dry pass, or called by a hook, which does not run in it
+            is_covered = not self._modules[module]._modules
+        if is_covered:
             return
         keeper = self._keepers.get((module, function))
         if keeper is None:

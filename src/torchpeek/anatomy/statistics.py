@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torchpeek.anatomy.batches import Entries, calls_and_targets
+from torchpeek.anatomy.batch_entries import Entries, calls_and_targets
+from torchpeek.anatomy.dry_pass import DryPass, dry_pass
 from torchpeek.anatomy.functional_statistics import FunctionStatistics
-from torchpeek.anatomy.layer_outputs import LayerOutputs, layer_outputs
 from torchpeek.anatomy.table import Table
 from torchpeek.engine import inspectable_module, preserved, run, with_known_totals
 from torchpeek.errors import GradUnavailable, InputError, LayerNotFound, NotFired, closest, listed_names, notify
@@ -235,7 +235,8 @@ def statistics(
         first = next(calls, None)
         if first is None:
             raise InputError("there are no batches: the iterable is empty or exhausted")
-        dry = layer_outputs(module, first[0])
+        # Where both are set, a dry pass has nothing to decide.
+        dry = dry_pass(module, first[0]) if layers is None or channel_axis is None else None
         if layers is None:
             selected = select(module, _layers_that_compute(module, dry), exclude=exclude)
         selected = with_known_totals(module, first[0], selected)
@@ -304,15 +305,16 @@ def statistics(
     return Statistics(tuple(_with_remarks([row for _, row in rows], channel_axis)), count)
 
 
-def _layers_that_compute(module: nn.Module, dry: LayerOutputs | None) -> Selection:
+def _layers_that_compute(module: nn.Module, dry: DryPass | None) -> Selection:
     """Select the layers that compute, by their structure and by what a dry pass has shown."""
-    shown = LayerOutputs() if dry is None else dry
-    chosen = {id(layer) for layer in computing_layers(module, passing=shown.passing, computing=shown.computing)}
+    shown = DryPass() if dry is None else dry
+    found = computing_layers(module, pass_through=shown.pass_through, own_output=shown.own_output)
+    chosen = {id(layer) for layer in found}
     # A predicate, of which scripted layers are left out.
     return module if chosen == {id(module)} else lambda name, layer: id(layer) in chosen
 
 
-def _settle_channels(tape: Recording, recorded: Mapping[str, list[SelectedLayer]], dry: LayerOutputs) -> None:
+def _settle_channels(tape: Recording, recorded: Mapping[str, list[SelectedLayer]], dry: DryPass) -> None:
     """Decide on which axis the channels of each layer are, after the first batch that calls it."""
     for name in tape:
         layer = recorded[name][0]
