@@ -142,8 +142,8 @@ class TestWhatItShows:
         model = nn.Sequential(nn.Flatten(0, 1)).eval()
         shown = dry_pass(model, as_model_call(model, torch.randn(5, 3, 4), any_tensor=True))
         assert shown is not None
-        assert shown.batch_axes("0", 0, "", (15, 4)) == {0}
-        assert shown.batch_axes("0", 0, "", (15, 4, 1)) == set()
+        assert shown.batch_axes(("0", 0, ""), (15, 4)) == {0}
+        assert shown.batch_axes(("0", 0, ""), (15, 4, 1)) == set()
 
     def test_a_model_of_one_batch_size(self) -> None:
         class Fixed(nn.Module):

@@ -43,24 +43,22 @@ class DryPass:
     names: dict[int, str] = field(default_factory=dict)
     channel_axes: dict[tuple[str, int, str], int] = field(default_factory=dict)
 
-    def settle_channels(self, statistics: RunningStatistics, module: str, number: int, path: str) -> None:
+    def settle_channels(self, statistics: RunningStatistics, key: tuple[str, int, str]) -> None:
         """Decide on which axis the channels are, where the types and sizes of the layers leave it open.
 
         Args:
-            statistics: The statistics of the first batch.
-            module: The name of the module.
-            number: The number of the call.
-            path: The path of the tensor in its output, or the name of the function and "()".
+            statistics: The statistics of the first batch with this tensor.
+            key: Which tensor, as in `shapes`.
         """
-        statistics.exclude_axes(self.batch_axes(module, number, path, statistics.first_shape))
-        axis = self.channel_axes.get((module, number, path))
+        statistics.exclude_axes(self.batch_axes(key, statistics.first_shape))
+        axis = self.channel_axes.get(key)
         if statistics.is_ambiguous and axis is not None:
             others = set(range(len(statistics.first_shape))) - {axis}
             statistics.exclude_axes(others)
 
-    def batch_axes(self, module: str, number: int, path: str, shape: Sizes) -> set[int]:
+    def batch_axes(self, key: tuple[str, int, str], shape: Sizes) -> set[int]:
         """The axes whose length depends on the batch: those where this shape differs from that of the dry pass."""
-        other = self.shapes.get((module, number, path), ())
+        other = self.shapes.get(key, ())
         if len(other) != len(shape):
             return set()
         return {axis for axis, (one, two) in enumerate(zip(shape, other, strict=True)) if one != two}

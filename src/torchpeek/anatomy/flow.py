@@ -20,11 +20,11 @@ from torchpeek.errors import GradUnavailable, LayerNotFound, TargetError, closes
 from torchpeek.hooks import Selection, record, select_modules, takes_hooks
 from torchpeek.keywords import checked_keywords
 from torchpeek.models import Inputs, LoadedModel, Model, model_call_for, module_of
+from torchpeek.norms import magnitude, norm, total_norm
 from torchpeek.render.axes_plots import gradient_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-from torchpeek.norms import magnitude, norm, total_norm
 
 
 @dataclass(frozen=True)

@@ -29,25 +29,24 @@ class FunctionStatistics:
         model: The model.
         dry: What a dry pass showed; None without one.
         policy: How the statistics are kept.
+        excluded: Modules whose functions are left out.
     """
 
-    def __init__(self, model: nn.Module, dry: DryPass | None, policy: LenientRunning) -> None:
+    def __init__(
+        self, model: nn.Module, dry: DryPass | None, policy: LenientRunning, excluded: Iterable[nn.Module] = ()
+    ) -> None:
         self._model = model
         self._dry = dry
         self._policy = policy
         self._modules = dict(model.named_modules())
-        self._excluded: set[str] = set()
+        ids = {id(module) for module in excluded}
+        self._excluded = {name for name, module in self._modules.items() if id(module) in ids}
         self._keepers: dict[_Key, StatisticsKeeper] = {}
         self._leaves: dict[tuple[str, str, int], RunningStatistics | NoStatistics] = {}
         self._after: dict[tuple[str, str, int], _LayerCall | None] = {}
         self._calls = Counter[_Key]()
         self._layer_calls = Counter[str]()
         self._last_layer: _LayerCall | None = None
-
-    def exclude(self, modules: Iterable[nn.Module]) -> None:
-        """Leave out the functions that these modules call."""
-        ids = {id(module) for module in modules}
-        self._excluded |= {name for name, module in self._modules.items() if id(module) in ids}
 
     @contextmanager
     def observed(self, layers: Mapping[str, nn.Module]) -> Iterator[None]:
@@ -72,15 +71,11 @@ class FunctionStatistics:
         self._layer_calls.clear()
         self._last_layer = None
 
-    def leaves(self) -> list[Any]:
-        """The statistics so far."""
-        return list(self._leaves.values())
-
-    def settle_channels(self) -> None:
-        """Decide on which axes the channels are, after the first batch that called each function."""
+    def statistics(self) -> Iterator[tuple[tuple[str, int, str], RunningStatistics]]:
+        """The statistics so far, each with its key in a dry pass."""
         for (module, function, number), leaf in self._leaves.items():
-            if self._dry is not None and isinstance(leaf, RunningStatistics):
-                self._dry.settle_channels(leaf, module, number, f"{function}()")
+            if isinstance(leaf, RunningStatistics):
+                yield (module, number, f"{function}()"), leaf
 
     def found(self) -> Iterator[tuple[str, RunningStatistics | NoStatistics, _LayerCall | None]]:
         """The name of each call, its statistics, and the call of a layer that it came after; None for none."""

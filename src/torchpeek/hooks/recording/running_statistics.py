@@ -23,6 +23,7 @@ from torchpeek.tensor_formats import (
     shape_sizes,
     shape_text,
 )
+from torchpeek.text_table import percentage
 
 _MAX_PENDING = 1 << 18  # the most numbers that wait to be merged
 
@@ -33,8 +34,9 @@ class Summary:
 
     Args:
         calls: The number of calls.
-        count: The number of finite values. Only these enter the fields from `mean` to `zero_share`.
-        mean: Their mean; NaN if there is none.
+        count: The number of finite values. Only these enter the fields from `mean` to `zero_share`, which are NaN if
+            there is none.
+        mean: Their mean.
         std: Their standard deviation, of the population.
         min: The least of them.
         max: The largest of them.
@@ -352,8 +354,8 @@ class RunningStatistics(Leaf):
             count=int(total),
             mean=float(mean) if total else math.nan,
             std=float(std) if total else math.nan,
-            min=float(self.min.min()),
-            max=float(self.max.max()),
+            min=float(self.min.min()) if total else math.nan,
+            max=float(self.max.max()) if total else math.nan,
             zero_share=float(self._zeros.sum()) / total if total else math.nan,
             channels=self.channels,
             dead=int(self.dead.sum()),
@@ -417,7 +419,7 @@ class RunningStatistics(Leaf):
         s = self.summary()
         return (
             f"RunningStatistics({s.calls} calls, {s.channels} channels: mean {s.mean:.4g}, std {s.std:.4g}, min "
-            f"{s.min:.4g}, max {s.max:.4g}, zeros {s.zero_share:.1%}, dead {s.dead}, NaN {s.nan}, inf {s.inf})"
+            f"{s.min:.4g}, max {s.max:.4g}, zeros {percentage(s.zero_share)}, dead {s.dead}, NaN {s.nan}, inf {s.inf})"
         )
 
     def _allocate(self, channels: int) -> None:
