@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import io
 import math
 from collections.abc import Callable
@@ -273,3 +274,10 @@ class TestTrainingFlow:
                     assert written[row.step] == pytest.approx(value, rel=1e-6)
         totals = {event.step: event.value for event in events.Scalars("gradient_norm/all")}
         assert totals == {step: pytest.approx(seen.total_norm(step), rel=1e-6) for step in (2, 4)}
+
+    def test_the_example_runs(self, tmp_path: Path) -> None:
+        names = {"torch": torch, "nn": nn, "tp": tp, "folder": tmp_path, "SummaryWriter": SummaryWriter}
+        examples = doctest.DocTestParser().get_doctest(add_training_flow.__doc__ or "", names, "example", None, None)
+        assert len(examples.examples) == 3
+        assert doctest.DocTestRunner().run(examples).failed == 0
+        assert list(tmp_path.iterdir())

@@ -64,6 +64,11 @@ class GradientFlow(Table[ParameterGradient]):
         rows: A row for each parameter.
         loss: The loss of the step.
         other_names: Further names of layers that have several places in the model -> the name in the rows.
+
+    Example:
+        >>> flow = tp.gradient_flow(nn.Linear(2, 3), torch.rand(4, 2))
+        >>> [(row.parameter, row.numel) for row in flow]
+        [('weight', 6), ('bias', 3)]
     """
 
     rows: tuple[ParameterGradient, ...]

@@ -47,6 +47,11 @@ class Statistics(Table[LayerStatistics]):
     Args:
         rows: A row for each call of a layer, and each tensor that it returns.
         batches: The number of batches.
+
+    Example:
+        >>> table = tp.statistics(nn.Sequential(nn.ReLU()), [torch.tensor([[-1.0, 1.0]])])
+        >>> table["0"].output.summary().zero_share, table.batches
+        (0.5, 1)
     """
 
     rows: tuple[LayerStatistics, ...]

@@ -119,10 +119,12 @@ class TrainingFlow(Table[BlockStep]):
             The names of the fields of BlockStep -> their values, one for each row.
 
         Example:
-            >>> with tp.watch(nn.Linear(2, 1)) as seen:
-            ...     columns = seen.to_dict()
-            >>> list(columns)[:4]
-            ['step', 'layer', 'numel', 'weight_norm']
+            >>> with tp.watch(model := nn.Linear(2, 1)) as seen:
+            ...     model(torch.rand(4, 2)).square().mean().backward()
+            ...     torch.optim.SGD(model.parameters(), lr=0.1).step()
+            >>> columns = seen.to_dict()
+            >>> columns["step"], columns["layer"], columns["numel"]
+            ([0], [''], [3])
         """
         rows = [asdict(row) for row in self.rows]
         return {field.name: [row[field.name] for row in rows] for field in fields(BlockStep)}
@@ -157,18 +159,7 @@ class TrainingFlow(Table[BlockStep]):
         return training_plot(ax, self.rows, column)
 
     def cells(self) -> list[tuple[str, ...]]:
-        """Return the rows of the latest watched step as text, as in `Table.cells`.
-
-        Returns:
-            One tuple for each block: name, number of elements, the four numbers, and the remark.
-
-        Example:
-            >>> with tp.watch(model := nn.Linear(2, 1)) as flow:
-            ...     model(torch.rand(4, 2)).square().mean().backward()
-            ...     torch.optim.SGD(model.parameters(), lr=0.1).step()
-            >>> flow.cells()[0][:2]
-            ('(model)', '3')
-        """
+        """Return the rows of the latest watched step as text, as in `Table.cells`."""
         return [
             (
                 row.layer or "(model)",

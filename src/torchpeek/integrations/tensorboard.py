@@ -110,6 +110,13 @@ def add_training_flow(writer: Writer, flow: TrainingFlow, since: int = 0) -> Non
         writer: The SummaryWriter.
         flow: What `tp.watch` yields.
         since: Leave out steps before this one, which an earlier call has written.
+
+    Example:
+        >>> with tp.watch(model := nn.Linear(2, 1)) as flow:
+        ...     model(torch.rand(4, 2)).square().mean().backward()
+        ...     torch.optim.SGD(model.parameters(), lr=0.1).step()
+        >>> from torchpeek.integrations.tensorboard import add_training_flow
+        >>> add_training_flow(SummaryWriter(folder), flow)  # of torch.utils.tensorboard
     """
     for row in flow:
         if row.step >= since:
