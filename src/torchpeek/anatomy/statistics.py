@@ -201,20 +201,22 @@ class _StatisticsRun:
                 self._tape.grad(one_number(self._loss(output, *targets)), retain_graph=False)
         del output  # frees its graph
         self._counted.check(self.batches)
+        statistics_of_batch: list[RunningStatistics] = []
         for name in self._tape:
             for recorded in self._tape[name]:
                 self._places.setdefault((name, recorded.number), recorded.order)
-                values = [leaf.read() for leaf in recorded.stored()]
-                found = [value for value in values if isinstance(value, RunningStatistics)]
+                found = [each for leaf in recorded.stored() if isinstance(each := leaf.read(), RunningStatistics)]
                 if not self._settled.issuperset(map(id, found)):
                     for key, statistics in self._keys_of(name, recorded):
                         self._settle(key, statistics)
-                for statistics in found:
-                    self._add_not_finite(statistics)
+                statistics_of_batch += found
         if self._functions is not None:
             for key, statistics in self._functions.statistics():
                 self._settle(key, statistics)
-                self._add_not_finite(statistics)
+                statistics_of_batch.append(statistics)
+        for statistics in statistics_of_batch:
+            if statistics.first_not_finite is not None:
+                self._not_finite.setdefault(id(statistics), self.batches)
         self.batches += 1
 
     def rows(self) -> list[LayerStatistics]:
@@ -243,10 +245,6 @@ class _StatisticsRun:
             self._settled.add(id(statistics))
             if self._dry is not None:
                 self._dry.settle_channels(statistics, key)
-
-    def _add_not_finite(self, statistics: RunningStatistics) -> None:
-        if statistics.first_not_finite is not None:
-            self._not_finite.setdefault(id(statistics), self.batches)
 
     def _keys_of(self, name: str, recorded: Call) -> Iterator[tuple[tuple[str, int, str], RunningStatistics]]:
         """The statistics of a call of a layer, of outputs and gradients, each with its key in a dry pass."""
