@@ -12,6 +12,7 @@ of a module, the functions and classes in its `__all__`, or those that it define
 - An error or a warning has one sentence and nothing else.
 - METHODS and METRICS are tables of functions that are called through `explain` and `evaluate`. Such a function has a
   summary line, and `Args:` with exactly its options.
+- The same rules hold for the classes in RETURNED.
 
 `Raises:` cannot be checked against the code, so it is left to the reader.
 """
@@ -33,6 +34,15 @@ import torch
 from torch import nn
 
 import torchpeek as tp
+from torchpeek.anatomy import GradientFlow, Kernels, LayerTable, Plan, Statistics, Table, TrainingFlow
+from torchpeek.anatomy.tensor_table import TensorTable
+from torchpeek.explanation.results import HeatmapList, HeatmapsByMethod
+
+# What public functions return, in files of its own: it is no name of torchpeek.
+RETURNED: tuple[type, ...] = (
+    *(GradientFlow, Kernels, LayerTable, Plan, Statistics, Table, TensorTable, TrainingFlow),
+    *(HeatmapList, HeatmapsByMethod),
+)
 
 _SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises", "Source", "Example")
 _FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -56,12 +66,23 @@ def public_names() -> Iterator[tuple[str, Any]]:
             full_name = name if member_name is None else f"{name}.{member_name}"
             if isinstance(member, type):
                 yield full_name, member
-                for attribute, definition in vars(member).items():
-                    public = attribute == "__call__" or not attribute.startswith("_")
-                    if public and attribute not in fields_of(member) and is_method_or_property(definition):
-                        yield f"{full_name}.{attribute}", definition
+                yield from ((f"{full_name}.{attribute}", each) for attribute, each in public_attributes(member))
             elif isinstance(member, FunctionType):
                 yield full_name, member
+    for member in RETURNED:
+        yield member.__name__, member
+        inherited = {name for base in member.__mro__[1:] if base in RETURNED for name in vars(base)}
+        for attribute, each in public_attributes(member):
+            if attribute not in inherited:  # the class above documents it
+                yield f"{member.__name__}.{attribute}", each
+
+
+def public_attributes(cls: type) -> Iterator[tuple[str, Any]]:
+    """Name and object: the public methods and properties that a class defines."""
+    for attribute, definition in vars(cls).items():
+        public = attribute == "__call__" or not attribute.startswith("_")
+        if public and attribute not in fields_of(cls) and is_method_or_property(definition):
+            yield attribute, definition
 
 
 def is_method_or_property(value: object) -> bool:

@@ -24,3 +24,8 @@ def without_empty_columns(header: Cells, rows: Sequence[Cells]) -> tuple[Cells, 
         return header, []
     filled = [column for column, cells in enumerate(zip(*rows, strict=True)) if any(cells)]
     return [header[column] for column in filled], [[row[column] for column in filled] for row in rows]
+
+
+def percentage(share: float) -> str:
+    """Return a share from 0 to 1 as text, such as 12.5%; NaN, a share of nothing, as nan."""
+    return f"{share:.1%}" if share == share else "nan"

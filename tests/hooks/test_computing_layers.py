@@ -34,7 +34,7 @@ def test_by_what_a_pass_has_shown() -> None:
     model = nn.Sequential(nn.Sequential(nn.ReLU()), nn.Sequential(nn.ReLU()))
     model[0].scale = nn.Parameter(torch.ones(1))
     assert names(model) == ["0", "0.0", "1.0"]
-    assert names(model, passing={"0"}, computing={"1"}) == ["0.0", "1", "1.0"]
+    assert names(model, pass_through={"0"}, own_output={"1"}) == ["0.0", "1", "1.0"]
 
 
 def test_a_copy_without_hooks_computes_the_same_and_leaves_the_model_alone() -> None:

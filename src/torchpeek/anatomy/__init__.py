@@ -5,9 +5,11 @@ from torchpeek.anatomy.flow import GradientFlow, gradient_flow
 from torchpeek.anatomy.kernels import Kernels, kernels
 from torchpeek.anatomy.layers import LayerTable, layers
 from torchpeek.anatomy.plan import Plan, plan
-from torchpeek.anatomy.statistics import Statistics, statistics
+from torchpeek.anatomy.statistics import statistics
+from torchpeek.anatomy.statistics_table import Statistics
 from torchpeek.anatomy.table import Table
-from torchpeek.anatomy.watch import BlockStep, TrainingFlow, watch
+from torchpeek.anatomy.training_flow import BlockStep, TrainingFlow
+from torchpeek.anatomy.watch import watch
 
 __all__ = [
     "BlockStep",

@@ -20,11 +20,11 @@ from torchpeek.errors import GradUnavailable, LayerNotFound, TargetError, closes
 from torchpeek.hooks import Selection, record, select_modules, takes_hooks
 from torchpeek.keywords import checked_keywords
 from torchpeek.models import Inputs, LoadedModel, Model, model_call_for, module_of
+from torchpeek.norms import magnitude, norm, total_norm
 from torchpeek.render.axes_plots import gradient_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-from torchpeek.norms import magnitude, norm, total_norm
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class GradientFlow(Table[ParameterGradient]):
         rows: A row for each parameter.
         loss: The loss of the step.
         other_names: Further names of layers that have several places in the model -> the name in the rows.
+
+    Example:
+        >>> flow = tp.gradient_flow(nn.Linear(2, 3), torch.rand(4, 2))
+        >>> [(row.parameter, row.numel) for row in flow]
+        [('weight', 6), ('bias', 3)]
     """
 
     rows: tuple[ParameterGradient, ...]
@@ -285,8 +290,6 @@ def _loss(model: Model, output: Any, target: Any, loss: Loss | None) -> Tensor:
 
 
 def _row(layer: str, name: str, parameter: Tensor, gradient: Tensor | None, *, called: bool) -> ParameterGradient:
-    if is_lazy(parameter):
-        return ParameterGradient(layer, name, 0, math.nan, None, None, None, "not initialised; layer not called")
     weight_norm = norm(parameter)
     if gradient is None:
         remark = "frozen" if not parameter.requires_grad else "not used" if called else "layer not called"

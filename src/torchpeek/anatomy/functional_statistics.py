@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from torchpeek.anatomy.layer_outputs import LayerOutputs
+from torchpeek.anatomy.dry_pass import DryPass
 from torchpeek.hooks import (
     LenientRunning,
     NoStatistics,
@@ -34,25 +34,24 @@ class FunctionStatistics:
         model: The model.
         dry: What a dry pass showed; None without one.
         policy: How the statistics are kept.
+        excluded: Modules whose functions are left out.
     """
 
-    def __init__(self, model: nn.Module, dry: LayerOutputs | None, policy: LenientRunning) -> None:
+    def __init__(
+        self, model: nn.Module, dry: DryPass | None, policy: LenientRunning, excluded: Iterable[nn.Module] = ()
+    ) -> None:
         self._model = model
         self._dry = dry
         self._policy = policy
         self._modules = dict(model.named_modules())
-        self._excluded: set[str] = set()
+        ids = {id(module) for module in excluded}
+        self._excluded = {name for name, module in self._modules.items() if id(module) in ids}
         self._keepers: dict[_Key, StatisticsKeeper] = {}
         self._leaves: dict[tuple[str, str, int], RunningStatistics | NoStatistics] = {}
         self._after: dict[tuple[str, str, int], _LayerCall | None] = {}
         self._calls = Counter[_Key]()
         self._layer_calls = Counter[str]()
         self._last_layer: _LayerCall | None = None
-
-    def exclude(self, modules: Iterable[nn.Module]) -> None:
-        """Leave out the functions that these modules call."""
-        ids = {id(module) for module in modules}
-        self._excluded |= {name for name, module in self._modules.items() if id(module) in ids}
 
     @contextmanager
     def observed(self, layers: Mapping[str, nn.Module]) -> Iterator[None]:
@@ -77,15 +76,11 @@ class FunctionStatistics:
         self._layer_calls.clear()
         self._last_layer = None
 
-    def leaves(self) -> list[Any]:
-        """The statistics so far."""
-        return list(self._leaves.values())
-
-    def settle_channels(self) -> None:
-        """Decide on which axes the channels are, after the first batch that called each function."""
+    def statistics(self) -> Iterator[tuple[tuple[str, int, str], RunningStatistics]]:
+        """The statistics so far, each with its key in a dry pass."""
         for (module, function, number), leaf in self._leaves.items():
-            if self._dry is not None and isinstance(leaf, RunningStatistics):
-                self._dry.settle_channels(leaf, module, number, f"{function}()")
+            if isinstance(leaf, RunningStatistics):
+                yield (module, number, f"{function}()"), leaf
 
     def found(self) -> Iterator[tuple[str, RunningStatistics | NoStatistics, _LayerCall | None]]:
         """The name of each call, its statistics, and the call of a layer that it came after; None for none."""
@@ -105,7 +100,11 @@ class FunctionStatistics:
         number = self._calls[module, function]
         self._calls[module, function] += 1
         key = module, function, number
-        if key in self._dry.covered if self._dry is not None else not self._modules[module]._modules:
+        if self._dry is not None and (module, function, 0) in self._dry.functions:
+            is_covered = key in self._dry.covered
+        else:  # without a dry pass, or called by a hook, which does not run in it
+            is_covered = not self._modules[module]._modules
+        if is_covered:
             return
         keeper = self._keepers.get((module, function))
         if keeper is None:

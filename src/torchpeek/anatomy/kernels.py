@@ -24,21 +24,50 @@ if TYPE_CHECKING:
 
 
 class Kernels(TensorTable):
-    """Layer name -> weight, in torch's own order of axes and in the order of the layers. It prints as a table."""
+    """Layer name -> weight, in torch's own order of axes and in the order of the layers. It prints as a table.
+
+    Args:
+        weights: Layer name -> weight.
+        groups: Name of each transposed convolution -> its number of groups.
+
+    Example:
+        >>> kernels = tp.kernels(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 1)))
+        >>> list(kernels), kernels["0"].shape
+        (['0', '1'], torch.Size([4, 3, 3, 3]))
+    """
 
     def __init__(self, weights: Mapping[str, Tensor], groups: Mapping[str, int]) -> None:
         super().__init__(weights)
         self._groups = dict(groups)  # only of transposed convolutions
 
     def by_shape(self) -> dict[tuple[int, ...], dict[str, Tensor]]:
-        """Group the weights by the shape of the kernel, such as (3, 3), in the order of first occurrence."""
+        """Group the weights by the shape of the kernel, such as (3, 3), in the order of first occurrence.
+
+        Returns:
+            Shape of the kernel -> layer name -> weight. The shape is that of the axes after the first two, () for a
+            linear layer.
+
+        Example:
+            >>> kernels = tp.kernels(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3)))
+            >>> {shape: list(weights) for shape, weights in kernels.by_shape().items()}
+            {(3, 3): ['0', '2'], (1, 1): ['1']}
+        """
         groups: dict[tuple[int, ...], dict[str, Tensor]] = {}
         for name, weight in self.items():
             groups.setdefault(tuple(weight.shape[2:]), TensorTable())[name] = weight
         return groups
 
     def by_output(self) -> dict[str, Tensor]:
-        """Return all weights as (out, in / groups, *kernel), also those of transposed convolutions."""
+        """Return all weights with the output first, also those of transposed convolutions.
+
+        Returns:
+            Layer name -> weight (out, in / groups, *kernel).
+
+        Example:
+            >>> kernels = tp.kernels(nn.Sequential(nn.ConvTranspose2d(3, 4, 2)))
+            >>> [tuple(weight.shape) for weight in kernels.by_output().values()]
+            [(4, 3, 2, 2)]
+        """
         return TensorTable(
             (name, _output_first(weight, self._groups[name]) if name in self._groups else weight)
             for name, weight in self.items()

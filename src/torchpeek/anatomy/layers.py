@@ -21,6 +21,11 @@ class LayerTable(Table[LayerCall]):
         model: Name of the model's class.
         rows: A row for each layer.
         suggested: The layer that `explain` takes by default, with the reason.
+
+    Example:
+        >>> table = tp.layers(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.rand(1, 3, 8, 8))
+        >>> [(row.name, row.output) for row in table]
+        [('0', '(N, 4, 6, 6)'), ('1', '(N, 4, 6, 6)')]
     """
 
     model: str

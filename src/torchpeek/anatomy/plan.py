@@ -43,7 +43,16 @@ class PlannedLayer:
 
 @dataclass(frozen=True, repr=False)
 class Plan(Table[PlannedLayer]):
-    """What a recording would hold, layer by layer, in the order of `named_modules`."""
+    """What a recording would hold, layer by layer, in the order of `named_modules`.
+
+    Args:
+        rows: A row for each layer, or each selected call of one.
+
+    Example:
+        >>> plan = tp.plan(nn.Sequential(nn.Linear(2, 3)), torch.rand(1, 2))
+        >>> [(row.layer, row.output, row.nbytes) for row in plan]
+        [('0', '(N, 3)', 12)]
+    """
 
     rows: tuple[PlannedLayer, ...]
 

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from torchpeek.anatomy.batches import Entries, calls_and_targets
+from torchpeek.anatomy.batch_entries import Entries, calls_and_targets
+from torchpeek.anatomy.dry_pass import DryPass, dry_pass
 from torchpeek.anatomy.functional_statistics import FunctionStatistics
-from torchpeek.anatomy.layer_outputs import LayerOutputs, layer_outputs
-from torchpeek.anatomy.table import Table
-from torchpeek.engine import inspectable_module, preserved, run, with_known_totals
-from torchpeek.errors import GradUnavailable, InputError, LayerNotFound, NotFired, closest, listed_names, notify
+from torchpeek.anatomy.statistics_table import LayerStatistics, Statistics
+from torchpeek.engine import ModelCall, inspectable_module, preserved, run, with_known_totals
+from torchpeek.errors import GradUnavailable, InputError, NotFired, listed_names, notify
 from torchpeek.hooks import (
+    Call,
     Calls,
     Leaf,
     LenientRunning,
     NoStatistics,
-    Recording,
     RunningStatistics,
     SelectedLayer,
     Selection,
@@ -40,128 +39,10 @@ from torchpeek.hooks import (
 )
 from torchpeek.interrupts import interruptible
 from torchpeek.keywords import checked_keywords
-from torchpeek.render.axes_plots import spread_plot
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 from torchpeek.models import Model, module_of
 
 Loss: TypeAlias = Callable[..., Tensor]
 """Called as `loss(output)`, or as `loss(output, target)` for batches (inputs, target); returns one number."""
-
-
-@dataclass(frozen=True)
-class LayerStatistics:
-    """The statistics of one call of a layer, or of one tensor of its output if it returns several.
-
-    Args:
-        name: Name of the layer. `relu[1]` is the second call in a pass, `lstm:1.0` the tensor at that path of the
-            output. `block.relu()[1]` is the second rectifier that `block` calls as a function, such as `F.relu(x)`.
-        type: Name of the layer's class; "function" for a function.
-        output: Statistics of the output. None if there is none; `remark` says why.
-        gradient: Statistics of the gradient with respect to the output, or None.
-        remark: Why there is no output, or what is unclear about its channels.
-        first_not_finite: Index of the first batch whose output has NaN or infinity, or None.
-        first_not_finite_gradient: Index of the first batch whose gradient has NaN or infinity, or None.
-    """
-
-    name: str
-    type: str
-    output: RunningStatistics | None
-    gradient: RunningStatistics | None
-    remark: str = ""
-    first_not_finite: int | None = None
-    first_not_finite_gradient: int | None = None
-
-
-@dataclass(frozen=True, repr=False)
-class Statistics(Table[LayerStatistics]):
-    """The statistics of each layer, in the order in which they ran. `[name]` returns those of one layer.
-
-    Args:
-        rows: A row for each call of a layer, and each tensor that it returns.
-        batches: The number of batches.
-    """
-
-    rows: tuple[LayerStatistics, ...]
-    batches: int
-
-    header = ("layer", "type", "of", "mean", "std", "min", "max", "zeros", "dead", "NaN", "inf")
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # an index as in a tuple, or a name
-        if not isinstance(index, str):
-            return self.rows[index]
-        matching = [row for row in self.rows if row.name == index]
-        if not matching:
-            names = [row.name for row in self.rows]
-            raise LayerNotFound(f"no statistics of layer {index!r}{closest(index, names)}; there are {len(names)}")
-        return matching[0]
-
-    @property
-    def left_out(self) -> dict[str, str]:
-        """The layers without statistics, by name, with the reason.
-
-        They were not called, or what they return has no statistics, such as class indices.
-        """
-        return {row.name: row.remark for row in self.rows if row.output is None}
-
-    @property
-    def first_not_finite(self) -> str | None:
-        """The layer that first returned NaN or infinity: the first that ran, in the first such batch."""
-        return _first(self.rows, lambda row: row.first_not_finite)
-
-    @property
-    def first_not_finite_gradient(self) -> str | None:
-        """The layer whose output gradient first had NaN or infinity: the last that ran, in the first such batch."""
-        return _first(self.rows[::-1], lambda row: row.first_not_finite_gradient)
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Plot the mean of each output, with one standard deviation above and below it. Needs the extra `plot`.
-
-        Args:
-            ax: matplotlib's Axes to draw on. None makes a new figure with pyplot.
-
-        Returns:
-            The matplotlib Axes.
-
-        Raises:
-            InputError: When no layer has statistics.
-            TorchpeekError: When matplotlib is not installed.
-
-        Example:
-            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
-            >>> axes = tp.statistics(model, [torch.rand(2, 3, 8, 8)]).plot()
-            >>> [label.get_text() for label in axes.get_xticklabels()]
-            ['0', '1']
-        """
-        summaries = {row.name: row.output.summary() for row in self.rows if row.output is not None and row.output.calls}
-        if not summaries:
-            raise InputError("no layer has statistics, so there is nothing to plot")
-        means, deviations = [each.mean for each in summaries.values()], [each.std for each in summaries.values()]
-        return spread_plot(ax, list(summaries), means, deviations)
-
-    def cells(self) -> list[tuple[str, ...]]:
-        """Return the rows as text, as in `Table.cells`."""
-        cells = []
-        output = "output" if any(row.gradient is not None for row in self.rows) else ""  # the column is needed for both
-        for row in self.rows:
-            for what, values in ((output, row.output), ("gradient", row.gradient)):
-                if values is not None and values.calls:
-                    cells.append((row.name, row.type, what, *_numbers(values)))
-            if row.output is None:
-                cells.append((row.name, row.type, "left out", *[""] * 8))
-        return cells
-
-    @property
-    def footer(self) -> str:
-        """The number of batches, where NaN or infinity first appeared, and why layers are left out."""
-        parts = [f"{self.batches:,} batch{'es' * (self.batches != 1)}"]
-        if self.first_not_finite is not None:
-            parts.append(f"NaN or infinity first came out of {self.first_not_finite}")
-        if self.first_not_finite_gradient is not None:
-            parts.append(f"NaN or infinity first flowed back to {self.first_not_finite_gradient}")
-        remarks = [f"{row.name}: {row.remark}" for row in self.rows if row.remark]
-        return "\n".join(["; ".join(parts), *remarks])
 
 
 @checked_keywords
@@ -182,8 +63,10 @@ def statistics(
 
     Every value counts; only the histogram is of at most 65,536 values for each layer and call. NaN and infinity are
     counted, and left out of all other numbers. Memory does not grow with the number of batches. A layer whose output
-    has no statistics does not stop the others: `Statistics.left_out` names it with the reason. The model is left
-    exactly as it was found, and no `.grad` is touched.
+    has no statistics does not stop the others: `Statistics.left_out` names it with the reason. Two or three copies of
+    the first sample run before the first batch, to find the layers that compute and their channels. Your hooks do not
+    run then, unless the model cannot run without them. The model is left exactly as it was found, and no `.grad` is
+    touched.
 
     Args:
         model: An nn.Module or a LoadedModel.
@@ -228,100 +111,159 @@ def statistics(
     selected: Mapping[str, SelectedLayer] = {}
     if layers is not None:
         selected = select(module, layers, exclude=exclude)
-    count = 0
-    order: dict[tuple[str, int], float] = {}  # (layer, call) -> its order in the first pass
-    not_finite: dict[int, int] = {}  # id of statistics -> first batch with NaN or infinity
     with preserved(module):
         calls = calls_and_targets(model, _as_caller(batches), arguments, target)
         first = next(calls, None)
         if first is None:
             raise InputError("there are no batches: the iterable is empty or exhausted")
-        dry = layer_outputs(module, first[0])
+        # Where both are set, a dry pass has nothing to decide.
+        dry = dry_pass(module, first[0]) if layers is None or channel_axis is None else None
         if layers is None:
             selected = select(module, _layers_that_compute(module, dry), exclude=exclude)
         selected = with_known_totals(module, first[0], selected)
-        # A call that is counted from the end is recorded by its number: its values are read when the layer returns.
-        recorded: dict[str, list[SelectedLayer]] = {}  # "act[1]" and "act[-1]" may be one
-        for layer in selected.values():
-            recorded.setdefault(_recorded_name(layer), []).append(layer)
-        counted = _CountedCalls([layer for layer in selected.values() if layer.counts_from_end])
         policy = LenientRunning(histogram=histogram, channel_axis=channel_axis, reduce=reduce)
-        tape = record(
+        functions = None
+        if layers is None:
+            excluded = [] if exclude is None else select_modules(module, exclude).values()
+            functions = FunctionStatistics(module, dry, policy, excluded)
+        calls = chain([first], calls)
+        del first  # frees it after its turn
+        run_of_batches = _StatisticsRun(
+            module, selected, functions, policy, loss, dry if channel_axis is None else None
+        )
+        with run_of_batches.observing():
+            for call, targets in calls:
+                run_of_batches.batch(call, targets)
+    rows = _with_remarks(run_of_batches.rows(), channel_axis)
+    return Statistics(tuple(rows), run_of_batches.batches)
+
+
+class _StatisticsRun:
+    """The statistics of the layers and functions, over the batches so far.
+
+    Args:
+        module: The model.
+        selected: The layers.
+        functions: The statistics of functions; None for those of layers alone.
+        policy: How the statistics of the layers are kept.
+        loss: The loss whose gradients count, too; None without.
+        dry: What decides on which axes the channels are; None where nothing does.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        selected: Mapping[str, SelectedLayer],
+        functions: FunctionStatistics | None,
+        policy: LenientRunning,
+        loss: Loss | None,
+        dry: DryPass | None,
+    ) -> None:
+        self.batches = 0
+        self._module = module
+        self._functions = functions
+        self._loss = loss
+        self._dry = dry
+        # A call that is counted from the end is recorded by its number: its values are read when the layer returns.
+        self._layers: dict[str, list[SelectedLayer]] = {}  # "act[1]" and "act[-1]" may be one
+        for layer in selected.values():
+            self._layers.setdefault(_recorded_name(layer), []).append(layer)
+        self._counted = _CountedCalls([layer for layer in selected.values() if layer.counts_from_end])
+        self._tape = record(
             module,
-            list(recorded),
+            list(self._layers),
             gradients=loss is not None,
             keep=policy,
             # The values are read when the layer returns, before anything can write into them.
             snapshot="alias",
         )
-        functions = FunctionStatistics(module, dry, policy)
-        if exclude is not None:
-            functions.exclude(select_modules(module, exclude).values())
-        calls = chain([first], calls)
-        del first  # frees it after its turn
+        self._places: dict[tuple[str, int], float] = {}  # (layer, call) -> its order in the first pass that made it
+        self._settled: set[int] = set()  # ids of statistics whose channels are decided
+        self._not_finite: dict[int, int] = {}  # id of statistics -> the first batch with NaN or infinity
+
+    @contextmanager
+    def observing(self) -> Iterator[None]:
+        """Record the layers and functions inside the block."""
         with ExitStack() as stack:
-            stack.enter_context(tape)
-            stack.enter_context(attached(counted.hooks()))
-            if layers is None:
-                stack.enter_context(functions.observed({name: each.module for name, each in selected.items()}))
-            for call, targets in calls:
-                functions.start_pass()
-                with torch.set_grad_enabled(loss is not None):
-                    output = run(module, call)
-                    if loss is not None:
-                        tape.grad(one_number(loss(output, *targets)), retain_graph=False)
-                del output  # frees its graph before the next batch
-                counted.check(count)
-                found, known = functions.leaves(), len(order)
-                for name in tape:
-                    for layer_call in tape[name]:
-                        order.setdefault((name, layer_call.number), layer_call.order)
-                        found += [leaf.read() for leaf in layer_call.stored()]
-                for value in found:
-                    if isinstance(value, RunningStatistics) and value.first_not_finite is not None:
-                        not_finite.setdefault(id(value), count)
-                if dry is not None and channel_axis is None:
-                    functions.settle_channels()
-                    if len(order) > known:
-                        _settle_channels(tape, recorded, dry)
-                count += 1
-    rows = [
-        (order[name, number], row)
-        for name, number in order
-        for layer in recorded[name]
-        for row in _rows(tape[name], layer, number, not_finite)
-    ]
-    for name, leaf, after in functions.found():
-        place = order.get(after, -1.0) if after is not None else -1.0
-        rows.append((place + 0.5, _function_row(name, leaf, not_finite)))
-    rows.sort(key=lambda pair: pair[0])
-    for name in tape:
-        if not len(tape[name]):
-            why = tape.why_not_called(name)
-            rows += [
-                (math.inf, LayerStatistics(layer.name, type(layer.module).__name__, None, None, why))
-                for layer in recorded[name]
-            ]
-    return Statistics(tuple(_with_remarks([row for _, row in rows], channel_axis)), count)
+            stack.enter_context(self._tape)
+            stack.enter_context(attached(self._counted.hooks()))
+            if self._functions is not None:
+                modules = {layer.name: layer.module for layers in self._layers.values() for layer in layers}
+                stack.enter_context(self._functions.observed(modules))
+            yield
+
+    def batch(self, call: ModelCall, targets: Sequence[Any]) -> None:
+        """Run the model on a batch, and add what it returned."""
+        if self._functions is not None:
+            self._functions.start_pass()
+        with torch.set_grad_enabled(self._loss is not None):
+            output = run(self._module, call)
+            if self._loss is not None:
+                self._tape.grad(one_number(self._loss(output, *targets)), retain_graph=False)
+        del output  # frees its graph
+        self._counted.check(self.batches)
+        statistics_of_batch: list[RunningStatistics] = []
+        for name in self._tape:
+            for recorded in self._tape[name]:
+                self._places.setdefault((name, recorded.number), recorded.order)
+                found = [each for leaf in recorded.stored() if isinstance(each := leaf.read(), RunningStatistics)]
+                if not self._settled.issuperset(map(id, found)):
+                    for key, statistics in self._keys_of(name, recorded):
+                        self._settle(key, statistics)
+                statistics_of_batch += found
+        if self._functions is not None:
+            for key, statistics in self._functions.statistics():
+                self._settle(key, statistics)
+                statistics_of_batch.append(statistics)
+        for statistics in statistics_of_batch:
+            if statistics.first_not_finite is not None:
+                self._not_finite.setdefault(id(statistics), self.batches)
+        self.batches += 1
+
+    def rows(self) -> list[LayerStatistics]:
+        """The rows of all layers and functions, in the order in which they ran; those that did not run come last."""
+        placed = [
+            (place, row)
+            for (name, number), place in self._places.items()
+            for layer in self._layers[name]
+            for row in _rows(self._tape[name], layer, number, self._not_finite)
+        ]
+        for name, leaf, after in () if self._functions is None else self._functions.found():
+            place = -1.0 if after is None else self._places.get(after, -1.0)
+            placed.append((place + 0.5, _function_row(name, leaf, self._not_finite)))
+        placed.sort(key=lambda pair: pair[0])
+        not_called = [
+            LayerStatistics(layer.name, type(layer.module).__name__, None, None, self._tape.why_not_called(name))
+            for name in self._tape
+            if not len(self._tape[name])
+            for layer in self._layers[name]
+        ]
+        return [row for _, row in placed] + not_called
+
+    def _settle(self, key: tuple[str, int, str], statistics: RunningStatistics) -> None:
+        """Decide on which axis the channels are, once, after the first batch with these statistics."""
+        if id(statistics) not in self._settled:
+            self._settled.add(id(statistics))
+            if self._dry is not None:
+                self._dry.settle_channels(statistics, key)
+
+    def _keys_of(self, name: str, recorded: Call) -> Iterator[tuple[tuple[str, int, str], RunningStatistics]]:
+        """The statistics of a call of a layer, of outputs and gradients, each with its key in a dry pass."""
+        layer = self._layers[name][0]
+        number = recorded.number if layer.index is None else layer.index
+        own_name = "" if self._dry is None else self._dry.names[id(layer.module)]
+        for container in (recorded.output, recorded.grad_output if recorded.has_gradients else None):
+            for path, statistics in containers.leaves(container, RunningStatistics):
+                yield (own_name, number, path), statistics
 
 
-def _layers_that_compute(module: nn.Module, dry: LayerOutputs | None) -> Selection:
+def _layers_that_compute(module: nn.Module, dry: DryPass | None) -> Selection:
     """Select the layers that compute, by their structure and by what a dry pass has shown."""
-    shown = LayerOutputs() if dry is None else dry
-    chosen = {id(layer) for layer in computing_layers(module, passing=shown.passing, computing=shown.computing)}
+    shown = DryPass() if dry is None else dry
+    found = computing_layers(module, pass_through=shown.pass_through, own_output=shown.own_output)
+    chosen = {id(layer) for layer in found}
     # A predicate, of which scripted layers are left out.
     return module if chosen == {id(module)} else lambda name, layer: id(layer) in chosen
-
-
-def _settle_channels(tape: Recording, recorded: Mapping[str, list[SelectedLayer]], dry: LayerOutputs) -> None:
-    """Decide on which axis the channels of each layer are, after the first batch that calls it."""
-    for name in tape:
-        layer = recorded[name][0]
-        for call in tape[name]:
-            number = call.number if layer.index is None else layer.index
-            for container in (call.output, call.grad_output if call.has_gradients else None):
-                for path, statistics in containers.leaves(container, RunningStatistics):
-                    dry.settle_channels(statistics, dry.names[id(layer.module)], number, path)
 
 
 def _with_remarks(rows: Sequence[LayerStatistics], channel_axis: int | None) -> list[LayerStatistics]:
@@ -436,20 +378,3 @@ def _function_row(name: str, leaf: RunningStatistics | NoStatistics, not_finite:
     if isinstance(leaf, NoStatistics):
         return LayerStatistics(name, "function", None, None, leaf.reason)
     return LayerStatistics(name, "function", leaf, None, first_not_finite=not_finite.get(id(leaf)))
-
-
-def _numbers(statistics: RunningStatistics) -> tuple[str, ...]:
-    s = statistics.summary()
-    return (
-        *(f"{value:.4g}" for value in (s.mean, s.std, s.min, s.max)),
-        f"{s.zero_share:.1%}",
-        f"{s.dead}/{s.channels}",
-        f"{s.nan:,}" if s.nan else "",  # empty, so that a table without any has no such column
-        f"{s.inf:,}" if s.inf else "",
-    )
-
-
-def _first(rows: Sequence[LayerStatistics], batch: Callable[[LayerStatistics], int | None]) -> str | None:
-    """Return the name of the first row among those with the smallest batch."""
-    firsts = [(first, row.name) for row in rows if (first := batch(row)) is not None]
-    return min(firsts, key=lambda pair: pair[0])[1] if firsts else None

@@ -13,14 +13,29 @@ Row = TypeVar("Row")
 
 
 class Table(Sequence[Row], Generic[Row]):
-    """A sequence of rows that prints as a table, with a footer if it has one. Columns without an entry are left out."""
+    """A sequence of rows that prints as a table, with a footer if it has one. Columns without an entry are left out.
+
+    Example:
+        >>> table = tp.layers(nn.Sequential(nn.Linear(2, 1)))
+        >>> len(table), table[0].name
+        (1, '0')
+    """
 
     header: tuple[str, ...]
     rows: tuple[Row, ...]
 
     @abstractmethod
     def cells(self) -> list[tuple[str, ...]]:
-        """Return the rows as text, without the header."""
+        """Return the rows as text, without the header.
+
+        Returns:
+            A tuple for each row, with an entry for each column of `header`; an empty text where there is none.
+
+        Example:
+            >>> table = tp.layers(nn.Sequential(nn.Linear(2, 1)))
+            >>> table.cells()
+            [('0', 'Linear', '', '', '3')]
+        """
 
     @property
     def footer(self) -> str:

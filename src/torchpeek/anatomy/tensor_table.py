@@ -23,6 +23,13 @@ class TensorTable(dict[str, Any]):
 
     Each row has the shape, the dtype, and the smallest, the largest and the mean value, which are NaN where a value is.
     They are computed on the tensor's own device. Of complex numbers they are those of the magnitudes.
+
+    Example:
+        >>> outputs = tp.activations(nn.Sequential(nn.Identity()), torch.tensor([[0.0, 2.0]]), "0")
+        >>> print(outputs)
+        layer  shape   dtype    min  max  mean
+        0      (1, 2)  float32  0    2    1
+        1 tensor, 2 values
     """
 
     def __repr__(self) -> str:

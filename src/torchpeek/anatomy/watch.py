@@ -3,151 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchpeek.anatomy.table import Table
+from torchpeek.anatomy.training_flow import BlockStep, TrainingFlow
 from torchpeek.errors import InputError, LayerNotFound, OptionError, notify
 from torchpeek.hooks import Selection, around_steps, is_sharded, method_is_running, opened_by_with, select_modules
 from torchpeek.keywords import checked_keywords
 from torchpeek.models import Model, module_of
 from torchpeek.norms import norms, total_norm
-
-
-@dataclass(frozen=True)
-class BlockStep:
-    """One block in one watched step of the training.
-
-    Args:
-        step: The number of the step, from 0: so many steps were taken before it.
-        layer: Name of the block; "" is the model itself.
-        numel: Number of the elements of its parameters.
-        weight_norm: Euclidean norm of its parameters before the step.
-        gradient_norm: Euclidean norm of the gradients that the optimizer finds in `.grad`: summed over the batches that
-            were accumulated, and after clipping. With a GradScaler it is of the gradients without the scale. None
-            without a gradient.
-        update_norm: Euclidean norm of what the step changed: weights after it minus weights before it. None if no
-            optimizer took a step with these parameters.
-        update_ratio: `update_norm / weight_norm`. About 1e-3 is usual. None without an update, or if all
-            weights were 0.
-        remark: Why there is no number, or what is wrong with it.
-    """
-
-    step: int
-    layer: str
-    numel: int
-    weight_norm: float
-    gradient_norm: float | None
-    update_norm: float | None
-    update_ratio: float | None
-    remark: str = ""
-
-
-class TrainingFlow(Table[BlockStep]):
-    """The watched steps of a training: a row for each block and step. It grows while the training runs.
-
-    It prints the latest watched step. `rows` has all of them, the oldest first.
-    """
-
-    header = ("layer", "size", "gradient norm", "weight norm", "update norm", "update / weight", "remark")
-
-    def __init__(self, every: int) -> None:
-        self.every = every
-        self.step_count = 0
-        self._by_step: dict[int, tuple[BlockStep, ...]] = {}
-        self._totals: dict[int, float | None] = {}
-
-    @property
-    def rows(self) -> tuple[BlockStep, ...]:  # type: ignore[override]  # it grows, so it is no attribute
-        """All rows, the oldest step first, and in a step in the order of `named_modules`."""
-        return tuple(row for rows in self._by_step.values() for row in rows)
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """The numbers of the steps that were watched."""
-        return tuple(self._by_step)
-
-    @property
-    def latest(self) -> tuple[BlockStep, ...]:
-        """The rows of the latest watched step; empty before the first."""
-        return self._by_step[self.steps[-1]] if self._by_step else ()
-
-    def total_norm(self, step: int) -> float | None:
-        """Return the gradient norm over all blocks in a watched step, each parameter counted once.
-
-        Args:
-            step: The number of the step.
-
-        Returns:
-            The norm, or None if no parameter had a gradient.
-
-        Raises:
-            InputError: When that step was not watched.
-
-        Example:
-            >>> model = nn.Linear(2, 1)
-            >>> with tp.watch(model) as seen:
-            ...     model(torch.tensor([[3.0, 4.0]])).sum().backward()
-            ...     torch.optim.SGD(model.parameters(), lr=0.1).step()
-            >>> f"{seen.total_norm(0):.4f}"
-            '5.0990'
-        """
-        if step not in self._totals:
-            raise InputError(f"step {step} was not watched; watched steps: {list(self._totals)}")
-        return self._totals[step]
-
-    def to_dict(self) -> dict[str, list[Any]]:
-        """Return the rows as columns, for example for `pandas.DataFrame(seen.to_dict())`.
-
-        Returns:
-            The names of the fields of BlockStep -> their values, one for each row.
-
-        Example:
-            >>> with tp.watch(nn.Linear(2, 1)) as seen:
-            ...     columns = seen.to_dict()
-            >>> list(columns)[:4]
-            ['step', 'layer', 'numel', 'weight_norm']
-        """
-        rows = [asdict(row) for row in self.rows]
-        return {field.name: [row[field.name] for row in rows] for field in fields(BlockStep)}
-
-    def cells(self) -> list[tuple[str, ...]]:
-        """Return the rows of the latest watched step as text, as in `Table.cells`."""
-        return [
-            (
-                row.layer or "(model)",
-                f"{row.numel:,}",
-                *(
-                    "" if value is None else f"{value:.4g}"
-                    for value in (row.gradient_norm, row.weight_norm, row.update_norm, row.update_ratio)
-                ),
-                row.remark,
-            )
-            for row in self.latest
-        ]
-
-    @property
-    def footer(self) -> str:
-        """Which step the printed rows are of, and the gradient norm over all blocks."""
-        if not self._by_step:
-            return "no step yet"
-        step = self.steps[-1]
-        total = self._totals[step]
-        norm_text = "" if total is None else f"; gradient norm over all blocks {total:.4g}"
-        return (
-            f"step {step}, counted from 0{norm_text}\n.rows has all {len(self.steps)} watched steps, of "
-            f"{self.step_count} that were taken"
-        )
-
-    def add(self, step: int, rows: Sequence[BlockStep], total: float | None) -> None:
-        """Add the rows of a step, in place of earlier ones of the same step."""
-        self._by_step[step] = tuple(rows)
-        self._totals[step] = total
 
 
 @checked_keywords
@@ -176,7 +44,7 @@ def watch(
 
     Yields:
         TrainingFlow: a table that grows while the model trains. Printing it shows the latest watched step; it also has
-        `rows`, `to_dict()`, and is drawn by `tp.render.training_flow`.
+        `rows`, `to_dict()` and `plot()`. `tp.render.training_flow` draws gradients and updates in one figure.
 
     Raises:
         LayerNotFound: When no layer is selected, or there are no parameters inside them.
@@ -317,7 +185,7 @@ class _Watcher:
         self._update_norms |= zip(before, norms(list(before.values())), strict=True)
         rows = [self._row(name, parameters) for name, parameters in self._by_block.items()]
         gradients = list(self._gradient_norms.values())
-        self.flow.add(self.flow.step_count - 1, rows, total_norm(gradients) if gradients else None)
+        self.flow._add(self.flow.step_count - 1, rows, total_norm(gradients) if gradients else None)
 
     def _changing(self, optimizer: Optimizer, closure: bool) -> dict[int, nn.Parameter]:
         """The watched parameters that the optimizer will change."""

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from torchpeek.anatomy import statistics
-from torchpeek.anatomy.statistics import LayerStatistics
+from torchpeek.anatomy.statistics_table import LayerStatistics
 from torchpeek.cli.console import counted, print_json, print_skipped, print_table, print_written, progress
 from torchpeek.cli.drawing import feature_grid_options
 from torchpeek.cli.features_page import FeaturesPage
@@ -33,6 +33,7 @@ from torchpeek.models import LoadedModel, model_call_for
 from torchpeek.render import feature_grid
 from torchpeek.render.feature_maps import returned_maps
 from torchpeek.store import OutputFolder, json_text, png_bytes, tensor_bytes
+from torchpeek.text_table import percentage
 
 
 def run(
@@ -282,7 +283,7 @@ def _row(file: Path, output: _LayerOutput) -> dict[str, Any]:
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     numbers = [f"{row[key]:.4g}" if key in row else "" for key in ("mean", "std", "min", "max")]
-    zeros = f"{row['zero_share']:.1%}" if "zero_share" in row else ""
+    zeros = percentage(row["zero_share"]) if "zero_share" in row else ""
     shape = " x ".join(map(str, row.get("shape", [])))
     shown = row.get("drawn") or row.get("remark", "")
     return (row["picture"], row["layer"], shape, *numbers, zeros, str(row.get("dead", "")), shown)

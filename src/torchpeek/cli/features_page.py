@@ -14,6 +14,7 @@ from torchpeek.html import fitted
 from torchpeek.picture import Picture
 from torchpeek.render.canvas import enlarged
 from torchpeek.render.report import Report, ReportFigure, ReportItem, ReportRow, ReportTable, embedded
+from torchpeek.text_table import percentage
 
 HEADER = ("layer", "shape", "mean", "std", "min", "max", "zeros", "dead", "remark")
 _LARGEST = 1280  # pixels of the longer side of the photograph, before it is embedded
@@ -110,7 +111,7 @@ def _shape(row: Mapping[str, Any]) -> str:
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     numbers = [f"{row[key]:.4g}" if key in row else "" for key in ("mean", "std", "min", "max")]
-    zeros = f"{row['zero_share']:.1%}" if "zero_share" in row else ""
+    zeros = percentage(row["zero_share"]) if "zero_share" in row else ""
     dead = str(row["dead"]) if row.get("dead") is not None else ""
     not_finite = ", ".join(f"{row[key]} {word}" for key, word in (("nan", "NaN"), ("inf", "infinite")) if row.get(key))
     remark = "; ".join(filter(None, (not_finite, row.get("remark", ""))))

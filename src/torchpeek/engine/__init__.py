@@ -8,6 +8,7 @@ from torchpeek.engine.capture import Capture, CaptureRequest
 from torchpeek.engine.effective_weight import effective_weight, is_quantised
 from torchpeek.engine.forward import check_fits, run
 from torchpeek.engine.forward_pass import ForwardPass, Origin, with_observed_layers
+from torchpeek.engine.hook_free import HookFreeModel, hook_free
 from torchpeek.engine.input_gradients import input_gradient_chunks
 from torchpeek.engine.layout import Layout, LayoutSpec
 from torchpeek.engine.layout_inference.default_layer import (
@@ -35,6 +36,7 @@ __all__ = [
     "Change",
     "ForwardPass",
     "FullGradients",
+    "HookFreeModel",
     "LayerCall",
     "Layout",
     "LayoutSpec",
@@ -52,6 +54,7 @@ __all__ = [
     "check_initialised",
     "described",
     "effective_weight",
+    "hook_free",
     "input_gradient_chunks",
     "inspectable_module",
     "is_positional",

@@ -13,10 +13,11 @@ from torch import nn
 
 from torchpeek.engine.fixed_batch import with_fixed_batch
 from torchpeek.engine.forward import run
+from torchpeek.engine.hook_free import hook_free
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.preserve import preserved
-from torchpeek.hooks import attached, is_sharded, takes_hooks, without_hooks
+from torchpeek.hooks import attached, is_sharded
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,10 @@ def call_counts(model: nn.Module, call: ModelCall) -> CallCounts:
         nonlocal depth
         depth = 0
         counts.clear()
-        copy = without_hooks(model)
-        # Also the originals: a module that another one holds in a list of its own is not copied.
-        pairs = zip([*copy.modules(), *model.modules()], [*model.modules()] * 2, strict=True)
-        hooks = [(each, partial(count, id(original))) for each, original in pairs if takes_hooks(each)]
-        with attached(hooks, called=[(copy, start)], ended=[(copy, end)]), torch.no_grad():
-            run(copy, call.one_sample(size).for_one_pass())
+        free = hook_free(model)
+        hooks = [(each, partial(count, id(original))) for each, original in free.modules]
+        with attached(hooks, called=[(free.copy, start)], ended=[(free.copy, end)]), torch.no_grad():
+            run(free.copy, call.one_sample(size).for_one_pass())
 
     try:
         with preserved(model):

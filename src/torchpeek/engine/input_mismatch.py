@@ -307,20 +307,20 @@ def _has_channels_last(shape: tuple[int, ...], channels: int) -> bool:
     return shape[-1] == channels or (shape[-1] in PICTURE_CHANNELS and shape[1] not in PICTURE_CHANNELS)
 
 
-def _dtype_step(got: torch.dtype, wanted_dtype: torch.dtype) -> _Step:
+def _dtype_step(got: torch.dtype, model_dtype: torch.dtype) -> _Step:
     if got == torch.uint8:
-        scaled = ".float() / 255" if wanted_dtype == torch.float32 else f".to({wanted_dtype}) / 255"
+        scaled = ".float() / 255" if model_dtype == torch.float32 else f".to({model_dtype}) / 255"
         return _Step("integers from 0 to 255 have to be scaled, and normalised as in training", scaled)
     if got.is_complex:
-        return _Step("complex numbers; their magnitude is", ".abs()" + _conversion(got.to_real(), wanted_dtype))
+        return _Step("complex numbers; their magnitude is", ".abs()" + _conversion(got.to_real(), model_dtype))
     if not got.is_floating_point and got != torch.bool:
         reason = "integers; if they are from 0 to 255, also divide them by 255, and normalise as in training"
-        return _Step(reason, _conversion(got, wanted_dtype))
-    return _Step("the type is another", f".to({wanted_dtype})")
+        return _Step(reason, _conversion(got, model_dtype))
+    return _Step("the type is another", f".to({model_dtype})")
 
 
-def _conversion(got: torch.dtype, wanted_dtype: torch.dtype) -> str:
-    return "" if got == wanted_dtype else f".to({wanted_dtype})"
+def _conversion(got: torch.dtype, model_dtype: torch.dtype) -> str:
+    return "" if got == model_dtype else f".to({model_dtype})"
 
 
 def _channels_first(shape: Sequence[int]) -> tuple[int, ...]:

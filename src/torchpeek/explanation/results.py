@@ -13,7 +13,14 @@ from torchpeek.render.heatmaps import MOST, maps_html
 
 
 class HeatmapList(list[Heatmap]):
-    """The heatmaps of inputs one by one, which may differ in size."""
+    """The heatmaps of inputs one by one, which may differ in size. A notebook shows the overlays side by side.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> heatmaps = tp.explain(model, [torch.rand(1, 3, 8, 8), torch.rand(1, 3, 9, 6)], layer="1")
+        >>> [tuple(heatmap.values.shape[-2:]) for heatmap in heatmaps]
+        [(6, 6), (7, 4)]
+    """
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # as list's own
         found = super().__getitem__(index)
@@ -25,7 +32,14 @@ class HeatmapList(list[Heatmap]):
 
 
 class HeatmapsByMethod(dict[str, Any]):  # the overloads of compare say which
-    """Method name -> Heatmap, or a list of them for a list of inputs."""
+    """Method name -> Heatmap, or a list of them for a list of inputs. A notebook shows the overlays side by side.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> heatmaps = tp.compare(model, torch.rand(1, 3, 8, 8), methods=["gradcam", "layercam"], layer="1")
+        >>> list(heatmaps)
+        ['gradcam', 'layercam']
+    """
 
     @notebook_html
     def _repr_html_(self) -> str:

@@ -14,7 +14,7 @@ _WEIGHT_HOLDERS = {"LinearPackedParams", "ConvPackedParams", "EmbeddingPackedPar
 
 
 def computing_layers(
-    model: nn.Module, *, passing: Container[str] = (), computing: Container[str] = ()
+    model: nn.Module, *, pass_through: Container[str] = (), own_output: Container[str] = ()
 ) -> list[nn.Module]:
     """The layers that compute, in the order of `named_modules`.
 
@@ -25,8 +25,9 @@ def computing_layers(
 
     Args:
         model: The model.
-        passing: Names of modules that return what a module inside them returned. Their own parameters do not count.
-        computing: Names of modules that do not, and are layers even without parameters of their own.
+        pass_through: Names of modules that return what a module inside them returned. They are no layers, whatever
+            parameters they have.
+        own_output: Names of modules that return something else. They are layers, also without parameters of their own.
     """
     layers: list[nn.Module] = []
     found = {id(model)}
@@ -39,7 +40,7 @@ def computing_layers(
         members = _callable_children(module)
         has_forward = type(module).forward is not nn.Module.forward
         owns = any(parameter is not None for parameter in module._parameters.values())
-        if name and has_forward and (not members or name in computing or (owns and name not in passing)):
+        if name and has_forward and (not members or name in own_output or (owns and name not in pass_through)):
             layers.append(module)
         children = [(child, member) for child, member in members.items() if id(member) not in found]
         found.update(id(member) for _, member in children)

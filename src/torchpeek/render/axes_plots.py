@@ -9,9 +9,18 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, OptionError
 from torchpeek.render.curves import CURVE_COLOURS, draw_band, draw_curve, share_label
 from torchpeek.render.plots import GradientRow, draw_gradient_norms, figure_class, name_layers
+from torchpeek.render.training import (
+    COLUMN_LABELS,
+    FlowColumn,
+    StepRow,
+    block_colours,
+    block_counts,
+    draw_blocks,
+    name_blocks,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,6 +124,25 @@ def gradient_plot(ax: Axes | None, rows: Sequence[GradientRow], *, log: bool) ->
     layers = dict.fromkeys(row.layer for row in rows)
     axes = plot_axes(ax, (min(24.0, max(_SIZE[0], 1.5 + 0.13 * len(layers))), 5.0))
     draw_gradient_norms(axes, rows, log=log, width=_inches(axes))
+    return axes
+
+
+def training_plot(ax: Axes | None, rows: Sequence[StepRow], column: FlowColumn) -> Axes:
+    """Draw one number of each block, step by step: a line is a block.
+
+    Raises:
+        InputError: When there are no rows.
+        OptionError: When there is no such column.
+        TorchpeekError: When matplotlib is not installed.
+    """
+    if column not in COLUMN_LABELS:
+        raise OptionError(f"column is {column!r}; allowed: {', '.join(map(repr, COLUMN_LABELS))}")
+    if not rows:
+        raise InputError("no step was watched, so there is nothing to plot")
+    axes = plot_axes(ax, (9.0, 4.0))
+    lines = draw_blocks(axes, rows, column, block_colours(rows))
+    axes.set_title(block_counts(rows, lines), fontsize=10, loc="left")
+    name_blocks(axes, lines)
     return axes
 
 

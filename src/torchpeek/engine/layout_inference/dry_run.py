@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torchpeek.engine.call_counts import call_counts
 from torchpeek.engine.fixed_batch import with_fixed_batch
 from torchpeek.engine.forward import run
 from torchpeek.engine.input_mismatch import unbatched_hooks
@@ -126,8 +127,9 @@ def known_evidence(model: nn.Module, call: ModelCall) -> LayoutEvidence | None:
 def layout_of(model: nn.Module, call: ModelCall, layer: SelectedLayer) -> Layout | None:
     """The layout of a layer's output, by a dry run; None where no layout fits, or several do."""
     dry = dry_run(model, call)
-    [counted] = with_known_totals(model, call, {"": layer}).values()
-    output = call_name(_first_name(model, layer.module), counted.index)
+    first_name = _first_name(model, layer.module)
+    counted = layer.with_total({layer.path: dry.calls.get(first_name, 0)})
+    output = call_name(first_name, counted.index)
     if output not in dry.evidence.meta_outputs:
         return None
     layouts = layouts_in_dry_run(output, layer.module, dry.evidence)
@@ -152,14 +154,18 @@ def why_no_candidate(model: nn.Module, call: ModelCall) -> str:
 def with_known_totals(
     model: nn.Module, call: ModelCall, layers: Mapping[str, SelectedLayer]
 ) -> Mapping[str, SelectedLayer]:
-    """The same layers and calls. Those that are counted from the end know how many calls a dry run made."""
+    """The same layers and calls. Those that are counted from the end know how many calls a pass of one sample makes.
+
+    That pass runs none of the user's hooks, unless the model cannot run without them.
+    """
     if not any(layer.counts_from_end for layer in layers.values()):
         return layers
-    calls = dry_run(model, call).calls
-    return {
-        name: layer.with_total({layer.path: calls.get(_first_name(model, layer.module), 0)})
-        for name, layer in layers.items()
-    }
+    counts = call_counts(model, call)
+    calls = counts.by_module
+    if not counts.complete:
+        dry = dry_run(model, call)
+        calls = {id(module): dry.calls.get(name, 0) for name, module in model.named_modules()}
+    return {name: layer.with_total({layer.path: calls.get(id(layer.module), 0)}) for name, layer in layers.items()}
 
 
 def _first_name(model: nn.Module, module: nn.Module) -> str:

@@ -23,6 +23,7 @@ from torchpeek.tensor_formats import (
     shape_sizes,
     shape_text,
 )
+from torchpeek.text_table import percentage
 
 
 class ChannelsVary(InputError):
@@ -279,8 +280,8 @@ class RunningStatistics(Leaf):
             count=int(total),
             mean=float(mean) if total else math.nan,
             std=float(std) if total else math.nan,
-            min=float(totals.low.min()),
-            max=float(totals.high.max()),
+            min=float(totals.low.min()) if total else math.nan,
+            max=float(totals.high.max()) if total else math.nan,
             zero_share=float(totals.zeros.sum()) / total if total else math.nan,
             channels=self.channels,
             dead=int(self.dead.sum()),
@@ -345,7 +346,7 @@ class RunningStatistics(Leaf):
         s = self.summary()
         return (
             f"RunningStatistics({s.calls} calls, {s.channels} channels: mean {s.mean:.4g}, std {s.std:.4g}, min "
-            f"{s.min:.4g}, max {s.max:.4g}, zeros {s.zero_share:.1%}, dead {s.dead}, NaN {s.nan}, inf {s.inf})"
+            f"{s.min:.4g}, max {s.max:.4g}, zeros {percentage(s.zero_share)}, dead {s.dead}, NaN {s.nan}, inf {s.inf})"
         )
 
     def _merged(self) -> ChannelTotals:

@@ -11,7 +11,8 @@ class Summary:
 
     Args:
         calls: The number of calls.
-        count: The number of finite values. Only these enter the fields from `mean` to `zero_share`.
+        count: The number of finite values. Only these enter the fields from `mean` to `zero_share`, which are NaN if
+            there is none.
         mean: Their mean; NaN if there is none.
         std: Their standard deviation, of the population.
         min: The least of them.

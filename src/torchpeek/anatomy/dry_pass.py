@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchpeek.engine import ModelCall, preserved, run
+from torchpeek.engine import HookFreeModel, ModelCall, hook_free, preserved, run
 from torchpeek.hooks import (
     Channels,
     RunningStatistics,
@@ -18,6 +18,7 @@ from torchpeek.hooks import (
     channels_inside,
     channels_of,
     containers,
+    is_sharded,
     rectifiers_observed,
     takes_hooks,
 )
@@ -25,15 +26,15 @@ from torchpeek.tensor_formats import Sizes, shape_sizes
 
 
 @dataclass(frozen=True, eq=False)
-class LayerOutputs:
+class DryPass:
     """What a dry pass showed.
 
     Args:
         shapes: (name of the module, number of the call, path in its output) -> the shape of that tensor. Rectifiers
             that are called as functions are in it, too, as (name of the module, number, name of the function + "()").
-        computing: The names of modules around others that return what none of these has returned: a sum of two layers,
+        own_output: The names of modules around others that return what none of these has returned: a sum of two layers,
             say.
-        passing: The names of modules around others that return what one of these has returned.
+        pass_through: The names of modules around others that return what one of these has returned.
         functions: The calls of rectifiers as functions: (name of the module, name of the function, number).
         covered: Those of them whose result is what a module without others in it returns, such as nn.ReLU.
         names: id of a module -> its first name.
@@ -42,40 +43,38 @@ class LayerOutputs:
     """
 
     shapes: dict[tuple[str, int, str], Sizes] = field(default_factory=dict)
-    computing: set[str] = field(default_factory=set)
-    passing: set[str] = field(default_factory=set)
+    own_output: set[str] = field(default_factory=set)
+    pass_through: set[str] = field(default_factory=set)
     functions: set[tuple[str, str, int]] = field(default_factory=set)
     covered: set[tuple[str, str, int]] = field(default_factory=set)
     names: dict[int, str] = field(default_factory=dict)
     channel_axes: dict[tuple[str, int, str], int] = field(default_factory=dict)
 
-    def settle_channels(self, statistics: RunningStatistics, module: str, number: int, path: str) -> None:
+    def settle_channels(self, statistics: RunningStatistics, key: tuple[str, int, str]) -> None:
         """Decide on which axis the channels are, where the types and sizes of the layers leave it open.
 
         Args:
-            statistics: The statistics of the first batch.
-            module: The name of the module.
-            number: The number of the call.
-            path: The path of the tensor in its output, or the name of the function and "()".
+            statistics: The statistics of the first batch with this tensor.
+            key: Which tensor, as in `shapes`.
         """
-        statistics.exclude_axes(self.batch_axes(module, number, path, statistics.first_shape))
-        axis = self.channel_axes.get((module, number, path))
+        statistics.exclude_axes(self.batch_axes(key, statistics.first_shape))
+        axis = self.channel_axes.get(key)
         if statistics.is_ambiguous and axis is not None:
             others = set(range(len(statistics.first_shape))) - {axis}
             statistics.exclude_axes(others)
 
-    def batch_axes(self, module: str, number: int, path: str, shape: Sizes) -> set[int]:
+    def batch_axes(self, key: tuple[str, int, str], shape: Sizes) -> set[int]:
         """The axes whose length depends on the batch: those where this shape differs from that of the dry pass."""
-        other = self.shapes.get((module, number, path), ())
+        other = self.shapes.get(key, ())
         if len(other) != len(shape):
             return set()
         return {axis for axis, (one, two) in enumerate(zip(shape, other, strict=True)) if one != two}
 
 
-def layer_outputs(model: nn.Module, call: ModelCall) -> LayerOutputs | None:
+def dry_pass(model: nn.Module, call: ModelCall) -> DryPass | None:
     """Run one sample of the call, in a batch of another size than the call's.
 
-    The model is left as it was found.
+    None of the user's hooks runs, unless the model cannot run without them. The model is left as it was found.
 
     Args:
         model: The model.
@@ -85,29 +84,47 @@ def layer_outputs(model: nn.Module, call: ModelCall) -> LayerOutputs | None:
         What the pass showed; None where the model does not run with that batch size.
     """
     # Not one sample: what a model squeezes away then would look like another layout.
-    size = 3 if len(call) == 2 else 2
-    sample = call.one_sample(size)
+    sample = call.one_sample(3 if len(call) == 2 else 2)
+    with preserved(model):
+        as_it_is = HookFreeModel(model, tuple((each, each) for each in model.modules() if takes_hooks(each)))
+        if any(map(is_sharded, model.modules())):  # by hooks, without which no pass is possible
+            return _observed(model, as_it_is, sample)
+        free = hook_free(model)
+        result = _observed(model, free, sample)
+        if result is not None or _runs(free.copy, call):
+            return result
+        return _observed(model, as_it_is, sample)
+
+
+def _observed(model: nn.Module, runnable: HookFreeModel, sample: ModelCall) -> DryPass | None:
+    """What a pass over the sample showed; None where it failed."""
     observer = _Observer(model, sample)
-    modules = [(name, module) for name, module in model.named_modules() if takes_hooks(module)]
-    returned = [(module, partial(observer.returned, name)) for name, module in modules]
+    names = {id(module): name for name, module in model.named_modules()}
+    returned = [(each, partial(observer.returned, names[id(own)], own)) for each, own in runnable.modules]
     try:
-        with (
-            preserved(model),
-            torch.no_grad(),
-            rectifiers_observed(model, observer.rectified),
-            attached(returned),
-        ):
-            run(model, sample.for_one_pass())
+        with rectifiers_observed(runnable.copy, observer.rectified), attached(returned), torch.no_grad():
+            run(runnable.copy, sample.for_one_pass())
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # the model takes no other batch size, or it fails with the whole batch, too
+    except Exception:
         return None
     return observer.result()
 
 
+def _runs(model: nn.Module, call: ModelCall) -> bool:
+    try:
+        with torch.no_grad():
+            run(model, call.for_one_pass())
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False
+    return True
+
+
 class _Observer:
     def __init__(self, model: nn.Module, sample: ModelCall) -> None:
-        self._outputs = LayerOutputs(names={id(module): name for name, module in model.named_modules()})
+        self._outputs = DryPass(names={id(module): name for name, module in model.named_modules()})
         self._calls = Counter[str]()
         self._functions = Counter[tuple[str, str]]()
         self._returned: dict[int, tuple[Tensor, int]] = {}  # memory -> a tensor in it, and its version
@@ -121,26 +138,26 @@ class _Observer:
         if len(shape) > 3 or (len(shape) == 3 and shape[1] == 1):
             self._axis_of_shape[shape] = 1
 
-    def _note_axis(self, key: tuple[str, int, str], tensor: Tensor, channels: Channels) -> None:
+    def _record_axis(self, key: tuple[str, int, str], tensor: Tensor, channels: Channels) -> None:
         axes = channels.axes_of(tensor)
         if tensor.ndim > 2 and len(axes) == 1 and axes[0] is not None:
             self._axis_of_shape[shape_sizes(tensor)] = axes[0] % tensor.ndim
         elif shape_sizes(tensor) in self._axis_of_shape:
             self._outputs.channel_axes[key] = self._axis_of_shape[shape_sizes(tensor)]
 
-    def returned(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+    def returned(self, name: str, module: nn.Module, copy: nn.Module, args: Any, output: Any) -> None:
         number = self._calls[name]
         self._calls[name] += 1
         leaves = dict(containers.leaves(output))
         for place, (path, tensor) in enumerate(leaves.items()):
             self._outputs.shapes[name, number, path] = shape_sizes(tensor)
-            self._note_axis((name, number, path), tensor, self._channels[id(module)])
+            self._record_axis((name, number, path), tensor, self._channels[id(module)])
             if not module._modules:
                 function = self._rectified.get(_memory(tensor))
                 if function is not None and function[0] == name:
                     self._outputs.covered.add(function)
             elif place == 0:  # the first says what it is: further ones are such as attention weights
-                (self._outputs.computing if self._is_new(tensor) else self._outputs.passing).add(name)
+                (self._outputs.own_output if self._is_new(tensor) else self._outputs.pass_through).add(name)
         for tensor in leaves.values():
             self._keep(tensor)
 
@@ -150,7 +167,7 @@ class _Observer:
         self._outputs.functions.add((module, function, number))
         key = module, number, f"{function}()"
         self._outputs.shapes[key] = shape_sizes(result)
-        self._note_axis(key, result, channels_inside(self._model[module]))
+        self._record_axis(key, result, channels_inside(self._model[module]))
         self._rectified[_memory(result)] = module, function, number
         self._keep(result)
 
@@ -162,9 +179,9 @@ class _Observer:
         # The tensor is held, so that no later one gets the same memory.
         self._returned[_memory(tensor)] = tensor.detach(), _version(tensor)
 
-    def result(self) -> LayerOutputs:
+    def result(self) -> DryPass:
         self._returned.clear()
-        self._outputs.computing.difference_update(self._outputs.passing)
+        self._outputs.own_output.difference_update(self._outputs.pass_through)
         return self._outputs
 
 
