@@ -17,10 +17,11 @@ demo: install weights
 	    --top 2 --out demo --overwrite
 
 # Weights and photographs that cannot be downloaded do not stop the tests: the tests that need them are skipped.
+# TESTS='-n 8' runs eight processes; TESTS='-n 0 tests/cam' runs some tests in this one.
 test: install
 	@-$(BIN)/python tools/fetch_weights.py
 	@-$(BIN)/python tools/fetch_pictures.py
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal $(or $(TESTS),-n 2)
 
 check: install
 	$(BIN)/ruff check .
@@ -54,7 +55,7 @@ test-floor: weights
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "torchpeek needs Python 3.11 or newer"; exit 1; }
 	test -x $(FLOOR)/bin/python || $(PYTHON) -m venv $(FLOOR)
 	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-floor.txt -e '.[dev]'
-	$(FLOOR)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(FLOOR)/bin/python -m pytest --dist worksteal -n 2
 
 # Build the sdist, build the wheel from it, and try the wheel in a new environment, outside the checkout. The trial
 # installs what a user gets today: no constraints, PyTorch included, about 5 GB. TAG=v0.2.0 must name the built version.

@@ -30,6 +30,12 @@ def slow():
 """
 
 
+@pytest.fixture(autouse=True)
+def output_of_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The width is that of a pipe, also where a shell or a process of pytest-xdist names one."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def place(in_folder: Path) -> Path:
     """A folder with a model and three pictures."""
