@@ -393,3 +393,8 @@ def nested_by_channel(tensor: Tensor, axis: int | None) -> Tensor:
         return torch.cat([part.reshape(1, -1) for part in parts], 1)
     rows = [part.movedim(place - 1, 0) for part in parts]  # (C, ...)
     return torch.cat([row.reshape(len(row), math.prod(row.shape[1:])) for row in rows], 1)
+
+
+def write_count(tensor: Tensor) -> int:
+    """How often an operation has written into the memory of the tensor; -1 for an inference tensor: it has no count."""
+    return -1 if tensor.is_inference() else tensor._version

@@ -22,7 +22,7 @@ from torchpeek.hooks import (
     rectifiers_observed,
     takes_hooks,
 )
-from torchpeek.tensor_formats import Sizes, shape_sizes
+from torchpeek.tensor_formats import Sizes, shape_sizes, write_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,11 +173,11 @@ class _Observer:
 
     def _is_new(self, tensor: Tensor) -> bool:
         earlier = self._returned.get(_memory(tensor))
-        return earlier is None or earlier[1] != _version(tensor)
+        return earlier is None or earlier[1] != write_count(tensor)
 
     def _keep(self, tensor: Tensor) -> None:
         # The tensor is held, so that no later one gets the same memory.
-        self._returned[_memory(tensor)] = tensor.detach(), _version(tensor)
+        self._returned[_memory(tensor)] = tensor.detach(), write_count(tensor)
 
     def result(self) -> DryPass:
         self._returned.clear()
@@ -190,7 +190,3 @@ def _memory(tensor: Tensor) -> int:
         return tensor.untyped_storage().data_ptr()
     except (NotImplementedError, RuntimeError):  # sparse and nested tensors
         return id(tensor)
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version

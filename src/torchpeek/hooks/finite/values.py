@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
-from torchpeek.tensor_formats import Sizes, dtype_text, shape_sizes, shape_text, sizes_text, type_text
+from torchpeek.tensor_formats import Sizes, dtype_text, shape_sizes, shape_text, sizes_text, type_text, write_count
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -213,13 +213,13 @@ class KnownValues:
     def get(self, tensor: Tensor) -> Value | None:
         """The value of the tensor as it is now; None if it is not known."""
         found = self._by_id.get(id(tensor))
-        if found is None or found[0]() is not tensor or found[1] != _version(tensor):
+        if found is None or found[0]() is not tensor or found[1] != write_count(tensor):
             return None
         return found[2]
 
     def put(self, tensor: Tensor, value: Value) -> None:
         """Remember the value of the tensor as it is now."""
-        self._by_id[id(tensor)] = weakref.ref(tensor), _version(tensor), value
+        self._by_id[id(tensor)] = weakref.ref(tensor), write_count(tensor), value
 
     def forget(self, tensor: Tensor) -> None:
         """Forget the value of the tensor, which may be written into without a trace."""
@@ -232,10 +232,6 @@ class KnownValues:
     def clear(self) -> None:
         """Forget everything."""
         self._by_id.clear()
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
 
 
 def tensors_in(arguments: Iterable[Any]) -> Iterator[Tensor]:
