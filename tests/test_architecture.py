@@ -25,6 +25,7 @@ ROOMS = [
     "progress",
     "registry",
     "bootstrap",
+    "draws",
     "text_table",
     "html",
     "hooks",

@@ -178,12 +178,37 @@ class TestContract:
         assert heatmap.provenance.layer == {"all": "every layer", "none": "the input"}.get(METHODS[name].layers, "act")
         assert heatmap.provenance.paper == METHODS[name].paper
 
+    def test_a_pictures_map_does_not_depend_on_the_batch(self, name: str) -> None:
+        """Each picture alone, in another place of the batch, twice in it, and in a list. In float64."""
+        torch.manual_seed(5)
+        model = PooledNet(attention=attention(name)).double().eval()
+        x, labels, options = torch.randn(3, 3, 8, 6).double(), [[1, 3], [0, 2], [4, 1]], SMALL.get(name, {})
+
+        def maps(inputs, target, **more) -> list[torch.Tensor]:
+            found = tp.explain(model, inputs, method=name, target=target, seed=3, **more, **options)
+            return [each.values[0] for each in found] if isinstance(found, list) else list(found.values)
+
+        def agree(found: list[torch.Tensor], numbers: list[int], expected: list[torch.Tensor]) -> None:
+            for one, number in zip(found, numbers, strict=True):
+                largest = float(expected[number].abs().max())
+                torch.testing.assert_close(one, expected[number], rtol=1e-7, atol=1e-9 * largest)
+
+        alone = [maps(x[n : n + 1], labels[n : n + 1])[0] for n in range(3)]
+        assert all(not torch.equal(alone[n], alone[m]) for n, m in ((0, 1), (0, 2), (1, 2)))
+        several = [0, 1, 2], [2, 0, 1], [1, 1, 0, 2, 1]
+        for numbers in several:
+            agree(maps(x[numbers], [labels[n] for n in numbers]), numbers, alone)
+        agree(maps([x[n : n + 1] for n in (2, 0, 1)], [labels[n] for n in (2, 0, 1)]), [2, 0, 1], alone)
+        # One class is as good as several, and their places do not matter.
+        agree(maps(x, [each[::-1] for each in labels]), [0, 1, 2], [each.flip(0) for each in alone])
+        agree(maps(x, [each[1:] for each in labels]), [0, 1, 2], [each[1:] for each in alone])
+
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision(self, name: str, dtype: torch.dtype) -> None:
         """Peers: a TypeError, or NaN in a flat map."""
-        model, x = PooledNet(attention=attention(name)).eval(), torch.randn(1, 3, 6, 6)
-        exact = tp.explain(model, x, method=name, target=1).values
-        half = tp.explain(model.to(dtype), x.to(dtype), method=name, target=1).values
+        model, x = PooledNet(attention=attention(name)).eval(), torch.randn(1, 3, 6, 6).to(dtype)
+        exact = tp.explain(model, x.float(), method=name, target=1).values
+        half = tp.explain(model.to(dtype), x, method=name, target=1).values
         assert half.dtype == torch.float32
         error = (half - exact).abs().max() / exact.abs().max()
         if name in ROUGH:

@@ -54,10 +54,7 @@ class TestFurtherArguments:
         for n in range(N):
             one = OfOne(sided, picture, n).eval()
             expected = tp.explain(one, own[n : n + 1], method=method, layer=f"model.{layer}", target=1 + n, **options)
-            if method == "random":  # drawn for the batch
-                assert got.values[n].shape == expected.values[0].shape
-            else:
-                torch.testing.assert_close(got.values[n], expected.values[0], rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(got.values[n], expected.values[0], rtol=1e-9, atol=1e-12)
             torch.testing.assert_close(got.scores[n], expected.scores[0])
 
     def test_smoothing_turns_the_picture_only(self, sided: Sided) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Annotated
 
 import torch
@@ -17,6 +18,7 @@ from torchpeek.cam.algebra import (
     weighted_sum,
 )
 from torchpeek.cam.method import cam_method
+from torchpeek.draws import fingerprint, generator
 from torchpeek.engine import Trace
 from torchpeek.errors import MethodNotApplicable, notify
 from torchpeek.registry import NonNegative, Number
@@ -111,9 +113,27 @@ def kpcacam(trace: Trace, *, gamma: Annotated[float | None, Number()] = None) ->
 def random(trace: Trace, *, seed: int = 0) -> Tensor:
     """Uniform noise in [0, 1) on the layer's own grid: the baseline that a method has to beat.
 
+    The noise of a map depends on the seed, the values of the picture, the class and the size of the grid. It does not
+    depend on the batch, on the place in the batch, on the other classes, on the device, or on the floating-point type
+    that holds the picture.
+
     Args:
         seed: Seed of the noise.
     """
-    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same on every device
-    shape = (*trace.scores.shape, *trace.activations.shape[3:])
-    return torch.rand(shape, generator=generator, dtype=trace.activations.dtype).to(trace.activations.device)
+    seed, grid = operator.index(seed), trace.activations.shape[3:]
+    view = next(iter(trace.at.values())).layout.view  # of the picture's views in the batch axis; None without views
+    place = () if view is None else (view,)
+    # The whole picture, also for a view: which part of the picture a view shows is not always known.
+    pictures = [fingerprint(_as_float64(each)) for each in trace.forward_pass.inputs]
+    maps = [
+        # On the CPU: the same on every device. In float32, which every type of activations holds exactly.
+        torch.rand(grid, generator=generator(picture, "random", seed, label, *place), dtype=torch.float32, device="cpu")
+        for picture, labels in zip(pictures, trace.question.labels.tolist(), strict=True)
+        for label in labels
+    ]
+    return torch.stack(maps).view(*trace.scores.shape, *grid).to(trace.activations)
+
+
+def _as_float64(picture: Tensor) -> Tensor:
+    """The same values in float64, which is exact: a picture has one fingerprint in every floating-point type."""
+    return picture.cpu().double() if picture.is_floating_point() else picture

@@ -21,6 +21,7 @@ from torchpeek.engine.layout_inference.dry_run import LayerCall, layer_calls, la
 from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import Arguments, ModelCall, as_model_call
 from torchpeek.engine.model_config import takes_a_list
+from torchpeek.engine.model_copy import NotIndependent, check_independent, copied_model
 from torchpeek.engine.preserve import check_initialised, preserved
 from torchpeek.engine.targets import Question, Target
 from torchpeek.engine.targets.question import Bound, bound_to, is_positional, label_noun, output_part, score_kind
@@ -41,6 +42,7 @@ __all__ = [
     "Layout",
     "LayoutSpec",
     "ModelCall",
+    "NotIndependent",
     "Origin",
     "Question",
     "Suggestion",
@@ -51,7 +53,9 @@ __all__ = [
     "bound_to",
     "call_counts",
     "check_fits",
+    "check_independent",
     "check_initialised",
+    "copied_model",
     "described",
     "effective_weight",
     "hook_free",

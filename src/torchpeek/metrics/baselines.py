@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchpeek.draws import fingerprint, generator
 from torchpeek.metrics.case import Explainer
-from torchpeek.metrics.draws import fingerprint, generator
 
 
 def centre(grid: Sequence[int], like: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from torchpeek.draws import fingerprint, generator
 from torchpeek.engine import Change, Trace
 from torchpeek.engine.targets import ClassScores, ComputedScores, class_logits
 from torchpeek.errors import MetricNotApplicable
 from torchpeek.heatmap import unit_range, upsample
-from torchpeek.metrics.draws import fingerprint, generator
 
 Made = TypeVar("Made")
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from torchpeek.cam.algebra import expanded, gaussian_blur
 from torchpeek.cam.algebra import filled as numbers
+from torchpeek.draws import fingerprint
 from torchpeek.errors import OptionError
 from torchpeek.metrics.case import CleanPass
-from torchpeek.metrics.draws import fingerprint
 
 
 class _FillName:

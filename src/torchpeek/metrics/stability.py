@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from torchpeek.engine import output_part
+from torchpeek.engine import NotIndependent, check_independent, copied_model, output_part
 from torchpeek.engine.targets import class_logits
 from torchpeek.errors import MetricNotApplicable
 from torchpeek.heatmap import unit_range, upsample
@@ -42,13 +42,25 @@ def randomisation(case: Case, *, stages: PositiveInt = 8) -> MetricResult:
     Args:
         stages: Number of stages.
     """
-    correlations = [torch.ones_like(case.values.flatten(2)[..., 0])]
-    for number, model in enumerate(randomised(case.clean.trace.forward_pass.model, stages, case.clean.seed)):
+    correlations, clean_pass = [torch.ones_like(case.values.flatten(2)[..., 0])], case.clean.trace.forward_pass
+    for number, model in enumerate(randomised(clean_pass.model, stages, case.clean.seed)):
+        if not number:  # before the first explanation, which would change a model that the copy refers to
+            with _copies_needed():
+                check_independent(model, clean_pass)
         torch.clear_autocast_cache()  # the caller's autocast would go on with the old parameters
         again = case.explained(case.inputs, model=model, draw=1 + number)
         correlations.append(rank_correlation(case.values.flatten(2), again.flatten(2)).abs())
     curve = torch.stack(correlations, dim=2)  # (N, J, stages + 1)
     return MetricResult(curve[..., 1:].mean(2), curve)
+
+
+@contextmanager
+def _copies_needed() -> Iterator[None]:
+    """Raise MetricNotApplicable where the model has no copy that is independent of it."""
+    try:
+        yield
+    except NotIndependent as error:
+        raise MetricNotApplicable(f"randomisation changes a copy of the model, but {error}") from error
 
 
 def randomised(model: nn.Module, stages: int, seed: int) -> Iterator[nn.Module]:
@@ -58,13 +70,8 @@ def randomised(model: nn.Module, stages: int, seed: int) -> Iterator[nn.Module]:
     a normal distribution with the parameter's own mean and standard deviation. For a constant parameter the standard
     deviation is a tenth of the constant. Each parameter has its own random numbers.
     """
-    try:
-        with torch.inference_mode(False):
-            copied = copy.deepcopy(model)
-    except Exception as error:
-        raise MetricNotApplicable(
-            f"randomisation needs a copy of the model, but {type(model).__name__} cannot be copied: {error}"
-        ) from error
+    with _copies_needed():
+        copied = copied_model(model)
     generator, drawn = torch.Generator().manual_seed(seed), set[nn.Parameter]()
     owned: list[list[nn.Parameter]] = []
     for module in copied.modules():

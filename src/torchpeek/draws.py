@@ -14,7 +14,7 @@ def fingerprint(sample: Tensor) -> bytes:
     return hashlib.blake2b(numbers.tobytes(), digest_size=16).digest()
 
 
-def generator(sample: bytes, *numbers: int) -> torch.Generator:
-    """Return a generator for the fingerprint of a sample. The numbers, such as a seed, tell one use from another."""
-    mixed = hashlib.blake2b(sample + repr(numbers).encode(), digest_size=8).digest()
+def generator(sample: bytes, *key: int | str) -> torch.Generator:
+    """Return a generator for the fingerprint of a sample. The key, such as a seed, tells one use from another."""
+    mixed = hashlib.blake2b(sample + repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(mixed, "big") >> 1)

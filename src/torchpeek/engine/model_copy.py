@@ -1,0 +1,169 @@
+"""A copy of a model whose parameters may be changed: made, and proved to leave the model alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from torchpeek.engine.fixed_batch import with_fixed_batch
+from torchpeek.engine.forward import run
+from torchpeek.engine.forward_pass import ForwardPass
+from torchpeek.engine.numerics import close
+from torchpeek.engine.preserve import preserved
+from torchpeek.errors import InputError, listed_names
+from torchpeek.hooks import containers
+
+
+class NotIndependent(InputError):
+    """A model cannot be copied, or its copy still computes with the model itself."""
+
+
+def copied_model(model: nn.Module) -> nn.Module:
+    """Return a deep copy of the model that shares no parameter with it.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The copy. Its forward may still refer to the model: `check_independent` finds that out.
+
+    Raises:
+        NotIndependent: When the model cannot be copied, or the copy has a parameter in the memory of the model's.
+    """
+    name = type(model).__name__
+    try:
+        with torch.inference_mode(False):
+            copied = copy.deepcopy(model)
+    except (MemoryError, TimeoutError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise NotIndependent(f"{name} cannot be copied: {error}") from error
+    if not isinstance(copied, nn.Module):
+        raise NotIndependent(f"copy.deepcopy of {name} returns a {type(copied).__name__}; allowed: an nn.Module")
+    owned = _by_memory({**dict(model.named_parameters()), **dict(model.named_buffers())})
+    shared = [each for each, parameter in copied.named_parameters() if _memory(parameter) & owned.keys()]
+    if shared:
+        raise NotIndependent(
+            f"a copy of {name} has the very parameters of the model: {listed_names(shared)}. Next: let __deepcopy__ of "
+            "the modules that own them copy their parameters"
+        )
+    return copied
+
+
+def check_independent(copied: nn.Module, forward_pass: ForwardPass) -> None:
+    """Check that a copy of the pass's model computes with its own parameters, and leaves the model as it is.
+
+    `copy.deepcopy` copies bound methods, but no functions. A function that holds the model, or a part of it, still
+    holds the original in the copy. The function may be a `forward` that was assigned to a module, or a hook.
+
+    1. The copy runs once on the first sample. No operation may read a parameter of the model, and none may write into
+       a buffer of the model.
+    2. If the model is in training mode, the copy runs once more. The model was in eval mode in the first run, and is in
+       its own modes now. If the outputs differ, the copy runs a part of the model, such as a dropout.
+
+    Args:
+        copied: What `copied_model(forward_pass.model)` returned.
+        forward_pass: The clean pass of the model.
+
+    Raises:
+        NotIndependent: When the copy uses the model.
+    """
+    model = forward_pass.model
+    watched = _ModelUse(model, copied)
+    output = _output(copied, forward_pass, evaluating=True, watched=watched)
+    if watched.read:
+        raise NotIndependent(_text(model, f"reads the model's own {listed_names(watched.read)}"))
+    if watched.written:
+        raise NotIndependent(_text(model, f"writes into the model's own {listed_names(watched.written)}"))
+    if any(module.training for module in model.modules()):
+        again = _output(copied, forward_pass, evaluating=False)
+        if not _are_close(output, again):
+            raise NotIndependent(_text(model, "depends on whether the model is in training mode"))
+
+
+def _text(model: nn.Module, what: str) -> str:
+    return (
+        f"a copy of {type(model).__name__} {what}. A function that was assigned as a module's forward, or registered "
+        "as a hook, and that holds the model or a part of it still holds the original in a copy. Next: define forward "
+        "in the module's class, assign a bound method (types.MethodType), or let a hook use the module that it is "
+        "called with"
+    )
+
+
+def _output(
+    copied: nn.Module, forward_pass: ForwardPass, *, evaluating: bool, watched: _ModelUse | None = None
+) -> Mapping[str, Tensor]:
+    """The tensors that the copy returns for the first sample. The model is in eval mode, or as it was found."""
+
+    def output(size: int | None) -> Mapping[str, Tensor]:
+        return dict(containers.leaves(run(copied, forward_pass.call.one_sample(size).for_one_pass())))
+
+    with (
+        preserved(forward_pass.model, evaluating=evaluating),
+        preserved(copied),
+        forward_pass.autocast_context(),
+        watched or nullcontext(),
+    ):
+        torch.clear_autocast_cache()  # a weight that autocast has cast before would be read unseen
+        return with_fixed_batch(copied, forward_pass.call, output)
+
+
+class _ModelUse(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no type hints
+    """Notes what operations do with the tensors of a model inside the block.
+
+    Args:
+        model: The model.
+        copied: Its copy. A tensor that both have is not noted.
+    """
+
+    def __init__(self, model: nn.Module, copied: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        own = _by_memory(dict(copied.named_parameters()))
+        every = _by_memory(dict(model.named_parameters()))
+        self._names = {memory: name for memory, name in every.items() if memory not in own}
+        own_buffers = set(map(id, copied.buffers()))
+        # A tensor of inference mode counts no writes.
+        self._buffers = [
+            (name, buffer, buffer._version)
+            for name, buffer in model.named_buffers()
+            if id(buffer) not in own_buffers and not buffer.is_inference()
+        ]
+        self.read: list[str] = []
+        self.written: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in tree_iter((args, kwargs)):
+            if isinstance(value, Tensor):
+                names = [self._names[each] for each in _memory(value) if each in self._names]
+                self.read += [name for name in names if name not in self.read]
+        return func(*args, **(kwargs or {}))
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.written = [name for name, buffer, version in self._buffers if buffer._version != version]
+
+
+def _memory(tensor: Tensor) -> set[int]:
+    """What tells the tensor from those in other memory: its storage's address, and its own, as some have no storage."""
+    try:
+        address = tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # such as a sparse tensor
+        address = 0
+    return {id(tensor)} | ({address} if address else set())
+
+
+def _by_memory(tensors: Mapping[str, Tensor]) -> dict[int, str]:
+    return {each: name for name, tensor in tensors.items() for each in _memory(tensor)}
+
+
+def _are_close(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        tensor.shape == other[path].shape and close(tensor, other[path], tensor.dtype) for path, tensor in one.items()
+    )
