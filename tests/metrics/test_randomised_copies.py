@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import weakref
 from collections.abc import Callable
@@ -17,8 +16,7 @@ from torch import Tensor, nn
 
 import torchpeek as tp
 from networks import state_of
-from torchpeek.errors import InputError, MetricNotApplicable
-from torchpeek.metrics.stability import randomised
+from torchpeek.errors import MetricNotApplicable
 
 METRIC = {"randomisation": {"stages": 3}}
 X = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

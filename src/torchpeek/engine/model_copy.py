@@ -17,8 +17,8 @@ from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass
 from torchpeek.engine.numerics import close
 from torchpeek.engine.preserve import preserved
-from torchpeek.errors import InputError, listed_names
-from torchpeek.hooks import containers
+from torchpeek.errors import InputError, listed_names, notify
+from torchpeek.hooks import attached, containers, takes_hooks
 
 
 class NotIndependent(InputError):
@@ -74,18 +74,46 @@ def check_independent(copied: nn.Module, forward_pass: ForwardPass) -> None:
 
     Raises:
         NotIndependent: When the copy uses the model.
+
+    A Notice names the parameters and layers of which a change of the copy's parameters changes nothing.
     """
     model = forward_pass.model
-    watched = _ModelUse(model, copied)
-    output = _output(copied, forward_pass, evaluating=True, watched=watched)
-    if watched.read:
-        raise NotIndependent(_text(model, f"reads the model's own {listed_names(watched.read)}"))
+    watched, called = _ModelUse(model, copied), set[nn.Module]()
+    leaves = [each for each in copied.modules() if takes_hooks(each) and not any(each.children())]
+    with attached(called=[(each, lambda module, *inputs: called.add(module)) for each in leaves]):
+        output = _output(copied, forward_pass, evaluating=True, watched=watched)
+    if watched.originals:
+        raise NotIndependent(_text(model, f"reads the model's own {listed_names(watched.originals)}"))
     if watched.written:
         raise NotIndependent(_text(model, f"writes into the model's own {listed_names(watched.written)}"))
     if any(module.training for module in model.modules()):
         again = _output(copied, forward_pass, evaluating=False)
         if not _are_close(output, again):
             raise NotIndependent(_text(model, "depends on whether the model is in training mode"))
+    _notify_unchanged(copied, watched, called)
+
+
+def _notify_unchanged(copied: nn.Module, watched: _ModelUse, called: set[nn.Module]) -> None:
+    """Notify of what a change of the copy's parameters does not reach."""
+    if watched.foreign:
+        sizes = dict.fromkeys(str(tuple(each.shape)) for each in watched.foreign)
+        notify(
+            f"{type(copied).__name__} computes with parameters of the shapes {', '.join(sizes)} that are not among its "
+            "parameters(), such as those of a layer in a plain list; they stay as they are. Next: register the layer, "
+            "for instance in an nn.ModuleList"
+        )
+    unread = [
+        f"{name}.{own}" if name else own
+        for name, module in copied.named_modules()
+        if module in called
+        for own, parameter in module.named_parameters(recurse=False)
+        if not watched.has_read(parameter)
+    ]
+    if unread:
+        notify(
+            f"{type(copied).__name__} runs layers without reading their parameters {listed_names(unread)}, as where a "
+            "layer has stored a copy of its weight; a change of these parameters changes nothing"
+        )
 
 
 def _text(model: nn.Module, what: str) -> str:
@@ -116,18 +144,18 @@ def _output(
 
 
 class _ModelUse(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no type hints
-    """Notes what operations do with the tensors of a model inside the block.
+    """Notes which parameters the operations inside the block take, and which buffers of the model they write into.
 
     Args:
         model: The model.
-        copied: Its copy. A tensor that both have is not noted.
+        copied: Its copy.
     """
 
     def __init__(self, model: nn.Module, copied: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        own = _by_memory(dict(copied.named_parameters()))
-        every = _by_memory(dict(model.named_parameters()))
-        self._names = {memory: name for memory, name in every.items() if memory not in own}
+        self.supports_higher_order_operators = True  # such as torch.cond, which a mode refuses otherwise
+        self._copied = _by_memory(dict(copied.named_parameters()))
+        self._originals = _by_memory(dict(model.named_parameters()))
         own_buffers = set(map(id, copied.buffers()))
         # A tensor of inference mode counts no writes.
         self._buffers = [
@@ -135,18 +163,31 @@ class _ModelUse(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             for name, buffer in model.named_buffers()
             if id(buffer) not in own_buffers and not buffer.is_inference()
         ]
-        self.read: list[str] = []
+        self._read: set[int] = set()
         self.written: list[str] = []
+        self.foreign: list[Tensor] = []
+        """Parameters that neither the model nor the copy has."""
+
+    @property
+    def originals(self) -> list[str]:
+        """The names of the model's parameters that were read."""
+        return list(dict.fromkeys(name for memory, name in self._originals.items() if memory in self._read))
+
+    def has_read(self, parameter: Tensor) -> bool:
+        """Whether an operation took the parameter, or a view of it."""
+        return not self._read.isdisjoint(_memory(parameter))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for value in tree_iter((args, kwargs)):
             if isinstance(value, Tensor):
-                names = [self._names[each] for each in _memory(value) if each in self._names]
-                self.read += [name for name in names if name not in self.read]
+                known = {each for each in _memory(value) if each in self._copied or each in self._originals}
+                self._read |= known
+                if not known and isinstance(value, nn.Parameter):
+                    self.foreign.append(value)
         return func(*args, **(kwargs or {}))
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self.written = [name for name, buffer, version in self._buffers if buffer._version != version]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.cam import find_method, fusion_in
+from torchpeek.draws import Fingerprints
 from torchpeek.engine import ModelCall, Question, Trace, bound_to
 from torchpeek.errors import InputError
 from torchpeek.explanation import HeatmapOptions, LayerChoice
 from torchpeek.explanation.heatmaps import compute_heatmaps
 from torchpeek.heatmap import Heatmap
+from torchpeek.hooks import attached, takes_hooks
 from torchpeek.metrics import Case, CleanPass, Explainer, centre, constant_explainer, random_explainer
 from torchpeek.provenance import Provenance
 
@@ -37,7 +40,8 @@ def case_of(clean: CleanPass, heatmaps: list[Heatmap], explainers: list[Explaine
     first = heatmaps[0].values
     scores, grid = first.shape[1], first.shape[2:]
     rows = torch.arange(len(first))
-    of_random = [random_explainer((scores, *grid), clean.seed, number, first) for number in range(RANDOM)]
+    shape, remembered = (scores, *grid), Fingerprints()
+    of_random = [random_explainer(shape, clean.seed, number, first, remembered) for number in range(RANDOM)]
     of_centre = constant_explainer(centre(grid, first).expand(scores, *grid))
     baselines = [each(clean.trace.inputs, rows) for each in (*of_random, of_centre)]
     values = torch.cat([*(each.values for each in heatmaps), *baselines], dim=1)
@@ -62,7 +66,7 @@ def explainer_of(trace: Trace, heatmap: Heatmap, explain: Explain | None) -> Exp
             question = replace(question, labels=labels[rows])  # only metrics on classes pass labels
         with trace.forward_pass.autocast_context():
             if explain is not None:
-                with torch.enable_grad():  # it may need gradients
+                with _calls_checked(network, called), torch.enable_grad():  # it may need gradients
                     heatmaps: Any = explain(called, inputs.clone(), question)
             else:
                 call = trace.forward_pass.call.select(rows, inputs)
@@ -74,6 +78,24 @@ def explainer_of(trace: Trace, heatmap: Heatmap, explain: Explain | None) -> Exp
         return values.detach().to(heatmap.values)
 
     return again
+
+
+@contextmanager
+def _calls_checked(network: nn.Module, called: nn.Module) -> Iterator[None]:
+    """Raise InputError where the block runs the evaluated network alone, and not the module that `explain` takes."""
+    if called is network:
+        yield
+        return
+    run: set[nn.Module] = set()
+    own = [each for each in called.modules() if takes_hooks(each)]
+    originals = [each for each in network.modules() if takes_hooks(each)]
+    with attached(called=[(each, lambda module, *inputs: run.add(module)) for each in (*own, *originals)]):
+        yield
+    if not run.isdisjoint(originals) and run.isdisjoint(own):
+        raise InputError(
+            "explain ran the model that is evaluated, and not the module that it was called with, which has other "
+            "parameters. Next: let explain use its first argument"
+        )
 
 
 def _explained_again(model: nn.Module, call: ModelCall, question: Question, provenance: Provenance) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchpeek.draws import fingerprint, generator
+from torchpeek.draws import Fingerprints, generator
 from torchpeek.metrics.case import Explainer
 
 
@@ -56,7 +56,9 @@ def constant_explainer(heatmap: Tensor) -> Explainer:
     return explain
 
 
-def random_explainer(shape: Sequence[int], seed: int, number: int, like: Tensor) -> Explainer:
+def random_explainer(
+    shape: Sequence[int], seed: int, number: int, like: Tensor, fingerprints: Fingerprints | None = None
+) -> Explainer:
     """Return an explainer that gives uniform random numbers, different for every input and every `draw`.
 
     Args:
@@ -64,6 +66,7 @@ def random_explainer(shape: Sequence[int], seed: int, number: int, like: Tensor)
         seed: The seed of the evaluation.
         number: The number of this explainer, which tells several random baselines apart.
         like: A tensor of the dtype and on the device to use.
+        fingerprints: Shared by explainers that are asked for the same inputs, so that these are read once.
 
     Returns:
         The Explainer.
@@ -75,8 +78,10 @@ def random_explainer(shape: Sequence[int], seed: int, number: int, like: Tensor)
         True
     """
 
+    remembered = fingerprints or Fingerprints()
+
     def explain(inputs: Tensor, rows: Tensor, *, draw: int = 0, **changes: Any) -> Tensor:
-        generators = [generator(fingerprint(each), seed, 1000 + number, draw) for each in inputs]
+        generators = [generator(each, seed, 1000 + number, draw) for each in remembered.of(inputs)]
         return torch.stack([torch.rand(tuple(shape), generator=each) for each in generators]).to(like)
 
     return explain
