@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 import weakref
 from collections.abc import Callable
 from types import MethodType
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 import torchpeek as tp
 from networks import state_of
-from torchpeek.errors import MetricNotApplicable
+from torchpeek.errors import InputError, MetricNotApplicable, Notice
 
 METRIC = {"randomisation": {"stages": 3}}
 X = torch.randn(2, 3, 9, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -50,9 +51,9 @@ def network() -> Net:
     return net
 
 
-def measured(model: nn.Module) -> Tensor:
-    heatmap = tp.explain(model, X, method="hirescam", layer="second", target=1)
-    return tp.evaluate(model, X, heatmap, metrics=METRIC)["randomisation"].values
+def measured(model: nn.Module, x: Tensor = X) -> Tensor:
+    heatmap = tp.explain(model, x, method="hirescam", layer="second", target=1)
+    return tp.evaluate(model, x, heatmap, metrics=METRIC)["randomisation"].values
 
 
 def by_hand() -> Tensor:
@@ -259,4 +260,101 @@ def test_refused_by_name(form: str) -> None:
         tp.evaluate(model, X, heatmap, metrics=METRIC)
     assert text in str(caught.value)
     assert "Next: " in str(caught.value)
+    assert state_of(model) == before
+
+
+def test_a_scripted_traced_or_compiled_part_is_copied() -> None:
+    for change in (torch.jit.script, lambda head: torch.jit.trace(head, torch.rand(1, 4).double())):
+        model = network().eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch deprecates scripting
+            model.head = change(model.head)
+        torch.testing.assert_close(measured(model), by_hand(), rtol=1e-6, atol=1e-8)
+    for compiled in ("model", "module", "part"):
+        model: Any = network()
+        if compiled == "model":
+            model = torch.compile(model, backend="eager")
+        elif compiled == "module":
+            model.second.compile(backend="eager")
+        else:
+            model.head = torch.compile(model.head, backend="eager")
+        torch.testing.assert_close(measured(model), by_hand(), rtol=1e-6, atol=1e-8)
+
+
+def test_the_modes_of_the_caller() -> None:
+    model, expected = network(), by_hand()
+    with torch.inference_mode():
+        torch.testing.assert_close(measured(model), expected, rtol=1e-6, atol=1e-8)
+    model.requires_grad_(False)
+    torch.testing.assert_close(measured(model), expected, rtol=1e-6, atol=1e-8)
+    _closing_over("second")(model)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(MetricNotApplicable, match=r"second\.weight"):
+        measured(model.float(), X.float())
+
+
+def test_a_model_that_cannot_be_copied() -> None:
+    class Locked(Net):
+        def __init__(self, error: type[Exception]) -> None:
+            super().__init__()
+            self.error = error
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+            raise self.error("held")
+
+    with pytest.raises(MetricNotApplicable, match="randomisation changes a copy of the model, but Locked cannot be"):
+        measured(Locked(TypeError).double())
+    for error in (TimeoutError, MemoryError):
+        with pytest.raises(error, match="held"):
+            measured(Locked(error).double())
+
+
+def test_layers_that_no_change_reaches_are_named() -> None:
+    class Cached(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            if not hasattr(self, "cache"):
+                self.cache = self.weight.detach().clone()
+            return F.conv2d(x, self.cache, self.bias)
+
+    model = network()
+    model.second.__class__ = Cached
+    with pytest.warns(Notice, match="without reading their parameters 'second.weight'"):
+        measured(model)
+    model = network()
+    head = [model.head]
+    del model.head
+    object.__setattr__(model, "head", head[0])
+    with pytest.warns(Notice, match=r"parameters of the shapes \(3, 4\), \(3,\) that are not among its parameters"):
+        measured(model)
+
+
+def test_explain_that_ignores_its_module() -> None:
+    model = network()
+    heatmap = tp.explain(model, X, method="hirescam", layer="second", target=1)
+
+    def found(explain: Callable[..., Any]) -> Tensor:
+        return tp.evaluate(model, X, heatmap, metrics=METRIC, explain=explain)["randomisation"].values
+
+    def again(module: nn.Module, inputs: Tensor) -> tp.Heatmap:
+        return tp.explain(module, inputs, method="hirescam", layer="second", target=1)
+
+    torch.testing.assert_close(found(lambda module, inputs, question: again(module, inputs)), by_hand())
+    with pytest.raises(InputError, match="explain ran the model that is evaluated, and not the module"):
+        found(lambda module, inputs, question: again(model, inputs))
+    # It may compare the two.
+    torch.testing.assert_close(found(lambda m, x, q: (again(model, x), again(m, x))[1]), by_hand())
+    assert bool((found(lambda m, x, q: heatmap.values) > 0.999).all())
+
+
+def test_buffers_that_a_closure_writes() -> None:
+    class Counting(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(1))
+
+    torch.manual_seed(0)
+    model = Counting().double()
+    model.register_forward_pre_hook(lambda module, args: model.calls.add_(1) and None)
+    before = state_of(model)
+    with pytest.raises(MetricNotApplicable, match="writes into the model's own 'calls'"):
+        measured(model)
     assert state_of(model) == before
