@@ -242,6 +242,12 @@ REFUSED: dict[str, tuple[Callable[[Net], object], str]] = {
         lambda net: set_forward(net.drop, lambda pooled, norm=net.norm: norm(F.pad(pooled, (0, 0, 0, 0, 0, 1)))[:, :4]),
         "'norm.weight'",
     ),
+    "hook that needs all samples": (
+        lambda net: net.register_forward_hook(
+            lambda module, args, out: out * net.head.weight.mean() if float(args[0].sum()) == float(X.sum()) else out
+        ),
+        "'head.weight'",
+    ),
     "weak reference": (_weak, "'other.weight'"),
     "a copy that is the module itself": (_of_class(Uncopied), "has the very parameters of the model: 'second.weight'"),
     "a copy with the parameters": (_of_class(Sharing), "has the very parameters of the model: 'second.weight'"),

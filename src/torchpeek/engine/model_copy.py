@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from torchpeek.engine.fixed_batch import with_fixed_batch
+from torchpeek.engine.fixed_batch import batches, with_fixed_batch
 from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass
 from torchpeek.engine.numerics import close
@@ -63,8 +63,8 @@ def check_independent(copied: nn.Module, forward_pass: ForwardPass) -> None:
     `copy.deepcopy` copies bound methods, but no functions. A function that holds the model, or a part of it, still
     holds the original in the copy. The function may be a `forward` that was assigned to a module, or a hook.
 
-    1. The copy runs once on the first sample. No operation may read a parameter of the model, and none may write into
-       a buffer of the model.
+    1. The copy runs once, on all samples, because a part of it may run for some of them only. No operation may read a
+       parameter of the model, and none may write into a buffer of the model.
     2. If the model is in training mode, the copy runs once more. The model was in eval mode in the first run, and is in
        its own modes now. If the outputs differ, the copy runs a part of the model, such as a dropout.
 
@@ -128,10 +128,16 @@ def _text(model: nn.Module, what: str) -> str:
 def _output(
     copied: nn.Module, forward_pass: ForwardPass, *, evaluating: bool, watched: _ModelUse | None = None
 ) -> Mapping[str, Tensor]:
-    """The tensors that the copy returns for the first sample. The model is in eval mode, or as it was found."""
+    """The tensors that the copy returns. The model is in eval mode, or as it was found."""
+    rows = torch.arange(len(forward_pass.inputs))
 
     def output(size: int | None) -> Mapping[str, Tensor]:
-        return dict(containers.leaves(run(copied, forward_pass.call.one_sample(size).for_one_pass())))
+        tensors: dict[str, Tensor] = {}
+        for entries, _ in batches(size, rows):
+            call = forward_pass.call.select(entries)
+            returned = run(copied, call.for_one_pass())
+            tensors |= {f"{len(tensors)} {path}": tensor for path, tensor in containers.leaves(returned)}
+        return tensors
 
     with (
         preserved(forward_pass.model, evaluating=evaluating),
