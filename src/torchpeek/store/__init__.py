@@ -3,6 +3,7 @@
 from torchpeek.store.class_names import read_class_names
 from torchpeek.store.folder import OutputFolder, file_stem
 from torchpeek.store.heatmaps import load, save, save_bytes
+from torchpeek.store.json_values import parsed_json, read_json
 from torchpeek.store.pictures import (
     figure_bytes,
     find_pictures,
@@ -31,10 +32,12 @@ __all__ = [
     "load",
     "other_files",
     "parquet_bytes",
+    "parsed_json",
     "png_bytes",
     "read_boxes",
     "read_class_names",
     "read_image",
+    "read_json",
     "read_mask",
     "reduced_size",
     "save",
