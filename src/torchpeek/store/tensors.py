@@ -5,32 +5,32 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from itertools import count
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from torchpeek.errors import FormatError, InputError, LayerNotFound, closest
+from torchpeek.errors import FormatError, InputError, LayerNotFound, closest, notify
 from torchpeek.hooks import Captured
 from torchpeek.store.folder import OutputFolder, file_stem
+from torchpeek.store.json_values import parsed_json
+from torchpeek.store.tensor_files import TensorFile, packed, read_tensor_file
 from torchpeek.tensor_formats import why_without_values
 
 _KEY = "torchpeek-stream"
+_WHAT = "a tensor of a stream"
 _FILE = re.compile(r"(\d{8,})-.+\.safetensors")
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
-    """Return tensors as the bytes of a safetensors file, with `about` in its header.
+    """Return tensors as the bytes of a safetensors file, with `about` and a checksum in its header.
 
     Raises InputError for a tensor that the format cannot hold.
     """
-    return to_bytes({name: _plain(name, tensor) for name, tensor in tensors.items()}, dict(about))
+    return packed({name: _plain(name, tensor) for name, tensor in tensors.items()}, about)
 
 
 class TensorStream:
@@ -155,26 +155,29 @@ class TensorStream:
         return dict(sorted((int(match[1]), file) for match, file in named if match))
 
 
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            yield opened
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise FormatError(f"{file}: not a tensor of a stream, or damaged ({error})") from error
-
-
 def _about(file: Path) -> dict[str, Any]:
     """Read the layer, part and order of a file."""
-    with _opened(file) as opened:
-        about = json.loads((opened.metadata() or {})[_KEY])
+    return _captured(read_tensor_file(file, _KEY, _WHAT, data=False), file)
+
+
+def _captured(read: TensorFile, file: Path) -> dict[str, Any]:
+    about = parsed_json(read.metadata[_KEY], str(file), allowed=f"not {_WHAT}, or damaged")
+    try:
         return {"layer": str(about["layer"]), "part": str(about["part"]), "order": int(about["order"])}
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise FormatError(f"{file}: not {_WHAT}, or damaged ({error})") from error
 
 
 def _tensor(file: Path) -> Tensor:
-    with _opened(file) as opened:
-        tensor: Tensor = opened.get_tensor("tensor")
-        return tensor
+    read = read_tensor_file(file, _KEY, _WHAT)
+    if read.tensors.keys() != {"tensor"}:
+        raise FormatError(f"{file}: not {_WHAT}, or damaged (it holds {list(read.tensors)[:4]})")
+    if not read.checked:
+        notify(
+            f"the stream {str(file.parent)!r} has tensors without a checksum, from an older torchpeek; a damaged "
+            "number in them is not noticed"
+        )
+    return read.tensors["tensor"]
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:
