@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
-from itertools import count
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from threading import Lock
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -37,13 +40,14 @@ class TensorStream:
     """Writes every tensor of a recording to a file in a folder, and reads the files back.
 
     With `record(model, layers, keep=tp.keep.Callback(stream))` nothing is kept in memory. A stream may be called from
-    several threads.
+    several threads. One process writes to a folder at a time, for as long as one of its streams that has written
+    exists; any number may read.
 
     Args:
         path: A new or empty folder. `TensorStream.opened` opens a stream that was written before.
 
     Raises:
-        FolderError: When the folder is not empty or cannot be written.
+        FolderError: When the folder is not empty, cannot be written, or another stream writes to it.
 
     Example:
         >>> model, stream = nn.Sequential(nn.Linear(2, 3)), tp.TensorStream(folder / "stream")
@@ -55,8 +59,9 @@ class TensorStream:
 
     def __init__(self, path: str | PathLike[str]) -> None:
         advice = f"TensorStream.opened({str(path)!r}) to read it, or to go on with it; or another folder"
-        self._folder = OutputFolder.prepared(path, advice=advice)
-        self._numbers = count()
+        self._path = Path(path).absolute()  # a later os.chdir does not move the stream
+        folder = OutputFolder.prepared(path, advice=advice)
+        self._writer: _Writer | None = _Writer(replace(folder, path=self._path))
 
     @classmethod
     def opened(cls, path: str | PathLike[str]) -> TensorStream:
@@ -80,8 +85,8 @@ class TensorStream:
         if not folder.is_dir():
             raise FormatError(f"{path}: no such folder")
         stream = cls.__new__(cls)
-        stream._folder = OutputFolder(folder)
-        stream._numbers = count(max(stream._files(), default=-1) + 1)
+        stream._path = folder.absolute()
+        stream._writer = None  # reading needs no lock
         return stream
 
     def __call__(self, captured: Captured) -> None:
@@ -92,6 +97,7 @@ class TensorStream:
 
         Raises:
             InputError: When the format cannot hold the tensor.
+            FolderError: When the file cannot be written, or another process writes to the folder.
 
         Example:
             >>> stream = tp.TensorStream(folder / "stream")
@@ -99,10 +105,13 @@ class TensorStream:
             >>> len(stream)
             1
         """
-        number = next(self._numbers)  # atomic: no two threads get the same
+        writer = self._writer
+        if writer is None or not writer.folder.held:
+            writer = self._writer = _writer_of(self._path)
+        number = writer.next_number()
         about = {"layer": captured.layer, "part": captured.part, "order": captured.order}
         name = f"{number:08d}-{file_stem(captured.layer)}-{file_stem(captured.part)}.safetensors"
-        self._folder.write(name, tensor_bytes({"tensor": captured.tensor}, {_KEY: json.dumps(about)}))
+        writer.folder.write(name, tensor_bytes({"tensor": captured.tensor}, {_KEY: json.dumps(about)}))
 
     def read(self, layer: str, part: str = "output") -> Iterator[Tensor]:
         """Return an iterator over the tensors of one layer, in the order in which they were written.
@@ -151,8 +160,61 @@ class TensorStream:
 
     def _files(self) -> dict[int, Path]:
         """Return number -> file, in order. Files with other names do not belong to the stream."""
-        named = ((_FILE.fullmatch(file.name), file) for file in self._folder.path.iterdir())
-        return dict(sorted((int(match[1]), file) for match, file in named if match))
+        return _numbered_files(self._path)
+
+
+class _Writer:
+    """The right to write to the folder of a stream, and the next number. All streams of a process share it."""
+
+    def __init__(self, folder: OutputFolder) -> None:
+        self.folder = folder
+        self._numbering = Lock()
+        self._number = 0
+        self.skip_files()
+        status = folder.path.stat()
+        _WRITERS[status.st_dev, status.st_ino] = self
+
+    def next_number(self) -> int:
+        """A number that no other file has."""
+        with self._numbering:
+            self._number += 1
+            return self._number - 1
+
+    def skip_files(self) -> None:
+        """Go on after the files that are there."""
+        with self._numbering:
+            self._number = max(self._number, max(_numbered_files(self.folder.path), default=-1) + 1)
+
+
+_WRITERS: WeakValueDictionary[tuple[int, int], _Writer] = WeakValueDictionary()
+
+
+def _writer_of(path: Path) -> _Writer:
+    """The writer of a stream that was opened. Raises FolderError where another process writes to the folder."""
+    with _OPENING[0]:
+        status = path.stat() if path.is_dir() else None
+        writer = None if status is None else _WRITERS.get((status.st_dev, status.st_ino))
+        if writer is None or not writer.folder.held:
+            return _Writer(OutputFolder.reopened(path))
+        writer.skip_files()
+        return writer
+
+
+_OPENING = [Lock()]  # so that two threads make one writer
+
+
+def _after_fork() -> None:
+    _OPENING[0] = Lock()  # a thread that the child does not have may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _numbered_files(folder: Path) -> dict[int, Path]:
+    """Return number -> file, in order. Files with other names do not belong to the stream."""
+    named = ((_FILE.fullmatch(file.name), file) for file in folder.iterdir())
+    return dict(sorted((int(match[1]), file) for match, file in named if match))
 
 
 def _about(file: Path) -> dict[str, Any]:
