@@ -113,7 +113,7 @@ def test_a_failed_second_leaves_the_folder_of_the_first(without_flock, tmp_path)
 
 
 def test_threads_race_for_a_folder(without_flock, tmp_path) -> None:
-    for number in range(10):
+    for number in range(2):
         got: list[OutputFolder] = []
         refused: list[FolderError] = []
         start = threading.Barrier(8)

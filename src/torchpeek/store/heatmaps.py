@@ -23,7 +23,7 @@ from torchpeek.store.json_values import parsed_json
 from torchpeek.store.tensor_files import packed, read_tensor_file
 
 _KEY = "torchpeek"
-_VERSION = 1
+_VERSION = 2  # 1 had no checksum, and no digests of the inputs
 
 
 def save(heatmap: Heatmap, path: str | PathLike[str]) -> None:
@@ -107,11 +107,13 @@ def load(path: str | PathLike[str]) -> Heatmap:
     read = read_tensor_file(path, _KEY, "a heatmap")
     about = parsed_json(read.metadata[_KEY], str(path), allowed="not a heatmap, or damaged")
     try:
-        if about["format"] != _VERSION:
+        if about["format"] not in (1, _VERSION):
             raise FormatError(
-                f"{path}: format {about['format']!r:.20}; this torchpeek reads {_VERSION}. Next: install a newer "
+                f"{path}: format {about['format']!r:.20}; this torchpeek reads 1 and {_VERSION}. Next: install a newer "
                 "torchpeek"
             )
+        if about["format"] != 1 and not read.checked:
+            raise FormatError(f"{path}: damaged: it has no checksum")
         tensors = read.tensors
         options = {name.removeprefix(_OPTION): each for name, each in tensors.items() if name.startswith(_OPTION)}
         provenance = _provenance(about["provenance"], options)
@@ -146,6 +148,7 @@ def _provenance(stored: Any, tensors: Mapping[str, Tensor]) -> Provenance:
     stored = dict(stored)
     stored["class_names"] = {int(label): _text(name) for label, name in stored["class_names"].items()}
     stored["steps"] = tuple(map(_text, stored["steps"]))
+    stored["inputs"] = tuple(map(_text, stored.get("inputs", ())))
     options = {name: tuple(each) if isinstance(each, list) else each for name, each in stored["options"].items()}
     stored["options"] = {**options, **tensors}
     for each in fields(Provenance):
@@ -172,6 +175,8 @@ def _why_not_a_heatmap(heatmap: Heatmap) -> str:
     for name, each in indices.items():
         if each.is_floating_point() or each.is_complex() or each.dtype == torch.bool:
             return f"its {name} are of {each.dtype}"
+    if heatmap.provenance.inputs and len(heatmap.provenance.inputs) != len(values):
+        return f"it has digests of {len(heatmap.provenance.inputs)} inputs for values {tuple(values.shape)}"
     for name, each in (("values", values), ("scores", scores)):
         if not each.is_floating_point():
             return f"its {name} are of {each.dtype}"
