@@ -127,7 +127,7 @@ def test_one_without_digests_is_not_checked(model, x) -> None:
 
 
 def test_pictures(tmp_path: Path) -> None:
-    loaded = tp.LoadedModel(PooledNet().eval(), preprocess=tp.Preprocess(size=(16, 16)))
+    loaded = tp.LoadedModel(PooledNet().eval(), preprocess=tp.Preprocess(resize=16, crop=(16, 16)))
     path = IMAGES / "chelsea.png"
     heatmap = tp.explain(loaded, str(path), target=1)
     for each in (path, Image.open(path), loaded.read(path), loaded.read(path).tensor):

@@ -35,15 +35,15 @@ def input_digests(
         N texts, such as "float32 3x224x224 4d9c01a6f3b2e875".
     """
     with torch.no_grad():
-        total = _hashes(_converted(picture, picture.dtype, dtype), len(picture))
+        numbers = _hashes(_converted(picture, picture.dtype, dtype), len(picture))
         for path, tensor in sorted(containers.leaves(arguments), key=lambda leaf: leaf[0]):
             if is_plain(tensor) and not tensor.is_meta:
                 rows = len(picture) if path in sample_paths else 1
-                hashes = _hashes(_converted(tensor, picture.dtype, dtype), rows).to(total.device)
-                total = _mixed(total * _ODD + hashes + crc32(path.encode()))
-        numbers = total.tolist()
+                others = _hashes(_converted(tensor, picture.dtype, dtype), rows) * (len(picture) // rows)
+                of_path = crc32(path.encode())
+                numbers = [_mixed(n * _ODD + other + of_path) for n, other in zip(numbers, others, strict=True)]
     form = f"{str(dtype or picture.dtype).removeprefix('torch.')} {'x'.join(map(str, picture.shape[1:]))}"
-    return tuple(f"{form} {number % 2**64:016x}" for number in numbers)
+    return tuple(f"{form} {number:016x}" for number in numbers)
 
 
 def changed_samples(
@@ -75,8 +75,8 @@ def _converted(tensor: Tensor, dtype: torch.dtype, to: torch.dtype | None) -> Te
     return tensor.to(to) if to is not None and tensor.dtype == dtype else tensor
 
 
-def _hashes(tensor: Tensor, rows: int) -> Tensor:
-    """(rows,), int64: a number for each row of a tensor, whatever its strides."""
+def _hashes(tensor: Tensor, rows: int) -> list[int]:
+    """A number of 64 bits for each row of a tensor, whatever its strides."""
     tensor = tensor.detach()
     if tensor.device.type not in ("cpu", "cuda"):  # not all have integers of 64 bits
         tensor = tensor.cpu()
@@ -84,30 +84,53 @@ def _hashes(tensor: Tensor, rows: int) -> Tensor:
         tensor = torch.view_as_real(tensor.resolve_conj())
     words = tensor.resolve_neg().reshape(rows, -1)
     if words.shape[1] == 0:
-        return torch.zeros(rows, dtype=torch.int64, device=words.device)
+        return [0] * rows
     words = words.view(_INTEGERS[words.element_size()])
     weights = _WEIGHTS.to(words.device)
-    while True:
-        whole = words.shape[1] // _BLOCK
-        blocks = words[:, : whole * _BLOCK].view(rows, whole, _BLOCK)
-        pieces = 1 + rows * whole // 4096  # of four million elements: the product takes twice the memory of float32
-        sums = [(part * weights).sum(-1) for part in blocks.tensor_split(pieces, dim=1) if whole]
-        if rest := words.shape[1] - whole * _BLOCK:
-            sums.append((words[:, whole * _BLOCK :] * weights[:rest]).sum(-1, keepdim=True))
-        words = _mixed(torch.cat(sums, dim=1) if len(sums) > 1 else sums[0])
-        if words.shape[1] == 1:
-            return words[:, 0]
+    while words.shape[1] > _BLOCK:
+        words = _mixed_tensor(_block_sums(words, weights))
+    return [_mixed(number) for number in (words * weights[: words.shape[1]]).sum(-1).tolist()]
 
 
-_ODD = -0x61C8864680B583EB  # 2^64 divided by the golden ratio, as a signed number
+def _block_sums(words: Tensor, weights: Tensor) -> Tensor:
+    """(rows, blocks): the weighted sum of each block of words; the last may be shorter."""
+    rows, whole = len(words), words.shape[1] // _BLOCK
+    # In pieces, because the products take twice the memory of an input in float32; on the CPU they stay in its cache.
+    most = _BLOCKS_AT_ONCE if words.device.type == "cpu" else 128 * _BLOCKS_AT_ONCE
+    pieces = words[:, : whole * _BLOCK].view(rows, whole, _BLOCK).tensor_split(1 + rows * whole // most, dim=1)
+    # Memory that is allocated anew for each piece would take longer than the sums.
+    products = torch.empty(pieces[0].shape, dtype=torch.int64, device=words.device)
+    sums = [torch.mul(piece, weights, out=products[:, : piece.shape[1]]).sum(-1) for piece in pieces]
+    if rest := words.shape[1] - whole * _BLOCK:
+        sums.append((words[:, whole * _BLOCK :] * weights[:rest]).sum(-1, keepdim=True))
+    return torch.cat(sums, dim=1)
 
 
-def _mixed(words: Tensor) -> Tensor:
+_BLOCKS_AT_ONCE = 32
+
+# The constants of SplitMix64, and 2^64 divided by the golden ratio.
+_ODD = 0x9E3779B97F4A7C15
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
+
+
+def _mixed(number: int) -> int:
     """A permutation of all numbers of 64 bits (the finaliser of SplitMix64)."""
-    for by, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
+    number %= 2**64
+    for by, factor in _ROUNDS:
+        number = (number ^ number >> by) * factor % 2**64
+    return number
+
+
+def _mixed_tensor(words: Tensor) -> Tensor:
+    """`_mixed` of each word."""
+    for by, factor in _ROUNDS:
         # A shift of signed numbers fills with the sign; the mask fills with zeros.
-        words = (words ^ ((words >> by) & (2 ** (64 - by) - 1))) * factor
+        words = (words ^ ((words >> by) & (2 ** (64 - by) - 1))) * _signed(factor)
     return words
 
 
-_WEIGHTS = _mixed(torch.arange(1, _BLOCK + 1) * _ODD) | 1
+def _signed(number: int) -> int:
+    return number - 2**64 if number >= 2**63 else number
+
+
+_WEIGHTS = torch.tensor([_signed(_mixed((n + 1) * _ODD) | 1) for n in range(_BLOCK)], device="cpu")
