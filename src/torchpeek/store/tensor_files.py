@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from collections.abc import Mapping
@@ -12,8 +13,6 @@ from typing import Any, BinaryIO
 from zlib import crc32
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
@@ -80,10 +79,10 @@ def read_tensor_file(path: str | PathLike[str], key: str, what: str, *, data: bo
             size = os.fstat(file.fileno())
             if not stat.S_ISREG(size.st_mode):
                 raise FormatError(f"{path}: is no regular file; allowed: a file of torchpeek")
-            head, metadata = _header(file, size.st_size, str(path), what)
+            entries, metadata = _header(file, size.st_size, str(path), what)
             if key not in metadata:
                 raise FormatError(f"{path}: a safetensors file, but not {what} of torchpeek")
-            tensors = from_bytes(b"".join((head, file.read()))) if data else {}
+            tensors = _tensors(file, entries) if data else {}
         return _checked(tensors, metadata, key, str(path), what, data=data)
     except FileNotFoundError as error:
         raise FormatError(f"{path}: no such file") from error
@@ -91,12 +90,12 @@ def read_tensor_file(path: str | PathLike[str], key: str, what: str, *, data: bo
         if isinstance(error, FormatError):
             raise
         raise FormatError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from error
-    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise FormatError(f"{path}: not {what}, or damaged ({error})") from error
 
 
-def _header(file: BinaryIO, size: int, path: str, what: str) -> tuple[bytes, dict[str, str]]:
-    """Read the header. Returns its bytes and the metadata. Raises FormatError where it cannot be that of the file."""
+def _header(file: BinaryIO, size: int, path: str, what: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read the header. Returns its entry of each tensor, and the metadata. Raises FormatError where it does not fit."""
     start = file.read(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > min(size - 8, _MOST_HEADER):
@@ -109,7 +108,57 @@ def _header(file: BinaryIO, size: int, path: str, what: str) -> tuple[bytes, dic
     end = max((int(each["data_offsets"][1]) for each in header.values()), default=0)
     if size != 8 + length + end:
         raise FormatError(f"{path}: damaged: it has {size:,} bytes, and its header says {8 + length + end:,}")
-    return start + text, metadata
+    return header, metadata
+
+
+# The types of safetensors that torch has.
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "F32": torch.float32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+}
+
+
+def _tensors(file: BinaryIO, entries: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read the tensors that follow the header into one block of memory, which they share. Raises ValueError."""
+    places = {name: (int(each["data_offsets"][0]), int(each["data_offsets"][1])) for name, each in entries.items()}
+    end = 0
+    for name, (first, last) in sorted(places.items(), key=lambda item: item[1]):
+        if first != end or last < first:
+            raise ValueError(f"the data of {name!r:.60} begin at {first}, and those before end at {end}")
+        end = last
+    data = torch.empty(end, dtype=torch.uint8, device="cpu")
+    read = file.readinto(data.numpy().data) if end else 0  # type: ignore[attr-defined]  # a BufferedReader has it
+    if read != end:
+        raise ValueError(f"{read} bytes of data in place of {end}")
+    tensors = {}
+    for name, entry in entries.items():
+        first, last = places[name]
+        dtype, shape = _DTYPES[entry["dtype"]], [int(length) for length in entry["shape"]]
+        if len(shape) > _MOST_AXES or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != last - first:
+            raise ValueError(f"{name!r:.60} has {last - first} bytes for the shape {shape[:_MOST_AXES]} of {dtype}")
+        own = data[first:last]
+        own = own.clone() if first % dtype.itemsize else own
+        tensors[name] = own.view(dtype).view(shape)
+    return tensors
+
+
+_MOST_AXES = 64  # as many as torch has
 
 
 def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
