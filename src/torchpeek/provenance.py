@@ -86,7 +86,8 @@ class Provenance:
             The Provenance; the others' digests are left out.
 
         Example:
-            >>> tp.Provenance("gradcam", "layer4", inputs=("a", "b")).of_samples(slice(1, 2)).inputs
+            >>> provenance = tp.Provenance("gradcam", "layer4", inputs=("a", "b"))
+            >>> provenance.of_samples(slice(1, 2)).inputs
             ('b',)
         """
         return replace(self, inputs=self.inputs[rows]) if self.inputs else self

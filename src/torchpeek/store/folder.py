@@ -51,7 +51,7 @@ class OutputFolder:
         except FolderHeld as held:
             holder = str(held)
         try:
-            if not overwrite and (count := sum(1 for each in folder.iterdir() if not each.name.startswith(PREFIX))):
+            if not overwrite and (count := _result_count(folder)):
                 writing = f", and {holder} is writing to it" if holder else ""
                 raise FolderError(
                     f"output folder {str(folder)!r} is not empty ({count} entries{writing}); allowed: a new or empty "
@@ -158,7 +158,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def _not_written(path: Path, error: OSError, data: bytes) -> str:
     text = f"{path}: cannot be written ({(error.strerror or str(error)).lower()})"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):  # Windows has no quotas
         try:
             free = f", and {shutil.disk_usage(path.parent).free:,} are free"
         except OSError:
@@ -171,6 +171,14 @@ def file_stem(text: str) -> str:
     """Turn text into a part of a file name: `Egyptian cat` -> `egyptian-cat`. Letters of every script stay."""
     # A name has at most 255 bytes, and a letter up to four.
     return re.sub(r"[^\w+.]+", "-", text.lower())[:50].strip("-.") or "unnamed"
+
+
+def _result_count(folder: Path) -> int:
+    """The number of entries that are no temporary files; 0 for a folder that its writer has removed meanwhile."""
+    try:
+        return sum(1 for each in folder.iterdir() if not each.name.startswith(PREFIX))
+    except FileNotFoundError:
+        return 0
 
 
 def _made(folder: Path) -> tuple[Path, ...]:
