@@ -85,7 +85,7 @@ class Heatmap:
             self.values[rows, columns],
             self.scores[rows, columns],
             self.question.select(rows, columns),
-            self.provenance,
+            self.provenance if len(self) == 1 else self.provenance.of_samples(rows),
             self.pictures[rows],
         )
 

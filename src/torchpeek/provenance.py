@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -32,6 +32,8 @@ class Provenance:
         torch: Version of torch.
         torchpeek: Version of torchpeek.
         steps: What was done to the values afterwards: "positive", "unit", "resized to 224 x 224".
+        inputs: A digest of each sample's input, as the model took it. `evaluate` finds by these that a heatmap is of
+            other inputs. Empty where they are not known.
 
     Example:
         >>> tp.Provenance("gradcam", "layer4", class_names={281: "tabby"})
@@ -56,6 +58,7 @@ class Provenance:
     torch: str = ""
     torchpeek: str = ""
     steps: Sequence[str] = ()
+    inputs: Sequence[str] = ()
 
     def class_name(self, label: int) -> str:
         """Return the name of a class, or `class 281` if the model has no class names.
@@ -73,6 +76,22 @@ class Provenance:
         """
         return self.class_names.get(label, f"class {label}")
 
+    def of_samples(self, rows: slice) -> Provenance:
+        """Return the provenance of some of the samples.
+
+        Args:
+            rows: Which of them.
+
+        Returns:
+            The Provenance; the others' digests are left out.
+
+        Example:
+            >>> provenance = tp.Provenance("gradcam", "layer4", inputs=("a", "b"))
+            >>> provenance.of_samples(slice(1, 2)).inputs
+            ('b',)
+        """
+        return replace(self, inputs=self.inputs[rows]) if self.inputs else self
+
     def described(self) -> list[tuple[str, str]]:
         """Return the choices that are known, as text.
 
@@ -84,7 +103,9 @@ class Provenance:
             >>> provenance.described()
             [('method', 'gradcam'), ('layer', 'layer4'), ('options', 'seed=0')]
         """
-        return [(each.name, text) for each in fields(self) if (text := _text_of(getattr(self, each.name)))]
+        # Digests say nothing to a reader.
+        shown = [each.name for each in fields(self) if each.name != "inputs"]
+        return [(name, text) for name in shown if (text := _text_of(getattr(self, name)))]
 
     @notebook_html
     def _repr_html_(self) -> str:

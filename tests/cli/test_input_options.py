@@ -188,7 +188,7 @@ class TestClasses:
             (b"ant\n\ncat\n", "line 2 is empty"),
             (b"ant\xff\xfebee", "is no text in UTF-8 (byte 3)"),
             (b"\x00\x01", "is no text"),
-            (b'["ant", "bee"', "no JSON (line 1"),
+            (b'["ant", "bee"', "not JSON (Expecting"),
             (b'["ant", 3, "cat"]', "class 1 is 3, and no name"),
             (b'{"a": "ant", "b": "bee"}', "has keys that are no class index"),
             (b'{"0": "ant", "2": "bee", "3": "cat"}', "has 3 names and none for class 1"),

@@ -72,6 +72,7 @@ def run(
     except Exception:
         folder.abandon()
         raise
+    folder.close()
     if json:
         print_json(results)
     else:

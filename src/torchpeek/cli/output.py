@@ -9,7 +9,7 @@ from typing import Any
 
 from torchpeek.cli.options import OutputOptions
 from torchpeek.errors import OptionError
-from torchpeek.store import OutputFolder, file_stem
+from torchpeek.store import OutputFolder, check_folder, file_stem
 
 
 @contextmanager
@@ -22,6 +22,9 @@ def output_folder(options: OutputOptions) -> Iterator[OutputFolder | None]:
         if folder is not None:
             folder.abandon()
         raise
+    finally:
+        if folder is not None:
+            folder.close()
 
 
 def file_names(texts: Mapping[str, str], *, reserved: Collection[str]) -> dict[str, str]:
@@ -47,7 +50,7 @@ def tensorboard_writer(folder: Path | None) -> Iterator[Any]:
     if folder is None:
         yield None
         return
-    OutputFolder.prepared(folder, overwrite=True).abandon()
+    check_folder(folder)  # which other writers of TensorBoard may have open
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

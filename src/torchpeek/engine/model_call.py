@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.input_digests import changed_samples, input_digests
 from torchpeek.engine.model_config import (
     compares_texts,
     is_text_argument,
@@ -138,6 +139,15 @@ class ModelCall:
             return tuple(tensor.shape[1:] if path in self.sample_paths else tensor.shape), tensor.dtype
 
         return *picture, repr(containers.mapped(self.arguments, form))
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """A text for each sample that another input does not have; see `input_digests`."""
+        return input_digests(self.picture, self.arguments, self.sample_paths)
+
+    def changed_samples(self, digests: Sequence[str]) -> Mapping[int, int | None]:
+        """The samples with another input than that of these digests; see `input_digests.changed_samples`."""
+        return changed_samples(digests, self.picture, self.arguments, self.sample_paths)
 
     @property
     def is_single_tensor(self) -> bool:

@@ -16,7 +16,15 @@ from torch import Tensor
 from torchpeek.engine import CaptureRequest, bound_to, trace_model
 from torchpeek.errors import InputError
 from torchpeek.evaluation.cases import RANDOM, Explain, by_grid, case_of, explainer_of
-from torchpeek.evaluation.checks import Metrics, check_grids, check_heatmaps, check_needs, check_same, selected_metrics
+from torchpeek.evaluation.checks import (
+    Metrics,
+    check_grids,
+    check_heatmaps,
+    check_inputs,
+    check_needs,
+    check_same,
+    selected_metrics,
+)
 from torchpeek.explanation.request import LayerChoice, explanation_request
 from torchpeek.heatmap import Heatmap
 from torchpeek.keywords import checked_keywords
@@ -99,7 +107,8 @@ def evaluate(
         Measurements, a mapping from metric name to Measurement; a dict of them if `heatmap` is a dict.
 
     Raises:
-        InputError: When heatmaps, inputs, masks or boxes do not fit each other.
+        InputError: When heatmaps, inputs, masks or boxes do not fit each other, or a heatmap was made with other
+            inputs.
         MetricNotFound: When no metric has that name.
         MetricNotApplicable: When a metric is not defined for the target, or needs `masks`, `boxes` or `explain`.
         OptionError: When a metric does not have an option, or not with that value.
@@ -126,6 +135,7 @@ def evaluate(
     captures = CaptureRequest({}, gradients=False)
     trace = trace_model(request.module, request.call, captures, request.target, request.origin)
     heatmaps = {name: _on(each, trace.scores.device) for name, each in heatmaps.items()}
+    check_inputs(heatmaps, trace.forward_pass.call)
     check_same(heatmaps, trace.scores)
     check_grids(heatmaps, trace.inputs.shape)
     for name in selected:
@@ -170,15 +180,19 @@ def _of_each(
             )
     if single and isinstance(heatmap[0], Heatmap):
         lists = {heatmap[0].provenance.method: heatmap}
-    parts = [
-        evaluate_one(
-            each_input,
-            {name: each[number] for name, each in lists.items()},
-            masks=None if masks is None else masks[number],
-            boxes=None if boxes is None else boxes[number],
-        )
-        for number, each_input in enumerate(inputs)
-    ]
+    parts = []
+    for number, each_input in enumerate(inputs):
+        try:
+            part = evaluate_one(
+                each_input,
+                {name: each[number] for name, each in lists.items()},
+                masks=None if masks is None else masks[number],
+                boxes=None if boxes is None else boxes[number],
+            )
+        except Exception as error:
+            error.add_note(f"at inputs[{number}] of the list")
+            raise
+        parts.append(part)
     results = MeasurementsByMethod({name: joined([part[name] for part in parts]) for name in lists})
     return next(iter(results.values())) if single else results
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchpeek.cam import METHODS, fusion_in, fusion_step
+from torchpeek.engine import ModelCall
 from torchpeek.engine.numerics import close
 from torchpeek.errors import InputError, MetricNotApplicable, NotFinite
 from torchpeek.heatmap import Heatmap
@@ -72,6 +73,26 @@ def check_needs(
                 f"{', '.join(metrics)} cannot make the heatmap {name!r} again: {reason}. Next: give "
                 "explain=, a function (module, inputs, question) -> (n, K, *grid), or choose other metrics"
             )
+
+
+def check_inputs(heatmaps: Mapping[str, Heatmap], call: ModelCall) -> None:
+    """Raise InputError where a heatmap was made from other inputs. One without digests of its inputs is not checked."""
+    checked: dict[Sequence[str], Mapping[int, int | None]] = {}  # the heatmaps of a trace have the same digests
+    for name, each in heatmaps.items():
+        digests = tuple(each.provenance.inputs)
+        if digests not in checked:
+            checked[digests] = call.changed_samples(digests)
+        changed = checked[digests]
+        if not changed:
+            continue
+        samples = ", ".join(map(str, list(changed)[:8])) + (", ..." if len(changed) > 8 else "")
+        moved = next(((n, place) for n, place in changed.items() if place is not None), None)
+        where = f"; sample {moved[0]} is sample {moved[1]} of the heatmap" if moved else ""
+        raise InputError(
+            f"the heatmap {name!r} was made with other inputs: sample {samples} of {len(call)} differs{where}. Next: "
+            "give the inputs that it was made with, in the same sequence and preprocessed in the same way, or explain "
+            "these inputs anew"
+        )
 
 
 def check_same(heatmaps: Mapping[str, Heatmap], scores: Tensor) -> None:

@@ -339,6 +339,7 @@ def _provenance(
         torch=torch.__version__,
         torchpeek=_version.__version__,
         steps=(*steps, str(smooth)) if smooth else tuple(steps),
+        inputs=trace.forward_pass.call.digests,
     )
 
 

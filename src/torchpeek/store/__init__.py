@@ -1,8 +1,9 @@
 """Files and formats: reads pictures and regions; writes heatmaps, tensors, records and folders of results."""
 
 from torchpeek.store.class_names import read_class_names
-from torchpeek.store.folder import OutputFolder, file_stem
+from torchpeek.store.folder import OutputFolder, check_folder, file_stem
 from torchpeek.store.heatmaps import load, save, save_bytes
+from torchpeek.store.json_values import parsed_json, read_json
 from torchpeek.store.pictures import (
     figure_bytes,
     find_pictures,
@@ -21,6 +22,7 @@ from torchpeek.store.tensors import TensorStream, tensor_bytes
 __all__ = [
     "OutputFolder",
     "TensorStream",
+    "check_folder",
     "encodable",
     "figure_bytes",
     "file_stem",
@@ -31,10 +33,12 @@ __all__ = [
     "load",
     "other_files",
     "parquet_bytes",
+    "parsed_json",
     "png_bytes",
     "read_boxes",
     "read_class_names",
     "read_image",
+    "read_json",
     "read_mask",
     "reduced_size",
     "save",

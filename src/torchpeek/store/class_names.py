@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from torchpeek.errors import FormatError, listed_names, notify
+from torchpeek.store.json_values import MOST_BYTES, bounded_bytes, parsed_json
 
 
 def read_class_names(path: str | PathLike[str]) -> list[str]:
@@ -24,13 +23,9 @@ def read_class_names(path: str | PathLike[str]) -> list[str]:
     text = _text(path)
     if text.lstrip()[:1] in ("[", "{"):
         try:
-            value = json.loads(text, object_pairs_hook=_without_repeated_keys)
-        except json.JSONDecodeError as error:
-            raise FormatError(f"{path}: no JSON (line {error.lineno}: {error.msg}); {_ALLOWED}") from error
+            value = parsed_json(text, str(path), allowed=_ALLOWED, object_pairs_hook=_without_repeated_keys)
         except _RepeatedKey as error:
             raise FormatError(f"{path}: has the key {error} twice; allowed: each class once") from error
-        except RecursionError as error:
-            raise FormatError(f"{path}: is nested too deeply; {_ALLOWED}") from error
         names = _names_of(value, path)
     else:
         names = _lines(text, path)
@@ -46,10 +41,9 @@ _ALLOWED = 'allowed: a name in each line, a JSON list of names, or a JSON object
 
 
 def _text(path: str | PathLike[str]) -> str:
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be opened ({(error.strerror or str(error)).lower()})") from error
+    data = bounded_bytes(path)
+    if len(data) > MOST_BYTES:
+        raise FormatError(f"{path}: has more than {MOST_BYTES:,} bytes; {_ALLOWED}")
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = data.decode(encoding)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,14 +14,23 @@ from os import PathLike
 from pathlib import Path
 
 from torchpeek.errors import FolderError
+from torchpeek.store.folder_lock import (
+    PREFIX,
+    FolderHeld,
+    FolderLock,
+    lock_folder,
+    remove_stale_files,
+    temporary_prefix,
+)
 
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """A folder for results."""
+    """A folder for results, which no other writer has while this object, or its lock, lives."""
 
     path: Path
     created: tuple[Path, ...] = ()  # the folder and its parents, as far as they did not exist before
+    lock: FolderLock | None = None
 
     @classmethod
     def prepared(
@@ -29,71 +40,179 @@ class OutputFolder:
         overwrite: bool = False,
         advice: str = "--overwrite to replace what has the same name, or another --out",
     ) -> OutputFolder:
-        """Make the folder if it does not exist. Raises FolderError if it cannot be written or is not empty.
+        """Make the folder if it does not exist, and lock it.
 
-        `advice` is the next step in the error for a folder that is not empty.
+        Raises FolderError if it cannot be written, is not empty, or another writer has it. `advice` is the next step
+        in the error for a folder that is not empty.
         """
-        folder = Path(path)
-        if os.path.exists(folder) and not folder.is_dir():
-            raise FolderError(f"output folder {str(folder)!r} is a file; choose another")
-        created = _missing(folder)
+        folder, created, lock, holder = Path(path), tuple[Path, ...](), None, ""
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            _remove_empty(created)
-            raise FolderError(
-                f"output folder {str(folder)!r} cannot be written ({error.strerror}); choose another"
-            ) from error
-        if not overwrite and (count := sum(1 for _ in folder.iterdir())):
-            raise FolderError(
-                f"output folder {str(folder)!r} is not empty ({count} entries); allowed: a new or empty one. Next: "
-                f"{advice}"
-            )
-        return cls(folder, created)
+            created, lock = _made_and_locked(folder)
+        except FolderHeld as held:
+            holder = str(held)
+        try:
+            if not overwrite and (count := _result_count(folder)):
+                writing = f", and {holder} is writing to it" if holder else ""
+                raise FolderError(
+                    f"output folder {str(folder)!r} is not empty ({count} entries{writing}); allowed: a new or empty "
+                    f"one. Next: {advice}"
+                )
+            if lock is None:
+                raise FolderError(
+                    f"output folder {str(folder)!r} is in use: {holder} is writing to it, and the files of two writers "
+                    "would replace each other. Next: wait for its end, or choose another folder"
+                )
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+        remove_stale_files(folder)
+        return cls(folder, created, lock)
+
+    @classmethod
+    def reopened(cls, path: str | PathLike[str]) -> OutputFolder:
+        """Lock a folder that exists, to go on writing to it. Raises FolderError as `prepared` does."""
+        if not Path(path).is_dir():
+            raise FolderError(f"{path}: no such folder; it was moved or deleted")
+        return cls.prepared(path, overwrite=True)
 
     def write(self, name: str, data: bytes) -> Path:
         """Write a file of this folder, whole or not at all, and return its path.
 
-        Raises FolderError where it cannot be written, such as on a full disk.
+        Raises FolderError where it cannot be written, such as on a full disk, and where the folder is another one than
+        at the beginning.
         """
         path = self.path / name
+        if self.lock is not None:
+            self._check_place(path, self.lock)
         created = _missing(path.parent)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, data)
         except BaseException as error:
             _remove_empty(created)
-            if isinstance(error, OSError):
-                raise FolderError(f"{path}: cannot be written ({(error.strerror or str(error)).lower()})") from error
+            if isinstance(error, OSError) and not isinstance(error, FolderError):
+                raise FolderError(_not_written(path, error, data)) from error
             raise
         return path
 
+    @property
+    def held(self) -> bool:
+        """Whether this process may write to it."""
+        return self.lock is not None and self.lock.held
+
     def abandon(self) -> None:
-        """Remove the folder and the parents that were made for it, as far as they are empty."""
-        _remove_empty(self.created)
+        """Remove the folder and the parents that were made for it, as far as they are empty, and unlock it."""
+        if self.lock is not None:
+            self.lock.remove_file()
+        _remove_empty(self.created)  # before others can have it
+        self.close()
+
+    def close(self) -> None:
+        """Let others write to the folder."""
+        if self.lock is not None:
+            self.lock.release()
+
+    def _check_place(self, path: Path, lock: FolderLock) -> None:
+        if not lock.held:
+            raise FolderError(
+                f"{path}: cannot be written, because this process does not have the folder; another one, such as that "
+                "which forked this one, may be writing to it. Next: choose another folder for each process"
+            )
+        if not lock.is_of(self.path):
+            raise FolderError(
+                f"{path}: cannot be written: the folder {str(self.path)!r} was moved, replaced or deleted since this "
+                "began. What was written so far is where it was moved to"
+            )
+
+
+def check_folder(path: str | PathLike[str]) -> None:
+    """Raise FolderError unless files can be written to the folder, which need not exist yet. Nothing is left there.
+
+    For folders to which several writers may write at once, as to that of TensorBoard.
+    """
+    _remove_empty(_made(Path(path)))
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write next to `path` and rename: no reader sees half a file, and an interrupt leaves none behind."""
+    """Write next to `path` and rename: no reader sees half a file, and an interrupt leaves none behind.
+
+    Raises FolderError where it cannot be written.
+    """
     if not path.parent.is_dir():
         raise FolderError(f"no folder {str(path.parent)!r} to write {path.name} in; make it first")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".torchpeek-")
+    temporary: str | None = None
     try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=temporary_prefix())
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes the file private
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise FolderError(_not_written(path, error, data)) from error
         raise
+
+
+def _not_written(path: Path, error: OSError, data: bytes) -> str:
+    text = f"{path}: cannot be written ({(error.strerror or str(error)).lower()})"
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):  # Windows has no quotas
+        try:
+            free = f", and {shutil.disk_usage(path.parent).free:,} are free"
+        except OSError:
+            free = ""
+        text += f": it has {len(data):,} bytes{free}. Next: make room, or choose a folder on another disk"
+    return text
 
 
 def file_stem(text: str) -> str:
     """Turn text into a part of a file name: `Egyptian cat` -> `egyptian-cat`. Letters of every script stay."""
     # A name has at most 255 bytes, and a letter up to four.
     return re.sub(r"[^\w+.]+", "-", text.lower())[:50].strip("-.") or "unnamed"
+
+
+def _result_count(folder: Path) -> int:
+    """The number of entries that are no temporary files; 0 for a folder that its writer has removed meanwhile."""
+    try:
+        return sum(1 for each in folder.iterdir() if not each.name.startswith(PREFIX))
+    except FileNotFoundError:
+        return 0
+
+
+def _made(folder: Path) -> tuple[Path, ...]:
+    """Make a folder, and check that files can be written to it. Returns what was made. Raises FolderError."""
+    if os.path.exists(folder) and not folder.is_dir():
+        raise FolderError(f"output folder {str(folder)!r} is a file; choose another")
+    created = _missing(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        _remove_empty(created)
+        raise FolderError(
+            f"output folder {str(folder)!r} cannot be written ({error.strerror}); choose another"
+        ) from error
+    return created
+
+
+def _made_and_locked(folder: Path) -> tuple[tuple[Path, ...], FolderLock]:
+    """Make and lock a folder. Returns what was made, and the lock. Raises FolderError and FolderHeld."""
+    created: tuple[Path, ...] = ()
+    for _ in range(100):  # a writer that fails removes its empty folder, perhaps between these two steps
+        created = _made(folder) or created
+        try:
+            return created, lock_folder(folder)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            _remove_empty(created)
+            raise FolderError(
+                f"output folder {str(folder)!r} cannot be locked ({error.strerror}); choose another"
+            ) from error
+    raise FolderError(f"output folder {str(folder)!r} is removed again and again; choose another")
 
 
 def _missing(folder: Path) -> tuple[Path, ...]:

@@ -3,38 +3,43 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from os import PathLike
 from pathlib import Path
+from typing import Any, cast, get_args
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
+import torch
 from torch import Tensor
 
 from torchpeek.engine import score_kind
 from torchpeek.engine.targets import Answered, ClassScores, ContrastScores, Question
-from torchpeek.errors import FormatError, InputError
+from torchpeek.engine.targets.classes import ScoreKind
+from torchpeek.errors import FormatError, InputError, notify
 from torchpeek.heatmap import Heatmap
 from torchpeek.provenance import Provenance
 from torchpeek.store.folder import write_whole
+from torchpeek.store.json_values import parsed_json
+from torchpeek.store.tensor_files import packed, read_tensor_file
 
 _KEY = "torchpeek"
-_VERSION = 1
+_VERSION = 2  # 1 had no checksum, and no digests of the inputs
 
 
 def save(heatmap: Heatmap, path: str | PathLike[str]) -> None:
     """Write a heatmap as a safetensors file.
 
-    Values, scores and labels are tensors; everything else is JSON in the header. An existing file is replaced in one
-    step: a reader sees the old file or the new one. The pictures of the heatmap are not written.
+    Values, scores and labels are tensors; everything else is JSON in the header, and a checksum covers all of it. An
+    existing file is replaced in one step: a reader sees the old file or the new one. The pictures of the heatmap are
+    not written.
 
     Args:
         heatmap: The heatmap.
         path: Path of the file.
 
     Raises:
-        InputError: When it is no heatmap.
-        FolderError: When the folder of the file does not exist.
+        InputError: When it is no heatmap, or its parts do not fit each other.
+        FolderError: When the folder of the file does not exist, or the file cannot be written.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -50,6 +55,8 @@ def save(heatmap: Heatmap, path: str | PathLike[str]) -> None:
 
 def save_bytes(heatmap: Heatmap) -> bytes:
     """Return the bytes that `save` writes."""
+    if problem := _why_not_a_heatmap(heatmap):
+        raise InputError(f"the heatmap cannot be saved: {problem}. Next: make it as tp.explain does")
     question, tensors = heatmap.question, {"values": heatmap.values, "scores": heatmap.scores}
     stored: dict[str, str | float]
     match question:
@@ -64,8 +71,9 @@ def save_bytes(heatmap: Heatmap) -> bytes:
     options = {name: value for name, value in heatmap.provenance.options.items() if isinstance(value, Tensor)}
     tensors |= {_OPTION + name: value for name, value in options.items()}
     about = {"format": _VERSION, "question": stored, "provenance": asdict(heatmap.provenance)}
-    header = {_KEY: json.dumps(about, ensure_ascii=False, default=_as_json)}
-    return to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, header)
+    # ASCII, because a name may hold what UTF-8 has no bytes for.
+    header = {_KEY: json.dumps(about, default=_as_json)}
+    return packed({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, header)
 
 
 # What the name of a tensor begins with that is an option of the method.
@@ -96,38 +104,80 @@ def load(path: str | PathLike[str]) -> Heatmap:
         >>> torch.equal(tp.load(folder / "heatmap.safetensors").values, heatmap.values)
         True
     """
+    read = read_tensor_file(path, _KEY, "a heatmap")
+    about = parsed_json(read.metadata[_KEY], str(path), allowed="not a heatmap, or damaged")
     try:
-        with safe_open(path, framework="pt") as opened:
-            header = (opened.metadata() or {}).get(_KEY)
-            if header is None:
-                raise FormatError(
-                    f"{path}: a safetensors file, but not a heatmap of torchpeek; it holds {list(opened.keys())[:4]}"
-                )
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is not a dict
-        about = json.loads(header)
-        if about["format"] != _VERSION:
+        if about["format"] not in (1, _VERSION):
             raise FormatError(
-                f"{path}: format {about['format']}; this torchpeek reads {_VERSION}. Next: install a newer torchpeek"
+                f"{path}: format {about['format']!r:.20}; this torchpeek reads 1 and {_VERSION}. Next: install a newer "
+                "torchpeek"
             )
-        provenance = about["provenance"]
-        provenance["class_names"] = {int(label): name for label, name in provenance["class_names"].items()}
-        provenance["steps"] = tuple(provenance["steps"])
-        options = provenance["options"]
-        options |= {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
-        options |= {name.removeprefix(_OPTION): each for name, each in tensors.items() if name.startswith(_OPTION)}
-        stored = about["question"]
-        part = stored.get("part", "")  # older files do not have it
-        question: Question
-        if "strength" in stored:
-            question = ContrastScores(tensors["labels"], tensors["others"], stored["strength"], part)
-        elif "answered" in stored:
-            question = Answered(tensors["labels"], stored["kind"])
-        else:
-            question = ClassScores(tensors["labels"], stored["kind"], part)
-        return Heatmap(tensors["values"], tensors["scores"], question, Provenance(**provenance))
-    except FileNotFoundError as error:
-        raise FormatError(f"{path}: no such file") from error
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        if isinstance(error, FormatError):
-            raise
+        if about["format"] != 1 and not read.checked:
+            raise FormatError(f"{path}: damaged: it has no checksum")
+        tensors = read.tensors
+        options = {name.removeprefix(_OPTION): each for name, each in tensors.items() if name.startswith(_OPTION)}
+        provenance = _provenance(about["provenance"], options)
+        heatmap = Heatmap(tensors["values"], tensors["scores"], _question(about["question"], tensors), provenance)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise FormatError(f"{path}: not a heatmap, or damaged ({error})") from error
+    if problem := _why_not_a_heatmap(heatmap):
+        raise FormatError(f"{path}: not a heatmap, or damaged ({problem})")
+    if not read.checked:
+        notify(
+            f"{path}: has no checksum, as it is from an older torchpeek; a damaged number in it is not noticed. Next: "
+            "tp.save(tp.load(path), path) gives it one"
+        )
+    return heatmap
+
+
+def _question(stored: Any, tensors: Mapping[str, Tensor]) -> Question:
+    part, kind = stored.get("part", ""), stored["kind"]  # older files have no part
+    if not isinstance(part, str) or not isinstance(kind, str):
+        raise TypeError("its question has no name")
+    if "strength" in stored:
+        return ContrastScores(tensors["labels"], tensors["others"], float(stored["strength"]), part)
+    if "answered" in stored:
+        return Answered(tensors["labels"], kind)
+    if kind not in get_args(ScoreKind):
+        raise ValueError(f"a score of the kind {kind!r:.60}")
+    return ClassScores(tensors["labels"], cast(ScoreKind, kind), part)
+
+
+def _provenance(stored: Any, tensors: Mapping[str, Tensor]) -> Provenance:
+    """The provenance; `tensors` are the options that are tensors."""
+    stored = dict(stored)
+    stored["class_names"] = {int(label): _text(name) for label, name in stored["class_names"].items()}
+    stored["steps"] = tuple(map(_text, stored["steps"]))
+    stored["inputs"] = tuple(map(_text, stored.get("inputs", ())))
+    options = {name: tuple(each) if isinstance(each, list) else each for name, each in stored["options"].items()}
+    stored["options"] = {**options, **tensors}
+    for each in fields(Provenance):
+        if each.type == "str" and each.name in stored:
+            _text(stored[each.name])
+    return Provenance(**stored)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.60} is no text")
+    return value
+
+
+def _why_not_a_heatmap(heatmap: Heatmap) -> str:
+    """Why the parts of a heatmap do not fit each other; "" where they do."""
+    values, scores, question = heatmap.values, heatmap.scores, heatmap.question
+    indices = {"labels": question.labels}
+    if isinstance(question, ContrastScores):
+        indices["others"] = question.others
+    for name, each in {"scores": scores, **indices}.items():
+        if each.ndim != 2 + (name == "others") or each.shape[:2] != values.shape[:2]:
+            return f"its {name} are {tuple(each.shape)} for values {tuple(values.shape)}"
+    for name, each in indices.items():
+        if each.is_floating_point() or each.is_complex() or each.dtype == torch.bool:
+            return f"its {name} are of {each.dtype}"
+    if heatmap.provenance.inputs and len(heatmap.provenance.inputs) != len(values):
+        return f"it has digests of {len(heatmap.provenance.inputs)} inputs for values {tuple(values.shape)}"
+    for name, each in (("values", values), ("scores", scores)):
+        if not each.is_floating_point():
+            return f"its {name} are of {each.dtype}"
+    return ""

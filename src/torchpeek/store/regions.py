@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from torchpeek.errors import FormatError
+from torchpeek.store.json_values import read_json
 from torchpeek.store.pictures import find_pictures
 
 Box: TypeAlias = tuple[float, float, float, float]
@@ -19,12 +20,7 @@ _ALLOWED = '{"cat.jpg": [[left, top, right, bottom], ...], ...}'
 
 def read_boxes(path: str | PathLike[str]) -> dict[str, list[Box]]:
     """Read a JSON file of boxes: name or path of the picture -> boxes. Raises FormatError if it is not one."""
-    try:
-        boxes_by_name = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be opened ({(error.strerror or str(error)).lower()})") from error
-    except ValueError as error:  # not JSON, or not text
-        raise FormatError(f"{path}: not JSON ({error}); allowed: {_ALLOWED}") from error
+    boxes_by_name = read_json(path, allowed=f"allowed: {_ALLOWED}")
     if not isinstance(boxes_by_name, dict):
         raise FormatError(f"{path}: a JSON {type(boxes_by_name).__name__}; allowed: {_ALLOWED}")
     for name, boxes in boxes_by_name.items():

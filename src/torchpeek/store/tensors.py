@@ -3,47 +3,51 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from itertools import count
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from threading import Lock
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from torchpeek.errors import FormatError, InputError, LayerNotFound, closest
+from torchpeek.errors import FormatError, InputError, LayerNotFound, closest, notify
 from torchpeek.hooks import Captured
 from torchpeek.store.folder import OutputFolder, file_stem
+from torchpeek.store.json_values import parsed_json
+from torchpeek.store.tensor_files import TensorFile, packed, read_tensor_file
 from torchpeek.tensor_formats import why_without_values
 
 _KEY = "torchpeek-stream"
+_WHAT = "a tensor of a stream"
 _FILE = re.compile(r"(\d{8,})-.+\.safetensors")
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
-    """Return tensors as the bytes of a safetensors file, with `about` in its header.
+    """Return tensors as the bytes of a safetensors file, with `about` and a checksum in its header.
 
     Raises InputError for a tensor that the format cannot hold.
     """
-    return to_bytes({name: _plain(name, tensor) for name, tensor in tensors.items()}, dict(about))
+    return packed({name: _plain(name, tensor) for name, tensor in tensors.items()}, about)
 
 
 class TensorStream:
     """Writes every tensor of a recording to a file in a folder, and reads the files back.
 
     With `record(model, layers, keep=tp.keep.Callback(stream))` nothing is kept in memory. A stream may be called from
-    several threads.
+    several threads. One process writes to a folder at a time, for as long as one of its streams that has written
+    exists; any number may read.
 
     Args:
         path: A new or empty folder. `TensorStream.opened` opens a stream that was written before.
 
     Raises:
-        FolderError: When the folder is not empty or cannot be written.
+        FolderError: When the folder is not empty, cannot be written, or another stream writes to it.
 
     Example:
         >>> model, stream = nn.Sequential(nn.Linear(2, 3)), tp.TensorStream(folder / "stream")
@@ -55,8 +59,9 @@ class TensorStream:
 
     def __init__(self, path: str | PathLike[str]) -> None:
         advice = f"TensorStream.opened({str(path)!r}) to read it, or to go on with it; or another folder"
-        self._folder = OutputFolder.prepared(path, advice=advice)
-        self._numbers = count()
+        self._path = Path(path).absolute()  # a later os.chdir does not move the stream
+        folder = OutputFolder.prepared(path, advice=advice)
+        self._writer: _Writer | None = _Writer(replace(folder, path=self._path))
 
     @classmethod
     def opened(cls, path: str | PathLike[str]) -> TensorStream:
@@ -80,8 +85,8 @@ class TensorStream:
         if not folder.is_dir():
             raise FormatError(f"{path}: no such folder")
         stream = cls.__new__(cls)
-        stream._folder = OutputFolder(folder)
-        stream._numbers = count(max(stream._files(), default=-1) + 1)
+        stream._path = folder.absolute()
+        stream._writer = None  # reading needs no lock
         return stream
 
     def __call__(self, captured: Captured) -> None:
@@ -92,6 +97,7 @@ class TensorStream:
 
         Raises:
             InputError: When the format cannot hold the tensor.
+            FolderError: When the file cannot be written, or another process writes to the folder.
 
         Example:
             >>> stream = tp.TensorStream(folder / "stream")
@@ -99,10 +105,13 @@ class TensorStream:
             >>> len(stream)
             1
         """
-        number = next(self._numbers)  # atomic: no two threads get the same
+        writer = self._writer
+        if writer is None or not writer.folder.held:
+            writer = self._writer = _writer_of(self._path)
+        number = writer.next_number()
         about = {"layer": captured.layer, "part": captured.part, "order": captured.order}
         name = f"{number:08d}-{file_stem(captured.layer)}-{file_stem(captured.part)}.safetensors"
-        self._folder.write(name, tensor_bytes({"tensor": captured.tensor}, {_KEY: json.dumps(about)}))
+        writer.folder.write(name, tensor_bytes({"tensor": captured.tensor}, {_KEY: json.dumps(about)}))
 
     def read(self, layer: str, part: str = "output") -> Iterator[Tensor]:
         """Return an iterator over the tensors of one layer, in the order in which they were written.
@@ -151,30 +160,86 @@ class TensorStream:
 
     def _files(self) -> dict[int, Path]:
         """Return number -> file, in order. Files with other names do not belong to the stream."""
-        named = ((_FILE.fullmatch(file.name), file) for file in self._folder.path.iterdir())
-        return dict(sorted((int(match[1]), file) for match, file in named if match))
+        return _numbered_files(self._path)
 
 
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            yield opened
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise FormatError(f"{file}: not a tensor of a stream, or damaged ({error})") from error
+class _Writer:
+    """The right to write to the folder of a stream, and the next number. All streams of a process share it."""
+
+    def __init__(self, folder: OutputFolder) -> None:
+        self.folder = folder
+        self._numbering = Lock()
+        self._number = 0
+        self.skip_files()
+        status = folder.path.stat()
+        _WRITERS[status.st_dev, status.st_ino] = self
+
+    def next_number(self) -> int:
+        """A number that no other file has."""
+        with self._numbering:
+            self._number += 1
+            return self._number - 1
+
+    def skip_files(self) -> None:
+        """Go on after the files that are there."""
+        with self._numbering:
+            self._number = max(self._number, max(_numbered_files(self.folder.path), default=-1) + 1)
+
+
+_WRITERS: WeakValueDictionary[tuple[int, int], _Writer] = WeakValueDictionary()
+
+
+def _writer_of(path: Path) -> _Writer:
+    """The writer of a stream that was opened. Raises FolderError where another process writes to the folder."""
+    with _OPENING[0]:
+        status = path.stat() if path.is_dir() else None
+        writer = None if status is None else _WRITERS.get((status.st_dev, status.st_ino))
+        if writer is None or not writer.folder.held:
+            return _Writer(OutputFolder.reopened(path))
+        writer.skip_files()
+        return writer
+
+
+_OPENING = [Lock()]  # so that two threads make one writer
+
+
+def _after_fork() -> None:
+    _OPENING[0] = Lock()  # a thread that the child does not have may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _numbered_files(folder: Path) -> dict[int, Path]:
+    """Return number -> file, in order. Files with other names do not belong to the stream."""
+    named = ((_FILE.fullmatch(file.name), file) for file in folder.iterdir())
+    return dict(sorted((int(match[1]), file) for match, file in named if match))
 
 
 def _about(file: Path) -> dict[str, Any]:
     """Read the layer, part and order of a file."""
-    with _opened(file) as opened:
-        about = json.loads((opened.metadata() or {})[_KEY])
+    return _captured(read_tensor_file(file, _KEY, _WHAT, data=False), file)
+
+
+def _captured(read: TensorFile, file: Path) -> dict[str, Any]:
+    about = parsed_json(read.metadata[_KEY], str(file), allowed=f"not {_WHAT}, or damaged")
+    try:
         return {"layer": str(about["layer"]), "part": str(about["part"]), "order": int(about["order"])}
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise FormatError(f"{file}: not {_WHAT}, or damaged ({error})") from error
 
 
 def _tensor(file: Path) -> Tensor:
-    with _opened(file) as opened:
-        tensor: Tensor = opened.get_tensor("tensor")
-        return tensor
+    read = read_tensor_file(file, _KEY, _WHAT)
+    if read.tensors.keys() != {"tensor"}:
+        raise FormatError(f"{file}: not {_WHAT}, or damaged (it holds {list(read.tensors)[:4]})")
+    if not read.checked:
+        notify(
+            f"the stream {str(file.parent)!r} has tensors without a checksum, from an older torchpeek; a damaged "
+            "number in them is not noticed"
+        )
+    return read.tensors["tensor"]
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:
