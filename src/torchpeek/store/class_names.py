@@ -6,10 +6,10 @@ import json
 import re
 from collections import Counter
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from torchpeek.errors import FormatError, listed_names, notify
+from torchpeek.store.regular_files import read_regular
 
 
 def read_class_names(path: str | PathLike[str]) -> list[str]:
@@ -46,10 +46,7 @@ _ALLOWED = 'allowed: a name in each line, a JSON list of names, or a JSON object
 
 
 def _text(path: str | PathLike[str]) -> str:
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be opened ({(error.strerror or str(error)).lower()})") from error
+    data = read_regular(path)
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = data.decode(encoding)

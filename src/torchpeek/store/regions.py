@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from torchpeek.errors import FormatError
 from torchpeek.store.pictures import find_pictures
+from torchpeek.store.regular_files import read_regular
 
 Box: TypeAlias = tuple[float, float, float, float]
 """Left, top, right and bottom, in pixels."""
@@ -20,9 +21,7 @@ _ALLOWED = '{"cat.jpg": [[left, top, right, bottom], ...], ...}'
 def read_boxes(path: str | PathLike[str]) -> dict[str, list[Box]]:
     """Read a JSON file of boxes: name or path of the picture -> boxes. Raises FormatError if it is not one."""
     try:
-        boxes_by_name = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be opened ({(error.strerror or str(error)).lower()})") from error
+        boxes_by_name = json.loads(read_regular(path).decode())
     except ValueError as error:  # not JSON, or not text
         raise FormatError(f"{path}: not JSON ({error}); allowed: {_ALLOWED}") from error
     if not isinstance(boxes_by_name, dict):

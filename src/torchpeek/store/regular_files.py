@@ -34,7 +34,7 @@ def open_regular(path: str | PathLike[str], error: type[TorchpeekError] = Format
         TorchpeekError: Of the class `error`, where the file cannot be opened or is none. The message names it.
     """
     try:
-        # First by name, because opening a FIFO or a device already has an effect; a name may change before it is opened.
+        # First by name, because opening a FIFO or device has an effect; then again, because the name may have changed.
         refusal = _refusal(path, os.stat(path))
         if not refusal:
             file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  # the caller closes it
@@ -106,7 +106,7 @@ def _refusal(path: str | PathLike[str], status: os.stat_result) -> str:
 
 def _named(data: bytes, path: str | PathLike[str]) -> BinaryIO:
     buffer = io.BytesIO(data)
-    buffer.name = os.fspath(path)  # type: ignore[attr-defined]  # the name in errors, as a file has it
+    buffer.name = os.fspath(path)  # the name in errors, as a file has it
     return buffer
 
 
