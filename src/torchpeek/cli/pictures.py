@@ -14,6 +14,7 @@ from torchpeek.cli.options import STDIN, InputOptions, PictureOptions
 from torchpeek.errors import OptionError, PictureError, listed_names, notify
 from torchpeek.models import LoadedModel
 from torchpeek.picture import Picture
+from torchpeek.printable import printable
 from torchpeek.store import find_pictures, is_picture, other_files, read_regular
 
 _STDIN_NAME = "stdin"
@@ -119,7 +120,7 @@ def _listed(source: Path) -> list[Path]:
         try:
             data = read_regular(source, PictureError)
         except PictureError as error:
-            reason = str(error).removeprefix(f"{source}: ")
+            reason = str(error).removeprefix(printable(f"{source}: "))
             raise PictureError(f"--from {source}: the list {reason}") from error
     if is_picture(io.BytesIO(data)):
         instead = '"-"' if from_stdin else str(source)

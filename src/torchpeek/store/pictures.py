@@ -47,9 +47,8 @@ _FORMATS = (
     *("AVIF", "BLP", "CUR", "DCX", "DDS", "FITS", "FLI", "FPX", "FTEX", "GBR", "ICNS", "ICO", "IM", "IMT", "JPEG2000"),
     *("MCIDAS", "MIC", "MSP", "PCD", "PCX", "PIXAR", "PSD", "QOI", "SGI", "SPIDER", "SUN", "TGA", "TIFF", "WEBP"),
     *("XBM", "XPM", "XVTHUMB"),
-    *("HEIF", "JXL"),  # of other packages
 )
-"""The formats that are read: their decoders run no program and open no other file.
+"""The formats of Pillow that are read: their decoders run no program and open no other file.
 
 EPS runs Ghostscript; IPTC opens what it contains in any format; WMF draws with Windows; and BUFR, GRIB, HDF5 and MPEG
 are only recognised.
@@ -125,7 +124,15 @@ def _opened(file: BinaryIO) -> Image.Image:
 
 def _further_formats() -> tuple[str, ...]:
     """The formats that are read, as far as a decoder is installed, in the order in which Pillow tries them."""
-    return tuple(format_ for format_ in Image.ID if format_ in _FORMATS and format_ not in _COMMON)
+    return tuple(format_ for format_ in Image.ID if _is_read(format_) and format_ not in _COMMON)
+
+
+def _is_read(format_: str) -> bool:
+    """Whether a format is read: one of Pillow's that is harmless, or one of another package that the user imported."""
+    if format_ not in Image.OPEN:  # Pillow makes an MPO of a JPEG
+        return True
+    factory, _ = Image.OPEN[format_]
+    return format_ in _FORMATS or not factory.__module__.startswith("PIL.")
 
 
 @cache
@@ -173,7 +180,7 @@ def _why_unidentified(file: BinaryIO) -> str:
 def _refused_format(data: bytes) -> str:
     """The name of a format that is recognised by its first bytes, but not read; empty if there is none."""
     for format_, (_, accept) in Image.OPEN.items():
-        if format_ not in _FORMATS and accept is not None and accept(data):
+        if not _is_read(format_) and accept is not None and accept(data):
             return format_
     return next((name for name, start in _DOCUMENTS.items() if data.lstrip().startswith(start)), "")
 
@@ -226,7 +233,7 @@ def upright_rgb(
     Of an animation it is the first frame. Transparent parts become white. 16 bits and floating point become 8 bits.
     `original_size` is the size of the file, where its decoder has already reduced it.
     """
-    if getattr(image, "tile", None) and image.format is not None and image.format not in (*_FORMATS, "MPO"):
+    if getattr(image, "tile", None) and image.format is not None and not _is_read(image.format):
         raise PictureError(_refusal(image.format))  # it was opened, and would be decoded here
     conversions: list[str] = []
     if (frames := _frames(image)) != 1:
