@@ -226,7 +226,7 @@ def notify(message: str) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("torchpeek."):
         frame, level = frame.f_back, level + 1
-    warnings.warn(printable(message, lines=True), Notice, stacklevel=level)
+    warnings.warn(printable(message), Notice, stacklevel=level)
 
 
 def listed_names(names: Iterable[str], most: int = 6) -> str:

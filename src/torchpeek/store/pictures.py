@@ -187,8 +187,8 @@ def _refused_format(data: bytes) -> str:
 
 def _refusal(format_: str) -> str:
     return (
-        f"{format_}, which is not read, because its reader runs other programs, opens other files, or decodes nothing. "
-        "Next: convert it to PNG with a program that you trust"
+        f"{format_}, which is not read, because no decoder reads it without another program or file. Next: convert it "
+        "to PNG with a program that you trust"
     )
 
 

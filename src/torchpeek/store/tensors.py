@@ -19,6 +19,7 @@ from torch import Tensor
 from torchpeek.errors import FormatError, InputError, LayerNotFound, closest
 from torchpeek.hooks import Captured
 from torchpeek.store.folder import OutputFolder, file_stem
+from torchpeek.store.records import encodable
 from torchpeek.tensor_formats import why_without_values
 
 _KEY = "torchpeek-stream"
@@ -30,7 +31,8 @@ def tensor_bytes(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> byt
 
     Raises InputError for a tensor that the format cannot hold.
     """
-    return to_bytes({name: _plain(name, tensor) for name, tensor in tensors.items()}, dict(about))
+    plain = {encodable(name): _plain(name, tensor) for name, tensor in tensors.items()}
+    return to_bytes(plain, {key: encodable(value) for key, value in about.items()})
 
 
 class TensorStream:
