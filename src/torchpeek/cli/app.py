@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from torchpeek._version import __version__
@@ -33,6 +33,7 @@ app = App(
         "wrong; 130 interrupted."
     ),
     version=__version__,
+    default_parameter=Parameter(json_list=False, json_dict=False),  # a name may begin with a bracket
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )

@@ -17,6 +17,7 @@ from torchpeek.errors import FormatError, InputError
 from torchpeek.heatmap import Heatmap
 from torchpeek.provenance import Provenance
 from torchpeek.store.folder import write_whole
+from torchpeek.store.records import encodable
 
 _KEY = "torchpeek"
 _VERSION = 1
@@ -64,7 +65,7 @@ def save_bytes(heatmap: Heatmap) -> bytes:
     options = {name: value for name, value in heatmap.provenance.options.items() if isinstance(value, Tensor)}
     tensors |= {_OPTION + name: value for name, value in options.items()}
     about = {"format": _VERSION, "question": stored, "provenance": asdict(heatmap.provenance)}
-    header = {_KEY: json.dumps(about, ensure_ascii=False, default=_as_json)}
+    header = {_KEY: encodable(json.dumps(about, ensure_ascii=False, default=_as_json))}
     return to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, header)
 
 
