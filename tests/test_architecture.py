@@ -17,6 +17,7 @@ SOURCE = ROOT / "src" / "torchpeek"
 # Lowest first. A room imports only rooms below it, and its own files.
 ROOMS = [
     "_version",
+    "printable",
     "errors",
     "interrupts",
     "keywords",

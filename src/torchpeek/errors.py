@@ -44,9 +44,14 @@ import sys
 import warnings
 from collections.abc import Iterable
 
+from torchpeek.printable import printable
+
 
 class TorchpeekError(Exception):
-    """Base of every error that torchpeek raises on purpose."""
+    """Base of every error that torchpeek raises on purpose. Its text can be printed, whatever names are in it."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), lines=True)
 
 
 class InputError(TorchpeekError, ValueError):
@@ -182,7 +187,10 @@ class WeightsError(ModelError):
 
 
 class FileError(TorchpeekError, OSError):
-    """Base of the errors about files and folders."""
+    """Base of the errors about files and folders. Its text is one line, because a line break is of a name in it."""
+
+    def __str__(self) -> str:
+        return printable(super(TorchpeekError, self).__str__())
 
 
 class PictureError(FileError):
@@ -218,7 +226,7 @@ def notify(message: str) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("torchpeek."):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, Notice, stacklevel=level)
+    warnings.warn(printable(message), Notice, stacklevel=level)
 
 
 def listed_names(names: Iterable[str], most: int = 6) -> str:

@@ -11,9 +11,10 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
-from html import escape
+from html import escape as html_escape
 from typing import TYPE_CHECKING, TypeVar
 
+from torchpeek.printable import printable
 from torchpeek.text_table import without_empty_columns
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ def html_paragraph(text: str, *, faint: bool = False) -> str:
     """Return a line of text; empty for no text."""
     style = f"margin:4px 0;{_FAINT}" if faint else "margin:4px 0"
     return f'<div style="{style}">{escaped_lines(text)}</div>' if text else ""
+
+
+def escape(text: str) -> str:
+    """Return text as HTML, in its lines. A direction mark, which would turn the words after it around, is escaped."""
+    return html_escape(printable(text, lines=True))
 
 
 def escaped_lines(text: str) -> str:

@@ -11,6 +11,8 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from torchpeek.printable import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -98,9 +100,14 @@ class _Bar:
             return  # rich would warn in a cell of the user's, and show nothing
         if not (target.is_terminal or target.is_jupyter):
             return
-        columns = (TextColumn(self._what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         bar = Progress(*columns, console=target, transient=True)
-        bar.add_task(self._what, total=self._total, completed=self._done)
+        bar.add_task(printable(self._what), total=self._total, completed=self._done)
         try:
             bar.start()
         except LiveError:  # older versions of rich show one bar at a time

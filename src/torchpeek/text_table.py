@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torchpeek.printable import printable
+
 Cells = Sequence[str]
 
 
 def text_table(header: Cells, rows: Sequence[Cells], footer: str = "") -> str:
     """Return a table as text, with the footer below it if there is one. Columns without an entry are left out."""
-    header, rows = without_empty_columns(header, rows)
+    header, rows = without_empty_columns(header, [[printable(cell) for cell in row] for row in rows])
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()

@@ -9,7 +9,6 @@ import pytest
 
 from torchpeek.errors import FormatError
 from torchpeek.store import parsed_json, read_json
-from torchpeek.store.json_values import bounded_bytes
 
 ALLOWED = "allowed: a list"
 
@@ -52,17 +51,17 @@ def test_near_the_recursion_limit() -> None:
 def test_a_large_file_is_not_read_whole(tmp_path: Path) -> None:
     with open(tmp_path / "a.json", "wb") as file:
         file.truncate(1 << 40)  # a sparse file
-    with pytest.raises(FormatError, match="more than 1,024 bytes"):
+    with pytest.raises(FormatError, match="at most 1,024"):
         read_json(tmp_path / "a.json", allowed=ALLOWED, most_bytes=1024)
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
     for path, why in (
-        (tmp_path / "pipe", "is no regular file"),
-        (tmp_path, "is a folder"),
-        (tmp_path / "none", "cannot be opened"),
+        (tmp_path / "pipe", "a FIFO; allowed: a regular file"),
+        (tmp_path, "is a directory"),
+        (tmp_path / "none", "no such file"),
         ("a\0b", "cannot be opened"),
     ):
         with pytest.raises(FormatError, match=why):
-            bounded_bytes(path)
+            read_json(path, allowed=ALLOWED)

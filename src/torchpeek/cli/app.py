@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from torchpeek._version import __version__
@@ -19,7 +19,9 @@ from torchpeek.cli.commands import COMMANDS
 from torchpeek.cli.help_page import NARROW, StackedPanels
 from torchpeek.cli.options import ConsoleOptions, choice, option
 from torchpeek.cli.signals import command_signals
+from torchpeek.cli.terminal import print_message, print_traceback
 from torchpeek.errors import Notice, TorchpeekError
+from torchpeek.printable import printable
 
 OK, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
@@ -31,6 +33,7 @@ app = App(
         "wrong; 130 interrupted."
     ),
     version=__version__,
+    default_parameter=Parameter(json_list=False, json_dict=False),  # a name may begin with a bracket
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
@@ -66,6 +69,8 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
     """Run the command in `tokens`, or in sys.argv, and exit."""
     words = prepared_words(sys.argv[1:] if tokens is None else tokens)
     debug = "--debug" in words  # read here, because an error may come before the options are parsed
+    if debug:
+        sys.excepthook = print_traceback
     filters, show = list(warnings.filters), warnings.showwarning
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names may hold characters that the encoding lacks
@@ -76,7 +81,7 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
     def show_notice_once(message: Warning | str, category: type[Warning], *position: Any, **more: Any) -> None:
         # Python's own filter "once" forgets whenever any code catches warnings, as reading a picture does.
         if not issubclass(category, Notice):
-            show(message, category, *position, **more)
+            show(printable(str(message), lines=True), category, *position, **more)
         elif str(message) not in printed:
             printed.add(str(message))
             _print_line("note", str(message))
@@ -108,7 +113,7 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        added = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
+        added = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
         _print_line("error", f"{type(error).__name__}: {error} (--debug shows the traceback){added}")
         sys.exit(MISTAKE)
     finally:
@@ -116,7 +121,4 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
 
 
 def _print_line(label: str, text: str) -> None:
-    style = {"error": "bold red", "note": "yellow"}[label]
-    console = Console(file=sys.stderr, soft_wrap=True, highlight=False)
-    console.print(f"[{style}]{label}:[/] ", end="")
-    console.print(text, markup=False)
+    print_message(label, text, {"error": "bold red", "note": "yellow"}[label])

@@ -23,6 +23,7 @@ from torchpeek.cli.options import (
 )
 from torchpeek.cli.pictures import picture_files
 from torchpeek.cli.targets import check_target
+from torchpeek.cli.terminal import print_text
 from torchpeek.explanation import HeatmapOptions
 from torchpeek.store import OutputFolder
 
@@ -85,5 +86,5 @@ def _print(results: dict[str, Any], rows: list[tuple[str, ...]]) -> None:
         print_table(("picture", "predicted", "explained", "method", "layer", "overlay"), rows)
     print_skipped(results["skipped"], len(results["skipped"]) + len(results["pictures"]))
     if rows:
-        print(f"layer: {results['about']['layer']}")
-    print(f"report: {results['report']}")
+        print_text(f"layer: {results['about']['layer']}")
+    print_text(f"report: {results['report']}")

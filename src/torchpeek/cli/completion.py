@@ -8,6 +8,7 @@ from typing import Any
 
 from cyclopts import App
 
+from torchpeek.cli.terminal import print_text
 from torchpeek.errors import FolderError, OptionError
 
 SHELLS = ("bash", "zsh", "fish")
@@ -32,8 +33,7 @@ def run(app: App, shell: str | None, folder: Path | None) -> int:
         path.write_text(script(app, shell))
     except OSError as error:
         raise FolderError(f"{path}: cannot be written ({(error.strerror or str(error)).lower()})") from error
-    print(f"written to {path}")
-    print(_next_step(shell, path))
+    print_text(f"written to {path}", _next_step(shell, path))
     return 0
 
 

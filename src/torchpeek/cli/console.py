@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from torchpeek.cli.terminal import print_progress, print_text
+from torchpeek.printable import printable, printable_lines
 from torchpeek.progress import console, reported_to
 from torchpeek.store import json_text
 
@@ -35,9 +37,9 @@ def print_json(value: Any) -> None:
 
 def print_written(folder: Path, *contents: str, page: str = "") -> None:
     """Print the last lines of a command with --out: the folder, what was written to it, and its page, if it has one."""
-    print(f"written to {_printable(str(folder))}/: {', '.join(filter(None, contents))}")
+    print_text(f"written to {folder}/: {', '.join(filter(None, contents))}")
     if page:
-        print(f"report: {_printable(str(folder / page))}")
+        print_text(f"report: {folder / page}")
 
 
 def counted(number: int, noun: str) -> str:
@@ -48,9 +50,9 @@ def counted(number: int, noun: str) -> str:
 def print_skipped(skipped: Mapping[str, str], total: int) -> None:
     """Print the skipped files with the reason for each."""
     for file, reason in skipped.items():
-        print(f"skipped {_printable(file)}: {reason}")
+        print_text(*f"skipped {printable(file)}: {printable_lines(reason)}".split("\n"))
     if skipped:
-        print(f"{len(skipped)} of {total} pictures skipped")
+        print_text(f"{len(skipped)} of {total} pictures skipped")
 
 
 def print_table(
@@ -92,23 +94,23 @@ def table_lines(
     prose: Collection[str] = (),
 ) -> list[TableLine]:
     """The lines of a table for a terminal of that width: columns where they fit, else stacked rows."""
-    printable = [[_printable(cell) for cell in row] for row in rows]
-    widths = _column_widths(header, printable, width, prose)
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = _column_widths(header, cells, width, prose)
     if widths is None:
         assert width is not None
         lines, title = [], ""
-        for row in printable:
+        for row in cells:
             if (row_title := "  ".join(row[:names])) != title:  # rows of one picture stand below its name
                 lines.append(TableLine(title := row_title, bold=True))
             lines += _fields(header[names:], row[names:], width, prose)
         return lines
     lines = [TableLine(_columns(header, widths), bold=True)]
-    for row in printable:
+    for row in cells:
         folded = [
             wrap(cell, limit, break_long_words=False, break_on_hyphens=False) or [""] if name in prose else [cell]
             for name, cell, limit in zip(header, row, widths, strict=True)
         ]
-        lines += [TableLine(_columns(cells, widths)) for cells in zip_longest(*folded, fillvalue="")]
+        lines += [TableLine(_columns(line, widths)) for line in zip_longest(*folded, fillvalue="")]
     return lines
 
 
@@ -157,11 +159,6 @@ def _fields(header: Sequence[str], cells: Sequence[str], width: int, prose: Coll
         yield TableLine(f"  {line}")
 
 
-def _printable(cell: str) -> str:
-    """The text with escapes for what would break a line or move the cursor."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in cell)
-
-
 def _width() -> int | None:
     """The width to print in; None without a limit."""
     if sys.stdout.isatty():
@@ -181,9 +178,14 @@ def progress(activity: str, total: int, *, steps: int = 1) -> Iterator[Advance]:
     """
     counter = _Counter(total, steps)
     if sys.stderr.isatty():
-        columns = (TextColumn(activity), BarColumn(), TextColumn("{task.fields[done]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[done]}"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console(), transient=True) as bar:  # the console of the engine's bars
-            task = bar.add_task(activity, total=total * steps, done=f"0/{total}")
+            task = bar.add_task(printable(activity), total=total * steps, done=f"0/{total}")
 
             def show() -> None:
                 bar.update(task, completed=counter.completed, done=f"{counter.done}/{total}")
@@ -249,7 +251,7 @@ class _Lines:
             self._print(f"{100 * self._counter.share:.0f} % of picture {number} of {total}")
 
     def _print(self, words: str) -> None:
-        sys.stderr.write(f"{self._activity}: {words}\n")
+        print_progress(f"{self._activity}: {words}")
         self._time = time.monotonic()
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from torchpeek.cam import METHODS
 from torchpeek.cli.explainer import Explainer
+from torchpeek.cli.terminal import print_progress
 from torchpeek.evaluation.cases import RANDOM
 from torchpeek.explanation import trace
 from torchpeek.metrics import METRICS
@@ -44,8 +44,7 @@ def print_estimate(explainer: Explainer, passes: int) -> None:
     words = "" if seconds is None else f", {_duration(seconds * passes * count)}{' in all' * (count > 1)}"
     own = [f"{name} {METHODS[name].passes}" for name in explainer.methods if METHODS[name].passes]
     besides = f", besides those of the methods ({'; '.join(own)})" if own else ""
-    sys.stderr.write(f"evaluating {count} picture{'s' * (count > 1)}: {each}{words}{besides}\n")
-    sys.stderr.flush()
+    print_progress(f"evaluating {count} picture{'s' * (count > 1)}: {each}{words}{besides}")
 
 
 def _seconds_of_a_pass(explainer: Explainer) -> float | None:

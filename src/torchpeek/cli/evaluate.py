@@ -26,6 +26,7 @@ from torchpeek.cli.page import PAGE, write_page
 from torchpeek.cli.pictures import picture_files
 from torchpeek.cli.regions import read_regions
 from torchpeek.cli.targets import check_target
+from torchpeek.cli.terminal import print_text
 from torchpeek.errors import TorchpeekError, notify
 from torchpeek.explanation import HeatmapOptions
 from torchpeek.metrics import FEWEST, HEADER
@@ -165,13 +166,12 @@ def _figure(evaluation: EvaluationRun, verdicts: Verdicts) -> Any:
 def _print(evaluation: EvaluationRun, results: dict[str, Any], verdicts: Verdicts) -> None:
     if count := len(evaluation.results):
         print_table(HEADER, verdicts.cells(), names=2)
-        print(f"\n{counted(count, 'picture')}, seed {evaluation.seed}{_LEGEND if count > 1 else ''}")
+        print_text("", f"{counted(count, 'picture')}, seed {evaluation.seed}{_LEGEND if count > 1 else ''}")
         if count < FEWEST:
-            print(f"of fewer than {FEWEST} pictures nothing can be said of significance; give more")
+            print_text(f"of fewer than {FEWEST} pictures nothing can be said of significance; give more")
         else:
-            for sentence in verdicts.sentences():
-                print(sentence)
+            print_text(*verdicts.sentences())
     print_skipped(results["skipped"], len(results["skipped"]) + len(results["pictures"]))
     if evaluation.results:
         about = results["about"]
-        print(f"model: {about['model']}, weights: {about['weights']}\nlayer: {about['layer']}")
+        print_text(f"model: {about['model']}, weights: {about['weights']}", f"layer: {about['layer']}")

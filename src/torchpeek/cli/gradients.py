@@ -21,6 +21,7 @@ from torchpeek.cli.output import output_folder, tensorboard_writer
 from torchpeek.cli.page import PAGE, page_facts, write_page
 from torchpeek.cli.pictures import PictureFiles, picture_files
 from torchpeek.cli.skipped import Skipped
+from torchpeek.cli.terminal import print_text
 from torchpeek.errors import FileError, OptionError
 from torchpeek.integrations.tensorboard import add_gradient_flow
 from torchpeek.models import LoadedModel
@@ -77,7 +78,7 @@ def run(
     else:
         if flow is not None:
             print_table(flow.header, flow.cells())
-            print(flow.footer)
+            print_text(*flow.footer.split("\n"))
         print_skipped(skipped.why, len(files))
         if folder is not None:
             print_written(folder.path, "" if flow is None else "gradient-flow.png", "gradients.json", page=PAGE)

@@ -19,6 +19,7 @@ from torchpeek.cli.option_values import layer_names
 from torchpeek.cli.options import ModelOptions, OutputOptions
 from torchpeek.cli.output import file_names, output_folder, tensorboard_writer
 from torchpeek.cli.page import PAGE, page_facts, write_page
+from torchpeek.cli.terminal import print_text
 from torchpeek.integrations.tensorboard import add_kernels
 from torchpeek.norms import mean_and_std
 from torchpeek.render import kernel_grid
@@ -74,7 +75,7 @@ def run(
     header = ("layer", "kernels", "mean", "std", "min", "max", "zeros", *(["picture"] if folder else []))
     print_table(header, [_cells(row, pictures=folder is not None) for row in rows.values()])
     for shape, names in results["by_shape"].items():
-        print(f"{shape}: {counted(len(names), 'layer')}")
+        print_text(f"{shape}: {counted(len(names), 'layer')}")
     if folder is not None:
         pictures = len(drawn) + bool(first)
         print_written(folder.path, counted(pictures, "picture"), "kernels.safetensors", "kernels.json", page=PAGE)

@@ -16,6 +16,7 @@ from torchpeek.cli.option_values import parsed_numbers
 from torchpeek.cli.options import InputOptions, ModelOptions, OutputOptions
 from torchpeek.cli.output import output_folder
 from torchpeek.cli.pictures import one_picture
+from torchpeek.cli.terminal import print_text
 from torchpeek.errors import InputError
 from torchpeek.models import LoadedModel, Preprocess, model_call_for
 from torchpeek.store import json_text
@@ -53,7 +54,7 @@ def run(
     else:
         print_table(table.header, table.cells())
         if table.footer:
-            print(f"\n{table.footer}")
+            print_text("", *table.footer.split("\n"))
         if folder is not None:
             print_written(folder.path, "layers.json", "layers.txt")
     return 0

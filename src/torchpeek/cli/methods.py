@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torchpeek.cam import METHODS
 from torchpeek.cli.console import print_json, print_table
+from torchpeek.cli.terminal import print_text
 
 
 def run(*, json: bool, markdown: bool) -> int:
@@ -23,7 +24,7 @@ def run(*, json: bool, markdown: bool) -> int:
             ]
         )
     elif markdown:
-        print(methods_markdown())
+        print_text(*methods_markdown().split("\n"))
     else:
         rows = [(method.name, method.summary, method.cost, method.paper) for method in METHODS.values()]
         header = ("method", "what it shows", "passes, however many classes", "paper")

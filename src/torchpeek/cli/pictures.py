@@ -14,7 +14,8 @@ from torchpeek.cli.options import STDIN, InputOptions, PictureOptions
 from torchpeek.errors import OptionError, PictureError, listed_names, notify
 from torchpeek.models import LoadedModel
 from torchpeek.picture import Picture
-from torchpeek.store import find_pictures, is_picture, other_files
+from torchpeek.printable import printable
+from torchpeek.store import find_pictures, is_picture, other_files, read_regular
 
 _STDIN_NAME = "stdin"
 """How the picture from standard input is called in tables, in results and in the names of files."""
@@ -117,10 +118,10 @@ def _listed(source: Path) -> list[Path]:
         data = _stdin_bytes("--from -", "a list of paths")
     else:
         try:
-            data = source.read_bytes()
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise PictureError(f"--from {source}: the list cannot be opened ({reason})") from error
+            data = read_regular(source, PictureError)
+        except PictureError as error:
+            reason = str(error).removeprefix(printable(f"{source}: "))
+            raise PictureError(f"--from {source}: the list {reason}") from error
     if is_picture(io.BytesIO(data)):
         instead = '"-"' if from_stdin else str(source)
         raise OptionError(f"--from reads a list of paths, and {name} is a picture; give it as {instead} without --from")

@@ -16,6 +16,7 @@ from torchpeek.errors import (
     TargetError,
     TorchpeekError,
 )
+from torchpeek.printable import printable
 
 ErrorTypes: TypeAlias = tuple[type[Exception], ...]
 
@@ -39,7 +40,7 @@ class Skipped:
         if isinstance(error, unless):
             raise error
         expected = isinstance(error, TorchpeekError)
-        reason = str(error).removeprefix(f"{file}: ") if expected else f"{type(error).__name__}: {error}"
+        reason = str(error).removeprefix(printable(f"{file}: ")) if expected else f"{type(error).__name__}: {error}"
         self.why[str(file)] = reason
         if not isinstance(error, FileError):
             self._unusable.setdefault(reason, file)

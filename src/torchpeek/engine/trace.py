@@ -30,6 +30,7 @@ from torchpeek.engine.views import PictureView, check_views, picture_view
 from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NoSpatialLayer, NotConnected
 from torchpeek.hooks import containers, layer_at
 from torchpeek.interrupts import let_interrupts_through
+from torchpeek.printable import printable
 
 
 def trace_model(
@@ -87,7 +88,7 @@ class Trace:
     def __repr__(self) -> str:
         layers, scores = ", ".join(map(repr, self.at)), tuple(self.question.labels.shape)
         inputs = tuple(self.forward_pass.inputs.shape)
-        return f"Trace({self.origin.model} at {layers}, inputs {inputs}, scores {scores})"
+        return f"Trace({printable(self.origin.model)} at {layers}, inputs {inputs}, scores {scores})"
 
     @property
     def inputs(self) -> Tensor:

@@ -17,6 +17,7 @@ from torchpeek.hooks import checked_model
 from torchpeek.models.detectors import detector_preprocess
 from torchpeek.models.preprocess import Preprocess
 from torchpeek.picture import Geometry, Picture
+from torchpeek.printable import printable
 from torchpeek.store import read_image, upright_rgb
 
 PreprocessFunction: TypeAlias = Callable[[Image.Image], Any]
@@ -182,4 +183,4 @@ class LoadedModel:
     def __repr__(self) -> str:
         classes = "no class names" if self.class_names is None else f"{len(self.class_names)} classes"
         name = self.spec or type(self.module).__name__
-        return f"LoadedModel({name}, weights {self.weights_label or 'its own'}, {classes})"
+        return printable(f"LoadedModel({name}, weights {self.weights_label or 'its own'}, {classes})")

@@ -96,14 +96,17 @@ class Preprocess:
             >>> tensor.shape, geometry.box
             (torch.Size([1, 3, 24, 24]), (8.0, 0.0, 56.0, 48.0))
         """
-        image = image.convert("L" if len(self.mean) == 1 else "RGB")
+        mode = "L" if len(self.mean) == 1 else "RGB"
+        image = image if image.mode == mode else image.convert(mode)
         width, height = self._resized_size(image.size)
         if width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
             raise PictureError(
                 f"{image.width} x {image.height} is too long for its width: the preprocessing would resize it to "
                 f"{width} x {height}. Next: cut it to the part that matters"
             )
-        resized = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        resized = image
+        if image.size != (width, height):  # else it would be copied
+            resized = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         left, top = 0, 0
         if self.crop is not None:
             starts = _crop_start_even if self.rounding == "even" else _crop_start_down
@@ -146,6 +149,17 @@ class Preprocess:
         return int(shorter * width / height), round(shorter)
 
     def _scaled(self, image: Image.Image) -> Tensor:
+        rows = max(1, _PIXELS_AT_ONCE // max(1, image.width))
+        if image.height <= rows:
+            return self._normalised(image)
+        # Of a large picture in parts, because each step makes a copy in floating point.
+        scaled = torch.empty(1, len(self.mean), image.height, image.width)
+        for top in range(0, image.height, rows):
+            bottom = min(top + rows, image.height)
+            scaled[..., top:bottom, :] = self._normalised(image.crop((0, top, image.width, bottom)))
+        return scaled
+
+    def _normalised(self, image: Image.Image) -> Tensor:
         pixels = torch.from_numpy(np.array(image)).view(image.height, image.width, -1)  # (H, W, C), uint8
         tensor = pixels.permute(2, 0, 1).contiguous().float().div(255)
         tensor = tensor.flip(0) if self.bgr else tensor
@@ -220,6 +234,10 @@ class TensorsOnly:
 
     def __call__(self, image: Image.Image) -> Tensor:
         raise InputError(self.instead)
+
+
+_PIXELS_AT_ONCE = 2**20
+"""Pixels that are converted to floating point at once."""
 
 
 def _crop_start_even(have: int, want: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from torchpeek.errors import WeightsError
+from torchpeek.store import check_regular
 
 
 def load_weights_file(module: nn.Module, path: Path, *, trust_pickle: bool = False) -> None:
@@ -37,8 +39,9 @@ def load_weights_file(module: nn.Module, path: Path, *, trust_pickle: bool = Fal
 
 
 def _read(path: Path, trust_pickle: bool) -> Any:
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise WeightsError(f"no weights file {str(path)!r}")
+    check_regular(path, WeightsError)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -17,6 +17,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from PIL import Image
 
 from torchpeek.html import data_uri, fitted, numeric_columns
+from torchpeek.printable import printable
 from torchpeek.render.chart import Chart
 from torchpeek.text_table import without_empty_columns
 
@@ -242,6 +243,7 @@ def report_html(report: Report) -> str:
     """Return the page as one HTML file."""
     environment = Environment(
         autoescape=True,
+        finalize=_printable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -272,6 +274,11 @@ def embedded_side(images: int) -> int:
 
 def _text(name: str) -> str:
     return files("torchpeek.render").joinpath(name).read_text("utf-8")
+
+
+def _printable(value: object) -> object:
+    """Return a text without characters that a page would not show; anything else, such as HTML, as it is."""
+    return printable(value, lines=True) if type(value) is str else value
 
 
 def _address(file: str) -> str:

@@ -17,12 +17,14 @@ from torchpeek.store.pictures import (
 )
 from torchpeek.store.records import encodable, json_text, parquet_bytes
 from torchpeek.store.regions import find_masks, read_boxes
+from torchpeek.store.regular_files import check_regular, open_regular, read_regular
 from torchpeek.store.tensors import TensorStream, tensor_bytes
 
 __all__ = [
     "OutputFolder",
     "TensorStream",
     "check_folder",
+    "check_regular",
     "encodable",
     "figure_bytes",
     "file_stem",
@@ -31,6 +33,7 @@ __all__ = [
     "is_picture",
     "json_text",
     "load",
+    "open_regular",
     "other_files",
     "parquet_bytes",
     "parsed_json",
@@ -40,6 +43,7 @@ __all__ = [
     "read_image",
     "read_json",
     "read_mask",
+    "read_regular",
     "reduced_size",
     "save",
     "save_bytes",

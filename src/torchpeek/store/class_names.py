@@ -8,7 +8,8 @@ from os import PathLike
 from typing import Any
 
 from torchpeek.errors import FormatError, listed_names, notify
-from torchpeek.store.json_values import MOST_BYTES, bounded_bytes, parsed_json
+from torchpeek.store.json_values import MOST_BYTES, parsed_json
+from torchpeek.store.regular_files import read_regular
 
 
 def read_class_names(path: str | PathLike[str]) -> list[str]:
@@ -41,9 +42,7 @@ _ALLOWED = 'allowed: a name in each line, a JSON list of names, or a JSON object
 
 
 def _text(path: str | PathLike[str]) -> str:
-    data = bounded_bytes(path)
-    if len(data) > MOST_BYTES:
-        raise FormatError(f"{path}: has more than {MOST_BYTES:,} bytes; {_ALLOWED}")
+    data = read_regular(path, most=MOST_BYTES)
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = data.decode(encoding)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import stat
 from collections.abc import Callable
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from torchpeek.errors import FormatError
+from torchpeek.store.regular_files import read_regular
 
 MOST_BYTES = 64 << 20
 """Most bytes of a JSON file. Parsed, JSON takes up to twenty times as much memory."""
@@ -31,27 +30,7 @@ def read_json(path: str | PathLike[str], *, allowed: str, most_bytes: int = MOST
     Raises:
         FormatError: When it cannot be opened, is too large or nested too deeply, or is not JSON.
     """
-    return parsed_json(bounded_bytes(path, most_bytes), str(path), allowed=allowed, most_bytes=most_bytes)
-
-
-def bounded_bytes(path: str | PathLike[str], most_bytes: int = MOST_BYTES) -> bytes:
-    """Read a file of text; of one that is longer than `most_bytes`, no more than one byte beyond.
-
-    Raises:
-        FormatError: When it cannot be opened, or is no regular file: a pipe could wait for ever.
-    """
-    try:
-        # A path in /dev is a pipe that the user's own shell has made, such as <(jq . boxes.json).
-        if not stat.S_ISREG(Path(path).stat().st_mode) and not str(path).startswith("/dev/"):
-            what = "a folder" if Path(path).is_dir() else "no regular file"
-            raise FormatError(f"{path}: is {what}; allowed: a file")
-        with open(path, "rb") as file:
-            return file.read(most_bytes + 1)
-    except (OSError, ValueError) as error:  # a ValueError is a null character in the path
-        if isinstance(error, FormatError):
-            raise
-        why = getattr(error, "strerror", "") or str(error)
-        raise FormatError(f"{path}: cannot be opened ({why.lower()})") from error
+    return parsed_json(read_regular(path, most=most_bytes), str(path), allowed=allowed, most_bytes=most_bytes)
 
 
 def parsed_json(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from torchpeek.errors import TorchpeekError
+from torchpeek.printable import printable
 
 Columns: TypeAlias = Mapping[str, type]
 """Column name -> str, bool, int, float, or list for a list of floats."""
@@ -53,7 +55,18 @@ def parquet_bytes(columns: Columns, rows: Iterable[Mapping[str, Any]], about: Ma
 
 
 def _json(value: Any, indent: int | None = None, ascii_only: bool = False) -> str:
-    return encodable(json.dumps(_finite(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False))
+    text = json.dumps(_finite(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False)
+    # Control characters, direction marks and what UTF-8 cannot encode are in strings only, and JSON's escapes of them
+    # are read as the same characters.
+    return _SUSPECT.sub(_json_escape, text)
+
+
+_SUSPECT = re.compile(r"[^\x20-\x7e\n]")
+
+
+def _json_escape(match: re.Match[str]) -> str:
+    char = match[0]
+    return char if printable(char) == char else json.dumps(char)[1:-1].replace("\x7f", "\\u007f")
 
 
 def _finite(value: Any) -> Any:

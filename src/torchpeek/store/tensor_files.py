@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -19,6 +18,7 @@ from torch import Tensor
 from torchpeek.errors import FormatError
 from torchpeek.store.json_values import parsed_json
 from torchpeek.store.records import encodable
+from torchpeek.store.regular_files import open_regular
 
 CHECKSUM = "torchpeek-crc32"
 """The key of the checksum in the metadata of a file."""
@@ -74,18 +74,14 @@ def read_tensor_file(path: str | PathLike[str], key: str, what: str, *, data: bo
         FormatError: When there is no such file, it holds something else, or it is damaged.
     """
     try:
-        # A pipe without a writer is opened at once, and is refused below.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-            size = os.fstat(file.fileno())
-            if not stat.S_ISREG(size.st_mode):
-                raise FormatError(f"{path}: is no regular file; allowed: a file of torchpeek")
-            entries, metadata = _header(file, size.st_size, str(path), what)
+        with open_regular(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            entries, metadata = _header(file, size, str(path), what)
             if key not in metadata:
                 raise FormatError(f"{path}: a safetensors file, but not {what} of torchpeek")
             tensors = _tensors(file, entries) if data else {}
         return _checked(tensors, metadata, key, str(path), what, data=data)
-    except FileNotFoundError as error:
-        raise FormatError(f"{path}: no such file") from error
     except OSError as error:
         if isinstance(error, FormatError):
             raise

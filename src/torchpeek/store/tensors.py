@@ -20,6 +20,7 @@ from torchpeek.errors import FormatError, InputError, LayerNotFound, closest, no
 from torchpeek.hooks import Captured
 from torchpeek.store.folder import OutputFolder, file_stem
 from torchpeek.store.json_values import parsed_json
+from torchpeek.store.records import encodable
 from torchpeek.store.tensor_files import TensorFile, packed, read_tensor_file
 from torchpeek.tensor_formats import why_without_values
 
@@ -33,7 +34,7 @@ def tensor_bytes(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> byt
 
     Raises InputError for a tensor that the format cannot hold.
     """
-    return packed({name: _plain(name, tensor) for name, tensor in tensors.items()}, about)
+    return packed({encodable(name): _plain(name, tensor) for name, tensor in tensors.items()}, about)
 
 
 class TensorStream:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchpeek.hooks import containers
 from torchpeek.hooks.recording.running_statistics import RunningStatistics
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf, StoredTensor, UnreadableTensor
+from torchpeek.printable import printable
 from torchpeek.tensor_formats import shape_text, type_text
 
 Cells: TypeAlias = dict[str, str]
@@ -97,6 +98,7 @@ def table(rows: Sequence[Cells], *, width: int = WIDTH) -> str:
     beside each other make another table below the first. Where the names take more than half of the width, or a column
     does not fit beside them, each row becomes a paragraph.
     """
+    rows = [{column: printable(cell) for column, cell in row.items()} for row in rows]
     names, *columns = dict.fromkeys(column for row in rows for column in row)
     blocks: list[list[str]] = []
     for column in columns:
@@ -118,6 +120,7 @@ def table(rows: Sequence[Cells], *, width: int = WIDTH) -> str:
 
 def paragraph(title: str, cell: str, *, indent: int = 0, width: int = WIDTH) -> str:
     """A title and a cell beside it, wrapped between tensors."""
+    title, cell = printable(title), printable(cell)
     indent = max(indent, len(title) + 2)
     lines = _wrapped(cell, width - indent)
     return "\n".join(f"{'' if number else title}".ljust(indent) + line for number, line in enumerate(lines))
