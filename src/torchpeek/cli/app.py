@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError
 from rich.console import Console
@@ -18,7 +18,8 @@ from torchpeek.cli.command_line import parse_error, prepared_words
 from torchpeek.cli.commands import COMMANDS
 from torchpeek.cli.help_page import NARROW, StackedPanels
 from torchpeek.cli.options import ConsoleOptions, choice, option
-from torchpeek.cli.signals import command_signals
+from torchpeek.cli.signals import interrupted_status, interruption, write_interrupted
+from torchpeek.cli.streams import finish_streams, take_over_streams
 from torchpeek.errors import Notice, TorchpeekError
 
 OK, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -62,9 +63,34 @@ for command in COMMANDS:
 app.command(install_completion, name="--install-completion")
 
 
-def main(tokens: Sequence[str] | None = None) -> NoReturn:
-    """Run the command in `tokens`, or in sys.argv, and exit."""
-    words = prepared_words(sys.argv[1:] if tokens is None else tokens)
+def run_process() -> int:
+    """Run the command of this process. Returns its exit status, after everything is printed."""
+    take_over_streams()
+    words = sys.argv[1:]
+    try:
+        status = run(words)
+    except KeyboardInterrupt:
+        if "--debug" in words:
+            traceback.print_exc()
+        status = INTERRUPTED
+    except Exception:
+        if "--debug" not in words:  # an error of this program
+            raise
+        traceback.print_exc()
+        status = MISTAKE
+    if problem := finish_streams():
+        _print_line("error", f"standard output cannot be written ({problem})")
+        status = MISTAKE
+    if interruption() is None:
+        return status
+    # Code may have turned the KeyboardInterrupt into another exception, or have caught it.
+    write_interrupted()
+    return interrupted_status()
+
+
+def run(tokens: Sequence[str]) -> int:
+    """Run the command in `tokens`. Returns its exit status. With --debug, an error or a Ctrl-C is raised."""
+    words = prepared_words(tokens)
     debug = "--debug" in words  # read here, because an error may come before the options are parsed
     filters, show = list(warnings.filters), warnings.showwarning
     for stream in (sys.stdout, sys.stderr):
@@ -85,32 +111,27 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
     console = Console()
     app.help_formatter = StackedPanels() if console.width < NARROW else "default"
     try:
-        with command_signals():
-            status = app(words, console=console, exit_on_error=False, print_error=False)
-            sys.stdout.flush()
-        sys.exit(status or OK)
+        status = app(words, console=console, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+        return int(status or OK)
     except CycloptsError as error:  # printed here, because cyclopts would fold a path at the edge of the terminal
         _print_line("error", parse_error(error, words))
-        sys.exit(MISTAKE)
-    except TorchpeekError as error:
-        if debug:
-            raise
-        _print_line("error", str(error))
-        sys.exit(MISTAKE)
+        return MISTAKE
     except KeyboardInterrupt:
         if debug:
             raise
-        _print_line("error", "interrupted; what was written so far is complete")
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader of the output, such as head, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(OK)
+        if interruption() is None:  # not in a process of its own, which writes the line itself
+            write_interrupted()
+        return INTERRUPTED
     except Exception as error:
         if debug:
             raise
-        added = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
-        _print_line("error", f"{type(error).__name__}: {error} (--debug shows the traceback){added}")
-        sys.exit(MISTAKE)
+        if isinstance(error, TorchpeekError):
+            _print_line("error", str(error))
+        elif interruption() is None:  # otherwise it may be the KeyboardInterrupt in another form
+            added = "".join(f"\n  {note}" for note in getattr(error, "__notes__", []))
+            _print_line("error", f"{type(error).__name__}: {error} (--debug shows the traceback){added}")
+        return MISTAKE
     finally:
         warnings.filters, warnings.showwarning = filters, show
 
