@@ -1,15 +1,17 @@
-"""Where commands write: the output folder, the file names in it, and the folder for TensorBoard."""
+"""Where commands write: the output folder, the file names in it, their results, and the folder for TensorBoard."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from torchpeek.cli.options import OutputOptions
-from torchpeek.errors import OptionError
-from torchpeek.store import OutputFolder, file_stem
+from torchpeek.errors import FolderError, OptionError, notify
+from torchpeek.store import OutputFolder, file_stem, json_text
 
 
 @contextmanager
@@ -21,6 +23,57 @@ def output_folder(options: OutputOptions) -> Iterator[OutputFolder | None]:
     except BaseException:
         if folder is not None:
             folder.abandon()
+        raise
+
+
+@contextmanager
+def saved_on_failure(folder: OutputFolder | None, save: Callable[[OutputFolder], object]) -> Iterator[None]:
+    """If the block fails or is interrupted, save what was done, also where the folder was moved meanwhile.
+
+    Args:
+        folder: The output folder; None to save nothing.
+        save: Called with the folder to write to. A file that cannot be written is named in a notice.
+    """
+    try:
+        yield
+    except BaseException:
+        if folder is not None:
+            try:
+                save(folder.followed())
+            except FolderError as error:
+                notify(str(error))
+            else:
+                if folder.place not in (None, Path(os.path.abspath(folder.path))):
+                    notify(f"what was written is in {str(folder.place)!r}")
+        raise
+
+
+def write_results(folder: OutputFolder, name: str, results: Mapping[str, Any]) -> Path:
+    """Write the results of a command as JSON, before its page and other large files.
+
+    Raises FolderError where the file cannot be written. Then the results are in another folder, which a notice names.
+    """
+    data = json_text(results).encode()
+    try:
+        return folder.write(name, data)
+    except FolderError:
+        reasons = []
+        for other in (tempfile.gettempdir, Path.cwd):
+            try:
+                handle, path = tempfile.mkstemp(prefix="torchpeek-", suffix=f"-{name}", dir=other())
+                try:
+                    with os.fdopen(handle, "wb") as file:
+                        file.write(data)
+                except BaseException:
+                    os.unlink(path)
+                    raise
+            except OSError as error:
+                reasons.append(error.strerror or str(error))
+            else:
+                notify(f"{name} is saved as {path}")
+                break
+        else:
+            notify(f"{name} is lost: no other folder can be written either ({'; '.join(reasons).lower()})")
         raise
 
 

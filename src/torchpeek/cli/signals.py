@@ -17,7 +17,6 @@ This file imports little, because a Ctrl-C before `take_over` is a traceback.
 
 from __future__ import annotations
 
-import _signal as signal  # what `signal` is made of, and built in; `signal` itself imports `enum`, which takes long
 import atexit
 import os
 import sys
@@ -25,8 +24,11 @@ import time
 
 TYPE_CHECKING = False  # `typing` takes long to import
 if TYPE_CHECKING:
+    import signal
     from types import FrameType
     from typing import Any
+else:
+    import _signal as signal  # what `signal` is made of, and built in; `signal` itself imports `enum`, which takes long
 
 _LOADING, _RUNNING, _ENDING = "loading", "running", "ending"
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
