@@ -121,7 +121,7 @@ def run(tokens: Sequence[str]) -> int:
         if debug:
             raise
         if interruption() is None:  # not in a process of its own, which writes the line itself
-            write_interrupted()
+            _print_line("error", "interrupted; what was written so far is complete")
         return INTERRUPTED
     except Exception as error:
         if debug:

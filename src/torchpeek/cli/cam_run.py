@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torchpeek.cli.output import write_results
 from torchpeek.cli.page import PAGE, THUMBNAIL, PageItems, outlined, overlay_figure, prediction_bars, write_page
 from torchpeek.cli.predictions import PicturePredictions, Prediction, picture_predictions
 from torchpeek.cli.skipped import REQUEST, Skipped
-from torchpeek.errors import InputError, notify
+from torchpeek.errors import FolderError, InputError, notify
 from torchpeek.heatmap import Heatmap
 from torchpeek.html import fitted
 from torchpeek.interrupts import uninterrupted
@@ -27,7 +28,7 @@ from torchpeek.render.canvas import enlarged
 from torchpeek.render.heatmap_report import heatmap_report
 from torchpeek.render.report import ReportFigure, ReportItem, ReportRow, embedded
 from torchpeek.render.scale import scale_of, sign_words, with_colorbar
-from torchpeek.store import OutputFolder, file_stem, png_bytes, save_bytes
+from torchpeek.store import OutputFolder, file_stem, json_text, png_bytes, save_bytes
 
 _TILE = 1280  # most pixels of a side of an overlay that waits for the mosaic, which shows it smaller still
 _PIXELS_AT_ONCE = 64_000_000  # of decoded pictures, four bytes each; a batch with more is explained in parts
@@ -108,7 +109,12 @@ class CamRun:
         report = str(folder.path / PAGE)
         results = {"about": facts, "pictures": self._rows, "skipped": self._skipped.why, "report": report}
         write_results(folder, "results.json", results)
-        write_page(folder, page)
+        try:
+            write_page(folder, page)
+        except FolderError:
+            with suppress(FolderError):
+                folder.write("results.json", json_text(results | {"report": None}).encode())
+            raise
         return results
 
     def _read(self, path: Path) -> Picture | None:
@@ -194,14 +200,14 @@ class CamRun:
             prediction=f"predicted: {best[0].words}",
             columns=len(explained) if len(explained) > 1 else None,
         )
-        of_picture = {
+        of_picture: dict[str, Any] = {
             "picture": str(path),
             "notes": list(picture.notes),
             "predictions": [each.as_predicted() for each in best],
             "mosaic": str(folder.write(f"{stem}/all.png", png_bytes(sheet))),
             "maps": rows,
         }
-        table = [
+        table: list[tuple[str, ...]] = [
             (str(path), best[0].words, prediction.words, row["method"], row["layer"], row["overlay"])
             for row, prediction in zip(rows, [*explained] * len(heatmaps), strict=True)
         ]

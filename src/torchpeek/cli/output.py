@@ -32,19 +32,18 @@ def saved_on_failure(folder: OutputFolder | None, save: Callable[[OutputFolder],
 
     Args:
         folder: The output folder; None to save nothing.
-        save: Called with the folder to write to. A file that cannot be written is named in a notice.
+        save: Called with the folder to write to. Its FolderError is a notice.
     """
     try:
         yield
-    except BaseException:
+    except BaseException as failure:
         if folder is not None:
             try:
                 save(folder.followed())
+                if isinstance(failure, FolderError):
+                    notify(f"what was done before is in {str(folder.place or folder.path)!r}")
             except FolderError as error:
                 notify(str(error))
-            else:
-                if folder.place not in (None, Path(os.path.abspath(folder.path))):
-                    notify(f"what was written is in {str(folder.place)!r}")
         raise
 
 
