@@ -29,7 +29,7 @@ app = App(
     help=(
         "Look inside any PyTorch network: what its layers see, what flows back, and which part of the picture "
         "decided.\n\nExit status: 0 everything was done; 1 something was skipped, and is named; 2 the request is "
-        "wrong; 130 interrupted."
+        "wrong, or a file could not be written; 130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP."
     ),
     version=__version__,
     suppress_keyboard_interrupt=False,
@@ -73,7 +73,7 @@ def run_process() -> int:
         if "--debug" in words:
             traceback.print_exc()
         status = INTERRUPTED
-    except Exception:
+    except (Exception, SystemExit):
         if "--debug" not in words:  # an error of this program
             raise
         traceback.print_exc()
@@ -123,7 +123,7 @@ def run(tokens: Sequence[str]) -> int:
         if interruption() is None:  # not in a process of its own, which writes the line itself
             _print_line("error", "interrupted; what was written so far is complete")
         return INTERRUPTED
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # code of the model may call sys.exit(), also with the status 0
         if debug:
             raise
         if isinstance(error, TorchpeekError):
