@@ -113,8 +113,8 @@ def test_while_the_process_ends(tmp_path) -> None:
     code = (
         "import atexit, os, signal, time\n"
         "from torchpeek.cli import main\n"
-        "atexit.register(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(20)))\n"
-        "main()"
+        "try:\n    main()\n"
+        "finally:\n    atexit.register(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(20)))"
     )
     begin = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, timeout=60)
