@@ -195,6 +195,12 @@ class TestHandler:
         finally:
             signal.signal(signal.SIGINT, before)
 
+    def test_two_that_waited_for_an_import_are_one(self, process) -> None:
+        process.signal, process.arrived = signal.SIGINT, time.monotonic() - 1.5
+        with pytest.raises(KeyboardInterrupt):
+            signals._handle(signal.SIGINT, None)
+        signals._handle(signal.SIGINT, None)
+
     def test_a_child_process_keeps_the_standard_behaviour(self, process) -> None:
         process.id = -1
         with pytest.raises(KeyboardInterrupt):

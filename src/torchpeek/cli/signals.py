@@ -125,7 +125,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
         if _imports(frame) and now - process.arrived < _LONGEST_IMPORT:
             _repeat(number)
             return
-        process.raised = True
+        process.raised, process.arrived = True, now  # a second signal may have waited for the import, too
         raise KeyboardInterrupt
     if now - process.arrived > _SAME:
         if os.isatty(2):
