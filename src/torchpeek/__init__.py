@@ -8,9 +8,6 @@ heatmap = tp.explain(loaded, picture, target="tiger cat")
 tp.render.overlay(picture, heatmap[0, 0]).save("cat.png")
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
 from torchpeek._version import __version__
 
 __all__ = [
@@ -60,6 +57,8 @@ __all__ = [
     "watch",
 ]
 
+# The modules `typing` and `importlib` take time, in which a Ctrl-C would be a traceback on the command line.
+TYPE_CHECKING = False
 # Importing torchpeek must not import torch, so each public name is imported when it is first read. Type checkers and
 # editors read the imports; Python reads the table. tests/test_public_names.py compares the two.
 if TYPE_CHECKING:
@@ -99,6 +98,8 @@ else:
     def __getattr__(name):
         if name not in _MODULE_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
         module = _MODULE_OF[name]
         if module == __name__:  # a submodule; importing it makes it an attribute
             return import_module(f"{module}.{name}")

@@ -176,7 +176,7 @@ def test_ctrl_c(place, sent) -> None:
         said += line
     process.send_signal(sent)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + sent
     assert "interrupted" in err
     assert "Traceback" not in err
     assert not [file for file in files(place / "out") if file.startswith(".")]

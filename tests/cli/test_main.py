@@ -24,3 +24,10 @@ class TestMain:
 
     def test_unknown_command(self, capsys) -> None:
         assert run("cams") == 2
+
+
+def test_code_of_the_model_that_exits(in_folder, capsys) -> None:
+    """Also with the status 0, which would say that everything was done."""
+    (in_folder / "exits.py").write_text("import sys\nsys.exit(0)")
+    assert run("layers", "--model", "exits:make") == 2
+    assert "error: " in capsys.readouterr().err

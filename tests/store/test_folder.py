@@ -14,7 +14,7 @@ from torchpeek.store import OutputFolder
 def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
     folder = OutputFolder.prepared(tmp_path / "out")
 
-    def replace(source, target) -> None:
+    def replace(*names, **folders) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", replace)

@@ -93,7 +93,7 @@ class TestFiles:
     def test_nothing_is_left_behind_by_a_failed_write(self, heatmap, tmp_path, monkeypatch) -> None:
         import os
 
-        def fail(*_):
+        def fail(*_, **__):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(os, "replace", fail)

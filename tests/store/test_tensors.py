@@ -292,7 +292,7 @@ class TestAtomicWrites:
         model, x = PooledNet(), torch.randn(1, 3, 4, 4)
         with tp.record(model, "act", keep=to(stream)):
             with monkeypatch.context() as patched:
-                patched.setattr(folder_of_store.os, "replace", lambda *_: 1 / 0)
+                patched.setattr(folder_of_store.os, "replace", lambda *_, **__: 1 / 0)
                 with pytest.raises(ZeroDivisionError) as raised:
                     model(x)
             assert "layer 'act'" in raised.value.__notes__[0]

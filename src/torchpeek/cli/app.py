@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -18,7 +17,8 @@ from torchpeek.cli.command_line import parse_error, prepared_words
 from torchpeek.cli.commands import COMMANDS
 from torchpeek.cli.help_page import NARROW, StackedPanels
 from torchpeek.cli.options import ConsoleOptions, choice, option
-from torchpeek.cli.signals import command_signals
+from torchpeek.cli.signals import interrupted_status, interruption, write_interrupted
+from torchpeek.cli.streams import finish_streams, take_over_streams
 from torchpeek.cli.terminal import print_message, print_traceback
 from torchpeek.errors import Notice, TorchpeekError
 from torchpeek.printable import printable
@@ -30,7 +30,7 @@ app = App(
     help=(
         "Look inside any PyTorch network: what its layers see, what flows back, and which part of the picture "
         "decided.\n\nExit status: 0 everything was done; 1 something was skipped, and is named; 2 the request is "
-        "wrong; 130 interrupted."
+        "wrong, or a file could not be written; 130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP."
     ),
     version=__version__,
     default_parameter=Parameter(json_list=False, json_dict=False),  # a name may begin with a bracket
@@ -65,12 +65,35 @@ for command in COMMANDS:
 app.command(install_completion, name="--install-completion")
 
 
-def main(tokens: Sequence[str] | None = None) -> NoReturn:
-    """Run the command in `tokens`, or in sys.argv, and exit."""
-    words = prepared_words(sys.argv[1:] if tokens is None else tokens)
+def run_process() -> int:
+    """Run the command of this process. Returns its exit status, after everything is printed."""
+    take_over_streams()
+    words = sys.argv[1:]
+    try:
+        status = run(words)
+    except KeyboardInterrupt:
+        if "--debug" in words:
+            print_traceback(*sys.exc_info())
+        status = INTERRUPTED
+    except (Exception, SystemExit):
+        if "--debug" not in words:  # an error of this program
+            raise
+        print_traceback(*sys.exc_info())
+        status = MISTAKE
+    if problem := finish_streams():
+        _print_line("error", f"standard output cannot be written ({problem})")
+        status = MISTAKE
+    if interruption() is None:
+        return status
+    # Code may have turned the KeyboardInterrupt into another exception, or have caught it.
+    write_interrupted()
+    return interrupted_status()
+
+
+def run(tokens: Sequence[str]) -> int:
+    """Run the command in `tokens`. Returns its exit status. With --debug, an error or a Ctrl-C is raised."""
+    words = prepared_words(tokens)
     debug = "--debug" in words  # read here, because an error may come before the options are parsed
-    if debug:
-        sys.excepthook = print_traceback
     filters, show = list(warnings.filters), warnings.showwarning
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names may hold characters that the encoding lacks
@@ -90,32 +113,27 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
     console = Console()
     app.help_formatter = StackedPanels() if console.width < NARROW else "default"
     try:
-        with command_signals():
-            status = app(words, console=console, exit_on_error=False, print_error=False)
-            sys.stdout.flush()
-        sys.exit(status or OK)
+        status = app(words, console=console, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+        return int(status or OK)
     except CycloptsError as error:  # printed here, because cyclopts would fold a path at the edge of the terminal
         _print_line("error", parse_error(error, words))
-        sys.exit(MISTAKE)
-    except TorchpeekError as error:
-        if debug:
-            raise
-        _print_line("error", str(error))
-        sys.exit(MISTAKE)
+        return MISTAKE
     except KeyboardInterrupt:
         if debug:
             raise
-        _print_line("error", "interrupted; what was written so far is complete")
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader of the output, such as head, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(OK)
-    except Exception as error:
+        if interruption() is None:  # not in a process of its own, which writes the line itself
+            _print_line("error", "interrupted; what was written so far is complete")
+        return INTERRUPTED
+    except (Exception, SystemExit) as error:  # code of the model may call sys.exit(), also with the status 0
         if debug:
             raise
-        added = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
-        _print_line("error", f"{type(error).__name__}: {error} (--debug shows the traceback){added}")
-        sys.exit(MISTAKE)
+        if isinstance(error, TorchpeekError):
+            _print_line("error", str(error))
+        elif interruption() is None:  # otherwise it may be the KeyboardInterrupt in another form
+            added = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
+            _print_line("error", f"{type(error).__name__}: {error} (--debug shows the traceback){added}")
+        return MISTAKE
     finally:
         warnings.filters, warnings.showwarning = filters, show
 

@@ -21,6 +21,7 @@ from torchpeek.cli.options import (
     PictureOptions,
     TargetOptions,
 )
+from torchpeek.cli.output import saved_on_failure
 from torchpeek.cli.pictures import picture_files
 from torchpeek.cli.targets import check_target
 from torchpeek.cli.terminal import print_text
@@ -57,20 +58,13 @@ def run(
     folder = OutputFolder.prepared(output.out, overwrite=output.overwrite)
     cam_run = CamRun(explainer, folder, overlay, len(files))
     try:
-        with progress("explaining", len(files)) as advance:
+        with saved_on_failure(folder, cam_run.save), progress("explaining", len(files)) as advance:
             for start in range(0, len(files), batch_size):
                 batch = files[start : start + batch_size]
                 cam_run.add(batch)
                 advance(len(batch))
-    except BaseException:
-        if cam_run.empty:
-            folder.abandon()
-        else:
-            cam_run.finish()  # the results so far are not lost
-        raise
-    try:
         results = cam_run.finish()
-    except Exception:
+    except BaseException:
         folder.abandon()
         raise
     folder.close()

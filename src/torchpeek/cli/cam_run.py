@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from PIL import Image
 from torchpeek.cam import METHODS
 from torchpeek.cli.explainer import Explainer, layer_description, report_facts
 from torchpeek.cli.options import OverlayOptions
-from torchpeek.cli.page import THUMBNAIL, PageItems, outlined, overlay_figure, prediction_bars, write_page
+from torchpeek.cli.output import write_results
+from torchpeek.cli.page import PAGE, THUMBNAIL, PageItems, outlined, overlay_figure, prediction_bars, write_page
 from torchpeek.cli.predictions import PicturePredictions, Prediction, picture_predictions
 from torchpeek.cli.skipped import REQUEST, Skipped
-from torchpeek.errors import InputError, notify
+from torchpeek.errors import FolderError, InputError, notify
 from torchpeek.heatmap import Heatmap
 from torchpeek.html import fitted
+from torchpeek.interrupts import uninterrupted
 from torchpeek.picture import Picture
 from torchpeek.render import extract, mosaic, overlay
 from torchpeek.render.canvas import enlarged
@@ -84,6 +87,14 @@ class CamRun:
         """
         if self.empty:
             self._skipped.check()
+        return self._write_results(self.folder)
+
+    def save(self, folder: OutputFolder) -> None:
+        """Write report.html and results.json of the pictures so far, if there are any, to this folder."""
+        if not self.empty:
+            self._write_results(folder)
+
+    def _write_results(self, folder: OutputFolder) -> dict[str, Any]:
         methods = {name: METHODS[name].summary for name in self.explainer.methods}
         facts = {**self._facts, "layer": "; ".join(self._layers)} if self._facts else {}
         page = heatmap_report(
@@ -95,9 +106,15 @@ class CamRun:
             fade=not self.overlay.even,
             left_out=self._page.left_out,
         )
-        report = write_page(self.folder, page)
-        results = {"about": facts, "pictures": self._rows, "skipped": self._skipped.why, "report": str(report)}
-        self.folder.write("results.json", json_text(results).encode())
+        report = str(folder.path / PAGE)
+        results = {"about": facts, "pictures": self._rows, "skipped": self._skipped.why, "report": report}
+        write_results(folder, "results.json", results)
+        try:
+            write_page(folder, page)
+        except FolderError:
+            with suppress(FolderError):
+                folder.write("results.json", json_text(results | {"report": None}).encode())
+            raise
         return results
 
     def _read(self, path: Path) -> Picture | None:
@@ -135,11 +152,24 @@ class CamRun:
         for n, (path, picture) in enumerate(group):
             predictions = picture_predictions(trace, n, picture, self.explainer.labels)
             of_picture = {name: _of_picture(picture, heatmap[n]) for name, heatmap in heatmaps.items()}
-            self._write(path, picture, of_picture, predictions)
+            with self.folder.part() as folder:
+                row, table, item, instead = self._write(folder, path, picture, of_picture, predictions)
+            with uninterrupted():
+                self._rows.append(row)
+                self.table += table
+                self._page.add(item, instead=instead)
 
     def _write(
-        self, path: Path, picture: Picture, heatmaps: dict[str, Heatmap], predictions: PicturePredictions
-    ) -> None:
+        self,
+        folder: OutputFolder,
+        path: Path,
+        picture: Picture,
+        heatmaps: dict[str, Heatmap],
+        predictions: PicturePredictions,
+    ) -> tuple[dict[str, Any], list[tuple[str, ...]], ReportItem, str]:
+        """Write the files of a picture. Returns its entry in results.json, its rows of the table, its item on the page,
+        and the file that is linked where the page is full.
+        """
         stem = self._new_stem(path)
         best, explained = predictions.best, predictions.explained
         rows: list[dict[str, Any]] = []
@@ -148,12 +178,12 @@ class CamRun:
         photo = enlarged(fitted(picture.image, _TILE))
         tiles: list[Image.Image] = []
         for name, heatmap in heatmaps.items():
-            raw = self.folder.write(f"{stem}/{file_stem(name)}.safetensors", save_bytes(heatmap))
+            raw = folder.write(f"{stem}/{file_stem(name)}.safetensors", save_bytes(heatmap))
             for k, prediction in enumerate(explained):
-                row, image = self._draw(picture, heatmap[0, k], stem, prediction)
+                row, image = self._draw(folder, picture, heatmap[0, k], stem, prediction)
                 rows.append({**row, "heatmap": str(raw)})
                 tiles.append(fitted(image, _TILE))
-                file = str(Path(row["overlay"]).relative_to(self.folder.path))
+                file = str(Path(row["overlay"]).relative_to(folder.path))
                 alt = f"{name} of {prediction.title} on {picture.name}"
                 uri = embedded(tiles[-1], side)
                 figures[k].append(overlay_figure(heatmap[0, k], image.size, uri, alt, file, row["remark"]))
@@ -170,16 +200,14 @@ class CamRun:
             prediction=f"predicted: {best[0].words}",
             columns=len(explained) if len(explained) > 1 else None,
         )
-        self._rows.append(
-            {
-                "picture": str(path),
-                "notes": list(picture.notes),
-                "predictions": [each.as_predicted() for each in best],
-                "mosaic": str(self.folder.write(f"{stem}/all.png", png_bytes(sheet))),
-                "maps": rows,
-            }
-        )
-        self.table += [
+        of_picture: dict[str, Any] = {
+            "picture": str(path),
+            "notes": list(picture.notes),
+            "predictions": [each.as_predicted() for each in best],
+            "mosaic": str(folder.write(f"{stem}/all.png", png_bytes(sheet))),
+            "maps": rows,
+        }
+        table: list[tuple[str, ...]] = [
             (str(path), best[0].words, prediction.words, row["method"], row["layer"], row["overlay"])
             for row, prediction in zip(rows, [*explained] * len(heatmaps), strict=True)
         ]
@@ -187,22 +215,20 @@ class CamRun:
             ReportRow(each.title, each.confidence, of_row, prediction_bars(best, each))
             for each, of_row in zip(explained, figures, strict=True)
         ]
-        self._page.add(
-            ReportItem(
-                picture.name,
-                str(path),
-                picture.notes,
-                report_rows,
-                embedded(photo, side),
-                picture.image.size,
-                embedded(photo, THUMBNAIL),
-                best[0].words,
-            ),
-            instead=f"{stem}/all.png",
+        item = ReportItem(
+            picture.name,
+            str(path),
+            picture.notes,
+            report_rows,
+            embedded(photo, side),
+            picture.image.size,
+            embedded(photo, THUMBNAIL),
+            best[0].words,
         )
+        return of_picture, table, item, f"{stem}/all.png"
 
     def _draw(
-        self, picture: Picture, heatmap: Heatmap, stem: str, prediction: Prediction
+        self, folder: OutputFolder, picture: Picture, heatmap: Heatmap, stem: str, prediction: Prediction
     ) -> tuple[dict[str, Any], Image.Image]:
         """Write the overlay of one map. Returns its entry in results.json, and the image."""
         provenance, options = heatmap.provenance, self.overlay
@@ -227,10 +253,10 @@ class CamRun:
             "layer": provenance.layer,
             "layout": provenance.layout,
             "remark": _remark(heatmap, options),
-            "overlay": str(self.folder.write(f"{base}.png", png_bytes(image))),
+            "overlay": str(folder.write(f"{base}.png", png_bytes(image))),
         }
         if options.extract:
-            row["extract"] = str(self.folder.write(f"{base}.extract.png", png_bytes(extract(picture, heatmap))))
+            row["extract"] = str(folder.write(f"{base}.extract.png", png_bytes(extract(picture, heatmap))))
         return row, image
 
     def _new_stem(self, path: Path) -> str:

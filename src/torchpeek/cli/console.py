@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from torchpeek.cli.signals import raise_if_interrupted
 from torchpeek.cli.terminal import print_progress, print_text
 from torchpeek.printable import printable, printable_lines
 from torchpeek.progress import console, reported_to
@@ -229,6 +230,7 @@ class _Counter:
         show()
 
     def advance(self, count: int, show: Callable[[], None]) -> None:
+        raise_if_interrupted()
         self.done, self._step = self.done + count, 0
         show()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from json import loads as parsed_json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torchpeek.cli.options import (
     PictureOptions,
     TargetOptions,
 )
-from torchpeek.cli.output import output_folder
+from torchpeek.cli.output import output_folder, saved_on_failure, write_results
 from torchpeek.cli.page import PAGE, write_page
 from torchpeek.cli.pictures import picture_files
 from torchpeek.cli.regions import read_regions
@@ -32,7 +33,7 @@ from torchpeek.explanation import HeatmapOptions
 from torchpeek.metrics import FEWEST, HEADER
 from torchpeek.metrics.verdicts import Verdicts
 from torchpeek.render import curves
-from torchpeek.store import OutputFolder, figure_bytes, json_text, parquet_bytes
+from torchpeek.store import OutputFolder, figure_bytes, parquet_bytes
 
 _DEFAULT_METRICS = ("deletion", "insertion", "average-drop", "average-gain")
 _CURVES = ("deletion", "insertion")  # the metrics in curves.png
@@ -69,26 +70,28 @@ def run(
     page = None if output.out is None else EvaluationPage(len(files), [*explainer.methods])
     evaluation = EvaluationRun(explainer, metrics, regions, frozenset(metric.metrics or ()), page)
     with output_folder(output) as folder:
-        try:
+        stale = [] if folder is None else _earlier_files(folder)
+
+        def save(folder: OutputFolder) -> None:
+            if evaluation.results:
+                results = _results(evaluation, files)
+                # First without the summary, which takes time that an interrupted process may not have.
+                write_results(folder, "results.json", results)
+                _write(folder, evaluation, _add_summary(evaluation, results), results, stale)
+
+        with saved_on_failure(folder, save):
             passes = passes_per_picture(metrics, len(explainer.methods), _score_count(target))
             print_estimate(explainer, passes)
             with progress("evaluating", len(files), steps=max(1, passes)) as advance:
                 for file in files:
                     evaluation.add(file)
                     advance(1)
-        except BaseException:
-            if folder is not None and evaluation.results:  # the results so far are not lost
-                results = _results(evaluation, files)
-                # First without the summary, which takes time that an interrupted process may not have.
-                folder.write("results.json", json_text(results).encode())
-                _write(folder, evaluation, _add_summary(evaluation, results), results)
-            raise
         evaluation.check()
         results = _results(evaluation, files)
         verdicts = _add_summary(evaluation, results)
         try:
             if folder is not None:
-                _write(folder, evaluation, verdicts, results)
+                _write(folder, evaluation, verdicts, results, stale)
         finally:  # also print if the disk is full
             if json:
                 print_json(results)
@@ -123,20 +126,34 @@ def _add_summary(evaluation: EvaluationRun, results: dict[str, Any]) -> Verdicts
     return verdicts
 
 
-def _write(folder: OutputFolder, evaluation: EvaluationRun, verdicts: Verdicts, results: dict[str, Any]) -> None:
+def _earlier_files(folder: OutputFolder) -> list[str]:
+    """The figure and the table of an earlier run, by its results.json. Other files of these names are not deleted."""
+    try:
+        earlier = parsed_json(folder.read("results.json") or b"{}")
+        paths = [earlier.get(key) for key in _FILES.values()] if "metrics" in earlier["about"] else []
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):  # not written by this command
+        return []
+    return [
+        name for name, path in zip(_FILES, paths, strict=False) if isinstance(path, str) and Path(path).name == name
+    ]
+
+
+def _write(
+    folder: OutputFolder, evaluation: EvaluationRun, verdicts: Verdicts, results: dict[str, Any], stale: list[str]
+) -> None:
     """Write all files, and delete those of an earlier run. The paths of figure and table are added to `results`."""
-    folder.write("results.json", json_text(results).encode())  # first, as the others may fail
-    for name in _FILES:
-        (folder.path / name).unlink(missing_ok=True)
+    for name in stale:
+        folder.delete(name)
+    write_results(folder, "results.json", results)  # first, as the others may fail
     if evaluation.results:
         results |= _written(
             folder, "results.parquet", lambda: parquet_bytes(COLUMNS, evaluation.rows(), evaluation.about)
         )
     if verdicts.panels(_CURVES):
         results |= _written(folder, "curves.png", lambda: figure_bytes(_figure(evaluation, verdicts)))
-    folder.write("results.json", json_text(results).encode())
+    write_results(folder, "results.json", results)
     if evaluation.page is not None:
-        written = {name: content for name, content in _CONTENTS.items() if (folder.path / name).exists()}
+        written = {name: content for name, content in _CONTENTS.items() if _FILES.get(name, "about") in results}
         about, skipped, not_reached = results["about"], results["skipped"], results["not_reached"]
         score = evaluation.score if evaluation.results else ""
         write_page(folder, evaluation.page.report(about, verdicts, score, written, skipped, not_reached))

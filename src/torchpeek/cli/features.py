@@ -19,7 +19,7 @@ from torchpeek.cli.features_page import FeaturesPage
 from torchpeek.cli.loading import about, check_pictures_fit, loaded_model, remark, titled
 from torchpeek.cli.option_values import layer_names
 from torchpeek.cli.options import FeatureMapOptions, ModelOptions, OutputOptions, PictureOptions, TargetOptions
-from torchpeek.cli.output import file_names, output_folder, tensorboard_writer
+from torchpeek.cli.output import file_names, output_folder, saved_on_failure, tensorboard_writer, write_results
 from torchpeek.cli.page import PAGE, page_facts, write_page
 from torchpeek.cli.pictures import picture_files
 from torchpeek.cli.skipped import Skipped
@@ -32,7 +32,7 @@ from torchpeek.integrations.tensorboard import add_features
 from torchpeek.models import LoadedModel, model_call_for
 from torchpeek.render import feature_grid
 from torchpeek.render.feature_maps import returned_maps
-from torchpeek.store import OutputFolder, json_text, png_bytes, tensor_bytes
+from torchpeek.store import OutputFolder, png_bytes, tensor_bytes
 from torchpeek.text_table import percentage
 
 
@@ -62,12 +62,21 @@ def run(
     page = FeaturesPage(len(files))
     facts = page_facts(loaded, files, **_options(drawing, layers, target))
     results: dict[str, Any] = {"about": about(loaded), "features": rows, "skipped": skipped.why}
+
+    def write(folder: OutputFolder) -> None:
+        write_results(folder, "features.json", results)
+        write_page(folder, page.report(facts, skipped.why))
+
+    def save(folder: OutputFolder) -> None:
+        if rows:
+            write(folder)
+
     with (
         output_folder(output) as folder,
         tensorboard_writer(tensorboard) as writer,
         progress("looking", len(files)) as advance,
     ):
-        try:
+        with saved_on_failure(folder, save):
             for step, file in enumerate(files):
                 try:
                     picture = files.read(loaded, file)
@@ -92,16 +101,10 @@ def run(
                                 drawn = {each.name: each.drawable}
                                 add_features(writer, drawn, step, remark=remark(loaded), **options)
                 advance(1)
-        except BaseException:
-            if folder is not None and rows:  # the results so far are not lost
-                folder.write("features.json", json_text(results).encode())
-                write_page(folder, page.report(facts, skipped.why))
-            raise
         if not rows:
             skipped.check()
         if folder is not None:
-            folder.write("features.json", json_text(results).encode())
-            write_page(folder, page.report(facts, skipped.why))
+            write(folder)
     if json:
         print_json(results)
     else:
@@ -233,6 +236,22 @@ def _write(
     grids: dict[str, Image.Image] = {}
     if folder is None:
         return rows, grids
+    with folder.part() as part:
+        grids = _write_files(file, stem, outputs, rows, part, loaded, grid_options)
+    return rows, grids
+
+
+def _write_files(
+    file: Path,
+    stem: str,
+    outputs: list[_LayerOutput],
+    rows: list[dict[str, Any]],
+    folder: OutputFolder,
+    loaded: LoadedModel,
+    grid_options: dict[str, Any],
+) -> dict[str, Image.Image]:
+    """Write the files of one picture, and add them to its rows. Returns the grids by layer."""
+    grids: dict[str, Image.Image] = {}
     names = file_names({each.name: each.name for each in outputs}, reserved=["features"])
     for row, each in zip(rows, outputs, strict=True):
         if each.drawable is not None:
@@ -241,7 +260,7 @@ def _write(
             grids[each.name] = image
     tensors = {each.name: each.tensor for each in outputs if each.tensor is not None}
     folder.write(f"{stem}/features.safetensors", tensor_bytes(tensors, about(loaded) | {"picture": str(file)}))
-    return rows, grids
+    return grids
 
 
 def _options(drawing: FeatureMapOptions, layers: Sequence[str] | None, target: TargetOptions) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torchpeek.cli.gradients_page import gradients_report
 from torchpeek.cli.loading import about, check_pictures_fit, loaded_model, titled
 from torchpeek.cli.option_values import layer_names
 from torchpeek.cli.options import ModelOptions, OutputOptions, PictureOptions
-from torchpeek.cli.output import output_folder, tensorboard_writer
+from torchpeek.cli.output import output_folder, saved_on_failure, tensorboard_writer, write_results
 from torchpeek.cli.page import PAGE, page_facts, write_page
 from torchpeek.cli.pictures import PictureFiles, picture_files
 from torchpeek.cli.skipped import Skipped
@@ -26,7 +26,7 @@ from torchpeek.errors import FileError, OptionError
 from torchpeek.integrations.tensorboard import add_gradient_flow
 from torchpeek.models import LoadedModel
 from torchpeek.render import gradient_flow as gradient_flow_plot
-from torchpeek.store import figure_bytes, json_text
+from torchpeek.store import figure_bytes
 
 
 def run(
@@ -61,11 +61,12 @@ def run(
         }
         if folder is not None:
             plot = b""
-            if flow is not None:
-                title = f"{titled(loaded.spec, loaded)}, {_named(label, loaded)}, loss {flow.loss:.4g}, {mode} mode"
-                plot = figure_bytes(gradient_flow_plot(flow.rows, title=title))
-                results["plot"] = str(folder.write("gradient-flow.png", plot))
-            folder.write("gradients.json", json_text(results).encode())
+            with saved_on_failure(folder, lambda folder: write_results(folder, "gradients.json", results)):
+                if flow is not None:
+                    title = f"{titled(loaded.spec, loaded)}, {_named(label, loaded)}, loss {flow.loss:.4g}, {mode} mode"
+                    plot = figure_bytes(gradient_flow_plot(flow.rows, title=title))
+                    results["plot"] = str(folder.write("gradient-flow.png", plot))
+            write_results(folder, "gradients.json", results)
             facts = page_facts(
                 loaded, files, loss=f"cross entropy of {_named(label, loaded)}", mode=mode, layers=layer_names(layers)
             )

@@ -17,13 +17,13 @@ from torchpeek.cli.kernels_page import EmbeddedGrid, embedded_grid, kernels_repo
 from torchpeek.cli.loading import about, loaded_model, remark, titled
 from torchpeek.cli.option_values import layer_names
 from torchpeek.cli.options import ModelOptions, OutputOptions
-from torchpeek.cli.output import file_names, output_folder, tensorboard_writer
+from torchpeek.cli.output import file_names, output_folder, saved_on_failure, tensorboard_writer, write_results
 from torchpeek.cli.page import PAGE, page_facts, write_page
 from torchpeek.cli.terminal import print_text
 from torchpeek.integrations.tensorboard import add_kernels
 from torchpeek.norms import mean_and_std
 from torchpeek.render import kernel_grid
-from torchpeek.store import json_text, png_bytes, tensor_bytes
+from torchpeek.store import png_bytes, tensor_bytes
 
 
 def run(
@@ -55,16 +55,18 @@ def run(
         if folder is not None:
             grids: dict[str, EmbeddedGrid] = {}
             first_grid: Image.Image | None = None
-            for name in (name for name in rows if name in drawn):
-                image = kernel_grid(drawn[name], most=most, most_channels=most, scale=scale, title=titled(name, loaded))
-                grids[name] = embedded_grid(image, len(rows))
-                rows[name]["picture"] = str(folder.write(f"{files[name]}.png", png_bytes(image)))
-            if first:
-                title = titled(_first_title(len(drawn) - len(first)), loaded)
-                first_grid = kernel_grid(first, scale="each", most_channels=most, title=title)
-                results["first"] = str(folder.write("first-kernels.png", png_bytes(first_grid)))
-            results["weights"] = str(folder.write("kernels.safetensors", tensor_bytes(weights, about(loaded))))
-            folder.write("kernels.json", json_text(results).encode())
+            with saved_on_failure(folder, lambda folder: write_results(folder, "kernels.json", results)):
+                for name in (name for name in rows if name in drawn):
+                    title = titled(name, loaded)
+                    image = kernel_grid(drawn[name], most=most, most_channels=most, scale=scale, title=title)
+                    grids[name] = embedded_grid(image, len(rows))
+                    rows[name]["picture"] = str(folder.write(f"{files[name]}.png", png_bytes(image)))
+                if first:
+                    title = titled(_first_title(len(drawn) - len(first)), loaded)
+                    first_grid = kernel_grid(first, scale="each", most_channels=most, title=title)
+                    results["first"] = str(folder.write("first-kernels.png", png_bytes(first_grid)))
+                results["weights"] = str(folder.write("kernels.safetensors", tensor_bytes(weights, about(loaded))))
+            write_results(folder, "kernels.json", results)
             facts = page_facts(loaded, **_options(layers, most, scale))
             write_page(folder, kernels_report(results, facts, grids, first_grid))
         if writer is not None:

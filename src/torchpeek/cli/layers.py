@@ -14,12 +14,11 @@ from torchpeek.cli.console import print_json, print_table, print_written
 from torchpeek.cli.loading import about, check_class_names, check_pictures_fit, check_size_fits, loaded_model
 from torchpeek.cli.option_values import parsed_numbers
 from torchpeek.cli.options import InputOptions, ModelOptions, OutputOptions
-from torchpeek.cli.output import output_folder
+from torchpeek.cli.output import output_folder, write_results
 from torchpeek.cli.pictures import one_picture
 from torchpeek.cli.terminal import print_text
 from torchpeek.errors import InputError
 from torchpeek.models import LoadedModel, Preprocess, model_call_for
-from torchpeek.store import json_text
 
 
 def run(
@@ -47,7 +46,7 @@ def run(
         suggested = table.suggested and {"layer": table.suggested.layer, "reason": table.suggested.reason}
         results = {**about(loaded), "suggested": suggested, "layers": [asdict(row) for row in table]}
         if folder is not None:
-            folder.write("layers.json", json_text(results).encode())
+            write_results(folder, "layers.json", results)
             folder.write("layers.txt", f"{table}\n".encode())
     if json:
         print_json(results)

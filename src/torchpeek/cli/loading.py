@@ -10,6 +10,7 @@ from torchpeek.cli.model_output import class_count
 from torchpeek.cli.option_values import parsed_numbers
 from torchpeek.cli.options import InputOptions, ModelOptions
 from torchpeek.cli.pictures import PictureFiles
+from torchpeek.cli.signals import start_running
 from torchpeek.engine import ModelCall, check_fits, inspectable_module, run
 from torchpeek.errors import InputError, OptionError, notify
 from torchpeek.models import LoadedModel, Preprocess, PreprocessChanges, load_model, model_call_for
@@ -35,6 +36,7 @@ def loaded_model(
     Raises:
         OptionError: When the device cannot be used.
     """
+    start_running()
     inputs = inputs or InputOptions()
     names = None if inputs.class_names is None else read_class_names(inputs.class_names)
     loaded = load_model(

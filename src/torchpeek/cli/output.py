@@ -1,15 +1,17 @@
-"""Where commands write: the output folder, the file names in it, and the folder for TensorBoard."""
+"""Where commands write: the output folder, the file names in it, their results, and the folder for TensorBoard."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from torchpeek.cli.options import OutputOptions
-from torchpeek.errors import OptionError
-from torchpeek.store import OutputFolder, check_folder, file_stem
+from torchpeek.errors import FolderError, OptionError, notify
+from torchpeek.store import OutputFolder, check_folder, file_stem, json_text
 
 
 @contextmanager
@@ -25,6 +27,56 @@ def output_folder(options: OutputOptions) -> Iterator[OutputFolder | None]:
     finally:
         if folder is not None:
             folder.close()
+
+
+@contextmanager
+def saved_on_failure(folder: OutputFolder | None, save: Callable[[OutputFolder], object]) -> Iterator[None]:
+    """If the block fails or is interrupted, save what was done, also where the folder was moved meanwhile.
+
+    Args:
+        folder: The output folder; None to save nothing.
+        save: Called with the folder to write to. Its FolderError is a notice.
+    """
+    try:
+        yield
+    except BaseException as failure:
+        if folder is not None:
+            try:
+                save(folder.followed())
+                if isinstance(failure, FolderError):
+                    notify(f"what was done before is in {str(folder.place or folder.path)!r}")
+            except FolderError as error:
+                notify(str(error))
+        raise
+
+
+def write_results(folder: OutputFolder, name: str, results: Mapping[str, Any]) -> Path:
+    """Write the results of a command as JSON, before its page and other large files.
+
+    Raises FolderError where the file cannot be written. Then the results are in another folder, which a notice names.
+    """
+    data = json_text(results).encode()
+    try:
+        return folder.write(name, data)
+    except FolderError:
+        reasons = []
+        for other in (tempfile.gettempdir, Path.cwd):
+            try:
+                handle, path = tempfile.mkstemp(prefix="torchpeek-", suffix=f"-{name}", dir=other())
+                try:
+                    with os.fdopen(handle, "wb") as file:
+                        file.write(data)
+                except BaseException:
+                    os.unlink(path)
+                    raise
+            except OSError as error:
+                reasons.append(error.strerror or str(error))
+            else:
+                notify(f"{name} is saved as {path}")
+                break
+        else:
+            notify(f"{name} is lost: no other folder can be written either ({'; '.join(reasons).lower()})")
+        raise
 
 
 def file_names(texts: Mapping[str, str], *, reserved: Collection[str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+from torchpeek.cli.signals import raise_if_interrupted
 from torchpeek.errors import (
     FileError,
     InputError,
@@ -36,7 +37,11 @@ class Skipped:
     _first: Exception | None = None
 
     def add(self, file: Path, error: Exception, *, unless: ErrorTypes = ()) -> None:
-        """Record the picture. An error of the types `unless` is raised instead."""
+        """Record the picture. An error of the types `unless` is raised instead.
+
+        If it is the consequence of a Ctrl-C, KeyboardInterrupt is raised: the picture is not at fault.
+        """
+        raise_if_interrupted()
         if isinstance(error, unless):
             raise error
         expected = isinstance(error, TorchpeekError)

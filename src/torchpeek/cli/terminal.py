@@ -31,5 +31,5 @@ def print_progress(text: str) -> None:
 
 
 def print_traceback(type_: type[BaseException], error: BaseException, frames: TracebackType | None) -> None:
-    """Print an exception with its traceback on stderr, as Python does. It may quote anything. For `sys.excepthook`."""
+    """Print an exception with its traceback on stderr, as Python does. It may quote anything."""
     sys.stderr.write(printable("".join(traceback.format_exception(type_, error, frames)), lines=True))

@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from os import PathLike
 from pathlib import Path
 
 from torchpeek.errors import FolderError
+from torchpeek.interrupts import uninterrupted
+from torchpeek.store.directory import Directory
 from torchpeek.store.folder_lock import (
     PREFIX,
     FolderHeld,
@@ -29,8 +33,11 @@ class OutputFolder:
     """A folder for results, which no other writer has while this object, or its lock, lives."""
 
     path: Path
-    created: tuple[Path, ...] = ()  # the folder and its parents, as far as they did not exist before
-    lock: FolderLock | None = None
+    created: tuple[Path, ...]  # the folder and its parents, as far as they did not exist before
+    lock: FolderLock
+    directory: Directory
+    is_followed: bool = False  # whether files are also written after the folder was moved
+    _written: list[str] | None = None  # the names of the files of a part
 
     @classmethod
     def prepared(
@@ -62,12 +69,13 @@ class OutputFolder:
                     f"output folder {str(folder)!r} is in use: {holder} is writing to it, and the files of two writers "
                     "would replace each other. Next: wait for its end, or choose another folder"
                 )
+            directory = Directory(folder)
         except BaseException:
             if lock is not None:
                 lock.release()
             raise
         remove_stale_files(folder)
-        return cls(folder, created, lock)
+        return cls(folder, created, lock, directory)
 
     @classmethod
     def reopened(cls, path: str | PathLike[str]) -> OutputFolder:
@@ -79,51 +87,77 @@ class OutputFolder:
     def write(self, name: str, data: bytes) -> Path:
         """Write a file of this folder, whole or not at all, and return its path.
 
-        Raises FolderError where it cannot be written, such as on a full disk, and where the folder is another one than
-        at the beginning.
+        A link of this name, or of the name of its subfolder, is replaced; what it leads to is not touched.
+
+        Raises FolderError where it cannot be written, such as on a full disk, and where the folder was moved, removed
+        or replaced.
         """
         path = self.path / name
-        if self.lock is not None:
-            self._check_place(path, self.lock)
-        created = _missing(path.parent)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, data)
-        except BaseException as error:
-            _remove_empty(created)
-            if isinstance(error, OSError) and not isinstance(error, FolderError):
-                raise FolderError(_not_written(path, error, data)) from error
-            raise
-        return path
-
-    @property
-    def held(self) -> bool:
-        """Whether this process may write to it."""
-        return self.lock is not None and self.lock.held
-
-    def abandon(self) -> None:
-        """Remove the folder and the parents that were made for it, as far as they are empty, and unlock it."""
-        if self.lock is not None:
-            self.lock.remove_file()
-        _remove_empty(self.created)  # before others can have it
-        self.close()
-
-    def close(self) -> None:
-        """Let others write to the folder."""
-        if self.lock is not None:
-            self.lock.release()
-
-    def _check_place(self, path: Path, lock: FolderLock) -> None:
-        if not lock.held:
+        if not self.held:
             raise FolderError(
                 f"{path}: cannot be written, because this process does not have the folder; another one, such as that "
                 "which forked this one, may be writing to it. Next: choose another folder for each process"
             )
-        if not lock.is_of(self.path):
-            raise FolderError(
-                f"{path}: cannot be written: the folder {str(self.path)!r} was moved, replaced or deleted since this "
-                "began. What was written so far is where it was moved to"
-            )
+        try:
+            with uninterrupted():
+                if not self.is_followed:
+                    self.directory.check()
+                with self.directory.parent_of(name) as parent:
+                    write_whole(path, data, parent)
+                if self._written is not None:
+                    self._written.append(name)
+        except OSError as error:
+            if isinstance(error, FolderError):
+                raise
+            raise FolderError(_not_written(path, error, data)) from error
+        return path
+
+    @contextmanager
+    def part(self) -> Iterator[OutputFolder]:
+        """A folder for files that belong together: if the block fails, those written to it are deleted."""
+        written: list[str] = []
+        try:
+            yield replace(self, _written=written)
+        except BaseException:
+            with uninterrupted():
+                for name in written:
+                    self.delete(name)
+            raise
+
+    def followed(self) -> OutputFolder:
+        """This folder for the last files of a command: they are also written if the folder was moved."""
+        return replace(self, is_followed=True)
+
+    def read(self, name: str) -> bytes | None:
+        """The contents of a file in this folder. None where there is no regular file of this name."""
+        return self.directory.read(name)
+
+    def delete(self, name: str) -> None:
+        """Delete a file of this folder, if it exists and can be deleted. Of a link, the link is deleted."""
+        with suppress(OSError):
+            self.directory.delete(name)
+
+    @property
+    def held(self) -> bool:
+        """Whether this process may write to it."""
+        return self.lock.held
+
+    @property
+    def place(self) -> Path | None:
+        """Where the folder is now, if it was moved. None where it was removed, or the system does not tell."""
+        return self.directory.place()
+
+    def abandon(self) -> None:
+        """Remove the folder and the parents that were made for it, as far as they are empty, and unlock it."""
+        self.lock.remove_file()
+        with suppress(OSError):  # it is no longer this folder
+            self.directory.check()
+            _remove_empty(self.created)  # before others can have it
+        self.close()
+
+    def close(self) -> None:
+        """Let others write to the folder."""
+        self.lock.release()
 
 
 def check_folder(path: str | PathLike[str]) -> None:
@@ -134,26 +168,35 @@ def check_folder(path: str | PathLike[str]) -> None:
     _remove_empty(_made(Path(path)))
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, parent: int | None = None) -> None:
     """Write next to `path` and rename: no reader sees half a file, and an interrupt leaves none behind.
 
-    Raises FolderError where it cannot be written.
+    Args:
+        path: The file. If it is a link, the link is replaced.
+        data: The contents.
+        parent: The number of the open folder that the file stands in; None to find it by its path.
+
+    Raises:
+        FolderError: When it cannot be written.
     """
-    if not path.parent.is_dir():
+    if parent is None and not path.parent.is_dir():
         raise FolderError(f"no folder {str(path.parent)!r} to write {path.name} in; make it first")
-    temporary: str | None = None
+    target = path if parent is None else Path(path.name)
+    temporary = target.with_name(f"{temporary_prefix()}{secrets.token_hex(8)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=temporary_prefix())
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes the file private
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise FolderError(_not_written(path, error, data)) from error
-        raise
+        with uninterrupted():
+            handle = os.open(temporary, flags, 0o666, dir_fd=parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data)
+                os.replace(temporary, target, src_dir_fd=parent, dst_dir_fd=parent)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(temporary, dir_fd=parent)
+                raise
+    except OSError as error:
+        raise FolderError(_not_written(path, error, data)) from error
 
 
 def _not_written(path: Path, error: OSError, data: bytes) -> str:
@@ -228,9 +271,3 @@ def _remove_empty(folders: Iterable[Path]) -> None:
             continue
         except OSError:  # it is not empty
             return
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

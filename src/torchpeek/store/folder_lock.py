@@ -48,6 +48,9 @@ class FolderLock:
         self._handle = handle
         _LOCKS.add(self)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> FolderLock:
+        return self  # a copy of the folder writes with the same right
+
     @property
     def held(self) -> bool:
         """Whether this process holds it. A forked process does not have the lock of its parent."""
