@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchpeek.engine.attempts import Refusal, attempted, shown_later
 from torchpeek.engine.fixed_batch import with_fixed_batch
 from torchpeek.engine.forward import run
 from torchpeek.engine.hook_free import hook_free
@@ -71,11 +72,8 @@ def call_counts(model: nn.Module, call: ModelCall) -> CallCounts:
         with attached(hooks, called=[(free.copy, start)], ended=[(free.copy, end)]), torch.no_grad():
             run(free.copy, call.one_sample(size).for_one_pass())
 
-    try:
-        with preserved(model):
-            with_fixed_batch(model, call, counted)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # such as a model that fails at one sample, or needs the hooks of its layers
+    with preserved(model):
+        refused = attempted(partial(with_fixed_batch, model, call, counted), shown_later)
+    if isinstance(refused, Refusal):  # such as a model that fails at one sample, or needs the hooks of its layers
         return CallCounts(counts[0] if counts else {}, complete=False)
     return _COUNTS.put(model, call.signature, CallCounts(dict(counts[0]), complete=True))

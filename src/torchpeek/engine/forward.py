@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.attempts import NEVER_REFUSALS, Refusal, attempted, is_of_torch
 from torchpeek.engine.gradients import inference_mode_restored
 from torchpeek.engine.input_mismatch import first_layer, mismatch, wrong_input
 from torchpeek.engine.model_cache import ModelCache
@@ -34,15 +35,18 @@ def run(model: nn.Module, call: ModelCall) -> Any:
         # The mode is restored outside of the part that Ctrl-C may interrupt.
         with inference_mode_restored(), interruptible(), observer.observing():
             output = _called(model, call)
-    except (TorchpeekError, torch.OutOfMemoryError):
+    except (TorchpeekError, *NEVER_REFUSALS):
         raise
     except Exception as error:
-        if _INFERENCE_TENSOR in str(error):
+        # Errors of the user's own classes stay what they are.
+        if is_of_torch(error) and _INFERENCE_TENSOR in str(error):
             raise NotConnected(_no_inference_tensors(model)) from error
         # A text and no error: an error in a variable of this frame, which its traceback has, keeps the model alive.
-        if wrong := wrong_input(model, call, error, partial(_called, model, call)):
+        if is_of_torch(error) and (wrong := wrong_input(model, call, error, partial(_called, model, call))):
             raise InputError(wrong) from error
-        error.add_note(_description(model, call))
+        description = _description(model, call)
+        if description not in getattr(error, "__notes__", ()):  # the model may raise the same exception again
+            error.add_note(description)
         raise
     return observer.result(output) if call.observed else output
 
@@ -129,12 +133,12 @@ def _in_memory_format(call: ModelCall, memory_format: torch.memory_format) -> Mo
 
 
 def _returns_the_same(model: nn.Module, sample: ModelCall, memory_format: torch.memory_format) -> bool:
-    contiguous = run(model, _in_memory_format(sample, torch.contiguous_format))
-    try:
-        other = run(model, _in_memory_format(sample, memory_format))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # in the contiguous format it did not fail
+    def output(tried: torch.memory_format) -> Any:
+        return run(model, _in_memory_format(sample, tried))
+
+    contiguous = output(torch.contiguous_format)
+    other = attempted(partial(output, memory_format), partial(output, torch.contiguous_format))
+    if isinstance(other, Refusal):
         return False
     pairs = zip(containers.leaves(contiguous), containers.leaves(other), strict=True)
     half = torch.is_autocast_enabled(sample.picture.device.type)
