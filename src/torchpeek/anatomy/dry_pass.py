@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchpeek.engine import HookFreeModel, ModelCall, hook_free, preserved, run
+from torchpeek.engine import HookFreeModel, ModelCall, Refusal, attempted, hook_free, preserved, run, shown_later
 from torchpeek.hooks import (
     Channels,
     RunningStatistics,
@@ -91,35 +91,29 @@ def dry_pass(model: nn.Module, call: ModelCall) -> DryPass | None:
             return _observed(model, as_it_is, sample)
         free = hook_free(model)
         result = _observed(model, free, sample)
-        if result is not None or _runs(free.copy, call):
+        if result is not None or not isinstance(attempted(lambda: _run(free.copy, call), shown_later), Refusal):
             return result
         return _observed(model, as_it_is, sample)
 
 
 def _observed(model: nn.Module, runnable: HookFreeModel, sample: ModelCall) -> DryPass | None:
     """What a pass over the sample showed; None where it failed."""
-    observer = _Observer(model, sample)
     names = {id(module): name for name, module in model.named_modules()}
-    returned = [(each, partial(observer.returned, names[id(own)], own)) for each, own in runnable.modules]
-    try:
-        with rectifiers_observed(runnable.copy, observer.rectified), attached(returned), torch.no_grad():
-            run(runnable.copy, sample.for_one_pass())
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
-        return None
-    return observer.result()
+
+    def observed() -> DryPass:
+        observer = _Observer(model, sample)
+        returned = [(each, partial(observer.returned, names[id(own)], own)) for each, own in runnable.modules]
+        with rectifiers_observed(runnable.copy, observer.rectified), attached(returned):
+            _run(runnable.copy, sample)
+        return observer.result()
+
+    result = attempted(observed, shown_later)
+    return None if isinstance(result, Refusal) else result
 
 
-def _runs(model: nn.Module, call: ModelCall) -> bool:
-    try:
-        with torch.no_grad():
-            run(model, call.for_one_pass())
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
-        return False
-    return True
+def _run(model: nn.Module, call: ModelCall) -> None:
+    with torch.no_grad():
+        run(model, call.for_one_pass())
 
 
 class _Observer:

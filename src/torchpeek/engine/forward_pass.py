@@ -306,8 +306,8 @@ def _check_samples_are_independent(forward_pass: ForwardPass) -> None:
         named = ", ".join(sorted(repr(path.partition(".")[2]) for path in call.sample_paths))
         raise InputError(
             f"the model gives another result for sample {last} alone{fails} than in its batch of {last + 1}. Perhaps "
-            f"one of the arguments {named} is the same for all samples, or the samples influence each other. Next: name "
-            "such arguments in tp.Arguments(..., shared=[...]), or explain the samples one by one"
+            f"one of the arguments {named} is the same for all samples, or the samples influence each other. Next: "
+            "name such arguments in tp.Arguments(..., shared=[...]), or explain the samples one by one"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, repeat
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.attempts import Refusal, attempted, is_of_torch, may_refuse, shown_later
 from torchpeek.engine.fixed_batch import fixed_batch_size
 from torchpeek.engine.forward import run
 from torchpeek.engine.gradients import Handle, start_graph
@@ -209,10 +209,20 @@ def _choice(
     choice = search.result()
     if not choice.one.dependent and search.connected:
         # All gradients are zero, perhaps only for this picture.
-        with suppress(Exception):  # the model may not take a random picture
-            again = _LayerSearch(model, with_random_picture(call), target, these_scores=these_scores, anew=True)
-            choice = max(again.result(), choice, key=lambda each: each.one.dependent)
+        again = attempted(
+            lambda: _LayerSearch(
+                model, with_random_picture(call), target, these_scores=these_scores, anew=True
+            ).result(),
+            lambda: _run_sample(model, call),
+        )
+        if not isinstance(again, Refusal):  # the model may not take a random picture
+            choice = max(again, choice, key=lambda each: each.one.dependent)
     return _CHOICES.put(model, key, choice)
+
+
+def _run_sample(model: nn.Module, call: ModelCall) -> None:
+    with preserved(model):
+        run(model, call.one_sample(fixed_batch_size(model, call)).for_one_pass())
 
 
 def _target_key(target: Target | None) -> tuple[object, ...]:
@@ -416,26 +426,28 @@ def _score_dependence(
     with preserved(model):
         with attached(chain(hooks, taking)):
             output = run(model, sample.for_one_pass())
-        try:
-            with torch.enable_grad():
-                question, scores, labels = _scores_to_follow(output, target, sample, these_scores=these_scores)
-                totals = box_totals(question, output)
-            if not handles:
-                return None
-            if not scores.requires_grad:  # no path leads from these layers to the scores, or one without a graph
-                return _Dependence(separate_branches=has_separate_branches(question), connected=False)
+        with torch.enable_grad():
+            question, scores, labels = _scores_to_follow(output, target, sample, these_scores=these_scores)
+            totals = box_totals(question, output)
+        if not handles:
+            return None
+        if not scores.requires_grad:  # no path leads from these layers to the scores, or one without a graph
+            return _Dependence(separate_branches=has_separate_branches(question), connected=False)
+
+        def backward() -> tuple[list[tuple[Tensor | None, ...]], ScaleLayers | None]:
             inputs: Any = list(handles.values())  # torch accepts gradient edges, but its type hints do not
             gradients = [
                 torch.autograd.grad(one, inputs, retain_graph=True, allow_unused=True) for one in scores.unbind()
             ]
-            scales = None
-            if totals:
-                on_picture = [each for each in candidates if each.layer not in unaffected()]
-                scales = scale_layers(totals, on_picture, handles, scale_grids(question))
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:  # the model has no backward pass; the trace says so if it needs gradients
+            if not totals:
+                return gradients, None
+            on_picture = [each for each in candidates if each.layer not in unaffected()]
+            return gradients, scale_layers(totals, on_picture, handles, scale_grids(question))
+
+        result = attempted(backward, shown_later, possible=_may_have_no_backward)
+        if isinstance(result, Refusal):  # the trace says so if it needs gradients
             return None
+        gradients, scales = result
     by_score = [
         {
             each.layer
@@ -449,6 +461,10 @@ def _score_dependence(
         return _Dependence(of_all, labels, of_labels)
     layers = frozenset.intersection(*map(frozenset, by_score))
     return _Dependence(layers, scales=scales, separate_branches=has_separate_branches(question))
+
+
+def _may_have_no_backward(error: Exception) -> bool:
+    return may_refuse(error) and isinstance(error, RuntimeError) and is_of_torch(error)
 
 
 def _has_grid_gradient(gradient: Tensor | None, layout: Layout) -> bool:
@@ -470,11 +486,15 @@ def _scores_to_follow(
     """
     question = None
     if target is not None:
-        try:
+
+        def of_target() -> tuple[Question, Tensor]:
             question = bind_target(of_samples(target, 0, 1), output, sample.picture.shape)
-            scores = question(output, torch.tensor([0])).flatten()
-        except TargetError:  # the target may be for all samples together; the trace raises if it is wrong
-            question = None
+            return question, question(output, torch.tensor([0])).flatten()
+
+        # The target may be for all samples together. The trace raises if it is wrong.
+        result = attempted(of_target, shown_later, possible=lambda error: isinstance(error, TargetError))
+        if not isinstance(result, Refusal):
+            question, scores = result
     if question is None:
         return None, weighted_sum(tensor for _, tensor in containers.leaves(output)).unsqueeze(0), frozenset()
     if has_separate_branches(question):

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain, count
 from typing import Any, TypeAlias
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torchpeek.engine.attempts import Refusal, attempted, may_refuse
 from torchpeek.engine.call_counts import call_counts
 from torchpeek.engine.fixed_batch import with_fixed_batch
 from torchpeek.engine.forward import run
@@ -193,13 +194,13 @@ def dry_run(
 
 
 def _dry_run(model: nn.Module, sample: ModelCall, hooks: Callable[[], Iterable[LayerHook]]) -> DryRun:
-    try:
-        observer, output = _observed(model, sample.for_one_pass(), hooks(), PositionTracker(model, sample))
-    except Exception as error:
-        if not any(text in str(error) for text in ("dispatch mode", PositionTracker.__name__)):
-            raise
-        # Some parts, such as a compiled flex_attention, take no dispatch mode of others, and say so.
-        observer, output = _observed(model, sample.for_one_pass(), hooks(), None)
+    # Some parts, such as a compiled flex_attention, take no dispatch mode of others, and say so.
+    tracked = attempted(
+        lambda: _observed(model, sample.for_one_pass(), hooks(), PositionTracker(model, sample)),
+        lambda: _observed(model, sample.for_one_pass(), hooks(), None),
+        possible=_may_refuse_tracker,
+    )
+    observer, output = tracked.unchanged if isinstance(tracked, Refusal) else tracked
     result = observer.result(output, configured_token_counts(model))
     to_probe = _layers_to_probe(result)
     if not to_probe:
@@ -212,6 +213,10 @@ def _dry_run(model: nn.Module, sample: ModelCall, hooks: Callable[[], Iterable[L
     if result.evidence.prefix is not None or not movements[0]:
         return observer.result(output, configured_token_counts(model), counts)
     return observer.result(output, found[0] or (None, 0), counts, probe_undecided=found[0] is None)
+
+
+def _may_refuse_tracker(error: Exception) -> bool:
+    return may_refuse(error) and any(text in str(error) for text in ("dispatch mode", PositionTracker.__name__))
 
 
 def _observed(
@@ -452,6 +457,11 @@ class DryRunObserver:
             modules: All layers by name.
         """
         found: set[str] = set()
+
+        @cache  # one pass for all the modules that fail in the experiment
+        def whole_pass() -> None:
+            run(self._model, self._call.for_one_pass())
+
         with preserved(self._model):
             for path in sorted(candidates, key=lambda path: path.count(".")):
                 if _is_within(path, found):
@@ -463,6 +473,7 @@ class DryRunObserver:
                         self._meta_outputs[path],
                         candidates[path].layout,
                         self._call.picture.device,
+                        whole_pass,
                         inside_grid_layer=_is_within(path.rpartition(".")[0], candidates),
                     )
                 if self._projections[path]:
