@@ -47,7 +47,7 @@ from torchpeek.engine.targets.question import (
     reads_entries,
     scale_grids,
 )
-from torchpeek.errors import NoSpatialLayer, TargetError
+from torchpeek.errors import NoSpatialLayer
 from torchpeek.hooks import ForwardHook, attached, containers, has_layer, layer_at
 
 
@@ -251,6 +251,7 @@ class _LayerSearch:
         self, model: nn.Module, call: ModelCall, target: Target | None, *, these_scores: bool, anew: bool
     ) -> None:
         self._model = model
+        self._call = call
         self._target = target
         self._these_scores = these_scores
         self._unaffected = None if anew else known_unaffected(model, call)
@@ -357,6 +358,7 @@ class _LayerSearch:
                 these_scores=self._these_scores,
                 hooks=hooks,
                 unaffected=partial(self._compared, digests),
+                of_all=self._scores_of_all,
             )
         self._compared(digests)
         if dependence is None:
@@ -368,6 +370,14 @@ class _LayerSearch:
         self._labels = dependence.labels
         self._layers_of_labels |= dependence.layers_of_labels
         return True
+
+    def _scores_of_all(self) -> None:
+        """Compute the scores of all samples, to see whether the target fails there, too."""
+        if self._target is not None:
+            with preserved(self._model):
+                output = run(self._model, self._call.for_one_pass())
+            question = bind_target(self._target, output, self._call.picture.shape)
+            question(output, torch.arange(len(self._call)))
 
     def _compared(self, digests: OutputDigests) -> frozenset[str]:
         """The layers that do not depend on the picture, as known, or by these digests and those of the dry run."""
@@ -407,11 +417,13 @@ def _score_dependence(
     these_scores: bool,
     hooks: Iterable[tuple[nn.Module, ForwardHook]],
     unaffected: Callable[[], Container[str]],
+    of_all: Callable[[], object],
 ) -> _Dependence | None:
     """On the grids of which candidates the scores of the sample depend; None where no gradient exists.
 
     One forward pass, with these hooks, whose graph starts at the first of the candidates, and a backward pass for each
-    score. After it, `unaffected` returns the layers that do not depend on the picture.
+    score. After it, `unaffected` returns the layers that do not depend on the picture. `of_all` computes the scores of all
+    samples.
     """
     handles: dict[str, Handle] = {}
 
@@ -427,7 +439,7 @@ def _score_dependence(
         with attached(chain(hooks, taking)):
             output = run(model, sample.for_one_pass())
         with torch.enable_grad():
-            question, scores, labels = _scores_to_follow(output, target, sample, these_scores=these_scores)
+            question, scores, labels = _scores_to_follow(output, target, sample, of_all, these_scores=these_scores)
             totals = box_totals(question, output)
         if not handles:
             return None
@@ -475,7 +487,7 @@ def _has_grid_gradient(gradient: Tensor | None, layout: Layout) -> bool:
 
 
 def _scores_to_follow(
-    output: Any, target: Target | None, sample: ModelCall, *, these_scores: bool
+    output: Any, target: Target | None, sample: ModelCall, of_all: Callable[[], object], *, these_scores: bool
 ) -> tuple[Question | None, Tensor, frozenset[int]]:
     """The question, (n,): the scores of the first sample, and class labels.
 
@@ -491,8 +503,7 @@ def _scores_to_follow(
             question = bind_target(of_samples(target, 0, 1), output, sample.picture.shape)
             return question, question(output, torch.tensor([0])).flatten()
 
-        # The target may be for all samples together. The trace raises if it is wrong.
-        result = attempted(of_target, shown_later, possible=lambda error: isinstance(error, TargetError))
+        result = attempted(of_target, of_all)  # the target may be for all samples together
         if not isinstance(result, Refusal):
             question, scores = result
     if question is None:

@@ -473,8 +473,8 @@ class DryRunObserver:
                         self._meta_outputs[path],
                         candidates[path].layout,
                         self._call.picture.device,
-                        whole_pass,
                         inside_grid_layer=_is_within(path.rpartition(".")[0], candidates),
+                        whole_pass=whole_pass,
                     )
                 if self._projections[path]:
                     found.add(path)

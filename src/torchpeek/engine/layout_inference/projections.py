@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchpeek.engine.attempts import Refusal, attempted
+from torchpeek.engine.attempts import Refusal, attempted, shown_later
 from torchpeek.engine.layout import Layout
 from torchpeek.hooks import containers
 from torchpeek.interrupts import interruptible
@@ -34,9 +34,9 @@ def is_projection(
     output: Any,
     layout: Layout,
     device: torch.device,
-    whole_pass: Callable[[], object],
     *,
     inside_grid_layer: bool,
+    whole_pass: Callable[[], object] = shown_later,
 ) -> bool:
     """Whether a layer is a projection, such as queries, keys, values, hidden units or logits of each position.
 
@@ -55,8 +55,8 @@ def is_projection(
         output: What it returned, on the meta device.
         layout: The layout of the output.
         device: Where to make the inputs, if the module has no parameters.
-        whole_pass: Runs the model, where the module fails in the experiment. It shows whether it fails in a pass, too.
         inside_grid_layer: Whether a module around it, but not the model, returns a grid, too.
+        whole_pass: Runs the model, where the module fails in the experiment. It shows whether it fails in a pass, too.
     """
     if isinstance(module, nn.Linear):
         return True
