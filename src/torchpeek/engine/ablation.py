@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchpeek.engine.attempts import Refusal
+from torchpeek.engine.attempts import Refusal, attempted
 from torchpeek.engine.batching import (
     Change,
     check_changed,
     check_counts,
     chunk_size,
-    in_memory,
     sample_rows,
     score_chunks,
 )
@@ -187,9 +186,15 @@ def _replay_in_memory(forward_pass: ForwardPass, layer: str, size: int, trials: 
     suffix = Suffix(model, selected, capture.layout, call, prefix, capture.returned.detach())
     while True:
         batch = min(size, trials * len(call))
-        replay = in_memory(partial(validated_replay, suffix, forward_pass.question, batch), batch)
+        replay = attempted(
+            partial(validated_replay, suffix, forward_pass.question, batch),
+            suffix.whole_pass,
+            possible=lambda error: isinstance(error, torch.OutOfMemoryError),
+        )
         if not isinstance(replay, Refusal):
             break
+        if batch == 1:  # a whole pass of two or three samples is part of it
+            raise ReplayMismatch("does not fit into memory")
         size = batch // 2
     if not prefix.confirmed:
         replay.confirm(forward_pass.output, forward_pass.question)

@@ -9,8 +9,7 @@ apart by repeating the pass, which costs nothing as long as no pass fails.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -55,12 +54,12 @@ def attempted(
 
     An exception of `changed` is a refusal of the change only if
 
-    1. `changed` raises it again when it is repeated. An exception that does not come again was not caused by the
-       change: a hook that raises in one call, or a signal handler.
-    2. `unchanged` raises nothing. What it raises goes through, because the model fails without the change, too.
+    1. `unchanged` raises nothing. What it raises goes through, because the model fails without the change, too.
+    2. `changed` then raises the same again. An exception that does not come again was not caused by the change: that of
+       a hook in one call, or of a signal handler.
 
-    Otherwise the exception goes through as it is. `unchanged` runs last, so that what hooks have recorded in it stays.
-    Nothing of a failed attempt may be remembered, except what follows from a Refusal.
+    Otherwise the exception goes through as it is. Nothing of a failed attempt may be remembered, except what follows
+    from a Refusal.
 
     Args:
         changed: Runs the model in torchpeek's own way. It may be called twice.
@@ -75,19 +74,12 @@ def attempted(
         first: Exception = error
     try:
         _forget_variables(first)
-        again = _exception_of(changed, possible)
-        if again is None:
-            raise first
-        alike = _is_alike(first, again)
-        _forget_variables(again)
-        again = None
         result = unchanged()
-        if not alike:
+        if not _comes_again(first, changed, possible):
             raise first
         return Refusal(described_exception(first), result)
     finally:
         del first  # an exception in a variable of a frame that its traceback has keeps the model alive
-        again = None
 
 
 def shown_later() -> None:
@@ -104,36 +96,36 @@ def is_of_torch(error: Exception) -> bool:
     return type(error).__module__.partition(".")[0] in ("builtins", "torch")
 
 
-@contextmanager
-def stop_iteration_restored() -> Iterator[None]:
-    """Let a StopIteration of the user's code out of the block as what it is.
+class stop_iteration_restored:  # noqa: N801
+    """A block that lets a StopIteration of the user's code out as what it is.
 
-    Python turns it into a RuntimeError where it leaves a generator, such as `batching.py: chunks`.
+    Python turns it into a RuntimeError where it leaves a generator, such as `batching.py: chunks`. This is a class,
+    because a context manager that is written as a generator could not raise it either.
     """
-    stopped: StopIteration | None = None
-    try:
-        yield
-    except RuntimeError as error:
-        cause = error.__cause__
-        if not isinstance(cause, StopIteration):
-            raise
-        stopped = cause
-    try:
-        if stopped is not None:
-            raise stopped
-    finally:
-        del stopped
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration):
+            stopped = error.__cause__
+            try:
+                raise stopped from None
+            finally:
+                del stopped, error
 
 
-def _exception_of(function: Callable[[], object], possible: Callable[[Exception], bool]) -> Exception | None:
-    """What the function raises; None where it returns. What no change explains goes through."""
+def _comes_again(error: Exception, function: Callable[[], object], possible: Callable[[Exception], bool]) -> bool:
+    """Whether the function raises an exception like this one. One that no change explains goes through."""
     try:
         function()
-    except Exception as error:
-        if not possible(error):
+    except Exception as again:
+        if not possible(again):
             raise
-        return error
-    return None
+        alike = _is_alike(error, again)
+        _forget_variables(again)
+        return alike
+    return False
 
 
 def _is_alike(one: Exception, other: Exception) -> bool:

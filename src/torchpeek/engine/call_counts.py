@@ -63,17 +63,18 @@ def call_counts(model: nn.Module, call: ModelCall) -> CallCounts:
     def count(number: int, *hook_arguments: Any) -> None:
         counts[-1][number] += 1
 
-    def counted(size: int | None) -> None:
-        nonlocal depth
+    def counted(size: int | None) -> Counter[int]:
+        nonlocal counts, depth
         depth = 0
-        counts.clear()
+        counts = []
         free = hook_free(model)
         hooks = [(each, partial(count, id(original))) for each, original in free.modules]
         with attached(hooks, called=[(free.copy, start)], ended=[(free.copy, end)]), torch.no_grad():
             run(free.copy, call.one_sample(size).for_one_pass())
+        return counts[0]
 
     with preserved(model):
-        refused = attempted(partial(with_fixed_batch, model, call, counted), shown_later)
-    if isinstance(refused, Refusal):  # such as a model that fails at one sample, or needs the hooks of its layers
+        counted_calls = attempted(partial(with_fixed_batch, model, call, counted), shown_later)
+    if isinstance(counted_calls, Refusal):  # such as a model that fails at one sample, or needs the hooks of its layers
         return CallCounts(counts[0] if counts else {}, complete=False)
-    return _COUNTS.put(model, call.signature, CallCounts(dict(counts[0]), complete=True))
+    return _COUNTS.put(model, call.signature, CallCounts(dict(counted_calls), complete=True))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from torchpeek.engine.attempts import Refusal, attempted, may_refuse, shown_later
+from torchpeek.engine.attempts import Refusal, attempted, may_refuse
 from torchpeek.engine.forward import run
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
@@ -123,10 +123,10 @@ def _takes_no_other(model: nn.Module, call: ModelCall) -> bool:
 
     with preserved(model):
         whole = output(call)
-        other = attempted(partial(output, call.one_sample(other_count)), shown_later)
+        other = attempted(partial(output, call.one_sample(other_count)), partial(output, call))
         if not isinstance(other, Refusal) and _has_rows(whole, count, other, other_count):
             return False
-        repeated = attempted(partial(output, call.one_sample(count)), shown_later) if count > 1 else whole
+        repeated = attempted(partial(output, call.one_sample(count)), partial(output, call)) if count > 1 else whole
     if isinstance(repeated, Refusal) or not _same_first_sample(whole, repeated, count):
         raise InputError(_not_of_samples(call))
     return True

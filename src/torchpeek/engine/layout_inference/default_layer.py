@@ -358,7 +358,7 @@ class _LayerSearch:
                 these_scores=self._these_scores,
                 hooks=hooks,
                 unaffected=partial(self._compared, digests),
-                of_all=self._scores_of_all,
+                scores_of_all=self._scores_of_all,
             )
         self._compared(digests)
         if dependence is None:
@@ -417,13 +417,13 @@ def _score_dependence(
     these_scores: bool,
     hooks: Iterable[tuple[nn.Module, ForwardHook]],
     unaffected: Callable[[], Container[str]],
-    of_all: Callable[[], object],
+    scores_of_all: Callable[[], object],
 ) -> _Dependence | None:
     """On the grids of which candidates the scores of the sample depend; None where no gradient exists.
 
     One forward pass, with these hooks, whose graph starts at the first of the candidates, and a backward pass for each
-    score. After it, `unaffected` returns the layers that do not depend on the picture. `of_all` computes the scores of all
-    samples.
+    score. After it, `unaffected` returns the layers that do not depend on the picture. `scores_of_all` computes the
+    scores of all samples.
     """
     handles: dict[str, Handle] = {}
 
@@ -439,7 +439,9 @@ def _score_dependence(
         with attached(chain(hooks, taking)):
             output = run(model, sample.for_one_pass())
         with torch.enable_grad():
-            question, scores, labels = _scores_to_follow(output, target, sample, of_all, these_scores=these_scores)
+            question, scores, labels = _scores_to_follow(
+                output, target, sample, scores_of_all, these_scores=these_scores
+            )
             totals = box_totals(question, output)
         if not handles:
             return None
@@ -487,7 +489,7 @@ def _has_grid_gradient(gradient: Tensor | None, layout: Layout) -> bool:
 
 
 def _scores_to_follow(
-    output: Any, target: Target | None, sample: ModelCall, of_all: Callable[[], object], *, these_scores: bool
+    output: Any, target: Target | None, sample: ModelCall, scores_of_all: Callable[[], object], *, these_scores: bool
 ) -> tuple[Question | None, Tensor, frozenset[int]]:
     """The question, (n,): the scores of the first sample, and class labels.
 
@@ -503,7 +505,7 @@ def _scores_to_follow(
             question = bind_target(of_samples(target, 0, 1), output, sample.picture.shape)
             return question, question(output, torch.tensor([0])).flatten()
 
-        result = attempted(of_target, of_all)  # the target may be for all samples together
+        result = attempted(of_target, scores_of_all)  # the target may be for all samples together
         if not isinstance(result, Refusal):
             question, scores = result
     if question is None:

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from torchpeek.engine.attempts import Refusal, attempted, may_refuse
 from torchpeek.engine.call_counts import call_counts
-from torchpeek.engine.fixed_batch import with_fixed_batch
+from torchpeek.engine.fixed_batch import fixed_batch_size, with_fixed_batch
 from torchpeek.engine.forward import run
 from torchpeek.engine.input_mismatch import unbatched_hooks
 from torchpeek.engine.layout import Layout
@@ -189,7 +189,10 @@ def dry_run(
     remembered = None if anew else _DRY_RUNS.get(model, key)
     if remembered is not None:
         return remembered
+    size = fixed_batch_size(model, call)
     result = with_fixed_batch(model, call, lambda size: _dry_run(model, call.one_sample(size), hooks))
+    if fixed_batch_size(model, call) != size:  # the last pass was of another size, and failed; `hooks` were in it
+        result = _dry_run(model, call.one_sample(fixed_batch_size(model, call)), hooks)
     return _DRY_RUNS.put(model, key, result)
 
 
@@ -200,7 +203,9 @@ def _dry_run(model: nn.Module, sample: ModelCall, hooks: Callable[[], Iterable[L
         lambda: _observed(model, sample.for_one_pass(), hooks(), None),
         possible=_may_refuse_tracker,
     )
-    observer, output = tracked.unchanged if isinstance(tracked, Refusal) else tracked
+    if isinstance(tracked, Refusal):  # the last pass failed; `hooks` were in it
+        tracked = _observed(model, sample.for_one_pass(), hooks(), None)
+    observer, output = tracked
     result = observer.result(output, configured_token_counts(model))
     to_probe = _layers_to_probe(result)
     if not to_probe:

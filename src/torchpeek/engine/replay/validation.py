@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torchpeek.engine.attempts import attempted, shown_later
+from torchpeek.engine.attempts import attempted
 from torchpeek.engine.batching import sample_rows
 from torchpeek.engine.forward import run
 from torchpeek.engine.model_cache import ModelCache
@@ -128,7 +128,7 @@ def _disturb(model: nn.Module, call: ModelCall) -> None:
     other = call.picture.flip(0, -1)
     disturbing = call.with_picture(other * 0.5 + 0.1 if other.is_floating_point() else other)
     # The model may take no such input.
-    attempted(lambda: run(model, disturbing.for_one_pass()), shown_later)
+    attempted(lambda: run(model, disturbing.for_one_pass()), lambda: run(model, call.for_one_pass()))
 
 
 def _changed_activation(activation: Tensor, trial: int) -> Tensor:
