@@ -64,33 +64,31 @@ def with_fixed_batch(model: nn.Module, call: ModelCall, compute: Callable[[int |
     size = fixed_batch_size(model, call)
     if size is not None:
         return compute(size)
-    of_any_size = attempted(
-        partial(compute, None), partial(_in_batches_of_the_call, model, call, compute), possible=_may_be_of_the_size
-    )
-    return of_any_size.unchanged if isinstance(of_any_size, Refusal) else of_any_size
+    count = len(call)
+
+    def in_batches_of_the_call() -> tuple[bool, list[Result]]:
+        takes_no_other = _takes_no_other(model, call)
+        try:
+            return takes_no_other, [compute(count)]
+        except BatchTooLarge:
+            return takes_no_other, []
+
+    of_any_size = attempted(partial(compute, None), in_batches_of_the_call, possible=_may_be_of_the_size)
+    if not isinstance(of_any_size, Refusal):
+        return of_any_size
+    takes_no_other, results = of_any_size.unchanged
+    if takes_no_other:
+        notify(
+            f"{type(model).__name__} takes batches of {count} only, so every pass has {count} samples: a batch with "
+            "fewer is filled up with copies of its last sample, whose results are not used"
+        )
+    _SIZES.put(model, (*call.kind, count), count)
+    return results[0] if results else compute(count)  # which raises BatchTooLarge again
 
 
 def _may_be_of_the_size(error: Exception) -> bool:
     """Whether another batch size may be the cause of an exception. torchpeek's own errors say what is wrong."""
     return may_refuse(error) and (isinstance(error, RowCountMismatch) or not isinstance(error, TorchpeekError))
-
-
-def _in_batches_of_the_call(model: nn.Module, call: ModelCall, compute: Callable[[int | None], Result]) -> Result:
-    """What `compute` returns with batches of the size of the call, which is remembered if it succeeds.
-
-    It is also remembered before that if the model is seen to take no other.
-    """
-    count = len(call)
-    if _takes_no_other(model, call):
-        notify(
-            f"{type(model).__name__} takes batches of {count} only, so every pass has {count} samples: a batch with "
-            "fewer is filled up with copies of its last sample, whose results are not used"
-        )
-        _SIZES.put(model, (*call.kind, count), count)
-        return compute(count)
-    result = compute(count)
-    _SIZES.put(model, (*call.kind, count), count)
-    return result
 
 
 def batches(size: int | None, rows: Tensor) -> Iterator[tuple[Tensor, int]]:

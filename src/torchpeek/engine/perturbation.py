@@ -17,9 +17,10 @@ from torchpeek.engine.batching import (
     score_chunks,
 )
 from torchpeek.engine.fixed_batch import batches, with_fixed_batch
-from torchpeek.engine.forward import run, run_fast
+from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass, batch_statistics_layer
 from torchpeek.engine.gradients import NOT_CONNECTED_TO_INPUT
+from torchpeek.engine.memory_format import fastest_format, in_memory_format
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.targets.question import scores_of
 from torchpeek.engine.views import PictureView
@@ -54,14 +55,17 @@ def rescore(
         changed = change(sample_rows(inputs, rows).clone(), rows, trial_numbers)
         check_changed(changed, (len(rows), *inputs.shape[1:]))
         changed = changed if view is None else view.placed(sample_rows(picture, rows), changed)
-        return with_fixed_batch(model, forward_pass.call, partial(score_in_batches, changed, rows))
+        with autocast:
+            memory_format = fastest_format(model, forward_pass.call, half=dtype is not None)
+        in_batches = partial(score_in_batches, changed, rows, memory_format)
+        return with_fixed_batch(model, forward_pass.call, in_batches)
 
-    def score_in_batches(changed: Tensor, rows: Tensor, size: int | None) -> Tensor:
+    def score_in_batches(changed: Tensor, rows: Tensor, memory_format: torch.memory_format, size: int | None) -> Tensor:
         parts = []
         for entries, count in batches(size, rows):
             call = forward_pass.call.select(rows[entries], changed if size is None else changed[entries])
             with autocast:
-                output = run_fast(model, call, half=dtype is not None, batch_size=size)
+                output = run(model, in_memory_format(call, memory_format))
             parts.append(scores_of(forward_pass.question, output, rows[entries])[:count])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
