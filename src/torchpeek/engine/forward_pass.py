@@ -357,7 +357,9 @@ def _check_layers_depend_on_picture(forward_pass: ForwardPass, request: CaptureR
 
 def _captures_of_changed_picture(forward_pass: ForwardPass, request: CaptureRequest) -> Mapping[str, Capture]:
     """What the layers return for a changed picture; empty where the model cannot take it."""
-    request, target = replace(request, prefix=False, attention=False), Bound(forward_pass.question)
+    layers = forward_pass.layers  # they know how many calls this batch makes
+    request = replace(request, layers=layers, prefix=False, attention=False)
+    target = Bound(forward_pass.question)
     origin, autocast = forward_pass.origin, forward_pass.autocast
 
     def captures(call: ModelCall) -> Mapping[str, Capture]:
