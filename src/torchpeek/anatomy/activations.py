@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from torch import nn
 
 from torchpeek.anatomy.tensor_table import TensorTable
-from torchpeek.engine import CallCounts, ModelCall, call_counts, inspectable_module, preserved, run
+from torchpeek.engine import (
+    CallCounts,
+    ModelCall,
+    Refusal,
+    attempted,
+    call_counts,
+    inspectable_module,
+    may_refuse,
+    preserved,
+    run,
+)
 from torchpeek.errors import AmbiguousCall, TorchpeekError
 from torchpeek.hooks import Selection, record, select, several_calls
 from torchpeek.keywords import checked_keywords
@@ -58,14 +67,14 @@ def activations(model: Model, inputs: Inputs, layers: Selection, *, exclude: Sel
     recorded = partial(_recorded, module, call, layers, exclude)
     if counts.complete and all(by_layer):
         return recorded(stop=True)
-    try:
-        return recorded(stop=False)  # a layer whose calls could not be counted may be called again later in the pass
-    except (TorchpeekError, torch.OutOfMemoryError):
-        raise
-    except Exception:
-        if not all(by_layer):
-            raise
-        return recorded(stop=True)  # the model fails after the layers, as it does at a size that its head does not take
+
+    def fails_after_the_layers(error: Exception) -> bool:
+        return may_refuse(error) and all(by_layer) and not isinstance(error, TorchpeekError)
+
+    # A layer whose calls could not be counted may be called again later in the pass. The model may fail after the
+    # layers, as it does at a size that its head does not take.
+    outputs = attempted(partial(recorded, stop=False), partial(recorded, stop=True), possible=fails_after_the_layers)
+    return outputs.unchanged if isinstance(outputs, Refusal) else outputs
 
 
 def _recorded(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchpeek.engine import HookFreeModel, ModelCall, hook_free, preserved, run
+from torchpeek.engine import HookFreeModel, ModelCall, Refusal, attempted, hook_free, preserved, run
 from torchpeek.hooks import (
     Channels,
     RunningStatistics,
@@ -86,40 +86,35 @@ def dry_pass(model: nn.Module, call: ModelCall) -> DryPass | None:
     # Not one sample: what a model squeezes away then would look like another layout.
     sample = call.one_sample(3 if len(call) == 2 else 2)
     with preserved(model):
+        free, run_as_it_is = hook_free(model), partial(_run, model, call)
+
+        def needs_hooks() -> bool:
+            return isinstance(attempted(partial(_run, free.copy, call), run_as_it_is), Refusal)
+
+        if not any(map(is_sharded, model.modules())):  # by hooks, without which no pass is possible
+            without_hooks = attempted(partial(_observed, model, free, sample), needs_hooks)
+            if not isinstance(without_hooks, Refusal):
+                return without_hooks
+            if not without_hooks.unchanged:
+                return None
         as_it_is = HookFreeModel(model, tuple((each, each) for each in model.modules() if takes_hooks(each)))
-        if any(map(is_sharded, model.modules())):  # by hooks, without which no pass is possible
-            return _observed(model, as_it_is, sample)
-        free = hook_free(model)
-        result = _observed(model, free, sample)
-        if result is not None or _runs(free.copy, call):
-            return result
-        return _observed(model, as_it_is, sample)
+        with_hooks = attempted(partial(_observed, model, as_it_is, sample), run_as_it_is)
+    return None if isinstance(with_hooks, Refusal) else with_hooks
 
 
-def _observed(model: nn.Module, runnable: HookFreeModel, sample: ModelCall) -> DryPass | None:
-    """What a pass over the sample showed; None where it failed."""
+def _observed(model: nn.Module, runnable: HookFreeModel, sample: ModelCall) -> DryPass:
+    """What a pass over the sample shows."""
     observer = _Observer(model, sample)
     names = {id(module): name for name, module in model.named_modules()}
     returned = [(each, partial(observer.returned, names[id(own)], own)) for each, own in runnable.modules]
-    try:
-        with rectifiers_observed(runnable.copy, observer.rectified), attached(returned), torch.no_grad():
-            run(runnable.copy, sample.for_one_pass())
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
-        return None
+    with rectifiers_observed(runnable.copy, observer.rectified), attached(returned):
+        _run(runnable.copy, sample)
     return observer.result()
 
 
-def _runs(model: nn.Module, call: ModelCall) -> bool:
-    try:
-        with torch.no_grad():
-            run(model, call.for_one_pass())
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
-        return False
-    return True
+def _run(model: nn.Module, call: ModelCall) -> None:
+    with torch.no_grad():
+        run(model, call.for_one_pass())
 
 
 class _Observer:

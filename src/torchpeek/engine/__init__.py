@@ -1,6 +1,7 @@
 """Runs a model; the only room that calls one."""
 
 from torchpeek.engine import targets
+from torchpeek.engine.attempts import Refusal, attempted, may_refuse, shown_later, stop_iteration_restored
 from torchpeek.engine.batching import Change
 from torchpeek.engine.bias_gradients import FullGradients, bias_gradients
 from torchpeek.engine.call_counts import CallCounts, call_counts
@@ -45,10 +46,12 @@ __all__ = [
     "NotIndependent",
     "Origin",
     "Question",
+    "Refusal",
     "Suggestion",
     "Target",
     "Trace",
     "as_model_call",
+    "attempted",
     "bias_gradients",
     "bound_to",
     "call_counts",
@@ -66,11 +69,14 @@ __all__ = [
     "label_noun",
     "layer_calls",
     "layout_of",
+    "may_refuse",
     "network_name",
     "output_part",
     "preserved",
     "run",
     "score_kind",
+    "shown_later",
+    "stop_iteration_restored",
     "suggest_layer",
     "suggest_layers",
     "suggest_stages",

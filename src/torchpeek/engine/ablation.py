@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchpeek.engine.batching import Change, check_changed, check_counts, chunk_size, sample_rows, score_chunks
+from torchpeek.engine.attempts import Refusal, attempted
+from torchpeek.engine.batching import (
+    Change,
+    check_changed,
+    check_counts,
+    chunk_size,
+    sample_rows,
+    score_chunks,
+)
 from torchpeek.engine.capture import CaptureRequest
 from torchpeek.engine.fixed_batch import batches, fixed_batch_size, with_fixed_batch
 from torchpeek.engine.forward import run
@@ -19,7 +28,7 @@ from torchpeek.engine.layout_inference.input_dependence import changed_picture
 from torchpeek.engine.observed import counted_from_end
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.replay.prefix import PrefixRecording
-from torchpeek.engine.replay.suffix import Replay, ReplayMismatch, Suffix, returning
+from torchpeek.engine.replay.suffix import Replay, ReplayMismatch, Suffix, replayed, returning
 from torchpeek.engine.replay.validation import overwritten_outputs, refusal, refuse_replay, validated_replay
 from torchpeek.engine.targets.output_parts import output_tensors
 from torchpeek.engine.targets.question import Bound, RowCountMismatch, output_part, scores_of
@@ -53,15 +62,15 @@ def ablate(
         check_changed(changed, (len(rows), *activation.shape[1:]))
         return layout.from_grid(changed.to(activation.dtype), sample_rows(returned, rows))
 
-    def by_whole_passes(size: int | None) -> Tensor:
-        def by_whole_pass(rows: Tensor, trial_numbers: Tensor) -> Tensor:
-            changed, parts = changed_output(rows, trial_numbers), []
-            for entries, count in batches(size, rows):
-                parts.append(score_changed(changed[entries.to(changed.device)], rows[entries])[:count])
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def by_whole_pass(rows: Tensor, trial_numbers: Tensor) -> Tensor:
+        return with_fixed_batch(model, call, partial(in_whole_passes, changed_output(rows, trial_numbers), rows))
 
-        most = batch or chunk_size(call.picture[:1])
-        return score_chunks(by_whole_pass, forward_pass.scores, trials, live, most, label)
+    def in_whole_passes(changed: Tensor, rows: Tensor, size: int | None) -> Tensor:
+        parts = [
+            score_changed(changed[entries.to(changed.device)], rows[entries])[:count]
+            for entries, count in batches(size, rows)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def score_changed(changed: Tensor, rows: Tensor) -> Tensor:
         calls = 0
@@ -88,7 +97,11 @@ def ablate(
             size, replay = _replay_in_memory(forward_pass, layer, largest, trials)
 
             def by_replay(rows: Tensor, trial_numbers: Tensor) -> Tensor:
-                return scores_of(forward_pass.question, replay.output(changed_output(rows, trial_numbers), rows), rows)
+                changed = changed_output(rows, trial_numbers)
+                return replayed(
+                    lambda: scores_of(forward_pass.question, replay.output(changed, rows), rows),
+                    partial(in_whole_passes, changed, rows, len(call)),
+                )
 
             return score_chunks(by_replay, forward_pass.scores, trials, live, size, label)
         except ReplayMismatch as error:
@@ -96,7 +109,8 @@ def ablate(
         except RowCountMismatch:
             reason = "is not possible: the model returns another number of rows than it has samples"
         notify(f"whole passes for each change of {layer!r}, as a replay of what comes after it {reason}")
-        scores = with_fixed_batch(model, call, by_whole_passes)
+        most = batch or chunk_size(call.picture[:1])
+        scores = score_chunks(by_whole_pass, forward_pass.scores, trials, live, most, label)
         refuse_replay(model, selected, call, reason)  # only now: the model itself did not fail
     return scores
 
@@ -136,9 +150,15 @@ def scores_after_layer(forward_pass: ForwardPass, layer: str) -> Callable[[Any],
         _, replay = _replay_in_memory(recorded, layer, len(rows), 1)
 
     def scores(output: Any) -> Tensor:
+        nonlocal replay
         if replay is not None:
-            return question(replay.output(layout.taken(output), rows), rows)
+            of_replay, by_whole_pass = replay.output, partial(in_whole_pass, output)
+            with suppress(ReplayMismatch):
+                return replayed(lambda: question(of_replay(layout.taken(output), rows), rows), by_whole_pass)
+            replay = None
+        return in_whole_pass(output)
 
+    def in_whole_pass(output: Any) -> Tensor:
         def return_output(module: Any, args: Any, own: Any) -> Any:
             torch.set_grad_enabled(True)  # what comes before needs no graph
             return output
@@ -166,13 +186,16 @@ def _replay_in_memory(forward_pass: ForwardPass, layer: str, size: int, trials: 
     suffix = Suffix(model, selected, capture.layout, call, prefix, capture.returned.detach())
     while True:
         batch = min(size, trials * len(call))
-        try:
-            replay = validated_replay(suffix, forward_pass.question, batch)
+        replay = attempted(
+            partial(validated_replay, suffix, forward_pass.question, batch),
+            suffix.whole_pass,
+            possible=lambda error: isinstance(error, torch.OutOfMemoryError),
+        )
+        if not isinstance(replay, Refusal):
             break
-        except torch.OutOfMemoryError:
-            if batch == 1:
-                raise
-            size = batch // 2
+        if batch == 1:  # a whole pass of two or three samples is part of it
+            raise ReplayMismatch("does not fit into memory")
+        size = batch // 2
     if not prefix.confirmed:
         replay.confirm(forward_pass.output, forward_pass.question)
         prefix.confirmed = True

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
+from torchpeek.engine.attempts import Refusal, attempted, stop_iteration_restored
 from torchpeek.engine.fixed_batch import BatchTooLarge
 from torchpeek.errors import InputError, OptionError
 from torchpeek.interrupts import let_interrupts_through
@@ -73,8 +75,9 @@ def score_chunks(
         (N, trials, K).
     """
     scores = clean.unsqueeze(1).repeat(1, trials, 1)  # (N, trials, K)
-    for rows, trial_indices, chunk_scores in chunks(score, len(clean), trials, batch, what, live=live):
-        scores[rows.to(scores.device), trial_indices.to(scores.device)] = chunk_scores.to(scores)
+    with stop_iteration_restored():
+        for rows, trial_indices, chunk_scores in chunks(score, len(clean), trials, batch, what, live=live):
+            scores[rows.to(scores.device), trial_indices.to(scores.device)] = chunk_scores.to(scores)
     return scores
 
 
@@ -119,21 +122,26 @@ def chunks(
                 chunk = chunk[chunk[:, 0] == chunk[0, 0]]
             rows, trial_indices = chunk.unbind(1)
             try:
-                result = function(rows, trial_indices)
+                result = in_memory(partial(function, rows, trial_indices), len(chunk))
             except BatchTooLarge as error:
                 batch = error.size
                 continue
-            except torch.OutOfMemoryError:
-                if len(chunk) == 1:
-                    raise
+            if isinstance(result, Refusal):
                 batch = len(chunk) // 2
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
                 continue
             yield rows, trial_indices, result
             del result  # before the next chunk needs the memory
             start += len(chunk)
             advance(len(chunk))
+
+
+def in_memory(function: Callable[[], Result], batch: int) -> Result | Refusal[None]:
+    """What the function returns, or a Refusal where its batch of more than one does not fit into memory."""
+
+    def possible(error: Exception) -> bool:
+        return batch > 1 and isinstance(error, torch.OutOfMemoryError)
+
+    return attempted(function, torch.cuda.empty_cache, possible=possible)
 
 
 def as_dtype(precision: str | None, inputs: Tensor) -> torch.dtype | None:

@@ -17,12 +17,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from torchpeek.engine.attempts import Refusal, attempted, is_of_torch, may_refuse
 from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass
 from torchpeek.engine.gradients import NOT_CONNECTED_TO_INPUT
@@ -162,7 +164,7 @@ def _backward(score: Tensor, handles: list[Any]) -> Gradients:
     try:
         return torch.autograd.grad(score, handles, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
-        if "modified by an inplace operation" not in str(error):
+        if not is_of_torch(error) or "modified by an inplace operation" not in str(error):
             raise
         raise GradUnavailable(
             "the model overwrites values that the backward pass through all layers needs, so it cannot be trained "
@@ -322,14 +324,14 @@ def _nonlinear_remainder(module: nn.Module, output: Tensor, arguments: ModuleArg
         args, kwargs = containers.mapped(arguments, lambda path, tensor: changed.get(path, tensor))
         return module.forward(*args, **kwargs)
 
+    def derivative(jvp: Callable[..., Any]) -> Any:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # torch's own, about how it computes forward derivatives
+            return jvp(function, tensors, tensors)[1]
+
     for jvp in (torch.func.jvp, torch.autograd.functional.jvp):  # the second by two backward passes
-        try:
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")  # torch's own, about how it computes forward derivatives
-                linear_part = jvp(function, tensors, tensors)[1]
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, NotImplementedError, TypeError):  # some operation has no such derivative
+        linear_part = attempted(partial(derivative, jvp), partial(function, *tensors), possible=_may_have_no_derivative)
+        if isinstance(linear_part, Refusal):
             continue
         if not isinstance(linear_part, Tensor) or linear_part.shape != output.shape:
             return None
@@ -337,6 +339,10 @@ def _nonlinear_remainder(module: nn.Module, output: Tensor, arguments: ModuleArg
         rounding = 64 * torch.finfo(output.dtype).eps * torch.maximum(output.abs().max(), linear_part.abs().max())
         return bias if bool(bias.abs().max() > rounding) else None
     return None
+
+
+def _may_have_no_derivative(error: Exception) -> bool:
+    return may_refuse(error) and isinstance(error, (RuntimeError, TypeError))
 
 
 def _along_axis(values: Tensor, output: Tensor, axis: int) -> Tensor:

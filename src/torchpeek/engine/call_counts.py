@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchpeek.engine.attempts import Refusal, attempted, shown_later
 from torchpeek.engine.fixed_batch import with_fixed_batch
 from torchpeek.engine.forward import run
-from torchpeek.engine.hook_free import hook_free
+from torchpeek.engine.hook_free import HookFreeModel, hook_free
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.preserve import preserved
@@ -62,20 +63,19 @@ def call_counts(model: nn.Module, call: ModelCall) -> CallCounts:
     def count(number: int, *hook_arguments: Any) -> None:
         counts[-1][number] += 1
 
-    def counted(size: int | None) -> None:
-        nonlocal depth
+    def counted(free: HookFreeModel, size: int | None) -> Counter[int]:
+        nonlocal counts, depth
         depth = 0
-        counts.clear()
-        free = hook_free(model)
+        counts = []
         hooks = [(each, partial(count, id(original))) for each, original in free.modules]
         with attached(hooks, called=[(free.copy, start)], ended=[(free.copy, end)]), torch.no_grad():
             run(free.copy, call.one_sample(size).for_one_pass())
+        return counts[0]
 
-    try:
-        with preserved(model):
-            with_fixed_batch(model, call, counted)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # such as a model that fails at one sample, or needs the hooks of its layers
+    with preserved(model):
+        # One copy for all attempts: a pass of the model may leave in it what its hooks compute.
+        in_free = partial(counted, hook_free(model))
+        counted_calls = attempted(partial(with_fixed_batch, model, call, in_free), shown_later)
+    if isinstance(counted_calls, Refusal):  # such as a model that fails at one sample, or needs the hooks of its layers
         return CallCounts(counts[0] if counts else {}, complete=False)
-    return _COUNTS.put(model, call.signature, CallCounts(dict(counts[0]), complete=True))
+    return _COUNTS.put(model, call.signature, CallCounts(dict(counted_calls), complete=True))

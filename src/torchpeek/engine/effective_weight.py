@@ -12,6 +12,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from torchpeek.engine.attempts import Refusal, attempted, shown_later
 from torchpeek.engine.preserve import needs_restoring, restore_value
 from torchpeek.errors import InputError, notify
 from torchpeek.hooks import is_own_hook
@@ -99,11 +100,14 @@ def _run_hooks(layer: nn.Module) -> None:
         hooks = of_torch
     elif not hooks and isinstance(layer, _WEIGHTED) and "weight" not in layer._buffers:
         raise _NotComputed("outside of the layer")
-    try:
+
+    def without_inputs() -> None:
         for with_kwargs, compute in hooks:
             compute(layer, (), *([{}] if with_kwargs else []))
-    except Exception as error:
-        raise _NotComputed(f"by a hook that fails without inputs ({type(error).__name__}: {error})") from error
+
+    refused = attempted(without_inputs, shown_later)
+    if isinstance(refused, Refusal):
+        raise _NotComputed(f"by a hook that fails without inputs ({refused.reason})")
 
 
 def _is_computed(layer: nn.Module) -> bool:

@@ -6,11 +6,13 @@ Such a size is in a buffer, in a `view(4, -1)`, or in a program that torch.expor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.attempts import Refusal, attempted, may_refuse
 from torchpeek.engine.forward import run
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
@@ -48,8 +50,8 @@ def fixed_batch_size(model: nn.Module, call: ModelCall) -> int | None:
 def with_fixed_batch(model: nn.Module, call: ModelCall, compute: Callable[[int | None], Result]) -> Result:
     """What `compute(size)` returns, where `size` is the only batch size that the model takes, or None for any.
 
-    Where `compute(None)` raises an exception of the model, the size of `call` is tried: if the model takes that and no
-    other, it runs once more with it, and the size is remembered.
+    Where `compute(None)` fails because of the size of its batches, it runs once more with batches of the size of
+    `call`, and that size is remembered. An exception that has another cause goes through (`attempts.py: attempted`).
 
     Args:
         model: The model.
@@ -62,17 +64,31 @@ def with_fixed_batch(model: nn.Module, call: ModelCall, compute: Callable[[int |
     size = fixed_batch_size(model, call)
     if size is not None:
         return compute(size)
-    try:
-        return compute(None)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        if isinstance(error, TorchpeekError) and not isinstance(error, RowCountMismatch):
-            raise
-        size = _found_size(model, call, error)
-        if size is None:
-            raise
-    return compute(size)
+    count = len(call)
+
+    def in_batches_of_the_call() -> tuple[bool, list[Result]]:
+        takes_no_other = _takes_no_other(model, call)
+        try:
+            return takes_no_other, [compute(count)]
+        except BatchTooLarge:
+            return takes_no_other, []
+
+    of_any_size = attempted(partial(compute, None), in_batches_of_the_call, possible=_may_be_of_the_size)
+    if not isinstance(of_any_size, Refusal):
+        return of_any_size
+    takes_no_other, results = of_any_size.unchanged
+    if takes_no_other:
+        notify(
+            f"{type(model).__name__} takes batches of {count} only, so every pass has {count} samples: a batch with "
+            "fewer is filled up with copies of its last sample, whose results are not used"
+        )
+    _SIZES.put(model, (*call.kind, count), count)
+    return results[0] if results else compute(count)  # which raises BatchTooLarge again
+
+
+def _may_be_of_the_size(error: Exception) -> bool:
+    """Whether another batch size may be the cause of an exception. torchpeek's own errors say what is wrong."""
+    return may_refuse(error) and (isinstance(error, RowCountMismatch) or not isinstance(error, TorchpeekError))
 
 
 def batches(size: int | None, rows: Tensor) -> Iterator[tuple[Tensor, int]]:
@@ -91,23 +107,27 @@ def batches(size: int | None, rows: Tensor) -> Iterator[tuple[Tensor, int]]:
         yield indices.clamp(max=len(rows) - 1), min(size, len(rows) - start)
 
 
-def _found_size(model: nn.Module, call: ModelCall, error: Exception) -> int | None:
-    """The batch size of `call`, if the model takes that and does not take another; otherwise None."""
+def _takes_no_other(model: nn.Module, call: ModelCall) -> bool:
+    """Whether the model does not take one sample, or two in place of one, as well as the call.
+
+    Raises:
+        InputError: When it takes the call, but not copies of one sample, or does not compute each sample by itself.
+    """
     count = len(call)
     other_count = 1 if count > 1 else 2
+
+    def output(of: ModelCall) -> Any:
+        return run(model, of.for_one_pass())
+
     with preserved(model):
-        other = _runs(model, call.one_sample(other_count))
-        whole = _runs(model, call)
-        if whole is None or (other is not None and _has_rows(whole, count, other, other_count)):
-            return None
-        repeated = _runs(model, call.one_sample(count)) if count > 1 else whole
-    if repeated is None or not _same_first_sample(whole, repeated, count):
-        raise InputError(_not_of_samples(call)) from error
-    notify(
-        f"{type(model).__name__} takes batches of {count} only, so every pass has {count} samples: a batch with fewer "
-        "is filled up with copies of its last sample, whose results are not used"
-    )
-    return _SIZES.put(model, (*call.kind, count), count)
+        whole = output(call)
+        other = attempted(partial(output, call.one_sample(other_count)), partial(output, call))
+        if not isinstance(other, Refusal) and _has_rows(whole, count, other, other_count):
+            return False
+        repeated = attempted(partial(output, call.one_sample(count)), partial(output, call)) if count > 1 else whole
+    if isinstance(repeated, Refusal) or not _same_first_sample(whole, repeated, count):
+        raise InputError(_not_of_samples(call))
+    return True
 
 
 def _not_of_samples(call: ModelCall) -> str:
@@ -125,16 +145,6 @@ def _not_of_samples(call: ModelCall) -> str:
         f"frames or steps{shared}; or the samples influence each other. Next: give inputs (N, C, *grid){advice}. "
         f"{WITHOUT_BATCH_AXIS}"
     )
-
-
-def _runs(model: nn.Module, call: ModelCall) -> Any:
-    """What the model returns; None where it fails."""
-    try:
-        return run(model, call.for_one_pass())
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
-        return None
 
 
 def _has_rows(whole: Any, count: int, other: Any, other_count: int) -> bool:

@@ -8,15 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.attempts import NEVER_REFUSALS, is_of_torch
 from torchpeek.engine.gradients import inference_mode_restored
 from torchpeek.engine.input_mismatch import first_layer, mismatch, wrong_input
-from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
-from torchpeek.engine.numerics import close
 from torchpeek.engine.observed import Observer
 from torchpeek.engine.preserve import preserved
 from torchpeek.errors import InputError, NotConnected, TorchpeekError
-from torchpeek.hooks import containers
 from torchpeek.interrupts import interruptible
 
 
@@ -34,15 +32,18 @@ def run(model: nn.Module, call: ModelCall) -> Any:
         # The mode is restored outside of the part that Ctrl-C may interrupt.
         with inference_mode_restored(), interruptible(), observer.observing():
             output = _called(model, call)
-    except (TorchpeekError, torch.OutOfMemoryError):
+    except (TorchpeekError, *NEVER_REFUSALS):
         raise
     except Exception as error:
-        if _INFERENCE_TENSOR in str(error):
+        # Errors of the user's own classes stay what they are.
+        if is_of_torch(error) and _INFERENCE_TENSOR in str(error):
             raise NotConnected(_no_inference_tensors(model)) from error
         # A text and no error: an error in a variable of this frame, which its traceback has, keeps the model alive.
-        if wrong := wrong_input(model, call, error, partial(_called, model, call)):
+        if is_of_torch(error) and (wrong := wrong_input(model, call, error, partial(_called, model, call))):
             raise InputError(wrong) from error
-        error.add_note(_description(model, call))
+        description = _description(model, call)
+        if description not in getattr(error, "__notes__", ()):  # the model may raise the same exception again
+            error.add_note(description)
         raise
     return observer.result(output) if call.observed else output
 
@@ -98,44 +99,3 @@ def why_not_finite(inputs: Tensor, values: Tensor) -> str:
     half = " Half precision overflows above 65504; try float32." if values.dtype == torch.float16 else ""
     listed = ", ".join(map(str, samples[:8]))
     return f" in sample {listed}; the input has none. Check the weights and the input's range.{half}"
-
-
-# By kind of input: whether the model returns the same numbers when the input's memory format is channels last.
-_CHANNELS_LAST_IS_SAFE: ModelCache[Any, bool] = ModelCache()
-
-
-def run_fast(model: nn.Module, call: ModelCall, *, half: bool, batch_size: int | None = None) -> Any:
-    """`run` on a copy of the pictures in the memory format that convolutions compute fastest in.
-
-    That is channels last on the CPU, and in `half` precision on every device. A model may insist on the contiguous
-    format, or return other numbers, so one sample is tried in both formats, once for each kind of input: a batch of
-    `batch_size` times that sample, for a model that takes no other batches.
-    """
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    picture = call.picture
-    fastest = formats.get(picture.ndim)
-    if fastest is None or call.size.numel() == 1 or not (half or picture.device.type == "cpu") or call.takes_list:
-        return run(model, _in_memory_format(call, torch.contiguous_format))
-    safe = _CHANNELS_LAST_IS_SAFE.get(model, call.kind)
-    if safe is None:
-        safe = _CHANNELS_LAST_IS_SAFE.put(
-            model, call.kind, _returns_the_same(model, call.one_sample(batch_size), fastest)
-        )
-    return run(model, _in_memory_format(call, fastest if safe else torch.contiguous_format))
-
-
-def _in_memory_format(call: ModelCall, memory_format: torch.memory_format) -> ModelCall:
-    return call.for_one_pass(call.picture.clone(memory_format=memory_format))
-
-
-def _returns_the_same(model: nn.Module, sample: ModelCall, memory_format: torch.memory_format) -> bool:
-    contiguous = run(model, _in_memory_format(sample, torch.contiguous_format))
-    try:
-        other = run(model, _in_memory_format(sample, memory_format))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # in the contiguous format it did not fail
-        return False
-    pairs = zip(containers.leaves(contiguous), containers.leaves(other), strict=True)
-    half = torch.is_autocast_enabled(sample.picture.device.type)
-    return all(close(two, one, torch.bfloat16 if half else one.dtype) for (_, one), (_, two) in pairs)

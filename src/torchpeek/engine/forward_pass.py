@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from torchpeek.engine.attempts import Refusal, attempted
 from torchpeek.engine.attention.recorder import Attention, AttentionRecorder
 from torchpeek.engine.capture import CallsMiscounted, Capture, CaptureRecorder, CaptureRequest
 from torchpeek.engine.fixed_batch import WITHOUT_BATCH_AXIS, fixed_batch_size
@@ -293,28 +294,34 @@ def _check_samples_are_independent(forward_pass: ForwardPass) -> None:
     call, last = forward_pass.call, len(forward_pass.call) - 1
     if not call.sample_paths or not last:
         return
-    cause: Exception | None = None
-    try:
+
+    def output(of: ModelCall) -> Any:
         with forward_pass.autocast_context():
-            size = fixed_batch_size(forward_pass.model, call)
-            alone = run(forward_pass.model, call.one_sample(size, last).for_one_pass())
-        ours, theirs = dict(containers.leaves(alone)), dict(containers.leaves(forward_pass.output))
-        batched = {path: tensor for path, tensor in theirs.items() if tensor.ndim and len(tensor) == last + 1}
-        same = all(
-            len(ours[path]) == (size or 1) and close(ours[path][:1], tensor[last:], ours[path].dtype)
-            for path, tensor in batched.items()
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        same, cause = False, error
-    if not same:
+            return run(forward_pass.model, of.for_one_pass())
+
+    size = fixed_batch_size(forward_pass.model, call)
+    alone = attempted(partial(output, call.one_sample(size, last)), partial(output, call))
+    if isinstance(alone, Refusal) or not _is_last_sample(alone, size or 1, forward_pass.output, last):
+        fails = f" (it fails: {alone.reason})" if isinstance(alone, Refusal) else ""
         named = ", ".join(sorted(repr(path.partition(".")[2]) for path in call.sample_paths))
         raise InputError(
-            f"the model gives another result for sample {last} alone than in its batch of {last + 1}. Perhaps one of "
-            f"the arguments {named} is the same for all samples, or the samples influence each other. Next: name such "
-            "arguments in tp.Arguments(..., shared=[...]), or explain the samples one by one"
-        ) from cause
+            f"the model gives another result for sample {last} alone{fails} than in its batch of {last + 1}. Perhaps "
+            f"one of the arguments {named} is the same for all samples, or the samples influence each other. Next: "
+            "name such arguments in tp.Arguments(..., shared=[...]), or explain the samples one by one"
+        )
+
+
+def _is_last_sample(alone: Any, size: int, output: Any, last: int) -> bool:
+    """Whether the output for sample `last` alone, repeated `size` times, is the end of the output for all samples."""
+    ours, theirs = dict(containers.leaves(alone)), dict(containers.leaves(output))
+    return all(
+        path in ours
+        and ours[path].ndim == tensor.ndim
+        and len(ours[path]) == size
+        and close(ours[path][:1], tensor[last:], ours[path].dtype)
+        for path, tensor in theirs.items()
+        if tensor.ndim and len(tensor) == last + 1
+    )
 
 
 # By the signature of the call and the layer: layers that are known to depend on the picture.
@@ -350,16 +357,19 @@ def _check_layers_depend_on_picture(forward_pass: ForwardPass, request: CaptureR
 
 def _captures_of_changed_picture(forward_pass: ForwardPass, request: CaptureRequest) -> Mapping[str, Capture]:
     """What the layers return for a changed picture; empty where the model cannot take it."""
-    call = with_changed_picture(forward_pass.call)
-    request, target = replace(request, prefix=False, attention=False), Bound(forward_pass.question)
+    layers = forward_pass.layers  # they know how many calls this batch makes
+    request = replace(request, layers=layers, prefix=False, attention=False)
+    target = Bound(forward_pass.question)
     origin, autocast = forward_pass.origin, forward_pass.autocast
-    try:
+
+    def captures(call: ModelCall) -> Mapping[str, Capture]:
         with torch.no_grad():  # the pass before it has left gradients on
             return _one_pass(forward_pass.model, call, request, target, origin, autocast).captures
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # the model may depend on values of this picture
-        return {}
+
+    changed = attempted(
+        partial(captures, with_changed_picture(forward_pass.call)), partial(captures, forward_pass.call)
+    )
+    return {} if isinstance(changed, Refusal) else changed
 
 
 def _not_connected_to_picture(model: nn.Module, call: ModelCall, layers: Sequence[str]) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from torchpeek.engine.attempts import Refusal, attempted, is_of_torch, may_refuse
 from torchpeek.errors import GradUnavailable
 from torchpeek.interrupts import let_interrupts_through
 
@@ -160,16 +162,19 @@ def _vjp_chunk(
         )
         return gradients
 
-    if len(vectors) > 1:
-        try:
-            return backward(vectors, batched=True)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            pass  # some operation has no batched backward; one vector at a time gives the same
+    def one_by_one() -> tuple[Tensor | None, ...]:
+        results = [backward(vector, batched=False) for vector in vectors]
+        return tuple(_join(of_handle, torch.stack) for of_handle in zip(*results, strict=True))
+
     try:
-        one_by_one = [backward(vector, batched=False) for vector in vectors]
+        if len(vectors) == 1:
+            return one_by_one()
+        # Some operation may have no batched backward; one vector at a time gives the same.
+        together = attempted(partial(backward, vectors, batched=True), one_by_one, possible=_may_refuse_vmap)
+        return together.unchanged if isinstance(together, Refusal) else together
     except RuntimeError as error:
+        if not is_of_torch(error):
+            raise
         if "modified by an inplace operation" in str(error):
             raise GradUnavailable(
                 "the model overwrites values that the backward pass needs, so it cannot be trained either. Choose a "
@@ -182,7 +187,10 @@ def _vjp_chunk(
             "this layer, or with its attention weights recorded. Choose a layer outside the part, or turn "
             "checkpointing off"
         ) from error
-    return tuple(_join(of_handle, torch.stack) for of_handle in zip(*one_by_one, strict=True))
+
+
+def _may_refuse_vmap(error: Exception) -> bool:
+    return may_refuse(error) and isinstance(error, RuntimeError)
 
 
 def _join(gradients: Sequence[Tensor | None], function: Callable[[list[Tensor]], Tensor]) -> Tensor | None:
@@ -215,7 +223,7 @@ def hessian_product(score: Tensor, handle: Handle, vector: Tensor, layer: str) -
             return torch.zeros_like(vector)
         (product,) = torch.autograd.grad(gradient, inputs, vector, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
-        if "derivative" not in str(error) and "differentiable" not in str(error):
+        if not is_of_torch(error) or not any(word in str(error) for word in ("derivative", "differentiable")):
             raise
         raise GradUnavailable(
             f"a part of the model after {layer!r} has no second derivative ({error}). Choose a layer after that "

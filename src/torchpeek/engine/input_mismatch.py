@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.attempts import NEVER_REFUSALS
 from torchpeek.engine.forward_arguments import without_forward, wrong_arguments
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import PICTURE_CHANNELS, ModelCall
@@ -121,7 +122,9 @@ def first_layer(model: nn.Module, run: Callable[[], object]) -> FirstLayer | Non
             run()
     except _Reached:
         pass
-    except Exception:  # before any layer with weights
+    except NEVER_REFUSALS:
+        raise
+    except Exception:  # before any layer with weights: the caller raises it, or makes the pass that does
         return None
     return found[0] if found else None
 

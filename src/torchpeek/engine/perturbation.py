@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -15,9 +17,10 @@ from torchpeek.engine.batching import (
     score_chunks,
 )
 from torchpeek.engine.fixed_batch import batches, with_fixed_batch
-from torchpeek.engine.forward import run, run_fast
+from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass, batch_statistics_layer
 from torchpeek.engine.gradients import NOT_CONNECTED_TO_INPUT
+from torchpeek.engine.memory_format import fastest_format, in_memory_format
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.targets.question import scores_of
 from torchpeek.engine.views import PictureView
@@ -48,23 +51,26 @@ def rescore(
     dtype = as_dtype(precision, inputs)
     autocast = forward_pass.autocast_context(dtype)
 
-    def scores(size: int | None) -> Tensor:
-        def score(rows: Tensor, trial_numbers: Tensor) -> Tensor:
-            changed = change(sample_rows(inputs, rows).clone(), rows, trial_numbers)
-            check_changed(changed, (len(rows), *inputs.shape[1:]))
-            changed = changed if view is None else view.placed(sample_rows(picture, rows), changed)
-            parts = []
-            for entries, count in batches(size, rows):
-                call = forward_pass.call.select(rows[entries], changed if size is None else changed[entries])
-                with autocast:
-                    output = run_fast(model, call, half=dtype is not None, batch_size=size)
-                parts.append(scores_of(forward_pass.question, output, rows[entries])[:count])
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def score(rows: Tensor, trial_numbers: Tensor) -> Tensor:
+        changed = change(sample_rows(inputs, rows).clone(), rows, trial_numbers)
+        check_changed(changed, (len(rows), *inputs.shape[1:]))
+        changed = changed if view is None else view.placed(sample_rows(picture, rows), changed)
+        with autocast:
+            memory_format = fastest_format(model, forward_pass.call, half=dtype is not None)
+        in_batches = partial(score_in_batches, changed, rows, memory_format)
+        return with_fixed_batch(model, forward_pass.call, in_batches)
 
-        return score_chunks(score, forward_pass.scores, trials, live, batch, "changed inputs")
+    def score_in_batches(changed: Tensor, rows: Tensor, memory_format: torch.memory_format, size: int | None) -> Tensor:
+        parts = []
+        for entries, count in batches(size, rows):
+            call = forward_pass.call.select(rows[entries], changed if size is None else changed[entries])
+            with autocast:
+                output = run(model, in_memory_format(call, memory_format))
+            parts.append(scores_of(forward_pass.question, output, rows[entries])[:count])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     with preserved(model):
-        return with_fixed_batch(model, forward_pass.call, scores)
+        return score_chunks(score, forward_pass.scores, trials, live, batch, "changed inputs")
 
 
 def input_gradients(

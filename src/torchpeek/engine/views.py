@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchpeek.engine.attempts import Refusal, attempted
 from torchpeek.engine.capture import Capture
 from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass
@@ -76,13 +78,9 @@ def _changes_this_view_alone(forward_pass: ForwardPass, capture: Capture, place:
     part = place.taken(forward_pass.call.picture)
     other = part.flip(-1) * 0.5 + 0.25 if part.is_floating_point() else part.flip(-1)
     changed = place.placed(forward_pass.call.picture, other)
-    try:
-        returned = _returned(forward_pass, capture, forward_pass.call.with_picture(changed))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # the model refuses the changed picture
-        return False
-    if returned is None or returned.shape != capture.returned.shape:
+    of_call = partial(_returned, forward_pass, capture)
+    returned = attempted(partial(of_call, forward_pass.call.with_picture(changed)), partial(of_call, forward_pass.call))
+    if isinstance(returned, Refusal) or returned is None or returned.shape != capture.returned.shape:
         return False
     pairs = zip(returned.unbind(1), capture.returned.unbind(1), strict=True)
     differs = [not close(ours, theirs, theirs.dtype) for ours, theirs in pairs]
@@ -99,11 +97,10 @@ def check_views(forward_pass: ForwardPass) -> None:
     folded = [capture for capture in forward_pass.captures.values() if (capture.layout.views or 1) > 1]
     for capture in folded if last else ():
         layout = capture.layout
-        try:
-            alone = _returned(forward_pass, capture, forward_pass.call.select(torch.tensor([last])))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # the model takes no single sample; nothing is known
+        of_call = partial(_returned, forward_pass, capture)
+        one = forward_pass.call.select(torch.tensor([last]))
+        alone = attempted(partial(of_call, one), partial(of_call, forward_pass.call))
+        if isinstance(alone, Refusal):  # the model takes no single sample; nothing is known
             return
         other = replace(layout, views_first=not layout.views_first)
         in_other_order = other.samples_first(layout.in_layer_order(capture.returned))

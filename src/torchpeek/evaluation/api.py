@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from torchpeek.engine import CaptureRequest, bound_to, trace_model
+from torchpeek.engine import CaptureRequest, bound_to, stop_iteration_restored, trace_model
 from torchpeek.errors import InputError
 from torchpeek.evaluation.cases import RANDOM, Explain, by_grid, case_of, explainer_of
 from torchpeek.evaluation.checks import (
@@ -148,7 +148,7 @@ def evaluate(
         explainers = [explainer_of(trace, heatmaps[name], explain) for name in names]
         case = case_of(clean, [heatmaps[name] for name in names], explainers, regions)
         for metric, options in selected.items():
-            with _full_precision(trace.scores.device.type):
+            with _full_precision(trace.scores.device.type), stop_iteration_restored():
                 result = find_metric(metric).compute(case, **options)
             for name, measurement in zip(names, _measurements(metric, options, result, len(names), clean), strict=True):
                 measured[name][metric] = measurement

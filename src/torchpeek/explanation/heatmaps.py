@@ -20,7 +20,16 @@ from torchpeek.cam import (
     smoothed,
     without_unsuitable_flip,
 )
-from torchpeek.engine import ModelCall, Question, Trace, label_noun, output_part, score_kind, takes_a_list
+from torchpeek.engine import (
+    ModelCall,
+    Question,
+    Trace,
+    label_noun,
+    output_part,
+    score_kind,
+    stop_iteration_restored,
+    takes_a_list,
+)
 from torchpeek.engine.forward_arguments import call_with
 from torchpeek.engine.targets import ClassesPerSample, as_target, innermost, of_samples
 from torchpeek.errors import InputError, MethodNotApplicable, NotConnected, NotFinite, OptionError, TargetError, notify
@@ -285,7 +294,8 @@ def _heatmap(trace: Trace, method: CamMethod, own: Mapping[str, Any], options: H
     # The mathematics is in float32 at least, also under the caller's autocast.
     device = trace.inputs.device.type
     grad_mode = torch.enable_grad() if trace.create_graph else torch.no_grad()
-    with uninterrupted(), torch.inference_mode(False), torch.autocast(device, enabled=False), grad_mode:
+    full_precision = torch.autocast(device, enabled=False)
+    with uninterrupted(), torch.inference_mode(False), full_precision, grad_mode, stop_iteration_restored():
         values = smoothed(trace, compute, smooth) if smooth else compute(trace)
         values = values.expand(*trace.scores.shape, *values.shape[2:]).contiguous()  # (N, K, *grid)
     provenance = _provenance(trace, method, arguments, smooth, fuse)

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 from torchpeek.cam import CamMethod, find_method
-from torchpeek.engine import CaptureRequest, Suggestion, Trace, suggest_layers, suggest_stages, trace_model
+from torchpeek.engine import (
+    CaptureRequest,
+    Refusal,
+    Suggestion,
+    Trace,
+    attempted,
+    suggest_layers,
+    suggest_stages,
+    trace_model,
+)
 from torchpeek.engine.ablation import dependent_classes
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.observed import layers_of_target
@@ -143,13 +153,20 @@ def run_pass(request: ExplanationRequest, requirements: PassRequirements) -> Tra
     if requirements.create_graph:  # a step of a training loop, which is not repeated at another layer
         suggestions = suggest_layers(request.module, request.call, request.target)
         return _trace_at_suggestions(request, requirements, suggestions)
-    try:
-        suggestions = suggest_layers(request.module, request.call, request.target)
-        trace = _trace_at_suggestions(request, requirements, suggestions)
-    except (NoSpatialLayer, NotFired, AmbiguousCall, NotConnected):
-        # The remembered layer may have been found for another version of the model.
-        suggestions = suggest_layers(request.module, request.call, request.target, anew=True)
-        return _trace_at_suggestions(request, requirements, suggestions)
+
+    def at_suggestions(*, anew: bool) -> tuple[Sequence[Suggestion], Trace]:
+        suggestions = suggest_layers(request.module, request.call, request.target, anew=anew)
+        return suggestions, _trace_at_suggestions(request, requirements, suggestions)
+
+    # The remembered layer may have been found for another version of the model.
+    remembered = attempted(
+        partial(at_suggestions, anew=False),
+        partial(at_suggestions, anew=True),
+        possible=lambda error: isinstance(error, (NoSpatialLayer, NotFired, AmbiguousCall, NotConnected)),
+    )
+    if isinstance(remembered, Refusal):
+        return remembered.unchanged[1]
+    suggestions, trace = remembered
     if len(suggestions) > 1:  # each box depends on some of them
         return trace
     [suggestion] = suggestions

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from torchpeek.engine.attempts import NEVER_REFUSALS
 from torchpeek.errors import InputError, TorchpeekError
 from torchpeek.models.checkpoint import Checkpoint, first_line
 from torchpeek.models.fetching import Assumed
@@ -78,6 +79,8 @@ def checkpoint_preprocess(checkpoint: Checkpoint, config: Any, *, masked: bool) 
         own = ProcessorCall(processor)
         try:
             outputs = [own(image) for image in _test_pictures()]
+        except NEVER_REFUSALS:
+            raise
         except Exception as error:  # it needs more than a picture, and may raise anything
             why_not = first_line(error)
             return TensorsOnly(f"{own}, of {checkpoint.spec}, makes no input of a picture ({why_not}); give a tensor")

@@ -13,7 +13,6 @@ import torchpeek as tp
 from networks import PooledNet, messy, state_of
 from networks.replay import CallsForward, Containers, Counted, OverwritesEarly, SequenceFirst, Shared, WritesInPlace
 from replicas.ablation import by_whole_passes, other
-from torchpeek.errors import Notice
 
 
 def assert_replayed(model: nn.Module, layer: str, x: Tensor, replays: list[int], *, rtol: float = 1e-5) -> None:
@@ -124,7 +123,7 @@ class TestHooksAndForwards:
         trace.ablate(other, 4)
         before = state_of(model)
         model.fail_with = RuntimeError("broken")
-        with pytest.warns(Notice, match="whole passes"), pytest.raises(RuntimeError, match="broken"):
+        with pytest.raises(RuntimeError, match="broken"):
             trace.ablate(other, 4)
         assert state_of(model) == before
         model.fail_with = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, repeat
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.attempts import Refusal, attempted, is_of_torch, may_refuse, shown_later
 from torchpeek.engine.fixed_batch import fixed_batch_size
 from torchpeek.engine.forward import run
 from torchpeek.engine.gradients import Handle, start_graph
@@ -47,7 +47,7 @@ from torchpeek.engine.targets.question import (
     reads_entries,
     scale_grids,
 )
-from torchpeek.errors import NoSpatialLayer, TargetError
+from torchpeek.errors import NoSpatialLayer
 from torchpeek.hooks import ForwardHook, attached, containers, has_layer, layer_at
 
 
@@ -209,10 +209,20 @@ def _choice(
     choice = search.result()
     if not choice.one.dependent and search.connected:
         # All gradients are zero, perhaps only for this picture.
-        with suppress(Exception):  # the model may not take a random picture
-            again = _LayerSearch(model, with_random_picture(call), target, these_scores=these_scores, anew=True)
-            choice = max(again.result(), choice, key=lambda each: each.one.dependent)
+        again = attempted(
+            lambda: _LayerSearch(
+                model, with_random_picture(call), target, these_scores=these_scores, anew=True
+            ).result(),
+            lambda: _run_sample(model, call),
+        )
+        if not isinstance(again, Refusal):  # the model may not take a random picture
+            choice = max(again, choice, key=lambda each: each.one.dependent)
     return _CHOICES.put(model, key, choice)
+
+
+def _run_sample(model: nn.Module, call: ModelCall) -> None:
+    with preserved(model):
+        run(model, call.one_sample(fixed_batch_size(model, call)).for_one_pass())
 
 
 def _target_key(target: Target | None) -> tuple[object, ...]:
@@ -241,6 +251,7 @@ class _LayerSearch:
         self, model: nn.Module, call: ModelCall, target: Target | None, *, these_scores: bool, anew: bool
     ) -> None:
         self._model = model
+        self._call = call
         self._target = target
         self._these_scores = these_scores
         self._unaffected = None if anew else known_unaffected(model, call)
@@ -347,6 +358,7 @@ class _LayerSearch:
                 these_scores=self._these_scores,
                 hooks=hooks,
                 unaffected=partial(self._compared, digests),
+                scores_of_all=self._scores_of_all,
             )
         self._compared(digests)
         if dependence is None:
@@ -358,6 +370,14 @@ class _LayerSearch:
         self._labels = dependence.labels
         self._layers_of_labels |= dependence.layers_of_labels
         return True
+
+    def _scores_of_all(self) -> None:
+        """Compute the scores of all samples, to see whether the target fails there, too."""
+        if self._target is not None:
+            with preserved(self._model):
+                output = run(self._model, self._call.for_one_pass())
+            question = bind_target(self._target, output, self._call.picture.shape)
+            question(output, torch.arange(len(self._call)))
 
     def _compared(self, digests: OutputDigests) -> frozenset[str]:
         """The layers that do not depend on the picture, as known, or by these digests and those of the dry run."""
@@ -397,11 +417,13 @@ def _score_dependence(
     these_scores: bool,
     hooks: Iterable[tuple[nn.Module, ForwardHook]],
     unaffected: Callable[[], Container[str]],
+    scores_of_all: Callable[[], object],
 ) -> _Dependence | None:
     """On the grids of which candidates the scores of the sample depend; None where no gradient exists.
 
     One forward pass, with these hooks, whose graph starts at the first of the candidates, and a backward pass for each
-    score. After it, `unaffected` returns the layers that do not depend on the picture.
+    score. After it, `unaffected` returns the layers that do not depend on the picture. `scores_of_all` computes the
+    scores of all samples.
     """
     handles: dict[str, Handle] = {}
 
@@ -416,26 +438,30 @@ def _score_dependence(
     with preserved(model):
         with attached(chain(hooks, taking)):
             output = run(model, sample.for_one_pass())
-        try:
-            with torch.enable_grad():
-                question, scores, labels = _scores_to_follow(output, target, sample, these_scores=these_scores)
-                totals = box_totals(question, output)
-            if not handles:
-                return None
-            if not scores.requires_grad:  # no path leads from these layers to the scores, or one without a graph
-                return _Dependence(separate_branches=has_separate_branches(question), connected=False)
+        with torch.enable_grad():
+            question, scores, labels = _scores_to_follow(
+                output, target, sample, scores_of_all, these_scores=these_scores
+            )
+            totals = box_totals(question, output)
+        if not handles:
+            return None
+        if not scores.requires_grad:  # no path leads from these layers to the scores, or one without a graph
+            return _Dependence(separate_branches=has_separate_branches(question), connected=False)
+
+        def backward() -> tuple[list[tuple[Tensor | None, ...]], ScaleLayers | None]:
             inputs: Any = list(handles.values())  # torch accepts gradient edges, but its type hints do not
             gradients = [
                 torch.autograd.grad(one, inputs, retain_graph=True, allow_unused=True) for one in scores.unbind()
             ]
-            scales = None
-            if totals:
-                on_picture = [each for each in candidates if each.layer not in unaffected()]
-                scales = scale_layers(totals, on_picture, handles, scale_grids(question))
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:  # the model has no backward pass; the trace says so if it needs gradients
+            if not totals:
+                return gradients, None
+            on_picture = [each for each in candidates if each.layer not in unaffected()]
+            return gradients, scale_layers(totals, on_picture, handles, scale_grids(question))
+
+        result = attempted(backward, shown_later, possible=_may_have_no_backward)
+        if isinstance(result, Refusal):  # the trace says so if it needs gradients
             return None
+        gradients, scales = result
     by_score = [
         {
             each.layer
@@ -451,6 +477,10 @@ def _score_dependence(
     return _Dependence(layers, scales=scales, separate_branches=has_separate_branches(question))
 
 
+def _may_have_no_backward(error: Exception) -> bool:
+    return may_refuse(error) and isinstance(error, RuntimeError) and is_of_torch(error)
+
+
 def _has_grid_gradient(gradient: Tensor | None, layout: Layout) -> bool:
     """Whether a gradient is not zero at some position of the grid."""
     if gradient is None:
@@ -459,7 +489,7 @@ def _has_grid_gradient(gradient: Tensor | None, layout: Layout) -> bool:
 
 
 def _scores_to_follow(
-    output: Any, target: Target | None, sample: ModelCall, *, these_scores: bool
+    output: Any, target: Target | None, sample: ModelCall, scores_of_all: Callable[[], object], *, these_scores: bool
 ) -> tuple[Question | None, Tensor, frozenset[int]]:
     """The question, (n,): the scores of the first sample, and class labels.
 
@@ -470,11 +500,14 @@ def _scores_to_follow(
     """
     question = None
     if target is not None:
-        try:
+
+        def of_target() -> tuple[Question, Tensor]:
             question = bind_target(of_samples(target, 0, 1), output, sample.picture.shape)
-            scores = question(output, torch.tensor([0])).flatten()
-        except TargetError:  # the target may be for all samples together; the trace raises if it is wrong
-            question = None
+            return question, question(output, torch.tensor([0])).flatten()
+
+        result = attempted(of_target, scores_of_all)  # the target may be for all samples together
+        if not isinstance(result, Refusal):
+            question, scores = result
     if question is None:
         return None, weighted_sum(tensor for _, tensor in containers.leaves(output)).unsqueeze(0), frozenset()
     if has_separate_branches(question):

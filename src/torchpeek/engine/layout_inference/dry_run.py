@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain, count
 from typing import Any, TypeAlias
 
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torchpeek.engine.attempts import Refusal, attempted, may_refuse
 from torchpeek.engine.call_counts import call_counts
-from torchpeek.engine.fixed_batch import with_fixed_batch
+from torchpeek.engine.fixed_batch import fixed_batch_size, with_fixed_batch
 from torchpeek.engine.forward import run
 from torchpeek.engine.input_mismatch import unbatched_hooks
 from torchpeek.engine.layout import Layout
@@ -188,18 +189,23 @@ def dry_run(
     remembered = None if anew else _DRY_RUNS.get(model, key)
     if remembered is not None:
         return remembered
+    size = fixed_batch_size(model, call)
     result = with_fixed_batch(model, call, lambda size: _dry_run(model, call.one_sample(size), hooks))
+    if fixed_batch_size(model, call) != size:  # the last pass was of another size, and failed; `hooks` were in it
+        result = _dry_run(model, call.one_sample(fixed_batch_size(model, call)), hooks)
     return _DRY_RUNS.put(model, key, result)
 
 
 def _dry_run(model: nn.Module, sample: ModelCall, hooks: Callable[[], Iterable[LayerHook]]) -> DryRun:
-    try:
-        observer, output = _observed(model, sample.for_one_pass(), hooks(), PositionTracker(model, sample))
-    except Exception as error:
-        if not any(text in str(error) for text in ("dispatch mode", PositionTracker.__name__)):
-            raise
-        # Some parts, such as a compiled flex_attention, take no dispatch mode of others, and say so.
-        observer, output = _observed(model, sample.for_one_pass(), hooks(), None)
+    # Some parts, such as a compiled flex_attention, take no dispatch mode of others, and say so.
+    tracked = attempted(
+        lambda: _observed(model, sample.for_one_pass(), hooks(), PositionTracker(model, sample)),
+        lambda: _observed(model, sample.for_one_pass(), hooks(), None),
+        possible=_may_refuse_tracker,
+    )
+    if isinstance(tracked, Refusal):  # the last pass failed; `hooks` were in it
+        tracked = _observed(model, sample.for_one_pass(), hooks(), None)
+    observer, output = tracked
     result = observer.result(output, configured_token_counts(model))
     to_probe = _layers_to_probe(result)
     if not to_probe:
@@ -212,6 +218,10 @@ def _dry_run(model: nn.Module, sample: ModelCall, hooks: Callable[[], Iterable[L
     if result.evidence.prefix is not None or not movements[0]:
         return observer.result(output, configured_token_counts(model), counts)
     return observer.result(output, found[0] or (None, 0), counts, probe_undecided=found[0] is None)
+
+
+def _may_refuse_tracker(error: Exception) -> bool:
+    return may_refuse(error) and any(text in str(error) for text in ("dispatch mode", PositionTracker.__name__))
 
 
 def _observed(
@@ -452,6 +462,11 @@ class DryRunObserver:
             modules: All layers by name.
         """
         found: set[str] = set()
+
+        @cache  # one pass for all the modules that fail in the experiment
+        def whole_pass() -> None:
+            run(self._model, self._call.for_one_pass())
+
         with preserved(self._model):
             for path in sorted(candidates, key=lambda path: path.count(".")):
                 if _is_within(path, found):
@@ -464,6 +479,7 @@ class DryRunObserver:
                         candidates[path].layout,
                         self._call.picture.device,
                         inside_grid_layer=_is_within(path.rpartition(".")[0], candidates),
+                        whole_pass=whole_pass,
                     )
                 if self._projections[path]:
                     found.add(path)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.attempts import Refusal, attempted, shown_later
 from torchpeek.engine.fixed_batch import fixed_batch_size, with_fixed_batch
 from torchpeek.engine.forward import run
 from torchpeek.engine.model_cache import ModelCache
@@ -141,10 +142,9 @@ def digest(tensor: Tensor) -> tuple[object, ...]:
     """The shape of a tensor and a number that depends on every bit of it; unique where the values cannot be read."""
     if not is_dense(tensor) or not has_values(tensor) or tensor.element_size() not in _BITS:
         return (object(),)
-    try:
-        return tuple(tensor.shape), tensor.dtype, _number(tensor.detach())
-    except RuntimeError:  # a type of tensor that has no values, such as a fake one
-        return (object(),)
+    # A type of tensor may have no values, as a fake one has none.
+    number = attempted(lambda: _number(tensor.detach()), shown_later)
+    return (object(),) if isinstance(number, Refusal) else (tuple(tensor.shape), tensor.dtype, number)
 
 
 def _number(tensor: Tensor) -> int:
@@ -180,12 +180,9 @@ def unaffected_layers(model: nn.Module, call: ModelCall) -> frozenset[str]:
     def unaffected(size: int | None) -> frozenset[str]:
         of_picture, random = digests(call, size), with_random_picture(call)
         if random is not call:  # a layer that is zero for one dark picture is not zero for a random one
-            try:
-                return of_picture.unaffected(digests(random, size))
-            except torch.OutOfMemoryError:
-                raise
-            except Exception:  # the model depends on values of its picture
-                pass
+            of_random = attempted(partial(digests, random, size), partial(digests, call, size))
+            if not isinstance(of_random, Refusal):  # the model may depend on values of its picture
+                return of_picture.unaffected(of_random)
         return of_picture.unaffected(digests(with_changed_picture(call), size))
 
     with preserved(model):
@@ -230,12 +227,15 @@ def separate_layers(
     """
     if unaffected.isdisjoint(layers):
         return frozenset()
-    try:
-        return unconnected_layers(model, call)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # the model has no gradients; then values alone decide
+
+    def without_gradients() -> frozenset[str]:
+        with preserved(model):
+            run(model, call.for_one_pass())
         return unaffected
+
+    # The model may have no gradients; then values alone decide.
+    unconnected = attempted(partial(unconnected_layers, model, call), without_gradients)
+    return unconnected.unchanged if isinstance(unconnected, Refusal) else unconnected
 
 
 def connected_layers(model: nn.Module, call: ModelCall, layers: Mapping[str, nn.Module]) -> set[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.attempts import Refusal, attempted, shown_later
 from torchpeek.engine.layout import Layout
 from torchpeek.hooks import containers
 from torchpeek.interrupts import interruptible
@@ -26,7 +29,14 @@ _DEVIATION = 4.0
 
 
 def is_projection(
-    module: nn.Module, inputs: Any, output: Any, layout: Layout, device: torch.device, *, inside_grid_layer: bool
+    module: nn.Module,
+    inputs: Any,
+    output: Any,
+    layout: Layout,
+    device: torch.device,
+    *,
+    inside_grid_layer: bool,
+    whole_pass: Callable[[], object] = shown_later,
 ) -> bool:
     """Whether a layer is a projection, such as queries, keys, values, hidden units or logits of each position.
 
@@ -46,6 +56,7 @@ def is_projection(
         layout: The layout of the output.
         device: Where to make the inputs, if the module has no parameters.
         inside_grid_layer: Whether a module around it, but not the model, returns a grid, too.
+        whole_pass: Runs the model, where the module fails in the experiment. It shows whether it fails in a pass, too.
     """
     if isinstance(module, nn.Linear):
         return True
@@ -67,18 +78,18 @@ def is_projection(
             returned: Tensor = module(*args, **kwargs)
         return returned.detach().movedim(axis, -1).cpu().double()
 
+    def respond_to(calls: list[Tensor]) -> list[Tensor]:
+        return [respond(entries) for entries in calls]
+
     channels = like.shape[axis]
     for sizes in (tuple(min(size, 2) for size in positions), tuple(positions)):
         entries = _entries(sizes, channels)  # each (*sizes, channels)
-        try:
-            if sizes == tuple(positions):
-                responses = [respond(entry) for entry in entries]
-            else:  # all in one call, as more samples
-                responses = list(respond(torch.cat(entries)).chunk(len(entries)))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # the module takes inputs of one size, or of its own kind
+        # All in one call, as more samples, unless there are as many positions as in the pass.
+        calls = entries if sizes == tuple(positions) else [torch.cat(entries)]
+        returned = attempted(partial(respond_to, calls), whole_pass)
+        if isinstance(returned, Refusal):  # the module takes inputs of one size, or of its own kind
             continue
+        responses = returned if len(calls) > 1 else list(returned[0].chunk(len(entries)))
         if any(response.shape[:-1] != entry.shape[:-1] for entry, response in zip(entries, responses, strict=True)):
             continue
         rounding = _OTHER_POSITION.get(like.dtype, 1e-2)

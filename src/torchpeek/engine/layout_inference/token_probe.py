@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.attempts import Refusal, attempted
 from torchpeek.engine.forward import run
 from torchpeek.engine.layout import Grid, Layout
 from torchpeek.engine.layout_inference.candidates import CandidateLayer
@@ -64,20 +64,30 @@ def token_movements(
         hooks = [layer_at(model, each.layer).hooked(partial(observe, each)) for each in candidates]
         with preserved(model), attached(hooks):
             run(model, sample.with_picture(picture).for_one_pass())
+        if len(observed) < len(candidates):
+            raise _NotObserved
         return [observed[each.layer] for each in candidates]
+
+    def of_corners() -> tuple[list[Tensor], list[Tensor]]:
+        return tokens(*(slice(side) for side in sides)), tokens(*(slice(-side, None) for side in sides))
 
     try:
         clean = tokens()
-        corners = [slice(side) for side in sides], [slice(-side, None) for side in sides]
-        first, last = (
-            [_movement(one - other, math.prod(grid)) for one, other in zip(tokens(*corner), clean, strict=True)]
-            for corner in corners
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # the model's own error; the clean pass raises it again if it matters
+        # A model may refuse the changed pictures.
+        changed = attempted(of_corners, tokens)
+    except _NotObserved:
         return [None] * len(candidates)
+    if isinstance(changed, Refusal):
+        return [None] * len(candidates)
+    first, last = (
+        [_movement(one - other, math.prod(grid)) for one, other in zip(of_corner, clean, strict=True)]
+        for of_corner in changed
+    )
     return [(one, other) if one.any() and other.any() else None for one, other in zip(first, last, strict=True)]
+
+
+class _NotObserved(Exception):
+    """A pass did not call each of the layers, or some returned no such tokens."""
 
 
 def _movement(difference: Tensor, positions: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.attempts import Other, Refusal, Result, attempted, may_refuse
 from torchpeek.engine.batching import sample_rows
 from torchpeek.engine.forward import run
 from torchpeek.engine.layout import Layout
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import close
 from torchpeek.engine.replay.prefix import PrefixRecording, version_of
-from torchpeek.engine.targets.question import Question
+from torchpeek.engine.targets.question import Question, RowCountMismatch
 from torchpeek.errors import TorchpeekError
 from torchpeek.hooks import Forward, ForwardHook, SelectedLayer, at_call, attached, containers, replaced
 
@@ -74,6 +75,10 @@ class Suffix:
     prefix: PrefixRecording
     activation: Tensor
 
+    def whole_pass(self) -> Any:
+        """What the model returns in the recorded pass, made once more."""
+        return run(self.model, self.call.for_one_pass())
+
     @property
     def call_in_replay(self) -> int | None:
         """Where one call is selected: its number among those calls of the layer that take place in a replay.
@@ -103,7 +108,8 @@ class Replay:
             copies: Return copies of all recorded outputs.
 
         Raises:
-            ReplayMismatch: When the model fails, or does not call the recorded modules.
+            ReplayMismatch: When the model does not call the recorded modules, or writes into what was recorded.
+            Exception: What the model raises in the replay.
         """
         suffix, plan = self.suffix, self.plan
         queues: dict[nn.Module, deque[int]] = {}
@@ -117,7 +123,7 @@ class Replay:
         picture = picture.clone() if copies or plan.input_written or len(rows) == 1 else picture
         self._returned += [(LAYER, activation, version_of(activation)), (INPUT, picture, version_of(picture))]
 
-        def replayed(queue: deque[int], forward: Forward, *args: Any, **kwargs: Any) -> Any:
+        def run_or_recorded(queue: deque[int], forward: Forward, *args: Any, **kwargs: Any) -> Any:
             if not queue:
                 return forward(*args, **kwargs)
             number = queue.popleft()
@@ -134,15 +140,10 @@ class Replay:
             self._returned.append((number, part, version_of(part)))
             return part
 
-        forwards = [(module, partial(replayed, queue, module.forward)) for module, queue in queues.items()]
+        forwards = [(module, partial(run_or_recorded, queue, module.forward)) for module, queue in queues.items()]
         hook = at_call(returning(activation, suffix.layout), suffix.call_in_replay)
-        try:
-            with replaced(forwards), attached([(suffix.layer.module, hook)]):
-                output = run(suffix.model, suffix.call.select(rows, picture).for_one_pass(picture))
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            raise ReplayMismatch(failure(error)) from error
+        with replaced(forwards), attached([(suffix.layer.module, hook)]):
+            output = run(suffix.model, suffix.call.select(rows, picture).for_one_pass(picture))
         if any(queues.values()):
             raise ReplayMismatch("calls other modules than the recorded pass")
         written = self.written()
@@ -173,8 +174,8 @@ class Replay:
             ReplayMismatch: When it does not.
         """
         rows = torch.arange(len(self.suffix.call))
-        replayed = self.output(self.suffix.activation.clone(), rows)
-        check_equal(output, replayed, rows, len(rows), self.suffix.activation.dtype, question, rows)
+        ours = replayed(lambda: self.output(self.suffix.activation.clone(), rows), self.suffix.whole_pass)
+        check_equal(output, ours, rows, len(rows), self.suffix.activation.dtype, question, rows)
 
 
 def returning(value: Tensor, layout: Layout) -> ForwardHook:
@@ -217,6 +218,17 @@ def check_equal(
             raise ReplayMismatch(f"gives something else: {name} are not those of a whole pass")
 
 
-def failure(error: Exception) -> str:
-    """The message of a ReplayMismatch for an exception of the model."""
-    return f"fails ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
+def replayed(compute: Callable[[], Result], whole_pass: Callable[[], Other]) -> Result:
+    """What `compute` returns, which makes replays; `whole_pass` shows whether the model itself fails.
+
+    Raises:
+        ReplayMismatch: When the replays fail and the whole pass does not, or as `compute` does.
+    """
+
+    def possible(error: Exception) -> bool:
+        return may_refuse(error) and not isinstance(error, (ReplayMismatch, RowCountMismatch))
+
+    result = attempted(compute, whole_pass, possible=possible)
+    if isinstance(result, Refusal):
+        raise ReplayMismatch(f"fails ({result.reason})")
+    return result

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from torchpeek.engine.attempts import attempted
 from torchpeek.engine.batching import sample_rows
 from torchpeek.engine.forward import run
 from torchpeek.engine.model_cache import ModelCache
@@ -24,7 +26,7 @@ from torchpeek.engine.replay.suffix import (
     Suffix,
     check_equal,
     entries_of,
-    failure,
+    replayed,
     returning,
 )
 from torchpeek.engine.targets.question import Question
@@ -66,12 +68,7 @@ def validated_replay(suffix: Suffix, question: Question, batch: int) -> Replay:
     if plan is None or plan.largest_batch < batch or not _matches(plan, suffix.prefix):
         if any(map(runs_replicas, suffix.model.modules())):
             raise ReplayMismatch("is not possible: the model runs as replicas on several devices")
-        try:
-            plan = _validated_plan(suffix, question, batch)
-        except (ReplayMismatch, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # the whole passes that follow show whether the model itself fails
-            raise ReplayMismatch(failure(error)) from error
+        plan = replayed(partial(_validated_plan, suffix, question, batch), suffix.whole_pass)
         _PLANS.put(suffix.model, key, plan)
     return Replay(suffix, plan)
 
@@ -105,8 +102,8 @@ def _validated_plan(suffix: Suffix, question: Question, batch: int) -> ReplayPla
             plan = ReplayPlan(_batch_axes(prefix, recording, rows[picked]), prefix.overwritten)
             _disturb(model, few)
             _learn_what_is_written(Replay(suffix, plan), changed[picked], rows[picked], whole, question)
-        replayed = Replay(suffix, plan).output(changed, rows)
-        check_equal(whole, replayed, picked, batch, activation.dtype, question, rows)
+        output = Replay(suffix, plan).output(changed, rows)
+        check_equal(whole, output, picked, batch, activation.dtype, question, rows)
     assert plan is not None
     # A constant picture, or an output whose entries are all the same, proves little. The next call validates again.
     constant = bool(suffix.call.picture.amin() == suffix.call.picture.amax())
@@ -116,11 +113,11 @@ def _validated_plan(suffix: Suffix, question: Question, batch: int) -> ReplayPla
 
 def _learn_what_is_written(replay: Replay, activation: Tensor, rows: Tensor, whole: Any, question: Question) -> None:
     """Replay a few samples with copies of everything, and note in the plan which of them the model writes into."""
-    replayed = replay.output(activation, rows, copies=True)
+    output = replay.output(activation, rows, copies=True)
     written, plan = replay.written(), replay.plan
     plan.written = written - {LAYER, INPUT}
     plan.layer_written, plan.input_written = LAYER in written, INPUT in written
-    check_equal(whole, replayed, torch.arange(len(rows)), len(rows), activation.dtype, question, rows)
+    check_equal(whole, output, torch.arange(len(rows)), len(rows), activation.dtype, question, rows)
 
 
 def _disturb(model: nn.Module, call: ModelCall) -> None:
@@ -129,12 +126,9 @@ def _disturb(model: nn.Module, call: ModelCall) -> None:
     A replay that depends on such state then differs from the whole pass.
     """
     other = call.picture.flip(0, -1)
-    try:
-        run(model, call.for_one_pass(other * 0.5 + 0.1 if other.is_floating_point() else other))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # the model takes no such input
-        return
+    disturbing = call.with_picture(other * 0.5 + 0.1 if other.is_floating_point() else other)
+    # The model may take no such input.
+    attempted(lambda: run(model, disturbing.for_one_pass()), lambda: run(model, call.for_one_pass()))
 
 
 def _changed_activation(activation: Tensor, trial: int) -> Tensor:
