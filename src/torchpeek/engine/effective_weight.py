@@ -12,7 +12,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from torchpeek.engine.preserve import needs_restoring, restore_value
+from torchpeek.engine.saved_modules import needs_restoring, restore_value
 from torchpeek.errors import InputError, notify
 from torchpeek.hooks import is_own_hook
 from torchpeek.tensor_formats import dense, has_values, is_plain
