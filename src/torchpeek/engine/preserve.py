@@ -130,6 +130,20 @@ class _Block:
         self.close()
 
 
+@contextmanager
+def undone(model: nn.Module) -> Iterator[None]:
+    """Inside a `preserved` block: what passes in this block change in the model is undone after it.
+
+    This is for a pass between another one and its backward pass, whose graph may hold buffers of the model.
+    """
+    saved = SavedModules(all_modules(model))
+    try:
+        yield
+    finally:
+        with uninterrupted():
+            saved.restore()
+
+
 def _close_abandoned() -> None:
     """Close the blocks that ended without having been closed: an exception from outside came while they were."""
     for block in list(_OPEN.values()):
@@ -159,11 +173,11 @@ def running_pass(model: nn.Module, kind: Callable[[], Hashable]) -> Iterator[Non
     depth = _THREAD.pass_depth
     _THREAD.pass_depth = depth + 1
     try:
-        block = next((each for each in reversed(_THREAD.blocks) if each.model is model), None)
+        block = _THREAD.blocks[-1] if _THREAD.blocks else None  # it may run a copy of its model
         if block is None or block.random is None:
             yield
         else:
-            with block.random.observing(model, kind):
+            with block.random.observing(block.model, kind):
                 yield
     finally:
         _THREAD.pass_depth = depth
