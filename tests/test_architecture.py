@@ -18,6 +18,7 @@ SOURCE = ROOT / "src" / "torchpeek"
 ROOMS = [
     "_version",
     "errors",
+    "cached",
     "locks",
     "interrupts",
     "keywords",
