@@ -10,11 +10,11 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils.hooks import RemovableHandle
 
 from torchpeek.engine.model_locks import BlockToken, LockHolder
-from torchpeek.engine.random_state import SavedRandomState, devices_of
+from torchpeek.engine.random_state import SavedRandomState
 from torchpeek.engine.saved_modules import SavedModules, all_modules
 from torchpeek.errors import InputError, listed_names
 from torchpeek.hooks import eagerly, nested_in_pass, notice_of_foreign_calls, remove_hooks_of_other_threads
@@ -95,8 +95,8 @@ class _Block:
         _OPEN[id(self)] = self  # first: from here on the block is closed, by whoever can
         self.holder.acquire(self._modules)
         self._thread.append(self)
-        self.random = SavedRandomState(devices_of(self._modules))
         self._saved = SavedModules(self._modules)
+        self.random = SavedRandomState(self._saved.devices)
         self._eager.enter_context(eagerly(self._modules))
         if evaluating:
             if self._saved.any_training:
@@ -174,7 +174,7 @@ def running_pass(model: nn.Module, kind: Callable[[], Hashable]) -> Iterator[Non
     _THREAD.pass_depth = depth + 1
     try:
         block = _THREAD.blocks[-1] if _THREAD.blocks else None  # it may run a copy of its model
-        if block is None or block.random is None:
+        if block is None or block.random is None or block.random.is_certain():
             yield
         else:
             with block.random.observing(block.model, kind):
@@ -202,12 +202,15 @@ def check_initialised(model: nn.Module, modules: Iterable[nn.Module] | None = No
     )
 
 
+_LAZY = frozenset({UninitializedParameter, UninitializedBuffer})
+
+
 def _is_lazy(module: nn.Module) -> bool:
     """Whether the module has a parameter or buffer without a shape."""
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return True
-    stores = (module._parameters.values(), module._buffers.values())
-    return any(tensor is not None and is_lazy(tensor) for tensors in stores for tensor in tensors)
+    types = {*map(type, module._parameters.values()), *map(type, module._buffers.values())}
+    return not types.isdisjoint(_LAZY)
 
 
 @contextmanager

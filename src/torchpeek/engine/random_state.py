@@ -32,7 +32,7 @@ class SavedRandomState:
        later passes of the same kind.
 
     Args:
-        devices: The devices.
+        devices: The devices, other than the CPU, on which the model may draw.
     """
 
     __slots__ = ("_alone", "_observed", "_states", "_unobserved", "drew")
@@ -41,25 +41,26 @@ class SavedRandomState:
         self._alone = is_only_thread()
         self.drew = False  # whether a pass was observed to draw
         self._observed = self._unobserved = False  # whether there were passes that were, or were not, observed
-        self._states = [(device, _state(device)) for device in devices]
+        others = sorted((each for each in devices if each.type not in ("cpu", "meta")), key=str)
+        self._states = [(device, _state(device)) for device in (torch.device("cpu"), *others)]
         with _GUARD:
             _OPEN.append(self)
 
+    def is_certain(self) -> bool:
+        """Whether the next pass need not be observed."""
+        if not self.drew and is_only_thread():
+            self._unobserved = True
+            return True
+        return self.drew
+
     @contextmanager
     def observing(self, model: nn.Module, kind: Callable[[], Hashable]) -> Iterator[None]:
-        """Inside the block: a pass of the model. If other threads run, find out whether it draws.
+        """Inside the block: a pass of the model. Find out whether it draws.
 
         Args:
             model: The model.
             kind: Returns what tells apart passes that may draw from passes that may not.
         """
-        if self.drew:
-            yield
-            return
-        if is_only_thread():
-            self._unobserved = True
-            yield
-            return
         key = kind(), tuple(module.training for module in model.modules() if hasattr(module, "training"))
         draws = _DRAWS.get(model, key)
         if draws is None:
@@ -169,13 +170,6 @@ class _SeedAtFirstDraw(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def is_only_thread() -> bool:
     """Whether no other thread runs Python code."""
     return len(sys._current_frames()) == 1
-
-
-def devices_of(modules: Sequence[nn.Module]) -> list[torch.device]:
-    """The devices whose random state a pass may change: the CPU, and those that the modules have tensors on."""
-    stores = (store for module in modules for store in (module._parameters, module._buffers))
-    devices = {tensor.device for store in stores for tensor in store.values() if tensor is not None}
-    return [torch.device("cpu"), *sorted((each for each in devices if each.type not in ("cpu", "meta")), key=str)]
 
 
 def _state(device: torch.device) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 from operator import is_
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from torchpeek.errors import listed_names, notify
 
-# The attributes that nn.Module itself sets. They come first in every module.
+# The attributes that nn.Module itself sets. They come first in a module that sets none before `super().__init__()`.
 _BASE = tuple(nn.Module().__dict__)
 _CONTAINERS = frozenset({list, dict, set, OrderedDict, defaultdict, deque})
 _MOST_MEMBERS = 10_000  # of a container whose members are saved: a replay buffer of millions would take seconds
@@ -32,112 +31,144 @@ class SavedModules:
        are not saved, because that would take as much memory as the model. A Notice says which were changed.
     3. The version of each tensor that is restored, so that a graph that holds it does not take it for changed.
 
+    Every step is quick where nothing has changed, because small networks run for less than a millisecond.
+
     Args:
         modules: The modules.
     """
 
-    __slots__ = ("_modes", "_parameters", "_saved")
+    __slots__ = (
+        "_attributes",
+        "_containers",
+        "_member_count",
+        "_members",
+        "_modules",
+        "_objects",
+        "_parameters",
+        "_requires_grad",
+        "_scripts",
+        "_training",
+        "_values",
+        "_versions",
+        "devices",
+    )
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        # A frozen script has no mode.
-        self._modes = [(module, module.training) for module in modules if hasattr(module, "training")]
-        self._saved = [_saved(module) for module in modules]
-        self._parameters = [
-            (module, name, tensor, tensor.requires_grad, _version(tensor))
-            for module in modules
-            for name, tensor in module._parameters.items()
-            if tensor is not None
-        ]
+        scripts = {each for each in modules if isinstance(each, torch.jit.ScriptModule)}
+        self._modules = [each for each in modules if each not in scripts] if scripts else modules
+        self._scripts = list(map(_SavedScript, scripts))
+        # Those in train mode. A frozen script has no mode.
+        self._training = [module for module in modules if getattr(module, "training", False)]
+        self._attributes = [module.__dict__.copy() for module in self._modules]
+        self._members: list[tuple[Any, Any]] = []  # those of each store that is not empty, and their copy
+        self._objects: list[tuple[dict[str, Any], str, Any]] = []  # the tensors and containers in attributes
+        self._containers: list[tuple[Any, Any]] = []
+        self._parameters: list[Tensor] = []
+        tensors: list[Tensor] = []
+        store: Any
+        for module in self._modules:
+            if store := module._parameters:
+                self._members.append((store, store.copy()))
+                self._parameters += [each for each in store.values() if each is not None]
+            if store := module._buffers:
+                self._members += [(store, store.copy()), _copied(module._non_persistent_buffers_set)]
+                tensors += [each for each in store.values() if each is not None]
+            if store := module._modules:
+                self._members.append((store, store.copy()))
+            self._save_objects(module, tensors)
+        self._member_count = self._count_members()
+        self._requires_grad = [each.requires_grad for each in self._parameters]
+        self._versions = _versions(self._parameters)
+        self._values = [_SavedTensor(each) for each in tensors if not is_lazy(each)]
+        self.devices = {each.device for each in (*self._parameters, *tensors)}
+
+    def _save_objects(self, module: nn.Module, tensors: list[Tensor]) -> None:
+        """Save the tensors and containers in plain attributes of the module, and add such tensors to `tensors`."""
+        attributes = module.__dict__
+        first = len(_BASE) if next(iter(attributes)) == _BASE[0] else 0
+        for number, value in enumerate([*attributes.values()][first:], first):
+            if type(value) not in _CONTAINERS and not isinstance(value, Tensor):
+                continue
+            name = [*attributes][number]
+            if name in _BASE:
+                continue
+            self._objects.append((attributes, name, value))
+            if not isinstance(value, Tensor):
+                if len(value) <= _MOST_MEMBERS:
+                    self._containers.append(_copied(value))
+            # What weight_norm, prune and so on compute before each pass is replaced and not written into. It may be as
+            # large as the parameters, so it is not copied.
+            elif not any(f"{name}_{suffix}" in module._parameters for suffix in ("orig", "g")):
+                tensors.append(value)
+
+    def _count_members(self) -> int:
+        return sum([len(each._parameters) + len(each._buffers) + len(each._modules) for each in self._modules])
 
     @property
     def any_training(self) -> bool:
         """Whether a module was in train mode."""
-        return any(training for _, training in self._modes)
+        return bool(self._training)
 
     def set_eval_mode(self) -> None:
         """Set all of the modules to eval mode."""
-        for module, training in self._modes:
-            if training:
-                # Not .eval(), because a user's own train() may do more than set this attribute.
-                module.training = False
+        for module in self._training:
+            module.training = False  # not .eval(), because a user's own train() may do more than set this attribute
 
     def restore(self) -> None:
         """Restore everything. Then raise the first error. May be called again."""
         errors: list[Exception] = []
-        for saved in self._saved:
+        values: list[_SavedTensor | _SavedScript] = [*self._values, *self._scripts]
+        for value in values:
             try:
-                saved.restore()
+                value.restore()
             except Exception as error:  # the others are restored first
                 errors[:] = errors or [error]
-        for module, training in self._modes:
-            if module.training != training:
-                module.training = training
-        for _, _, tensor, requires_grad, _ in self._parameters:
-            if tensor.requires_grad != requires_grad:
+        for module in self._training:
+            if not module.training:
+                module.training = True
+        for store, saved in (*self._members, *self._containers):
+            if not _same_members(store, saved):
+                _set_members(store, saved)
+        if self._count_members() != self._member_count:
+            self._empty_new_stores()
+        for module, attributes in zip(self._modules, self._attributes, strict=True):
+            if not _equal(module.__dict__, attributes):
+                _restore_attributes(module.__dict__, attributes)
+        for current, name, value in self._objects:
+            current[name] = value
+        if [each.requires_grad for each in self._parameters] != self._requires_grad:
+            for tensor, requires_grad in zip(self._parameters, self._requires_grad, strict=True):
                 tensor.requires_grad_(requires_grad)
         if errors:
             raise errors.pop()  # an error that stays in reach of its own traceback keeps the model alive
 
+    def _empty_new_stores(self) -> None:
+        """Empty the stores of parameters, buffers and submodules that were empty."""
+        known = {id(store) for store, _ in self._members}
+        for module in self._modules:
+            for store in (module._parameters, module._buffers, module._modules):
+                if id(store) not in known:
+                    store.clear()
+            if id(module._buffers) not in known:
+                module._non_persistent_buffers_set.clear()
+
     def notify_of_changed_parameters(self) -> None:
         """Give a Notice if operations in place have changed parameters."""
-        changed = [
-            (module, name) for module, name, tensor, _, version in self._parameters if _version(tensor) != version
-        ]
-        if changed:
-            names = listed_names(dict.fromkeys(f"{type(module).__name__}.{name}" for module, name in changed))
-            notify(
-                f"the forward pass changed parameters in place: {names}. Their values are not restored. Next: use a "
-                "copy of the model, or change parameters in the training step and not in forward"
-            )
-
-
-class _SavedModule:
-    """The state of one module: its buffers, plain attributes, parameters and submodules."""
-
-    __slots__ = ("_attributes", "_buffers", "_children", "_containers", "_module", "_non_persistent", "_own", "_values")
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._buffers = dict(module._buffers) if module._buffers else None
-        self._non_persistent = set(module._non_persistent_buffers_set) if module._non_persistent_buffers_set else None
-        self._own = dict(module._parameters) if module._parameters else None
-        self._children = dict(module._modules) if module._modules else None
-        self._attributes = _attributes(module)
-        tensors = [] if self._buffers is None else list(self._buffers.values())
-        self._containers: list[tuple[Any, Any]] | None = None
-        for name, value in self._attributes:
-            if type(value) in _CONTAINERS:
-                if len(value) <= _MOST_MEMBERS:
-                    self._containers = [*(self._containers or ()), (value, value.copy())]
-            elif isinstance(value, Tensor) and not _is_computed(module, name):
-                tensors.append(value)
-        self._values = [saved for tensor in tensors if tensor is not None and (saved := _SavedTensor.of(tensor))]
-
-    def restore(self) -> None:
-        module = self._module
-        for value in self._values:
-            value.restore()
-        _restore_members(module._buffers, self._buffers)
-        _restore_members(module._parameters, self._own)
-        _restore_members(module._modules, self._children)
-        if module._non_persistent_buffers_set != (self._non_persistent or set()):
-            module._non_persistent_buffers_set = self._non_persistent or set()
-        attributes = module.__dict__
-        if len(attributes) != len(_BASE) + len(self._attributes) or any(
-            attributes.get(name, _ABSENT) is not value for name, value in self._attributes
-        ):
-            self._restore_attributes(attributes)
-        for container, members in self._containers or ():
-            if not _same_members(container, members):
-                _set_members(container, members)
-
-    def _restore_attributes(self, attributes: dict[str, Any]) -> None:
-        saved = dict(self._attributes)
-        for name in [name for name in attributes if name not in saved and name not in _BASE]:
-            del attributes[name]
-        for name, value in saved.items():
-            if attributes.get(name, _ABSENT) is not value:
-                attributes[name] = value
+        versions = _versions(self._parameters)
+        if versions == self._versions:
+            return
+        pairs = zip(versions, self._versions, strict=True)
+        changed = {id(each) for each, (now, before) in zip(self._parameters, pairs, strict=True) if now != before}
+        names = listed_names(
+            f"{type(module).__name__}.{name}"
+            for module in self._modules
+            for name, each in module._parameters.items()
+            if id(each) in changed
+        )
+        notify(
+            f"the forward pass changed parameters in place: {names}. Their values are not restored. Next: use a "
+            "copy of the model, or change parameters in the training step and not in forward"
+        )
 
 
 class _SavedScript:
@@ -147,58 +178,49 @@ class _SavedScript:
 
     def __init__(self, module: torch.jit.ScriptModule) -> None:
         self._module = module
-        self._values = [(name, tensor, _SavedTensor.of(tensor)) for name, tensor in module.named_buffers(recurse=False)]
+        self._values = [(name, tensor, _SavedTensor(tensor)) for name, tensor in module.named_buffers(recurse=False)]
 
     def restore(self) -> None:
         for name, tensor, value in self._values:
-            if value is not None:
-                value.restore()
+            value.restore()
             if getattr(self._module, name) is not tensor:
                 setattr(self._module, name, tensor)
 
 
-def _saved(module: nn.Module) -> _SavedModule | _SavedScript:
-    return _SavedScript(module) if isinstance(module, torch.jit.ScriptModule) else _SavedModule(module)
+def _equal(current: dict[str, Any], saved: dict[str, Any]) -> bool:
+    """Whether the attributes are those that were saved. Identical objects are not compared, which makes it quick."""
+    try:
+        return current == saved
+    except Exception:  # of the `==` of two arrays, for example
+        return False
 
 
-def _attributes(module: nn.Module) -> list[tuple[str, Any]]:
-    """The attributes of the module's own, without those that every nn.Module has."""
-    attributes = module.__dict__
-    if next(islice(attributes, len(_BASE) - 1, None), None) == _BASE[-1]:  # the usual case, and much faster
-        return list(islice(attributes.items(), len(_BASE), None))
-    return [(name, value) for name, value in attributes.items() if name not in _BASE]
+def _restore_attributes(current: dict[str, Any], saved: dict[str, Any]) -> None:
+    for name in [name for name in current if name not in saved]:
+        del current[name]
+    for name, value in saved.items():
+        if current.get(name, _ABSENT) is not value:
+            current[name] = value
 
 
-def _is_computed(module: nn.Module, name: str) -> bool:
-    """Whether a hook of torch's own sets the attribute before each pass, from parameters: weight_norm, prune and so on.
-
-    Such a tensor is replaced and not written into, and it may be as large as the parameters.
-    """
-    return any(f"{name}_{suffix}" in module._parameters for suffix in ("orig", "g"))
+def _copied(container: Any) -> tuple[Any, Any]:
+    return container, container.copy()
 
 
-def _restore_members(current: Any, saved: dict[str, Any] | None) -> None:
-    """Make `current` hold the saved members in their order."""
-    saved = saved or {}
-    if len(current) == len(saved) and all(map(is_, current.values(), saved.values())) and [*current] == [*saved]:
-        return
-    current.clear()
-    current.update(saved)
-
-
-def _same_members(container: Any, members: Any) -> bool:
-    if len(container) != len(members):
+def _same_members(container: Any, saved: Any) -> bool:
+    """Whether a container has the saved members: the same objects in the same order."""
+    if len(container) != len(saved):
         return False
     if isinstance(container, dict):
-        return all(map(is_, container, members)) and all(map(is_, container.values(), members.values()))
+        return all(map(is_, container, saved)) and all(map(is_, container.values(), saved.values()))
     if isinstance(container, set):
-        return all(map(members.__contains__, container))
-    return all(map(is_, container, members))
+        return bool(container <= saved)
+    return all(map(is_, container, saved))
 
 
-def _set_members(container: Any, members: Any) -> None:
+def _set_members(container: Any, saved: Any) -> None:
     container.clear()
-    (container.extend if isinstance(container, (list, deque)) else container.update)(members)
+    (container.extend if isinstance(container, (list, deque)) else container.update)(saved)
 
 
 class _SavedTensor:
@@ -206,13 +228,8 @@ class _SavedTensor:
 
     __slots__ = ("_tensor", "_value", "_version")
 
-    def __init__(self, tensor: Tensor, value: Tensor) -> None:
-        self._tensor, self._value, self._version = tensor, value, _version(tensor)
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> _SavedTensor | None:
-        """None for a tensor that has no value yet."""
-        return None if is_lazy(tensor) else cls(tensor, tensor.detach().clone())
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._value, self._version = tensor, tensor.detach().clone(), _version(tensor)
 
     def restore(self) -> None:
         if needs_restoring(self._tensor, self._value):
@@ -224,6 +241,13 @@ class _SavedTensor:
 def _version(tensor: Tensor) -> int:
     """How often operations in place have written into the tensor; 0 for a tensor that does not count them."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    try:
+        return [each._version for each in tensors]
+    except RuntimeError:  # one of them is an inference tensor
+        return list(map(_version, tensors))
 
 
 def _version_setter() -> Callable[[Tensor, int], None]:

@@ -63,7 +63,7 @@ def _no_fill(baseline: object) -> OptionError:
 
 def _of_function(function: Callable[[Tensor], Any], inputs: Tensor, seed: int) -> Tensor:
     """Call the function. What it draws at random follows from the seed, and no generator is left changed."""
-    with seeded_draws({torch.device("cpu"), inputs.device}, seed):
+    with seeded_draws([inputs.device], seed):
         values = function(inputs.clone())
     got = f"the baseline, {described(function)}, returned a {type(values).__name__}"
     if isinstance(values, Tensor):
