@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -183,16 +183,21 @@ def running_pass(model: nn.Module, kind: Callable[[], Hashable]) -> Iterator[Non
         _THREAD.pass_depth = depth
 
 
-def check_initialised(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> None:
+def check_initialised(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> None:
     """Raise InputError where a lazy layer has no weights yet: a pass would make them, and the model would be changed.
 
     Args:
         model: The model.
         modules: All modules of it, if the caller has walked it already.
     """
-    if not any(map(_is_lazy, model.modules() if modules is None else modules)):
+    modules = all_modules(model) if modules is None else modules
+    types: set[type] = {type(each) for module in modules for each in module._parameters.values()}
+    types |= {type(each) for module in modules if module._buffers for each in module._buffers.values()}
+    if types.isdisjoint(_LAZY) and not any(isinstance(module, LazyModuleMixin) for module in modules):
         return
     lazy = [(name, module) for name, module in model.named_modules() if _is_lazy(module)]
+    if not lazy:
+        return
     shown = listed_names(name or type(module).__name__ for name, module in lazy)
     raise InputError(
         f"layers of {type(model).__name__} are not initialised yet: {shown}, such as a {type(lazy[0][1]).__name__}, "

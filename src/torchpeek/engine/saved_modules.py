@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from operator import is_
 from typing import Any
 
@@ -17,6 +18,9 @@ from torchpeek.errors import listed_names, notify
 _BASE = tuple(nn.Module().__dict__)
 _CONTAINERS = frozenset({list, dict, set, OrderedDict, defaultdict, deque})
 _MOST_MEMBERS = 10_000  # of a container whose members are saved: a replay buffer of millions would take seconds
+
+# The types of most attributes. Modules that have no others are done with quickly.
+_PLAIN = frozenset({int, float, str, bool, tuple, type(None)})
 
 _ABSENT = object()
 
@@ -40,13 +44,13 @@ class SavedModules:
     __slots__ = (
         "_attributes",
         "_containers",
-        "_member_count",
         "_members",
         "_modules",
         "_objects",
         "_parameters",
         "_requires_grad",
         "_scripts",
+        "_stores",
         "_training",
         "_values",
         "_versions",
@@ -59,24 +63,23 @@ class SavedModules:
         self._scripts = list(map(_SavedScript, scripts))
         # Those in train mode. A frozen script has no mode.
         self._training = [module for module in modules if getattr(module, "training", False)]
-        self._attributes = [module.__dict__.copy() for module in self._modules]
-        self._members: list[tuple[Any, Any]] = []  # those of each store that is not empty, and their copy
+        every = [module.__dict__ for module in self._modules]
+        self._attributes = [each.copy() for each in every]
+        # The stores that are not empty, and copies of them.
+        own = [store for each in every if (store := each["_parameters"])]
+        buffers = [store for each in every if (store := each["_buffers"])]
+        stores = [*own, *buffers, *(store for each in every if (store := each["_modules"]))]
+        self._stores = [(store, store.copy()) for store in stores]
+        self._members = [member for _, saved in self._stores for member in saved.values()]
+        names = [module._non_persistent_buffers_set for module in self._modules if module._buffers]
+        self._containers: list[tuple[Any, Any]] = [(each, each.copy()) for each in names]
         self._objects: list[tuple[dict[str, Any], str, Any]] = []  # the tensors and containers in attributes
-        self._containers: list[tuple[Any, Any]] = []
-        self._parameters: list[Tensor] = []
-        tensors: list[Tensor] = []
-        store: Any
-        for module in self._modules:
-            if store := module._parameters:
-                self._members.append((store, store.copy()))
-                self._parameters += [each for each in store.values() if each is not None]
-            if store := module._buffers:
-                self._members += [(store, store.copy()), _copied(module._non_persistent_buffers_set)]
-                tensors += [each for each in store.values() if each is not None]
-            if store := module._modules:
-                self._members.append((store, store.copy()))
-            self._save_objects(module, tensors)
-        self._member_count = self._count_members()
+        tensors = [each for store in buffers for each in store.values() if each is not None]
+        for module, attributes in zip(self._modules, every, strict=True):
+            first = len(_BASE) if next(iter(attributes)) == _BASE[0] else 0
+            if not _PLAIN.issuperset(map(type, islice(attributes.values(), first, None))):
+                self._save_objects(module, tensors)
+        self._parameters = [each for store in own for each in store.values() if each is not None]
         self._requires_grad = [each.requires_grad for each in self._parameters]
         self._versions = _versions(self._parameters)
         self._values = [_SavedTensor(each) for each in tensors if not is_lazy(each)]
@@ -85,12 +88,8 @@ class SavedModules:
     def _save_objects(self, module: nn.Module, tensors: list[Tensor]) -> None:
         """Save the tensors and containers in plain attributes of the module, and add such tensors to `tensors`."""
         attributes = module.__dict__
-        first = len(_BASE) if next(iter(attributes)) == _BASE[0] else 0
-        for number, value in enumerate([*attributes.values()][first:], first):
-            if type(value) not in _CONTAINERS and not isinstance(value, Tensor):
-                continue
-            name = [*attributes][number]
-            if name in _BASE:
+        for name, value in attributes.items():
+            if name in _BASE or (type(value) not in _CONTAINERS and not isinstance(value, Tensor)):
                 continue
             self._objects.append((attributes, name, value))
             if not isinstance(value, Tensor):
@@ -101,8 +100,24 @@ class SavedModules:
             elif not any(f"{name}_{suffix}" in module._parameters for suffix in ("orig", "g")):
                 tensors.append(value)
 
-    def _count_members(self) -> int:
-        return sum([len(each._parameters) + len(each._buffers) + len(each._modules) for each in self._modules])
+    def _has_same_members(self) -> bool:
+        """Whether the stores hold what they held. Objects that are identical are not compared."""
+        try:
+            if not all(store == saved for store, saved in self._stores):
+                return False
+        except Exception:  # of the `==` of two tensors
+            return False
+        now = [member for store, _ in self._stores for member in store.values()]
+        return all(map(is_, now, self._members)) and len(now) == sum(
+            [len(each._parameters) + len(each._buffers) + len(each._modules) for each in self._modules]
+        )
+
+    def _has_same_attributes(self) -> bool:
+        try:
+            pairs = zip(self._modules, self._attributes, strict=True)
+            return all(module.__dict__ == saved for module, saved in pairs)
+        except Exception:  # of the `==` of two arrays
+            return False
 
     @property
     def any_training(self) -> bool:
@@ -126,13 +141,13 @@ class SavedModules:
         for module in self._training:
             if not module.training:
                 module.training = True
-        for store, saved in (*self._members, *self._containers):
-            if not _same_members(store, saved):
-                _set_members(store, saved)
-        if self._count_members() != self._member_count:
-            self._empty_new_stores()
-        for module, attributes in zip(self._modules, self._attributes, strict=True):
-            if not _equal(module.__dict__, attributes):
+        for container, members in self._containers:
+            if not _same_members(container, members):
+                _set_members(container, members)
+        if not self._has_same_members():
+            self._restore_members()
+        if not self._has_same_attributes():
+            for module, attributes in zip(self._modules, self._attributes, strict=True):
                 _restore_attributes(module.__dict__, attributes)
         for current, name, value in self._objects:
             current[name] = value
@@ -142,9 +157,12 @@ class SavedModules:
         if errors:
             raise errors.pop()  # an error that stays in reach of its own traceback keeps the model alive
 
-    def _empty_new_stores(self) -> None:
-        """Empty the stores of parameters, buffers and submodules that were empty."""
-        known = {id(store) for store, _ in self._members}
+    def _restore_members(self) -> None:
+        """Restore the members of all stores, and empty those stores that were empty."""
+        for store, saved in self._stores:
+            if not _same_members(store, saved):
+                _set_members(store, saved)
+        known = {id(store) for store, _ in self._stores}
         for module in self._modules:
             for store in (module._parameters, module._buffers, module._modules):
                 if id(store) not in known:
@@ -185,14 +203,6 @@ class _SavedScript:
             value.restore()
             if getattr(self._module, name) is not tensor:
                 setattr(self._module, name, tensor)
-
-
-def _equal(current: dict[str, Any], saved: dict[str, Any]) -> bool:
-    """Whether the attributes are those that were saved. Identical objects are not compared, which makes it quick."""
-    try:
-        return current == saved
-    except Exception:  # of the `==` of two arrays, for example
-        return False
 
 
 def _restore_attributes(current: dict[str, Any], saved: dict[str, Any]) -> None:
