@@ -164,7 +164,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def running_pass(model: nn.Module, kind: Callable[[], Hashable]) -> Iterator[None]:
-    """Inside the block: a pass of the model.
+    """Inside the block: a pass of the model, or of a part of it.
 
     Args:
         model: The model.
