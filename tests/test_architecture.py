@@ -19,6 +19,8 @@ ROOMS = [
     "_version",
     "printable",
     "errors",
+    "cached",
+    "locks",
     "interrupts",
     "keywords",
     "tensor_formats",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, Any, ClassVar, Protocol, TypeAlias, get_type_hints
 
+from torchpeek.cached import cached_property
 from torchpeek.errors import OptionError
 
 

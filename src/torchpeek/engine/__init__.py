@@ -24,6 +24,7 @@ from torchpeek.engine.model_call import Arguments, ModelCall, as_model_call
 from torchpeek.engine.model_config import takes_a_list
 from torchpeek.engine.model_copy import NotIndependent, check_independent, copied_model
 from torchpeek.engine.preserve import check_initialised, preserved
+from torchpeek.engine.random_state import seeded_draws
 from torchpeek.engine.targets import Question, Target
 from torchpeek.engine.targets.question import Bound, bound_to, is_positional, label_noun, output_part, score_kind
 from torchpeek.engine.trace import Trace, trace_model
@@ -75,6 +76,7 @@ __all__ = [
     "preserved",
     "run",
     "score_kind",
+    "seeded_draws",
     "shown_later",
     "stop_iteration_restored",
     "suggest_layer",

@@ -13,7 +13,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from torchpeek.engine.attempts import Refusal, attempted, shown_later
-from torchpeek.engine.preserve import needs_restoring, restore_value
+from torchpeek.engine.preserve import running_pass
+from torchpeek.engine.saved_modules import needs_restoring, restore_value
 from torchpeek.errors import InputError, notify
 from torchpeek.hooks import is_own_hook
 from torchpeek.tensor_formats import dense, has_values, is_plain
@@ -67,7 +68,7 @@ def effective_weight(name: str, layer: nn.Module) -> Tensor | None:
     else:
         unknown = ""
         try:
-            with _attributes_restored(layer):
+            with running_pass(layer, lambda: ("weight", id(layer))), _attributes_restored(layer):
                 _run_hooks(layer)
                 weight = getattr(layer, "weight", None)
         except _NotComputed as error:

@@ -13,7 +13,7 @@ from torchpeek.engine.gradients import inference_mode_restored
 from torchpeek.engine.input_mismatch import first_layer, mismatch, wrong_input
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.observed import Observer
-from torchpeek.engine.preserve import preserved
+from torchpeek.engine.preserve import preserved, running_pass
 from torchpeek.errors import InputError, NotConnected, TorchpeekError
 from torchpeek.interrupts import interruptible
 
@@ -76,7 +76,8 @@ def check_fits(model: nn.Module, call: ModelCall) -> None:
 
 def _called(model: nn.Module, call: ModelCall) -> Any:
     args, kwargs = call.args_and_kwargs()
-    output: Any = model(*args, **kwargs)
+    with running_pass(model, lambda: (call.kind, call.signature, len(call))):
+        output: Any = model(*args, **kwargs)
     return output
 
 

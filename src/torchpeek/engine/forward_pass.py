@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from torchpeek.cached import cached_property
 from torchpeek.engine.attempts import Refusal, attempted
 from torchpeek.engine.attention.recorder import Attention, AttentionRecorder
 from torchpeek.engine.capture import CallsMiscounted, Capture, CaptureRecorder, CaptureRequest
@@ -31,7 +32,7 @@ from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import close
 from torchpeek.engine.observed import layers_of_target
-from torchpeek.engine.preserve import exclusive, preserved
+from torchpeek.engine.preserve import exclusive, preserved, undone
 from torchpeek.engine.replay.prefix import PrefixRecording
 from torchpeek.engine.replay.validation import overwritten_outputs
 from torchpeek.engine.targets.question import Bound, Question, Target, bind_target, scores_of
@@ -344,7 +345,8 @@ def _check_layers_depend_on_picture(forward_pass: ForwardPass, request: CaptureR
             suspected.append(name)
     if not suspected:
         return
-    changed = _captures_of_changed_picture(forward_pass, request)
+    with undone(model):
+        changed = _captures_of_changed_picture(forward_pass, request)
     same = [name for name in suspected if changed and torch.equal(changed[name].returned, captures[name].returned)]
     if same:
         modules = {forward_pass.layers[name].path: forward_pass.layers[name].module for name in same}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torchpeek.cached import cached_property
 from torchpeek.engine.input_digests import changed_samples, input_digests
 from torchpeek.engine.model_config import (
     compares_texts,

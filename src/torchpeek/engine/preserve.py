@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
+import os
 import threading
-import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.utils.hooks import RemovableHandle
 
+from torchpeek.engine.model_locks import BlockToken, LockHolder
+from torchpeek.engine.random_state import SavedRandomState
+from torchpeek.engine.saved_modules import SavedModules, all_modules
 from torchpeek.errors import InputError, listed_names
-from torchpeek.hooks import eagerly, shared
-from torchpeek.interrupts import let_interrupts_through, uninterrupted
+from torchpeek.hooks import eagerly, nested_in_pass, notice_of_foreign_calls, remove_hooks_of_other_threads
+from torchpeek.interrupts import uninterrupted
 
-# One lock for each module, not for each model, because two models may share a module. Not a ModelCache: a lock is no
-# result, and must not be dropped while it is held.
-_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
-_LOCKS_GUARD = threading.Lock()
 
-# The models that this thread is running. A nested block for one of them saves nothing a second time.
-_LOCAL = threading.local()
+class _Thread(threading.local):
+    """What this thread is doing."""
+
+    def __init__(self) -> None:
+        self.blocks: list[_Block] = []  # the open blocks, innermost last
+        self.pass_depth = 0  # how many passes run: more than one if a hook of a model, or its forward, starts another
+
+
+_THREAD = _Thread()
+
+# The open blocks of all threads. Each stays here until it is closed, so that another can close it if it could not.
+_OPEN: dict[int, _Block] = {}
 
 
 @contextmanager
 def preserved(model: nn.Module, *, evaluating: bool = True) -> Iterator[None]:
-    """Inside the block: eval mode and no gradients. On every exit the modes, buffers and random state are restored.
+    """Inside the block: eval mode and no gradients. On every exit the model and torch's random state are as found.
+
+    `SavedModules` says what is restored of the model, and `SavedRandomState` when the random state is.
 
     One thread at a time runs each model. Ctrl-C takes effect in the `interruptible` parts, that is, while the model
-    runs. A hook may turn gradients on for the operations that follow it; that ends with the block. Changes that forward
-    makes to parameters or to plain attributes are not undone. Blocks may be nested, and may be inside the caller's
-    `no_grad` and `inference_mode`.
+    runs. A hook may turn gradients on for the operations that follow it; that ends with the block. Blocks may be
+    nested, and may be inside the caller's `no_grad` and `inference_mode`. A block may also be inside a pass of an outer
+    one, if a hook or `forward` explains a model: the hooks of the outer block do not run in the passes of the inner.
 
     Args:
         model: The model.
@@ -42,55 +53,169 @@ def preserved(model: nn.Module, *, evaluating: bool = True) -> Iterator[None]:
     Raises:
         InputError: When a layer is not initialised yet, and the block is for a pass in eval mode.
     """
-    if any(running is model for running in _models_running()):  # an outer block of this thread restores its state
-        with torch.inference_mode(False), torch.no_grad():
+    depth = _THREAD.pass_depth
+    if any(block.model is model and block.pass_depth == depth for block in _THREAD.blocks):
+        with torch.inference_mode(False), torch.no_grad():  # an outer block of this thread restores the state
             yield
         return
-    with uninterrupted(), ExitStack() as stack:
-        modules = list(model.modules())  # walked once, because on small networks most of the cost is the walks
+    with uninterrupted(), nested_in_pass(depth > 0):
+        _close_abandoned()
+        modules = all_modules(model)
         if evaluating:
             check_initialised(model, modules)
-        _lock(modules, stack)
-        _models_running().append(model)
-        stack.callback(_models_running().remove, model)
-        # A frozen script has no mode.
-        modes = [(module, module.training) for module in modules if hasattr(module, "training")]
-        buffers = [_saved_buffers(module) for module in modules if len(module._buffers)]
-        without_buffers = [module for module in modules if not len(module._buffers)]
-        for device in _devices(modules):
-            stack.enter_context(shared(f"random state of {device}", partial(_random_state, device)))
-        stack.enter_context(eagerly(modules))
-        with ExitStack() as restore:  # runs both callbacks, even if one fails
-            restore.callback(_restore_all, buffers, without_buffers)
-            restore.callback(_set_modes, modes)
-            for module, training in modes:
-                if training and evaluating:
-                    # Not .eval(), because a user's own train() may do more than set this attribute.
-                    module.training = False
+        token = BlockToken()
+        block = _Block(model, modules, token)
+        try:
+            block.open(evaluating)
             with torch.inference_mode(False), torch.no_grad():
                 yield
+        finally:
+            block.close()
+        block.notify()
 
 
-def check_initialised(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> None:
+class _Block:
+    """One open `preserved` block: what it has changed, and how that is undone."""
+
+    def __init__(self, model: nn.Module, modules: list[nn.Module], token: BlockToken) -> None:
+        self.model = model
+        self.pass_depth = _THREAD.pass_depth
+        self.evaluating = True
+        self.random: SavedRandomState | None = None
+        self.holder = LockHolder(token)
+        self._modules = modules
+        self._thread = _THREAD.blocks
+        self._saved: SavedModules | None = None
+        self._foreign_calls: RemovableHandle | None = None
+        self._eager = ExitStack()
+
+    def open(self, evaluating: bool) -> None:
+        """Wait for the model, and set it to eval mode."""
+        self.evaluating = evaluating
+        _OPEN[id(self)] = self  # first: from here on the block is closed, by whoever can
+        self.holder.acquire(self._modules)
+        self._thread.append(self)
+        self._saved = SavedModules(self._modules)
+        self.random = SavedRandomState(self._saved.devices)
+        self._eager.enter_context(eagerly(self._modules))
+        if evaluating:
+            if self._saved.any_training:
+                self._foreign_calls = notice_of_foreign_calls(self.model)
+            self._saved.set_eval_mode()
+
+    def close(self) -> None:
+        """Undo everything, also where a step fails. Then raise the first error. May be called again."""
+        with ExitStack() as steps:  # runs all of them, the last first
+            steps.callback(_OPEN.pop, id(self), None)
+            steps.callback(self.holder.release)
+            if self in self._thread:
+                steps.callback(self._thread.remove, self)
+            steps.callback(self._eager.close)
+            if self.random is not None:
+                steps.callback(self.random.restore)
+            if self._saved is not None:
+                steps.callback(self._saved.restore)
+            if self._foreign_calls is not None:
+                steps.callback(self._foreign_calls.remove)
+
+    def notify(self) -> None:
+        """Say what could not be restored."""
+        if self._saved is not None:
+            self._saved.notify_of_changed_parameters()
+
+    def close_in_fork(self) -> None:
+        """Undo what a thread has done that this process, a fork, does not have."""
+        remove_hooks_of_other_threads(self._modules)
+        self.random = None  # in the fork the state is that of the thread that forked
+        self.close()
+
+
+@contextmanager
+def undone(model: nn.Module) -> Iterator[None]:
+    """Inside a `preserved` block: what passes in this block change in the model is undone after it.
+
+    This is for a pass between another one and its backward pass, whose graph may hold buffers of the model.
+    """
+    saved = SavedModules(all_modules(model))
+    try:
+        yield
+    finally:
+        with uninterrupted():
+            saved.restore()
+
+
+def _close_abandoned() -> None:
+    """Close the blocks that ended without having been closed: an exception from outside came while they were."""
+    for block in list(_OPEN.values()):
+        if not block.holder.is_alive:
+            block.close()
+
+
+def _close_other_threads() -> None:
+    """In a forked process: close the blocks of the threads that are not there."""
+    for block in list(_OPEN.values()):
+        if block.holder.thread != threading.get_ident():
+            block.close_in_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_other_threads)
+
+
+@contextmanager
+def running_pass(model: nn.Module, kind: Callable[[], Hashable]) -> Iterator[None]:
+    """Inside the block: a pass of the model, or of a part of it.
+
+    Args:
+        model: The model.
+        kind: Returns what tells apart passes that may draw random numbers from passes that may not.
+    """
+    depth = _THREAD.pass_depth
+    _THREAD.pass_depth = depth + 1
+    try:
+        block = _THREAD.blocks[-1] if _THREAD.blocks else None  # it may run a copy of its model
+        if block is None or block.random is None or block.random.is_certain():
+            yield
+        else:
+            with block.random.observing(block.model, kind):
+                yield
+    finally:
+        _THREAD.pass_depth = depth
+
+
+def check_initialised(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> None:
     """Raise InputError where a lazy layer has no weights yet: a pass would make them, and the model would be changed.
 
     Args:
         model: The model.
         modules: All modules of it, if the caller has walked it already.
     """
-    lazy = [
-        each
-        for each in (model.modules() if modules is None else modules)
-        if isinstance(each, LazyModuleMixin) and each.has_uninitialized_params()
-    ]
-    if lazy:
-        names = {id(module): name for name, module in model.named_modules()}
-        shown = listed_names(names[id(each)] for each in lazy)
-        raise InputError(
-            f"layers of {type(model).__name__} are not initialised yet: {shown}, such as a {type(lazy[0]).__name__}, "
-            "whose first forward pass makes its weights; allowed: a model with all of its weights. Next: run the model "
-            "once on an input; make a layer that it does not call with its sizes, or take it out"
-        )
+    modules = all_modules(model) if modules is None else modules
+    types: set[type] = {type(each) for module in modules for each in module._parameters.values()}
+    types |= {type(each) for module in modules if module._buffers for each in module._buffers.values()}
+    if types.isdisjoint(_LAZY) and not any(isinstance(module, LazyModuleMixin) for module in modules):
+        return
+    lazy = [(name, module) for name, module in model.named_modules() if _is_lazy(module)]
+    if not lazy:
+        return
+    shown = listed_names(name or type(module).__name__ for name, module in lazy)
+    raise InputError(
+        f"layers of {type(model).__name__} are not initialised yet: {shown}, such as a {type(lazy[0][1]).__name__}, "
+        "whose first forward pass makes its weights; allowed: a model with all of its weights. Next: run the model "
+        "once on an input: with torch.no_grad(): model(inputs); make a layer that it does not call with its sizes, or "
+        "take it out"
+    )
+
+
+_LAZY = frozenset({UninitializedParameter, UninitializedBuffer})
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    """Whether the module has a parameter or buffer without a shape."""
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        return True
+    types = {*map(type, module._parameters.values()), *map(type, module._buffers.values())}
+    return not types.isdisjoint(_LAZY)
 
 
 @contextmanager
@@ -102,148 +227,12 @@ def exclusive(model: nn.Module) -> Iterator[None]:
     Args:
         model: The model.
     """
-    with uninterrupted(), ExitStack() as stack:
-        modules = list(model.modules())
-        _lock(modules, stack)
+    with uninterrupted(), nested_in_pass(_THREAD.pass_depth > 0), ExitStack() as stack:
+        modules = all_modules(model)
+        token = BlockToken()
+        holder = LockHolder(token)
+        stack.callback(holder.release)
+        holder.acquire(modules)
         stack.enter_context(eagerly(modules))
         with torch.inference_mode(False), torch.enable_grad():
             yield
-
-
-def _lock(modules: list[nn.Module], stack: ExitStack) -> None:
-    """Wait for the locks of the modules. The stack releases them."""
-    acquired: list[threading.RLock] = []
-    stack.callback(_release, acquired)
-    for lock in _locks(modules):
-        while not (lock.acquire(blocking=False) or lock.acquire(timeout=0.1)):
-            let_interrupts_through()
-        acquired.append(lock)
-
-
-def _release(locks: list[threading.RLock]) -> None:
-    for lock in locks:
-        lock.release()
-
-
-def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
-    for module, training in modes:
-        if module.training != training:
-            module.training = training
-
-
-class _SavedBuffers:
-    """The saved buffers of one module: their names in order, their tensors, and their values."""
-
-    __slots__ = ("_module", "_non_persistent", "_tensors", "_values")
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._tensors = dict(module._buffers)
-        self._non_persistent = set(module._non_persistent_buffers_set)
-        self._values = [
-            (tensor, tensor.detach().clone())
-            for tensor in self._tensors.values()
-            if tensor is not None and not is_lazy(tensor)
-        ]
-
-    def restore(self) -> None:
-        for tensor, value in self._values:
-            if needs_restoring(tensor, value):
-                restore_value(tensor, value)
-        module, current, saved = self._module, self._module._buffers, self._tensors
-        if len(current) != len(saved) or any(current.get(name) is not tensor for name, tensor in saved.items()):
-            current.clear()
-            current.update(saved)
-            for name in saved:
-                module.__dict__.pop(name, None)  # a plain attribute with which forward replaced the buffer
-        if module._non_persistent_buffers_set != self._non_persistent:
-            module._non_persistent_buffers_set = self._non_persistent
-
-
-class _SavedScriptBuffers:
-    """The saved buffers of a scripted or traced module, which holds them outside of Python."""
-
-    __slots__ = ("_module", "_values")
-
-    def __init__(self, module: torch.jit.ScriptModule) -> None:
-        self._module = module
-        buffers = module.named_buffers(recurse=False)
-        self._values = [(name, tensor, tensor.detach().clone()) for name, tensor in buffers]
-
-    def restore(self) -> None:
-        for name, tensor, value in self._values:
-            if needs_restoring(tensor, value):
-                restore_value(tensor, value)
-            if getattr(self._module, name) is not tensor:
-                setattr(self._module, name, tensor)
-
-
-def _saved_buffers(module: nn.Module) -> _SavedBuffers | _SavedScriptBuffers:
-    return _SavedScriptBuffers(module) if isinstance(module, torch.jit.ScriptModule) else _SavedBuffers(module)
-
-
-def _restore_all(buffers: Sequence[_SavedBuffers | _SavedScriptBuffers], without_buffers: list[nn.Module]) -> None:
-    """Restore all buffers, and remove those of modules that had none. Then raise the first error."""
-    errors: list[Exception] = []
-    for each in buffers:
-        try:
-            each.restore()
-        except Exception as error:  # the others are restored first
-            errors[:] = errors or [error]
-    for module in without_buffers:
-        if len(module._buffers):
-            module._buffers.clear()
-            module._non_persistent_buffers_set.clear()
-    if errors:
-        raise errors.pop()  # an error that stays in reach of its own traceback keeps the model alive
-
-
-def needs_restoring(tensor: Tensor, value: Tensor) -> bool:
-    """Whether the tensor may differ from the saved value. Except on the CPU, a copy is cheaper than a check."""
-    if tensor.is_meta:
-        return False
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-        return True
-    if tensor.shape != value.shape:
-        return True
-    # Compared bit by bit, because NaN is not equal to itself.
-    return not torch.equal(tensor, value) and not torch.equal(_bits(tensor), _bits(value))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(torch.uint8) if tensor.ndim else tensor.reshape(1).view(torch.uint8)
-
-
-def restore_value(tensor: Tensor, value: Tensor) -> None:
-    """Write the saved value into the tensor."""
-    with torch.inference_mode(tensor.is_inference()):
-        try:
-            # Through .data, so that a graph of the user's that holds the buffer does not count this as a change.
-            tensor.data.copy_(value)
-        except (RuntimeError, NotImplementedError):  # resized, sparse, or with elements that overlap in memory
-            tensor.data = value
-
-
-def _models_running() -> list[nn.Module]:
-    """The models that this thread is running."""
-    models: list[nn.Module] = _LOCAL.__dict__.setdefault("models", [])
-    return models
-
-
-def _locks(modules: list[nn.Module]) -> list[threading.RLock]:
-    """The locks of the modules, always in the same order, so that two threads cannot wait for each other."""
-    with _LOCKS_GUARD:
-        return [_LOCKS.setdefault(module, threading.RLock()) for module in sorted(modules, key=id)]
-
-
-def _devices(modules: list[nn.Module]) -> list[torch.device]:
-    """The devices whose random state a pass may change: the CPU, and those that the modules have tensors on."""
-    stores = (store for module in modules for store in (module._parameters, module._buffers))
-    devices = {tensor.device for store in stores for tensor in store.values() if tensor is not None}
-    return [torch.device("cpu"), *sorted((d for d in devices if d.type not in ("cpu", "meta")), key=str)]
-
-
-def _random_state(device: torch.device) -> AbstractContextManager[None]:
-    if device.type == "cpu":
-        return torch.random.fork_rng(devices=[])
-    return torch.random.fork_rng(devices=[device.index or 0], device_type=device.type)

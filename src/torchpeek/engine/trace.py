@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torchpeek.cached import cached_property
 from torchpeek.engine import ablation, perturbation
 from torchpeek.engine.attention.gradients import attention_gradients, layerwise_attention_gradients, readout_weights
 from torchpeek.engine.attention.recorder import Attention

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, TypeAlias
 
 from torch import nn
 
+from torchpeek.cached import cached_property
 from torchpeek.engine import (
     Layout,
     LayoutSpec,

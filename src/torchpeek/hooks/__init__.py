@@ -7,6 +7,7 @@ from torchpeek.hooks.computing_layers import computing_layers
 from torchpeek.hooks.editing import edits
 from torchpeek.hooks.editing.edit import edit
 from torchpeek.hooks.finite.check_finite import check_finite
+from torchpeek.hooks.foreign_calls import notice_of_foreign_calls, remove_hooks_of_other_threads
 from torchpeek.hooks.frames import method_is_running, running_module
 from torchpeek.hooks.graph_nodes import edited_gradients
 from torchpeek.hooks.model_calls import ModelCalls
@@ -21,7 +22,7 @@ from torchpeek.hooks.module_channels import (
 )
 from torchpeek.hooks.optimizer_steps import around_steps
 from torchpeek.hooks.patched_forward import Forward, replaceable, replaced
-from torchpeek.hooks.process import eagerly, is_compile_wrapper, is_sharded, shared
+from torchpeek.hooks.process import eagerly, is_compile_wrapper, is_sharded, nested_in_pass, shared
 from torchpeek.hooks.recording import keep
 from torchpeek.hooks.recording.call import Call
 from torchpeek.hooks.recording.calls import Calls
@@ -81,11 +82,14 @@ __all__ = [
     "keep",
     "layer_at",
     "method_is_running",
+    "nested_in_pass",
     "no_such_call",
+    "notice_of_foreign_calls",
     "opened_by_with",
     "record",
     "record_gradients",
     "rectifiers_observed",
+    "remove_hooks_of_other_threads",
     "replaceable",
     "replaced",
     "running_module",

@@ -13,6 +13,7 @@ from torch import nn
 from torchpeek.hooks.frames import frames_from, running_module
 from torchpeek.hooks.process import current_thread
 from torchpeek.hooks.selected_layer import SelectedLayer
+from torchpeek.hooks.tasks import TaskBlock, task_block
 
 # Modules that compute nothing of their own. A slice of an nn.Sequential is one, and so is a traced part of a model.
 _CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -26,7 +27,8 @@ class ModelCalls:
        unless another model made it. That is a module on the stack that has the layer and also layers or parameters that
        the model does not have, and that does not contain the model.
 
-    The stack is only read in the second case. Each thread has its own passes.
+    The stack is only read in the second case. Each thread has its own passes. A pass that another asyncio task runs in
+    the thread is none of them, because a forward pass awaits nothing: see `TaskBlock`.
 
     Args:
         model: The model.
@@ -37,21 +39,30 @@ class ModelCalls:
         self.depth: dict[int, int] = {}  # thread -> how many calls of the model run in it
         self._other_models: dict[int, str] = {}  # layer -> the type of another model that called it
         self._members: dict[int, nn.Module] = {}  # every module of the model; empty until the stack is first read
+        self._task: TaskBlock | None = None  # while the block is open, and an asyncio task has opened it
+        self._in_other_tasks: set[int] = set()  # the layers that other tasks called
         self._callers: dict[int, _Caller] = {}  # modules outside the model that called a layer, while the block is open
 
     def open(self) -> None:
         """Begin to count the passes."""
         self.depth.clear()
         self._other_models.clear()
+        self._in_other_tasks.clear()
+        self._task = task_block()
         _OPEN[id(self)] = self
 
     def close(self) -> None:
         """End what `open` began."""
         self._members, self._callers = {}, {}
+        if self._task is not None:
+            self._task.close()
+            self._task = None
         _OPEN.pop(id(self), None)
 
     def begin(self) -> bool:
         """The model is called in the current thread. Returns whether this begins a pass: no other call of it runs."""
+        if self._task is not None and self._task.is_foreign():
+            return False
         thread = current_thread()
         if self.depth.get(thread):  # the model calls itself, or its last call ended with a BaseException
             self.recount(but=1)
@@ -75,7 +86,12 @@ class ModelCalls:
         self.depth[current_thread()] = max(0, running - but)
 
     def why_excluded(self, layer: SelectedLayer) -> str | None:
-        """Say that another model alone called the layer; None if none did."""
+        """Say that only another model, or another asyncio task, called the layer; None if none did."""
+        if _identity(layer.module) in self._in_other_tasks:
+            return (
+                f"layer {layer.path!r} was called in another asyncio task than the one that opened the block; open it "
+                "in the task that runs the model"
+            )
         other = self._other_models.get(_identity(layer.module))
         if other is None:
             return None
@@ -87,6 +103,9 @@ class ModelCalls:
     def include(self, layer: nn.Module) -> bool:
         """Whether the call of `layer` that runs now belongs to the model."""
         root, called = _identity(self.model), _identity(layer)
+        if self._task is not None and self._task.is_foreign():
+            self._in_other_tasks.add(called)
+            return False
         if called == root or self.depth.get(current_thread()):
             return True
         if not self._members:

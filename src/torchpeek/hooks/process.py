@@ -2,22 +2,68 @@
 
 from __future__ import annotations
 
-import threading
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from itertools import count
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import nn
 
 from torchpeek.errors import notify
+from torchpeek.locks import new_lock
 
-current_thread: Callable[[], int] = threading.get_ident
-"""The identifier of the thread that calls it."""
+# thread -> the identifier that it has at present, for threads that are inside of `nested_in_pass`
+_NESTED: dict[int, int] = {}
+_new_identifiers = count(-2, -1)  # -1 is no thread, and those of threads are not negative
+
+
+def current_thread() -> int:
+    """The identifier of the thread that calls it, or another while that thread is inside of `nested_in_pass`."""
+    return _NESTED.get(get_ident(), get_ident()) if _NESTED else get_ident()
+
+
+@contextmanager
+def nested_in_pass(is_nested: bool = True) -> Iterator[None]:
+    """Inside the block this thread has another identifier, so that the hooks of the pass around it do not run.
+
+    A hook of a model, or its `forward`, may run a model with torchpeek while torchpeek runs the first one.
+
+    Args:
+        is_nested: Whether a pass runs around the block. If not, nothing is changed.
+
+    Yields:
+        None.
+    """
+    if not is_nested:
+        yield
+        return
+    thread = get_ident()
+    outer = _NESTED.get(thread)
+    try:
+        _NESTED[thread] = next(_new_identifiers)
+        yield
+    finally:
+        if outer is None:
+            _NESTED.pop(thread, None)
+        else:
+            _NESTED[thread] = outer
+
+
+def _forget_other_threads() -> None:
+    """In a forked process: a new thread may get the number of one that is not there any more."""
+    for thread in [each for each in _NESTED if each != get_ident()]:
+        del _NESTED[thread]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_threads)
 
 _SHARED: dict[str, tuple[int, AbstractContextManager[Any]]] = {}
-_SHARED_LOCK = threading.Lock()
+_SHARED_LOCK = new_lock()
 
 
 @contextmanager

@@ -132,6 +132,11 @@ class _LimitedHook(UncopiedHook):
         return self._hook(*args)
 
 
+def thread_of_hook(hook: Callable[..., Any]) -> int | None:
+    """The only thread in which the hook runs; None if it runs in every thread."""
+    return hook._thread if isinstance(hook, _LimitedHook) else None
+
+
 class _PassBegin(UncopiedHook):
     __slots__ = ("_calls",)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from torchpeek.cached import cached_property
 from torchpeek.draws import fingerprint, generator
 from torchpeek.engine import Change, Trace
 from torchpeek.engine.targets import ClassScores, ComputedScores, class_logits

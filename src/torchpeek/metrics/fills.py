@@ -12,6 +12,7 @@ from torch import Tensor
 from torchpeek.cam.algebra import expanded, gaussian_blur
 from torchpeek.cam.algebra import filled as numbers
 from torchpeek.draws import fingerprint
+from torchpeek.engine import seeded_draws
 from torchpeek.errors import OptionError
 from torchpeek.metrics.case import CleanPass
 
@@ -62,12 +63,7 @@ def _no_fill(baseline: object) -> OptionError:
 
 def _of_function(function: Callable[[Tensor], Any], inputs: Tensor, seed: int) -> Tensor:
     """Call the function. What it draws at random follows from the seed, and no generator is left changed."""
-    device = inputs.device
-    others = {} if device.type == "cpu" else {"device_type": device.type}
-    with torch.random.fork_rng(devices=[device.index or 0] if others else [], **others):
-        torch.default_generator.manual_seed(seed)
-        if others:
-            torch.get_device_module(device).manual_seed(seed)
+    with seeded_draws([inputs.device], seed):
         values = function(inputs.clone())
     got = f"the baseline, {described(function)}, returned a {type(values).__name__}"
     if isinstance(values, Tensor):

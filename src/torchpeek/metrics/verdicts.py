@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchpeek.cached import cached_property
 from torchpeek.metrics.intervals import Interval, of_samples
 from torchpeek.metrics.measurement import FEWEST, Measurement, Measurements, row
 

@@ -14,7 +14,11 @@ from torchpeek.errors import InputError
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the random numbers of torch, NumPy and Python inside the block, and restore their states after it."""
+    """Seed the random numbers of torch, NumPy and Python inside the block, and restore their states after it.
+
+    The initialisers of torch draw from the global generators, so no generator of our own can take their place: other
+    threads that draw meanwhile draw from the seed as well.
+    """
     python, numpy = random.getstate(), np.random.get_state()
     with ExitStack() as states:
         states.enter_context(torch.random.fork_rng(devices=[]))

@@ -6,13 +6,13 @@ import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TypeAlias
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from torchpeek.cached import cached_property
 from torchpeek.errors import InputError, OptionError
 from torchpeek.picture import Picture
 from torchpeek.render.canvas import (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from torchpeek.cached import cached_property
 
 SAMPLED = 65_536
 """The most values of one call of a layer in the histogram, evenly spaced. All other numbers use every value."""

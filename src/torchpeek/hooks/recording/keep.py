@@ -7,7 +7,6 @@ One of these applies to all layers; a dict from layer selections gives each sele
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -21,6 +20,7 @@ from torchpeek.hooks.recording.running_statistics import ChannelsVary, RunningSt
 from torchpeek.hooks.recording.storage import Leaf, StoredTensor, StoredValue
 from torchpeek.hooks.select import Selection, select
 from torchpeek.hooks.selected_layer import SelectedLayer
+from torchpeek.locks import new_lock
 from torchpeek.tensor_formats import (
     RAGGED,
     dense,
@@ -175,7 +175,7 @@ class StatisticsKeeper:
         self._policy = policy
         self._lenient = lenient
         self._parts: dict[tuple[int, str], RunningStatistics | NoStatistics] = {}
-        self._lock = threading.Lock()  # the replicas of DataParallel call it at the same time
+        self._lock = new_lock()  # the replicas of DataParallel call it at the same time
 
     def __call__(self, part: str, order: int, number: int, tensor: Tensor, copy: bool) -> Leaf:
         with self._lock:

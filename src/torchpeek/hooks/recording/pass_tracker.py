@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
@@ -23,6 +22,7 @@ from torchpeek.hooks.recording.call import Call
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf
 from torchpeek.hooks.selected_layer import call_name
 from torchpeek.hooks.temporary_hooks import UncopiedHook
+from torchpeek.locks import new_lock
 
 # The transforms of torch.func that are active, such as vmap; None outside of all.
 _transforms: Callable[[], list[Any] | None] = torch._C._functorch.get_interpreter_stack
@@ -85,7 +85,7 @@ class PassTracker:
         self.calls = ModelCalls(model)
         self.in_pass = self.calls.depth  # true for a thread in which the model runs
         self.replicas: dict[int, object] = {}  # thread -> the device of the model's replica that runs in it
-        self.lock = threading.Lock()  # replicas begin at the same time
+        self.lock = new_lock()  # replicas begin at the same time
         self.called_in_other_thread = False  # whether the model ran in a thread that does not belong to the recording
         self.opened = False  # whether the recording has been opened
         self.called_outside_pass = False  # whether a part of the model was called in the last pass, or before the first

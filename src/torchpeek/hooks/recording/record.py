@@ -50,8 +50,9 @@ def record(
     """Record what layers return while you run `model` inside the block.
 
     You may run the model in any way and several times, also in training. Neither the model nor its results change.
-    The recording takes the calls of the thread that opened the block, and those of the replicas of DataParallel. If
-    another model has some of the layers, too, its calls are left out, unless it runs inside a pass of `model`.
+    The recording takes the calls of the thread that opened the block, and those of the replicas of DataParallel. In an
+    asyncio task it takes the calls of this task, and of tasks that are started inside the block. If another model has
+    some of the layers, too, its calls are left out, unless it runs inside a pass of `model`.
 
     Args:
         model: The model.

@@ -1,0 +1,100 @@
+"""One thread at a time runs a module: locks that are held by a block of code, and that never outlive it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Sequence
+
+from torch import nn
+
+from torchpeek.interrupts import let_interrupts_through
+from torchpeek.locks import new_lock
+
+# Who holds a module, by the id of the module. Modules that nobody holds are not in it. Each module is locked and not
+# each model, because two models may share a module.
+_HOLDERS: dict[int, LockHolder] = {}
+_GUARD = new_lock()
+
+
+class BlockToken:
+    """An object that only the frame of a block of code refers to, so it dies with the block, however that ends."""
+
+    __slots__ = ("__weakref__",)
+
+
+class LockHolder:
+    """Holds modules for one block of code in the current thread, until `release`.
+
+    A block that ended without `release`, for example because an exception from outside came in the middle of its
+    clean-up, holds nothing any more: its token or its thread is gone.
+
+    Args:
+        token: The token of the block.
+    """
+
+    __slots__ = ("_modules", "_released", "_token", "thread")
+
+    def __init__(self, token: BlockToken) -> None:
+        self.thread = threading.get_ident()
+        self._token = weakref.ref(token)
+        self._modules: Sequence[nn.Module] = ()  # the references also keep the ids in _HOLDERS from being used again
+        self._released = threading.Lock()  # locked until the release, so that others can wait for it
+        self._released.acquire()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the block still runs."""
+        return self._token() is not None and self.thread in sys._current_frames()
+
+    def acquire(self, modules: Sequence[nn.Module]) -> None:
+        """Wait until no other thread holds one of the modules, and hold them all. Ctrl-C takes effect meanwhile."""
+        while (other := self._try(modules)) is not None:
+            other._wait()
+            let_interrupts_through()
+
+    def release(self) -> None:
+        """Give the modules back. May be called again."""
+        with _GUARD:
+            self._give_back()
+        if self._released.locked():
+            self._released.release()
+
+    def _try(self, modules: Sequence[nn.Module]) -> LockHolder | None:
+        """Hold all of the modules, or none of them if another thread holds one; that holder is returned."""
+        ids = list(map(id, modules))
+        with _GUARD:
+            if not _HOLDERS.keys().isdisjoint(ids):
+                for holder in {_HOLDERS[each] for each in ids if each in _HOLDERS}:
+                    if not holder.is_alive:
+                        holder._give_back()
+                    elif holder.thread != self.thread:
+                        return holder
+                ids = [each for each in ids if each not in _HOLDERS]  # an outer block of this thread has the others
+            self._modules = modules
+            _HOLDERS.update(dict.fromkeys(ids, self))
+        return None
+
+    def _give_back(self) -> None:
+        for each in map(id, self._modules):
+            if _HOLDERS.get(each) is self:
+                del _HOLDERS[each]
+        self._modules = ()
+
+    def _wait(self) -> None:
+        """Wait for the release, but not for long: the block may end without one."""
+        if self._released.acquire(timeout=0.1):
+            self._released.release()
+
+
+def _release_other_threads() -> None:
+    """In a forked process: the threads that held these modules are not there."""
+    thread = threading.get_ident()
+    for each in [each for each, holder in _HOLDERS.items() if holder.thread != thread]:
+        del _HOLDERS[each]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_other_threads)

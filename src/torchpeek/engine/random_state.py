@@ -1,0 +1,188 @@
+"""The random states of torch: left as found where a model draws, and not touched where it does not."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torchpeek.engine.model_cache import ModelCache
+from torchpeek.locks import new_lock
+
+# Whether a model draws in a pass of this kind. Models are observed only while other threads run.
+_DRAWS: ModelCache[Hashable, bool] = ModelCache(capacity=64)
+
+_OPEN: list[SavedRandomState] = []  # those of all threads that are not restored yet, the earliest first
+_GUARD = new_lock()
+
+
+class SavedRandomState:
+    """The random states of some devices, for a block in which a model runs.
+
+    All threads share these states. Restoring them repeats, in other threads, the numbers that these have drawn
+    meanwhile. So they are restored only where the model has drawn:
+
+    1. While this is the only thread, nobody else can have changed a state: it is compared.
+    2. While there are others, the first pass of each kind is observed, operation by operation. What it shows holds for
+       later passes of the same kind.
+
+    Args:
+        devices: The devices, other than the CPU, on which the model may draw.
+    """
+
+    __slots__ = ("_alone", "_observed", "_states", "_unobserved", "drew")
+
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        self._alone = is_only_thread()
+        self.drew = False  # whether a pass was observed to draw
+        self._observed = self._unobserved = False  # whether there were passes that were, or were not, observed
+        others = sorted((each for each in devices if each.type not in ("cpu", "meta")), key=str)
+        self._states = [(device, _state(device)) for device in (torch.device("cpu"), *others)]
+        with _GUARD:
+            _OPEN.append(self)
+
+    def is_certain(self) -> bool:
+        """Whether the next pass need not be observed."""
+        if not self.drew and is_only_thread():
+            self._unobserved = True
+            return True
+        return self.drew
+
+    @contextmanager
+    def observing(self, model: nn.Module, kind: Callable[[], Hashable]) -> Iterator[None]:
+        """Inside the block: a pass of the model. Find out whether it draws.
+
+        Args:
+            model: The model.
+            kind: Returns what tells apart passes that may draw from passes that may not.
+        """
+        key = kind(), tuple(module.training for module in model.modules() if hasattr(module, "training"))
+        draws = _DRAWS.get(model, key)
+        if draws is None:
+            with _DrawObserver([device for device, _ in self._states]) as observer:
+                try:
+                    yield
+                finally:
+                    self._observed, self.drew = True, observer.drew
+            _DRAWS.put(model, key, observer.drew)
+            return
+        self._observed, self.drew = True, draws
+        yield
+
+    def seed(self, seed: int) -> None:
+        """Seed the generators of these devices."""
+        for device, _ in self._states:
+            if device.type == "cpu":
+                torch.default_generator.manual_seed(seed)
+            else:
+                torch.get_device_module(device).manual_seed(seed)
+
+    def restore(self) -> None:
+        """Restore the states if the model has changed them. May be called again."""
+        with _GUARD:
+            if self not in _OPEN:
+                return
+            later = _OPEN[_OPEN.index(self) + 1 :]
+            if self._needs_restoring():
+                for other in later:  # what they found was changed already
+                    other._states = [
+                        next((mine for mine in self._states if mine[0] == device), (device, state))
+                        for device, state in other._states
+                    ]
+                if not any(other.drew for other in later):  # otherwise the last of these does it
+                    for device, state in self._states:
+                        _set_state(device, state)
+            _OPEN.remove(self)
+
+    def _needs_restoring(self) -> bool:
+        uncertain = self._unobserved or not self._observed
+        if not self.drew and not (uncertain and (self._alone or is_only_thread())):
+            return False
+        return any(not torch.equal(_state(device), state) for device, state in self._states)
+
+
+class _DrawObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Finds out whether the operations of this thread draw from the random states that all threads share."""
+
+    def __init__(self, devices: Sequence[torch.device]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.drew = False
+        self._devices = devices
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.drew or not _may_draw(func, args, kwargs):
+            return func(*args, **kwargs)
+        before = [_state(device) for device in self._devices]
+        result = func(*args, **kwargs)
+        after = [_state(device) for device in self._devices]
+        self.drew = not all(map(torch.equal, before, after))
+        return result
+
+
+def _may_draw(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation draws from a shared random state, as far as its arguments say."""
+    if torch.Tag.nondeterministic_seeded not in operation.tags:
+        return False
+    named = {argument.name: value for argument, value in zip(operation._schema.arguments, args, strict=False)} | kwargs
+    if named.get("generator") is not None or named.get("dropout_p") == 0.0:
+        return False
+    return named.get("train") is not False and named.get("training") is not False
+
+
+@contextmanager
+def seeded_draws(devices: Iterable[torch.device], seed: int) -> Iterator[None]:
+    """Inside the block: the operations of this thread draw numbers that follow from the seed.
+
+    The random states are seeded when the first operation draws, and are as found after the block. What draws nothing
+    does not touch them.
+
+    Args:
+        devices: The devices.
+        seed: The seed.
+    """
+    saved = SavedRandomState(devices)
+    try:
+        with _SeedAtFirstDraw(saved, seed):
+            yield
+    finally:
+        saved.restore()
+
+
+class _SeedAtFirstDraw(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, saved: SavedRandomState, seed: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._saved, self._seed = saved, seed
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self._saved.drew and _may_draw(func, args, kwargs):
+            self._saved.drew = True
+            self._saved.seed(self._seed)
+        return func(*args, **kwargs)
+
+
+def is_only_thread() -> bool:
+    """Whether no other thread runs Python code."""
+    return len(sys._current_frames()) == 1
+
+
+def _state(device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        return torch.default_generator.get_state()
+    module = torch.get_device_module(device)
+    state: Tensor = module.get_rng_state() if device.type == "mps" else module.get_rng_state(device.index or 0)
+    return state
+
+
+def _set_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cpu":
+        torch.default_generator.set_state(state)
+        return
+    module = torch.get_device_module(device)
+    module.set_rng_state(state) if device.type == "mps" else module.set_rng_state(state, device.index or 0)

@@ -1,0 +1,196 @@
+"""What forward writes into its model is undone: attributes, containers, versions, submodules and parameters."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune, spectral_norm, weight_norm
+
+import torchpeek as tp
+from networks import PooledNet
+
+INPUTS = torch.arange(2 * 3 * 8 * 8, dtype=torch.float32).view(2, 3, 8, 8).sin()
+
+# Every public function that runs a model of its own accord.
+CALLS: dict[str, Callable[[nn.Module], object]] = {
+    "explain": lambda model: tp.explain(model, INPUTS),
+    "explain, by ablation": lambda model: tp.explain(model, INPUTS, layer="act", method="ablationcam"),
+    "trace": lambda model: tp.trace(model, INPUTS, layer="act").scores,
+    "layers": lambda model: tp.layers(model, INPUTS),
+    "kernels": lambda model: tp.kernels(model),
+    "activations": lambda model: tp.activations(model, INPUTS, "act"),
+    "statistics": lambda model: tp.statistics(model, [INPUTS]),
+    "gradient_flow": lambda model: tp.gradient_flow(model, INPUTS),
+    "plan": lambda model: tp.plan(model, INPUTS, "act"),
+    "evaluate": lambda model: tp.evaluate(
+        model, INPUTS, tp.explain(model, INPUTS, layer="act"), metrics={"deletion": {"steps": 2}}
+    ),
+}
+
+
+class Writing(PooledNet):
+    """A network that writes into itself in every way that forward can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+        self.calls, self.last, self.average = 0, None, torch.ones(3)
+        self.history: list[Tensor] = []
+        self.by_number: dict[int, Tensor] = {}
+        self.scale = torch.ones(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        self.calls += 1
+        self.last = x
+        self.average.mul_(0.5)
+        self.history.append(x)
+        self.by_number[self.calls] = x
+        self.scale = torch.ones(1)  # equal to the one before, and not the same
+        self.extra = x
+        self.added = nn.Identity()
+        return super().forward(x) * self.scale
+
+
+def written(model: Writing) -> dict[str, object]:
+    """What Writing writes, in a form that `==` compares."""
+    return {
+        "names": sorted(model.__dict__),
+        "modules": list(model._modules),
+        "objects": [id(getattr(model, name)) for name in ("count", "last", "average", "history", "by_number", "scale")],
+        "values": [model.count.item(), model.calls, model.average.tolist()],
+        "members": [list(map(id, model.history)), {key: id(value) for key, value in model.by_number.items()}],
+        "versions": [model.count._version, model.average._version],
+    }
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_everything_that_forward_writes_is_undone(name: str) -> None:
+    model = Writing()
+    model(INPUTS)
+    before = written(model)
+    CALLS[name](model)
+    assert written(model) == before
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_graph_of_the_users_that_holds_a_buffer_goes_back(name: str) -> None:
+    model = Writing()
+    model(INPUTS)
+    factor = torch.ones((), requires_grad=True)
+    product = factor * model.count
+    CALLS[name](model)
+    product.backward()
+    assert factor.grad == 1  # the value of the buffer
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "reparametrise", [spectral_norm, weight_norm, lambda layer: prune.l1_unstructured(layer, "weight", 0.5)]
+)
+def test_a_weight_that_a_hook_computes_is_that_of_the_users_last_pass(name: str, reparametrise: Callable) -> None:
+    model = PooledNet()
+    reparametrise(model.features[0])
+    scores = model(INPUTS).sum()
+    weight = model.features[0].weight
+    CALLS[name](model)
+    assert model.features[0].weight is weight
+    assert weight.requires_grad
+    scores.backward()
+
+
+def test_a_call_that_raises_undoes_it_as_well() -> None:
+    model = Writing()
+    before = written(model)
+    model.head.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tp.explain(model, INPUTS, layer="act")
+    assert written(model) == before
+
+
+def test_attributes_set_before_the_modules_own() -> None:
+    class Early(PooledNet):
+        def __init__(self) -> None:
+            self.early = []
+            super().__init__()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.early.append(1)
+            return super().forward(x)
+
+    model = Early()
+    tp.explain(model, INPUTS, layer="act")
+    assert model.early == []
+
+
+def test_attributes_that_cannot_be_compared() -> None:
+    class Incomparable:
+        def __eq__(self, other: object) -> bool:
+            raise AssertionError("nobody should ask")
+
+        __hash__ = None  # type: ignore[assignment]
+
+    class Changing(PooledNet):
+        def forward(self, x: Tensor) -> Tensor:
+            self.state = Incomparable()
+            return super().forward(x)
+
+    model = Changing()
+    state = model.state = Incomparable()
+    tp.explain(model, INPUTS, layer="act")
+    assert model.state is state
+
+
+def test_a_parameter_that_forward_changes_is_told() -> None:
+    class Clipping(PooledNet):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.features[0].weight.clamp_(-0.01, 0.01)
+            return super().forward(x)
+
+    with pytest.warns(tp.errors.Notice, match=r"changed parameters in place: 'Conv2d.weight'"):
+        tp.activations(Clipping(), INPUTS, "act")
+
+
+def test_a_parameter_that_forward_freezes_or_replaces() -> None:
+    class Replacing(PooledNet):
+        def forward(self, x: Tensor) -> Tensor:
+            self.head.bias.requires_grad_(False)
+            self.head.weight = nn.Parameter(self.head.weight.detach().clone())
+            return super().forward(x)
+
+    model = Replacing()
+    weight = model.head.weight
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tp.explain(model, INPUTS, layer="act")
+    assert model.head.weight is weight
+    assert model.head.bias.requires_grad
+
+
+class LazyScale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.UninitializedParameter()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.scale, nn.UninitializedParameter):
+            self.scale.materialize(x.shape[1:2])
+            nn.init.ones_(self.scale)
+        return x * self.scale.view(-1, 1, 1)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name not in ("kernels",)])
+@pytest.mark.parametrize("lazy", [lambda: nn.LazyConv2d(4, 1), nn.LazyBatchNorm2d, LazyScale])
+def test_a_lazy_layer_is_refused_with_the_line_to_write(name: str, lazy: Callable[[], nn.Module]) -> None:
+    model = PooledNet()
+    layer = lazy()
+    model.features = nn.Sequential(model.features, layer)
+    with pytest.raises(tp.errors.InputError, match=r"with torch\.no_grad\(\): model\(inputs\)"):
+        CALLS[name](model)
+    assert any(isinstance(each, nn.parameter.UninitializedTensorMixin) for each in layer.parameters())
