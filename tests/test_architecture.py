@@ -18,7 +18,10 @@ SOURCE = ROOT / "src" / "torchpeek"
 ROOMS = [
     "_version",
     "errors",
+    "signal_gate",
+    "undo",
     "interrupts",
+    "turns",
     "keywords",
     "tensor_formats",
     "norms",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
@@ -14,8 +14,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from torchpeek.errors import InputError, listed_names
-from torchpeek.hooks import eagerly, shared
+from torchpeek.hooks import eagerly, grad_mode, shared
 from torchpeek.interrupts import let_interrupts_through, uninterrupted
+from torchpeek.undo import Undo, undone
 
 # One lock for each module, not for each model, because two models may share a module. Not a ModelCache: a lock is no
 # result, and must not be dropped while it is held.
@@ -26,49 +27,52 @@ _LOCKS_GUARD = threading.Lock()
 _LOCAL = threading.local()
 
 
-@contextmanager
-def preserved(model: nn.Module, *, evaluating: bool = True) -> Iterator[None]:
+@undone
+def preserved(undo: Undo, model: nn.Module, *, evaluating: bool = True) -> None:
     """Inside the block: eval mode and no gradients. On every exit the modes, buffers and random state are restored.
 
-    One thread at a time runs each model. Ctrl-C takes effect in the `interruptible` parts, that is, while the model
-    runs. A hook may turn gradients on for the operations that follow it; that ends with the block. Changes that forward
-    makes to parameters or to plain attributes are not undone. Blocks may be nested, and may be inside the caller's
-    `no_grad` and `inference_mode`.
+    One thread at a time runs each model. Ctrl-C and other signals take effect in the `interruptible` parts, that is,
+    while the model runs. A hook may turn gradients on for the operations that follow it; that ends with the block.
+    Changes that forward makes to parameters or to plain attributes are not undone. Blocks may be nested, and may be
+    inside the caller's `no_grad` and `inference_mode`.
 
     Args:
+        undo: What restores them.
         model: The model.
         evaluating: Whether the modules are in eval mode inside the block. If not, their modes stay (a training step).
 
     Raises:
         InputError: When a layer is not initialised yet, and the block is for a pass in eval mode.
     """
-    if any(running is model for running in _models_running()):  # an outer block of this thread restores its state
-        with torch.inference_mode(False), torch.no_grad():
-            yield
+    running = _models_running()
+    if any(each is model for each in running):  # an outer block of this thread restores its state
+        undo.enter(grad_mode(False))
         return
-    with uninterrupted(), ExitStack() as stack:
-        modules = list(model.modules())  # walked once, because on small networks most of the cost is the walks
-        if evaluating:
-            check_initialised(model, modules)
-        _lock(modules, stack)
-        _models_running().append(model)
-        stack.callback(_models_running().remove, model)
-        # A frozen script has no mode.
-        modes = [(module, module.training) for module in modules if hasattr(module, "training")]
-        buffers = [_saved_buffers(module) for module in modules if len(module._buffers)]
-        without_buffers = [module for module in modules if not len(module._buffers)]
-        for device in _devices(modules):
-            stack.enter_context(shared(f"random state of {device}", partial(_random_state, device)))
-        stack.enter_context(eagerly(modules))
-        with ExitStack() as restore:  # runs both callbacks, even if one fails
-            restore.callback(_restore_all, buffers, without_buffers)
-            restore.callback(_set_modes, modes)
-            for module, training in modes:
-                if training and evaluating:
-                    # Not .eval(), because a user's own train() may do more than set this attribute.
-                    module.training = False
-            with torch.inference_mode(False), torch.no_grad():
-                yield
+    undo.enter(uninterrupted())
+    modules = list(model.modules())  # walked once, because on small networks most of the cost is the walks
+    if evaluating:
+        check_initialised(model, modules)
+    _lock(modules, undo)
+    undo.push(_no_longer_running, running, model)
+    running.append(model)
+    # A frozen script has no mode.
+    modes = [(module, module.training) for module in modules if hasattr(module, "training")]
+    buffers = [_saved_buffers(module) for module in modules if len(module._buffers)]
+    without_buffers = [module for module in modules if not len(module._buffers)]
+    for device in _devices(modules):
+        undo.enter(shared(f"random state of {device}", partial(_random_state, device)))
+    undo.enter(eagerly(modules))
+    undo.push(_restore_all, buffers, without_buffers)
+    undo.push(_set_modes, modes)
+    for module, training in modes:
+        if training and evaluating:
+            # Not .eval(), because a user's own train() may do more than set this attribute.
+            module.training = False
+    undo.enter(grad_mode(False))
+
+
+def _no_longer_running(running: list[nn.Module], model: nn.Module) -> None:
+    running[:] = [each for each in running if each is not model]
 
 
 def check_initialised(model: nn.Module, modules: Iterable[nn.Module] | None = None) -> None:
@@ -93,27 +97,27 @@ def check_initialised(model: nn.Module, modules: Iterable[nn.Module] | None = No
         )
 
 
-@contextmanager
-def exclusive(model: nn.Module) -> Iterator[None]:
+@undone
+def exclusive(undo: Undo, model: nn.Module) -> None:
     """Inside the block: one thread at a time runs the model, as it is, and gradients are on. Nothing is restored.
 
     This is for a step of the caller's own training: modes, buffers and random numbers are the caller's.
 
     Args:
+        undo: What ends this.
         model: The model.
     """
-    with uninterrupted(), ExitStack() as stack:
-        modules = list(model.modules())
-        _lock(modules, stack)
-        stack.enter_context(eagerly(modules))
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
+    undo.enter(uninterrupted())
+    modules = list(model.modules())
+    _lock(modules, undo)
+    undo.enter(eagerly(modules))
+    undo.enter(grad_mode(True))
 
 
-def _lock(modules: list[nn.Module], stack: ExitStack) -> None:
-    """Wait for the locks of the modules. The stack releases them."""
+def _lock(modules: list[nn.Module], undo: Undo) -> None:
+    """Wait for the locks of the modules. The steps release them."""
     acquired: list[threading.RLock] = []
-    stack.callback(_release, acquired)
+    undo.push(_release, acquired)
     for lock in _locks(modules):
         while not (lock.acquire(blocking=False) or lock.acquire(timeout=0.1)):
             let_interrupts_through()
@@ -121,8 +125,8 @@ def _lock(modules: list[nn.Module], stack: ExitStack) -> None:
 
 
 def _release(locks: list[threading.RLock]) -> None:
-    for lock in locks:
-        lock.release()
+    while locks:
+        locks.pop().release()
 
 
 def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:

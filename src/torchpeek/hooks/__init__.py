@@ -8,6 +8,8 @@ from torchpeek.hooks.editing import edits
 from torchpeek.hooks.editing.edit import edit
 from torchpeek.hooks.finite.check_finite import check_finite
 from torchpeek.hooks.frames import method_is_running, running_module
+from torchpeek.hooks.function_modes import active
+from torchpeek.hooks.grad_mode import grad_mode
 from torchpeek.hooks.graph_nodes import edited_gradients
 from torchpeek.hooks.model_calls import ModelCalls
 from torchpeek.hooks.module_channels import (
@@ -58,6 +60,7 @@ __all__ = [
     "SelectedLayer",
     "Selection",
     "StatisticsKeeper",
+    "active",
     "around_steps",
     "at_call",
     "attached",
@@ -73,6 +76,7 @@ __all__ = [
     "edit_gradient",
     "edited_gradients",
     "edits",
+    "grad_mode",
     "has_layer",
     "in_backward_pass",
     "is_compile_wrapper",

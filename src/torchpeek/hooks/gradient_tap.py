@@ -48,6 +48,31 @@ def hooked(tensor: Tensor, hook: GradientHook) -> TensorHook:
     return FirstHook(hooks, hook)
 
 
+class TensorHooks:
+    """Hooks of tensors that come off together, also where an exception has struck while one was registered."""
+
+    def __init__(self) -> None:
+        self._registered: list[tuple[Tensor, GradientHook]] = []
+        self._handles: list[TensorHook] = []
+
+    def add(self, tensor: Tensor, hook: GradientHook) -> None:
+        """Register `hook` for the gradient of `tensor`."""
+        self._registered.append((tensor, hook))  # first, so that it is known whenever an exception arrives
+        self._handles.append(hooked(tensor, hook))
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        if len(self._handles) != len(self._registered):
+            for tensor, hook in self._registered:
+                hooks: Any = tensor._backward_hooks
+                for key in [key for key, each in (hooks or {}).items() if each is hook]:
+                    hooks.pop(key, None)
+        self._registered.clear()
+        self._handles.clear()
+
+
 class GradientTap:
     """The gradient of one use of a tensor, apart from the other uses of that tensor. Made by `tap_gradient`.
 

@@ -3,49 +3,64 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
 from torchpeek.errors import notify
+from torchpeek.turns import Turns
+from torchpeek.undo import Undo, undone
 
 current_thread: Callable[[], int] = threading.get_ident
 """The identifier of the thread that calls it."""
 
-_SHARED: dict[str, tuple[int, AbstractContextManager[Any]]] = {}
-_SHARED_LOCK = threading.Lock()
+
+class _SharedSetting:
+    """A setting of the process, and the blocks that need it."""
+
+    def __init__(self) -> None:
+        self.undo = Undo()  # what ends the setting
+        self.is_made = False
+        self.users: set[object] = set()
 
 
-@contextmanager
-def shared(name: str, enter: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+_SHARED: dict[str, _SharedSetting] = {}
+_SHARED_TURNS = Turns()
+
+
+@undone
+def shared(undo: Undo, name: str, enter: Callable[[], AbstractContextManager[Any]]) -> None:
     """Enter the context manager that `enter()` makes, once for all blocks of this name that overlap in time.
 
     Args:
+        undo: What leaves it with the last of these blocks.
         name: Names the setting of the process.
         enter: Makes the context manager. It is called only if no block of this name is open.
-
-    Yields:
-        None.
     """
-    with _SHARED_LOCK:
-        count, context = _SHARED.get(name) or (0, enter())
-        if count == 0:
-            context.__enter__()
-        _SHARED[name] = count + 1, context
-    try:
-        yield
-    finally:
-        with _SHARED_LOCK:
-            count, context = _SHARED[name]
-            if count > 1:
-                _SHARED[name] = count - 1, context
-            else:
-                del _SHARED[name]
-                context.__exit__(None, None, None)
+    user = object()
+    undo.push(_leave_shared, name, user)
+    with _SHARED_TURNS.turn():
+        setting = _SHARED.setdefault(name, _SharedSetting())
+        setting.users.add(user)
+        if not setting.is_made:
+            setting.undo.finish()  # what an exception has left half made
+            setting.undo = Undo()
+            setting.undo.enter_context(enter())
+            setting.is_made = True
+
+
+def _leave_shared(name: str, user: object) -> None:
+    with _SHARED_TURNS.turn():
+        setting = _SHARED.get(name)
+        if setting is None:
+            return
+        setting.users.discard(user)
+        if not setting.users:
+            setting.undo.finish()
+            _SHARED.pop(name, None)
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -68,22 +83,31 @@ _COMPILE_WRAPPER = "OptimizedModule"
 _SHARDED_CLASSES = ("FullyShardedDataParallel", "FSDPModule")
 
 
-@contextmanager
-def eagerly(modules: Iterable[nn.Module], block: str | None = None) -> Iterator[None]:
+@undone
+def eagerly(undo: Undo, modules: Iterable[nn.Module], block: str | None = None) -> None:
     """Run everything eagerly inside the block if one of these modules is compiled, so that hooks are called.
 
     Args:
+        undo: What ends this.
         modules: The modules of a model.
         block: What the block does with the model, such as "recorded", for the notice if a module is compiled. None for
             no notice.
-
-    Yields:
-        None.
     """
     if not any(map(is_compiled, modules)):
-        yield
         return
     if block is not None:
         notify(f"the model is compiled, and compiled code ignores hooks; it runs eagerly while it is {block}")
-    with shared("eager", partial(torch.compiler.set_stance, "force_eager")):
-        yield
+    undo.enter(shared("eager", _eager_stance))
+
+
+@undone
+def _eager_stance(undo: Undo) -> None:
+    stances: list[Any] = []
+    undo.push(_end_stances, stances)
+    # It takes effect as soon as it is made. In this form nothing can strike before it is in the list.
+    stances.extend(map(torch.compiler.set_stance, ("force_eager",)))
+
+
+def _end_stances(stances: list[Any]) -> None:
+    for stance in stances:
+        stance.__exit__(None, None, None)  # sets the stance from before, also a second time

@@ -12,13 +12,13 @@ from torch.utils.hooks import RemovableHandle
 from torchpeek.errors import GradUnavailable, InputError
 from torchpeek.hooks.backward_pass import current_backward_pass, unshared, with_earlier_parts
 from torchpeek.hooks.editing.changed_value import changed_gradient
-from torchpeek.hooks.gradient_tap import TensorHook, hooked
+from torchpeek.hooks.gradient_tap import TensorHooks
 from torchpeek.hooks.recording.storage import GradientSlot, StoredTensor, whole_gradient_hook
 from torchpeek.hooks.recording.summary import shapes
 from torchpeek.hooks.with_block import opened_by_with
 from torchpeek.html import html_table, notebook_html
-from torchpeek.interrupts import uninterrupted
 from torchpeek.text_table import text_table
+from torchpeek.undo import Undo, undone
 
 
 @opened_by_with("with tp.record_gradients(...) as gradients:")
@@ -49,17 +49,17 @@ def record_gradients(**tensors: Tensor) -> Iterator[Mapping[str, Tensor | None]]
         _check_differentiable(tensor, name)
     # Of a leaf a copy, because torch may make the gradient that arrives `.grad`, to which later gradients are added.
     slots = {name: GradientSlot(partial(StoredTensor, copy=tensor.is_leaf)) for name, tensor in tensors.items()}
-    handles: list[TensorHook] = []
-    gradients = _GradientMapping(slots)
-    try:
-        with uninterrupted():
-            for name, tensor in tensors.items():
-                handles.append(hooked(tensor, whole_gradient_hook(slots[name])))
-        yield gradients
-    finally:
-        with uninterrupted():
-            for handle in handles:
-                handle.remove()
+    with _hooked(tensors, slots):
+        yield _GradientMapping(slots)
+
+
+@undone
+def _hooked(undo: Undo, tensors: Mapping[str, Tensor], slots: Mapping[str, GradientSlot]) -> None:
+    """Inside the block, the gradients of the tensors arrive in the slots."""
+    hooks = TensorHooks()
+    undo.push(hooks.remove)
+    for name, tensor in tensors.items():
+        hooks.add(tensor, whole_gradient_hook(slots[name]))
 
 
 def edit_gradient(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> RemovableHandle:

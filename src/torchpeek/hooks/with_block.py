@@ -6,10 +6,10 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from types import TracebackType
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from torchpeek.errors import notify
+from torchpeek.undo import Block, Undo
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,6 +53,9 @@ def opened_by_with(
     A context manager that is thrown away before a block has opened it warns. It can be opened several times, one after
     the other or nested, and it can decorate a function.
 
+    The function makes its changes in blocks of `torchpeek.undo`, which it has around its `yield`. It has no `finally`,
+    because an exception from outside could cut that short.
+
     Args:
         statement: How to open it, for example "with tp.edit(model, ...):".
 
@@ -78,31 +81,27 @@ def opened_by_with(
     return decorated
 
 
-class WithBlock(OpenedByWith, Generic[T]):
+class WithBlock(OpenedByWith, Block[T]):
     """The context manager that a function decorated with `opened_by_with` returns.
 
     Args:
         statement: How to open it.
-        enter: Makes the context manager of one block.
+        enter: Makes the context manager of one block, that of a generator.
     """
 
     def __init__(self, statement: str, enter: Callable[[], AbstractContextManager[T]]) -> None:
+        super().__init__()
         self._enter = enter
-        self._open: list[AbstractContextManager[T]] = []  # the blocks that are open, innermost last
         self._text = statement
         self.must_be_opened(statement)
 
-    def __enter__(self) -> T:
+    def _open(self, undo: Undo) -> T:
         self.was_opened()
-        block = self._enter()
-        result = block.__enter__()
-        self._open.append(block)
+        manager: Any = self._enter()
+        undo.push(manager.gen.close)
+        undo.ending = manager.__exit__
+        result: T = manager.__enter__()
         return result
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        return self._open.pop().__exit__(kind, error, trace)
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Decorate a function: each of its calls runs inside a block of its own."""
@@ -110,12 +109,12 @@ class WithBlock(OpenedByWith, Generic[T]):
 
         @functools.wraps(function)
         def inside(*args: Any, **kwargs: Any) -> Any:
-            with self._enter():
+            with self:
                 return function(*args, **kwargs)
 
         return inside
 
     def __repr__(self) -> str:
-        state = "open" if self._open else "not open"
+        state = "open" if self._is_open() else "not open"
         self.was_opened()  # who displays it reads that it is not open
         return f"<{self._text.removeprefix('with ').removesuffix(':')}, {state}; {self._text} opens it>"
