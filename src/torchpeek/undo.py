@@ -55,13 +55,14 @@ class Undo:
         {}
     """
 
-    __slots__ = ("__weakref__", "_exit", "_level", "_steps", "_thread", "delays_signals", "ending")
+    __slots__ = ("__weakref__", "_closer", "_level", "_steps", "_thread", "delays_signals", "ending", "is_by_hand")
 
     def __init__(self) -> None:
         self._level = Level()
         self._steps: list[Callable[[], Any]] = [self._level.end]
-        self._exit: weakref.ref[Any] | None = None  # what the `with` statement holds
+        self._closer: weakref.ref[Any] | None = None  # the `__exit__` that a `with` statement holds, or the block
         self._thread = _get_ident()
+        self.is_by_hand = False  # whether a call of `__enter__` has opened it, and no `with` statement
         self.delays_signals = False  # whether signals are delayed inside the block, too
         self.ending: Ending | None = None  # comes before the steps, and says whether the block's exception ends there
 
@@ -118,7 +119,7 @@ class Undo:
     @property
     def is_over(self) -> bool:
         """Whether the `with` statement that opened the block is over."""
-        return self._exit is not None and self._exit() is None
+        return self._closer is not None and self._closer() is None
 
     def finish(self) -> None:
         """Run the steps. Then raise the first exception that one of them, or a signal that was delayed, has raised."""
@@ -150,20 +151,14 @@ class Undo:
         finally:
             first = None  # it refers to this frame
 
-    def watch(self, exit: Callable[..., Any]) -> None:
-        """Run the steps when this object's life ends."""
+    def watch(self, closer: object) -> None:
+        """Run the steps when the life of this object ends, which can close the block."""
+        self._closer = weakref.ref(closer, functools.partial(_finish_now, self))
         _unfinished.add(self)
-        self._exit = weakref.ref(exit, functools.partial(_finish_now, self))
 
     def _forget(self) -> None:
-        self._exit = self.ending = None
         _unfinished.discard(self)
-
-    def __del__(self) -> None:
-        if len(self._steps) > 1 or (self._steps and self._level.is_begun):  # thrown away while it was open
-            _unfinished.add(self)
-            if not sys.is_finalizing():
-                _finish_over()
+        self._closer = self.ending = None
 
 
 def _in_thread(thread: int, step: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -177,18 +172,18 @@ def _exit_all(entered: list[AbstractContextManager[Any]]) -> None:
         entered.pop()
 
 
-_unfinished: set[Undo] = set()  # of blocks that `with` statements have opened, and of those that were thrown away
+_unfinished: set[Undo] = set()  # of the open blocks
 
 
-def _finish_now(undo: Undo, exit: object) -> None:
-    """The `with` statement is over."""
+def _finish_now(undo: Undo, closer: object) -> None:
+    """Nothing can close the block any more."""
     _finish_all(undo)
 
 
 def _finish_over() -> None:
     """Finish the blocks of this thread that are over, and those of threads that have ended."""
     for undo in tuple(_unfinished):
-        if undo._exit is not None and undo._exit() is not None:  # its `with` statement goes on
+        if undo._closer is not None and undo._closer() is not None:  # something can still close it
             continue
         is_ours = undo._thread == _get_ident() or undo._thread not in sys._current_frames()
         if is_ours and not _is_finishing():
@@ -279,7 +274,7 @@ class Block(Generic[T]):
 
     def _innermost_by_hand(self) -> Undo:
         """The block that `__exit__` closes where no `with` statement has opened it."""
-        return next((undo for undo in reversed(self._undos) if undo._exit is None and undo._steps), None) or Undo()
+        return next((undo for undo in reversed(self._undos) if undo.is_by_hand and undo._steps), None) or Undo()
 
     def __enter__(self) -> T:
         undo = Undo()
@@ -292,6 +287,9 @@ class Block(Generic[T]):
         ):
             undo.watch(exit)
             exit.args[0].append(undo)
+        else:
+            undo.watch(self)
+            undo.is_by_hand = True
         self._undos.append(undo)
         try:
             undo._level.begin()

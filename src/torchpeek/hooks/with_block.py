@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ParamSpec, TypeVar
@@ -22,7 +23,7 @@ class OpenedByWith:
     So an object of which the construction failed says nothing.
     """
 
-    _statement: str | None = None  # how to open it; None if it is not complete, or was opened or displayed
+    _unopened: weakref.ref[Any] | None = None  # watches it until it is opened or displayed
 
     def must_be_opened(self, statement: str) -> None:
         """Declare that this object is complete and that nothing has opened it yet.
@@ -30,19 +31,26 @@ class OpenedByWith:
         Args:
             statement: How to open it, for example "with tp.record(...) as tape:".
         """
-        self._statement = statement
+        # Not `__del__`, which would run at the end of every object, and Python drops an exception that arrives there.
+        self._unopened = weakref.ref(self, functools.partial(_warn, statement))
+        _watching.add(self._unopened)
 
     def was_opened(self) -> None:
         """Declare that a block has opened it, or that the user has read that nothing has."""
-        self._statement = None
+        if self._unopened is not None:
+            _watching.discard(self._unopened)
+            self._unopened = None
 
-    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        statement = self._statement
-        if statement is None or is_finalizing():  # while the interpreter exits, nothing can be warned of any more
-            return
-        self._statement = None
-        call = statement.removeprefix("with ").partition("(")[0]
-        notify(f"the result of {call} was thrown away before it was opened, so it did nothing. Next: {statement} ...")
+
+_watching: set[weakref.ref[Any]] = set()
+
+
+def _warn(statement: str, reference: weakref.ref[Any], is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+    if is_finalizing():  # while the interpreter exits, nothing can be warned of any more
+        return
+    _watching.discard(reference)
+    call = statement.removeprefix("with ").partition("(")[0]
+    notify(f"the result of {call} was thrown away before it was opened, so it did nothing. Next: {statement} ...")
 
 
 def opened_by_with(
