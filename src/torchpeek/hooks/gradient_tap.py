@@ -52,25 +52,25 @@ class TensorHooks:
     """Hooks of tensors that come off together, also where an exception has struck while one was registered."""
 
     def __init__(self) -> None:
-        self._registered: list[tuple[Tensor, GradientHook]] = []
         self._handles: list[TensorHook] = []
+        self._registering: list[tuple[Tensor, GradientHook]] = []
 
     def add(self, tensor: Tensor, hook: GradientHook) -> None:
         """Register `hook` for the gradient of `tensor`."""
-        self._registered.append((tensor, hook))  # first, so that it is known whenever an exception arrives
+        self._registering.append((tensor, hook))  # an exception may strike before the handle is known
         self._handles.append(hooked(tensor, hook))
+        self._registering.clear()  # it must not keep the tensor alive
 
     def remove(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
-        if len(self._handles) != len(self._registered):
-            for tensor, hook in self._registered:
-                hooks: Any = tensor._backward_hooks
-                for key in [key for key, each in (hooks or {}).items() if each is hook]:
-                    hooks.pop(key, None)
-        self._registered.clear()
+        for tensor, hook in self._registering:
+            hooks: Any = tensor._backward_hooks or {}
+            for key in [key for key, each in hooks.items() if each is hook]:
+                hooks.pop(key, None)
         self._handles.clear()
+        self._registering.clear()
 
 
 class GradientTap:

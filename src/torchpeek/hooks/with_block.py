@@ -33,22 +33,15 @@ class OpenedByWith:
         """
         # Not `__del__`, which would run at the end of every object, and Python drops an exception that arrives there.
         self._unopened = weakref.ref(self, functools.partial(_warn, statement))
-        _watching.add(self._unopened)
 
     def was_opened(self) -> None:
         """Declare that a block has opened it, or that the user has read that nothing has."""
-        if self._unopened is not None:
-            _watching.discard(self._unopened)
-            self._unopened = None
-
-
-_watching: set[weakref.ref[Any]] = set()
+        self._unopened = None
 
 
 def _warn(statement: str, reference: weakref.ref[Any], is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
     if is_finalizing():  # while the interpreter exits, nothing can be warned of any more
         return
-    _watching.discard(reference)
     call = statement.removeprefix("with ").partition("(")[0]
     notify(f"the result of {call} was thrown away before it was opened, so it did nothing. Next: {statement} ...")
 
