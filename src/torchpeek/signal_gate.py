@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # it has no types
 import os
 import threading
 from collections.abc import Callable
@@ -58,17 +58,31 @@ class Level:
                 self._gates.append(gate)
                 _set(number, gate)
 
+    def guard(self, is_guarded: Callable[[FrameType], bool]) -> None:
+        """End this level, and leave its gates: they go on to delay the signals that interrupt certain code.
+
+        Args:
+            is_guarded: Says of a frame whether it runs that code.
+        """
+        _guards[self] = is_guarded
+        self._leave()
+
     def end(self) -> None:
         """Put the handlers back, and call those whose signals were delayed, if no outer level delays them.
 
         A handler that was installed in the meantime stays.
         """
         gates = self._gates
-        while gates:  # still closed: what is put back first may raise, and then this is called again
+        # Still closed: a handler that is put back may raise, and then this is called again.
+        while gates and _get_ident() == _main_thread().ident:
             gate = gates[-1]
             if _get(gate.number) is gate:
                 _set(gate.number, gate.handler)
             gates.pop()
+        _guards.pop(self, None)
+        self._leave()
+
+    def _leave(self) -> None:
         if self in _levels:
             _levels.remove(self)
             if _pending and (not _levels or _levels[-1].is_open):
@@ -86,7 +100,9 @@ class _Gate:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         level = _levels[-1] if _levels else None
-        if level is None:
+        if _guards and (level is None or level.is_open) and _is_guarded(frame):
+            _pending.setdefault(number, (self, frame))
+        elif level is None:
             self.handler(number, frame)
         elif level.is_open:
             level.is_open = False  # the clean-up that follows is not interrupted again
@@ -98,6 +114,23 @@ class _Gate:
 
 _levels: list[Level] = []  # innermost last
 _pending: dict[int, tuple[_Gate, FrameType | None]] = {}  # the signals that arrived, in their order
+
+
+_guards: dict[Level, Callable[[FrameType], bool]] = {}
+
+
+def _is_guarded(frame: FrameType | None) -> bool:
+    """Whether the innermost frames run guarded code: what was interrupted, and functions that it called."""
+    for _ in range(_GUARDED_DEPTH):
+        if frame is None:
+            return False
+        if any(is_guarded(frame) for is_guarded in _guards.values()):
+            return True
+        frame = frame.f_back
+    return False
+
+
+_GUARDED_DEPTH = 4
 
 
 def are_delayed() -> bool:
@@ -129,6 +162,7 @@ def _after_fork_in_child(thread: int | None) -> None:
             if _get(gate.number) is gate:
                 _set(gate.number, gate.handler)
     _levels.clear()
+    _guards.clear()
     _pending.clear()
 
 

@@ -105,7 +105,8 @@ class Undo:
             What its `with` statement would give.
         """
         if isinstance(context, Block):
-            return self.enter(context)
+            inside: T = self.enter(context)
+            return inside
         generator = getattr(context, "gen", None)
         if isinstance(generator, GeneratorType):  # made by contextlib.contextmanager
             self.push(generator.close)
@@ -255,6 +256,17 @@ def _leave(
             block._undos[:] = [each for each in block._undos if each._steps]
 
 
+def _is_leaving(frame: FrameType) -> bool:
+    """Whether the frame is a call of `__exit__` with steps left. No `with` statement would notice its end."""
+    if frame.f_code is not _LEAVE:
+        return False
+    undo = frame.f_locals.get("undo")
+    return undo is None or bool(undo._steps)
+
+
+_LEAVE = _leave.__code__
+
+
 class Block(Generic[T]):
     """A context manager that leaves nothing behind. It may be opened several times, one after the other or nested.
 
@@ -285,18 +297,24 @@ class Block(Generic[T]):
             # An ExitStack looks `__exit__` up in the class.
             and (exit.args[-1] is self if len(exit.args) == 2 else sys._getframe(1).f_code is _ENTER_CONTEXT)
         ):
+            by_with = len(exit.args) == 2
             undo.watch(exit)
             exit.args[0].append(undo)
         else:
+            by_with = False
             undo.watch(self)
             undo.is_by_hand = True
+        exit = None  # only the `with` statement holds it
         self._undos.append(undo)
         try:
             undo._level.begin()
             _finish_over()
             result = self._open(undo)
             if not undo.delays_signals:
-                undo._level.end()
+                if by_with:
+                    undo._level.end()
+                else:
+                    undo._level.guard(_is_leaving)
             return result
         except BaseException:
             try:

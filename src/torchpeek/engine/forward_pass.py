@@ -101,7 +101,7 @@ class ForwardPass:
     def scores_with_graph(self) -> Tensor:
         """(N, K): the scores, connected to the graph behind the output."""
         # The caller may be inside no_grad or inference_mode, where no graph would be made.
-        with uninterrupted(), torch.inference_mode(False), torch.enable_grad():
+        with uninterrupted(), grad_mode(True):
             return scores_of(self.question, self.output, torch.arange(len(self.call)))
 
     @cached_property

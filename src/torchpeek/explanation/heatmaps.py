@@ -284,8 +284,7 @@ def _heatmap(trace: Trace, method: CamMethod, own: Mapping[str, Any], options: H
 
     # The mathematics is in float32 at least, also under the caller's autocast.
     device = trace.inputs.device.type
-    grad_mode = torch.enable_grad() if trace.create_graph else torch.no_grad()
-    with uninterrupted(), torch.inference_mode(False), torch.autocast(device, enabled=False), grad_mode:
+    with uninterrupted(), grad_mode(trace.create_graph), torch.autocast(device, enabled=False):
         values = smoothed(trace, compute, smooth) if smooth else compute(trace)
         values = values.expand(*trace.scores.shape, *values.shape[2:]).contiguous()  # (N, K, *grid)
     provenance = _provenance(trace, method, arguments, smooth, fuse)

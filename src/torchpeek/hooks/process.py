@@ -103,9 +103,10 @@ def eagerly(undo: Undo, modules: Iterable[nn.Module], block: str | None = None) 
 @undone
 def _eager_stance(undo: Undo) -> None:
     stances: list[Any] = []
+    set_stance: Any = torch.compiler.set_stance
     undo.push(_end_stances, stances)
     # It takes effect as soon as it is made. In this form nothing can strike before it is in the list.
-    stances.extend(map(torch.compiler.set_stance, ("force_eager",)))
+    stances.extend(map(set_stance, ("force_eager",)))
 
 
 def _end_stances(stances: list[Any]) -> None:

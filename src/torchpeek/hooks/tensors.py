@@ -118,7 +118,7 @@ def edit_gradient(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Remov
         return handle
 
 
-class GradientEdit(Block["GradientEdit"], RemovableHandle):
+class GradientEdit(Block["GradientEdit"], RemovableHandle):  # type: ignore[misc]  # torch's `__exit__` returns None
     """The handle of an edited gradient: `remove()` ends the edit, and so does the end of a `with` block.
 
     Args:
