@@ -35,7 +35,7 @@ from torchpeek.engine.replay.prefix import PrefixRecording
 from torchpeek.engine.replay.validation import overwritten_outputs
 from torchpeek.engine.targets.question import Bound, Question, Target, bind_target, scores_of
 from torchpeek.errors import AmbiguousCall, InputError, NotConnected, NotFinite, listed_names, notify
-from torchpeek.hooks import SelectedLayer, attached, call_name, containers, replaced, select, shared
+from torchpeek.hooks import SelectedLayer, attached, call_name, containers, grad_mode, replaced, select, shared
 from torchpeek.interrupts import uninterrupted
 
 

@@ -33,6 +33,7 @@ from torchpeek.explanation.request import (
     inputs_with_picture,
 )
 from torchpeek.heatmap import Heatmap
+from torchpeek.hooks import grad_mode
 from torchpeek.interrupts import uninterrupted
 from torchpeek.models import Inputs, Model, model_call_for, module_of
 from torchpeek.models.quantised import quantisation_errors, quantised_layers
