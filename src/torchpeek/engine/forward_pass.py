@@ -32,12 +32,12 @@ from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import close
 from torchpeek.engine.observed import layers_of_target
-from torchpeek.engine.preserve import exclusive, preserved, undone
+from torchpeek.engine.preserve import exclusive, model_restored, preserved
 from torchpeek.engine.replay.prefix import PrefixRecording
 from torchpeek.engine.replay.validation import overwritten_outputs
 from torchpeek.engine.targets.question import Bound, Question, Target, bind_target, scores_of
 from torchpeek.errors import AmbiguousCall, InputError, NotConnected, NotFinite, listed_names, notify
-from torchpeek.hooks import SelectedLayer, attached, call_name, containers, replaced, select, shared
+from torchpeek.hooks import SelectedLayer, attached, call_name, containers, grad_mode, replaced, select, shared
 from torchpeek.interrupts import uninterrupted
 
 
@@ -103,7 +103,7 @@ class ForwardPass:
     def scores_with_graph(self) -> Tensor:
         """(N, K): the scores, connected to the graph behind the output."""
         # The caller may be inside no_grad or inference_mode, where no graph would be made.
-        with uninterrupted(), torch.inference_mode(False), torch.enable_grad():
+        with uninterrupted(), grad_mode(True):
             return scores_of(self.question, self.output, torch.arange(len(self.call)))
 
     @cached_property
@@ -345,7 +345,7 @@ def _check_layers_depend_on_picture(forward_pass: ForwardPass, request: CaptureR
             suspected.append(name)
     if not suspected:
         return
-    with undone(model):
+    with model_restored(model):
         changed = _captures_of_changed_picture(forward_pass, request)
     same = [name for name in suspected if changed and torch.equal(changed[name].returned, captures[name].returned)]
     if same:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
-import weakref
 from collections.abc import Sequence
 
 from torch import nn
 
+from torchpeek.forks import new_lock
 from torchpeek.interrupts import let_interrupts_through
-from torchpeek.locks import new_lock
+from torchpeek.undo import Undo
 
 # Who holds a module, by the id of the module. Modules that nobody holds are not in it. Each module is locked and not
 # each model, because two models may share a module.
@@ -19,27 +18,21 @@ _HOLDERS: dict[int, LockHolder] = {}
 _GUARD = new_lock()
 
 
-class BlockToken:
-    """An object that only the frame of a block of code refers to, so it dies with the block, however that ends."""
-
-    __slots__ = ("__weakref__",)
-
-
 class LockHolder:
     """Holds modules for one block of code in the current thread, until `release`.
 
     A block that ended without `release`, for example because an exception from outside came in the middle of its
-    clean-up, holds nothing any more: its token or its thread is gone.
+    clean-up, holds nothing any more: it is over, or its thread is gone.
 
     Args:
-        token: The token of the block.
+        undo: The steps of the block.
     """
 
-    __slots__ = ("_modules", "_released", "_token", "thread")
+    __slots__ = ("_modules", "_released", "_undo", "thread")
 
-    def __init__(self, token: BlockToken) -> None:
+    def __init__(self, undo: Undo) -> None:
         self.thread = threading.get_ident()
-        self._token = weakref.ref(token)
+        self._undo = undo
         self._modules: Sequence[nn.Module] = ()  # the references also keep the ids in _HOLDERS from being used again
         self._released = threading.Lock()  # locked until the release, so that others can wait for it
         self._released.acquire()
@@ -47,7 +40,7 @@ class LockHolder:
     @property
     def is_alive(self) -> bool:
         """Whether the block still runs."""
-        return self._token() is not None and self.thread in sys._current_frames()
+        return not (self._undo.is_over or self._undo.is_finished) and self.thread in sys._current_frames()
 
     def acquire(self, modules: Sequence[nn.Module]) -> None:
         """Wait until no other thread holds one of the modules, and hold them all. Ctrl-C takes effect meanwhile."""
@@ -87,14 +80,3 @@ class LockHolder:
         """Wait for the release, but not for long: the block may end without one."""
         if self._released.acquire(timeout=0.1):
             self._released.release()
-
-
-def _release_other_threads() -> None:
-    """In a forked process: the threads that held these modules are not there."""
-    thread = threading.get_ident()
-    for each in [each for each, holder in _HOLDERS.items() if holder.thread != thread]:
-        del _HOLDERS[each]
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_release_other_threads)

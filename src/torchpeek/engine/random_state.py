@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchpeek.engine.model_cache import ModelCache
-from torchpeek.locks import new_lock
+from torchpeek.forks import new_lock
+from torchpeek.hooks import active_in_dispatch
+from torchpeek.undo import Undo, undone
 
 # Whether a model draws in a pass of this kind. Models are observed only while other threads run.
 _DRAWS: ModelCache[Hashable, bool] = ModelCache(capacity=64)
@@ -53,26 +54,14 @@ class SavedRandomState:
             return True
         return self.drew
 
-    @contextmanager
-    def observing(self, model: nn.Module, kind: Callable[[], Hashable]) -> Iterator[None]:
-        """Inside the block: a pass of the model. Find out whether it draws.
+    def observed(self, drew: bool) -> None:
+        """Note that a pass was observed, and whether it has drawn."""
+        self._observed, self.drew = True, drew
 
-        Args:
-            model: The model.
-            kind: Returns what tells apart passes that may draw from passes that may not.
-        """
-        key = kind(), tuple(module.training for module in model.modules() if hasattr(module, "training"))
-        draws = _DRAWS.get(model, key)
-        if draws is None:
-            with _DrawObserver([device for device, _ in self._states]) as observer:
-                try:
-                    yield
-                finally:
-                    self._observed, self.drew = True, observer.drew
-            _DRAWS.put(model, key, observer.drew)
-            return
-        self._observed, self.drew = True, draws
-        yield
+    @property
+    def devices(self) -> list[torch.device]:
+        """The devices, with the CPU as the first."""
+        return [device for device, _ in self._states]
 
     def seed(self, seed: int) -> None:
         """Seed the generators of these devices."""
@@ -99,11 +88,43 @@ class SavedRandomState:
                         _set_state(device, state)
             _OPEN.remove(self)
 
+    def close(self) -> None:
+        """Forget the states. May be called again."""
+        with _GUARD:
+            if self in _OPEN:
+                _OPEN.remove(self)
+
     def _needs_restoring(self) -> bool:
         uncertain = self._unobserved or not self._observed
         if not self.drew and not (uncertain and (self._alone or is_only_thread())):
             return False
         return any(not torch.equal(_state(device), state) for device, state in self._states)
+
+
+@undone
+def observing_draws(undo: Undo, saved: SavedRandomState, model: nn.Module, kind: Callable[[], Hashable]) -> None:
+    """Inside the block: a pass of the model. Find out whether it draws.
+
+    Args:
+        undo: What ends the observation.
+        saved: The states that the model may change.
+        model: The model.
+        kind: Returns what tells apart passes that may draw from passes that may not.
+    """
+    key = kind(), tuple(module.training for module in model.modules() if hasattr(module, "training"))
+    draws = _DRAWS.get(model, key)
+    if draws is not None:
+        saved.observed(draws)
+        return
+    observer = _DrawObserver(saved.devices)
+    undo.push(lambda: saved.observed(observer.drew))
+    undo.enter(active_in_dispatch(observer))
+
+    def end(kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:  # otherwise it may have drawn later
+            _DRAWS.put(model, key, observer.drew)
+
+    undo.ending = end
 
 
 class _DrawObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -135,23 +156,22 @@ def _may_draw(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return named.get("train") is not False and named.get("training") is not False
 
 
-@contextmanager
-def seeded_draws(devices: Iterable[torch.device], seed: int) -> Iterator[None]:
+@undone
+def seeded_draws(undo: Undo, devices: Iterable[torch.device], seed: int) -> None:
     """Inside the block: the operations of this thread draw numbers that follow from the seed.
 
     The random states are seeded when the first operation draws, and are as found after the block. What draws nothing
     does not touch them.
 
     Args:
+        undo: What restores the states.
         devices: The devices.
         seed: The seed.
     """
     saved = SavedRandomState(devices)
-    try:
-        with _SeedAtFirstDraw(saved, seed):
-            yield
-    finally:
-        saved.restore()
+    undo.push(saved.close)
+    undo.push_local(saved.restore)
+    undo.enter(active_in_dispatch(_SeedAtFirstDraw(saved, seed)))
 
 
 class _SeedAtFirstDraw(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -7,8 +7,10 @@ from torchpeek.hooks.computing_layers import computing_layers
 from torchpeek.hooks.editing import edits
 from torchpeek.hooks.editing.edit import edit
 from torchpeek.hooks.finite.check_finite import check_finite
-from torchpeek.hooks.foreign_calls import notice_of_foreign_calls, remove_hooks_of_other_threads
+from torchpeek.hooks.foreign_calls import notice_of_foreign_calls
 from torchpeek.hooks.frames import method_is_running, running_module
+from torchpeek.hooks.function_modes import active, active_in_dispatch
+from torchpeek.hooks.grad_mode import grad_mode
 from torchpeek.hooks.graph_nodes import edited_gradients
 from torchpeek.hooks.model_calls import ModelCalls
 from torchpeek.hooks.module_channels import (
@@ -59,6 +61,8 @@ __all__ = [
     "SelectedLayer",
     "Selection",
     "StatisticsKeeper",
+    "active",
+    "active_in_dispatch",
     "around_steps",
     "at_call",
     "attached",
@@ -74,6 +78,7 @@ __all__ = [
     "edit_gradient",
     "edited_gradients",
     "edits",
+    "grad_mode",
     "has_layer",
     "in_backward_pass",
     "is_compile_wrapper",
@@ -89,7 +94,6 @@ __all__ = [
     "record",
     "record_gradients",
     "rectifiers_observed",
-    "remove_hooks_of_other_threads",
     "replaceable",
     "replaced",
     "running_module",

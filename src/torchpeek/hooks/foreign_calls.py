@@ -1,16 +1,15 @@
-"""A notice where another thread calls a model in eval mode, and the hooks of threads that a fork does not have."""
+"""A notice where another thread calls a model that torchpeek has in eval mode."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from torchpeek.errors import notify
-from torchpeek.hooks.temporary_hooks import UncopiedHook, takes_hooks, thread_of_hook
+from torchpeek.hooks.temporary_hooks import UncopiedHook, attached, takes_hooks
+from torchpeek.undo import Undo, undone
 
 
 class _ForeignCallHook(UncopiedHook):
@@ -22,7 +21,7 @@ class _ForeignCallHook(UncopiedHook):
         self._thread = threading.get_ident()
         self._has_notified = False
 
-    def __call__(self, module: nn.Module, args: Any) -> None:
+    def __call__(self, module: nn.Module, *_: Any) -> None:
         if threading.get_ident() == self._thread or self._has_notified:
             return
         self._has_notified = True
@@ -33,24 +32,15 @@ class _ForeignCallHook(UncopiedHook):
         )
 
 
-def notice_of_foreign_calls(model: nn.Module) -> RemovableHandle | None:
-    """Give a Notice when another thread calls the model itself, until the handle is removed.
+@undone
+def notice_of_foreign_calls(undo: Undo, model: nn.Module) -> None:
+    """Inside the block, a Notice says when another thread calls the model itself.
 
-    A call of a part of the model alone is not noticed. None for a scripted model, which takes no hooks.
+    A call of a part of the model alone is not noticed, and neither is one of a scripted model, which takes no hooks.
+
+    Args:
+        undo: What removes the hook.
+        model: The model.
     """
-    return model.register_forward_pre_hook(_ForeignCallHook()) if takes_hooks(model) else None
-
-
-def remove_hooks_of_other_threads(modules: Iterable[nn.Module]) -> None:
-    """Remove the hooks that `attached` registered in other threads: in a forked process, these are not there."""
-    thread = threading.get_ident()
-    for module in modules:
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for number in [each for each, hook in hooks.items() if thread_of_hook(hook) not in (None, thread)]:
-                for registered in (
-                    hooks,
-                    module._forward_hooks_with_kwargs,
-                    module._forward_hooks_always_called,
-                    module._forward_pre_hooks_with_kwargs,
-                ):
-                    registered.pop(number, None)  # numbers are unique over all of these
+    if takes_hooks(model):
+        undo.enter(attached(called=[(model, _ForeignCallHook())]))

@@ -48,6 +48,31 @@ def hooked(tensor: Tensor, hook: GradientHook) -> TensorHook:
     return FirstHook(hooks, hook)
 
 
+class TensorHooks:
+    """Hooks of tensors that come off together, also where an exception has struck while one was registered."""
+
+    def __init__(self) -> None:
+        self._handles: list[TensorHook] = []
+        self._registering: list[tuple[Tensor, GradientHook]] = []
+
+    def add(self, tensor: Tensor, hook: GradientHook) -> None:
+        """Register `hook` for the gradient of `tensor`."""
+        self._registering.append((tensor, hook))  # an exception may strike before the handle is known
+        self._handles.append(hooked(tensor, hook))
+        self._registering.clear()  # it must not keep the tensor alive
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        for tensor, hook in self._registering:
+            hooks: Any = tensor._backward_hooks or {}
+            for key in [key for key, each in hooks.items() if each is hook]:
+                hooks.pop(key, None)
+        self._handles.clear()
+        self._registering.clear()
+
+
 class GradientTap:
     """The gradient of one use of a tensor, apart from the other uses of that tensor. Made by `tap_gradient`.
 

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-from torch.optim import Optimizer
+from torch.optim import Optimizer, optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils.hooks import RemovableHandle
 
-from torchpeek.interrupts import uninterrupted
+from torchpeek.undo import Undo, undone
 
 
-@contextmanager
-def around_steps(before: Callable[[Optimizer, bool], None], after: Callable[[Optimizer], None]) -> Iterator[None]:
+@undone
+def around_steps(undo: Undo, before: Callable[[Optimizer, bool], None], after: Callable[[Optimizer], None]) -> None:
     """Call functions before and after each step of each `torch.optim.Optimizer`, inside the block.
 
     Args:
+        undo: What takes them off.
         before: Called as `before(optimizer, closure)`; the second is whether the step got a closure, which computes the
             gradients anew.
         after: Called as `after(optimizer)`, if the step did not raise.
-
-    Yields:
-        None.
     """
 
     def begin(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -33,13 +29,12 @@ def around_steps(before: Callable[[Optimizer, bool], None], after: Callable[[Opt
     def end(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         after(optimizer)
 
-    handles: list[RemovableHandle] = []
-    try:
-        with uninterrupted():
-            handles.append(register_optimizer_step_pre_hook(begin))
-            handles.append(register_optimizer_step_post_hook(end))
-        yield
-    finally:
-        with uninterrupted():
-            for handle in handles:
-                handle.remove()
+    undo.push(_take_off, begin, end)
+    register_optimizer_step_pre_hook(begin)
+    register_optimizer_step_post_hook(end)
+
+
+def _take_off(*hooks: Callable[..., None]) -> None:
+    for registered in (optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks):
+        for key in [key for key, hook in registered.items() if hook in hooks]:
+            registered.pop(key, None)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from types import MethodType
 from typing import Any, TypeAlias
 
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from torchpeek.hooks.process import current_thread
-from torchpeek.interrupts import uninterrupted
+from torchpeek.undo import Undo, undone
 
 Forward: TypeAlias = Callable[..., Any]
 """Called with the arguments of the module's own `forward`."""
@@ -56,32 +55,29 @@ def replaceable(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-@contextmanager
-def replaced(forwards: Iterable[tuple[nn.Module, Forward]]) -> Iterator[None]:
+@undone
+def replaced(undo: Undo, forwards: Iterable[tuple[nn.Module, Forward]]) -> None:
     """Run another function as the `forward` of each module inside the block, and restore the module's own on exit.
 
     The replacement holds in the thread that entered the block; other threads run the module's own `forward`. The hooks
     of the module run as before, because they are not part of its `forward`.
 
     Args:
+        undo: What restores them.
         forwards: Pairs of a module and the function that runs as its `forward`.
-
-    Yields:
-        None.
     """
     originals: list[tuple[nn.Module, object]] = []
-    try:
-        with uninterrupted():
-            for module, forward in forwards:
-                own_forward = module.__dict__.get("forward", _ABSENT)
-                originals.append((module, own_forward))
-                patched = _PatchedForward(module, None if own_forward is _ABSENT else own_forward, forward)
-                module.__dict__["forward"] = patched  # not setattr: a module may have a `__setattr__` of its own
-        yield
-    finally:
-        with uninterrupted():
-            for module, own_forward in reversed(originals):
-                if own_forward is _ABSENT:
-                    module.__dict__.pop("forward", None)
-                else:
-                    module.__dict__["forward"] = own_forward
+    undo.push(_restore, originals)
+    for module, forward in forwards:
+        own_forward = module.__dict__.get("forward", _ABSENT)
+        originals.append((module, own_forward))
+        patched = _PatchedForward(module, None if own_forward is _ABSENT else own_forward, forward)
+        module.__dict__["forward"] = patched  # not setattr: a module may have a `__setattr__` of its own
+
+
+def _restore(originals: list[tuple[nn.Module, object]]) -> None:
+    for module, own_forward in reversed(originals):
+        if own_forward is _ABSENT:
+            module.__dict__.pop("forward", None)
+        else:
+            module.__dict__["forward"] = own_forward

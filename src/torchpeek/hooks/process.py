@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from itertools import count
 from threading import get_ident
 from typing import Any
@@ -14,7 +12,9 @@ import torch
 from torch import nn
 
 from torchpeek.errors import notify
-from torchpeek.locks import new_lock
+from torchpeek.forks import in_child
+from torchpeek.turns import Turns
+from torchpeek.undo import Undo, undone
 
 # thread -> the identifier that it has at present, for threads that are inside of `nested_in_pass`
 _NESTED: dict[int, int] = {}
@@ -26,31 +26,27 @@ def current_thread() -> int:
     return _NESTED.get(get_ident(), get_ident()) if _NESTED else get_ident()
 
 
-@contextmanager
-def nested_in_pass(is_nested: bool = True) -> Iterator[None]:
+@undone
+def nested_in_pass(undo: Undo, is_nested: bool = True) -> None:
     """Inside the block this thread has another identifier, so that the hooks of the pass around it do not run.
 
     A hook of a model, or its `forward`, may run a model with torchpeek while torchpeek runs the first one.
 
     Args:
+        undo: What gives the thread its former identifier.
         is_nested: Whether a pass runs around the block. If not, nothing is changed.
-
-    Yields:
-        None.
     """
-    if not is_nested:
-        yield
-        return
-    thread = get_ident()
-    outer = _NESTED.get(thread)
-    try:
-        _NESTED[thread] = next(_new_identifiers)
-        yield
-    finally:
-        if outer is None:
-            _NESTED.pop(thread, None)
-        else:
-            _NESTED[thread] = outer
+    if is_nested:
+        thread = get_ident()
+        undo.push(_identify, thread, _NESTED.get(thread))
+        _identify(thread, next(_new_identifiers))
+
+
+def _identify(thread: int, identifier: int | None) -> None:
+    if identifier is None:
+        _NESTED.pop(thread, None)
+    else:
+        _NESTED[thread] = identifier
 
 
 def _forget_other_threads() -> None:
@@ -59,39 +55,52 @@ def _forget_other_threads() -> None:
         del _NESTED[thread]
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_other_threads)
-
-_SHARED: dict[str, tuple[int, AbstractContextManager[Any]]] = {}
-_SHARED_LOCK = new_lock()
+in_child(_forget_other_threads)
 
 
-@contextmanager
-def shared(name: str, enter: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+class _SharedSetting:
+    """A setting of the process, and the blocks that need it."""
+
+    def __init__(self) -> None:
+        self.undo = Undo()  # what ends the setting
+        self.is_made = False
+        self.users: set[object] = set()
+
+
+_SHARED: dict[str, _SharedSetting] = {}
+_SHARED_TURNS = Turns()
+
+
+@undone
+def shared(undo: Undo, name: str, enter: Callable[[], AbstractContextManager[Any]]) -> None:
     """Enter the context manager that `enter()` makes, once for all blocks of this name that overlap in time.
 
     Args:
+        undo: What leaves it with the last of these blocks.
         name: Names the setting of the process.
         enter: Makes the context manager. It is called only if no block of this name is open.
-
-    Yields:
-        None.
     """
-    with _SHARED_LOCK:
-        count, context = _SHARED.get(name) or (0, enter())
-        if count == 0:
-            context.__enter__()
-        _SHARED[name] = count + 1, context
-    try:
-        yield
-    finally:
-        with _SHARED_LOCK:
-            count, context = _SHARED[name]
-            if count > 1:
-                _SHARED[name] = count - 1, context
-            else:
-                del _SHARED[name]
-                context.__exit__(None, None, None)
+    user = object()
+    undo.push(_leave_shared, name, user)
+    with _SHARED_TURNS.turn():
+        setting = _SHARED.setdefault(name, _SharedSetting())
+        setting.users.add(user)
+        if not setting.is_made:
+            setting.undo.finish()  # what an exception has left half made
+            setting.undo = Undo()
+            setting.undo.enter_context(enter())
+            setting.is_made = True
+
+
+def _leave_shared(name: str, user: object) -> None:
+    with _SHARED_TURNS.turn():
+        setting = _SHARED.get(name)
+        if setting is None:
+            return
+        setting.users.discard(user)
+        if not setting.users:
+            setting.undo.finish()
+            _SHARED.pop(name, None)
 
 
 def is_compiled(module: nn.Module) -> bool:
@@ -114,22 +123,32 @@ _COMPILE_WRAPPER = "OptimizedModule"
 _SHARDED_CLASSES = ("FullyShardedDataParallel", "FSDPModule")
 
 
-@contextmanager
-def eagerly(modules: Iterable[nn.Module], block: str | None = None) -> Iterator[None]:
+@undone
+def eagerly(undo: Undo, modules: Iterable[nn.Module], block: str | None = None) -> None:
     """Run everything eagerly inside the block if one of these modules is compiled, so that hooks are called.
 
     Args:
+        undo: What ends this.
         modules: The modules of a model.
         block: What the block does with the model, such as "recorded", for the notice if a module is compiled. None for
             no notice.
-
-    Yields:
-        None.
     """
     if not any(map(is_compiled, modules)):
-        yield
         return
     if block is not None:
         notify(f"the model is compiled, and compiled code ignores hooks; it runs eagerly while it is {block}")
-    with shared("eager", partial(torch.compiler.set_stance, "force_eager")):
-        yield
+    undo.enter(shared("eager", _eager_stance))
+
+
+@undone
+def _eager_stance(undo: Undo) -> None:
+    stances: list[Any] = []
+    set_stance: Any = torch.compiler.set_stance
+    undo.push(_end_stances, stances)
+    # It takes effect as soon as it is made. In this form nothing can strike before it is in the list.
+    stances.extend(map(set_stance, ("force_eager",)))
+
+
+def _end_stances(stances: list[Any]) -> None:
+    for stance in stances:
+        stance.__exit__(None, None, None)  # sets the stance from before, also a second time

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -12,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from torchpeek.hooks.function_modes import active
 from torchpeek.hooks.temporary_hooks import attached, takes_hooks
+from torchpeek.undo import Undo, undone
 
 OnRectifier: TypeAlias = Callable[[str, str, Tensor], None]
 """Called as `on_rectifier(module, function, result)`, with the names of the module that runs and of the function."""
@@ -71,16 +72,14 @@ _RECTIFIERS: dict[Any, tuple[str, Callable[[tuple[Any, ...], dict[str, Any]], bo
 }
 
 
-@contextmanager
-def rectifiers_observed(model: nn.Module, on_rectifier: OnRectifier) -> Iterator[None]:
+@undone
+def rectifiers_observed(undo: Undo, model: nn.Module, on_rectifier: OnRectifier) -> None:
     """Call `on_rectifier` after each rectifier that a module of the model calls as a function, in this thread.
 
     Args:
+        undo: What ends this.
         model: The model.
         on_rectifier: Called with the name of the innermost module that runs, the name of the function and its result.
-
-    Yields:
-        None.
     """
     running: list[str] = []
 
@@ -93,8 +92,8 @@ def rectifiers_observed(model: nn.Module, on_rectifier: OnRectifier) -> Iterator
 
     modules = [(name, module) for name, module in model.named_modules() if takes_hooks(module)]
     called = [(module, partial(begin, name)) for name, module in modules]
-    with attached(called=called, ended=[(module, end) for _, module in modules]), _RectifierMode(running, on_rectifier):
-        yield
+    undo.enter(attached(called=called, ended=[(module, end) for _, module in modules]))
+    undo.enter(active(_RectifierMode(running, on_rectifier)))
 
 
 class _RectifierMode(TorchFunctionMode):

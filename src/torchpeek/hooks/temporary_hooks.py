@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import torch
@@ -13,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from torchpeek.hooks.model_calls import ModelCalls
 from torchpeek.hooks.process import current_thread
-from torchpeek.interrupts import uninterrupted
+from torchpeek.undo import Undo, undone
 
 BeforeHook: TypeAlias = Callable[..., Any]
 """Called as `hook(module, args, kwargs)` when the module is called. A pair (args, kwargs) replaces the inputs.
@@ -47,62 +46,81 @@ def is_own_hook(hook: Callable[..., Any]) -> bool:
     return isinstance(hook, UncopiedHook)
 
 
-@contextmanager
+@undone
 def attached(
+    undo: Undo,
     returned: Iterable[tuple[nn.Module, ForwardHook]] = (),
     *,
     called: Iterable[tuple[nn.Module, BeforeHook]] = (),
     ended: Iterable[tuple[nn.Module, ForwardHook]] = (),
     every_thread: bool = False,
     calls: ModelCalls | None = None,
-) -> Iterator[None]:
+) -> None:
     """Register these hooks after the existing ones, and remove exactly these on every exit.
 
     A hook runs only in the thread that entered the block, because another thread may run the same model at the same
     time. An `UncopiedHook` runs in every thread and at every call, and decides for itself.
 
     Args:
+        undo: What removes the hooks.
         returned: Modules with their forward hooks.
         called: Modules with their forward pre-hooks.
         ended: Modules with forward hooks that also run when the module raises an Exception; the output is None then.
         every_thread: Run all hooks in every thread.
         calls: Run the hooks only in these calls, those of one model. They are followed while the block is open.
-
-    Yields:
-        None.
     """
     thread = None if every_thread else current_thread()
-    handles: list[RemovableHandle] = []
     hook_dicts: list[dict[int, Any]] = []
+    registered: list[tuple[nn.Module, Callable[..., Any]]] = []
+    handles: list[RemovableHandle] = []
     number = _new_number()
-    try:
-        with uninterrupted():
-            if calls is not None:
-                calls.open()
-                called = [(calls.model, _PassBegin(calls)), *called]
-                ended = [*ended, (calls.model, _PassEnd(calls))]
-            # One by one, so that after a failure the handles so far are known.
-            for module, before in called:
-                handles.append(module.register_forward_pre_hook(_limited(before, thread, calls), with_kwargs=True))
-            for module, hook in returned:
-                limited = _limited(hook, thread, calls)
-                hooks = module._forward_hooks
-                if type(module).register_forward_hook is not _REGISTER or number in hooks:
-                    handles.append(module.register_forward_hook(limited))
-                else:  # what that does, without a handle: many small layers would take most of their time for these
-                    hook_dicts.append(hooks)
-                    hooks[number] = limited
-            for module, hook in ended:
-                handles.append(module.register_forward_hook(_limited(hook, thread, calls), always_call=True))
-        yield
-    finally:
-        with uninterrupted():
-            if calls is not None:
-                calls.close()
-            for hooks in hook_dicts:
-                hooks.pop(number, None)
-            for handle in handles:
-                handle.remove()
+    undo.push(_detach, hook_dicts, number, registered, handles)
+    if calls is not None:
+        undo.push(calls.close)
+        calls.open()
+        called = [(calls.model, _PassBegin(calls)), *called]
+        ended = [*ended, (calls.model, _PassEnd(calls))]
+    for module, before in called:
+        limited = _limited(before, thread, calls)
+        registered.append((module, limited))  # first, so that it is known whenever an exception arrives
+        handles.append(module.register_forward_pre_hook(limited, with_kwargs=True))
+    for module, hook in returned:
+        limited = _limited(hook, thread, calls)
+        hooks = module._forward_hooks
+        if type(module).register_forward_hook is not _REGISTER or number in hooks:
+            registered.append((module, limited))
+            handles.append(module.register_forward_hook(limited))
+        else:  # what that does, without a handle: many small layers would take most of their time for these
+            hook_dicts.append(hooks)
+            hooks[number] = limited
+    for module, hook in ended:
+        limited = _limited(hook, thread, calls)
+        registered.append((module, limited))
+        handles.append(module.register_forward_hook(limited, always_call=True))
+
+
+def _detach(
+    hook_dicts: list[dict[int, Any]],
+    number: int,
+    registered: list[tuple[nn.Module, Callable[..., Any]]],
+    handles: list[RemovableHandle],
+) -> None:
+    for hooks in hook_dicts:
+        hooks.pop(number, None)
+    for handle in handles:
+        handle.remove()
+    if len(handles) == len(registered):
+        return
+    # An exception has struck between a registration and the moment from which its handle was known.
+    for module, hook in registered:
+        for hooks, options in (
+            (module._forward_pre_hooks, [module._forward_pre_hooks_with_kwargs]),
+            (module._forward_hooks, [module._forward_hooks_with_kwargs, module._forward_hooks_always_called]),
+        ):
+            for key in [key for key, registered_hook in hooks.items() if registered_hook is hook]:
+                for option in options:  # first, so that the key is found again where this is cut short
+                    option.pop(key, None)
+                hooks.pop(key, None)
 
 
 def _new_number() -> int:
@@ -130,11 +148,6 @@ class _LimitedHook(UncopiedHook):
         if calls is not None and not calls.depth.get(thread) and not calls.include(args[0]):
             return None
         return self._hook(*args)
-
-
-def thread_of_hook(hook: Callable[..., Any]) -> int | None:
-    """The only thread in which the hook runs; None if it runs in every thread."""
-    return hook._thread if isinstance(hook, _LimitedHook) else None
 
 
 class _PassBegin(UncopiedHook):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -12,13 +13,13 @@ from torch.utils.hooks import RemovableHandle
 from torchpeek.errors import GradUnavailable, InputError
 from torchpeek.hooks.backward_pass import current_backward_pass, unshared, with_earlier_parts
 from torchpeek.hooks.editing.changed_value import changed_gradient
-from torchpeek.hooks.gradient_tap import TensorHook, hooked
+from torchpeek.hooks.gradient_tap import GradientHook, TensorHooks
 from torchpeek.hooks.recording.storage import GradientSlot, StoredTensor, whole_gradient_hook
 from torchpeek.hooks.recording.summary import shapes
 from torchpeek.hooks.with_block import opened_by_with
 from torchpeek.html import html_table, notebook_html
-from torchpeek.interrupts import uninterrupted
 from torchpeek.text_table import text_table
+from torchpeek.undo import Block, Undo, undone
 
 
 @opened_by_with("with tp.record_gradients(...) as gradients:")
@@ -49,17 +50,17 @@ def record_gradients(**tensors: Tensor) -> Iterator[Mapping[str, Tensor | None]]
         _check_differentiable(tensor, name)
     # Of a leaf a copy, because torch may make the gradient that arrives `.grad`, to which later gradients are added.
     slots = {name: GradientSlot(partial(StoredTensor, copy=tensor.is_leaf)) for name, tensor in tensors.items()}
-    handles: list[TensorHook] = []
-    gradients = _GradientMapping(slots)
-    try:
-        with uninterrupted():
-            for name, tensor in tensors.items():
-                handles.append(hooked(tensor, whole_gradient_hook(slots[name])))
-        yield gradients
-    finally:
-        with uninterrupted():
-            for handle in handles:
-                handle.remove()
+    with _hooked(tensors, slots):
+        yield _GradientMapping(slots)
+
+
+@undone
+def _hooked(undo: Undo, tensors: Mapping[str, Tensor], slots: Mapping[str, GradientSlot]) -> None:
+    """Inside the block, the gradients of the tensors arrive in the slots."""
+    hooks = TensorHooks()
+    undo.push(hooks.remove)
+    for name, tensor in tensors.items():
+        hooks.add(tensor, whole_gradient_hook(slots[name]))
 
 
 def edit_gradient(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> RemovableHandle:
@@ -105,8 +106,84 @@ def edit_gradient(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Remov
         stored[flowed] = unshared(changed)
         return changed if flowed_before is None else changed - flowed_before
 
-    handle: RemovableHandle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]  # torch has no types for it
-    return handle
+    # The hook stays if this function returns, and is taken off if an exception strikes, also at its last instruction.
+    # Then the variables of this frame end, `handle` first. Otherwise `returning` ends before the handle does.
+    hooks = TensorHooks()
+    handle = GradientEdit(hooks)
+    returning = _Returning()
+    undo_if_lost = weakref.ref(handle, partial(_take_off, hooks))
+    _lost_handles[undo_if_lost] = weakref.ref(returning, partial(_lost_handles.pop, undo_if_lost))
+    del undo_if_lost
+    with _added(hooks, tensor, hook):
+        return handle
+
+
+class GradientEdit(Block["GradientEdit"], RemovableHandle):  # type: ignore[misc]  # torch's `__exit__` returns None
+    """The handle of an edited gradient: `remove()` ends the edit, and so does the end of a `with` block.
+
+    Args:
+        hooks: The hook that edits the gradient.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> with tp.edit_gradient(x, lambda gradient: 10 * gradient) as edited:
+        ...     x.sum().backward()
+        >>> x.grad
+        tensor([10., 10.])
+    """
+
+    def __init__(self, hooks: TensorHooks) -> None:
+        Block.__init__(self)
+        self._hooks = hooks
+
+    def _open(self, undo: Undo) -> GradientEdit:
+        undo.push(self._hooks.remove)
+        return self
+
+    def remove(self) -> None:
+        """End the edit. A second call does nothing.
+
+        Example:
+            >>> x = torch.ones(2, requires_grad=True)
+            >>> edited = tp.edit_gradient(x, lambda gradient: 10 * gradient)
+            >>> edited.remove()
+            >>> x.sum().backward()
+            >>> x.grad
+            tensor([1., 1.])
+        """
+        with self:
+            pass
+
+
+class _Returning:
+    """Lives as long as a call that returns a handle."""
+
+
+_lost_handles: dict[weakref.ref[GradientEdit], weakref.ref[_Returning]] = {}
+
+
+def _take_off(hooks: TensorHooks, handle: weakref.ref[GradientEdit]) -> None:
+    _lost_handles.pop(handle, None)
+    hooks.remove()
+
+
+@undone
+def _added(undo: Undo, hooks: TensorHooks, tensor: Tensor, hook: GradientHook) -> None:
+    """Inside the block the hook is added; it is taken off where the block raises."""
+    raised = [True]
+    undo.push(_remove_if, raised, hooks)
+    undo.ending = partial(_note_end, raised)
+    hooks.add(tensor, hook)
+
+
+def _note_end(raised: list[bool], kind: type[BaseException] | None, *others: object) -> None:
+    if kind is None:
+        raised.clear()
+
+
+def _remove_if(raised: list[bool], hooks: TensorHooks) -> None:
+    if raised:
+        hooks.remove()
 
 
 class _GradientMapping(Mapping[str, "Tensor | None"]):

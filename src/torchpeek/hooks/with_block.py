@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from types import TracebackType
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from torchpeek.errors import notify
+from torchpeek.undo import Block, Undo
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -22,7 +23,7 @@ class OpenedByWith:
     So an object of which the construction failed says nothing.
     """
 
-    _statement: str | None = None  # how to open it; None if it is not complete, or was opened or displayed
+    _unopened: weakref.ref[Any] | None = None  # watches it until it is opened or displayed
 
     def must_be_opened(self, statement: str) -> None:
         """Declare that this object is complete and that nothing has opened it yet.
@@ -30,19 +31,19 @@ class OpenedByWith:
         Args:
             statement: How to open it, for example "with tp.record(...) as tape:".
         """
-        self._statement = statement
+        # Not `__del__`, which would run at the end of every object, and Python drops an exception that arrives there.
+        self._unopened = weakref.ref(self, functools.partial(_warn, statement))
 
     def was_opened(self) -> None:
         """Declare that a block has opened it, or that the user has read that nothing has."""
-        self._statement = None
+        self._unopened = None
 
-    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        statement = self._statement
-        if statement is None or is_finalizing():  # while the interpreter exits, nothing can be warned of any more
-            return
-        self._statement = None
-        call = statement.removeprefix("with ").partition("(")[0]
-        notify(f"the result of {call} was thrown away before it was opened, so it did nothing. Next: {statement} ...")
+
+def _warn(statement: str, reference: weakref.ref[Any], is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+    if is_finalizing():  # while the interpreter exits, nothing can be warned of any more
+        return
+    call = statement.removeprefix("with ").partition("(")[0]
+    notify(f"the result of {call} was thrown away before it was opened, so it did nothing. Next: {statement} ...")
 
 
 def opened_by_with(
@@ -52,6 +53,9 @@ def opened_by_with(
 
     A context manager that is thrown away before a block has opened it warns. It can be opened several times, one after
     the other or nested, and it can decorate a function.
+
+    The function makes its changes in blocks of `torchpeek.undo`, which it has around its `yield`. It has no `finally`,
+    because an exception from outside could cut that short.
 
     Args:
         statement: How to open it, for example "with tp.edit(model, ...):".
@@ -78,31 +82,27 @@ def opened_by_with(
     return decorated
 
 
-class WithBlock(OpenedByWith, Generic[T]):
+class WithBlock(OpenedByWith, Block[T]):
     """The context manager that a function decorated with `opened_by_with` returns.
 
     Args:
         statement: How to open it.
-        enter: Makes the context manager of one block.
+        enter: Makes the context manager of one block, that of a generator.
     """
 
     def __init__(self, statement: str, enter: Callable[[], AbstractContextManager[T]]) -> None:
+        super().__init__()
         self._enter = enter
-        self._open: list[AbstractContextManager[T]] = []  # the blocks that are open, innermost last
         self._text = statement
         self.must_be_opened(statement)
 
-    def __enter__(self) -> T:
+    def _open(self, undo: Undo) -> T:
         self.was_opened()
-        block = self._enter()
-        result = block.__enter__()
-        self._open.append(block)
+        manager: Any = self._enter()
+        undo.push(manager.gen.close)
+        undo.ending = manager.__exit__
+        result: T = manager.__enter__()
         return result
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        return self._open.pop().__exit__(kind, error, trace)
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Decorate a function: each of its calls runs inside a block of its own."""
@@ -110,12 +110,12 @@ class WithBlock(OpenedByWith, Generic[T]):
 
         @functools.wraps(function)
         def inside(*args: Any, **kwargs: Any) -> Any:
-            with self._enter():
+            with self:
                 return function(*args, **kwargs)
 
         return inside
 
     def __repr__(self) -> str:
-        state = "open" if self._open else "not open"
+        state = "open" if self._is_open() else "not open"
         self.was_opened()  # who displays it reads that it is not open
         return f"<{self._text.removeprefix('with ').removesuffix(':')}, {state}; {self._text} opens it>"

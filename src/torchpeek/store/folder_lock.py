@@ -18,6 +18,7 @@ import weakref
 from pathlib import Path
 from types import ModuleType
 
+from torchpeek.forks import in_child
 from torchpeek.interrupts import uninterrupted
 
 fcntl: ModuleType | None
@@ -86,8 +87,7 @@ def _close_copies() -> None:
         lock._after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_copies)
+in_child(_close_copies)
 
 
 def lock_folder(folder: Path) -> FolderLock:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from threading import Lock
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 
 from torchpeek.errors import FormatError, InputError, LayerNotFound, closest, notify
+from torchpeek.forks import new_lock
 from torchpeek.hooks import Captured
 from torchpeek.store.folder import OutputFolder, file_stem
 from torchpeek.store.json_values import parsed_json
@@ -169,7 +168,7 @@ class _Writer:
 
     def __init__(self, folder: OutputFolder) -> None:
         self.folder = folder
-        self._numbering = Lock()
+        self._numbering = new_lock()
         self._number = 0
         self.skip_files()
         status = folder.path.stat()
@@ -192,7 +191,7 @@ _WRITERS: WeakValueDictionary[tuple[int, int], _Writer] = WeakValueDictionary()
 
 def _writer_of(path: Path) -> _Writer:
     """The writer of a stream that was opened. Raises FolderError where another process writes to the folder."""
-    with _OPENING[0]:
+    with _OPENING:
         status = path.stat() if path.is_dir() else None
         writer = None if status is None else _WRITERS.get((status.st_dev, status.st_ino))
         if writer is None or not writer.folder.held:
@@ -201,15 +200,7 @@ def _writer_of(path: Path) -> _Writer:
         return writer
 
 
-_OPENING = [Lock()]  # so that two threads make one writer
-
-
-def _after_fork() -> None:
-    _OPENING[0] = Lock()  # a thread that the child does not have may have held it
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+_OPENING = new_lock()  # so that two threads make one writer
 
 
 def _numbered_files(folder: Path) -> dict[int, Path]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from types import FunctionType
 from typing import Any, Literal, Protocol, TypeAlias
@@ -159,24 +157,3 @@ def _attention_weights(query: Tensor, key: Tensor, mask: Tensor | None, is_causa
     masked = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
     fully_masked = (masked == -math.inf).all(dim=-1, keepdim=True)
     return masked.masked_fill(fully_masked, 0).softmax(dim=-1).masked_fill(fully_masked, 0)
-
-
-@contextmanager
-def active(mode: TorchFunctionMode) -> Iterator[None]:
-    """Make the mode the thread's innermost. On exit the thread has the modes that it had before.
-
-    The whole stack of modes is restored, because an interrupt inside torch's own code may leave modes on it or off it.
-    """
-    before = _active_modes()
-    torch._C._push_on_torch_function_stack(mode)
-    try:
-        yield
-    finally:
-        for _ in _active_modes():
-            torch._C._pop_torch_function_stack()
-        for each in before:
-            torch._C._push_on_torch_function_stack(each)
-
-
-def _active_modes() -> list[Any]:
-    return [torch._C._get_function_stack_at(index) for index in range(torch._C._len_torch_function_stack())]

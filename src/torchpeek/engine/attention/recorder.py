@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Container
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from torchpeek.engine.attention.function_mode import AttentionMode, OtherAttention, active
+from torchpeek.engine.attention.function_mode import AttentionMode, OtherAttention
 from torchpeek.engine.gradients import Handle, start_graph
 from torchpeek.errors import MethodNotApplicable
-from torchpeek.hooks import attached, call_name, containers
+from torchpeek.hooks import active, attached, call_name, containers
 from torchpeek.interrupts import uninterrupted
+from torchpeek.undo import Block, Undo
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +58,7 @@ class Attention:
     block_output: BlockOutput | None
 
 
-class AttentionRecorder:
+class AttentionRecorder(Block[None]):
     """Record the attention weights of one pass: `with recorder: run(model, call)`, then `recorder.attentions(N)`.
 
     Recorded are scaled_dot_product_attention, nn.MultiheadAttention, and a softmax over the last axis of a tensor
@@ -74,6 +73,7 @@ class AttentionRecorder:
     """
 
     def __init__(self, gradients: bool, model: nn.Module, excluded: Container[str] = ()) -> None:
+        super().__init__()
         self._gradients = gradients
         self._model = model
         self._excluded = excluded
@@ -81,28 +81,19 @@ class AttentionRecorder:
         self._calls_of_layer = Counter[str]()
         self._other_calls = Counter[OtherAttention]()
         self._module_calls: list[_ModuleCall] = []  # those that are running, the innermost last
-        self._exits = ExitStack()
 
-    def __enter__(self) -> AttentionRecorder:
-        with ExitStack() as stack:
-            stack.enter_context(uninterrupted())
-            stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
-            hooked = [(name, module) for name, module in self._model.named_modules() if _can_have_hooks(module)]
-            stack.enter_context(
-                attached(
-                    called=[(module, partial(self._module_called, name)) for name, module in hooked],
-                    ended=[(module, self._module_returned) for _, module in hooked],
-                )
+    def _open(self, undo: Undo) -> None:
+        undo.enter(uninterrupted())
+        undo.push_local(torch.set_grad_enabled, torch.is_grad_enabled())
+        undo.push(self._module_calls.clear)
+        hooked = [(name, module) for name, module in self._model.named_modules() if _can_have_hooks(module)]
+        undo.enter(
+            attached(
+                called=[(module, partial(self._module_called, name)) for name, module in hooked],
+                ended=[(module, self._module_returned) for _, module in hooked],
             )
-            stack.enter_context(active(AttentionMode(self._record, self._count_other)))
-            self._exits = stack.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._module_calls.clear()
-        self._exits.close()
+        )
+        undo.enter(active(AttentionMode(self._record, self._count_other)))
 
     def attentions(self, sample_count: int) -> list[Attention]:
         """The attention of all tokens to each other, in the order of the pass, for a batch of `sample_count` samples.

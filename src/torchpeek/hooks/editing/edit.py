@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from typing import Any, TypeAlias
@@ -24,8 +23,8 @@ from torchpeek.hooks.select import Selection, select, why_not_fired
 from torchpeek.hooks.selected_layer import SelectedLayer
 from torchpeek.hooks.temporary_hooks import attached
 from torchpeek.hooks.with_block import opened_by_with
-from torchpeek.interrupts import uninterrupted
 from torchpeek.keywords import checked_keywords
+from torchpeek.undo import Block, Undo, undone
 
 Edits: TypeAlias = Mapping[Any, Callable[..., Any]]
 """Layer selection -> a function of the current value that returns the value to use instead."""
@@ -83,21 +82,8 @@ def edit(
     _check(outputs, inputs, gradients)
     of_outputs, of_inputs, of_gradients = (_by_layer(model, edits) for edits in (outputs, inputs, gradients))
     edited = _Edit(model, of_outputs, of_inputs, of_gradients)
-    try:
-        with (
-            eagerly(model.modules(), "edited"),
-            attached(
-                edited.returned + edited.gradient_hooks,
-                called=edited.called,
-                ended=edited.ended,
-                calls=edited.model_calls,
-            ),
-        ):
-            edited.open(surroundings())
-            yield
-    finally:
-        with uninterrupted():
-            edited.close()
+    with _edited(edited):
+        yield
     edited.notify_of_no_effect()
 
 
@@ -149,29 +135,32 @@ class _Edit:
         """The calls that this thread has counted so far."""
         return self._calls.counts()
 
-    @contextmanager
-    def again(self, call_counts: CallCounts) -> Iterator[None]:
+    def again(self, call_counts: CallCounts) -> Block[None]:
         """Edit inputs and outputs in this thread, in a second run whose first run began with these calls counted."""
-        thread = current_thread()
-        with self._calls.counted_from(call_counts):
-            if self.is_open or thread in self._threads:
-                yield
-                return
-            # A bound method, because `attached` restricts a plain function to this thread.
-            called, returned, ended = (
-                [(module, hook.__call__) for module, hook in hooks]
-                for hooks in (self.called, self.returned, self.ended)
-            )
-            self._threads.add(thread)
-            try:
-                with eagerly(self._model.modules()), attached(returned, called=called, ended=ended):
-                    yield
-            finally:
-                self._threads.discard(thread)
+        return _edited_again(self, call_counts)
 
-    def open(self, opened_in: Surroundings) -> None:
+    def open(self, undo: Undo) -> None:
         """Begin the edit."""
-        self.is_open, self.opened_in = True, opened_in
+        undo.push(self.close)
+        undo.enter(eagerly(self._model.modules(), "edited"))
+        returned = self.returned + self.gradient_hooks
+        undo.enter(attached(returned, called=self.called, ended=self.ended, calls=self.model_calls))
+        self.is_open, self.opened_in = True, surroundings()
+
+    def open_again(self, undo: Undo, call_counts: CallCounts) -> None:
+        """Begin the edit in a second run."""
+        thread = current_thread()
+        undo.enter(self._calls.counted_from(call_counts))
+        if self.is_open or thread in self._threads:
+            return
+        # A bound method, because `attached` restricts a plain function to this thread.
+        called, returned, ended = (
+            [(module, hook.__call__) for module, hook in hooks] for hooks in (self.called, self.returned, self.ended)
+        )
+        undo.push(self._threads.discard, thread)
+        self._threads.add(thread)
+        undo.enter(eagerly(self._model.modules()))
+        undo.enter(attached(returned, called=called, ended=ended))
 
     def close(self) -> None:
         """End the edit, and take its hooks off the tensors of the graph."""
@@ -194,6 +183,16 @@ class _Edit:
                     f"an edit did nothing: no gradient flowed back through layer {name!r} inside the block. Next: run "
                     "the backward pass inside the block"
                 )
+
+
+@undone
+def _edited(undo: Undo, edit: _Edit) -> None:
+    edit.open(undo)
+
+
+@undone
+def _edited_again(undo: Undo, edit: _Edit, call_counts: CallCounts) -> None:
+    edit.open_again(undo, call_counts)
 
 
 class _Changes:

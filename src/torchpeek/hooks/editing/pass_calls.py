@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torchpeek.hooks.backward_pass import in_backward_pass
 from torchpeek.hooks.model_calls import ModelCalls
 from torchpeek.hooks.process import current_thread
 from torchpeek.hooks.selected_layer import SelectedLayer
+from torchpeek.undo import Block, Undo, undone
 
 
 class CallCounts(NamedTuple):
@@ -76,18 +76,20 @@ class PassCalls:
         depth, numbers = self._counts()
         return CallCounts(depth, dict(numbers))
 
-    @contextmanager
-    def counted_from(self, counts: CallCounts) -> Iterator[None]:
+    def counted_from(self, counts: CallCounts) -> Block[None]:
         """Inside the block, count the calls of the current thread from `counts`; afterwards as before."""
-        before = self._counts()
-        self._of_thread.counts = CallCounts(counts.depth, dict(counts.numbers))
-        try:
-            yield
-        finally:
-            self._of_thread.counts = before
+        return _with_attribute(
+            self._of_thread, "counts", self._counts(), CallCounts(counts.depth, dict(counts.numbers))
+        )
 
     def _counts(self) -> CallCounts:
         counts: CallCounts | None = getattr(self._of_thread, "counts", None)
         if counts is None:
             counts = self._of_thread.counts = CallCounts(0, {})
         return counts
+
+
+@undone
+def _with_attribute(undo: Undo, owner: object, name: str, before: Any, inside: Any) -> None:
+    undo.push(setattr, owner, name, before)
+    setattr(owner, name, inside)

@@ -15,12 +15,14 @@ from torchpeek.hooks.finite.calls import OpenCalls
 from torchpeek.hooks.finite.causes import raise_for_output
 from torchpeek.hooks.finite.operations import OperationTracker, check_nodes, check_unseen_node
 from torchpeek.hooks.finite.values import Value, holds_fractions
+from torchpeek.hooks.function_modes import active
 from torchpeek.hooks.model_calls import ModelCalls
 from torchpeek.hooks.process import eagerly
 from torchpeek.hooks.select import Selection, named_layers, select_modules
 from torchpeek.hooks.temporary_hooks import attached, takes_hooks
 from torchpeek.hooks.with_block import opened_by_with
 from torchpeek.keywords import checked_keywords
+from torchpeek.undo import Undo, undone
 
 
 @checked_keywords
@@ -82,16 +84,25 @@ def check_finite(model: nn.Module, *, exclude: Selection | None = None, backward
         (module, partial(_begin, calls, tracker, name, id(module) in accepted)) for name, module in modules.values()
     ]
     ended = [(module, partial(_end, calls, tracker, name, backward)) for name, module in modules.values()]
-    with (
-        eagerly(model.modules(), "checked"),
-        attached(called=called, ended=ended, every_thread=True, calls=model_calls),
-        tracker,
-    ):
-        calls.open_block()
-        try:
-            yield
-        finally:
-            calls.close_block()
+    with _checked(model, model_calls, calls, tracker, called, ended):
+        yield
+
+
+@undone
+def _checked(
+    undo: Undo,
+    model: nn.Module,
+    model_calls: ModelCalls,
+    calls: OpenCalls,
+    tracker: OperationTracker,
+    called: list[tuple[nn.Module, Any]],
+    ended: list[tuple[nn.Module, Any]],
+) -> None:
+    undo.enter(eagerly(model.modules(), "checked"))
+    undo.enter(attached(called=called, ended=ended, every_thread=True, calls=model_calls))
+    undo.enter(active(tracker))
+    undo.push(calls.close_block)
+    calls.open_block()
 
 
 def _begin(

@@ -29,10 +29,6 @@ class OperationTracker(TorchFunctionMode):
         self._calls = calls
         self._backward = backward
 
-    def __exit__(self, *exception: Any) -> None:
-        if self._calls.hidden_in is None:  # else it is off the stack already
-            super().__exit__(*exception)  # type: ignore[no-untyped-call]
-
     def hide_in(self, call: LayerCall, module: nn.Module) -> None:
         """Leave the stack of modes while a layer runs that takes another path if it sees a mode there."""
         calls = self._calls

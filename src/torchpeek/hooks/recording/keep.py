@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.errors import InputError, LayerNotFound, OptionError, notify
+from torchpeek.forks import new_lock
 from torchpeek.hooks.module_channels import UNKNOWN_CHANNELS, Channels, channels_of
 from torchpeek.hooks.recording.running_statistics import ChannelsVary, RunningStatistics
 from torchpeek.hooks.recording.storage import Leaf, StoredTensor, StoredValue
 from torchpeek.hooks.select import Selection, select
 from torchpeek.hooks.selected_layer import SelectedLayer
-from torchpeek.locks import new_lock
 from torchpeek.tensor_formats import (
     RAGGED,
     dense,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from torchpeek.errors import InputError
+from torchpeek.forks import new_lock
 from torchpeek.hooks import containers
 from torchpeek.hooks.backward_pass import graph_task, in_backward_pass
 from torchpeek.hooks.gradient_tap import GradientTap, TensorHook
@@ -22,7 +23,6 @@ from torchpeek.hooks.recording.call import Call
 from torchpeek.hooks.recording.storage import GradientSlot, Leaf
 from torchpeek.hooks.selected_layer import call_name
 from torchpeek.hooks.temporary_hooks import UncopiedHook
-from torchpeek.locks import new_lock
 
 # The transforms of torch.func that are active, such as vmap; None outside of all.
 _transforms: Callable[[], list[Any] | None] = torch._C._functorch.get_interpreter_stack

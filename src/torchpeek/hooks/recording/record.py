@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from torchpeek.errors import GradUnavailable, InputError, NotConnected
 from torchpeek.hooks.checked_model import checked_model
-from torchpeek.hooks.gradient_tap import TensorHook, hooked
+from torchpeek.hooks.gradient_tap import TensorHooks
 from torchpeek.hooks.model_calls import passes_were_cut
 from torchpeek.hooks.process import eagerly, is_sharded
 from torchpeek.hooks.recording.keep import Keep, layer_keepers
@@ -26,8 +25,8 @@ from torchpeek.hooks.recording.summary import Cells
 from torchpeek.hooks.select import Selection, named_layers, select, why_not_fired
 from torchpeek.hooks.temporary_hooks import attached
 from torchpeek.hooks.with_block import OpenedByWith
-from torchpeek.interrupts import protected, uninterrupted
 from torchpeek.keywords import checked_keywords
+from torchpeek.undo import Block, Undo
 
 Snapshot: TypeAlias = Literal["auto", "clone", "alias"]
 
@@ -128,7 +127,7 @@ def record(
     return Recording(model, modules, recorders, tracker, parameters=parameters)
 
 
-class Recording(OpenedByWith, RecordedLayers):
+class Recording(OpenedByWith, Block["Recording"], RecordedLayers):
     """The recorded calls of layers: a mapping, in which `recording[name]` are those of one layer.
 
     `record` makes it. A `with` block opens it, several times if you like. It can be read at any time. Printing it gives
@@ -158,60 +157,41 @@ class Recording(OpenedByWith, RecordedLayers):
         *,
         parameters: bool,
     ) -> None:
-        super().__init__(recorders, {} if parameters else None, records_gradients=tracker.gradients)
+        Block.__init__(self)
+        RecordedLayers.__init__(self, recorders, {} if parameters else None, records_gradients=tracker.gradients)
         self._model = model
         self._modules = modules
         self._recorders = recorders
         self._tracker = tracker
-        self._parameter_hooks: list[TensorHook] = []
-        self._stack: ExitStack | None = None
+        self._parameter_hooks = TensorHooks()
         self.must_be_opened("with tp.record(model, ...) as tape:")
 
-    def __enter__(self) -> Self:
+    def _open(self, undo: Undo) -> Recording:
         self.was_opened()
-        if self._stack is not None:
+        if self._is_open(but=undo):
             raise InputError("this recording is open already; make another one with record()")
-        self._stack = ExitStack()
-        try:
-            self._stack.enter_context(protected(Recording.__enter__.__code__, Recording.__exit__.__code__))
-            with uninterrupted():
-                self._open(self._stack)
-            return self
-        except BaseException:  # also a Ctrl-C that arrived during `_open`
-            self._close()
-            raise
-
-    def _open(self, stack: ExitStack) -> None:
+        undo.ending = self._end_block
         tracker, recorders = self._tracker, self._recorders.values()
+        undo.push(self._remove_gradient_hooks)
         tracker.open_block()
         called: list[tuple[nn.Module, Any]] = [(self._model, PassStartHook(tracker, self._model, self._on_pass_start))]
         if tracker.inputs or tracker.gradients:
             called += [(recorder.module, LayerInputHook(recorder)) for recorder in recorders]
         returned: list[tuple[nn.Module, Any]] = [(recorder.module, recorder) for recorder in recorders]
         returned.append((self._model, PassEndHook(tracker)))
-        stack.enter_context(eagerly(self._modules, "recorded"))
-        stack.callback(self._remove_gradient_hooks)
+        undo.enter(eagerly(self._modules, "recorded"))
         self._store_parameters()
-        stack.enter_context(attached(returned, called=called, ended=[(self._model, CallEndHook(tracker))]))
+        undo.enter(attached(returned, called=called, ended=[(self._model, CallEndHook(tracker))]))
+        return self
 
-    def __exit__(
+    def _end_block(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        try:
-            with uninterrupted():
-                self._close()
-        finally:
-            self._close()  # for a Ctrl-C that arrived before `uninterrupted` took effect
         stopped = error is not None and error is self._tracker.early_stop
         if error is not None and stopped:
             error.__traceback__ = None  # its frames would keep this recording and the model alive
             passes_were_cut()
         return stopped
-
-    def _close(self) -> None:
-        if self._stack is not None:
-            self._stack.close()
-            self._stack = None
 
     def new_pass(self) -> None:
         """Begin a new pass by hand, if you call a part or a method of the model instead of the model itself.
@@ -328,9 +308,7 @@ class Recording(OpenedByWith, RecordedLayers):
         """Store the parameters again at the start of each pass, because a module may have got other ones."""
         if self._parameters is None:
             return
-        for handle in self._parameter_hooks:
-            handle.remove()
-        self._parameter_hooks.clear()
+        self._parameter_hooks.remove()
         for name, recorder in self._recorders.items():
             self._parameters[name] = {}
             for parameter, tensor in recorder.module.named_parameters():
@@ -340,10 +318,8 @@ class Recording(OpenedByWith, RecordedLayers):
                 slot = GradientSlot(partial(StoredTensor, copy=True))
                 self._parameters[name][parameter] = StoredTensor(tensor, self._tracker.copy_gradients), slot
                 if tensor.requires_grad and self._tracker.gradients:
-                    self._parameter_hooks.append(hooked(tensor, whole_gradient_hook(slot)))
+                    self._parameter_hooks.add(tensor, whole_gradient_hook(slot))
 
     def _remove_gradient_hooks(self) -> None:
-        for handle in self._parameter_hooks:
-            handle.remove()
-        self._parameter_hooks.clear()
+        self._parameter_hooks.remove()
         self._tracker.close_block()

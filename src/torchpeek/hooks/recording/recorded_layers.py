@@ -191,7 +191,7 @@ class RecordedLayers(LayerMapping[Calls]):
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    ) -> bool | None:
         raise InputError(_WITHOUT_MODEL)
 
     def new_pass(self) -> None:

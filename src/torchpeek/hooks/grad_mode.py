@@ -1,0 +1,30 @@
+"""Whether the current thread records gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from torchpeek.undo import Undo, undone
+
+
+@undone
+def grad_mode(undo: Undo, enabled: bool) -> None:
+    """Inside the block inference mode is off, and gradients are on or off. On exit both are as they were before.
+
+    Args:
+        undo: What restores them.
+        enabled: Whether gradients are on.
+    """
+    guard = torch.inference_mode(False)
+    undo.push_local(torch.set_grad_enabled, torch.is_grad_enabled())
+    undo.push_local(_end, guard)
+    guard.__enter__()
+    torch.set_grad_enabled(enabled)
+
+
+def _end(guard: Any) -> None:
+    context = getattr(guard, "_inference_mode_context", None)
+    if context is not None:
+        context.__exit__(None, None, None)  # a second time it does nothing

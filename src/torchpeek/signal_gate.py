@@ -1,0 +1,186 @@
+"""Delay signals: while a change is half done, no handler that Python calls may raise an exception."""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # it has no types
+import os
+import threading
+from collections.abc import Callable
+from itertools import compress
+from types import FrameType
+from typing import Any
+
+from torchpeek.forks import in_child
+
+# The functions of C. Those of the module `signal` make an enum of each handler, which takes longer than all the rest.
+_get: Callable[[int], Any] = _signal.getsignal
+_set: Callable[[int, Any], Any] = _signal.signal
+
+_NUMBERS = tuple(sorted(_signal.valid_signals()))
+_get_ident = threading.get_ident
+_main_thread = threading.main_thread
+
+
+class Level:
+    """A part of a program during which signals are delayed, or let through.
+
+    Python handles signals in the main thread, so in other threads a level does nothing. Levels are nested, and the
+    innermost decides. While a level is closed, gates stand in the place of all handlers that are functions of Python. A
+    gate notes that its signal has arrived, each signal once, and the handlers are called when no closed level decides
+    any more. Handlers that are no functions (SIG_DFL, SIG_IGN, those of faulthandler) are left alone.
+
+    All methods may be called again where an exception has cut them short.
+    """
+
+    __slots__ = ("_gates", "is_open")
+
+    def __init__(self, is_open: bool = False) -> None:
+        self.is_open = is_open
+        self._gates: list[_Gate] = []  # those that this level has put in the place of handlers
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is something to end."""
+        return self in _levels or bool(self._gates)
+
+    def begin(self) -> None:
+        """Make this level the innermost. From here on no signal raises, unless it is open."""
+        if _get_ident() != _main_thread().ident:
+            return
+        inside_closed = False
+        if self not in _levels:
+            inside_closed = bool(_levels) and not _levels[-1].is_open  # no handler can have been installed since
+            _levels.append(self)  # first, so that each gate holds from the moment at which it is installed
+        if self.is_open or inside_closed:
+            return
+        handlers = list(map(_get, _NUMBERS))
+        for number, handler in compress(zip(_NUMBERS, handlers, strict=True), map(callable, handlers)):
+            if type(handler) is not _Gate:
+                gate = _Gate(number, handler)
+                self._gates.append(gate)
+                _set(number, gate)
+
+    def guard(self, is_guarded: Callable[[FrameType], bool]) -> None:
+        """End this level, and leave its gates: they go on to delay the signals that interrupt certain code.
+
+        Args:
+            is_guarded: Says of a frame whether it runs that code.
+        """
+        _guards[self] = is_guarded
+        self._leave()
+
+    def end(self) -> None:
+        """Put the handlers back, and call those whose signals were delayed, if no outer level delays them.
+
+        A handler that was installed in the meantime stays.
+        """
+        gates = self._gates
+        # Still closed: a handler that is put back may raise, and then this is called again.
+        while gates and _get_ident() == _main_thread().ident:
+            gate = gates[-1]
+            if _get(gate.number) is gate:
+                _set(gate.number, gate.handler)
+            gates.pop()
+        _guards.pop(self, None)
+        self._leave()
+
+    def _leave(self) -> None:
+        if self in _levels:
+            _levels.remove(self)
+            if _pending and (not _levels or _levels[-1].is_open):
+                deliver()
+
+
+class _Gate:
+    """Stands in the place of a handler. One that is left behind passes its signals on."""
+
+    __slots__ = ("handler", "number")
+
+    def __init__(self, number: int, handler: Any) -> None:
+        self.number = number
+        self.handler = handler
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        level = _levels[-1] if _levels else None
+        if _guards and (level is None or level.is_open) and _is_guarded(frame):
+            _pending.setdefault(number, (self, frame))
+        elif level is None:
+            self.handler(number, frame)
+        elif level.is_open:
+            level.is_open = False  # the clean-up that follows is not interrupted again
+            self.handler(number, frame)
+            level.is_open = True  # reached if the handler did not raise
+        else:
+            _pending.setdefault(number, (self, frame))
+
+
+_levels: list[Level] = []  # innermost last
+_pending: dict[int, tuple[_Gate, FrameType | None]] = {}  # the signals that arrived, in their order
+
+
+_guards: dict[Level, Callable[[FrameType], bool]] = {}
+
+
+def _is_guarded(frame: FrameType | None) -> bool:
+    """Whether the innermost frames run guarded code: what was interrupted, and functions that it called."""
+    for _ in range(_GUARDED_DEPTH):
+        if frame is None:
+            return False
+        if any(is_guarded(frame) for is_guarded in _guards.values()):
+            return True
+        frame = frame.f_back
+    return False
+
+
+_GUARDED_DEPTH = 4
+
+
+def are_delayed() -> bool:
+    """Whether signals have arrived that are delayed."""
+    return bool(_pending)
+
+
+def deliver() -> None:
+    """Call the handlers whose signals were delayed, each of them, also where the one before raises."""
+    number = next(iter(_pending), None)
+    if number is None:
+        return
+    gate, frame = _pending.pop(number)
+    try:
+        if _levels and _levels[-1].is_open:
+            gate(number, frame)
+        else:
+            gate.handler(number, frame)
+    finally:
+        deliver()
+
+
+def _after_fork_in_child(thread: int | None) -> None:
+    """Put the handlers back where another thread than the main one has forked: nobody else does in the child."""
+    if thread == _get_ident():
+        return
+    for level in reversed(_levels):
+        for gate in level._gates:
+            if _get(gate.number) is gate:
+                _set(gate.number, gate.handler)
+    _levels.clear()
+    _guards.clear()
+    _pending.clear()
+
+
+class _Fork:
+    """Remembers which thread was the main one before a fork."""
+
+    main: int | None = None
+
+    def before(self) -> None:
+        self.main = _main_thread().ident
+
+    def in_child(self) -> None:
+        _after_fork_in_child(self.main)
+
+
+_fork = _Fork()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_fork.before)
+in_child(_fork.in_child)
