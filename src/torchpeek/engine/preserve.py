@@ -16,12 +16,13 @@ from torch.nn.parameter import is_lazy
 from torchpeek.errors import InputError, listed_names
 from torchpeek.hooks import eagerly, grad_mode, shared
 from torchpeek.interrupts import let_interrupts_through, uninterrupted
+from torchpeek.turns import Turns
 from torchpeek.undo import Undo, undone
 
 # One lock for each module, not for each model, because two models may share a module. Not a ModelCache: a lock is no
 # result, and must not be dropped while it is held.
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
-_LOCKS_GUARD = threading.Lock()
+_LOCKS_GUARD = Turns()
 
 # The models that this thread is running. A nested block for one of them saves nothing a second time.
 _LOCAL = threading.local()
@@ -236,7 +237,7 @@ def _models_running() -> list[nn.Module]:
 
 def _locks(modules: list[nn.Module]) -> list[threading.RLock]:
     """The locks of the modules, always in the same order, so that two threads cannot wait for each other."""
-    with _LOCKS_GUARD:
+    with _LOCKS_GUARD.turn():
         return [_LOCKS.setdefault(module, threading.RLock()) for module in sorted(modules, key=id)]
 
 
