@@ -104,14 +104,20 @@ class _Gate:
         level = _levels[-1] if _levels else None
         if _guards and (level is None or level.is_open) and _is_guarded(frame):
             _pending.setdefault(number, (self, frame))
-        elif level is None:
-            self.handler(number, frame)
-        elif level.is_open:
-            level.is_open = False  # the clean-up that follows is not interrupted again
-            self.handler(number, frame)
-            level.is_open = True  # reached if the handler did not raise
+        elif level is None or level.is_open:
+            self.call(number, frame)
         else:
             _pending.setdefault(number, (self, frame))
+
+    def call(self, number: int, frame: FrameType | None) -> None:
+        """Call the handler."""
+        level = _levels[-1] if _levels else None
+        if level is None or not level.is_open:
+            self.handler(number, frame)
+            return
+        level.is_open = False  # the clean-up that follows is not interrupted again
+        self.handler(number, frame)
+        level.is_open = True  # reached if the handler did not raise
 
 
 _levels: list[Level] = []  # innermost last
@@ -147,10 +153,7 @@ def deliver() -> None:
         return
     gate, frame = _pending.pop(number)
     try:
-        if _levels and _levels[-1].is_open:
-            gate(number, frame)
-        else:
-            gate.handler(number, frame)
+        gate.call(number, frame)
     finally:
         deliver()
 
