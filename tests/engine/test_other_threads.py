@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 import torchpeek as tp
 from networks import PooledNet, state_of
-from torchpeek.engine import preserve
-from torchpeek.engine.model_locks import BlockToken, LockHolder
+from torchpeek.engine.model_locks import LockHolder
 from torchpeek.engine.preserve import preserved
+from torchpeek.undo import Undo
 
 INPUTS = torch.arange(2 * 3 * 8 * 8, dtype=torch.float32).view(2, 3, 8, 8).sin()
 
@@ -187,39 +187,38 @@ class TestPassInsideAPass:
 
 
 class TestLocks:
-    def test_a_block_that_is_gone_holds_nothing(self) -> None:
-        model = PooledNet()
-        modules = list(model.modules())
-        token = BlockToken()
-        gone = LockHolder(token)
-        held = threading.Thread(target=gone.acquire, args=(modules,))
-        gone.acquire(modules)
-        held.start()  # the same holder, for the thread's sake only
-        held.join()
-        del token
+    @pytest.mark.parametrize("which", ["over", "thread gone"])
+    def test_a_block_that_is_gone_holds_nothing(self, which: str) -> None:
+        modules = list(PooledNet().modules())
+        undo, closer = Undo(), Owner()
+        undo.watch(closer)
+
+        def hold() -> None:
+            LockHolder(undo).acquire(modules)  # and no step that releases it
+
+        if which == "over":
+            hold()
+            del closer
+        else:
+            thread = threading.Thread(target=hold)
+            thread.start()
+            thread.join()
         done = []
 
         def other() -> None:
-            holder = LockHolder(mine := BlockToken())
+            holder = LockHolder(Undo())
             holder.acquire(modules)
-            done.append(mine)
             holder.release()
+            done.append(True)
 
         thread = threading.Thread(target=other)
         thread.start()
         thread.join(10)
         assert done
 
-    def test_the_next_block_closes_one_that_was_not_closed(self) -> None:
-        model = PooledNet().train()
-        block = preserve._Block(model, list(model.modules()), BlockToken())  # its token is gone at once
-        block.open(evaluating=True)
-        assert not model.training
-        with preserved(PooledNet()):
-            assert model.training
-        assert block.random is not None
-        block.close()  # again
-        assert not preserve._OPEN
+
+class Owner:
+    """What a `with` statement holds."""
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")

@@ -50,4 +50,4 @@ def active_in_dispatch(undo: Undo, mode: TorchDispatchMode) -> None:
 
 def _switch_off(mode: TorchDispatchMode) -> None:
     while any(each is mode for each in _get_current_dispatch_mode_stack()):
-        torch._C._pop_torch_dispatch_stack()
+        torch._C._pop_torch_dispatch_stack(None)
