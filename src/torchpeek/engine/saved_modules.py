@@ -22,6 +22,9 @@ _MOST_MEMBERS = 10_000  # of a container whose members are saved: a replay buffe
 # The types of most attributes. Modules that have no others are done with quickly.
 _PLAIN = frozenset({int, float, str, bool, tuple, type(None)})
 
+# What the `==` of two tensors, arrays or other objects raises. It is not called for an object that is the same.
+_NOT_COMPARED = (RuntimeError, ValueError, TypeError, AttributeError)
+
 _ABSENT = object()
 
 
@@ -105,7 +108,7 @@ class SavedModules:
         try:
             if not all(store == saved for store, saved in self._stores):
                 return False
-        except Exception:  # of the `==` of two tensors
+        except _NOT_COMPARED:
             return False
         now = [member for store, _ in self._stores for member in store.values()]
         return all(map(is_, now, self._members)) and len(now) == sum(
@@ -116,7 +119,7 @@ class SavedModules:
         try:
             pairs = zip(self._modules, self._attributes, strict=True)
             return all(module.__dict__ == saved for module, saved in pairs)
-        except Exception:  # of the `==` of two arrays
+        except _NOT_COMPARED:
             return False
 
     @property
