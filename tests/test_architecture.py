@@ -18,6 +18,7 @@ SOURCE = ROOT / "src" / "torchpeek"
 ROOMS = [
     "_version",
     "errors",
+    "argument_types",
     "interrupts",
     "keywords",
     "tensor_formats",

@@ -7,6 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from torchpeek.argument_types import NonNegative, Number, Seed
 from torchpeek.cam.algebra import (
     agreeing,
     first_component,
@@ -19,7 +20,6 @@ from torchpeek.cam.algebra import (
 from torchpeek.cam.method import cam_method
 from torchpeek.engine import Trace
 from torchpeek.errors import MethodNotApplicable, notify
-from torchpeek.registry import NonNegative, Number
 
 
 @cam_method("cam", needs="head", differentiable=True, paper="arXiv:1512.04150")
@@ -108,7 +108,7 @@ def kpcacam(trace: Trace, *, gamma: Annotated[float | None, Number()] = None) ->
 
 
 @cam_method("random", needs="activations")
-def random(trace: Trace, *, seed: int = 0) -> Tensor:
+def random(trace: Trace, *, seed: Seed = 0) -> Tensor:
     """Uniform noise in [0, 1) on the layer's own grid: the baseline that a method has to beat.
 
     Args:

@@ -18,9 +18,11 @@ from torchpeek.hooks.recording.summary import shapes
 from torchpeek.hooks.with_block import opened_by_with
 from torchpeek.html import html_table, notebook_html
 from torchpeek.interrupts import uninterrupted
+from torchpeek.keywords import checked_keywords
 from torchpeek.text_table import text_table
 
 
+@checked_keywords
 @opened_by_with("with tp.record_gradients(...) as gradients:")
 def record_gradients(**tensors: Tensor) -> Iterator[Mapping[str, Tensor | None]]:
     """Record the gradients that flow back to these tensors inside the block.
@@ -62,6 +64,7 @@ def record_gradients(**tensors: Tensor) -> Iterator[Mapping[str, Tensor | None]]
                 handle.remove()
 
 
+@checked_keywords
 def edit_gradient(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> RemovableHandle:
     """Replace the gradient of a tensor from now on, or inside a `with` block.
 

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from torchpeek.errors import InputError
+from torchpeek.keywords import checked_keywords
 from torchpeek.picture import Geometry
 
 
+@checked_keywords
 def regions_of(masks: Any, boxes: Any, shape: torch.Size, scores: int, geometry: Geometry | None) -> Tensor | None:
     """Return the regions of the objects in the positions of the input.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from torchpeek.errors import InputError, ModelError
 from torchpeek.hooks import checked_model
+from torchpeek.keywords import checked_class
 from torchpeek.models.detectors import detector_preprocess
 from torchpeek.models.preprocess import Preprocess
 from torchpeek.picture import Geometry, Picture
@@ -29,6 +30,7 @@ TextFunction: TypeAlias = Callable[[Sequence[str], torch.device], Tensor]
 TAKEN_AS_WHOLE = "the input is taken to show the whole picture, because the preprocessing returns no Geometry"
 
 
+@checked_class
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
     """A network with its preprocessing and its class names.

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from torchpeek.argument_types import Seed
 from torchpeek.errors import InputError, ModelError, ModelNotFound, WeightsError, closest, notify
 from torchpeek.keywords import checked_keywords
 from torchpeek.models.detectors import detector_preprocess
@@ -33,7 +34,7 @@ def load_model(
     trust_remote_code: bool = False,
     preprocess: PreprocessFunction | PreprocessChanges | None = None,
     class_names: Sequence[str] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> LoadedModel:
     """Load a model in eval mode, with its preprocessing and class names.
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from PIL import Image
 
 from torchpeek.errors import InputError, OptionError
+from torchpeek.keywords import checked_keywords
 from torchpeek.picture import Picture
 from torchpeek.render.canvas import enlarged
 from torchpeek.render.text import caption
 
 
+@checked_keywords
 def mosaic(
     pictures: Sequence[Image.Image],
     captions: Sequence[str],

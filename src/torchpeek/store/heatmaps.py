@@ -15,6 +15,7 @@ from torchpeek.engine import score_kind
 from torchpeek.engine.targets import Answered, ClassScores, ContrastScores, Question
 from torchpeek.errors import FormatError, InputError
 from torchpeek.heatmap import Heatmap
+from torchpeek.keywords import checked_keywords
 from torchpeek.provenance import Provenance
 from torchpeek.store.folder import write_whole
 
@@ -22,6 +23,7 @@ _KEY = "torchpeek"
 _VERSION = 1
 
 
+@checked_keywords
 def save(heatmap: Heatmap, path: str | PathLike[str]) -> None:
     """Write a heatmap as a safetensors file.
 
@@ -77,6 +79,7 @@ def _as_json(value: object) -> object:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
+@checked_keywords
 def load(path: str | PathLike[str]) -> Heatmap:
     """Read a heatmap that `save` wrote.
 

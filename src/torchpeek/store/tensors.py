@@ -18,6 +18,7 @@ from torch import Tensor
 
 from torchpeek.errors import FormatError, InputError, LayerNotFound, closest
 from torchpeek.hooks import Captured
+from torchpeek.keywords import checked_class
 from torchpeek.store.folder import OutputFolder, file_stem
 from torchpeek.tensor_formats import why_without_values
 
@@ -33,6 +34,7 @@ def tensor_bytes(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> byt
     return to_bytes({name: _plain(name, tensor) for name, tensor in tensors.items()}, dict(about))
 
 
+@checked_class
 class TensorStream:
     """Writes every tensor of a recording to a file in a folder, and reads the files back.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.errors import TargetError, closest
 from torchpeek.hooks import containers
+from torchpeek.keywords import checked_keywords
 
 # Names that say which tensor holds the class logits, as models of torchvision and transformers use them.
 LOGIT_NAMES = ("logits", "logit", "logits_per_image", "out")
@@ -78,6 +79,7 @@ def tensor_at(output: Any, part: str) -> Tensor:
     return tensor.unsqueeze(1) if tensor.ndim == 1 else tensor
 
 
+@checked_keywords
 def class_logits(output: Any, part: str = "") -> Tensor:
     """Find the class logits in what a classifier returned.
 

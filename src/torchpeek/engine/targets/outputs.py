@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from torchpeek.engine.targets.output_parts import output_tensors, resolve_part, 
 from torchpeek.engine.targets.question import index_list
 from torchpeek.errors import TargetError
 from torchpeek.hooks import containers
+from torchpeek.keywords import checked_class
 
 
+@checked_class
 @dataclass(frozen=True, eq=False)
 class OutputEntries:
     """Fixed entries of the model's output, as they are: of a regression, an embedding, a single logit.
@@ -76,6 +79,7 @@ class OutputEntries:
         return replace(self, labels=self.labels[rows][:, columns])
 
 
+@partial(checked_class, error=TargetError)
 @dataclass(frozen=True)
 class Output:
     """Entries of the model's output, as they are: `Output(0)` is the number that a regression returns.
@@ -125,6 +129,7 @@ class Output:
         return OutputEntries(torch.tensor([entries], device=values.device).expand(len(values), -1), part)
 
 
+@checked_class
 @dataclass(frozen=True, eq=False)
 class ComputedScores:
     """What a user's function computes from the output.
@@ -185,6 +190,7 @@ class ComputedScores:
         return replace(self, labels=self.labels[rows][:, columns])
 
 
+@partial(checked_class, error=TargetError)
 @dataclass(frozen=True)
 class Computed:
     """Any function of the output.
@@ -260,6 +266,7 @@ class _FromSample:
         return self.function(output, rows + self.first)
 
 
+@checked_class
 @dataclass(frozen=True, eq=False)
 class Answered:
     """A question of which only the labels are known, as in a heatmap that was read from a file.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from torchpeek.engine.targets.output_parts import resolve_part, tensor_at
 from torchpeek.errors import TargetError
+from torchpeek.keywords import checked_class
 
 
+@checked_class
 @dataclass(frozen=True, eq=False)
 class SimilarityScores:
     """The cosine similarity of the model's output to fixed embeddings.
@@ -75,6 +78,7 @@ class SimilarityScores:
         return replace(self, labels=self.labels[rows][:, columns])
 
 
+@partial(checked_class, error=TargetError)
 @dataclass(frozen=True, eq=False)
 class Similarity:
     """The cosine similarity of the model's output, an embedding (N, D), to that of another picture, or of a text.
