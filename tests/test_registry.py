@@ -10,10 +10,10 @@ import torch
 
 import torchpeek as tp
 from networks import PooledNet
+from torchpeek.argument_types import Number, PositiveInt, Share, Whole
 from torchpeek.errors import OptionError
 from torchpeek.metrics import MetricResult
 from torchpeek.metrics.metric import Metric
-from torchpeek.argument_types import Number, PositiveInt, Share, Whole
 from torchpeek.registry import Registered
 
 ENTRIES: list[Registered] = [*tp.METHODS.values(), *tp.METRICS.values()]
@@ -62,7 +62,7 @@ def test_an_annotation_that_cannot_be_evaluated_leaves_the_others() -> None:
         """A metric."""
         raise NotImplementedError
 
-    with pytest.raises(OptionError, match="option share is -1.0; allowed: a number, 0 or more"):
+    with pytest.raises(OptionError, match=r"option share is -1\.0; allowed: a number, 0 or more"):
         made(compute).checked_options({"share": -1.0})
 
 

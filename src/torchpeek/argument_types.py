@@ -17,8 +17,8 @@ from torchpeek.errors import InputError, OptionError, shown
 
 _LARGEST = 2**63  # torch has no larger whole numbers
 
-# Classes of which another check says more than that a value is none: what to give in place of a model.
-_EXPLAINED_ELSEWHERE = ("Module", "LoadedModel", "Trace")
+# Classes of which another check says more than that a value is none: what to give in place of a model or its inputs.
+_EXPLAINED_ELSEWHERE = ("Module", "LoadedModel", "Trace", "Picture", "Arguments")
 
 
 class Check(Protocol):
@@ -90,17 +90,16 @@ Seed: TypeAlias = Annotated[int, Whole(0, 2**63 - 1)]
 """The seed of random numbers: a whole number that a generator of torch takes."""
 
 
-def checked_value(check: Check, name: str, value: Any, error: type[InputError] = OptionError) -> Any:
+def checked_value(check: Check, name: str, value: Any) -> Any:
     """The value; a number of NumPy or torch becomes one of Python.
 
     Args:
         check: What is allowed.
         name: What the value is called in the error text.
         value: The value.
-        error: The error to raise.
 
     Raises:
-        InputError: As `error`, when the check does not allow the value.
+        OptionError: When the check does not allow the value.
     """
     try:
         return check.take(value)
@@ -110,7 +109,7 @@ def checked_value(check: Check, name: str, value: Any, error: type[InputError] =
         allowed = check.allowed
         if type(value) is int and abs(value) >= _LARGEST and " to " not in allowed:
             allowed += ", below 2**63"
-        raise error(f"{name} is {shown(value)}; allowed: {allowed}") from None
+        raise OptionError(f"{name} is {shown(value)}; allowed: {allowed}") from None
 
 
 def checks_of(function: Callable[..., Any]) -> dict[str, Check]:

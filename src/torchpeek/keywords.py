@@ -11,7 +11,7 @@ from types import FunctionType
 from typing import Any, TypeVar, cast
 
 from torchpeek.argument_types import Check, checked_value, checks_of, field_checks
-from torchpeek.errors import InputError, OptionError
+from torchpeek.errors import OptionError
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -77,7 +77,6 @@ def _checked_arguments(
     function: Callable[..., Any],
     checks: Callable[[], Mapping[str, Check]],
     of_class: str = "",
-    error: type[InputError] = OptionError,
 ) -> Callable[..., Any]:
     """The function, which checks the values of its arguments.
 
@@ -86,7 +85,6 @@ def _checked_arguments(
         checks: Returns the check of each parameter. It is called when the function is, because an annotation may name
             what is imported later.
         of_class: What comes before the name of a parameter in an error text.
-        error: The error to raise.
     """
     signature = inspect.signature(function).parameters.values()
     by_position = [each.name for each in signature if each.kind is each.POSITIONAL_OR_KEYWORD]
@@ -96,10 +94,10 @@ def _checked_arguments(
         known = checks()
         for keyword in kwargs:
             if keyword in known:
-                kwargs[keyword] = checked_value(known[keyword], of_class + keyword, kwargs[keyword], error)
+                kwargs[keyword] = checked_value(known[keyword], of_class + keyword, kwargs[keyword])
         for position, keyword in enumerate(by_position[: len(args)]):
             if keyword in known:
-                value = checked_value(known[keyword], of_class + keyword, args[position], error)
+                value = checked_value(known[keyword], of_class + keyword, args[position])
                 if value is not args[position]:
                     args = (*args[:position], value, *args[position + 1 :])
         return function(*args, **kwargs)
@@ -107,13 +105,8 @@ def _checked_arguments(
     return checked
 
 
-def checked_class(cls: type[T], *, error: type[InputError] = OptionError) -> type[T]:
-    """Make a public class check its arguments, as `checked_keywords` does, and those of the public methods it defines.
-
-    Args:
-        cls: The class. The fields of a dataclass are checked, too, where `dataclasses.replace` sets them.
-        error: The error for a wrong argument of the class itself.
-    """
+def checked_methods(cls: type[T]) -> type[T]:
+    """Make the public methods that a class defines check their arguments, as `checked_keywords` does."""
     for name, method in list(vars(cls).items()):
         if name.startswith("_") and name != "__call__":
             continue
@@ -121,11 +114,19 @@ def checked_class(cls: type[T], *, error: type[InputError] = OptionError) -> typ
             setattr(cls, name, checked_keywords(method))
         elif isinstance(method, (classmethod, staticmethod)):
             setattr(cls, name, type(method)(checked_keywords(method.__func__)))
+    return cls
+
+
+def checked_class(cls: type[T]) -> type[T]:
+    """Make a public class check its own arguments, and those of its public methods.
+
+    The fields of a dataclass are checked, too, where `dataclasses.replace` sets them.
+    """
     init = vars(cls).get("__init__")
     if init is not None:
         checks = functools.cache(lambda: field_checks(cls) if is_dataclass(cls) else checks_of(init))
-        setattr(cls, "__init__", _checked_arguments(init, checks, f"{cls.__name__}: ", error))  # noqa: B010  # mypy
-    return cls
+        setattr(cls, "__init__", _checked_arguments(init, checks, f"{cls.__name__}: "))  # noqa: B010  # mypy
+    return checked_methods(cls)
 
 
 def no_keyword(function: str, keyword: str, keywords: Iterable[str]) -> str:

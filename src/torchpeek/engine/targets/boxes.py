@@ -6,7 +6,6 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from functools import partial
 from typing import Any, ClassVar, get_args
 
 import torch
@@ -30,10 +29,10 @@ from torchpeek.engine.targets.output_parts import is_named
 from torchpeek.engine.targets.question import python_values
 from torchpeek.errors import InputError, TargetError
 from torchpeek.hooks import containers
-from torchpeek.keywords import checked_class
+from torchpeek.keywords import checked_methods
 
 
-@partial(checked_class, error=TargetError)
+@checked_methods
 @dataclass(frozen=True)
 class Box:
     """One detected box, or several: their scores, or one of their coordinates. The clean pass decides which boxes.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -14,7 +13,7 @@ from torchpeek.engine.targets.naming import check_integers, check_not_one_hot, c
 from torchpeek.engine.targets.output_parts import class_logits, locate_logits
 from torchpeek.engine.targets.question import NamesClasses, Target, python_values
 from torchpeek.errors import TargetError
-from torchpeek.keywords import checked_class, checked_keywords
+from torchpeek.keywords import checked_keywords, checked_methods
 
 ClassId: TypeAlias = int | str
 
@@ -30,7 +29,7 @@ ScoreKind: TypeAlias = Literal[
 """What the score of a class is. Probability and log-odds are those of a softmax where no sigmoid is named."""
 
 
-@checked_class
+@checked_methods
 @dataclass(frozen=True, eq=False)
 class ClassScores:
     """The scores of fixed classes: their logits, or their probabilities or log-odds under a softmax or a sigmoid.
@@ -153,7 +152,7 @@ class ClassScores:
         return replace(self, labels=self.labels[rows][:, columns])
 
 
-@partial(checked_class, error=TargetError)
+@checked_methods
 @dataclass(frozen=True)
 class Predicted:
     """The class with the highest logit, for each sample its own.
@@ -193,7 +192,7 @@ class Predicted:
         return ClassScores(logits.argmax(dim=1, keepdim=True), part=part)
 
 
-@partial(checked_class, error=TargetError)
+@checked_methods
 @dataclass(frozen=True)
 class TopClasses:
     """The classes with the highest logits, the highest first, for each sample its own.
@@ -243,7 +242,7 @@ class TopClasses:
         return ClassScores(ranked[:, : self.k], part=part)
 
 
-@partial(checked_class, error=TargetError)
+@checked_methods
 @dataclass(frozen=True)
 class Classes:
     """The same classes for every sample.
@@ -315,7 +314,7 @@ class Classes:
         return replace(self, classes=[class_index(each, class_names) for each in self.classes])
 
 
-@partial(checked_class, error=TargetError)
+@checked_methods
 @dataclass(frozen=True, eq=False)
 class ClassesPerSample:
     """For each sample its own classes.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,12 +15,12 @@ from torchpeek.engine.targets.naming import check_range, class_index
 from torchpeek.engine.targets.output_parts import class_logits
 from torchpeek.engine.targets.wrapping import WrappingTarget
 from torchpeek.errors import TargetError
-from torchpeek.keywords import checked_class
+from torchpeek.keywords import checked_methods
 
 _PAPERS_NUMBER = 3  # of similar classes
 
 
-@checked_class
+@checked_methods
 @dataclass(frozen=True, eq=False)
 class ContrastScores:
     """The logits of fixed classes less `strength` times the mean logit of other classes.
@@ -109,7 +108,7 @@ class ContrastScores:
         return replace(self, labels=self.labels[rows][:, columns], others=self.others[rows][:, columns])
 
 
-@partial(checked_class, error=TargetError)
+@checked_methods
 @dataclass(frozen=True)
 class Contrast(WrappingTarget):
     """What sets a class apart from similar ones: its logit less `strength` times the mean of their logits.

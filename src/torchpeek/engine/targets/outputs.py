@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +13,10 @@ from torchpeek.engine.targets.output_parts import output_tensors, resolve_part, 
 from torchpeek.engine.targets.question import index_list
 from torchpeek.errors import TargetError
 from torchpeek.hooks import containers
-from torchpeek.keywords import checked_class
+from torchpeek.keywords import checked_methods
 
 
-@checked_class
+@checked_methods
 @dataclass(frozen=True, eq=False)
 class OutputEntries:
     """Fixed entries of the model's output, as they are: of a regression, an embedding, a single logit.
@@ -79,7 +78,7 @@ class OutputEntries:
         return replace(self, labels=self.labels[rows][:, columns])
 
 
-@partial(checked_class, error=TargetError)
+@checked_methods
 @dataclass(frozen=True)
 class Output:
     """Entries of the model's output, as they are: `Output(0)` is the number that a regression returns.
@@ -129,7 +128,7 @@ class Output:
         return OutputEntries(torch.tensor([entries], device=values.device).expand(len(values), -1), part)
 
 
-@checked_class
+@checked_methods
 @dataclass(frozen=True, eq=False)
 class ComputedScores:
     """What a user's function computes from the output.
@@ -190,7 +189,7 @@ class ComputedScores:
         return replace(self, labels=self.labels[rows][:, columns])
 
 
-@partial(checked_class, error=TargetError)
+@checked_methods
 @dataclass(frozen=True)
 class Computed:
     """Any function of the output.
@@ -266,7 +265,7 @@ class _FromSample:
         return self.function(output, rows + self.first)
 
 
-@checked_class
+@checked_methods
 @dataclass(frozen=True, eq=False)
 class Answered:
     """A question of which only the labels are known, as in a heatmap that was read from a file.

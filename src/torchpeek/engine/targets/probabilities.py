@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
-from functools import partial
 from typing import Any
 
 from torchpeek.engine.targets.classes import ClassScores, ScoreKind
 from torchpeek.engine.targets.output_parts import class_logits, with_class_axis
 from torchpeek.engine.targets.wrapping import WrappingTarget
 from torchpeek.errors import TargetError
-from torchpeek.keywords import checked_class
+from torchpeek.keywords import checked_methods
 
 
-@partial(checked_class, error=TargetError)
+@checked_methods
 @dataclass(frozen=True)
 class ClassProbability(WrappingTarget):
     """The probabilities, under a softmax over all classes, of the classes that another target names.
@@ -55,7 +54,7 @@ class ClassProbability(WrappingTarget):
         return replace(question, kind="probability")
 
 
-@partial(checked_class, error=TargetError)
+@checked_methods
 @dataclass(frozen=True)
 class ClassLogOdds(WrappingTarget):
     """The log-odds log(p / (1 - p)) of the classes that another target names, p under a softmax over all classes.
@@ -100,7 +99,7 @@ class ClassLogOdds(WrappingTarget):
         return replace(question, kind="log-odds")
 
 
-@partial(checked_class, error=TargetError)
+@checked_methods
 @dataclass(frozen=True)
 class SigmoidProbability(WrappingTarget):
     """The probabilities p = sigmoid(logit) of the classes that another target names, each class by itself.
@@ -145,7 +144,7 @@ class SigmoidProbability(WrappingTarget):
         return replace(self.bind_classes(with_class_axis(output)), kind=kind)
 
 
-@partial(checked_class, error=TargetError)
+@checked_methods
 @dataclass(frozen=True)
 class SigmoidLogOdds(WrappingTarget):
     """The log-odds log(p / (1 - p)) of the classes that another target names, p = sigmoid(logit), each class by itself.
