@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from torchpeek.errors import InputError, ModelError
+from torchpeek.errors import InputError, ModelError, shown
 from torchpeek.hooks import checked_model
 from torchpeek.keywords import checked_class
 from torchpeek.models.detectors import detector_preprocess
@@ -72,6 +72,11 @@ class LoadedModel:
         if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
             raise InputError(
                 f"class_names is a {type(names).__name__} with other entries than names; give a list of strings"
+            )
+        if names is not None and (wrong := [name for name in names if not _is_unicode(name)]):
+            raise InputError(
+                f"class_names has {shown(wrong[0])}, a lone surrogate, which no file can hold. Next: read "
+                "the names with the encoding that they were written in"
             )
 
     def read(self, picture: str | PathLike[str] | BinaryIO | Image.Image, *, max_size: int | None = None) -> Picture:
@@ -185,3 +190,12 @@ class LoadedModel:
         classes = "no class names" if self.class_names is None else f"{len(self.class_names)} classes"
         name = self.spec or type(self.module).__name__
         return f"LoadedModel({name}, weights {self.weights_label or 'its own'}, {classes})"
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be written in UTF-8; a lone surrogate cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

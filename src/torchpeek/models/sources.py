@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from torchpeek.argument_types import Seed
-from torchpeek.errors import InputError, ModelError, ModelNotFound, WeightsError, closest, notify
+from torchpeek.errors import InputError, ModelError, ModelNotFound, WeightsError, closest, notify, shown
 from torchpeek.keywords import checked_keywords
 from torchpeek.models.detectors import detector_preprocess
 from torchpeek.models.fetching import RANDOM, Assumed
@@ -71,10 +71,11 @@ def load_model(
     """
     check_seed(seed)
     source, colon, name = str(spec).partition(":")
-    if not colon or not name or not source:
+    importable = all(part.isidentifier() for part in source.split("."))  # a relative module would be one of torchpeek
+    if not colon or not name or not importable:
         raise ModelNotFound(
-            f"no model {spec!r}; allowed: torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or package.module:callable, "
-            "such as torchvision:resnet50"
+            f"no model {shown(spec)}; allowed: torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or "
+            "package.module:callable, such as torchvision:resnet50"
         )
     file = _weights_file(weights)
     named = RANDOM if file is not None else None if weights is None else str(weights)
