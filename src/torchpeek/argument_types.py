@@ -320,8 +320,10 @@ def _sequence(arguments: tuple[Any, ...]) -> Check:
         whole = getattr(value, "ndim", 0) > 0 or isinstance(value, Sequence) or type(value).__name__ == "dict_keys"
         if isinstance(value, (str, bytes)) or not whole or (fixed and len(value) != len(each)):
             raise TypeError
-        if each[0] is None or getattr(value, "ndim", 0) > 1:
+        if each[0] is None:
             return value
+        if getattr(value, "ndim", 1) > 1:
+            raise TypeError
         per_entry = each if fixed else each * len(value)
         taken = [check.take(entry) if check else entry for check, entry in zip(per_entry, value, strict=True)]
         same = all(new is old for new, old in zip(taken, value, strict=True))

@@ -40,6 +40,7 @@ Each message says what is wrong, what was given, what is allowed, and what to do
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 import sys
 import warnings
@@ -47,12 +48,18 @@ from collections.abc import Iterable
 
 _LONGEST = 120  # letters of a value in an error text
 
+_LONGEST_WORD = 1000  # letters; a longer word is a user's text, and no path has as many
+_LONG_WORD = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")
+
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong, _REPR.maxdict = 3, 80, 80, 40, 3
 
 
 class TorchpeekError(Exception):
     """Base of every error that torchpeek raises on purpose."""
+
+    def __str__(self) -> str:
+        return _LONG_WORD.sub(lambda word: f"{word[0][:_LONGEST_WORD]}...", super().__str__())
 
 
 class InputError(TorchpeekError, ValueError):

@@ -14,7 +14,7 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from torchpeek._version import __version__
-from torchpeek.cli.command_line import parse_error, prepared_words
+from torchpeek.cli.command_line import check_not_empty, parse_error, prepared_words
 from torchpeek.cli.commands import COMMANDS
 from torchpeek.cli.help_page import NARROW, StackedPanels
 from torchpeek.cli.options import ConsoleOptions, choice, option
@@ -86,6 +86,7 @@ def main(tokens: Sequence[str] | None = None) -> NoReturn:
     app.help_formatter = StackedPanels() if console.width < NARROW else "default"
     try:
         with command_signals():
+            check_not_empty(words)
             status = app(words, console=console, exit_on_error=False, print_error=False)
             sys.stdout.flush()
         sys.exit(status or OK)

@@ -334,6 +334,8 @@ def _call_function(function: Callable[[Any, Tensor], Tensor], output: Any, rows:
         raise TargetError(
             f"the function returned {got} for {len(rows)} samples; allowed: a tensor ({len(rows)},) or ({len(rows)}, K)"
         )
+    if scores.is_complex():
+        raise TargetError("the function returned complex numbers; allowed: real ones, such as scores.abs()")
     return scores.unsqueeze(1) if scores.ndim == 1 else scores
 
 
