@@ -12,7 +12,7 @@ from torch import Tensor
 from torchpeek.engine.targets.naming import check_integers, check_not_one_hot, check_range, class_index, label_tensor
 from torchpeek.engine.targets.output_parts import class_logits, locate_logits
 from torchpeek.engine.targets.question import NamesClasses, Target, python_values
-from torchpeek.errors import TargetError
+from torchpeek.errors import TargetError, shown
 from torchpeek.keywords import checked_keywords, checked_methods
 
 ClassId: TypeAlias = int | str
@@ -216,7 +216,7 @@ class TopClasses:
 
     def __post_init__(self) -> None:
         if not isinstance(self.k, int) or self.k < 1:
-            raise TargetError(f"TopClasses({self.k!r}): k is a whole number, 1 or more")
+            raise TargetError(f"TopClasses({shown(self.k)}): k is a whole number, 1 or more")
 
     def bind(self, output: Any) -> ClassScores:
         """Bind the target to the output of the clean pass.
