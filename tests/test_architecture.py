@@ -23,6 +23,7 @@ ROOMS = [
     "forks",
     "signal_gate",
     "undo",
+    "argument_types",
     "interrupts",
     "turns",
     "keywords",

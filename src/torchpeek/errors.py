@@ -40,18 +40,29 @@ Each message says what is wrong, what was given, what is allowed, and what to do
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
 import sys
 import warnings
 from collections.abc import Iterable
 
 from torchpeek.printable import printable
 
+_LONGEST = 120  # letters of a value in an error text
+
+_LONGEST_WORD = 1000  # letters; a longer word is a user's text, and no path has as many
+_LONG_WORD = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong, _REPR.maxdict = 3, 80, 80, 40, 3
+
 
 class TorchpeekError(Exception):
     """Base of every error that torchpeek raises on purpose. Its text can be printed, whatever names are in it."""
 
     def __str__(self) -> str:
-        return printable(super().__str__(), lines=True)
+        text = _LONG_WORD.sub(lambda word: f"{word[0][:_LONGEST_WORD]}...", super().__str__())
+        return printable(text, lines=True)
 
 
 class InputError(TorchpeekError, ValueError):
@@ -227,6 +238,30 @@ def notify(message: str) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("torchpeek."):
         frame, level = frame.f_back, level + 1
     warnings.warn(printable(message), Notice, stacklevel=level)
+
+
+def shown(value: object) -> str:
+    """A value in an error text: short, on one line, whatever the value is.
+
+    Args:
+        value: Any value. Of a tensor or an array, the shape and the dtype are shown.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> tp.errors.shown(torch.zeros(2, 3))
+        'a Tensor (2, 3) of torch.float32'
+        >>> len(tp.errors.shown("a" * 100_000))
+        80
+    """
+    try:
+        if getattr(value, "shape", ()) and hasattr(value, "dtype"):
+            return f"a {type(value).__name__} {tuple(value.shape)} of {value.dtype}"  # type: ignore[attr-defined]
+        text = " ".join(_REPR.repr(value).split())
+    except Exception:  # a user's own __repr__, or a number with too many digits
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def listed_names(names: Iterable[str], most: int = 6) -> str:

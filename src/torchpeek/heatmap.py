@@ -18,6 +18,7 @@ from torch import Tensor
 from torchpeek.engine import Question
 from torchpeek.errors import InputError, OptionError
 from torchpeek.html import collapsed, html_paragraph, notebook_html
+from torchpeek.keywords import checked_class
 from torchpeek.picture import Picture
 from torchpeek.provenance import Provenance
 from torchpeek.render.heatmaps import MOST, ShownMap, drawn_maps, maps_html, plot_map
@@ -30,6 +31,7 @@ _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 Index: TypeAlias = int | slice
 
 
+@checked_class
 @dataclass(frozen=True, eq=False)
 class Heatmap:
     """The maps that a method returned for N samples and K scores.

@@ -1,15 +1,19 @@
-"""Keywords of public functions: say which one is meant where one is misspelt."""
+"""Arguments of public functions: misspelt keywords, and values that the annotations do not allow."""
 
 from __future__ import annotations
 
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import is_dataclass
+from types import FunctionType
 from typing import Any, TypeVar, cast
 
+from torchpeek.argument_types import Check, checked_value, checks_of, field_checks
 from torchpeek.errors import OptionError
 
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Words in the names of arguments, also of other libraries -> the keywords that they may stand for, where a function has
@@ -36,31 +40,93 @@ _MEANT = {
 
 
 def checked_keywords(function: F) -> F:
-    """Make a public function raise OptionError, with the keyword that is meant, for one that it does not have.
+    """Make a public function check its arguments: their keywords, and their values by the annotations.
+
+    The function raises OptionError, with the keyword that is meant, for one that it does not have, and for a value that
+    an annotation does not allow.
 
     Args:
-        function: The function. If it takes any keyword, it checks these itself.
+        function: The function, or a method. If it takes any keyword, it checks these itself.
     """
     parameters = inspect.signature(function).parameters
     kinds = {each.kind for each in parameters.values()}
     by_position = [name for name, each in parameters.items() if each.kind is each.POSITIONAL_OR_KEYWORD]
+    takes_any = inspect.Parameter.VAR_POSITIONAL in kinds, inspect.Parameter.VAR_KEYWORD in kinds
+    owned = by_position[:1] in (["self"], ["cls"])
     name = function.__name__
+    with_values = _checked_arguments(function, functools.cache(lambda: checks_of(function)))
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        if len(args) > len(by_position):
+        if len(args) > len(by_position) and not takes_any[0]:
             others = ", ".join(f"{each}=" for each in parameters if each not in by_position and each != "options")
             raise OptionError(
-                f"{name} takes {' and '.join(by_position)} by position; got {len(args)} arguments. Next: name the "
-                f"others: {others}"
+                f"{name} takes {' and '.join(by_position[owned:])} by position; got {len(args) - owned} arguments. "
+                f"Next: name the others: {others}"
             )
-        if inspect.Parameter.VAR_KEYWORD not in kinds:
+        if not takes_any[1]:
             for keyword in kwargs:
                 if keyword not in parameters:
                     raise OptionError(no_keyword(name, keyword, parameters))
-        return function(*args, **kwargs)
+        return with_values(*args, **kwargs)
 
     return cast("F", checked)
+
+
+def _checked_arguments(
+    function: Callable[..., Any],
+    checks: Callable[[], Mapping[str, Check]],
+    of_class: str = "",
+) -> Callable[..., Any]:
+    """The function, which checks the values of its arguments.
+
+    Args:
+        function: The function.
+        checks: Returns the check of each parameter. It is called when the function is, because an annotation may name
+            what is imported later.
+        of_class: What comes before the name of a parameter in an error text.
+    """
+    signature = inspect.signature(function).parameters.values()
+    by_position = [each.name for each in signature if each.kind is each.POSITIONAL_OR_KEYWORD]
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        known = checks()
+        for keyword in kwargs:
+            if keyword in known:
+                kwargs[keyword] = checked_value(known[keyword], of_class + keyword, kwargs[keyword])
+        for position, keyword in enumerate(by_position[: len(args)]):
+            if keyword in known:
+                value = checked_value(known[keyword], of_class + keyword, args[position])
+                if value is not args[position]:
+                    args = (*args[:position], value, *args[position + 1 :])
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def checked_methods(cls: type[T]) -> type[T]:
+    """Make the public methods that a class defines check their arguments, as `checked_keywords` does."""
+    for name, method in list(vars(cls).items()):
+        if name.startswith("_") and name != "__call__":
+            continue
+        if isinstance(method, FunctionType):
+            setattr(cls, name, checked_keywords(method))
+        elif isinstance(method, (classmethod, staticmethod)):
+            setattr(cls, name, type(method)(checked_keywords(method.__func__)))
+    return cls
+
+
+def checked_class(cls: type[T]) -> type[T]:
+    """Make a public class check its own arguments, and those of its public methods.
+
+    The fields of a dataclass are checked, too, where `dataclasses.replace` sets them.
+    """
+    init = vars(cls).get("__init__")
+    if init is not None:
+        checks = functools.cache(lambda: field_checks(cls) if is_dataclass(cls) else checks_of(init))
+        setattr(cls, "__init__", _checked_arguments(init, checks, f"{cls.__name__}: "))  # noqa: B010  # mypy
+    return checked_methods(cls)
 
 
 def no_keyword(function: str, keyword: str, keywords: Iterable[str]) -> str:

@@ -9,8 +9,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from torchpeek.html import figure, fitted, image_tag, notebook_html
+from torchpeek.keywords import checked_class
 
 
+@checked_class
 @dataclass(frozen=True)
 class Geometry:
     """The rectangle of the original image that a model's input shows.
@@ -60,6 +62,7 @@ class Geometry:
         return *first, min(width, math.ceil(right - 0.5)), min(height, math.ceil(bottom - 0.5))
 
 
+@checked_class
 @dataclass(frozen=True, eq=False)
 class Picture:
     """An image, the tensor that a model takes of it, and which part of the image the tensor shows.

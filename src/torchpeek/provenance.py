@@ -9,8 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from torchpeek.html import html_table, notebook_html
+from torchpeek.keywords import checked_class
 
 
+@checked_class
 @dataclass(frozen=True)
 class Provenance:
     """Every choice that a heatmap depends on. It is saved with the heatmap and printed beside its picture.

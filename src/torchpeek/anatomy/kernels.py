@@ -14,7 +14,7 @@ from torchpeek.engine import effective_weight, inspectable_module, is_quantised,
 from torchpeek.errors import LayerNotFound, TorchpeekError, closest
 from torchpeek.hooks import Selection, select_modules
 from torchpeek.html import fitted, image_tag, notebook_html
-from torchpeek.keywords import checked_keywords
+from torchpeek.keywords import checked_class, checked_keywords
 from torchpeek.models import Model, module_of
 from torchpeek.render import kernel_grid
 from torchpeek.render.axes_plots import image_plot
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@checked_class
 class Kernels(TensorTable):
     """Layer name -> weight, in torch's own order of axes and in the order of the layers. It prints as a table.
 

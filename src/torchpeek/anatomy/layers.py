@@ -9,10 +9,11 @@ from torchpeek.anatomy.table import Table
 from torchpeek.engine import LayerCall, Suggestion, inspectable_module, layer_calls, suggest_layer
 from torchpeek.errors import NoSpatialLayer
 from torchpeek.hooks import call_name
-from torchpeek.keywords import checked_keywords
+from torchpeek.keywords import checked_class, checked_keywords
 from torchpeek.models import Inputs, Model, model_call_for, module_of
 
 
+@checked_class
 @dataclass(frozen=True, repr=False)
 class LayerTable(Table[LayerCall]):
     """The layers of a network, in the order of `named_modules`.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchpeek.anatomy.table import Table
 from torchpeek.engine import described, inspectable_module, preserved, run, with_known_totals
 from torchpeek.hooks import SelectedLayer, Selection, attached, containers, select, why_not_fired
-from torchpeek.keywords import checked_keywords
+from torchpeek.keywords import checked_class, checked_keywords
 from torchpeek.models import Inputs, Model, model_call_for, module_of
 from torchpeek.tensor_formats import value_bytes
 
@@ -41,6 +41,7 @@ class PlannedLayer:
     remark: str = ""
 
 
+@checked_class
 @dataclass(frozen=True, repr=False)
 class Plan(Table[PlannedLayer]):
     """What a recording would hold, layer by layer, in the order of `named_modules`.

@@ -345,6 +345,8 @@ def one_number(loss: object) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise InputError(f"the loss is {what}; allowed: a tensor of one number, such as the mean over the batch")
+    if loss.is_complex():
+        raise InputError("the loss is a complex number; allowed: a real one, such as loss.abs()")
     if not loss.requires_grad:
         raise GradUnavailable("the loss has no gradient with respect to the output; it may be detached")
     return loss

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torchpeek.anatomy.table import Table
 from torchpeek.errors import InputError, LayerNotFound, closest
 from torchpeek.hooks import RunningStatistics
+from torchpeek.keywords import checked_class
 from torchpeek.render.axes_plots import spread_plot
 from torchpeek.text_table import percentage
 
@@ -40,6 +41,7 @@ class LayerStatistics:
     first_not_finite_gradient: int | None = None
 
 
+@checked_class
 @dataclass(frozen=True, repr=False)
 class Statistics(Table[LayerStatistics]):
     """The statistics of each layer, in the order in which they ran. `[name]` returns those of one layer.

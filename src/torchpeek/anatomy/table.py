@@ -7,11 +7,13 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from torchpeek.html import html_table, notebook_html
+from torchpeek.keywords import checked_class
 from torchpeek.text_table import text_table
 
 Row = TypeVar("Row")
 
 
+@checked_class
 class Table(Sequence[Row], Generic[Row]):
     """A sequence of rows that prints as a table, with a footer if it has one. Columns without an entry are left out.
 

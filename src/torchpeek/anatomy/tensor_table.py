@@ -10,6 +10,7 @@ from torch import Tensor
 from torchpeek.errors import InputError
 from torchpeek.hooks import containers
 from torchpeek.html import MOST_ROWS, html_table, notebook_html
+from torchpeek.keywords import checked_class
 from torchpeek.tensor_formats import dense, element_count, has_values, shape_text, type_text
 from torchpeek.text_table import text_table
 
@@ -18,6 +19,7 @@ _PRINTED = 60  # most rows of a printed table; of more, those in the middle are 
 _MOST_READ = 1 << 27  # values that are read for one table: half a second on one core
 
 
+@checked_class
 class TensorTable(dict[str, Any]):
     """A dict from layer name to a tensor, or to a container of tensors, that prints as a table.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchpeek.anatomy.table import Table
 from torchpeek.errors import InputError
+from torchpeek.keywords import checked_class
 from torchpeek.render.axes_plots import training_plot
 from torchpeek.render.training import FlowColumn
 
@@ -44,6 +45,7 @@ class BlockStep:
     remark: str = ""
 
 
+@checked_class
 class TrainingFlow(Table[BlockStep]):
     """The watched steps of a training: a row for each block and step. It grows while the training runs.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from torchpeek.argument_types import NonNegative, Number, Seed
 from torchpeek.cam.algebra import (
     agreeing,
     first_component,
@@ -21,7 +22,6 @@ from torchpeek.cam.method import cam_method
 from torchpeek.draws import fingerprint, generator
 from torchpeek.engine import Trace
 from torchpeek.errors import MethodNotApplicable, notify
-from torchpeek.registry import NonNegative, Number
 
 
 @cam_method("cam", needs="head", differentiable=True, paper="arXiv:1512.04150")
@@ -110,7 +110,7 @@ def kpcacam(trace: Trace, *, gamma: Annotated[float | None, Number()] = None) ->
 
 
 @cam_method("random", needs="activations")
-def random(trace: Trace, *, seed: int = 0) -> Tensor:
+def random(trace: Trace, *, seed: Seed = 0) -> Tensor:
     """Uniform noise in [0, 1) on the layer's own grid: the baseline that a method has to beat.
 
     The noise of a map depends on the seed, the values of the picture, the class and the size of the grid. It does not

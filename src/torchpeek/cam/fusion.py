@@ -8,6 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from torchpeek.argument_types import Seed
 from torchpeek.cam.method import cam_method, find_method
 from torchpeek.engine import Trace
 from torchpeek.errors import OptionError
@@ -42,7 +43,7 @@ def fusion_in(steps: Iterable[str]) -> str | None:
 
 
 @cam_method("refinecam", needs="gradients", layers="many", differentiable=True, paper="arXiv:2605.14641")
-def refinecam(trace: Trace, *, base: str = "gradcam++", seed: int = 0) -> Tensor:
+def refinecam(trace: Trace, *, base: str = "gradcam++", seed: Seed = 0) -> Tensor:
     """The product of several layers' maps: what all of them agree on, as fine as the finest.
 
     Each layer's map is cut off below zero, divided by its maximum and resized to the largest grid.

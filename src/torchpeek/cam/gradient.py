@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchpeek.argument_types import Count, NonNegative, Seed
 from torchpeek.cam.algebra import first_component, grid_mean, grid_sum, noise, spread, weighted_sum
 from torchpeek.cam.method import cam_method
 from torchpeek.engine import FullGradients, Trace, bias_gradients
 from torchpeek.errors import MethodNotApplicable, notify
 from torchpeek.heatmap import upsample
-from torchpeek.registry import NonNegative, PositiveInt
 
 
 @cam_method("gradcam", needs="gradients", differentiable=True, paper="arXiv:1610.02391")
@@ -100,7 +100,7 @@ def segeigencam(trace: Trace) -> Tensor:
     "smoothgradcam++", needs="activations", passes="16 forward and backward to the layer", paper="arXiv:1908.01224"
 )
 def smoothgradcam_plus_plus(
-    trace: Trace, *, samples: PositiveInt = 16, noise_level: NonNegative = 0.15, seed: int = 0
+    trace: Trace, *, samples: Count = 16, noise_level: NonNegative = 0.15, seed: Seed = 0
 ) -> Tensor:
     """Grad-CAM++ with the powers of the gradient averaged over noisy copies of the input.
 
@@ -136,7 +136,7 @@ def smoothgradcam_plus_plus(
 @cam_method(
     "integrated-gradcam", needs="activations", passes="50 forward and backward to the layer", paper="arXiv:2102.07805"
 )
-def integrated_gradcam(trace: Trace, *, steps: PositiveInt = 50) -> Tensor:
+def integrated_gradcam(trace: Trace, *, steps: Count = 50) -> Tensor:
     """The mean of Grad-CAM's positive maps along the straight path from zero to the input.
 
     Step t of n is the input times t / n, for t from 1 to n: the input itself is a step, the zero input is not. As in

@@ -12,13 +12,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from torchpeek.argument_types import Count, NonNegative, Seed
 from torchpeek.cam.algebra import along_samples, filled, floating_inputs, noise
 from torchpeek.cam.gradient import gradcam
 from torchpeek.cam.method import cam_method
 from torchpeek.engine import Change, Trace, input_gradient_chunks
 from torchpeek.errors import MethodNotApplicable, notify
 from torchpeek.heatmap import upsample
-from torchpeek.registry import NonNegative, PositiveInt
 
 Reduction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -63,7 +63,7 @@ def input_x_gradient(trace: Trace) -> Tensor:
     passes="50 more forward, 50 backward through all layers for each class",
     paper="arXiv:1706.03825",
 )
-def smoothgrad(trace: Trace, *, samples: PositiveInt = 50, noise_level: NonNegative = 0.15, seed: int = 0) -> Tensor:
+def smoothgrad(trace: Trace, *, samples: Count = 50, noise_level: NonNegative = 0.15, seed: Seed = 0) -> Tensor:
     """The gradient, averaged over noisy copies of the input; then the largest absolute value over the channels.
 
     The mean is of signed gradients, as in the paper's equation. The channels become one map as for saliency. The draws
@@ -94,7 +94,7 @@ def smoothgrad(trace: Trace, *, samples: PositiveInt = 50, noise_level: NonNegat
     passes="51 more forward, 50 backward through all layers for each class",
     paper="arXiv:1703.01365",
 )
-def integrated_gradients(trace: Trace, *, steps: PositiveInt = 50, baseline: float | Tensor = 0.0) -> Tensor:
+def integrated_gradients(trace: Trace, *, steps: Count = 50, baseline: float | Tensor = 0.0) -> Tensor:
     """The mean gradient along the straight path from a baseline, times the input less the baseline (eq. 1).
 
     The products are summed over the channels. The integral is a Riemann sum of `steps` equal parts with the gradient in

@@ -13,13 +13,13 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from torchpeek.argument_types import Count, Number, PositiveInt, Seed
 from torchpeek.cam.algebra import filled, floating_inputs
 from torchpeek.cam.method import cam_method
 from torchpeek.engine import Trace
 from torchpeek.engine.batching import Precision
 from torchpeek.errors import MethodNotApplicable, OptionError
 from torchpeek.heatmap import upsample
-from torchpeek.registry import Number, PositiveInt
 
 # How many masks are added up at once.
 _MASKS = 64
@@ -75,10 +75,10 @@ def occlusion(
 def rise(
     trace: Trace,
     *,
-    samples: PositiveInt = 4000,
+    samples: Count = 4000,
     cells: PositiveInt = 7,
     probability: Annotated[float, Number(1e-6, 1)] = 0.5,
-    seed: int = 0,
+    seed: Seed = 0,
     precision: Precision = None,
 ) -> Tensor:
     """The mean of random masks, each weighted by the score of the input seen through it (eq. 6).

@@ -13,6 +13,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from torchpeek.argument_types import Count, NonNegative, Number, PositiveInt, Seed, Share
 from torchpeek.cam.algebra import (
     area_average,
     gaussian_blur,
@@ -32,7 +33,6 @@ from torchpeek.engine.batching import Precision, chunks
 from torchpeek.errors import OptionError
 from torchpeek.heatmap import upsample
 from torchpeek.progress import progress
-from torchpeek.registry import NonNegative, Number, PositiveInt, Share
 
 
 @cam_method("scorecam", needs="activations", passes="1 for each live channel", paper="arXiv:1910.01279")
@@ -59,9 +59,9 @@ def scorecam(trace: Trace, *, precision: Precision = None) -> Tensor:
 def sscam(
     trace: Trace,
     *,
-    samples: PositiveInt = 35,
+    samples: Count = 35,
     sigma: NonNegative = 2.0,
-    seed: int = 0,
+    seed: Seed = 0,
     precision: Precision = None,
 ) -> Tensor:
     """Score-CAM with noise on the activations, its scores averaged over the draws: SS-CAM (1) of the paper.
@@ -90,7 +90,7 @@ def sscam(
 
 
 @cam_method("iscam", needs="activations", passes="10 for each live channel", paper="arXiv:2010.03023")
-def iscam(trace: Trace, *, steps: PositiveInt = 10, precision: Precision = None) -> Tensor:
+def iscam(trace: Trace, *, steps: Count = 10, precision: Precision = None) -> Tensor:
     """Score-CAM, its scores averaged along the straight path from zero to the masked input.
 
     Step j of n is the masked input times j / n. Other implementations add these factors up. Their last steps are up to
@@ -219,7 +219,7 @@ def groupcam(
     through_model=True,
     paper="arXiv:2301.07002",
 )
-def opticam(trace: Trace, *, steps: PositiveInt = 100, rate: NonNegative = 0.1) -> Tensor:
+def opticam(trace: Trace, *, steps: Count = 100, rate: NonNegative = 0.1) -> Tensor:
     """Channels weighted so that the input seen through their sum scores highest.
 
     The weights are a softmax over the channels. They start equal and are optimised by Adam. The mask is the weighted

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from torchpeek.engine import Question, Trace, is_positional, score_kind
 from torchpeek.errors import OptionError, notify
+from torchpeek.keywords import checked_class
 
 
+@checked_class
 @dataclass(frozen=True)
 class Smoothing:
     """Average the heatmap over mirrored and scaled inputs. Each version is a pass of its own.

@@ -13,7 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from torchpeek._version import __version__
-from torchpeek.cli.command_line import parse_error, prepared_words
+from torchpeek.cli.command_line import check_not_empty, parse_error, prepared_words
 from torchpeek.cli.commands import COMMANDS
 from torchpeek.cli.help_page import NARROW, StackedPanels
 from torchpeek.cli.options import ConsoleOptions, choice, option
@@ -113,6 +113,7 @@ def run(tokens: Sequence[str]) -> int:
     console = Console()
     app.help_formatter = StackedPanels() if console.width < NARROW else "default"
     try:
+        check_not_empty(words)
         status = app(words, console=console, exit_on_error=False, print_error=False)
         sys.stdout.flush()
         return int(status or OK)

@@ -10,6 +10,7 @@ from typing import Any
 from cyclopts import CoercionError, CycloptsError, MissingArgumentError, UnknownOptionError, ValidationError
 
 from torchpeek.cli.options import STDIN
+from torchpeek.errors import OptionError
 
 _EXAMPLES = {
     "cam": "cam cat.jpg --model torchvision:resnet50",
@@ -52,6 +53,23 @@ def prepared_words(words: Sequence[str]) -> list[str]:
             word = f"--from={STDIN}"
         prepared.append(word)
     return prepared
+
+
+def check_not_empty(words: Sequence[str]) -> None:
+    """Raise OptionError for an empty word, as an empty variable of a script makes it.
+
+    An empty name would select the default, and an empty path is the working directory.
+    """
+    for number, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if word.startswith("--") and equals and not value.strip():
+            raise OptionError(f"{name} is empty; allowed: a value. Next: give one, or omit the option")
+        if word.strip():
+            continue
+        before = words[number - 1] if number else ""
+        if before.startswith("-"):
+            raise OptionError(f"{before} is empty; allowed: a value. Next: give one, or omit the option")
+        raise OptionError(f"argument {number + 1} is empty; allowed: a command, or the path of a picture")
 
 
 def parse_error(error: CycloptsError, words: Sequence[str]) -> str:

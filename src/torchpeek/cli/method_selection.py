@@ -86,7 +86,7 @@ def _parsed(flag: str, key: str, text: str, owner: Registered, option: str) -> A
     """The text as a value of the owner's option. Raises OptionError for one that the option does not allow."""
     value = _value(f"{flag} {key}", text, owner.options[option])
     try:
-        owner.check_options({option: value})
+        value = owner.checked_options({option: value})[option]
     except OptionError as error:
         raise OptionError(f"{flag} {key}={text}: {error}") from error
     return value

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from torchpeek.errors import InputError
 from torchpeek.hooks import containers
+from torchpeek.keywords import checked_class
 
 Kind: TypeAlias = Literal["channels-first", "channels-last", "tokens", "channel-tokens", "sequence-first"]
 Grid: TypeAlias = tuple[int, ...]
 
 
+@checked_class
 @dataclass(frozen=True)
 class Layout:
     """Which axes of a layer's output hold the samples, the channels and the grid.

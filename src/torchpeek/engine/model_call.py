@@ -21,12 +21,14 @@ from torchpeek.engine.model_config import (
 from torchpeek.engine.observed import ObservedLayers
 from torchpeek.errors import InputError
 from torchpeek.hooks import containers
+from torchpeek.keywords import checked_class
 from torchpeek.tensor_formats import is_plain, shape_text, type_text, why_without_values
 
 PICTURE_CHANNELS = (1, 3, 4)
 """How many channels pictures come in: grey, RGB, RGB with opacity."""
 
 
+@checked_class
 @dataclass(frozen=True, eq=False)
 class Arguments:
     """The arguments of a model that takes more than one tensor: `model(*args, **kwargs)`.

@@ -30,6 +30,7 @@ from torchpeek.engine.views import PictureView, check_views, picture_view
 from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NoSpatialLayer, NotConnected
 from torchpeek.hooks import containers, layer_at
 from torchpeek.interrupts import let_interrupts_through
+from torchpeek.keywords import checked_class
 from torchpeek.printable import printable
 
 
@@ -66,6 +67,7 @@ def trace_model(
     return trace
 
 
+@checked_class
 @dataclass(frozen=True, eq=False)
 class Trace:
     """One clean pass, kept: activations, gradients and scores, and further passes that ask the same question.

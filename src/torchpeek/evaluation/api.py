@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from torchpeek.argument_types import Seed
 from torchpeek.engine import CaptureRequest, bound_to, stop_iteration_restored, trace_model
 from torchpeek.errors import InputError
 from torchpeek.evaluation.cases import RANDOM, Explain, by_grid, case_of, explainer_of
@@ -55,7 +56,7 @@ def evaluate(
     boxes: Any = ...,
     explain: Explain | None = ...,
     batch: int | None = ...,
-    seed: int = ...,
+    seed: Seed = ...,
 ) -> Measurements: ...
 @overload
 def evaluate(
@@ -68,7 +69,7 @@ def evaluate(
     boxes: Any = ...,
     explain: Explain | None = ...,
     batch: int | None = ...,
-    seed: int = ...,
+    seed: Seed = ...,
 ) -> dict[str, Measurements]: ...
 @checked_keywords
 def evaluate(
@@ -81,7 +82,7 @@ def evaluate(
     boxes: Any = None,
     explain: Explain | None = None,
     batch: int | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Measurements | dict[str, Measurements]:
     """Score heatmaps by metrics, beside a random and a centred heatmap.
 

@@ -14,6 +14,7 @@ from torchpeek.engine.numerics import close
 from torchpeek.errors import InputError, MetricNotApplicable, NotFinite
 from torchpeek.heatmap import Heatmap
 from torchpeek.metrics import find_metric
+from torchpeek.registry import options_by_name
 
 Metrics: TypeAlias = Iterable[str] | Mapping[str, Mapping[str, Any]]
 
@@ -22,16 +23,10 @@ def selected_metrics(metrics: Metrics) -> dict[str, Mapping[str, Any]]:
     """Return metric name -> options. Raises InputError, MetricNotFound and OptionError."""
     if isinstance(metrics, str):
         metrics = [metrics]
-    if not isinstance(metrics, Iterable):
-        raise InputError(f"metrics is {metrics!r}; give names, or a dict name -> options")
-    selected = dict(metrics) if isinstance(metrics, Mapping) else {name: {} for name in metrics}
+    selected = options_by_name("metrics", "metric", metrics)
     if not selected:
         raise InputError("metrics is empty; give at least one name (torchpeek metrics lists them)")
-    for name, options in selected.items():
-        if not isinstance(options, Mapping):
-            raise InputError(f"the options of metric {name!r} are {options!r}; give a dict, such as {{}}")
-        find_metric(name).check_options(options)
-    return selected
+    return {name: find_metric(name).checked_options(options) for name, options in selected.items()}
 
 
 def check_heatmaps(heatmaps: object) -> None:

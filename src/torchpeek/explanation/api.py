@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
+from torchpeek.argument_types import Seed
 from torchpeek.cam import Smoothing, find_method
 from torchpeek.engine import Arguments, Trace
 from torchpeek.errors import InputError, OptionError
@@ -110,7 +111,7 @@ def explain(
     target: TargetLike = ...,
     fuse: str | None = ...,
     smooth: Smoothing | None = ...,
-    seed: int = ...,
+    seed: Seed = ...,
     **options: Any,
 ) -> Heatmap: ...
 @overload
@@ -121,7 +122,7 @@ def explain(
     target: TargetLike = ...,
     fuse: str | None = ...,
     smooth: Smoothing | None = ...,
-    seed: int = ...,
+    seed: Seed = ...,
     **options: Any,
 ) -> Heatmap: ...
 @overload
@@ -135,7 +136,7 @@ def explain(
     target: TargetLike = ...,
     fuse: str | None = ...,
     smooth: Smoothing | None = ...,
-    seed: int = ...,
+    seed: Seed = ...,
     **options: Any,
 ) -> list[Heatmap]: ...
 @checked_keywords
@@ -149,7 +150,7 @@ def explain(
     target: TargetLike = None,
     fuse: str | None = None,
     smooth: Smoothing | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     **options: Any,
 ) -> Heatmap | list[Heatmap]:
     """The heatmap of one method: which part of the picture decided.
@@ -230,7 +231,7 @@ def compare(  # type: ignore[overload-overlap]  # a str is a Sequence, too; as a
     target: TargetLike = ...,
     fuse: str | None = ...,
     smooth: Smoothing | None = ...,
-    seed: int = ...,
+    seed: Seed = ...,
 ) -> dict[str, Heatmap]: ...
 @overload
 def compare(
@@ -240,7 +241,7 @@ def compare(
     target: TargetLike = ...,
     fuse: str | None = ...,
     smooth: Smoothing | None = ...,
-    seed: int = ...,
+    seed: Seed = ...,
 ) -> dict[str, Heatmap]: ...
 @overload
 def compare(
@@ -253,7 +254,7 @@ def compare(
     target: TargetLike = ...,
     fuse: str | None = ...,
     smooth: Smoothing | None = ...,
-    seed: int = ...,
+    seed: Seed = ...,
 ) -> dict[str, list[Heatmap]]: ...
 @checked_keywords
 def compare(
@@ -266,7 +267,7 @@ def compare(
     target: TargetLike = None,
     fuse: str | None = None,
     smooth: Smoothing | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> dict[str, Heatmap] | dict[str, list[Heatmap]]:
     """The heatmaps of several methods, from as few passes as they need together.
 

@@ -32,6 +32,7 @@ from torchpeek.errors import (
 )
 from torchpeek.explanation.request import ExplanationRequest
 from torchpeek.hooks import SelectedLayer, layer_at
+from torchpeek.registry import options_by_name
 
 ASKED_FOR = "asked for"
 """The reason for layers that the user named."""
@@ -85,17 +86,11 @@ def selected_methods(methods: Iterable[str] | Mapping[str, Mapping[str, Any]]) -
     """
     if isinstance(methods, str):
         methods = [methods]
-    if not isinstance(methods, Iterable):
-        raise InputError(f"methods is {methods!r}; give names, or a dict from a name to that method's options")
-    options = methods if isinstance(methods, Mapping) else {name: {} for name in methods}
+    options = options_by_name("methods", "method", methods)
     if not options:
         raise InputError("methods is empty; name at least one (torchpeek methods lists them)")
     selection = [(find_method(name), of_method) for name, of_method in options.items()]
-    for method, of_method in selection:
-        if not isinstance(of_method, Mapping):
-            raise InputError(f"the options of method {method.name!r} are {of_method!r}; give a dict, such as {{}}")
-        method.check_options(of_method)
-    return selection
+    return [(method, method.checked_options(of_method)) for method, of_method in selection]
 
 
 def plan_passes(methods: MethodSelection, *, layer_named: bool, fused: bool) -> list[PlannedPass]:

@@ -48,6 +48,11 @@ class LayerChoice:
     layout: LayoutLike | None = None
 
     def __post_init__(self) -> None:
+        depth, inner = 0, self.layer
+        while isinstance(inner, (list, tuple)) and inner:
+            depth, inner = depth + 1, inner[0]
+            if depth > 20:
+                raise InputError("layer is a list in a list, too many times; give one list of layers")
         if self.layout_spec is not None and self.layer is None:
             raise InputError(f"layout={str(self.layout)!r} is for a layer that is named; layer= is missing")
 

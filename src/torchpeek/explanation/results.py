@@ -9,9 +9,11 @@ from typing import Any
 
 from torchpeek.heatmap import Heatmap, heading, shown_maps
 from torchpeek.html import html_paragraph, notebook_html
+from torchpeek.keywords import checked_class
 from torchpeek.render.heatmaps import MOST, maps_html
 
 
+@checked_class
 class HeatmapList(list[Heatmap]):
     """The heatmaps of inputs one by one, which may differ in size. A notebook shows the overlays side by side.
 
@@ -31,6 +33,7 @@ class HeatmapList(list[Heatmap]):
         return html_paragraph(heading(self[0])) + _of_inputs(self, MOST) if self else "[]"
 
 
+@checked_class
 class HeatmapsByMethod(dict[str, Any]):  # the overloads of compare say which
     """Method name -> Heatmap, or a list of them for a list of inputs. A notebook shows the overlays side by side.
 

@@ -8,7 +8,7 @@ from fnmatch import translate
 from typing import TypeAlias, Union
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchpeek.errors import AmbiguousCall, InputError, LayerNotFound, closest, listed_names, notify
 from torchpeek.hooks.selected_layer import NO_SETS, SelectedLayer, call_name, no_such_call, split_call
@@ -195,18 +195,21 @@ def _matching(model: nn.Module, named: dict[str, nn.Module], selection: Selectio
             matches = [name for name, module in named.items() if name and isinstance(module, selection)]
         case _ if callable(selection):
             matches = [name for name, module in named.items() if name and selection(name, module)]
-        case Iterable():
+        case Iterable() if not isinstance(selection, Tensor):
             parts = list(selection)
             if not parts:
                 raise InputError("the layer selection is an empty list; name at least one layer")
             pairs: _Pairs = {}
-            for part in parts:
-                pairs |= _matching(model, named, part)
+            try:
+                for part in parts:
+                    pairs |= _matching(model, named, part)
+            except RecursionError:
+                raise InputError("the layer selection is a list in a list, too many times; give one list") from None
             return pairs
         case _:
             raise InputError(
                 "a layer selection is a name, glob, regular expression, type, predicate or module, or a list of these; "
-                f" got {type(selection).__name__}"
+                f"got {type(selection).__name__}"
             )
     if not matches:
         raise LayerNotFound(_not_found(model, named, selection))

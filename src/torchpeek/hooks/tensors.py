@@ -18,10 +18,12 @@ from torchpeek.hooks.recording.storage import GradientSlot, StoredTensor, whole_
 from torchpeek.hooks.recording.summary import shapes
 from torchpeek.hooks.with_block import opened_by_with
 from torchpeek.html import html_table, notebook_html
+from torchpeek.keywords import checked_keywords
 from torchpeek.text_table import text_table
 from torchpeek.undo import Block, Undo, undone
 
 
+@checked_keywords
 @opened_by_with("with tp.record_gradients(...) as gradients:")
 def record_gradients(**tensors: Tensor) -> Iterator[Mapping[str, Tensor | None]]:
     """Record the gradients that flow back to these tensors inside the block.
@@ -63,6 +65,7 @@ def _hooked(undo: Undo, tensors: Mapping[str, Tensor], slots: Mapping[str, Gradi
         hooks.add(tensor, whole_gradient_hook(slots[name]))
 
 
+@checked_keywords
 def edit_gradient(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> RemovableHandle:
     """Replace the gradient of a tensor from now on, or inside a `with` block.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from torchpeek.engine import Trace, score_kind
 from torchpeek.engine.targets import BoxScores, ClassScores, ComputedScores, class_logits
 from torchpeek.errors import MetricNotApplicable
+from torchpeek.keywords import checked_keywords
 from torchpeek.metrics.case import ONE_LOGIT
 from torchpeek.metrics.metric import Metric
 
 _OTHERS = "or choose another metric (torchpeek metrics)"
 
 
+@checked_keywords
 def check_applies(metric: Metric, trace: Trace) -> None:
     """Check that the question has the scores that a metric reads.
 

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from torchpeek.draws import Fingerprints, generator
+from torchpeek.keywords import checked_keywords
 from torchpeek.metrics.case import Explainer
 
 
+@checked_keywords
 def centre(grid: Sequence[int], like: Tensor) -> Tensor:
     """Return a Gaussian around the middle of the grid. Its sigma along each axis is a quarter of the axis.
 
@@ -35,6 +37,7 @@ def centre(grid: Sequence[int], like: Tensor) -> Tensor:
     return gaussian
 
 
+@checked_keywords
 def constant_explainer(heatmap: Tensor) -> Explainer:
     """Return an explainer that gives the same heatmap for every input, model and class.
 
@@ -56,6 +59,7 @@ def constant_explainer(heatmap: Tensor) -> Explainer:
     return explain
 
 
+@checked_keywords
 def random_explainer(
     shape: Sequence[int], seed: int, number: int, like: Tensor, fingerprints: Fingerprints | None = None
 ) -> Explainer:

@@ -8,12 +8,14 @@ import torch
 
 from torchpeek.errors import TorchpeekError
 from torchpeek.html import html_table, notebook_html, side_by_side
+from torchpeek.keywords import checked_class
 from torchpeek.metrics.curve_images import curves_image
 from torchpeek.metrics.intervals import of_samples
 from torchpeek.metrics.measurement import HEADER, Measurements
 from torchpeek.text_table import text_table
 
 
+@checked_class
 class MeasurementsByMethod(dict[str, Measurements]):
     """Method name -> Measurements. Printing it gives the rows of all methods, metric by metric.
 

@@ -15,6 +15,7 @@ from torchpeek.engine import Change, Trace
 from torchpeek.engine.targets import ClassScores, ComputedScores, class_logits
 from torchpeek.errors import MetricNotApplicable
 from torchpeek.heatmap import unit_range, upsample
+from torchpeek.keywords import checked_class
 
 Made = TypeVar("Made")
 
@@ -86,6 +87,7 @@ class _Memo:
         return value
 
 
+@checked_class
 @dataclass(frozen=True, eq=False)
 class CleanPass(_Memo):
     """The clean pass of an evaluation. All metrics share it, and so do heatmaps on different grids.
@@ -147,6 +149,7 @@ class CleanPass(_Memo):
         return [generator(each, self.seed, salt) for each in self.fingerprints]
 
 
+@checked_class
 @dataclass(frozen=True, eq=False)
 class Case(_Memo):
     """J = M * K heatmaps of each of N samples, on one grid: M methods with K scores each.

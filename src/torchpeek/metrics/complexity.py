@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchpeek.argument_types import Share
 from torchpeek.metrics.case import Case
 from torchpeek.metrics.metric import MetricResult, metric
-from torchpeek.registry import Share
 
 
 @metric("sparseness", needs="heatmap", higher_is_better=True, paper="arXiv:1810.06583")

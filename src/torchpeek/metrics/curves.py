@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchpeek.argument_types import Count, PositiveInt
 from torchpeek.errors import OptionError
 from torchpeek.metrics.case import Case, rounding_of
 from torchpeek.metrics.fills import Baseline, fill_key, filled
 from torchpeek.metrics.metric import MetricResult, metric
 from torchpeek.metrics.patches import patch_sums, patches
-from torchpeek.registry import PositiveInt
 
 
 def _steps(options: Mapping[str, Any]) -> int:
@@ -25,7 +25,7 @@ def _patches(options: Mapping[str, Any]) -> int:
 
 
 @metric("deletion", needs="passes", higher_is_better=False, paper="arXiv:1806.07421", passes=_steps, reads="p")
-def deletion(case: Case, *, steps: PositiveInt = 50, baseline: Baseline = "zeros") -> MetricResult:
+def deletion(case: Case, *, steps: Count = 50, baseline: Baseline = "zeros") -> MetricResult:
     """Area under the probability as the highest positions are removed first (RISE, section 4).
 
     Args:
@@ -36,7 +36,7 @@ def deletion(case: Case, *, steps: PositiveInt = 50, baseline: Baseline = "zeros
 
 
 @metric("insertion", needs="passes", higher_is_better=True, paper="arXiv:1806.07421", passes=_steps, reads="p")
-def insertion(case: Case, *, steps: PositiveInt = 50, baseline: Baseline = "blur") -> MetricResult:
+def insertion(case: Case, *, steps: Count = 50, baseline: Baseline = "blur") -> MetricResult:
     """Area under the probability as the highest positions are put back first (RISE, section 4).
 
     Args:
@@ -73,7 +73,7 @@ def _replaced(case: Case, steps: int, baseline: Baseline, *, removed_first: bool
 
 
 @metric("aopc", needs="passes", higher_is_better=True, paper="arXiv:1509.06321", passes=_steps, reads="p")
-def aopc(case: Case, *, cells: PositiveInt = 8, steps: PositiveInt = 32, baseline: Baseline = "noise") -> MetricResult:
+def aopc(case: Case, *, cells: PositiveInt = 8, steps: Count = 32, baseline: Baseline = "noise") -> MetricResult:
     """Mean fall of the probability as the highest patches are removed one by one (Samek et al.).
 
     Args:

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from torchpeek.argument_types import Count, PositiveInt, Share, Whole
 from torchpeek.metrics.case import Case, round_to_levels
 from torchpeek.metrics.correlation import correlation, mean_ranks
 from torchpeek.metrics.fills import Baseline, drawn_noise, fill_key, filled
 from torchpeek.metrics.metric import MetricResult, metric
 from torchpeek.metrics.patches import patch_sums, patches
-from torchpeek.registry import PositiveInt, Share, Whole
 
 
 def _samples(options: Mapping[str, Any]) -> int:
@@ -62,7 +62,7 @@ def random_patches(number: int, share: float, samples: int, seed: int) -> Tensor
 
 
 @metric("infidelity", needs="passes", higher_is_better=False, paper="arXiv:1901.09392", passes=_samples, shared=True)
-def infidelity(case: Case, *, samples: PositiveInt = 50, baseline: Baseline = "zeros") -> MetricResult:
+def infidelity(case: Case, *, samples: Count = 50, baseline: Baseline = "zeros") -> MetricResult:
     """Squared difference between the heatmap's sum over random squares and the score lost with them (Yeh et al.).
 
     The heatmap is first multiplied by the number that makes this smallest, because its own scale has no meaning.
@@ -140,7 +140,7 @@ def random_positions(size: torch.Size, sizes: int, samples: int, seed: int) -> T
     shared=True,
     reads="p",
 )
-def monotonicity_correlation(case: Case, *, cells: PositiveInt = 6, samples: PositiveInt = 4) -> MetricResult:
+def monotonicity_correlation(case: Case, *, cells: PositiveInt = 6, samples: Count = 4) -> MetricResult:
     """Rank correlation of each patch's absolute sum with how far the probability changes with it (Nguyen and Martinez).
 
     The change is the mean square over random contents of the patch: uniform noise between the smallest and the largest

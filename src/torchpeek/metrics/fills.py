@@ -13,20 +13,32 @@ from torchpeek.cam.algebra import expanded, gaussian_blur
 from torchpeek.cam.algebra import filled as numbers
 from torchpeek.draws import fingerprint
 from torchpeek.engine import seeded_draws
-from torchpeek.errors import OptionError
+from torchpeek.errors import OptionError, shown
+from torchpeek.keywords import checked_keywords
 from torchpeek.metrics.case import CleanPass
 
 
-class _FillName:
-    """The limit of a fill's name."""
+class _Fill:
+    """What a fill may be."""
 
-    def check(self, name: str, value: object) -> None:
-        """Raise OptionError for a name that is not in FILLS."""
-        if isinstance(value, str) and value not in FILLS:
-            raise _no_fill(value)
+    @property
+    def allowed(self) -> str:
+        """What is allowed, for the error text."""
+        return (
+            f"{', '.join(map(repr, FILLS))}, a number, a tensor, or a function of the inputs that returns a tensor of "
+            "their shape"
+        )
+
+    def take(self, value: Any) -> Any:
+        """The fill. Raises ValueError for a name that is not in FILLS, and for what is no fill."""
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        numbers_of_user = number or isinstance(value, Tensor) or hasattr(value, "__array__")
+        if value not in FILLS if isinstance(value, str) else not (numbers_of_user or callable(value)):
+            raise ValueError
+        return value
 
 
-Baseline: TypeAlias = Annotated[str | float | Tensor | Callable[[Tensor], Tensor], _FillName()]
+Baseline: TypeAlias = Annotated[str | float | Tensor | Callable[[Tensor], Tensor], _Fill()]
 """A fill as an option: a name in FILLS, a number, a tensor, or a function of the inputs."""
 
 
@@ -51,14 +63,7 @@ def _values(clean: CleanPass, baseline: Any) -> Tensor:
         return numbers("baseline", baseline, inputs)
     if callable(baseline):
         return _of_function(baseline, inputs, clean.seed)
-    raise _no_fill(baseline)
-
-
-def _no_fill(baseline: object) -> OptionError:
-    return OptionError(
-        f"option baseline is {baseline!r}; allowed: {', '.join(map(repr, FILLS))}, a number, a tensor, or a function "
-        "of the inputs that returns a tensor of their shape"
-    )
+    raise OptionError(f"option baseline is {shown(baseline)}; allowed: {_Fill().allowed}")
 
 
 def _of_function(function: Callable[[Tensor], Any], inputs: Tensor, seed: int) -> Tensor:
@@ -87,6 +92,7 @@ def described(value: object) -> object:
     return value
 
 
+@checked_keywords
 def described_options(options: Mapping[str, object]) -> dict[str, object]:
     """Return a metric's options as tables and JSON show them. A tensor or a function becomes a short text.
 

@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from torchpeek.argument_types import Seed
 from torchpeek.bootstrap import bootstrap_interval
+from torchpeek.keywords import checked_keywords
 
 
 class Interval(NamedTuple):
@@ -33,7 +35,8 @@ class Interval(NamedTuple):
         return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]" if self.low == self.low else f"{self.mean:.4g}"
 
 
-def bootstrap(values: Tensor, confidence: float = 0.95, seed: int = 0) -> Interval:
+@checked_keywords
+def bootstrap(values: Tensor, confidence: float = 0.95, seed: Seed = 0) -> Interval:
     """Return the mean of the values with its bootstrap interval. NaN are left out.
 
     Args:

@@ -8,11 +8,11 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from torchpeek.argument_types import NonNegative, Share, Whole
 from torchpeek.errors import OptionError
 from torchpeek.metrics.case import Case
 from torchpeek.metrics.correlation import mean_ranks
 from torchpeek.metrics.metric import MetricResult, metric
-from torchpeek.registry import NonNegative, Share, Whole
 
 _AT_ONCE = 2**24  # numbers in a chunk of comparisons
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from torchpeek.errors import InputError, MetricNotFound, TorchpeekError, closest
 from torchpeek.html import html_table, notebook_html, side_by_side
+from torchpeek.keywords import checked_class, checked_keywords
 from torchpeek.metrics.curve_images import curves_image, metric_title
 from torchpeek.metrics.intervals import Interval, bootstrap, mean_of, of_samples
 from torchpeek.render.axes_plots import curve_plot, interval_plot
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@checked_class
 @dataclass(frozen=True, eq=False, repr=False)
 class Measurement:
     """The values of one metric for the heatmaps of N samples and K scores.
@@ -218,6 +220,7 @@ class Measurement:
         return self.baselines[name]
 
 
+@checked_class
 @dataclass(frozen=True, eq=False)
 class Measurements(Mapping[str, Measurement]):
     """The measurements of several metrics for the same heatmaps: a mapping by metric name, printed as a table.
@@ -323,6 +326,7 @@ HEADER = ("method", "metric", "better", "mean", "random", "centre", "better than
 """The header of the table of measurements."""
 
 
+@checked_keywords
 def row(method: str, each: Measurement) -> tuple[str, ...]:
     """Return one row of the table: the mean with its interval, the baselines' means, and the verdict.
 
@@ -350,6 +354,7 @@ def row(method: str, each: Measurement) -> tuple[str, ...]:
     return method, each.metric, "higher" if each.higher_is_better else "lower", str(interval), *means, verdict
 
 
+@checked_keywords
 def joined(parts: Sequence[Measurements]) -> Measurements:
     """Join the measurements of several batches into those of one.
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 from torch import Tensor
 
 from torchpeek.errors import MetricNotFound, closest
+from torchpeek.keywords import checked_class, checked_keywords
 from torchpeek.registry import Registered
 
 Needs: TypeAlias = Literal["heatmap", "region", "passes", "explanations"]
@@ -47,6 +48,7 @@ Compute: TypeAlias = Callable[..., MetricResult]
 Count: TypeAlias = Callable[[Mapping[str, Any]], int]
 
 
+@checked_class
 @dataclass(frozen=True)
 class Metric(Registered):
     """The definition of a metric. `evaluate`, the command line, the documentation and the tests read it.
@@ -108,6 +110,7 @@ METRICS: dict[str, Metric] = {}
 """The metrics: name -> Metric."""
 
 
+@checked_keywords
 def metric(name: str, *, needs: Needs, higher_is_better: bool, paper: str, **more: Any) -> Callable[[Compute], Compute]:
     """Register a function as a metric.
 
@@ -141,6 +144,7 @@ def metric(name: str, *, needs: Needs, higher_is_better: bool, paper: str, **mor
     return register
 
 
+@checked_keywords
 def find_metric(name: str) -> Metric:
     """Return the metric of that name.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchpeek.errors import InputError
+from torchpeek.keywords import checked_keywords
 
 
 class Mosaic(NamedTuple):
@@ -28,6 +29,7 @@ class Mosaic(NamedTuple):
     regions: Tensor
 
 
+@checked_keywords
 def mosaic(pictures: Tensor) -> Mosaic:
     """Put n * n pictures into one input, row by row.
 

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, notify, shown
+from torchpeek.keywords import checked_keywords
 from torchpeek.picture import Geometry
 
 
+@checked_keywords
 def regions_of(masks: Any, boxes: Any, shape: torch.Size, scores: int, geometry: Geometry | None) -> Tensor | None:
     """Return the regions of the objects in the positions of the input.
 
@@ -39,8 +41,13 @@ def regions_of(masks: Any, boxes: Any, shape: torch.Size, scores: int, geometry:
         raise InputError("masks and boxes are both given; give one of them")
     if masks is not None:
         if isinstance(masks, (list, tuple)) and all(isinstance(each, Tensor) for each in masks):
-            masks = torch.stack(list(masks))
-        return _of_masks(torch.as_tensor(masks), shape, scores, geometry)
+            sizes = sorted({tuple(each.shape) for each in masks})
+            if len(sizes) > 1:
+                raise InputError(
+                    f"masks has tensors of the shapes {shown(sizes)}; allowed: one mask of one size per sample"
+                )
+            masks = torch.stack(list(masks)) if masks else masks
+        return _of_masks(_as_tensor("masks", masks), shape, scores, geometry)
     if len(shape) != 4:
         raise InputError(f"boxes need inputs (N, C, H, W); for inputs {tuple(shape)} give masks")
     return _of_boxes(boxes, shape, geometry)
@@ -68,23 +75,54 @@ def _of_masks(masks: Tensor, shape: torch.Size, scores: int, geometry: Geometry 
 
 
 def _of_boxes(boxes: Any, shape: torch.Size, geometry: Geometry | None) -> Tensor:
+    if not isinstance(boxes, (list, tuple)) and getattr(boxes, "ndim", 0) == 0:
+        raise InputError(f"boxes is {shown(boxes)}; allowed: (left, top, right, bottom) for each sample, or several")
     each = list(boxes) if len(boxes) == shape[0] and not _is_box(boxes) else [boxes]
     if len(each) != shape[0]:
         raise InputError(f"boxes has {len(each)} entries for a batch of {shape[0]}; give one entry for each sample")
-    rows, columns = _in_original(geometry or Geometry.whole((shape[3], shape[2])), shape[2:])
+    geometry = geometry or Geometry.whole((shape[3], shape[2]))
+    rows, columns = _in_original(geometry, shape[2:])
+    original = geometry.size
     regions = torch.zeros(shape[0], 1, *shape[2:], dtype=torch.bool)
     for number, of_sample in enumerate(each):
-        table = torch.as_tensor(of_sample, dtype=torch.float64)
+        table = _as_tensor(f"boxes of sample {number}", of_sample).double()
         table = table.reshape(-1, 4) if table.numel() % 4 == 0 and table.ndim <= 2 else table
-        if table.ndim != 2 or bool((table[:, 2:] <= table[:, :2]).any()) or not bool(table.isfinite().all()):
+        flat = table.ndim == 2 and bool(table.isfinite().all())
+        if not flat or bool((table[:, 2:] <= table[:, :2]).any()):
             raise InputError(
-                f"the boxes of sample {number} are {of_sample!r}; allowed: (left, top, right, bottom) with left < "
+                f"the boxes of sample {number} are {shown(of_sample)}; allowed: (left, top, right, bottom) with left < "
                 "right and top < bottom, or several of these"
             )
         for left, top, right, bottom in table.tolist():
+            _check_inside((left, top, right, bottom), number, original)
             inside = ((rows >= top) & (rows < bottom)).unsqueeze(1) & ((columns >= left) & (columns < right))
             regions[number, 0] |= inside
     return regions
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    """The numbers of the user as a tensor. Raises InputError where they are none."""
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError, RecursionError):
+        raise InputError(f"{name} is {shown(value)}; allowed: a tensor, an array, or lists of numbers") from None
+    if tensor.is_meta or tensor.is_complex():
+        raise InputError(f"{name} is {shown(value)} on {tensor.device}; allowed: real values")
+    return tensor
+
+
+def _check_inside(box: tuple[float, ...], number: int, size: tuple[int, int]) -> None:
+    """Raise InputError for a box outside the picture; say so where a part of it lies outside."""
+    left, top, right, bottom = box
+    width, height = size
+    named = f"the box ({left:g}, {top:g}, {right:g}, {bottom:g}) of sample {number}"
+    if left >= width or top >= height or right <= 0 or bottom <= 0:
+        raise InputError(
+            f"{named} lies outside the picture of {width} x {height}; allowed: boxes in pixels of that picture, as "
+            "(left, top, right, bottom)"
+        )
+    if left < 0 or top < 0 or right > width or bottom > height:
+        notify(f"{named} reaches beyond the picture of {width} x {height}; only the part inside counts")
 
 
 def _is_box(boxes: Any) -> bool:

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torchpeek.argument_types import Count, NonNegative
 from torchpeek.engine.targets import ClassScores
 from torchpeek.metrics.case import Case
 from torchpeek.metrics.metric import MetricResult, metric
-from torchpeek.registry import NonNegative, PositiveInt
 
 _LEAST = 1e-6  # the smallest divisor of the relative stabilities
 
@@ -45,7 +45,7 @@ class Changes(NamedTuple):
 @metric(
     "max-sensitivity", needs="explanations", higher_is_better=False, paper="arXiv:1901.09392", explanations=_samples
 )
-def max_sensitivity(case: Case, *, samples: PositiveInt = 10, radius: NonNegative = 0.02) -> MetricResult:
+def max_sensitivity(case: Case, *, samples: Count = 10, radius: NonNegative = 0.02) -> MetricResult:
     """The largest relative change of the heatmap when the input changes by at most `radius` in every number.
 
     A method that always returns the same heatmap reaches the best value, 0.
@@ -61,7 +61,7 @@ def max_sensitivity(case: Case, *, samples: PositiveInt = 10, radius: NonNegativ
 @metric(
     "average-sensitivity", needs="explanations", higher_is_better=False, paper="arXiv:1901.09392", explanations=_samples
 )
-def average_sensitivity(case: Case, *, samples: PositiveInt = 10, radius: NonNegative = 0.02) -> MetricResult:
+def average_sensitivity(case: Case, *, samples: Count = 10, radius: NonNegative = 0.02) -> MetricResult:
     """The mean relative change of the heatmap when the input changes by at most `radius` in every number.
 
     A method that always returns the same heatmap reaches the best value, 0.
@@ -82,7 +82,7 @@ def _share_of_size(change: Tensor, size: Tensor) -> Tensor:
 @metric(
     "local-lipschitz", needs="explanations", higher_is_better=False, paper="arXiv:1806.08049", explanations=_samples
 )
-def local_lipschitz(case: Case, *, samples: PositiveInt = 10, radius: NonNegative = 0.02) -> MetricResult:
+def local_lipschitz(case: Case, *, samples: Count = 10, radius: NonNegative = 0.02) -> MetricResult:
     """The largest change of the heatmap for each unit by which the input changes (Alvarez-Melis and Jaakkola).
 
     The heatmaps are divided by their largest absolute value first, because their own scale has no meaning. A method
@@ -106,7 +106,7 @@ def local_lipschitz(case: Case, *, samples: PositiveInt = 10, radius: NonNegativ
     explanations=_samples,
     shared=True,
 )
-def relative_input_stability(case: Case, *, samples: PositiveInt = 10, radius: NonNegative = 0.02) -> MetricResult:
+def relative_input_stability(case: Case, *, samples: Count = 10, radius: NonNegative = 0.02) -> MetricResult:
     """The largest relative change of the heatmap over the relative change of the input (Agarwal et al.).
 
     Changes of the input that change the predicted class do not count. If all of them do, the value is NaN. A method
@@ -130,7 +130,7 @@ def relative_input_stability(case: Case, *, samples: PositiveInt = 10, radius: N
     explanations=_samples,
     shared=True,
 )
-def relative_output_stability(case: Case, *, samples: PositiveInt = 10, radius: NonNegative = 0.02) -> MetricResult:
+def relative_output_stability(case: Case, *, samples: Count = 10, radius: NonNegative = 0.02) -> MetricResult:
     """The largest relative change of the heatmap over the change of the model's output (Agarwal et al.).
 
     The output is the logits of all classes; for another target, it is the score. Changes of the input that change the

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchpeek.argument_types import PositiveInt
 from torchpeek.engine import NotIndependent, check_independent, copied_model, output_part
 from torchpeek.engine.targets import class_logits
 from torchpeek.errors import MetricNotApplicable
@@ -17,7 +18,6 @@ from torchpeek.metrics.case import Case, check_computed
 from torchpeek.metrics.correlation import correlation, rank_correlation
 from torchpeek.metrics.metric import MetricResult, metric
 from torchpeek.norms import mean_and_std
-from torchpeek.registry import PositiveInt
 
 
 def _one(options: Mapping[str, Any]) -> int:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchpeek.argument_types import Count, PositiveInt, Share
 from torchpeek.errors import MetricNotApplicable
 from torchpeek.metrics.case import ONE_LOGIT, Case
 from torchpeek.metrics.fidelity import random_patches
 from torchpeek.metrics.fills import Baseline, filled
 from torchpeek.metrics.metric import MetricResult, metric
 from torchpeek.metrics.patches import patches
-from torchpeek.registry import PositiveInt, Share
 
 
 def _samples(options: Mapping[str, Any]) -> int:
@@ -29,7 +29,7 @@ def sufficiency(
     *,
     share: Share = 0.2,
     cells: PositiveInt = 6,
-    samples: PositiveInt = 16,
+    samples: Count = 16,
     baseline: Baseline = "mean",
 ) -> MetricResult:
     """Share of inputs with the same highest positions for which the class is predicted (Dasgupta et al.).

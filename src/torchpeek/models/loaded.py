@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from torchpeek.errors import InputError, ModelError
+from torchpeek.errors import InputError, ModelError, shown
 from torchpeek.hooks import checked_model
+from torchpeek.keywords import checked_class
 from torchpeek.models.detectors import detector_preprocess
 from torchpeek.models.preprocess import Preprocess
 from torchpeek.picture import Geometry, Picture
@@ -30,6 +31,7 @@ TextFunction: TypeAlias = Callable[[Sequence[str], torch.device], Tensor]
 TAKEN_AS_WHOLE = "the input is taken to show the whole picture, because the preprocessing returns no Geometry"
 
 
+@checked_class
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
     """A network with its preprocessing and its class names.
@@ -71,6 +73,11 @@ class LoadedModel:
         if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
             raise InputError(
                 f"class_names is a {type(names).__name__} with other entries than names; give a list of strings"
+            )
+        if names is not None and (wrong := [name for name in names if not _is_unicode(name)]):
+            raise InputError(
+                f"class_names has {shown(wrong[0])}, a lone surrogate, which no file can hold. Next: read "
+                "the names with the encoding that they were written in"
             )
 
     def read(self, picture: str | PathLike[str] | BinaryIO | Image.Image, *, max_size: int | None = None) -> Picture:
@@ -184,3 +191,12 @@ class LoadedModel:
         classes = "no class names" if self.class_names is None else f"{len(self.class_names)} classes"
         name = self.spec or type(self.module).__name__
         return printable(f"LoadedModel({name}, weights {self.weights_label or 'its own'}, {classes})")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be written in UTF-8; a lone surrogate cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from torchpeek.errors import InputError, PictureError
+from torchpeek.keywords import checked_class
 from torchpeek.picture import Geometry
 
 Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
@@ -22,6 +23,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+@checked_class
 @dataclass(frozen=True)
 class Preprocess:
     """Resize, crop the centre, scale to [0, 1], subtract the mean, divide by the standard deviation, pad.

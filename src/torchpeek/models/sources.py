@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from torchpeek.errors import InputError, ModelError, ModelNotFound, WeightsError, closest, notify
+from torchpeek.argument_types import Seed
+from torchpeek.errors import InputError, ModelError, ModelNotFound, WeightsError, closest, notify, shown
 from torchpeek.keywords import checked_keywords
 from torchpeek.models.detectors import detector_preprocess
 from torchpeek.models.fetching import RANDOM, Assumed
@@ -33,7 +34,7 @@ def load_model(
     trust_remote_code: bool = False,
     preprocess: PreprocessFunction | PreprocessChanges | None = None,
     class_names: Sequence[str] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> LoadedModel:
     """Load a model in eval mode, with its preprocessing and class names.
 
@@ -70,10 +71,11 @@ def load_model(
     """
     check_seed(seed)
     source, colon, name = str(spec).partition(":")
-    if not colon or not name or not source:
+    importable = all(part.isidentifier() for part in source.split("."))  # a relative module would be one of torchpeek
+    if not colon or not name or not importable:
         raise ModelNotFound(
-            f"no model {spec!r}; allowed: torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or package.module:callable, "
-            "such as torchvision:resnet50"
+            f"no model {shown(spec)}; allowed: torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or "
+            "package.module:callable, such as torchvision:resnet50"
         )
     file = _weights_file(weights)
     named = RANDOM if file is not None else None if weights is None else str(weights)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from torchpeek.argument_types import Seed
 from torchpeek.errors import InputError, OptionError
 from torchpeek.render.curves import CURVE_COLOURS, draw_band, draw_curve, share_label
 from torchpeek.render.plots import GradientRow, draw_gradient_norms, figure_class, name_layers
@@ -62,7 +63,7 @@ def curve_plot(
     *,
     title: str,
     metric: str = "",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Axes:
     """Draw the mean of each (N, steps + 1), with its 95 % confidence interval; baselines are dashed.
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from torchpeek.argument_types import Seed
 from torchpeek.bootstrap import bootstrap_interval
 from torchpeek.errors import InputError
+from torchpeek.keywords import checked_keywords
 from torchpeek.render.plots import figure_class
 
 if TYPE_CHECKING:
@@ -43,13 +45,14 @@ _BETTER = {"deletion": "lower is better", "insertion": "higher is better"}
 _SHORT, _LONG = 25, 60  # longest name, in letters, of two in a row of the legend, and of one
 
 
+@checked_keywords
 def curves(
     panels: Mapping[str, Curves],
     *,
     baselines: Mapping[str, Curves] | None = None,
     score: str = "probability",
     title: str = "",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Figure:
     """Plot the mean curve of each method over N pictures, a panel for each metric.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchpeek.engine import Layout, Trace
 from torchpeek.errors import InputError, OptionError
+from torchpeek.keywords import checked_keywords
 from torchpeek.render.colormaps import DIVERGING
 from torchpeek.render.feature_maps import returned_maps, traced_maps
 from torchpeek.render.tiles import MATRIX_SIDE, Block, Percentiles, sheet
@@ -27,6 +28,7 @@ _LABELLED = 40  # pixels of a group's label, of its numbers and of the gap
 _SLICES = 8  # most slices of a volume
 
 
+@checked_keywords
 def kernel_grid(
     kernels: Tensor | Mapping[str, Tensor] | Sequence[Tensor],
     *,
@@ -88,6 +90,7 @@ def kernel_grid(
     return sheet(_titled(title, words), blocks, shared=scale == "shared", colormap=DIVERGING, tile=tile)
 
 
+@checked_keywords
 def feature_grid(
     activation: Tensor | Trace,
     *,

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from torchpeek.errors import InputError, OptionError
+from torchpeek.errors import InputError, OptionError, shown
+from torchpeek.keywords import checked_keywords
 from torchpeek.picture import Picture
 from torchpeek.render.canvas import enlarged
 from torchpeek.render.text import caption
 
 
+@checked_keywords
 def mosaic(
     pictures: Sequence[Image.Image],
     captions: Sequence[str],
@@ -52,6 +54,8 @@ def mosaic(
         >>> sheet.width
         224
     """
+    if original is not None and not isinstance(original, (Picture, Image.Image)):
+        raise InputError(f"original is {shown(original)}; allowed: a Picture or a PIL image")
     if not pictures or len(pictures) != len(captions):
         raise InputError(
             f"got {len(pictures)} pictures and {len(captions)} captions; give at least one, and as many of both"

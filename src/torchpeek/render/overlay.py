@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from torchpeek.errors import OptionError
+from torchpeek.keywords import checked_keywords
 from torchpeek.picture import Geometry, draw_outline
 from torchpeek.render.canvas import Canvas, Flat, as_numpy, canvas_of, interpolation, one_map
 from torchpeek.render.colormaps import DIVERGING, Plane
@@ -18,6 +19,7 @@ from torchpeek.render.text import stamped
 _BAND = 1 << 21  # pixels that are coloured at a time, so that a huge picture needs little more memory than its own
 
 
+@checked_keywords
 def overlay(
     picture: Flat | Stack,
     heatmap: HeatmapLike,
@@ -89,6 +91,7 @@ def overlay(
     return with_colorbar(drawn, scale, words) if colorbar else drawn
 
 
+@checked_keywords
 def extract(picture: Flat, heatmap: HeatmapLike, *, enlarge: bool = True) -> Image.Image:
     """Multiply the picture by the heatmap, so that everything without positive values is black.
 
@@ -124,6 +127,7 @@ def extract(picture: Flat, heatmap: HeatmapLike, *, enlarge: bool = True) -> Ima
     return stamped_if_random(Image.composite(canvas.image, Image.new("RGB", canvas.image.size), mask), heatmap)
 
 
+@checked_keywords
 def placed(values: Tensor, geometry: Geometry) -> Plane:
     """Interpolate a map to every pixel of the original image, bilinearly.
 

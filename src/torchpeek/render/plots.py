@@ -12,6 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from torchpeek.errors import InputError, TorchpeekError
+from torchpeek.keywords import checked_keywords
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,6 +53,7 @@ class GradientRow(Protocol):
     def numel(self) -> int: ...
 
 
+@checked_keywords
 def gradient_flow(rows: Sequence[GradientRow], *, log: bool = True, title: str = "") -> Figure:
     """Plot the gradient norm of each layer's parameters, in the order of the rows.
 
@@ -102,6 +104,7 @@ def gradient_flow(rows: Sequence[GradientRow], *, log: bool = True, title: str =
     return figure
 
 
+@checked_keywords
 def histograms(distributions: Mapping[str, tuple[Any, Any]]) -> Figure:
     """Plot the distribution of the values of each layer, in a small plot each.
 

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from torchpeek.errors import InputError, OptionError
+from torchpeek.keywords import checked_keywords
 from torchpeek.render.canvas import as_numpy, channels_first, interpolation, value_range
 from torchpeek.render.colormaps import Plane, coloured
 from torchpeek.render.heatmap_like import HeatmapLike
@@ -20,6 +21,7 @@ _MARGIN, _STRIP, _TICKS = 64, 28, 20  # pixels: room for the names, height of th
 _FONT = 12
 
 
+@checked_keywords
 def signal(
     values: Tensor,
     heatmap: HeatmapLike,

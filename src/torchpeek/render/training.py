@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from torchpeek.errors import InputError
+from torchpeek.keywords import checked_keywords
 from torchpeek.render.plots import figure_class
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class StepRow(Protocol):
     def update_ratio(self) -> float | None: ...
 
 
+@checked_keywords
 def training_flow(rows: Sequence[StepRow], *, title: str = "") -> Figure:
     """Plot what `tp.watch` saw: above the gradient norm of each block, below the ratio of its update to its weights.
 

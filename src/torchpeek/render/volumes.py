@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from torchpeek.errors import OptionError
+from torchpeek.keywords import checked_keywords
 from torchpeek.render.heatmap_like import HeatmapLike
 from torchpeek.render.mosaic import mosaic
 from torchpeek.render.overlay import check_alpha, drawn_over, stamped_if_random
@@ -16,6 +17,7 @@ from torchpeek.render.slices import Slices, Stack, slices_of
 _FONT = 13  # of the colour bar
 
 
+@checked_keywords
 def filmstrip(
     frames: Stack,
     heatmap: HeatmapLike,
@@ -76,6 +78,7 @@ def filmstrip(
     return with_colorbar(stamped_if_random(sheet, heatmap), scale, sign_words(heatmap, scale), size=_FONT)
 
 
+@checked_keywords
 def montage(
     volume: Stack,
     heatmap: HeatmapLike,

@@ -17,6 +17,7 @@ from torchpeek.engine.targets import Answered, ClassScores, ContrastScores, Ques
 from torchpeek.engine.targets.classes import ScoreKind
 from torchpeek.errors import FormatError, InputError, notify
 from torchpeek.heatmap import Heatmap
+from torchpeek.keywords import checked_keywords
 from torchpeek.provenance import Provenance
 from torchpeek.store.folder import write_whole
 from torchpeek.store.json_values import parsed_json
@@ -26,6 +27,7 @@ _KEY = "torchpeek"
 _VERSION = 2  # 1 had no checksum, and no digests of the inputs
 
 
+@checked_keywords
 def save(heatmap: Heatmap, path: str | PathLike[str]) -> None:
     """Write a heatmap as a safetensors file.
 
@@ -85,6 +87,7 @@ def _as_json(value: object) -> object:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
+@checked_keywords
 def load(path: str | PathLike[str]) -> Heatmap:
     """Read a heatmap that `save` wrote.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchpeek.errors import FormatError, InputError, LayerNotFound, closest, notify
 from torchpeek.forks import new_lock
 from torchpeek.hooks import Captured
+from torchpeek.keywords import checked_class
 from torchpeek.store.folder import OutputFolder, file_stem
 from torchpeek.store.json_values import parsed_json
 from torchpeek.store.records import encodable
@@ -36,6 +37,7 @@ def tensor_bytes(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> byt
     return packed({encodable(name): _plain(name, tensor) for name, tensor in tensors.items()}, about)
 
 
+@checked_class
 class TensorStream:
     """Writes every tensor of a recording to a file in a folder, and reads the files back.
 

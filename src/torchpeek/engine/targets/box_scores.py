@@ -20,6 +20,7 @@ from torchpeek.engine.targets.detections import (
 )
 from torchpeek.errors import TargetError
 from torchpeek.hooks import containers
+from torchpeek.keywords import checked_methods
 
 BoxQuantity: TypeAlias = Literal["score", "left", "top", "right", "bottom"]
 """The score of a box, or one of its coordinates."""
@@ -27,6 +28,7 @@ BoxQuantity: TypeAlias = Literal["score", "left", "top", "right", "bottom"]
 _EDGES = ("left", "top", "right", "bottom")  # in the order of a box's four numbers
 
 
+@checked_methods
 @dataclass(frozen=True, eq=False)
 class BoxScores:
     """Scores, or coordinates, of boxes that were selected on the clean pass and are matched again on every later pass.

@@ -27,10 +27,12 @@ from torchpeek.engine.targets.detections import (
 from torchpeek.engine.targets.naming import class_index
 from torchpeek.engine.targets.output_parts import is_named
 from torchpeek.engine.targets.question import python_values
-from torchpeek.errors import InputError, TargetError
+from torchpeek.errors import InputError, TargetError, shown
 from torchpeek.hooks import containers
+from torchpeek.keywords import checked_methods
 
 
+@checked_methods
 @dataclass(frozen=True)
 class Box:
     """One detected box, or several: their scores, or one of their coordinates. The clean pass decides which boxes.
@@ -104,20 +106,21 @@ class Box:
     def __post_init__(self) -> None:
         object.__setattr__(self, "of", _ranks(self.of))
         object.__setattr__(self, "at", None if self.at is None else _corners(self.at))
-        if self.what not in get_args(BoxQuantity):
-            raise TargetError(f"Box(what={self.what!r}): allowed: {', '.join(map(repr, get_args(BoxQuantity)))}")
-        if self.scores is not None and self.scores not in get_args(ScoreActivation):
-            raise TargetError(f"Box(scores={self.scores!r}): allowed: 'softmax', 'sigmoid', or None")
-        if self.format is not None and self.format not in get_args(BoxFormat):
-            raise TargetError(f"Box(format={self.format!r}): allowed: 'cxcywh', 'xyxy', 'xywh', or None")
-        if self.classes is not None and (isinstance(self.classes, bool) or not hasattr(self.classes, "__index__")):
-            raise TargetError(f"Box(classes={self.classes!r}): give the number of classes; a class is label=")
+        if not _is_one_of(self.what, BoxQuantity):
+            raise TargetError(f"Box(what={shown(self.what)}): allowed: {', '.join(map(repr, get_args(BoxQuantity)))}")
+        if self.scores is not None and not _is_one_of(self.scores, ScoreActivation):
+            raise TargetError(f"Box(scores={shown(self.scores)}): allowed: 'softmax', 'sigmoid', or None")
+        if self.format is not None and not _is_one_of(self.format, BoxFormat):
+            raise TargetError(f"Box(format={shown(self.format)}): allowed: 'cxcywh', 'xyxy', 'xywh', or None")
+        index = hasattr(self.classes, "__index__") and not isinstance(self.classes, bool)
+        if self.classes is not None and (not index or getattr(self.classes, "ndim", None)):  # an array has axes
+            raise TargetError(f"Box(classes={shown(self.classes)}): give the number of classes; a class is label=")
         if self.classes is not None and self.classes < 1:
-            raise TargetError(f"Box(classes={self.classes!r}): a detector has 1 class or more")
+            raise TargetError(f"Box(classes={shown(self.classes)}): a detector has 1 class or more")
         if isinstance(self.least_iou, bool) or not isinstance(self.least_iou, (int, float)):
-            raise TargetError(f"Box(least_iou={self.least_iou!r}): give a number above 0, at most 1")
+            raise TargetError(f"Box(least_iou={shown(self.least_iou)}): give a number above 0, at most 1")
         if not 0 < self.least_iou <= 1:
-            raise TargetError(f"Box(least_iou={self.least_iou!r}): an overlap is above 0 and at most 1")
+            raise TargetError(f"Box(least_iou={shown(self.least_iou)}): an overlap is above 0 and at most 1")
 
     def bind(self, output: Any) -> BoxScores:
         """Select the boxes in the output of the clean pass.
@@ -329,3 +332,8 @@ def _corners(at: Any) -> tuple[float, ...]:
 def _describe_detection(detections: Detections, index: int) -> str:
     corners = ", ".join(f"{each:.4g}" for each in detections.boxes[index].tolist())
     return f"class {int(detections.labels[index])} at ({corners})"
+
+
+def _is_one_of(value: object, names: Any) -> bool:
+    """Whether this is one of the names of a Literal; an array is none."""
+    return isinstance(value, str) and value in get_args(names)

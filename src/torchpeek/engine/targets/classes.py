@@ -12,7 +12,8 @@ from torch import Tensor
 from torchpeek.engine.targets.naming import check_integers, check_not_one_hot, check_range, class_index, label_tensor
 from torchpeek.engine.targets.output_parts import class_logits, locate_logits
 from torchpeek.engine.targets.question import NamesClasses, Target, python_values
-from torchpeek.errors import TargetError
+from torchpeek.errors import TargetError, shown
+from torchpeek.keywords import checked_keywords, checked_methods
 
 ClassId: TypeAlias = int | str
 
@@ -28,6 +29,7 @@ ScoreKind: TypeAlias = Literal[
 """What the score of a class is. Probability and log-odds are those of a softmax where no sigmoid is named."""
 
 
+@checked_methods
 @dataclass(frozen=True, eq=False)
 class ClassScores:
     """The scores of fixed classes: their logits, or their probabilities or log-odds under a softmax or a sigmoid.
@@ -150,6 +152,7 @@ class ClassScores:
         return replace(self, labels=self.labels[rows][:, columns])
 
 
+@checked_methods
 @dataclass(frozen=True)
 class Predicted:
     """The class with the highest logit, for each sample its own.
@@ -189,6 +192,7 @@ class Predicted:
         return ClassScores(logits.argmax(dim=1, keepdim=True), part=part)
 
 
+@checked_methods
 @dataclass(frozen=True)
 class TopClasses:
     """The classes with the highest logits, the highest first, for each sample its own.
@@ -212,7 +216,7 @@ class TopClasses:
 
     def __post_init__(self) -> None:
         if not isinstance(self.k, int) or self.k < 1:
-            raise TargetError(f"TopClasses({self.k!r}): k is a whole number, 1 or more")
+            raise TargetError(f"TopClasses({shown(self.k)}): k is a whole number, 1 or more")
 
     def bind(self, output: Any) -> ClassScores:
         """Bind the target to the output of the clean pass.
@@ -238,6 +242,7 @@ class TopClasses:
         return ClassScores(ranked[:, : self.k], part=part)
 
 
+@checked_methods
 @dataclass(frozen=True)
 class Classes:
     """The same classes for every sample.
@@ -309,6 +314,7 @@ class Classes:
         return replace(self, classes=[class_index(each, class_names) for each in self.classes])
 
 
+@checked_methods
 @dataclass(frozen=True, eq=False)
 class ClassesPerSample:
     """For each sample its own classes.
@@ -388,6 +394,7 @@ class ClassesPerSample:
         return replace(self, labels=self.labels[first:last])
 
 
+@checked_keywords
 def as_target(target: Any, class_names: Sequence[str] | None = None) -> Target:
     """Turn what `explain(target=...)` takes into a Target, with class names replaced by class indices.
 

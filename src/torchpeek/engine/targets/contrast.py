@@ -14,11 +14,13 @@ from torchpeek.engine.targets.classes import ClassId
 from torchpeek.engine.targets.naming import check_range, class_index
 from torchpeek.engine.targets.output_parts import class_logits
 from torchpeek.engine.targets.wrapping import WrappingTarget
-from torchpeek.errors import TargetError
+from torchpeek.errors import TargetError, shown
+from torchpeek.keywords import checked_methods
 
 _PAPERS_NUMBER = 3  # of similar classes
 
 
+@checked_methods
 @dataclass(frozen=True, eq=False)
 class ContrastScores:
     """The logits of fixed classes less `strength` times the mean logit of other classes.
@@ -106,6 +108,7 @@ class ContrastScores:
         return replace(self, labels=self.labels[rows][:, columns], others=self.others[rows][:, columns])
 
 
+@checked_methods
 @dataclass(frozen=True)
 class Contrast(WrappingTarget):
     """What sets a class apart from similar ones: its logit less `strength` times the mean of their logits.
@@ -146,7 +149,9 @@ class Contrast(WrappingTarget):
                 f"Contrast(against={against!r}): give a number of classes, 1 or more, or a list of classes"
             )
         if not isinstance(self.strength, (int, float)) or not 0 <= self.strength < float("inf"):
-            raise TargetError(f"Contrast(strength={self.strength!r}): give a number, 0 or more; the paper's is 0.6")
+            raise TargetError(
+                f"Contrast(strength={shown(self.strength)}): give a number, 0 or more; the paper's is 0.6"
+            )
 
     def bind(self, output: Any) -> ContrastScores:
         """Bind the target to the output of the clean pass.

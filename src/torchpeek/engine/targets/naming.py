@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchpeek.engine.targets.question import python_values
-from torchpeek.errors import AmbiguousClass, ClassNotFound, TargetError, closest
+from torchpeek.errors import AmbiguousClass, ClassNotFound, TargetError, closest, shown
 
 _CLASSES_OF_ONE_HOT = "onehot.argmax(1)"
 _CLASSES_OF_MULTI_HOT = "onehot.nonzero()[:, 1].view(-1, {})"
@@ -38,7 +38,7 @@ def label_tensor(target: Sequence[Any], class_names: Sequence[str] | None) -> Te
 def class_index(class_id: Any, class_names: Sequence[str] | None) -> int:
     """The class index for an index or a name. Raises TargetError, ClassNotFound and AmbiguousClass."""
     if isinstance(class_id, bool) or not (isinstance(class_id, (int, str)) or hasattr(class_id, "__index__")):
-        raise TargetError(f"a class is {class_id!r}; allowed: an index or a name")
+        raise TargetError(f"target: a class is {shown(class_id)}; allowed: an index or a name")
     if isinstance(class_id, str):
         return _index_of_name(class_id, class_names)
     if abs(int(class_id)) >= 2**31:
@@ -49,7 +49,7 @@ def class_index(class_id: Any, class_names: Sequence[str] | None) -> int:
 def _index_of_name(name: str, class_names: Sequence[str] | None) -> int:
     if class_names is None:
         raise ClassNotFound(
-            f"no class {name!r}: this model comes without class names. Give the index, or a LoadedModel with "
+            f"no class {shown(name)}: this model comes without class names. Give the index, or a LoadedModel with "
             "class_names"
         )
     folded = name.strip().casefold()
@@ -58,12 +58,12 @@ def _index_of_name(name: str, class_names: Sequence[str] | None) -> int:
     matches = exact or [index for index, full in enumerate(class_names) if folded in full.casefold().split(", ")]
     if not matches:
         raise ClassNotFound(
-            f"no class {name!r} among {len(class_names)}{closest(name, class_names)}. A class index is allowed, too: 0 "
-            f"to {len(class_names) - 1}"
+            f"no class {shown(name)} among {len(class_names)}{closest(name, class_names)}. A class index is allowed, "
+            f"too: 0 to {len(class_names) - 1}"
         )
     if len(matches) > 1:
         listed = ", ".join(f"{index} ({class_names[index]})" for index in matches)
-        raise AmbiguousClass(f"{len(matches)} classes have the name {name!r}: {listed}. Give one of these indices")
+        raise AmbiguousClass(f"{len(matches)} classes have the name {shown(name)}: {listed}. Give one of these indices")
     return matches[0]
 
 

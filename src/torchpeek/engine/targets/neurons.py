@@ -14,8 +14,10 @@ from torchpeek.engine.observed import ObservedOutput
 from torchpeek.engine.targets.question import index_list
 from torchpeek.errors import AmbiguousCall, NotConnected, NotFired, TargetError
 from torchpeek.hooks import no_such_call, several_calls
+from torchpeek.keywords import checked_methods
 
 
+@checked_methods
 @dataclass(frozen=True, eq=False)
 class NeuronScores:
     """The activations of fixed channels of a layer: at one position of its grid, or their means over the grid.
@@ -99,6 +101,7 @@ class NeuronScores:
         return replace(self, labels=self.labels[rows][:, columns])
 
 
+@checked_methods
 @dataclass(frozen=True)
 class Neuron:
     """The activations of channels of any layer: at one position of the layer's grid, or their means over the grid.

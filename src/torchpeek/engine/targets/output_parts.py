@@ -10,6 +10,7 @@ from torch import Tensor
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.errors import TargetError, closest
 from torchpeek.hooks import containers
+from torchpeek.keywords import checked_keywords
 
 # Names that say which tensor holds the class logits, as models of torchvision and transformers use them.
 LOGIT_NAMES = ("logits", "logit", "logits_per_image", "out")
@@ -48,6 +49,7 @@ def resolve_part(output: Any, part: str, preferred: Sequence[str]) -> str:
     """
     tensors = {path: tensor for path, tensor in output_tensors(output).items() if tensor.ndim}
     if not tensors:
+        _check_real(output)
         content = "one number for all the samples" if isinstance(output, Tensor) else "no floating-point tensor"
         raise TargetError(
             f"the model returned a {type(output).__name__} of {content}; a score is read from a tensor whose first "
@@ -78,6 +80,7 @@ def tensor_at(output: Any, part: str) -> Tensor:
     return tensor.unsqueeze(1) if tensor.ndim == 1 else tensor
 
 
+@checked_keywords
 def class_logits(output: Any, part: str = "") -> Tensor:
     """Find the class logits in what a classifier returned.
 
@@ -135,6 +138,7 @@ def locate_logits(output: Any, part: str = "") -> tuple[str, Tensor]:
             tensor = tensor.unsqueeze(1)
         if tensor.ndim == 2:
             return path, tensor
+    _check_real(output)
     shapes = {f"{name!r} " * bool(name) + str(tuple(each.shape)) for name, each in output_tensors(output).items()}
     got = f"{type(output).__name__} of {', '.join(sorted(shapes)) or 'no floating-point tensor'}"
     instead = f"and part {part!r} is none" if is_named(part) else "or the part of that shape"
@@ -230,3 +234,12 @@ def _possible(output: Any, tensors: dict[str, Tensor], excluded: Sequence[str] =
         and (tensor.ndim > 1 or not counts or len(tensor) in counts)
         and not any(name.startswith(_TRAINING_NAMES) or name in excluded for name in names[path])
     ]
+
+
+def _check_real(output: Any) -> None:
+    """Raise TargetError where the tensors of an output are complex. To be called where no real tensor was found."""
+    if any(tensor.is_complex() for _, tensor in containers.leaves(output)) and not output_tensors(output):
+        raise TargetError(
+            "the model returned complex numbers; a score is a real number. Next: wrap the model so that it returns "
+            "output.abs(), or give tp.targets.Computed(lambda output, rows: output.abs())"
+        )

@@ -13,8 +13,10 @@ from torchpeek.engine.targets.output_parts import output_tensors, resolve_part, 
 from torchpeek.engine.targets.question import index_list
 from torchpeek.errors import TargetError
 from torchpeek.hooks import containers
+from torchpeek.keywords import checked_methods
 
 
+@checked_methods
 @dataclass(frozen=True, eq=False)
 class OutputEntries:
     """Fixed entries of the model's output, as they are: of a regression, an embedding, a single logit.
@@ -76,6 +78,7 @@ class OutputEntries:
         return replace(self, labels=self.labels[rows][:, columns])
 
 
+@checked_methods
 @dataclass(frozen=True)
 class Output:
     """Entries of the model's output, as they are: `Output(0)` is the number that a regression returns.
@@ -125,6 +128,7 @@ class Output:
         return OutputEntries(torch.tensor([entries], device=values.device).expand(len(values), -1), part)
 
 
+@checked_methods
 @dataclass(frozen=True, eq=False)
 class ComputedScores:
     """What a user's function computes from the output.
@@ -185,6 +189,7 @@ class ComputedScores:
         return replace(self, labels=self.labels[rows][:, columns])
 
 
+@checked_methods
 @dataclass(frozen=True)
 class Computed:
     """Any function of the output.
@@ -260,6 +265,7 @@ class _FromSample:
         return self.function(output, rows + self.first)
 
 
+@checked_methods
 @dataclass(frozen=True, eq=False)
 class Answered:
     """A question of which only the labels are known, as in a heatmap that was read from a file.
@@ -328,6 +334,8 @@ def _call_function(function: Callable[[Any, Tensor], Tensor], output: Any, rows:
         raise TargetError(
             f"the function returned {got} for {len(rows)} samples; allowed: a tensor ({len(rows)},) or ({len(rows)}, K)"
         )
+    if scores.is_complex():
+        raise TargetError("the function returned complex numbers; allowed: real ones, such as scores.abs()")
     return scores.unsqueeze(1) if scores.ndim == 1 else scores
 
 

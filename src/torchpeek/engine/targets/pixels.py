@@ -14,8 +14,10 @@ from torchpeek.engine.targets.classes import ClassId
 from torchpeek.engine.targets.naming import check_range, class_index
 from torchpeek.engine.targets.output_parts import resolve_part, tensor_at
 from torchpeek.errors import ClassNotFound, TargetError, notify
+from torchpeek.keywords import checked_methods
 
 
+@checked_methods
 @dataclass(frozen=True, eq=False)
 class PixelScores:
     """The mean logit of classes over fixed pixels of a segmentation.
@@ -126,6 +128,7 @@ class PixelScores:
         return replace(self, labels=self.labels[rows][:, columns], masks=self.masks[rows][:, columns])
 
 
+@checked_methods
 @dataclass(frozen=True, eq=False)
 class Pixels:
     """Pixels of a segmentation (N, classes, *grid): the mean of a class's logit over them.

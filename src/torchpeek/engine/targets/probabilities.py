@@ -9,8 +9,10 @@ from torchpeek.engine.targets.classes import ClassScores, ScoreKind
 from torchpeek.engine.targets.output_parts import class_logits, with_class_axis
 from torchpeek.engine.targets.wrapping import WrappingTarget
 from torchpeek.errors import TargetError
+from torchpeek.keywords import checked_methods
 
 
+@checked_methods
 @dataclass(frozen=True)
 class ClassProbability(WrappingTarget):
     """The probabilities, under a softmax over all classes, of the classes that another target names.
@@ -52,6 +54,7 @@ class ClassProbability(WrappingTarget):
         return replace(question, kind="probability")
 
 
+@checked_methods
 @dataclass(frozen=True)
 class ClassLogOdds(WrappingTarget):
     """The log-odds log(p / (1 - p)) of the classes that another target names, p under a softmax over all classes.
@@ -96,6 +99,7 @@ class ClassLogOdds(WrappingTarget):
         return replace(question, kind="log-odds")
 
 
+@checked_methods
 @dataclass(frozen=True)
 class SigmoidProbability(WrappingTarget):
     """The probabilities p = sigmoid(logit) of the classes that another target names, each class by itself.
@@ -140,6 +144,7 @@ class SigmoidProbability(WrappingTarget):
         return replace(self.bind_classes(with_class_axis(output)), kind=kind)
 
 
+@checked_methods
 @dataclass(frozen=True)
 class SigmoidLogOdds(WrappingTarget):
     """The log-odds log(p / (1 - p)) of the classes that another target names, p = sigmoid(logit), each class by itself.

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchpeek.engine.observed import layers_of_target
 from torchpeek.engine.targets.output_parts import output_tensors
 from torchpeek.errors import InputError
+from torchpeek.keywords import checked_keywords
 
 
 @runtime_checkable
@@ -134,6 +135,7 @@ def scores_of(question: Question, output: Any, rows: Tensor) -> Tensor:
     return question(output, rows)
 
 
+@checked_keywords
 def of_samples(target: Target, first: int, last: int) -> Target:
     """Restrict a target that has an entry for each sample to some of the samples.
 

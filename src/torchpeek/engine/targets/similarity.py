@@ -10,8 +10,10 @@ from torch import Tensor
 
 from torchpeek.engine.targets.output_parts import resolve_part, tensor_at
 from torchpeek.errors import TargetError
+from torchpeek.keywords import checked_methods
 
 
+@checked_methods
 @dataclass(frozen=True, eq=False)
 class SimilarityScores:
     """The cosine similarity of the model's output to fixed embeddings.
@@ -75,6 +77,7 @@ class SimilarityScores:
         return replace(self, labels=self.labels[rows][:, columns])
 
 
+@checked_methods
 @dataclass(frozen=True, eq=False)
 class Similarity:
     """The cosine similarity of the model's output, an embedding (N, D), to that of another picture, or of a text.

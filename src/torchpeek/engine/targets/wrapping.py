@@ -11,6 +11,7 @@ from torchpeek.engine.targets.classes import ClassScores, Predicted, as_target
 from torchpeek.engine.targets.output_parts import is_named
 from torchpeek.engine.targets.question import Target, of_samples
 from torchpeek.errors import TargetError
+from torchpeek.keywords import checked_keywords
 
 _PREDICTED = Predicted()
 
@@ -104,6 +105,7 @@ def _in_part(target: Target, part: str, wrapper: str) -> Target:
     return in_part
 
 
+@checked_keywords
 def innermost(target: Target) -> Target:
     """Unwrap a target that is made from another one, such as ClassProbability, SigmoidProbability or Contrast.
 

@@ -19,6 +19,7 @@ from torchpeek.hooks.editing.changed_value import tensor_paths
 from torchpeek.hooks.recording.call import Call
 from torchpeek.hooks.recording.calls import Calls
 from torchpeek.hooks.recording.part import Part
+from torchpeek.keywords import checked_keywords
 from torchpeek.tensor_formats import has_values, shape_sizes, shape_text, with_values
 
 __all__ = ["at", "patch", "scale", "zero"]
@@ -26,6 +27,7 @@ __all__ = ["at", "patch", "scale", "zero"]
 Change: TypeAlias = Callable[[Tensor], Tensor]
 
 
+@checked_keywords
 def scale(factor: float, *, channels: Sequence[int] | None = None, axis: int = 1) -> Change:
     """Multiply channels by a factor.
 
@@ -62,6 +64,7 @@ def scale(factor: float, *, channels: Sequence[int] | None = None, axis: int = 1
     return change
 
 
+@checked_keywords
 def zero(*, channels: Sequence[int] | None = None, axis: int = 1) -> Change:
     """Set channels to zero, also where the values are infinite or NaN.
 
@@ -84,6 +87,7 @@ def zero(*, channels: Sequence[int] | None = None, axis: int = 1) -> Change:
     return scale(0.0, channels=channels, axis=axis)
 
 
+@checked_keywords
 def patch(
     source: Call | Calls | Part | Tensor,
     *,
@@ -149,6 +153,7 @@ def patch(
     return change
 
 
+@checked_keywords
 def at(path: str, change: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Apply a change to one member of a container, and leave the other members as they are.
 

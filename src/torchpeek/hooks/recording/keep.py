@@ -21,6 +21,7 @@ from torchpeek.hooks.recording.running_statistics import ChannelsVary, RunningSt
 from torchpeek.hooks.recording.storage import Leaf, StoredTensor, StoredValue
 from torchpeek.hooks.select import Selection, select
 from torchpeek.hooks.selected_layer import SelectedLayer
+from torchpeek.keywords import checked_class, checked_keywords
 from torchpeek.tensor_formats import (
     RAGGED,
     dense,
@@ -54,6 +55,7 @@ Keep: TypeAlias = "Policy | Callable[[Tensor], Any]"
 """A policy, or a function of the tensor whose result is stored."""
 
 
+@checked_class
 @dataclass(frozen=True)
 class Stored:
     """Store a reduction of each tensor, or the tensor in another dtype or on another device.
@@ -103,6 +105,7 @@ class Stored:
         return value.to(device=self.device, dtype=dtype)
 
 
+@checked_class
 @dataclass(frozen=True)
 class Running:
     """Keep statistics over all passes in constant memory: `tape[layer].output` is a `RunningStatistics`.
@@ -257,6 +260,7 @@ class Captured:
     tensor: Tensor
 
 
+@checked_class
 @dataclass(frozen=True)
 class Callback:
     """Hand each tensor to a function, and store what the function returns.
@@ -284,6 +288,7 @@ class Callback:
         return keep
 
 
+@checked_keywords
 def gap(tensor: Tensor) -> Tensor:
     """Global average pooling: the mean over all axes after (N, C).
 

@@ -1,0 +1,348 @@
+"""Types of arguments: what an annotation allows, checked where a user's value comes in."""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Real
+from os import PathLike
+from pathlib import PurePath
+from types import NoneType, UnionType
+from typing import IO, Annotated, Any, BinaryIO, Literal, Protocol, TypeAlias, Union, get_args, get_origin
+
+from torchpeek.errors import InputError, OptionError, shown
+
+_LARGEST = 2**63  # torch has no larger whole numbers
+
+# Classes of which another check says more than that a value is none: what to give in place of a model or its inputs.
+_EXPLAINED_ELSEWHERE = ("Module", "LoadedModel", "Trace", "Picture", "Image", "Arguments")
+
+
+class Check(Protocol):
+    """What the values of an argument are limited to, as in `steps: Annotated[int, Whole(1)] = 50`."""
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed, for the error text."""
+
+    def take(self, value: Any) -> Any:
+        """The value, as the function takes it. Raises ValueError or TypeError for one that is not allowed."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Whole numbers from `least` to `most`, also of NumPy and torch. True and False are none."""
+
+    least: int = 1
+    most: int | None = None
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed, for the error text."""
+        return f"a whole number, {self.least} {'or more' if self.most is None else f'to {self.most}'}"
+
+    def take(self, value: Any) -> int:
+        """The number as an int. Raises ValueError or TypeError for anything else."""
+        number = _whole(value)
+        if number < self.least or (self.most is not None and number > self.most):
+            raise ValueError
+        return number
+
+
+@dataclass(frozen=True)
+class Number:
+    """Finite numbers from `least` to `most`, also of NumPy and torch. True and False are none."""
+
+    least: float = 0.0
+    most: float = math.inf
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed, for the error text."""
+        if self.most == math.inf:
+            return f"a number, {self.least:g} or more"
+        return f"a number, {self.least:g} to {self.most:g}"
+
+    def take(self, value: Any) -> float:
+        """The number. Raises ValueError or TypeError for anything else, also for NaN and infinity."""
+        number = _number(value)
+        if not self.least <= number <= self.most:
+            raise ValueError
+        return number
+
+
+PositiveInt: TypeAlias = Annotated[int, Whole()]
+"""An argument that is a whole number, 1 or more."""
+
+Count: TypeAlias = Annotated[int, Whole(1, 1_000_000)]
+"""How often something is done: a whole number from 1 to a million, because each takes time or memory."""
+
+NonNegative: TypeAlias = Annotated[float, Number()]
+"""An argument that is a number, 0 or more."""
+
+Share: TypeAlias = Annotated[float, Number(most=1.0)]
+"""An argument that is a number from 0 to 1."""
+
+Seed: TypeAlias = Annotated[int, Whole(0, 2**63 - 1)]
+"""The seed of random numbers: a whole number that a generator of torch takes."""
+
+
+def checked_value(check: Check, name: str, value: Any) -> Any:
+    """The value; a number of NumPy or torch becomes one of Python.
+
+    Args:
+        check: What is allowed.
+        name: What the value is called in the error text.
+        value: The value.
+
+    Raises:
+        OptionError: When the check does not allow the value.
+    """
+    try:
+        return check.take(value)
+    except (ValueError, TypeError, OverflowError, RuntimeError) as reason:
+        if isinstance(reason, InputError):  # a check that says more
+            raise
+        allowed = check.allowed
+        if type(value) is int and abs(value) >= _LARGEST and " to " not in allowed:
+            allowed += ", below 2**63"
+        raise OptionError(f"{name} is {shown(value)}; allowed: {allowed}") from None
+
+
+def checks_of(function: Callable[..., Any]) -> dict[str, Check]:
+    """The checks of a function's parameters, by name. A parameter that takes anything has none."""
+    found = {}
+    for name, annotation in function.__annotations__.items():
+        check = check_of(_evaluated(annotation, function.__globals__))
+        if check is not None and name != "return":
+            found[name] = check
+    return found
+
+
+def field_checks(cls: Any) -> dict[str, Check]:
+    """The checks of a dataclass's fields, by name, from the annotations of the class and of those above it."""
+    owners = {name: owner for owner in reversed(cls.__mro__) for name in vars(owner).get("__annotations__", {})}
+    found = {}
+    for field in fields(cls):
+        if field.init:
+            names = vars(sys.modules[owners[field.name].__module__])
+            check = check_of(_evaluated(field.type, names))
+            if check is not None:
+                found[field.name] = check
+    return found
+
+
+def _evaluated(annotation: Any, names: Mapping[str, Any]) -> Any:
+    """The annotation; Any where it is a text that cannot be evaluated here, such as one only for type checkers."""
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, dict(names))
+    except (NameError, TypeError, AttributeError, SyntaxError):
+        return Any
+
+
+@dataclass(frozen=True)
+class _Simple:
+    allowed: str
+    take: Callable[[Any], Any]
+
+
+def _instance(cls: type, allowed: str) -> Check:
+    def take(value: Any) -> Any:
+        if not isinstance(value, cls):
+            raise TypeError
+        return value
+
+    return _Simple(allowed, take)
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether this is one number: no array or tensor with axes, and no truth value."""
+    return type(value).__name__ not in ("bool", "bool_") and getattr(value, "ndim", 0) == 0
+
+
+def _whole(value: Any) -> int:
+    if not _is_scalar(value) or str(getattr(value, "dtype", "")) == "torch.bool":
+        raise TypeError
+    number = operator.index(value)
+    if abs(number) > _LARGEST:
+        raise ValueError
+    return number
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, int) and _is_scalar(value):
+        float(value)  # raises OverflowError
+        return value
+    dtype = str(getattr(value, "dtype", "bool"))  # of an array or a tensor without axes
+    if not _is_scalar(value) or not (isinstance(value, Real) or "float" in dtype or "int" in dtype):
+        raise TypeError
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if getattr(value, "ndim", 0) == 0 and str(getattr(value, "dtype", "")).endswith("bool"):
+        return bool(value)
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    raise TypeError
+
+
+def _path(value: Any) -> Any:
+    if not isinstance(value, PathLike) or not isinstance(value.__fspath__(), str):
+        raise TypeError
+    return value
+
+
+def _function(value: Any) -> Any:
+    if not callable(value):
+        raise TypeError
+    return value
+
+
+def _file(value: Any) -> Any:
+    if not (callable(getattr(value, "read", None)) and callable(getattr(value, "seek", None))):
+        raise TypeError
+    return value
+
+
+def _iterable(value: Any) -> Any:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0:
+        raise TypeError
+    return value
+
+
+_NONE = _instance(NoneType, "None")
+_SIMPLE: dict[Any, Check] = {
+    None: _NONE,
+    NoneType: _NONE,
+    bool: _Simple("True or False", _flag),
+    int: _Simple("a whole number", _whole),
+    float: _Simple("a finite number", _number),
+    str: _instance(str, "a text"),
+    BinaryIO: _Simple("an open binary file", _file),
+    IO: _Simple("an open file", _file),
+}
+
+
+def check_of(annotation: Any) -> Check | None:
+    """The check of an annotation; None where anything is allowed, or another check says more."""
+    if isinstance(annotation, Hashable) and annotation in _SIMPLE:
+        return _SIMPLE[annotation]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _limited(arguments[0], arguments[1:])
+    if origin in (Union, UnionType):
+        return _either([check_of(each) for each in arguments])
+    if origin is Literal:
+        return _literal(arguments)
+    base = annotation if origin is None else origin
+    if base is Callable:
+        return _Simple("a function", _function)
+    if not isinstance(base, type) or base is Any:  # Any is a class since Python 3.11
+        return None
+    if issubclass(base, (PurePath, PathLike)):
+        either = issubclass(base, PurePath)
+        return _either([_SIMPLE[str], _Simple("a path", _path)]) if either else _Simple("a path", _path)
+    if issubclass(base, tuple) and base is not tuple:  # torch.Size, and named tuples
+        return _instance(base, f"a {base.__name__}")
+    if issubclass(base, (Sequence, list, tuple)):
+        return _sequence(arguments)
+    if issubclass(base, Mapping):
+        return _mapping(arguments)
+    if base is Iterable:
+        return _Simple("a list", _iterable)
+    if getattr(base, "_is_protocol", False) or base is object or base.__name__ in _EXPLAINED_ELSEWHERE:
+        return None
+    return _instance(base, _words(base))
+
+
+def _words(cls: type) -> str:
+    if cls.__name__ == "Tensor":
+        return "a tensor"
+    article = "an" if cls.__name__[0] in "AEIOU" else "a"
+    return f"{article} {cls.__qualname__}"
+
+
+def _limited(annotation: Any, metadata: Iterable[Any]) -> Check | None:
+    """The check of Annotated: the limits decide alone, besides None."""
+    limits = [each for each in metadata if hasattr(each, "take")]
+    if not limits:
+        return check_of(annotation)
+    return _either([*limits, _NONE]) if NoneType in get_args(annotation) else limits[0]
+
+
+def _either(checks: Sequence[Check | None]) -> Check | None:
+    known = [each for each in checks if each is not None]
+    if len(known) < len(checks):
+        return None
+
+    def take(value: Any) -> Any:
+        for each in known:
+            try:
+                return each.take(value)
+            except (ValueError, TypeError, OverflowError, RuntimeError) as reason:
+                if isinstance(reason, InputError):
+                    raise
+        raise TypeError
+
+    words = list(dict.fromkeys(each.allowed for each in known))
+    return _Simple(" or ".join(filter(None, [", ".join(words[:-1]), words[-1]])), take)
+
+
+def _literal(values: tuple[Any, ...]) -> Check:
+    def take(value: Any) -> Any:
+        if not isinstance(value, (str, int, NoneType)) or value not in values:
+            raise ValueError
+        return value
+
+    return _Simple(", ".join(map(repr, values)), take)
+
+
+def _sequence(arguments: tuple[Any, ...]) -> Check:
+    """A list or a tuple; of arrays and tensors, one with axes. A text is no list of texts."""
+    fixed = bool(arguments) and arguments[-1] is not Ellipsis and len(arguments) > 1
+    each = [check_of(argument) for argument in arguments if argument is not Ellipsis] or [None]
+    of_each = each[0].allowed if each[0] is not None else ""
+
+    def take(value: Any) -> Any:
+        if hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1 and each[0] is not None:
+            value = value.tolist()
+        whole = getattr(value, "ndim", 0) > 0 or isinstance(value, Sequence) or type(value).__name__ == "dict_keys"
+        if isinstance(value, (str, bytes)) or not whole or (fixed and len(value) != len(each)):
+            raise TypeError
+        if each[0] is None:
+            return value
+        if getattr(value, "ndim", 1) > 1:
+            raise TypeError
+        per_entry = each if fixed else each * len(value)
+        taken = [check.take(entry) if check else entry for check, entry in zip(per_entry, value, strict=True)]
+        same = all(new is old for new, old in zip(taken, value, strict=True))
+        return value if same else type(value)(taken) if isinstance(value, (list, tuple)) else taken
+
+    if fixed:
+        return _Simple(f"({', '.join(check.allowed if check else '...' for check in each)})", take)
+    return _Simple(f"a list{f', each {of_each}' if of_each else ''}", take)
+
+
+def _mapping(arguments: tuple[Any, ...]) -> Check:
+    of_value = check_of(arguments[1]) if len(arguments) == 2 else None
+
+    def take(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise TypeError
+        if of_value is not None:
+            for each in value.values():
+                of_value.take(each)
+        return value
+
+    return _Simple(f"a dict{f', each value {of_value.allowed}' if of_value is not None else ''}", take)

@@ -1,0 +1,172 @@
+"""Hostile values for every argument of the public functions: an error of torchpeek, or the value is used.
+
+The right calls are those of the examples in the docstrings, so a new public name is covered without a new test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import torchpeek as tp
+from contract.calls import example_call
+from contract.hostile_values import HOSTILE
+from test_docstrings import DOCUMENTED, IN_PROTOCOLS, is_error, is_property
+from torchpeek.errors import OptionError, TargetError, TorchpeekError
+
+SECONDS = 5  # for one call; a value that takes longer is one that must be refused
+
+# What the engine calls on every pass, with tensors of its own: its arguments are not checked one by one.
+_OF_THE_ENGINE = ("Layout", "Trace", "metrics", "errors", "edits", "Provenance")
+_QUESTIONS = ("Scores", "Entries", "Answered")
+# Objects that are read by what they have, not by their type.
+_BY_ATTRIBUTES = ("heatmap", "rows", "output", "values")
+# What the checks of the entries of a value do not cover yet.
+_KNOWN = {
+    ("render.mosaic", "pictures"), ("render.mosaic", "width"), ("render.mosaic", "gap"), ("save", "path"),
+    ("render.filmstrip", "width"), ("render.filmstrip", "indices"), ("render.filmstrip", "frames"),
+    ("render.montage", "width"), ("render.montage", "indices"), ("render.montage", "volume"),
+    ("render.signal", "width"), ("render.signal", "height"), ("render.overlay", "picture"),
+    ("render.extract", "picture"), ("Heatmap.overlay", "picture"), ("render.feature_grid", "tile"),
+    ("render.feature_grid", "channels"), ("render.feature_grid", "contributions"), ("render.kernel_grid", "tile"),
+    ("Heatmap.label", "n"), ("Heatmap.label", "k"), ("Heatmap.sign_remark", "n"), ("Heatmap.sign_remark", "k"),
+    ("Measurement.class_average", "labels"), ("TensorStream", "path"), ("TensorStream.opened", "path"),
+    ("targets.Contrast", "against"), ("targets.Box", "of"), ("targets.Box", "at"), ("load_model", "weights"),
+    ("gradient_flow", "loss"), ("record", "keep"),
+}  # fmt: skip
+
+
+def is_covered(name: str) -> bool:
+    value = DOCUMENTED[name]
+    owner = name.rpartition(".")[0] or name
+    return not (
+        is_property(value)
+        or is_error(value)
+        or name in IN_PROTOCOLS
+        or name.startswith(_OF_THE_ENGINE)
+        or owner.endswith(_QUESTIONS)
+        or name.endswith(_QUESTIONS)
+        or (isinstance(value, type) and name == "keep.Captured")
+        or name.split(".")[0] not in tp.__all__
+    )
+
+
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        pytest.fail(f"took longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("name", [name for name in DOCUMENTED if is_covered(name)])
+def test_a_hostile_value_is_an_error_of_torchpeek(name: str, in_folder: Path) -> None:
+    call = example_call(name, DOCUMENTED[name], in_folder)
+    if call is None:
+        pytest.skip("the example does not call it")
+    wrong = []
+    for parameter, about in inspect.signature(call.function).parameters.items():
+        checked = parameter not in ("self", "cls", *_BY_ATTRIBUTES) and (name, parameter) not in _KNOWN
+        if not checked or about.kind in (about.VAR_KEYWORD, about.VAR_POSITIONAL):
+            continue
+        for words, make in HOSTILE.items():
+            try:
+                with at_most(SECONDS), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    call(**{parameter: make()})
+            except TorchpeekError as error:
+                wrong += [f"{parameter} = {words}: a message of {len(str(error))} letters"] * (len(str(error)) > 5000)
+            except Exception as error:
+                wrong.append(f"{parameter} = {words}: {type(error).__name__}: {str(error)[:100]}")
+    assert not wrong, "\n".join(wrong)
+
+
+MODEL = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+X = torch.rand(1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("entry", [*tp.METHODS.values(), *tp.METRICS.values()], ids=lambda entry: entry.name)
+def test_hostile_options_are_refused_or_taken_before_any_pass(entry: Any) -> None:
+    for option in entry.options:
+        for make in HOSTILE.values():
+            with contextlib.suppress(OptionError):
+                entry.checked_options({option: make()})
+        with pytest.raises(OptionError, match=f"option {option}"):
+            entry.checked_options({option: object()})
+
+
+@pytest.mark.parametrize("seed", [1.5, None, "a", 2**70, -1, True, torch.tensor([1, 2]), np.array("a")])
+def test_what_is_no_seed(seed: Any) -> None:
+    with pytest.raises(OptionError, match=r"seed is .*; allowed: a whole number, 0 to 9223372036854775807"):
+        tp.explain(MODEL, X, seed=seed)
+
+
+@pytest.mark.parametrize("seed", [np.int64(7), np.uint8(7), torch.tensor(7), 7])
+def test_whole_numbers_of_other_libraries_are_whole_numbers(seed: Any) -> None:
+    expected = tp.explain(MODEL, X, layer="0", method="random", seed=7)
+    found = tp.explain(MODEL, X, layer="0", method="random", seed=seed)
+    assert torch.equal(found.values, expected.values)
+    assert type(found.provenance.options.get("seed", 7)) is int
+
+
+@pytest.mark.parametrize(("value", "taken"), [(np.bool_(True), True), (1, True), (torch.tensor(True), True)])
+def test_truth_values_of_other_libraries(value: Any, taken: bool) -> None:
+    with tp.record(MODEL, "0", inputs=value) as tape:
+        MODEL(X)
+    assert (tape["0"].input is not None) is taken
+
+
+def test_the_cases_that_were_raw_errors() -> None:
+    heatmap = tp.explain(MODEL, X, layer="0")
+    for make, message in (
+        (lambda: tp.record(MODEL, "0", max_bytes="1G"), "max_bytes is '1G'; allowed: a whole number or None"),
+        (lambda: tp.compare(MODEL, X, methods={"gradcam": None}), "options of method 'gradcam' are None"),
+        (lambda: tp.evaluate(MODEL, X, heatmap, metrics={"deletion": {"steps": 10**9}}), "option steps is 1000000000"),
+        (lambda: tp.explain(MODEL.state_dict(), X), "model is an OrderedDict of weights"),
+        (lambda: tp.load_model("..:x"), r"no model '\.\.:x'"),
+        (lambda: tp.LoadedModel(MODEL, class_names=["a\ud800"]), "lone surrogate"),
+        (lambda: tp.render.overlay(X[0], heatmap, limit=float("nan")), "limit is nan; allowed: a finite number"),
+    ):
+        with pytest.raises(TorchpeekError, match=message):
+            make()
+
+
+def test_complex_scores_are_refused_with_what_to_write_instead() -> None:
+    class Complex(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.complex(super().forward(x), super().forward(x))
+
+    model = Complex(*MODEL)
+    with pytest.raises(TargetError, match=r"complex numbers.*output\.abs\(\)"):
+        tp.explain(model, X, layer="0")
+    with pytest.raises(TargetError, match=r"complex numbers.*scores\.abs\(\)"):
+        tp.explain(model, X, layer="0", target=tp.targets.Computed(lambda output, rows: output))
+    with pytest.raises(tp.errors.InputError, match="the loss is a complex number"):
+        tp.gradient_flow(MODEL, X, loss=lambda output: torch.complex(output, output).sum())
+
+
+def test_boxes_outside_the_picture() -> None:
+    heatmap = tp.explain(MODEL, X, layer="0")
+    evaluate = lambda boxes: tp.evaluate(MODEL, X, heatmap, metrics=["pointing-game"], boxes=boxes)  # noqa: E731
+    with pytest.raises(tp.errors.InputError, match="lies outside the picture of 8 x 8"):
+        evaluate([(8, 0, 12, 4)])
+    with pytest.warns(tp.Notice, match="reaches beyond the picture of 8 x 8; only the part inside counts"):
+        clipped = evaluate([(4, -3, 12, 4)])
+    assert torch.equal(clipped["pointing-game"].values, evaluate([(4, 0, 8, 4)])["pointing-game"].values)
