@@ -20,7 +20,7 @@ SOURCE = str(Path(torchpeek.__file__).parent)
 
 
 class Arrived(Exception):
-    """What the handlers of the attempts raise. It is an Exception, as TimeoutError is, so `except Exception` takes it."""
+    """What the handlers of the attempts raise. `except Exception` takes it, as it takes a TimeoutError."""
 
 
 class Signals:
