@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from torture.summary import counts, markdown
+from paths import ROOT
+from torture.attempts import FAMILIES
+from torture.summary import BEGIN, END, counts, markdown
 from worker_processes import Result, in_processes
 
 SEED = 1
@@ -37,3 +39,9 @@ def test_the_counts() -> None:
     page = markdown(rows, 5, {"torch": "2"})
     assert "| 2 | 1 | 1 | 0 |" in page
     assert "- fork: two: the child waited &#124; for ever" in page
+
+
+def test_the_page_has_every_family() -> None:
+    table = (ROOT / "docs" / "reliability.md").read_text().partition(BEGIN)[2].partition(END)[0]
+    listed = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines() if line.startswith("| ")]
+    assert {*FAMILIES, "all"} <= set(listed)
