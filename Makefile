@@ -9,7 +9,7 @@ TRIAL := .venv-release
 export TORCH_HOME := $(CURDIR)/.cache/torch
 WEIGHTS := $(TORCH_HOME)/hub/checkpoints/mobilenet_v2-b0353104.pth
 
-.PHONY: demo test check bench matrix evaluate notebooks test-floor release install weights format clean
+.PHONY: demo test check bench matrix evaluate torture notebooks test-floor release install weights format clean
 
 demo: install weights
 	@$(BIN)/torchpeek cam examples/images --model torchvision:mobilenet_v2 \
@@ -44,6 +44,11 @@ evaluate: install weights
 	$(BIN)/python tools/fetch_weights.py
 	-$(BIN)/python tools/fetch_pictures.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/leaderboard.py $(EVALUATE)
+
+# 30,000 attempts to break torchpeek, and the table in docs/reliability.md: half an hour on two cores. An interrupted run
+# is resumed. TORTURE='--only 17 99' repeats some attempts, TORTURE='--seed 5 --attempts 2000' makes others.
+torture: install
+	PYTHONPATH=tests $(BIN)/python -m torture $(or $(TORTURE),--page)
 
 # The pages in docs/notebooks, from the notebooks in examples/, which are run: a minute. NOTEBOOKS='1- 3-' makes some.
 notebooks: install weights

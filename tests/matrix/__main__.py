@@ -5,14 +5,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import queue
 import re
-import selectors
-import subprocess
-import sys
-import threading
-import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +16,7 @@ from rich.console import Console
 from matrix.architectures import ARCHITECTURES
 from matrix.building import Architecture
 from matrix.summary import summary, write_page
+from worker_processes import answer_tasks, in_processes
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / ".cache" / "matrix.jsonl"
@@ -83,94 +78,33 @@ def _everything_else() -> str:
     return _KNOWN[0]
 
 
-def examined_in_processes(architectures: list[Architecture], jobs: int, limit: float) -> Any:
-    """Yields a row for each as it is done; what crashes or takes too long ends its process and no other."""
-    waiting: queue.SimpleQueue[Architecture] = queue.SimpleQueue()
-    for each in architectures:
-        waiting.put(each)
-    rows: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-
-    def serve() -> None:
-        worker: Worker | None = None
-        while True:
-            try:
-                architecture = waiting.get_nowait()
-            except queue.Empty:
-                break
-            worker = worker or Worker()
-            started = time.perf_counter()
-            row = worker.examined(architecture, limit)
-            if row is None:
-                seconds = time.perf_counter() - started
-                why = f"took longer than {limit:.0f} s" if seconds >= limit else "the process ended"
-                row = {"model": str(architecture), "family": architecture.family, "failed": {"run": why}}
-                row |= {"seconds": round(seconds, 1), "size": architecture.size}
-                worker.end()
-                worker = None
-            rows.put(row | {"key": key(architecture)})
-        if worker is not None:
-            worker.end()
-
+def examined_in_processes(architectures: list[Architecture], jobs: int, limit: float) -> Iterator[dict[str, Any]]:
+    """Yield a row for each architecture as it is done."""
     KEPT.parent.mkdir(exist_ok=True)
-    threads = [threading.Thread(target=serve, daemon=True) for _ in range(jobs)]
-    for thread in threads:
-        thread.start()
-    for _ in architectures:
-        row = rows.get()
+    tasks = [ARCHITECTURES.index(each) for each in architectures]
+    for result in in_processes("matrix", tasks, jobs, limit):
+        architecture = ARCHITECTURES[result.task]
+        row = result.row or {
+            "model": str(architecture),
+            "family": architecture.family,
+            "failed": {"run": result.problem},
+            "seconds": round(result.seconds, 1),
+            "size": architecture.size,
+        }
+        row |= {"key": key(architecture)}
         with KEPT.open("a") as file:
             file.write(json.dumps(row) + "\n")
         yield row
 
 
-class Worker:
-    """A process that examines what it is told to, one after the other."""
-
-    def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "matrix", "--worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            text=True,
-        )
-
-    def examined(self, architecture: Architecture, limit: float) -> dict[str, Any] | None:
-        """None where it takes longer, or the process ends."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            print(ARCHITECTURES.index(architecture), file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            return None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            if not selector.select(limit):
-                return None
-        line = self._process.stdout.readline()
-        row: dict[str, Any] | None = json.loads(line) if line else None
-        return row
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-
 def work() -> None:
-    """Reads numbers of architectures, writes a line for each. What the networks print goes nowhere."""
+    """Examine the architectures whose numbers are read."""
     import torch
 
     from matrix.checks import examined
 
     torch.set_num_threads(1)
-    answers, sys.stdout = sys.stdout, sys.stderr
-    for line in sys.stdin:
-        row = examined(ARCHITECTURES[int(line)])
-        print(json.dumps(row), file=answers, flush=True)
+    answer_tasks(lambda number: examined(ARCHITECTURES[number]))
 
 
 if __name__ == "__main__":
