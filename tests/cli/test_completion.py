@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -42,6 +44,40 @@ def test_the_start_up_files_are_left_alone(in_folder: Path, monkeypatch) -> None
     assert run("--install-completion", "--shell", "bash") == 0
     assert (in_folder / ".bashrc").read_text() == "mine\n"
     assert (in_folder / ".local/share/bash-completion/completions/torchpeek").exists()
+
+
+def test_an_old_script_stays_whole_where_the_new_one_does_not_fit(in_folder: Path, capsys, monkeypatch) -> None:
+    (in_folder / "scripts").mkdir()
+    (in_folder / "scripts" / "torchpeek").write_text("old")
+
+    def full(*_args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(os, "fdopen", full)
+    assert run("--install-completion", "--shell", "bash", "--out", "scripts") == 2
+    assert "scripts/torchpeek: cannot be written (no space left on device)" in capsys.readouterr().err
+    assert [file.name for file in (in_folder / "scripts").iterdir()] == ["torchpeek"]
+    assert (in_folder / "scripts" / "torchpeek").read_text() == "old"
+
+
+def test_a_link_is_followed(in_folder: Path, capsys) -> None:
+    """Such files are often links into a folder of their own."""
+    (in_folder / "scripts").mkdir()
+    (in_folder / "kept").mkdir()
+    script = in_folder / "scripts" / "torchpeek"
+    script.symlink_to("../kept/torchpeek.bash")
+    for _ in range(2):  # the first makes what the link leads to
+        assert run("--install-completion", "--shell", "bash", "--out", "scripts") == 0
+        assert script.is_symlink()
+        assert "complete" in (in_folder / "kept" / "torchpeek.bash").read_text()
+    for aim, why in (("/dev/null", "cannot be written, because it is not a regular file"), ("torchpeek", "cannot be")):
+        script.unlink()
+        script.symlink_to(aim)
+        assert run("--install-completion", "--shell", "bash", "--out", "scripts") == 2
+        err = capsys.readouterr().err
+        assert f"scripts/torchpeek: {why}" in err
+        assert err.count("\n") == 1
 
 
 CASES = [

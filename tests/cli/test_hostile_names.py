@@ -40,7 +40,11 @@ Net.__name__ = Raising.__name__ = "Net" + NAME.replace("\\udcff", "")  # Python 
 
 def make(kind=Net):
     torch.manual_seed(0)
-    return tp.LoadedModel(kind(), tp.Preprocess(16, (16, 16)), [f"c{{n}}" + NAME for n in range(3)], weights="w" + NAME)
+    names = [f"c{{n}}" + NAME.replace("\\udcff", "") for n in range(3)]  # a lone surrogate is refused
+    return tp.LoadedModel(kind(), tp.Preprocess(16, (16, 16)), names, weights="w" + NAME)
+
+def surrogate():
+    return tp.LoadedModel(Net(), tp.Preprocess(16, (16, 16)), ["a", NAME, "b"])
 
 def raising():
     return make(Raising)
@@ -88,6 +92,7 @@ def hostile(in_folder: Path) -> Path:
         ("cam", CAT, "--model", "hostile_nets:raising", "-o", "out"),
         ("cam", CAT, "--model", "hostile_nets:failing", "-o", "out"),
         ("cam", CAT, "--model", "hostile_nets:warning", "-o", "out"),
+        ("cam", CAT, "--model", "hostile_nets:surrogate", "-o", "out"),
         ("cam", CAT, "--model", f"hostile_nets:{NAME}", "-o", "out"),
         ("evaluate", FOLDER, *NET, "--metric", "sparseness", "-o", f"out{NAME}"),
         ("evaluate", CAT, *NET, "--metric", "pointing-game", "--boxes", BOXES),

@@ -331,3 +331,20 @@ class TestFullDisk:
         with pytest.raises(FolderError, match=r"00000000-a-output\.safetensors: cannot be written \("):
             stream(captured(1))
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs on this system")
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_a_lock_file_that_is_no_file(tmp_path: Path, make) -> None:
+    """Opening it would wait, or never end."""
+    make(tmp_path / ".torchpeek-lock")
+    with pytest.raises(FolderError, match=r"\.torchpeek-lock in it is no regular file; delete it"):
+        OutputFolder.prepared(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"process": 1e999, "host": "", "started": ""}', "9" * 5000])
+def test_a_lock_file_that_nobody_wrote(tmp_path: Path, text: str) -> None:
+    file = tmp_path / ".torchpeek-lock"
+    file.write_text(text)
+    os.utime(file, (0, 0))
+    OutputFolder.prepared(tmp_path).close()

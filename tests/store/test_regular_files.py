@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from torch import nn
 
+import torchpeek as tp
 from torchpeek.errors import FormatError, PictureError, TorchpeekError
+from torchpeek.models import weights
 from torchpeek.models.weights import load_weights_file
 from torchpeek.store import find_pictures, open_regular, read_boxes, read_class_names, read_image, read_mask
 from torchpeek.store.regular_files import read_regular
@@ -65,12 +69,22 @@ UNREADABLE = {
     broken_link: "a broken link, to nothing",
     folder: "is a directory",
 }
+
+
+def stream_with(path: Path) -> tp.TensorStream:
+    """A stream in which a tensor has the place of the path."""
+    path.rename(path.with_name("00000000-cat.png-.safetensors"))
+    return tp.TensorStream.opened(path.parent)
+
+
 READERS: dict[str, Callable[[Path], Any]] = {
     "picture": read_image,
     "mask": read_mask,
     "classes": read_class_names,
     "boxes": read_boxes,
     "weights": lambda path: load_weights_file(nn.Linear(1, 1), path),
+    "heatmap": tp.load,
+    "tensor of a stream": lambda path: list(stream_with(path)),
 }
 
 
@@ -130,6 +144,39 @@ def test_a_file_that_grows_while_it_is_read(tmp_path: Path, monkeypatch) -> None
     monkeypatch.setattr(os, "fstat", grows)
     with pytest.raises(FormatError, match="grew while it was read"):
         read_regular(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_weights_are_opened_once(tmp_path: Path, monkeypatch, suffix: str) -> None:
+    """What was looked at is what is read, also where another file takes its name meanwhile."""
+    path, module = tmp_path / f"weights{suffix}", nn.Linear(2, 3)
+    save = save_file if suffix == ".safetensors" else torch.save
+    save(module.state_dict(), path)
+    opened = weights.open_regular
+
+    def then_replaced(path: Path, *more: Any) -> Any:
+        file = opened(path, *more)
+        path.unlink()
+        os.mkfifo(path)
+        return file
+
+    monkeypatch.setattr(weights, "open_regular", then_replaced)
+    loaded = nn.Linear(2, 3)
+    load_weights_file(loaded, path)
+    assert torch.equal(loaded.weight, module.weight)
+    assert torch.equal(loaded.bias, module.bias)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fd"), reason="open files have no names")
+def test_weights_from_a_command(tmp_path: Path) -> None:
+    """As a shell names its output: --weights <(command)."""
+    end, start = os.pipe()
+    module, loaded = nn.Linear(2, 3), nn.Linear(2, 3)
+    with open(start, "wb") as file:
+        torch.save(module.state_dict(), file)
+    load_weights_file(loaded, Path(f"/dev/fd/{end}"))
+    os.close(end)
+    assert torch.equal(loaded.weight, module.weight)
 
 
 def test_a_name_with_a_nul() -> None:

@@ -237,19 +237,17 @@ class TestReading:
         for n, layer in enumerate(["a", "b", "a"]):
             stream(captured(torch.tensor(n), layer))
         read: list[str] = []
-        tensor = tensors_of_store._tensor
-        monkeypatch.setattr(tensors_of_store, "_tensor", lambda file: read.append(file.name) or tensor(file))
+        whole = tensors_of_store._captured
+        monkeypatch.setattr(tensors_of_store, "_captured", lambda file: read.append(file.name) or whole(file))
         assert [int(each) for each in stream.read("a")] == [0, 2]
         assert read == ["00000000-a-output.safetensors", "00000002-a-output.safetensors"]
 
     def test_more_than_eight_digits(self, stream, tmp_path) -> None:
-        (tmp_path / "stream").rmdir()
-        stream = tp.TensorStream(tmp_path / "stream")
-        stream(captured(torch.tensor(1)))
-        (file,) = (tmp_path / "stream").iterdir()
-        file.rename(file.with_name("99999999-act-output.safetensors"))
+        (tmp_path / "stream" / "99999998-act-output.safetensors").touch()
         opened = tp.TensorStream.opened(tmp_path / "stream")
-        for value in (2, 3):
+        for value in (1, 2, 3):
+            if value == 2:
+                (tmp_path / "stream" / "99999998-act-output.safetensors").unlink()
             opened(captured(torch.tensor(value)))
         assert [int(each) for each in opened.read("act")] == [1, 2, 3]
 
@@ -351,6 +349,39 @@ class TestFolder:
         assert int(next(reading).tensor) == 0
         with pytest.raises(FormatError, match=broken.name):
             next(reading)
+
+    def test_files_that_change_places(self, stream, tmp_path) -> None:
+        """Each is whole in itself; the tensors would come in another order, or at another place in it."""
+        for value in range(4):
+            stream(captured(torch.tensor(value)))
+        first, second, _, last = sorted((tmp_path / "stream").iterdir())
+        first.rename(tmp_path / "aside")
+        second.rename(first)
+        (tmp_path / "aside").rename(second)
+        for read in (list, lambda stream: stream.read("act")):
+            with pytest.raises(FormatError, match=f"{first.name}: was renamed: its number in the stream is 1, .* 0"):
+                read(stream)
+        first.unlink()
+        second.unlink()
+        assert [int(each) for each in stream.read("act")] == [2, 3]
+        last.rename(last.with_name("00000100-act-output.safetensors"))
+        with pytest.raises(FormatError, match="was renamed"):
+            list(stream)
+
+    def test_two_files_with_one_number(self, stream, tmp_path) -> None:
+        stream(captured(torch.tensor(1.0)))
+        (file,) = (tmp_path / "stream").iterdir()
+        copy = file.with_name("00000000-other.safetensors")
+        copy.write_bytes(file.read_bytes())
+        for reads in (len, list, lambda stream: list(stream.read("act"))):
+            with pytest.raises(FormatError, match=rf"{copy.name}: has the number of {file.name}"):
+                reads(stream)
+
+    def test_files_of_an_older_version_have_no_number(self, stream, tmp_path) -> None:
+        about = {KEY: '{"layer": "act", "part": "output", "order": 0}'}
+        save_file({"tensor": torch.ones(2)}, tmp_path / "stream" / "00000007-act-output.safetensors", about)
+        with pytest.warns(tp.Notice, match="without a checksum"):
+            assert [each.tolist() for each in stream.read("act")] == [[1, 1]]
 
     @pytest.mark.parametrize("name", ["notes.txt", ".DS_Store", "model.safetensors", "7up-b.safetensors"])
     def test_a_file_that_is_none_of_its_own(self, stream, tmp_path, name) -> None:

@@ -4,7 +4,7 @@
 values. None of these imports torch, so help and wrong options are answered at once. The function of a command imports
 the file of the same name and calls its `run`, which does the work: parse, call, print.
 
-This file imports next to nothing, because a Ctrl-C before `main` handles signals is a traceback.
+This file imports next to nothing, because the signals of a process wait until it is imported: see `__main__.py`.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from cyclopts import App
 
 from torchpeek.cli.terminal import print_text
 from torchpeek.errors import FolderError, OptionError
+from torchpeek.store import write_whole
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -30,9 +31,13 @@ def run(app: App, shell: str | None, folder: Path | None) -> int:
     path = _path(shell, folder)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(script(app, shell))
-    except OSError as error:
-        raise FolderError(f"{path}: cannot be written ({(error.strerror or str(error)).lower()})") from error
+        target = path.resolve(strict=path.exists())  # it may be a link into a folder that the user keeps elsewhere
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise FolderError(f"{path}: cannot be written ({reason})") from error
+    if target.exists() and not target.is_file():
+        raise FolderError(f"{path}: cannot be written, because it is not a regular file. Next: move it away")
+    write_whole(target, script(app, shell).encode())
     print_text(f"written to {path}", _next_step(shell, path))
     return 0
 

@@ -12,7 +12,7 @@ stays ignored. What a signal does depends on the phase of the process:
 So at most one KeyboardInterrupt is raised. Code that turns it into another exception, or catches it and goes on, does
 not change the status: see `interruption` and `raise_if_interrupted`.
 
-This file imports little, because a Ctrl-C before `take_over` is a traceback.
+This file imports little, because a signal before `take_over` has to wait, or is a traceback: see `__main__.py`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,12 @@ _process = _Process()
 
 
 def take_over() -> None:
-    """Handle the signals of this process from now on. Outside the main thread, nothing changes."""
+    """Handle the signals of this process from now on. Outside the main thread, nothing changes.
+
+    Nor does anything in a worker process of `multiprocessing`, which imports the file of the command again.
+    """
+    if _process.id is not None or _is_worker():
+        return
     try:
         for name in _NAMES:
             number = getattr(signal, name, None)
@@ -69,6 +74,11 @@ def take_over() -> None:
     # handler is registered first and so runs last: those of libraries, which may hang, can be interrupted.
     atexit.register(_ignore_signals)
     sys.unraisablehook = _repeat_dropped_interrupt
+
+
+def _is_worker() -> bool:
+    multiprocessing = sys.modules.get("multiprocessing")  # imported in every worker
+    return multiprocessing is not None and multiprocessing.parent_process() is not None
 
 
 def start_running() -> None:

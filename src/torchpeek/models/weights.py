@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from torchpeek.errors import WeightsError
-from torchpeek.store import check_regular
+from torchpeek.errors import FormatError, WeightsError
+from torchpeek.store import open_regular, read_safetensors
 
 
 def load_weights_file(module: nn.Module, path: Path, *, trust_pickle: bool = False) -> None:
@@ -41,11 +39,13 @@ def load_weights_file(module: nn.Module, path: Path, *, trust_pickle: bool = Fal
 def _read(path: Path, trust_pickle: bool) -> Any:
     if not os.path.lexists(path):
         raise WeightsError(f"no weights file {str(path)!r}")
-    check_regular(path, WeightsError)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        with open_regular(path, WeightsError) as file:  # once, because the name may lead to another file later
+            if path.suffix == ".safetensors":
+                return read_safetensors(file, path.name, "weights")
+            return torch.load(file, map_location="cpu", weights_only=not trust_pickle)
+    except (WeightsError, FormatError) as error:
+        raise WeightsError(str(error)) from error
     except pickle.UnpicklingError as error:
         if trust_pickle:
             raise WeightsError(f"{path.name} cannot be read: {error}") from error
@@ -53,7 +53,7 @@ def _read(path: Path, trust_pickle: bool) -> Any:
             f"{path.name} holds more than tensors, so loading it may run any code in it. Next: save a state_dict, "
             "best as .safetensors; or, only if you trust its author, use --trust-pickle"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise WeightsError(f"{path.name} cannot be read as weights: {error}") from error
 
 

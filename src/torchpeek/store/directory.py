@@ -122,8 +122,11 @@ class Directory:
             number = os.open(path, flags, dir_fd=self._number)
         except OSError:
             return None
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            return None
         with os.fdopen(number, "rb") as file:
-            return file.read() if stat.S_ISREG(os.fstat(number).st_mode) else None
+            return file.read()
 
 
 def _subfolder(name: str, parent: int) -> tuple[int, bool]:

@@ -70,9 +70,15 @@ class OutputFolder:
                     "would replace each other. Next: wait for its end, or choose another folder"
                 )
             directory = Directory(folder)
-        except BaseException:
+            if not lock.is_of(folder):
+                raise FileNotFoundError(errno.ENOENT, "another process has replaced it")
+        except BaseException as error:
             if lock is not None:
                 lock.release()
+            if isinstance(error, OSError) and not isinstance(error, FolderError):
+                raise FolderError(
+                    f"output folder {str(folder)!r} cannot be opened ({_reason(error)}); choose another"
+                ) from error
             raise
         remove_stale_files(folder)
         return cls(folder, created, lock, directory)
@@ -200,7 +206,7 @@ def write_whole(path: Path, data: bytes, parent: int | None = None) -> None:
 
 
 def _not_written(path: Path, error: OSError, data: bytes) -> str:
-    text = f"{path}: cannot be written ({(error.strerror or str(error)).lower()})"
+    text = f"{path}: cannot be written ({_reason(error)})"
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):  # Windows has no quotas
         try:
             free = f", and {shutil.disk_usage(path.parent).free:,} are free"
@@ -208,6 +214,10 @@ def _not_written(path: Path, error: OSError, data: bytes) -> str:
             free = ""
         text += f": it has {len(data):,} bytes{free}. Next: make room, or choose a folder on another disk"
     return text
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
 
 
 def file_stem(text: str) -> str:
@@ -236,7 +246,7 @@ def _made(folder: Path) -> tuple[Path, ...]:
     except OSError as error:
         _remove_empty(created)
         raise FolderError(
-            f"output folder {str(folder)!r} cannot be written ({error.strerror}); choose another"
+            f"output folder {str(folder)!r} cannot be written ({_reason(error)}); choose another"
         ) from error
     return created
 
@@ -253,7 +263,7 @@ def _made_and_locked(folder: Path) -> tuple[tuple[Path, ...], FolderLock]:
         except OSError as error:
             _remove_empty(created)
             raise FolderError(
-                f"output folder {str(folder)!r} cannot be locked ({error.strerror}); choose another"
+                f"output folder {str(folder)!r} cannot be locked ({_reason(error)}); choose another"
             ) from error
     raise FolderError(f"output folder {str(folder)!r} is removed again and again; choose another")
 

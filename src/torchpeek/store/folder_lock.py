@@ -7,12 +7,14 @@ so that a process which is gone can be told from one that runs.
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
 import re
 import secrets
 import socket
+import stat
 import time
 import weakref
 from pathlib import Path
@@ -31,6 +33,7 @@ PREFIX = ".torchpeek-"
 """What the names of temporary files begin with. They do not count as results."""
 
 _FILE = f"{PREFIX}lock"
+_MOST_LETTERS = 4096  # a lock file has about 100
 _SECONDS_TO_WRITE = 10.0  # an empty lock file is younger than that while its owner writes into it
 
 
@@ -168,7 +171,7 @@ def _claimed_file(folder: Path, *, create: bool) -> Path | None:
                     json.dump({"process": process, "host": socket.gethostname(), "started": _started(process)}, file)
                 return path
         try:
-            text, age = path.read_text(errors="replace"), time.time() - path.stat().st_mtime
+            text, age = _lock_text(path), time.time() - path.stat().st_mtime
         except FileNotFoundError:
             if not create:
                 return None
@@ -178,12 +181,21 @@ def _claimed_file(folder: Path, *, create: bool) -> Path | None:
     raise FolderHeld(f"others, who make and remove {path} all the time")
 
 
+def _lock_text(path: Path) -> str:
+    """The text of a lock file. Raises OSError for a link, a FIFO or another thing in its place, which nobody wrote."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, f"{path.name} in it is no regular file; delete it")
+    with open(path, errors="replace") as file:
+        return file.read(_MOST_LETTERS)
+
+
 def _check_gone(text: str, age: float, path: Path) -> None:
     """Raise FolderHeld unless the process that wrote a lock file is known to be gone."""
     try:
         about = json.loads(text)
         process, host, started = int(about["process"]), str(about["host"]), str(about["started"])
-    except (LookupError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError, OverflowError, RecursionError):
         if age < _SECONDS_TO_WRITE:
             raise FolderHeld("another process") from None
         return  # cut off by a full disk, or by the end of its process
@@ -198,7 +210,7 @@ def _remove_stale(path: Path, text: str) -> None:
     aside = path.with_name(f"{_FILE}-{secrets.token_hex(4)}")
     try:
         path.rename(aside)
-        if aside.read_text(errors="replace") == text:
+        if _lock_text(aside) == text:
             aside.unlink()
         else:
             aside.rename(path)

@@ -83,11 +83,6 @@ def read_regular(
     return data
 
 
-def check_regular(path: str | PathLike[str], error: type[TorchpeekError] = FormatError) -> None:
-    """Raise an error where a path is no regular file that can be opened. For readers that open the path themselves."""
-    open_regular(path, error).close()
-
-
 def _refusal(path: str | PathLike[str], status: os.stat_result) -> str:
     """Why a file with this status is not read; empty for a regular one."""
     mode = status.st_mode

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, BinaryIO
@@ -73,15 +74,38 @@ def read_tensor_file(path: str | PathLike[str], key: str, what: str, *, data: bo
     Raises:
         FormatError: When there is no such file, it holds something else, or it is damaged.
     """
-    try:
-        with open_regular(path) as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            entries, metadata = _header(file, size, str(path), what)
-            if key not in metadata:
-                raise FormatError(f"{path}: a safetensors file, but not {what} of torchpeek")
-            tensors = _tensors(file, entries) if data else {}
+    with open_regular(path) as file, _named_errors(str(path), what):
+        entries, metadata = _header(file, str(path), what)
+        if key not in metadata:
+            raise FormatError(f"{path}: a safetensors file, but not {what} of torchpeek")
+        tensors = _tensors(file, entries) if data else {}
         return _checked(tensors, metadata, key, str(path), what, data=data)
+
+
+def read_safetensors(file: BinaryIO, path: str, what: str) -> dict[str, Tensor]:
+    """Read a safetensors file that any program made.
+
+    Args:
+        file: The file, open at its beginning.
+        path: Its path, for the error text.
+        what: What such a file holds, for the error text: "weights".
+
+    Returns:
+        Name -> tensor, on the CPU.
+
+    Raises:
+        FormatError: When it holds something else, or is damaged.
+    """
+    with _named_errors(path, what):
+        entries, _ = _header(file, path, what)
+        return _tensors(file, entries)
+
+
+@contextmanager
+def _named_errors(path: str, what: str) -> Iterator[None]:
+    """Raise FormatError with the path for what a damaged file makes of its reading."""
+    try:
+        yield
     except OSError as error:
         if isinstance(error, FormatError):
             raise
@@ -90,8 +114,10 @@ def read_tensor_file(path: str | PathLike[str], key: str, what: str, *, data: bo
         raise FormatError(f"{path}: not {what}, or damaged ({error})") from error
 
 
-def _header(file: BinaryIO, size: int, path: str, what: str) -> tuple[dict[str, Any], dict[str, str]]:
+def _header(file: BinaryIO, path: str, what: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Read the header. Returns its entry of each tensor, and the metadata. Raises FormatError where it does not fit."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     start = file.read(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > min(size - 8, _MOST_HEADER):

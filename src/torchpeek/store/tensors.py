@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class TensorStream:
 
     With `record(model, layers, keep=tp.keep.Callback(stream))` nothing is kept in memory. A stream may be called from
     several threads. One process writes to a folder at a time, for as long as one of its streams that has written
-    exists; any number may read.
+    exists; any number may read. The number of a file is also in its contents, so a file that was renamed is noticed.
 
     Args:
         path: A new or empty folder. `TensorStream.opened` opens a stream that was written before.
@@ -111,7 +112,7 @@ class TensorStream:
         if writer is None or not writer.folder.held:
             writer = self._writer = _writer_of(self._path)
         number = writer.next_number()
-        about = {"layer": captured.layer, "part": captured.part, "order": captured.order}
+        about = {"layer": captured.layer, "part": captured.part, "order": captured.order, "number": number}
         name = f"{number:08d}-{file_stem(captured.layer)}-{file_stem(captured.part)}.safetensors"
         writer.folder.write(name, tensor_bytes({"tensor": captured.tensor}, {_KEY: json.dumps(about)}))
 
@@ -131,7 +132,7 @@ class TensorStream:
         Raises:
             LayerNotFound: When the stream has no such layer.
             InputError: When the layer has no such part.
-            FormatError: When a file is damaged.
+            FormatError: When a file is damaged or was renamed.
 
         Example:
             >>> stream = tp.TensorStream(folder / "stream")
@@ -139,7 +140,7 @@ class TensorStream:
             >>> [tensor.shape for tensor in stream.read("layer")]
             [torch.Size([2, 3])]
         """
-        files = {file: _about(file) for file in self._files().values()}
+        files = {file: _about(read_tensor_file(file, _KEY, _WHAT, data=False), file) for file in self._files()}
         parts = dict.fromkeys(about["part"] for about in files.values() if about["layer"] == layer)
         if not parts:
             layers = dict.fromkeys(about["layer"] for about in files.values())
@@ -151,18 +152,23 @@ class TensorStream:
                 raise InputError(f"no {part!r} of layer {layer!r} in this stream; there are {known}")
             (part,) = within
         matching = [file for file, about in files.items() if (about["layer"], about["part"]) == (layer, part)]
-        return map(_tensor, matching)
+        return (_captured(file).tensor for file in matching)
 
     def __iter__(self) -> Iterator[Captured]:
-        for file in self._files().values():
-            yield Captured(**_about(file), tensor=_tensor(file))
+        return map(_captured, self._files())
 
     def __len__(self) -> int:
         return len(self._files())
 
-    def _files(self) -> dict[int, Path]:
-        """Return number -> file, in order. Files with other names do not belong to the stream."""
-        return _numbered_files(self._path)
+    def _files(self) -> list[Path]:
+        """Return the files in the order in which they were written. Raises FormatError where two have one number."""
+        numbered = _numbered_files(self._path)
+        for (number, file), (following, other) in pairwise(numbered):
+            if number == following:
+                raise FormatError(
+                    f"{other}: has the number of {file.name}. Next: move the one that does not belong to the stream"
+                )
+        return [file for _, file in numbered]
 
 
 class _Writer:
@@ -185,7 +191,8 @@ class _Writer:
     def skip_files(self) -> None:
         """Go on after the files that are there."""
         with self._numbering:
-            self._number = max(self._number, max(_numbered_files(self.folder.path), default=-1) + 1)
+            last = max((number for number, _ in _numbered_files(self.folder.path)), default=-1)
+            self._number = max(self._number, last + 1)
 
 
 _WRITERS: WeakValueDictionary[tuple[int, int], _Writer] = WeakValueDictionary()
@@ -205,27 +212,35 @@ def _writer_of(path: Path) -> _Writer:
 _OPENING = new_lock()  # so that two threads make one writer
 
 
-def _numbered_files(folder: Path) -> dict[int, Path]:
-    """Return number -> file, in order. Files with other names do not belong to the stream."""
+def _numbered_files(folder: Path) -> list[tuple[int, Path]]:
+    """Return the number of each file, and the file, in order. Files with other names do not belong to the stream."""
     named = ((_FILE.fullmatch(file.name), file) for file in folder.iterdir())
-    return dict(sorted((int(match[1]), file) for match, file in named if match))
+    return sorted((int(match[1]), file) for match, file in named if match)
 
 
-def _about(file: Path) -> dict[str, Any]:
-    """Read the layer, part and order of a file."""
-    return _captured(read_tensor_file(file, _KEY, _WHAT, data=False), file)
-
-
-def _captured(read: TensorFile, file: Path) -> dict[str, Any]:
+def _about(read: TensorFile, file: Path) -> dict[str, Any]:
+    """The layer, part and order of what was read. Raises FormatError where the file has another number than it had."""
     about = parsed_json(read.metadata[_KEY], str(file), allowed=f"not {_WHAT}, or damaged")
     try:
-        return {"layer": str(about["layer"]), "part": str(about["part"]), "order": int(about["order"])}
-    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        number = int(about.get("number", _number(file)))  # an older torchpeek did not write it
+        found = {"layer": str(about["layer"]), "part": str(about["part"]), "order": int(about["order"])}
+    except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise FormatError(f"{file}: not {_WHAT}, or damaged ({error})") from error
+    if number != _number(file):
+        raise FormatError(
+            f"{file}: was renamed: its number in the stream is {number}, and its name says {_number(file)}. Next: "
+            "give each file the name that it was written with"
+        )
+    return found
 
 
-def _tensor(file: Path) -> Tensor:
+def _number(file: Path) -> int:
+    return int(file.name.partition("-")[0])
+
+
+def _captured(file: Path) -> Captured:
     read = read_tensor_file(file, _KEY, _WHAT)
+    about = _about(read, file)
     if read.tensors.keys() != {"tensor"}:
         raise FormatError(f"{file}: not {_WHAT}, or damaged (it holds {list(read.tensors)[:4]})")
     if not read.checked:
@@ -233,7 +248,7 @@ def _tensor(file: Path) -> Tensor:
             f"the stream {str(file.parent)!r} has tensors without a checksum, from an older torchpeek; a damaged "
             "number in them is not noticed"
         )
-    return read.tensors["tensor"]
+    return Captured(**about, tensor=read.tensors["tensor"])
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:
