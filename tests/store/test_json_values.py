@@ -58,7 +58,7 @@ def test_a_large_file_is_not_read_whole(tmp_path: Path) -> None:
 def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
     for path, why in (
-        (tmp_path / "pipe", "a FIFO; allowed: a regular file"),
+        (tmp_path / "pipe", "is a FIFO; allowed: a regular file"),
         (tmp_path, "is a directory"),
         (tmp_path / "none", "no such file"),
         ("a\0b", "cannot be opened"),

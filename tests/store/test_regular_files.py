@@ -187,3 +187,10 @@ def test_a_name_with_a_nul() -> None:
 def test_a_fifo_in_a_folder_is_named_and_not_ignored(tmp_path: Path) -> None:
     fifo(tmp_path / "cat.png")
     assert find_pictures([str(tmp_path)]) == [tmp_path / "cat.png"]
+
+
+def test_the_error_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"/a: is a FIFO; allowed: a regular file\. Next: copy its content to one$"):
+        open_regular(fifo(tmp_path / "a"))
+    with pytest.raises(FormatError, match=rf"^{tmp_path}: is a directory; allowed: a regular file$"):
+        open_regular(tmp_path)

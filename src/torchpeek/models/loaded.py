@@ -76,8 +76,8 @@ class LoadedModel:
             )
         if names is not None and (wrong := [name for name in names if not _is_unicode(name)]):
             raise InputError(
-                f"class_names has {shown(wrong[0])}, a lone surrogate, which no file can hold. Next: read "
-                "the names with the encoding that they were written in"
+                f"class_names has {shown(wrong[0])} with a lone surrogate, which no file can hold. Next: "
+                "read the names with the encoding that they were written in"
             )
 
     def read(self, picture: str | PathLike[str] | BinaryIO | Image.Image, *, max_size: int | None = None) -> Picture:

@@ -152,7 +152,7 @@ def _holder_words(process: int | None, host: str = "") -> str:
     if process is None:
         return "another process"
     if process == os.getpid() and host in ("", socket.gethostname()):
-        return f"this process ({process}), by another object or thread"
+        return f"another object or thread of this process ({process})"
     return f"process {process} on {host or socket.gethostname()}"
 
 

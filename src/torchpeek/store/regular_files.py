@@ -51,7 +51,7 @@ def open_regular(path: str | PathLike[str], error: type[TorchpeekError] = Format
             raise error(f"{path}: a broken link, to {os.readlink(path)}") from reason
         raise error(f"{path}: cannot be opened ({_words(reason)})") from reason
     if refusal:
-        raise error(f"{path}: cannot be opened ({refusal})")
+        raise error(f"{path}: is {refusal}")
     return file
 
 
@@ -84,12 +84,12 @@ def read_regular(
 
 
 def _refusal(path: str | PathLike[str], status: os.stat_result) -> str:
-    """Why a file with this status is not read; empty for a regular one."""
+    """What a file with this status is, where it is not read; empty for a regular one."""
     mode = status.st_mode
     if stat.S_ISREG(mode):
         return ""
     if stat.S_ISDIR(mode):
-        return "is a directory"
+        return "a directory; allowed: a regular file"
     if stat.S_ISFIFO(mode):
         if str(PurePath(os.path.abspath(path)).parent) in _DESCRIPTORS:
             return ""
