@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -82,6 +83,39 @@ def test_while_modules_load(tmp_path, module: str, names: list[str], status: int
     process = started("methods", folder=tmp_path)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (status, "", NOTHING)
+
+
+AT_THE_FIRST_FILE = """
+import os, signal, sys
+
+class Sends:
+    def find_spec(self, name, *more):
+        if name == "torchpeek.cli.signals":
+            os.kill(os.getpid(), signal.{name})
+
+sys.meta_path.insert(0, Sends())
+sys.argv = ["torchpeek", "--version"]
+from torchpeek.__main__ import main  # as the script `torchpeek` does
+main()
+"""
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_before_signals_are_handled(name: str, status: int) -> None:
+    """It waits for the file that handles it."""
+    code = AT_THE_FIRST_FILE.format(name=name)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", NOTHING)
+
+
+def test_a_worker_process_handles_its_own_signals(monkeypatch) -> None:
+    """A process that `multiprocessing` starts imports the file of the command again."""
+    monkeypatch.setattr(signals, "_process", signals._Process())
+    monkeypatch.setattr(multiprocessing, "parent_process", object)
+    before = signal.getsignal(signal.SIGTERM)
+    signals.take_over()
+    assert signals._process.id is None
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_signal_that_was_ignored_stays_ignored(tmp_path) -> None:

@@ -21,7 +21,7 @@ def test_a_folder_in_use(command, words, tmp_path: Path, capsys) -> None:
         "gradients": [CHELSEA, "--class", "1"],
     }.get(command, [CHELSEA])
     assert run(command, *arguments, *of("untrained"), "--out", str(tmp_path / "out"), *words) == 2
-    assert "is in use: this process" in " ".join(capsys.readouterr().err.split())
+    assert "is in use: another object or thread of this process" in " ".join(capsys.readouterr().err.split())
     assert files(tmp_path) == set()
     assert other.held
     other.close()
