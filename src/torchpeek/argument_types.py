@@ -17,7 +17,7 @@ from torchpeek.errors import InputError, OptionError, shown
 
 _LARGEST = 2**63  # torch has no larger whole numbers
 
-# Classes of which another check says more than that a value is none: what to give in place of a model or its inputs.
+# Classes that another check is for. Its error also says what to give in place of a model or its inputs.
 _EXPLAINED_ELSEWHERE = ("Module", "LoadedModel", "Trace", "Picture", "Image", "Arguments")
 
 

@@ -1,6 +1,6 @@
-"""What a forked process does first: it frees its locks, and undoes what the threads have changed that it does not have.
+"""What a forked process does first: it frees its locks, and undoes the changes of threads that it does not have.
 
-A fork copies the memory and only the thread that forks.
+A fork copies the whole memory, but only one of the threads: the one that forks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def in_child(function: Callable[[], object], *, last: bool = False) -> None:
 
     Args:
         function: Takes no arguments.
-        last: Whether it needs what the other functions do. All locks are free in every case.
+        last: Whether to call it after all functions that are not last. The locks are free before any is called.
     """
     (_LAST if last else _FUNCTIONS).append(function)
 

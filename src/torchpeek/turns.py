@@ -9,7 +9,7 @@ from torchpeek.forks import in_child
 from torchpeek.interrupts import let_interrupts_through
 from torchpeek.undo import Block, Undo, undone
 
-_WAIT = 0.0005  # seconds between two looks at whose turn it is; what runs in a turn is short
+_WAIT = 0.0005  # seconds between two checks of whose turn it is; turns are short
 
 
 class Turns:

@@ -1,4 +1,4 @@
-"""Context managers whose clean-up is done whatever exception arrives from outside, and whenever it does.
+"""Context managers whose clean-up is done, whatever exception arrives from outside, and whenever it arrives.
 
 An exception from outside is one that the code itself does not raise: that of a signal's handler (Ctrl-C, an alarm), one
 that another thread sends (`PyThreadState_SetAsyncExc`), RecursionError near the limit, MemoryError. It can strike at
@@ -7,14 +7,14 @@ every instruction, also at the first one of an `__exit__` method, where `try` ca
 1. Signals are delayed while a block is opened and closed (`signal_gate.py`).
 2. What a block changes is undone by steps, `Undo`. A step is stored before its change is made, it may be run again, and
    it is dropped only after it ran.
-3. The clean-up does not depend on `__exit__`. A `with` statement looks `__exit__` up before it calls `__enter__`, holds
-   what it found, and lets go of it when the statement is over, in whatever way. Here it finds an object of its own,
-   whose end is watched: if steps are left then, they are run.
+3. The clean-up does not depend on `__exit__`. A `with` statement looks `__exit__` up before it calls `__enter__`, and
+   refers to what it found until the statement is over. Here each statement finds a new object, and the end of that
+   object's life is watched: the steps that are left then are run.
 4. If even that is cut short, whoever opens the next block in the same thread runs what is left.
 
-For a block that `contextlib.ExitStack` closes, the third holds when the exception that struck has been handled. For one
-that is closed by a call of `__exit__` by hand there is only the second: the steps are run when `__exit__` is called
-again, or when the block is thrown away.
+`contextlib.ExitStack` refers to that object until the exception that struck has been handled, so the third comes later
+there. For a block that is opened and closed by calls of `__enter__` and `__exit__` there is only the second: its steps
+are run when `__exit__` is called again, or when nothing refers to the block any more.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ Other = TypeVar("Other")
 NEVER_REFUSALS = (TimeoutError, MemoryError, RecursionError, torch.OutOfMemoryError)
 """Exceptions that no change of a pass explains, so that every trial pass lets them through.
 
-KeyboardInterrupt, SystemExit, GeneratorExit and asyncio.CancelledError are no subclasses of Exception, and come through
-in any case. What does not fit into memory is the concern of `batching.py: in_memory`.
+KeyboardInterrupt, SystemExit, GeneratorExit and asyncio.CancelledError are no subclasses of Exception, so they go
+through in any case. For torch.OutOfMemoryError, `batching.py: in_memory` tries smaller batches.
 """
 
 
@@ -83,7 +83,7 @@ def attempted(
 
 
 def shown_later() -> None:
-    """In place of the unchanged pass, where the caller goes on with passes that show whether the model itself fails."""
+    """Stands for the unchanged pass where later passes of the caller show whether the model itself fails."""
 
 
 def described_exception(error: Exception) -> str:

@@ -19,7 +19,7 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # b
 def input_digests(
     picture: Tensor, arguments: Any, sample_paths: Collection[str], dtype: torch.dtype | None = None
 ) -> tuple[str, ...]:
-    """Return a text for each sample, which another input does not have: type, shape, and a number of 64 bits.
+    """Return a text for each sample that identifies its input: type, shape, and a number of 64 bits.
 
     The number is a sum of the bits of all elements, each times a fixed odd weight, modulo 2^64, in blocks whose sums
     are mixed and summed again. It is made of integers, so it does not depend on the device or the sequence of
@@ -49,10 +49,10 @@ def input_digests(
 def changed_samples(
     digests: Sequence[str], picture: Tensor, arguments: Any, sample_paths: Collection[str]
 ) -> Mapping[int, int | None]:
-    """Find the samples whose input is another one than that of these digests.
+    """Find the samples whose input differs from the one that the digest of the same place was made of.
 
-    An input of more precise type than that of the digests is rounded to it first. One of less precise type has lost
-    what would be compared: then nothing is found.
+    An input of a more precise type than that of the digests is rounded to their type first. An input of a less precise
+    type cannot be compared; then nothing is found.
 
     Returns:
         Sample -> the place of its input among the digests; None where it is not among them.

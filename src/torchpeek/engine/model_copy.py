@@ -1,4 +1,4 @@
-"""A copy of a model whose parameters may be changed: made, and proved to leave the model alone."""
+"""Copy a model so that the parameters of the copy may be changed, and check that the copy leaves the model alone."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def check_independent(copied: nn.Module, forward_pass: ForwardPass) -> None:
     Raises:
         NotIndependent: When the copy uses the model.
 
-    A Notice names the parameters and layers of which a change of the copy's parameters changes nothing.
+    A Notice names parameters whose change in the copy has no effect. No backward pass runs, so what a backward hook of
+    the copy does is not checked.
     """
     model = forward_pass.model
     watched, called = _ModelUse(model, copied), set[nn.Module]()
@@ -94,7 +95,7 @@ def check_independent(copied: nn.Module, forward_pass: ForwardPass) -> None:
 
 
 def _notify_unchanged(copied: nn.Module, watched: _ModelUse, called: set[nn.Module]) -> None:
-    """Notify of what a change of the copy's parameters does not reach."""
+    """Give a Notice of parameters whose change in the copy has no effect."""
     if watched.foreign:
         sizes = dict.fromkeys(str(tuple(each.shape)) for each in watched.foreign)
         notify(
@@ -150,7 +151,7 @@ def _output(
 
 
 class _ModelUse(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no type hints
-    """Notes which parameters the operations inside the block take, and which buffers of the model they write into.
+    """Finds out which parameters the operations inside the block read, and which buffers of the model they write into.
 
     Args:
         model: The model.
@@ -198,7 +199,7 @@ class _ModelUse(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
 
 
 def _memory(tensor: Tensor) -> set[int]:
-    """What tells the tensor from those in other memory: its storage's address, and its own, as some have no storage."""
+    """Identifies the memory of a tensor: the address of its storage, and its id, because some have no storage."""
     try:
         address = tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):  # such as a sparse tensor

@@ -133,7 +133,7 @@ def running_pass(model: nn.Module, kind: Callable[[], Hashable]) -> Iterator[Non
 
     Args:
         model: The model.
-        kind: Returns what tells apart passes that may draw random numbers from passes that may not.
+        kind: Returns a key. Of passes with the same key, all draw random numbers or none does.
     """
     depth = _THREAD.pass_depth
     try:

@@ -25,8 +25,8 @@ _GUARD = new_lock()
 class SavedRandomState:
     """The random states of some devices, for a block in which a model runs.
 
-    All threads share these states. Restoring them repeats, in other threads, the numbers that these have drawn
-    meanwhile. So they are restored only where the model has drawn:
+    All threads share these states. If they are restored, other threads draw the numbers again that they drew meanwhile.
+    So they are restored only if the model has drawn:
 
     1. While this is the only thread, nobody else can have changed a state: it is compared.
     2. While there are others, the first pass of each kind is observed, operation by operation. What it shows holds for
@@ -55,7 +55,7 @@ class SavedRandomState:
         return self.drew
 
     def observed(self, drew: bool) -> None:
-        """Note that a pass was observed, and whether it has drawn."""
+        """Store that a pass was observed, and whether it has drawn."""
         self._observed, self.drew = True, drew
 
     @property
@@ -103,13 +103,13 @@ class SavedRandomState:
 
 @undone
 def observing_draws(undo: Undo, saved: SavedRandomState, model: nn.Module, kind: Callable[[], Hashable]) -> None:
-    """Inside the block: a pass of the model. Find out whether it draws.
+    """A block around a pass of the model, which finds out whether the pass draws random numbers.
 
     Args:
         undo: What ends the observation.
         saved: The states that the model may change.
         model: The model.
-        kind: Returns what tells apart passes that may draw from passes that may not.
+        kind: Returns a key. Of passes with the same key, all draw or none does.
     """
     key = kind(), tuple(module.training for module in model.modules() if hasattr(module, "training"))
     draws = _DRAWS.get(model, key)

@@ -19,10 +19,10 @@ _BASE = tuple(nn.Module().__dict__)
 _CONTAINERS = frozenset({list, dict, set, OrderedDict, defaultdict, deque})
 _MOST_MEMBERS = 10_000  # of a container whose members are saved: a replay buffer of millions would take seconds
 
-# The types of most attributes. Modules that have no others are done with quickly.
+# The types of most attributes. In a module that has no others, nothing more has to be saved.
 _PLAIN = frozenset({int, float, str, bool, tuple, type(None)})
 
-# What the `==` of two tensors, arrays or other objects raises. It is not called for an object that is the same.
+# What the `==` of two tensors, arrays or other objects may raise. Python does not call it for two identical objects.
 _NOT_COMPARED = (RuntimeError, ValueError, TypeError, AttributeError)
 
 _ABSENT = object()

@@ -1,8 +1,8 @@
 """One writer for each folder: a lock that ends with its process, also where that is killed.
 
-The folder itself is locked by `flock`, which leaves no file, holds whatever the folder is called, moves with it, and is
-given back by the system. Where a file system cannot do that, a file in the folder names the process that writes to it,
-so that a process which is gone can be told from one that runs.
+The folder itself is locked by `flock`. This leaves no file, holds also when the folder is moved, and the system ends it
+with the process. Where a file system cannot lock folders, a file in the folder names the process that writes to it. The
+next writer looks whether that process still runs.
 """
 
 from __future__ import annotations

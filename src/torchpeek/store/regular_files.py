@@ -1,4 +1,4 @@
-"""The only place that opens a file that the user names for reading: regular files, and never a wait.
+"""Open and read the files that the user names: regular files only, and never with a wait. No other place opens them.
 
 Opening a FIFO waits for a writer, and reading a device may never end.
 """
@@ -31,7 +31,7 @@ def open_regular(path: str | PathLike[str], error: type[TorchpeekError] = Format
         The open file, at its beginning.
 
     Raises:
-        TorchpeekError: Of the class `error`, where the file cannot be opened or is none. The message names it.
+        TorchpeekError: Of the class `error`, where it cannot be opened, or is no regular file. The message names it.
     """
     try:
         # First by name, because opening a FIFO or device has an effect; then again, because the name may have changed.
