@@ -27,7 +27,7 @@ from torchpeek.models.weights import load_weights_file
 
 @checked_keywords
 def load_model(
-    spec: str,
+    spec: str | Path,
     weights: str | Path | None = None,
     *,
     trust_pickle: bool = False,

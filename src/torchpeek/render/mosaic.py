@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from PIL import Image
 
+from torchpeek.argument_types import Side, Whole
 from torchpeek.errors import InputError, OptionError, shown
 from torchpeek.keywords import checked_keywords
 from torchpeek.picture import Picture
@@ -23,8 +25,8 @@ def mosaic(
     original: Picture | Image.Image | None = None,
     prediction: str = "",
     columns: int | None = None,
-    width: int = 320,
-    gap: int = 8,
+    width: Side = 320,
+    gap: Annotated[int, Whole(0, 10_000)] = 8,
 ) -> Image.Image:
     """Put pictures on a white sheet, each with its caption above.
 

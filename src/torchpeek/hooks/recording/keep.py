@@ -75,7 +75,7 @@ class Stored:
     """
 
     reduce: Callable[[Tensor], Any] | None = None
-    device: torch.device | str | None = None
+    device: torch.device | str | int | None = None
     dtype: torch.dtype | None = None
     clone: bool = False
 
