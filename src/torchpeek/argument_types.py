@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Hashable, Iterable, KeysView, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from decimal import Decimal
-from itertools import islice
 from inspect import signature
 from io import IOBase
+from itertools import islice
 from numbers import Real
 from os import PathLike, fsencode, fspath
 from pathlib import PurePath
@@ -20,6 +20,7 @@ from typing import IO, Annotated, Any, BinaryIO, Literal, Protocol, TypeAlias, U
 from torchpeek.errors import InputError, OptionError, shown
 
 _LARGEST = 2**63  # torch has no larger whole numbers
+_LONGEST_PATH = 4096  # bytes; no system takes a longer one
 _MOST_ENTRIES = 1_000_000  # of a generator, which may never end
 
 # Classes of which another check says more than that a value is none: what to give in place of a model or its inputs.
@@ -150,7 +151,12 @@ def field_checks(cls: Any) -> dict[str, Check]:
 
 def _also_default(check: Check, default: Any) -> Check:
     """The check, which also takes None where it is the default, whatever the annotation says."""
-    return _either([check, _NONE]) or check if default is None else check
+    try:
+        if default is None:
+            check.take(None)
+    except (ValueError, TypeError):
+        return _either([check, _NONE]) or check
+    return check
 
 
 def _evaluated(annotation: Any, names: Mapping[str, Any]) -> Any:
@@ -220,9 +226,8 @@ def _path(value: Any) -> Any:
     text = fspath(value)
     if not isinstance(text, str):
         raise TypeError
-    if not text or "\0" in text:
+    if not text or "\0" in text or len(fsencode(text)) > _LONGEST_PATH:  # fsencode raises UnicodeEncodeError
         raise ValueError
-    fsencode(text)  # raises UnicodeEncodeError
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -141,7 +142,7 @@ def _weights_file(weights: str | Path | None) -> Path | None:
     if weights is None or weights == RANDOM:
         return None
     path = Path(weights)
-    return path if path.is_file() or path.suffix or len(path.parts) > 1 else None
+    return path if os.path.isfile(path) or path.suffix or len(path.parts) > 1 else None
 
 
 def _callable(module_name: str, name: str) -> LoadedModel:

@@ -58,7 +58,10 @@ def mosaic(
     """
     if original is not None and not isinstance(original, (Picture, Image.Image)):
         raise InputError(f"original is {shown(original)}; allowed: a Picture or a PIL image")
-    if not pictures or len(pictures) != len(captions):
+    for number, picture in enumerate(pictures):
+        if not isinstance(picture, Image.Image):
+            raise InputError(f"pictures[{number}] is {shown(picture)}; allowed: PIL images")
+    if not len(pictures) or len(pictures) != len(captions):
         raise InputError(
             f"got {len(pictures)} pictures and {len(captions)} captions; give at least one, and as many of both"
         )
