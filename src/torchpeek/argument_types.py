@@ -200,8 +200,8 @@ def _whole(value: Any) -> int:
 
 def _number(value: Any) -> float:
     if isinstance(value, int) and _is_scalar(value):
-        float(value)  # raises OverflowError
-        return value
+        number = float(value)  # raises OverflowError
+        return value if abs(value) < _LARGEST else number  # torch takes no larger int
     dtype = str(getattr(value, "dtype", "bool"))  # of an array or a tensor without axes
     if not _is_scalar(value) or not (isinstance(value, (Real, Decimal)) or "float" in dtype or "int" in dtype):
         raise TypeError

@@ -88,6 +88,8 @@ def test_a_hostile_value_is_an_error_of_torchpeek(name: str, in_folder: Path) ->
                     warnings.simplefilter("ignore")
                     call(**{parameter: make()})
             except TorchpeekError as error:
+                if type(error) is OptionError and parameter not in str(error):
+                    wrong.append(f"{parameter} = {words}: the message does not name it: {str(error)[:100]}")
                 wrong += [f"{parameter} = {words}: a message of {len(str(error))} letters"] * (len(str(error)) > 5000)
             except Exception as error:
                 wrong.append(f"{parameter} = {words}: {type(error).__name__}: {str(error)[:100]}")
@@ -106,6 +108,32 @@ def test_hostile_options_are_refused_or_taken_before_any_pass(entry: Any) -> Non
                 entry.checked_options({option: make()})
         with pytest.raises(OptionError, match=f"option {option}"):
             entry.checked_options({option: object()})
+
+
+NUMBERS = [
+    (entry, name)
+    for entry in (*tp.METHODS.values(), *tp.METRICS.values())
+    for name, value in entry.options.items()
+    if type(value) in (int, float) and name != "seed"
+]
+
+
+@pytest.mark.parametrize(("entry", "option"), NUMBERS, ids=lambda each: getattr(each, "name", each))
+def test_a_huge_number_as_an_option_is_refused_or_computed(entry: Any, option: str) -> None:
+    heatmap = tp.explain(MODEL, X, layer="0")
+    for value in (10**9, 2**70):
+        with contextlib.suppress(TorchpeekError), warnings.catch_warnings(), at_most(SECONDS):
+            warnings.simplefilter("ignore")
+            if entry.name in tp.METHODS:
+                tp.explain(MODEL, X, layer="0", method=entry.name, **{option: value})
+            else:
+                boxes = [(0, 0, 4, 4)] if entry.needs == "region" else None
+                tp.evaluate(MODEL, X, heatmap, metrics={entry.name: {option: value}}, boxes=boxes)
+
+
+def test_the_masks_of_rise_are_bounded_in_memory() -> None:
+    with pytest.raises(OptionError, match="options samples and cells are 4000 and 10000"):
+        tp.explain(MODEL, X, layer="0", method="rise", cells=10_000)
 
 
 @pytest.mark.parametrize("seed", [1.5, None, "a", 2**70, -1, True, torch.tensor([1, 2]), np.array("a")])
