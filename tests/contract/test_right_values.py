@@ -21,7 +21,7 @@ from torchpeek.argument_types import Number, Whole, check_of
 from torchpeek.errors import OptionError
 from torchpeek.keywords import checked_keywords
 
-Pair = namedtuple("Pair", ["height", "width"])  # noqa: PYI024  # a user's, without types
+Pair = namedtuple("Pair", ["height", "width"])  # a user's, without types
 
 
 class Three(IntEnum):
