@@ -194,3 +194,13 @@ def test_boxes_outside_the_picture() -> None:
     with pytest.warns(tp.Notice, match="reaches beyond the picture of 8 x 8; only the part inside counts"):
         clipped = evaluate([(4, -3, 12, 4)])
     assert torch.equal(clipped["pointing-game"].values, evaluate([(4, 0, 8, 4)])["pointing-game"].values)
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [torch.zeros(1, 4).to_sparse(), np.ones((1, 9, 9)), [(0, 0, np.nan, 4)], [(4, 4, 0, 0)], [(0, 0, 4)], [None]],
+)
+def test_what_are_no_boxes(boxes: Any) -> None:
+    heatmap = tp.explain(MODEL, X, layer="0")
+    with pytest.raises(tp.errors.InputError, match="boxes of sample 0"):
+        tp.evaluate(MODEL, X, heatmap, metrics=["pointing-game"], boxes=boxes)

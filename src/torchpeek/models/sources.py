@@ -71,7 +71,8 @@ def load_model(
         LoadedModel(torchvision:squeezenet1_1, weights random, seed 0, 1000 classes)
     """
     check_seed(seed)
-    source, colon, name = str(spec).partition(":")
+    spec = str(spec)
+    source, colon, name = spec.partition(":")
     importable = all(part.isidentifier() for part in source.split("."))  # a relative module would be one of torchpeek
     if not colon or not name or not importable:
         raise ModelNotFound(

@@ -116,7 +116,7 @@ def record(
         copy=snapshot == "clone" or (snapshot == "auto" and any(module.__dict__.get("inplace") for module in modules)),
         copy_gradients=snapshot == "clone",
         all_passes=passes == "all" and not all_accumulate,
-        admit=None if max_bytes is None else MemoryBudget(max_bytes).admit,
+        admit=None if max_bytes is None else MemoryBudget(int(max_bytes)).admit,
     )
     if stop and not any(layer.counts_from_end for layer in selected.values()):
         tracker.stop_after(selected)
