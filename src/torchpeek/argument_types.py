@@ -222,11 +222,11 @@ def _flag(value: Any) -> bool:
 
 
 def _path(value: Any) -> Any:
-    """A path that a file system can have: not empty, without NUL, and of letters that it can write."""
+    """A path that a file system can have: without NUL, and of letters that it can write."""
     text = fspath(value)
     if not isinstance(text, str):
         raise TypeError
-    if not text or "\0" in text or len(fsencode(text)) > _LONGEST_PATH:  # fsencode raises UnicodeEncodeError
+    if "\0" in text or len(fsencode(text)) > _LONGEST_PATH:  # fsencode raises UnicodeEncodeError
         raise ValueError
     return value
 
