@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, KeysView, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
+from decimal import Decimal
+from inspect import signature
+from io import IOBase
+from itertools import islice
 from numbers import Real
-from os import PathLike
+from os import PathLike, fsencode, fspath
 from pathlib import PurePath
 from types import NoneType, UnionType
 from typing import IO, Annotated, Any, BinaryIO, Literal, Protocol, TypeAlias, Union, get_args, get_origin
@@ -16,6 +20,8 @@ from typing import IO, Annotated, Any, BinaryIO, Literal, Protocol, TypeAlias, U
 from torchpeek.errors import InputError, OptionError, shown
 
 _LARGEST = 2**63  # torch has no larger whole numbers
+_LONGEST_PATH = 4096  # bytes; no system takes a longer one
+_MOST_ENTRIES = 1_000_000  # of a generator, which may never end
 
 # Classes that another check is for. Its error also says what to give in place of a model or its inputs.
 _EXPLAINED_ELSEWHERE = ("Module", "LoadedModel", "Trace", "Picture", "Image", "Arguments")
@@ -83,6 +89,13 @@ Count: TypeAlias = Annotated[int, Whole(1, 1_000_000)]
 NonNegative: TypeAlias = Annotated[float, Number()]
 """An argument that is a number, 0 or more."""
 
+Cells: TypeAlias = Annotated[int, Whole(1, 10_000)]
+"""Into how many parts a side or a list is divided: a whole number from 1 to ten thousand, because memory grows with
+it."""
+
+Side: TypeAlias = Annotated[int, Whole(1, 10_000)]
+"""The side of a picture that is drawn, in pixels: a whole number from 1 to ten thousand."""
+
 Share: TypeAlias = Annotated[float, Number(most=1.0)]
 """An argument that is a number from 0 to 1."""
 
@@ -114,11 +127,12 @@ def checked_value(check: Check, name: str, value: Any) -> Any:
 
 def checks_of(function: Callable[..., Any]) -> dict[str, Check]:
     """The checks of a function's parameters, by name. A parameter that takes anything has none."""
+    parameters = signature(function).parameters
     found = {}
     for name, annotation in function.__annotations__.items():
         check = check_of(_evaluated(annotation, function.__globals__))
-        if check is not None and name != "return":
-            found[name] = check
+        if check is not None and name in parameters:
+            found[name] = _also_default(check, parameters[name].default)
     return found
 
 
@@ -131,8 +145,18 @@ def field_checks(cls: Any) -> dict[str, Check]:
             names = vars(sys.modules[owners[field.name].__module__])
             check = check_of(_evaluated(field.type, names))
             if check is not None:
-                found[field.name] = check
+                found[field.name] = _also_default(check, field.default)
     return found
+
+
+def _also_default(check: Check, default: Any) -> Check:
+    """The check, which also takes None where it is the default, whatever the annotation says."""
+    try:
+        if default is None:
+            check.take(None)
+    except (ValueError, TypeError):
+        return _either([check, _NONE]) or check
+    return check
 
 
 def _evaluated(annotation: Any, names: Mapping[str, Any]) -> Any:
@@ -176,10 +200,10 @@ def _whole(value: Any) -> int:
 
 def _number(value: Any) -> float:
     if isinstance(value, int) and _is_scalar(value):
-        float(value)  # raises OverflowError
-        return value
+        number = float(value)  # raises OverflowError
+        return value if abs(value) < _LARGEST else number  # torch takes no larger int
     dtype = str(getattr(value, "dtype", "bool"))  # of an array or a tensor without axes
-    if not _is_scalar(value) or not (isinstance(value, Real) or "float" in dtype or "int" in dtype):
+    if not _is_scalar(value) or not (isinstance(value, (Real, Decimal)) or "float" in dtype or "int" in dtype):
         raise TypeError
     number = float(value)
     if not math.isfinite(number):
@@ -190,16 +214,20 @@ def _number(value: Any) -> float:
 def _flag(value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    if getattr(value, "ndim", 0) == 0 and str(getattr(value, "dtype", "")).endswith("bool"):
+    if getattr(value, "ndim", 0) > 0:
+        raise TypeError
+    if str(getattr(value, "dtype", "")).endswith("bool") or operator.index(value) in (0, 1):
         return bool(value)
-    if isinstance(value, int) and value in (0, 1):
-        return bool(value)
-    raise TypeError
+    raise ValueError
 
 
 def _path(value: Any) -> Any:
-    if not isinstance(value, PathLike) or not isinstance(value.__fspath__(), str):
+    """A path that a file system can have: without NUL, and of letters that it can write."""
+    text = fspath(value)
+    if not isinstance(text, str):
         raise TypeError
+    if "\0" in text or len(fsencode(text)) > _LONGEST_PATH:  # fsencode raises UnicodeEncodeError
+        raise ValueError
     return value
 
 
@@ -221,7 +249,25 @@ def _iterable(value: Any) -> Any:
     return value
 
 
+def _listed(value: Any) -> Any:
+    """The value if it has an order and a length, as a list has; else a list of what it yields.
+
+    A text, a dict and an open file are no lists. Nor is a set of anything but numbers, because it has no order.
+    """
+    if isinstance(value, (Mapping, IOBase)):
+        raise TypeError
+    if isinstance(_iterable(value), Sequence) or hasattr(value, "ndim"):
+        return value
+    if isinstance(value, Set) and not isinstance(value, KeysView):  # the keys of a dict have an order
+        return sorted(_whole(each) for each in value)
+    listed = list(islice(value, _MOST_ENTRIES + 1))
+    if len(listed) > _MOST_ENTRIES:  # such as itertools.count()
+        raise ValueError
+    return listed
+
+
 _NONE = _instance(NoneType, "None")
+_PATH = _Simple("a path", _path)
 _SIMPLE: dict[Any, Check] = {
     None: _NONE,
     NoneType: _NONE,
@@ -242,7 +288,8 @@ def check_of(annotation: Any) -> Check | None:
     if origin is Annotated:
         return _limited(arguments[0], arguments[1:])
     if origin in (Union, UnionType):
-        return _either([check_of(each) for each in arguments])
+        checks = [check_of(each) for each in arguments]
+        return _either([each for each in checks if _PATH not in checks or each is not _SIMPLE[str]])
     if origin is Literal:
         return _literal(arguments)
     base = annotation if origin is None else origin
@@ -251,9 +298,11 @@ def check_of(annotation: Any) -> Check | None:
     if not isinstance(base, type) or base is Any:  # Any is a class since Python 3.11
         return None
     if issubclass(base, (PurePath, PathLike)):
-        either = issubclass(base, PurePath)
-        return _either([_SIMPLE[str], _Simple("a path", _path)]) if either else _Simple("a path", _path)
-    if issubclass(base, tuple) and base is not tuple:  # torch.Size, and named tuples
+        return _PATH
+    if issubclass(base, tuple) and base.__name__ == "Size":  # of torch: a tuple of whole numbers
+        numbers = _sequence((int, ...))
+        return _Simple(numbers.allowed, lambda value: base(numbers.take(value)))
+    if issubclass(base, tuple) and base is not tuple:  # named tuples
         return _instance(base, f"a {base.__name__}")
     if issubclass(base, (Sequence, list, tuple)):
         return _sequence(arguments)
@@ -261,16 +310,34 @@ def check_of(annotation: Any) -> Check | None:
         return _mapping(arguments)
     if base is Iterable:
         return _Simple("a list", _iterable)
-    if getattr(base, "_is_protocol", False) or base is object or base.__name__ in _EXPLAINED_ELSEWHERE:
+    if base is object or base.__name__ in _EXPLAINED_ELSEWHERE:
         return None
+    if getattr(base, "_is_protocol", False):
+        return _protocol(base)
     return _instance(base, _words(base))
 
 
+def _protocol(cls: type) -> Check:
+    """An object with the attributes and methods of a Protocol."""
+    members = [name for name, value in vars(cls).items() if not name.startswith("_") and _is_member(value)]
+
+    def take(value: Any) -> Any:
+        if isinstance(value, type) or not all(hasattr(value, name) for name in members):
+            raise TypeError
+        return value if "__call__" not in vars(cls) else _function(value)
+
+    return _Simple(_words(cls), take)
+
+
+def _is_member(value: Any) -> bool:
+    return callable(value) or isinstance(value, property)
+
+
 def _words(cls: type) -> str:
-    if cls.__name__ == "Tensor":
+    name = cls.__qualname__.removesuffix("Like")
+    if name == "Tensor":
         return "a tensor"
-    article = "an" if cls.__name__[0] in "AEIOU" else "a"
-    return f"{article} {cls.__qualname__}"
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
 def _limited(annotation: Any, metadata: Iterable[Any]) -> Check | None:
@@ -309,25 +376,25 @@ def _literal(values: tuple[Any, ...]) -> Check:
 
 
 def _sequence(arguments: tuple[Any, ...]) -> Check:
-    """A list or a tuple; of arrays and tensors, one with axes. A text is no list of texts."""
+    """A list, or what lists values as it does; of arrays and tensors, one with axes. A text is no list of texts."""
     fixed = bool(arguments) and arguments[-1] is not Ellipsis and len(arguments) > 1
     each = [check_of(argument) for argument in arguments if argument is not Ellipsis] or [None]
     of_each = each[0].allowed if each[0] is not None else ""
 
     def take(value: Any) -> Any:
-        if hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1 and each[0] is not None:
-            value = value.tolist()
-        whole = getattr(value, "ndim", 0) > 0 or isinstance(value, Sequence) or type(value).__name__ == "dict_keys"
-        if isinstance(value, (str, bytes)) or not whole or (fixed and len(value) != len(each)):
+        value = _listed(value)
+        if fixed and len(value) != len(each):
             raise TypeError
         if each[0] is None:
             return value
         if getattr(value, "ndim", 1) > 1:
             raise TypeError
+        if hasattr(value, "tolist"):
+            value = value.tolist()
         per_entry = each if fixed else each * len(value)
         taken = [check.take(entry) if check else entry for check, entry in zip(per_entry, value, strict=True)]
         same = all(new is old for new, old in zip(taken, value, strict=True))
-        return value if same else type(value)(taken) if isinstance(value, (list, tuple)) else taken
+        return value if same else tuple(taken) if isinstance(value, tuple) else taken
 
     if fixed:
         return _Simple(f"({', '.join(check.allowed if check else '...' for check in each)})", take)

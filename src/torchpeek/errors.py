@@ -57,12 +57,15 @@ _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong, _REPR.maxdict = 3, 80, 80, 40, 3
 
 
+def _shortened(text: str) -> str:
+    return _LONG_WORD.sub(lambda word: f"{word[0][:_LONGEST_WORD]}...", text)
+
+
 class TorchpeekError(Exception):
     """Base of every error that torchpeek raises on purpose. Its text can be printed, whatever names are in it."""
 
     def __str__(self) -> str:
-        text = _LONG_WORD.sub(lambda word: f"{word[0][:_LONGEST_WORD]}...", super().__str__())
-        return printable(text, lines=True)
+        return printable(_shortened(super().__str__()), lines=True)
 
 
 class InputError(TorchpeekError, ValueError):
@@ -201,7 +204,7 @@ class FileError(TorchpeekError, OSError):
     """Base of the errors about files and folders. Its text is one line, because a line break is of a name in it."""
 
     def __str__(self) -> str:
-        return printable(super(TorchpeekError, self).__str__())
+        return printable(_shortened(super(TorchpeekError, self).__str__()))
 
 
 class PictureError(FileError):

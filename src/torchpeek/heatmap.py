@@ -120,7 +120,15 @@ class Heatmap:
             >>> tp.explain(model, torch.rand(1, 3, 8, 8), layer="0", target=2).label()
             2
         """
+        self._check_indices(n, k)
         return int(self.question.labels[n, k])
+
+    def _check_indices(self, n: int, k: int) -> None:
+        """Raise InputError unless the heatmap has the score k of the sample n."""
+        for name, index, count in zip("nk", (n, k), self.values.shape, strict=False):
+            if not -count <= index < count:
+                what = "samples" if name == "n" else "scores"
+                raise InputError(f"{name} is {index}; the heatmap has {count} {what}, counted from 0")
 
     def sign_remark(self, n: int = 0, k: int = 0) -> str:
         """Say whether positive values alone hide what a map says.
@@ -139,6 +147,7 @@ class Heatmap:
             >>> heatmap.sign_remark()
             ''
         """
+        self._check_indices(n, k)
         values = self.values[n, k].detach().double()
         above, below = float(values.clamp(min=0).sum()), float(-values.clamp(max=0).sum())
         if above >= below:

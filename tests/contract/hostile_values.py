@@ -48,7 +48,7 @@ HOSTILE: dict[str, Callable[[], Any]] = {
     "an array of objects": lambda: np.array([None, object()]),
     "a lone surrogate": lambda: "\ud800",
     "a long text": lambda: "a" * 100_000,
-    "a deep list": lambda: _nested(10_000),
+    "a deep list": lambda: _nested(2_000),
     "a set": lambda: {1, "a"},
     "a generator": lambda: (each for each in (None, "a")),
     "a list of None": lambda: [None],

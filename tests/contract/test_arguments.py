@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot
 from torch import nn
 
 import torchpeek as tp
@@ -28,23 +29,18 @@ from torchpeek.errors import OptionError, TargetError, TorchpeekError
 SECONDS = 5  # for one call; a value that takes longer is one that must be refused
 
 # What the engine calls on every pass, with tensors of its own: its arguments are not checked one by one.
-_OF_THE_ENGINE = ("Layout", "Trace", "metrics", "errors", "edits", "Provenance")
+_OF_THE_ENGINE = ("Layout.", "Trace", "metrics", "errors")
 _QUESTIONS = ("Scores", "Entries", "Answered")
-# Objects that are read by what they have, not by their type.
-_BY_ATTRIBUTES = ("heatmap", "rows", "output", "values")
-# What the checks of the entries of a value do not cover yet.
-_KNOWN = {
-    ("render.mosaic", "pictures"), ("render.mosaic", "width"), ("render.mosaic", "gap"), ("save", "path"),
-    ("render.filmstrip", "width"), ("render.filmstrip", "indices"), ("render.filmstrip", "frames"),
-    ("render.montage", "width"), ("render.montage", "indices"), ("render.montage", "volume"),
-    ("render.signal", "width"), ("render.signal", "height"), ("render.overlay", "picture"),
-    ("render.extract", "picture"), ("Heatmap.overlay", "picture"), ("render.feature_grid", "tile"),
-    ("render.feature_grid", "channels"), ("render.feature_grid", "contributions"), ("render.kernel_grid", "tile"),
-    ("Heatmap.label", "n"), ("Heatmap.label", "k"), ("Heatmap.sign_remark", "n"), ("Heatmap.sign_remark", "k"),
-    ("Measurement.class_average", "labels"), ("TensorStream", "path"), ("TensorStream.opened", "path"),
-    ("targets.Contrast", "against"), ("targets.Box", "of"), ("targets.Box", "at"), ("load_model", "weights"),
-    ("gradient_flow", "loss"), ("record", "keep"),
-}  # fmt: skip
+# What a model returned, which a target reads by its own rules.
+_OUTPUTS = ("output",)
+# Functions of the user that are called with a value: what they raise goes through.
+_CALLED = {("gradient_flow", "loss")}
+
+
+@pytest.fixture(autouse=True)
+def closed_figures() -> Iterator[None]:
+    yield
+    pyplot.close("all")
 
 
 def is_covered(name: str) -> bool:
@@ -83,7 +79,7 @@ def test_a_hostile_value_is_an_error_of_torchpeek(name: str, in_folder: Path) ->
         pytest.skip("the example does not call it")
     wrong = []
     for parameter, about in inspect.signature(call.function).parameters.items():
-        checked = parameter not in ("self", "cls", *_BY_ATTRIBUTES) and (name, parameter) not in _KNOWN
+        checked = parameter not in ("self", "cls", *_OUTPUTS) and (name, parameter) not in _CALLED
         if not checked or about.kind in (about.VAR_KEYWORD, about.VAR_POSITIONAL):
             continue
         for words, make in HOSTILE.items():
@@ -92,6 +88,8 @@ def test_a_hostile_value_is_an_error_of_torchpeek(name: str, in_folder: Path) ->
                     warnings.simplefilter("ignore")
                     call(**{parameter: make()})
             except TorchpeekError as error:
+                if type(error) is OptionError and parameter not in str(error):
+                    wrong.append(f"{parameter} = {words}: the message does not name it: {str(error)[:100]}")
                 wrong += [f"{parameter} = {words}: a message of {len(str(error))} letters"] * (len(str(error)) > 5000)
             except Exception as error:
                 wrong.append(f"{parameter} = {words}: {type(error).__name__}: {str(error)[:100]}")
@@ -110,6 +108,32 @@ def test_hostile_options_are_refused_or_taken_before_any_pass(entry: Any) -> Non
                 entry.checked_options({option: make()})
         with pytest.raises(OptionError, match=f"option {option}"):
             entry.checked_options({option: object()})
+
+
+NUMBERS = [
+    (entry, name)
+    for entry in (*tp.METHODS.values(), *tp.METRICS.values())
+    for name, value in entry.options.items()
+    if type(value) in (int, float) and name != "seed"
+]
+
+
+@pytest.mark.parametrize(("entry", "option"), NUMBERS, ids=lambda each: getattr(each, "name", each))
+def test_a_huge_number_as_an_option_is_refused_or_computed(entry: Any, option: str) -> None:
+    heatmap = tp.explain(MODEL, X, layer="0")
+    for value in (10**9, 2**70):
+        with contextlib.suppress(TorchpeekError), warnings.catch_warnings(), at_most(SECONDS):
+            warnings.simplefilter("ignore")
+            if entry.name in tp.METHODS:
+                tp.explain(MODEL, X, layer="0", method=entry.name, **{option: value})
+            else:
+                boxes = [(0, 0, 4, 4)] if entry.needs == "region" else None
+                tp.evaluate(MODEL, X, heatmap, metrics={entry.name: {option: value}}, boxes=boxes)
+
+
+def test_the_masks_of_rise_are_bounded_in_memory() -> None:
+    with pytest.raises(OptionError, match="options samples and cells are 4000 and 10000"):
+        tp.explain(MODEL, X, layer="0", method="rise", cells=10_000)
 
 
 @pytest.mark.parametrize("seed", [1.5, None, "a", 2**70, -1, True, torch.tensor([1, 2]), np.array("a")])
@@ -136,7 +160,7 @@ def test_truth_values_of_other_libraries(value: Any, taken: bool) -> None:
 def test_the_cases_that_were_raw_errors() -> None:
     heatmap = tp.explain(MODEL, X, layer="0")
     for make, message in (
-        (lambda: tp.record(MODEL, "0", max_bytes="1G"), "max_bytes is '1G'; allowed: a whole number or None"),
+        (lambda: tp.record(MODEL, "0", max_bytes="1G"), "max_bytes is '1G'; allowed: a number, 0 or more or None"),
         (lambda: tp.compare(MODEL, X, methods={"gradcam": None}), "options of method 'gradcam' are None"),
         (lambda: tp.evaluate(MODEL, X, heatmap, metrics={"deletion": {"steps": 10**9}}), "option steps is 1000000000"),
         (lambda: tp.explain(MODEL.state_dict(), X), "model is an OrderedDict of weights"),
@@ -170,3 +194,13 @@ def test_boxes_outside_the_picture() -> None:
     with pytest.warns(tp.Notice, match="reaches beyond the picture of 8 x 8; only the part inside counts"):
         clipped = evaluate([(4, -3, 12, 4)])
     assert torch.equal(clipped["pointing-game"].values, evaluate([(4, 0, 8, 4)])["pointing-game"].values)
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [torch.zeros(1, 4).to_sparse(), np.ones((1, 9, 9)), [(0, 0, np.nan, 4)], [(4, 4, 0, 0)], [(0, 0, 4)], [None]],
+)
+def test_what_are_no_boxes(boxes: Any) -> None:
+    heatmap = tp.explain(MODEL, X, layer="0")
+    with pytest.raises(tp.errors.InputError, match="boxes of sample 0"):
+        tp.evaluate(MODEL, X, heatmap, metrics=["pointing-game"], boxes=boxes)

@@ -101,7 +101,7 @@ def test_bad_input() -> None:
     heat = heatmap_of(torch.rand(4))
     with pytest.raises(InputError, match=r"values is a tensor of shape \(2, 3, 50\).*one sample \(C, T\).*give x\[n\]"):
         signal(torch.rand(2, 3, 50), heat)
-    with pytest.raises(InputError, match="values is a list"):
+    with pytest.raises(InputError, match=r"values is \[1.0, 2.0\]; allowed: a tensor"):
         signal([1.0, 2.0], heat)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="rows and columns"):
         signal(torch.rand(3, 5, 50), heatmap_of(torch.rand(1, 4)))

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from torchpeek.argument_types import Count, Number, PositiveInt, Seed
+from torchpeek.argument_types import Cells, Count, Number, Seed
 from torchpeek.cam.algebra import filled, floating_inputs
 from torchpeek.cam.method import cam_method
 from torchpeek.engine import Trace
@@ -23,6 +23,7 @@ from torchpeek.heatmap import upsample
 
 # How many masks are added up at once.
 _MASKS = 64
+_MOST_CELLS = 2**30  # of all masks of rise: 4 GiB while they are drawn
 
 
 @cam_method("occlusion", needs="inputs", layers="none", passes="1 for each window", paper="arXiv:1311.2901")
@@ -76,7 +77,7 @@ def rise(
     trace: Trace,
     *,
     samples: Count = 4000,
-    cells: PositiveInt = 7,
+    cells: Cells = 7,
     probability: Annotated[float, Number(1e-6, 1)] = 0.5,
     seed: Seed = 0,
     precision: Precision = None,
@@ -100,6 +101,11 @@ def rise(
     size = x.shape[2:]
     if len(size) > 3:
         raise MethodNotApplicable(f"rise upsamples masks along one to three axes; the input has {len(size)}, {size}")
+    if samples * cells ** len(size) > _MOST_CELLS:
+        raise OptionError(
+            f"options samples and cells are {samples} and {cells}: {samples * cells ** len(size)} cells of all masks; "
+            f"allowed: {_MOST_CELLS} or fewer"
+        )
     lengths = [ceil(each / cells) for each in size]
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same on every device
     visible = (torch.rand(samples, 1, *(cells for _ in size), generator=generator) < probability).to(x)

@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from torchpeek.argument_types import Count, NonNegative, Number, PositiveInt, Seed, Share
+from torchpeek.argument_types import Cells, Count, NonNegative, Number, Seed, Share
 from torchpeek.cam.algebra import (
     area_average,
     gaussian_blur,
@@ -168,9 +168,9 @@ def recipro_cam(trace: Trace) -> Tensor:
 def groupcam(
     trace: Trace,
     *,
-    groups: PositiveInt = 32,
+    groups: Cells = 32,
     keep: Share = 0.3,
-    kernel: PositiveInt = 51,
+    kernel: Cells = 51,
     sigma: Annotated[float, Number(1e-6)] = 50.0,
     precision: Precision = None,
 ) -> Tensor:

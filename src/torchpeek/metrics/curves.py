@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchpeek.argument_types import Count, PositiveInt
+from torchpeek.argument_types import Cells, Count
 from torchpeek.errors import OptionError
 from torchpeek.metrics.case import Case, rounding_of
 from torchpeek.metrics.fills import Baseline, fill_key, filled
@@ -73,7 +73,7 @@ def _replaced(case: Case, steps: int, baseline: Baseline, *, removed_first: bool
 
 
 @metric("aopc", needs="passes", higher_is_better=True, paper="arXiv:1509.06321", passes=_steps, reads="p")
-def aopc(case: Case, *, cells: PositiveInt = 8, steps: Count = 32, baseline: Baseline = "noise") -> MetricResult:
+def aopc(case: Case, *, cells: Cells = 8, steps: Count = 32, baseline: Baseline = "noise") -> MetricResult:
     """Mean fall of the probability as the highest patches are removed one by one (Samek et al.).
 
     Args:
@@ -89,7 +89,7 @@ def aopc(case: Case, *, cells: PositiveInt = 8, steps: Count = 32, baseline: Bas
 
 
 @metric("selectivity", needs="passes", higher_is_better=False, paper="arXiv:1706.07979", passes=_patches, reads="p")
-def selectivity(case: Case, *, cells: PositiveInt = 6, baseline: Baseline = "zeros") -> MetricResult:
+def selectivity(case: Case, *, cells: Cells = 6, baseline: Baseline = "zeros") -> MetricResult:
     """Area under the probability as all patches are removed, the highest ones first (Montavon et al.).
 
     Args:
@@ -100,7 +100,7 @@ def selectivity(case: Case, *, cells: PositiveInt = 6, baseline: Baseline = "zer
 
 
 @metric("monotonicity", needs="passes", higher_is_better=True, paper="arXiv:1909.03012", passes=_patches, reads="p")
-def monotonicity(case: Case, *, cells: PositiveInt = 6, baseline: Baseline = "zeros") -> MetricResult:
+def monotonicity(case: Case, *, cells: Cells = 6, baseline: Baseline = "zeros") -> MetricResult:
     """Share of the steps without a fall of the probability as the patches are put in, the lowest ones first (AIX360).
 
     It is 1 for the heatmaps that Arya et al. call monotonic. A fall has to exceed rounding.

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from torchpeek.argument_types import Count, PositiveInt, Share, Whole
+from torchpeek.argument_types import Cells, Count, Share, Whole
 from torchpeek.metrics.case import Case, round_to_levels
 from torchpeek.metrics.correlation import correlation, mean_ranks
 from torchpeek.metrics.fills import Baseline, drawn_noise, fill_key, filled
@@ -35,9 +35,9 @@ def _samples(options: Mapping[str, Any]) -> int:
 def mufidelity(
     case: Case,
     *,
-    cells: PositiveInt = 9,
+    cells: Cells = 9,
     share: Share = 0.2,
-    samples: Annotated[int, Whole(least=2)] = 100,
+    samples: Annotated[int, Whole(2, 1_000_000)] = 100,
     baseline: Baseline = "zeros",
 ) -> MetricResult:
     """Correlation of the heatmap's sum over random patches with the probability lost without them (Bhatt et al.).
@@ -103,7 +103,7 @@ def random_squares(size: torch.Size, samples: int, seed: int) -> Tensor:
     shared=True,
 )
 def sensitivity_n(
-    case: Case, *, sizes: PositiveInt = 5, samples: Annotated[int, Whole(least=2)] = 20, baseline: Baseline = "zeros"
+    case: Case, *, sizes: Cells = 5, samples: Annotated[int, Whole(2, 1_000_000)] = 20, baseline: Baseline = "zeros"
 ) -> MetricResult:
     """Correlation of the heatmap's sum over n random positions with the score lost without them (Ancona et al.).
 
@@ -140,7 +140,7 @@ def random_positions(size: torch.Size, sizes: int, samples: int, seed: int) -> T
     shared=True,
     reads="p",
 )
-def monotonicity_correlation(case: Case, *, cells: PositiveInt = 6, samples: Count = 4) -> MetricResult:
+def monotonicity_correlation(case: Case, *, cells: Cells = 6, samples: Count = 4) -> MetricResult:
     """Rank correlation of each patch's absolute sum with how far the probability changes with it (Nguyen and Martinez).
 
     The change is the mean square over random contents of the patch: uniform noise between the smallest and the largest

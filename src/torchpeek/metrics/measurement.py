@@ -16,6 +16,7 @@ from torchpeek.keywords import checked_class, checked_keywords
 from torchpeek.metrics.curve_images import curves_image, metric_title
 from torchpeek.metrics.intervals import Interval, bootstrap, mean_of, of_samples
 from torchpeek.render.axes_plots import curve_plot, interval_plot
+from torchpeek.tensor_formats import dense
 from torchpeek.text_table import text_table
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class Measurement:
             >>> m.class_average(torch.tensor([[7], [7], [9]]))  # classes 7 and 9 count alike
             0.5
         """
+        labels = dense(labels, "labels")
         values, classes = self.values.double().flatten(), labels.flatten().to(self.values.device)
         if classes.shape != values.shape:
             raise InputError(

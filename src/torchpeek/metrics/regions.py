@@ -10,6 +10,7 @@ from torch import Tensor
 from torchpeek.errors import InputError, notify, shown
 from torchpeek.keywords import checked_keywords
 from torchpeek.picture import Geometry
+from torchpeek.tensor_formats import dense
 
 
 @checked_keywords
@@ -87,7 +88,7 @@ def _of_boxes(boxes: Any, shape: torch.Size, geometry: Geometry | None) -> Tenso
     for number, of_sample in enumerate(each):
         table = _as_tensor(f"boxes of sample {number}", of_sample).double()
         table = table.reshape(-1, 4) if table.numel() % 4 == 0 and table.ndim <= 2 else table
-        flat = table.ndim == 2 and bool(table.isfinite().all())
+        flat = table.ndim == 2 and table.shape[1] == 4 and bool(table.isfinite().all())
         if not flat or bool((table[:, 2:] <= table[:, :2]).any()):
             raise InputError(
                 f"the boxes of sample {number} are {shown(of_sample)}; allowed: (left, top, right, bottom) with left < "
@@ -108,7 +109,7 @@ def _as_tensor(name: str, value: Any) -> Tensor:
         raise InputError(f"{name} is {shown(value)}; allowed: a tensor, an array, or lists of numbers") from None
     if tensor.is_meta or tensor.is_complex():
         raise InputError(f"{name} is {shown(value)} on {tensor.device}; allowed: real values")
-    return tensor
+    return dense(tensor, name)
 
 
 def _check_inside(box: tuple[float, ...], number: int, size: tuple[int, int]) -> None:

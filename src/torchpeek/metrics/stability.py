@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchpeek.argument_types import PositiveInt
+from torchpeek.argument_types import Cells
 from torchpeek.engine import NotIndependent, check_independent, copied_model, output_part
 from torchpeek.engine.targets import class_logits
 from torchpeek.errors import MetricNotApplicable
@@ -31,7 +31,7 @@ def _one(options: Mapping[str, Any]) -> int:
     paper="arXiv:1810.03292",
     explanations=lambda options: int(options["stages"]),
 )
-def randomisation(case: Case, *, stages: PositiveInt = 8) -> MetricResult:
+def randomisation(case: Case, *, stages: Cells = 8) -> MetricResult:
     """Absolute rank correlation with the heatmap of the model whose parameters are drawn anew, last ones first (MPRT).
 
     The absolute value is taken because an inverted heatmap still depends on the old one. The modules that have

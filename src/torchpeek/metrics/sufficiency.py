@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchpeek.argument_types import Count, PositiveInt, Share
+from torchpeek.argument_types import Cells, Count, Share
 from torchpeek.errors import MetricNotApplicable
 from torchpeek.metrics.case import ONE_LOGIT, Case
 from torchpeek.metrics.fidelity import random_patches
@@ -28,7 +28,7 @@ def sufficiency(
     case: Case,
     *,
     share: Share = 0.2,
-    cells: PositiveInt = 6,
+    cells: Cells = 6,
     samples: Count = 16,
     baseline: Baseline = "mean",
 ) -> MetricResult:

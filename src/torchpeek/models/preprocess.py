@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from torchpeek.errors import InputError, PictureError
+from torchpeek.errors import InputError, PictureError, shown
 from torchpeek.keywords import checked_class
 from torchpeek.picture import Geometry
 
@@ -90,6 +90,7 @@ class Preprocess:
             The tensor (1, C, H, W), float32 on the CPU, and the Geometry: which part of the image it shows.
 
         Raises:
+            InputError: When `image` is no PIL image.
             PictureError: When the resized picture would be too large, or does not fit into `pad`.
 
         Example:
@@ -98,6 +99,8 @@ class Preprocess:
             >>> tensor.shape, geometry.box
             (torch.Size([1, 3, 24, 24]), (8.0, 0.0, 56.0, 48.0))
         """
+        if not isinstance(image, Image.Image):
+            raise InputError(f"image is {shown(image)}; allowed: a PIL image")
         mode = "L" if len(self.mean) == 1 else "RGB"
         image = image if image.mode == mode else image.convert(mode)
         width, height = self._resized_size(image.size)

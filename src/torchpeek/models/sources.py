@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,7 +28,7 @@ from torchpeek.models.weights import load_weights_file
 
 @checked_keywords
 def load_model(
-    spec: str,
+    spec: str | Path,
     weights: str | Path | None = None,
     *,
     trust_pickle: bool = False,
@@ -70,7 +71,8 @@ def load_model(
         LoadedModel(torchvision:squeezenet1_1, weights random, seed 0, 1000 classes)
     """
     check_seed(seed)
-    source, colon, name = str(spec).partition(":")
+    spec = str(spec)
+    source, colon, name = spec.partition(":")
     importable = all(part.isidentifier() for part in source.split("."))  # a relative module would be one of torchpeek
     if not colon or not name or not importable:
         raise ModelNotFound(
@@ -141,7 +143,7 @@ def _weights_file(weights: str | Path | None) -> Path | None:
     if weights is None or weights == RANDOM:
         return None
     path = Path(weights)
-    return path if path.is_file() or path.suffix or len(path.parts) > 1 else None
+    return path if os.path.isfile(path) or path.suffix or len(path.parts) > 1 else None
 
 
 def _callable(module_name: str, name: str) -> LoadedModel:

@@ -16,6 +16,7 @@ from torchpeek.errors import InputError
 from torchpeek.picture import Geometry, Picture
 from torchpeek.render.colormaps import Plane
 from torchpeek.render.heatmap_like import HeatmapLike
+from torchpeek.tensor_formats import dense
 
 Flat: TypeAlias = Picture | Image.Image | Tensor
 """What has one image: a Picture, a PIL image, or the tensor that the model took."""
@@ -131,6 +132,7 @@ def interpolation(pixels: int, start: float, stop: float, cells: int) -> Plane:
 
 def channels_first(tensor: Tensor, grid: int, name: str = "picture", *, frames: bool = False) -> Tensor:
     """Return one sample's tensor as (C, *grid), with or without its batch and channel axes."""
+    tensor = dense(tensor, name)
     shape = tuple(tensor.shape)
     if tensor.is_complex() or not tensor.numel():
         raise InputError(f"{name} is a tensor {shape} of {tensor.dtype}; allowed: real numbers, at least one")

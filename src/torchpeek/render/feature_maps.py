@@ -11,6 +11,8 @@ from torch import Tensor
 
 from torchpeek.engine import Layout, Trace, label_noun, score_kind
 from torchpeek.errors import InputError, OptionError
+from torchpeek.errors import shown as in_words
+from torchpeek.tensor_formats import dense
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +106,7 @@ def returned_maps(activation: Tensor, layout: Layout | None, contributions: Tens
             )
         maps, remark = layout.to_grid(layout.taken(activation))[0], _left_out(layout)
     if contributions is not None:
-        contributions = torch.as_tensor(contributions).detach().cpu().double()
+        contributions = dense(torch.as_tensor(contributions), "contributions").detach().cpu().double()
         if contributions.shape != (len(maps),):
             raise InputError(
                 f"contributions has shape {tuple(contributions.shape)}; allowed: ({len(maps)},), a number for each "
@@ -153,10 +155,10 @@ def _indices(channels: Iterable[int], total: int) -> list[int]:
     try:
         chosen = [operator.index(channel) for channel in channels]
     except TypeError:
-        raise OptionError(f"channels is {channels!r}; allowed: indices of channels, such as [0, 3]") from None
+        raise OptionError(f"channels is {in_words(channels)}; allowed: indices of channels, such as [0, 3]") from None
     if not chosen:
         raise OptionError("channels is empty; name at least one, or None for the first ones")
     wrong = [channel for channel in chosen if not 0 <= channel < total]
     if wrong:
-        raise OptionError(f"channel {wrong[0]} is not in the activation; allowed: 0 to {total - 1}")
+        raise OptionError(f"channels: channel {wrong[0]} is not in the activation; allowed: 0 to {total - 1}")
     return chosen

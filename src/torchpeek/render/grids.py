@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from torchpeek.argument_types import Side
 from torchpeek.engine import Layout, Trace
 from torchpeek.errors import InputError, OptionError
 from torchpeek.keywords import checked_keywords
@@ -39,7 +40,7 @@ def kernel_grid(
     title: str = "",
     labels: Sequence[str] | None = None,
     columns: int | None = None,
-    tile: int | None = None,
+    tile: Side | None = None,
 ) -> Image.Image:
     """Draw the kernels of a convolution as numbered tiles, with a caption that says what is shown and on which scale.
 
@@ -101,7 +102,7 @@ def feature_grid(
     title: str = "",
     labels: Sequence[str] | None = None,
     columns: int | None = None,
-    tile: int | None = None,
+    tile: Side | None = None,
     layout: Layout | None = None,
     sort: str = "index",
     contributions: Tensor | None = None,

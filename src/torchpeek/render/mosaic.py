@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from PIL import Image
 
+from torchpeek.argument_types import Side, Whole
 from torchpeek.errors import InputError, OptionError, shown
 from torchpeek.keywords import checked_keywords
 from torchpeek.picture import Picture
@@ -23,8 +25,8 @@ def mosaic(
     original: Picture | Image.Image | None = None,
     prediction: str = "",
     columns: int | None = None,
-    width: int = 320,
-    gap: int = 8,
+    width: Side = 320,
+    gap: Annotated[int, Whole(0, 10_000)] = 8,
 ) -> Image.Image:
     """Put pictures on a white sheet, each with its caption above.
 
@@ -56,7 +58,10 @@ def mosaic(
     """
     if original is not None and not isinstance(original, (Picture, Image.Image)):
         raise InputError(f"original is {shown(original)}; allowed: a Picture or a PIL image")
-    if not pictures or len(pictures) != len(captions):
+    for number, picture in enumerate(pictures):
+        if not isinstance(picture, Image.Image):
+            raise InputError(f"pictures[{number}] is {shown(picture)}; allowed: PIL images")
+    if not len(pictures) or len(pictures) != len(captions):
         raise InputError(
             f"got {len(pictures)} pictures and {len(captions)} captions; give at least one, and as many of both"
         )

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from torchpeek.errors import OptionError
+from torchpeek.errors import InputError, OptionError, shown
 from torchpeek.keywords import checked_keywords
 from torchpeek.picture import Geometry, draw_outline
 from torchpeek.render.canvas import Canvas, Flat, as_numpy, canvas_of, interpolation, one_map
@@ -15,6 +15,7 @@ from torchpeek.render.heatmap_like import HeatmapLike
 from torchpeek.render.scale import ColourScale, scale_of, sign_words, with_colorbar
 from torchpeek.render.slices import Stack, slices_of
 from torchpeek.render.text import stamped
+from torchpeek.tensor_formats import dense
 
 _BAND = 1 << 21  # pixels that are coloured at a time, so that a huge picture needs little more memory than its own
 
@@ -141,11 +142,17 @@ def placed(values: Tensor, geometry: Geometry) -> Plane:
     Returns:
         A NumPy array (H, W), float32, NaN outside of the model's input.
 
+    Raises:
+        InputError: When `values` is something else.
+
     Example:
         >>> geometry = tp.Geometry(size=(4, 2), box=(1.0, 0.0, 3.0, 2.0))
         >>> np.isnan(tp.render.placed(torch.ones(1, 1), geometry)[0]).tolist()
         [True, False, False, True]
     """
+    values = dense(values, "values")
+    if values.ndim != 2 or not values.numel() or values.is_complex():
+        raise InputError(f"values is {shown(values)}; allowed: a map (h, w) of real numbers")
     width, height = geometry.size
     left, top, right, bottom = geometry.inside
     plane = np.full((height, width), np.float32(np.nan))

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from torchpeek.argument_types import Side
 from torchpeek.errors import InputError, OptionError
 from torchpeek.keywords import checked_keywords
 from torchpeek.render.canvas import as_numpy, channels_first, interpolation, value_range
@@ -30,8 +31,8 @@ def signal(
     limit: float | None = None,
     signed: bool = False,
     most: int = 16,
-    width: int = 960,
-    height: int = 90,
+    width: Side = 960,
+    height: Side = 90,
 ) -> Image.Image:
     """Draw the channels of a signal as curves, one below the other, and the heat as a strip below them.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from PIL import Image, ImageDraw, ImageFont
 
+_MOST_LETTERS = 4000  # of a caption; more would take seconds to draw
+
 
 def stamped(image: Image.Image, words: str) -> Image.Image:
     """Return a copy with the words on a black strip at the bottom, legible on any picture."""
@@ -20,6 +22,7 @@ def stamped(image: Image.Image, words: str) -> Image.Image:
 def caption(words: str, width: int, size: int = 14) -> Image.Image:
     """Return a white strip of that width with the words in black, in as many lines as needed."""
     font = ImageFont.load_default(size)
+    words = words if len(words) <= _MOST_LETTERS else f"{words[:_MOST_LETTERS]}..."
     lines: list[str] = []
     for word in words.split(" "):
         if lines and font.getlength(f"{lines[-1]} {word}") <= width - 8:

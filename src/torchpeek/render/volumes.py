@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from torchpeek.argument_types import Side
 from torchpeek.errors import OptionError
 from torchpeek.keywords import checked_keywords
 from torchpeek.render.heatmap_like import HeatmapLike
@@ -24,7 +25,7 @@ def filmstrip(
     *,
     most: int = 8,
     indices: Sequence[int] | None = None,
-    width: int = 160,
+    width: Side = 160,
     colormap: str = "viridis",
     alpha: float = 0.6,
     fade: bool = True,
@@ -87,7 +88,7 @@ def montage(
     most: int = 16,
     indices: Sequence[int] | None = None,
     columns: int | None = None,
-    width: int = 160,
+    width: Side = 160,
     colormap: str = "viridis",
     alpha: float = 0.6,
     fade: bool = True,

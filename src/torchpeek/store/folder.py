@@ -185,8 +185,10 @@ def write_whole(path: Path, data: bytes, parent: int | None = None) -> None:
     Raises:
         FolderError: When it cannot be written.
     """
-    if parent is None and not path.parent.is_dir():
+    if parent is None and not os.path.isdir(path.parent):
         raise FolderError(f"no folder {str(path.parent)!r} to write {path.name} in; make it first")
+    if not path.name:
+        raise FolderError(f"{str(path)!r} is no name of a file; give one")
     target = path if parent is None else Path(path.name)
     temporary = target.with_name(f"{temporary_prefix()}{secrets.token_hex(8)}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)

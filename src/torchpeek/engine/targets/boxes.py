@@ -296,17 +296,17 @@ class Box:
 def _ranks(of: Any) -> int | tuple[int, ...]:
     """A rank, or several. Raises TargetError."""
     if isinstance(of, str):
-        raise TargetError(f"Box({of!r}): give a rank by score, or a list of ranks; a class is label={of!r}")
+        raise TargetError(f"Box({shown(of)}): give a rank by score, or a list of ranks; a class is label={shown(of)}")
     of = python_values(of)
     values = list(of) if isinstance(of, Sequence) else [of]
     if not values or not all(hasattr(rank, "__index__") and not isinstance(rank, bool) for rank in values):
         raise TargetError(
-            f"Box({of!r}): give a rank by score, 0 the highest, or a list of ranks; coordinates are at=(left, top, "
-            "right, bottom)"
+            f"Box({shown(of)}): give a rank by score, 0 the highest, or a list of ranks; coordinates are at=(left, "
+            "top, right, bottom)"
         )
     ranks = tuple(operator.index(rank) for rank in values)
     if min(ranks) < 0:
-        raise TargetError(f"Box({of!r}): ranks count from 0, the highest score, upwards")
+        raise TargetError(f"Box({shown(of)}): ranks count from 0, the highest score, upwards")
     return ranks if isinstance(of, Sequence) else ranks[0]
 
 
@@ -319,12 +319,12 @@ def _corners(at: Any) -> tuple[float, ...]:
         or len(at) != 4
         or not all(isinstance(each, (int, float)) and math.isfinite(each) for each in at)
     ):
-        raise TargetError(f"Box(at={at!r}): give four numbers, left, top, right, bottom")
+        raise TargetError(f"Box(at={shown(at)}): give four numbers, left, top, right, bottom")
     left, top, right, bottom = map(float, at)
     if not (left < right and top < bottom):
         raise TargetError(
-            f"Box(at={at!r}): left has to be below right and top below bottom; these are corners, not a centre and a "
-            "size"
+            f"Box(at={shown(at)}): left has to be below right and top below bottom; these are corners, not a centre "
+            "and a size"
         )
     return left, top, right, bottom
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from torchpeek.engine.targets.classes import ClassId
 from torchpeek.engine.targets.naming import check_range, class_index
 from torchpeek.engine.targets.output_parts import class_logits
+from torchpeek.engine.targets.question import python_values
 from torchpeek.engine.targets.wrapping import WrappingTarget
 from torchpeek.errors import TargetError, shown
 from torchpeek.keywords import checked_methods
@@ -140,13 +140,13 @@ class Contrast(WrappingTarget):
 
     def __post_init__(self) -> None:
         against = _PAPERS_NUMBER if self.against is None else self.against
-        if hasattr(against, "__index__") and not isinstance(against, (bool, int)):  # a NumPy integer
-            against = operator.index(against)
+        against = python_values(against)  # of NumPy and torch
+        if self.against is not None:
             object.__setattr__(self, "against", against)
         is_count = isinstance(against, int) and not isinstance(against, bool) and against >= 1
         if not is_count and (isinstance(against, (str, int)) or not isinstance(against, Sequence) or not against):
             raise TargetError(
-                f"Contrast(against={against!r}): give a number of classes, 1 or more, or a list of classes"
+                f"Contrast(against={shown(against)}): give a number of classes, 1 or more, or a list of classes"
             )
         if not isinstance(self.strength, (int, float)) or not 0 <= self.strength < float("inf"):
             raise TargetError(

@@ -12,6 +12,7 @@ from torchpeek.engine.observed import layers_of_target
 from torchpeek.engine.targets.output_parts import output_tensors
 from torchpeek.errors import InputError
 from torchpeek.keywords import checked_keywords
+from torchpeek.tensor_formats import dense
 
 
 @runtime_checkable
@@ -248,6 +249,8 @@ def bound_to(question: Question) -> Bound:
 
 def python_values(value: Any) -> Any:
     """A tensor, or a NumPy array or number, as Python numbers in lists; anything else as it is."""
+    if isinstance(value, Tensor):
+        value = dense(value, "the value")  # raises for one without values
     return value.tolist() if hasattr(value, "tolist") else value
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from torchpeek.errors import InputError, listed_names
+from torchpeek.errors import InputError, listed_names, shown
 from torchpeek.hooks import containers
 from torchpeek.hooks.editing.changed_value import tensor_paths
 from torchpeek.hooks.recording.call import Call
@@ -118,6 +118,8 @@ def patch(
         >>> tp.edits.patch(tape["0"], channels=[1])(torch.ones(1, 3))
         tensor([[1., 0., 1.]])
     """
+    if not isinstance(source, Tensor) and not hasattr(source, "output"):
+        raise InputError(f"source is {shown(source)}; allowed: a recorded call, such as tape['layer'], or a tensor")
     value = source if isinstance(source, Tensor) else source.output
     if not isinstance(value, Tensor):
         paths = tensor_paths(value)

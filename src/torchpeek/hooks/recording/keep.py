@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torchpeek.errors import InputError, LayerNotFound, OptionError, notify
+from torchpeek.errors import InputError, LayerNotFound, OptionError, notify, shown
 from torchpeek.forks import new_lock
 from torchpeek.hooks.module_channels import UNKNOWN_CHANNELS, Channels, channels_of
 from torchpeek.hooks.recording.running_statistics import ChannelsVary, RunningStatistics
@@ -75,7 +75,7 @@ class Stored:
     """
 
     reduce: Callable[[Tensor], Any] | None = None
-    device: torch.device | str | None = None
+    device: torch.device | str | int | None = None
     dtype: torch.dtype | None = None
     clone: bool = False
 
@@ -366,8 +366,8 @@ def _policy(keep: Keep) -> Policy:
     if callable(keep) and not isinstance(keep, type):
         return Stored(reduce=keep)
     raise InputError(
-        f"keep is {keep!r}; allowed: tp.keep.Stored(...), tp.keep.Running(), tp.keep.Callback(function), a function of "
-        "a tensor, or a dict from a layer selection to one of these"
+        f"keep is {shown(keep)}; allowed: tp.keep.Stored(...), tp.keep.Running(), tp.keep.Callback(function), a "
+        "function of a tensor, or a dict from a layer selection to one of these"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from torchpeek.argument_types import NonNegative
 from torchpeek.errors import GradUnavailable, InputError, NotConnected
 from torchpeek.hooks.checked_model import checked_model
 from torchpeek.hooks.gradient_tap import TensorHooks
@@ -44,7 +45,7 @@ def record(
     snapshot: Snapshot = "auto",
     passes: Literal["last", "all"] = "last",
     stop: bool = False,
-    max_bytes: int | None = None,
+    max_bytes: NonNegative | None = None,
 ) -> Recording:
     """Record what layers return while you run `model` inside the block.
 
@@ -97,8 +98,6 @@ def record(
     ):
         if value not in allowed:
             raise InputError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
-    if max_bytes is not None and max_bytes < 0:
-        raise InputError(f"max_bytes is {max_bytes}; allowed: 0 or more, or None for no bound")
     if stop and gradients:
         raise InputError("a pass that stops early has no score and so no gradients; choose stop or gradients")
     named = named_layers(checked_model(model))
@@ -117,7 +116,7 @@ def record(
         copy=snapshot == "clone" or (snapshot == "auto" and any(module.__dict__.get("inplace") for module in modules)),
         copy_gradients=snapshot == "clone",
         all_passes=passes == "all" and not all_accumulate,
-        admit=None if max_bytes is None else MemoryBudget(max_bytes).admit,
+        admit=None if max_bytes is None else MemoryBudget(int(max_bytes)).admit,
     )
     if stop and not any(layer.counts_from_end for layer in selected.values()):
         tracker.stop_after(selected)
