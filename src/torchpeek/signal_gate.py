@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # it has no types
+import functools
 import os
 import threading
 from collections.abc import Callable
 from itertools import compress
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 from torchpeek.forks import in_child
@@ -139,6 +140,34 @@ def _is_guarded(frame: FrameType | None) -> bool:
 
 
 _GUARDED_DEPTH = 4
+
+
+def is_of_handler(error: BaseException | None) -> bool:
+    """Whether a signal's handler has raised an exception, or one that is the cause of it.
+
+    Then its traceback has a call of the handler. An exception of another thread leaves no such trace.
+    """
+    codes = {_code(handler) for handler in map(_get, _NUMBERS) if callable(handler)} | {_code(_Gate.call)}
+    met: set[int] = set()
+    while error is not None and id(error) not in met:
+        met.add(id(error))
+        trace = error.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code in codes:
+                return True
+            trace = trace.tb_next
+        error = error.__cause__  # not the context, which may be an exception that the caller of torchpeek handles
+    return False
+
+
+def _code(handler: Any) -> CodeType | None:
+    """The code of a function, a method, a partial function, or an object that can be called. None for those of C."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if not hasattr(handler, "__code__"):
+        handler = getattr(handler, "__func__", type(handler).__call__)
+    code: CodeType | None = getattr(handler, "__code__", None)
+    return code
 
 
 def are_delayed() -> bool:

@@ -10,6 +10,7 @@ from cyclopts import App
 
 from torchpeek.cli.terminal import print_text
 from torchpeek.errors import FolderError, OptionError
+from torchpeek.system_errors import is_of_system
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -32,6 +33,8 @@ def run(app: App, shell: str | None, folder: Path | None) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(script(app, shell))
     except OSError as error:
+        if not is_of_system(error):
+            raise
         raise FolderError(f"{path}: cannot be written ({(error.strerror or str(error)).lower()})") from error
     print_text(f"written to {path}", _next_step(shell, path))
     return 0

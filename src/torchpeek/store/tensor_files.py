@@ -16,9 +16,11 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from torchpeek.errors import FormatError
+from torchpeek.signal_gate import is_of_handler
 from torchpeek.store.json_values import parsed_json
 from torchpeek.store.records import encodable
 from torchpeek.store.regular_files import open_regular
+from torchpeek.system_errors import is_of_system
 
 CHECKSUM = "torchpeek-crc32"
 """The key of the checksum in the metadata of a file."""
@@ -83,10 +85,12 @@ def read_tensor_file(path: str | PathLike[str], key: str, what: str, *, data: bo
             tensors = _tensors(file, entries) if data else {}
         return _checked(tensors, metadata, key, str(path), what, data=data)
     except OSError as error:
-        if isinstance(error, FormatError):
+        if not is_of_system(error):
             raise
         raise FormatError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from error
     except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        if is_of_handler(error):
+            raise
         raise FormatError(f"{path}: not {what}, or damaged ({error})") from error
 
 

@@ -18,6 +18,7 @@ from torchpeek.errors import FormatError, InputError, LayerNotFound, closest, no
 from torchpeek.forks import new_lock
 from torchpeek.hooks import Captured
 from torchpeek.keywords import checked_class
+from torchpeek.signal_gate import is_of_handler
 from torchpeek.store.folder import OutputFolder, file_stem
 from torchpeek.store.json_values import parsed_json
 from torchpeek.store.records import encodable
@@ -221,6 +222,8 @@ def _captured(read: TensorFile, file: Path) -> dict[str, Any]:
     try:
         return {"layer": str(about["layer"]), "part": str(about["part"]), "order": int(about["order"])}
     except (LookupError, TypeError, ValueError, OverflowError) as error:
+        if is_of_handler(error):
+            raise
         raise FormatError(f"{file}: not {_WHAT}, or damaged ({error})") from error
 
 
