@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # it has no types
+import _thread
 import functools
 import os
 import threading
@@ -140,6 +141,25 @@ def _is_guarded(frame: FrameType | None) -> bool:
 
 
 _GUARDED_DEPTH = 4
+
+
+def finalised(function: Callable[..., Any], *args: Any) -> None:
+    """Call a function of a finalizer, such as one of `weakref.finalize`, in which Python drops every exception.
+
+    Signals that arrive meanwhile are sent again, by another thread, so that their handlers are called afterwards.
+    """
+    level = Level()
+    again: list[int] = []
+    try:
+        level.begin()
+        function(*args)
+    finally:
+        if level in _levels and not (len(_levels) > 1 and not _levels[-2].is_open):  # nobody else calls the handlers
+            again += _pending
+            _pending.clear()
+        level.end()
+        for number in again:
+            _thread.start_new_thread(_signal.raise_signal, (number,))
 
 
 def is_of_handler(error: BaseException | None) -> bool:

@@ -69,6 +69,8 @@ class Session:
     def __init__(self) -> None:
         self.signals = Signals()
         self.signals.install(SIGNALS)
+        self.dropped: list[str] = []  # what handlers raised in finalizers: Python prints it, and goes on
+        sys.unraisablehook = self._note_dropped
         self.subjects = subjects()
         self.networks = Networks()
         self.process: dict[str, Any] = {}
@@ -77,6 +79,12 @@ class Session:
         for each in self.subjects.values():  # what a first call imports or registers is no attempt's doing
             each.run(self.networks)
         self.renew()
+
+    def _note_dropped(self, what: sys.UnraisableHookArgs) -> None:
+        if isinstance(what.exc_value, (Arrived, KeyboardInterrupt)):
+            self.dropped.append(repr(what.object))
+        else:
+            sys.__unraisablehook__(what)
 
     def renew(self) -> None:
         """Make new networks, and put the process right as far as that goes. `broken` says whether it did not."""
@@ -126,6 +134,7 @@ def attempted(session: Session, seed: int, number: int, family: str | None = Non
     family = family or family_of(seed, number)
     attempt = Attempt(family, random.Random(f"{seed} {family} {number}"))
     session.signals.reset()
+    session.dropped.clear()
     session.new = attempt.draw.random() < 0.3
     if session.new:
         session.renew()
@@ -257,7 +266,10 @@ def _check_signals(session: Session, attempt: Attempt, expected: list[int], outc
     if sorted(received) != sorted(expected):
         attempt.failed.append(f"handlers were called for {received}, and {expected} were sent")
     if received and session.signals.raising and outcome.error is None:
-        attempt.failed.append("what a handler raised was lost")
+        if session.dropped:
+            attempt.details += ", in a finalizer, where Python drops exceptions"
+        else:
+            attempt.failed.append("what a handler raised was lost")
 
 
 def _wait_until(condition: Callable[[], bool], seconds: float = 1.0) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from torchpeek.errors import FolderError
+from torchpeek.signal_gate import finalised
 from torchpeek.system_errors import ignored, is_of_system
 
 # O_PATH also opens a folder whose entries may not be listed. Windows cannot open folders: there, paths are used.
@@ -31,7 +32,7 @@ class Directory:
         self._number = os.open(path, _AS_FOLDER) if _OPENS_FOLDERS else None
         self._identity = os.stat(path)  # where folders cannot be opened, it tells them apart
         if self._number is not None:
-            weakref.finalize(self, os.close, self._number)
+            weakref.finalize(self, finalised, os.close, self._number)
 
     def __reduce__(self) -> tuple[type[Directory], tuple[Path]]:
         return Directory, (self._absolute,)  # a copy, or one in another process, opens the folder again

@@ -21,6 +21,7 @@ from types import ModuleType
 
 from torchpeek.forks import in_child
 from torchpeek.interrupts import uninterrupted
+from torchpeek.signal_gate import finalised
 from torchpeek.system_errors import ignored, is_of_system
 
 fcntl: ModuleType | None
@@ -47,7 +48,7 @@ class FolderLock:
         self._identity = identity.st_dev, identity.st_ino
         self._process = os.getpid()
         self._files = [] if file is None else [file]
-        self._release = weakref.finalize(self, _give_back, handle, self._files, self._process)
+        self._release = weakref.finalize(self, finalised, _give_back, handle, self._files, self._process)
         self._handle = handle
         _LOCKS.add(self)
 
