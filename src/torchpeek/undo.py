@@ -12,9 +12,14 @@ every instruction, also at the first one of an `__exit__` method, where `try` ca
    whose end is watched: if steps are left then, they are run.
 4. If even that is cut short, whoever opens the next block in the same thread runs what is left.
 
-For a block that `contextlib.ExitStack` closes, the third holds when the exception that struck has been handled. For one
-that is closed by a call of `__exit__` by hand there is only the second: the steps are run when `__exit__` is called
-again, or when the block is thrown away.
+For a block that `contextlib.ExitStack` closes, the third holds when the stack is thrown away. An asynchronous exception
+that strikes in the stack's own code, or in `__exit__`, has frames that refer to the stack, which may be in a cycle.
+Then the steps are run when the exception has been handled and the garbage collector has run. For a block that is closed
+by a call of `__exit__` by hand there is only the second: the steps are run when `__exit__` is called again, or when the
+block is thrown away.
+
+`with lock:` needs none of this. CPython looks for signals and asynchronous exceptions at the beginning of a function,
+after a call and at a jump backwards, and there is none of these between the end of the block and the release.
 """
 
 from __future__ import annotations
