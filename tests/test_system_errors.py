@@ -25,7 +25,7 @@ from outside_exceptions import SOURCE
 from torchpeek.errors import WeightsError
 from torchpeek.interrupts import interruptible, uninterrupted
 from torchpeek.models.fetching import fetched
-from torchpeek.signal_gate import is_of_handler
+from torchpeek.signal_gate import finalised, is_of_handler
 from torchpeek.store.folder import OutputFolder
 from torchpeek.store.pictures import read_image
 from torchpeek.system_errors import ignored, is_from_outside, is_of_library, is_of_system
@@ -168,7 +168,8 @@ def _alarmed_at_line(call: Callable[[], Any], number: int) -> bool:
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal count
-        if not frame.f_code.co_filename.startswith(SOURCE):
+        # In a finalizer, Python drops every exception.
+        if not frame.f_code.co_filename.startswith(SOURCE) or _is_in_finalizer(frame):
             return None
         count += event == "line"
         if event == "line" and count == number:
@@ -185,6 +186,12 @@ def _alarmed_at_line(call: Callable[[], Any], number: int) -> bool:
         sys.settrace(former)
     assert count < number, "the TimeoutError was swallowed"
     return False
+
+
+def _is_in_finalizer(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code is not finalised.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def test_every_clause_asks_which_oserror_it_is() -> None:
