@@ -22,6 +22,7 @@ ROOMS = [
     "cached",
     "forks",
     "signal_gate",
+    "system_errors",
     "undo",
     "argument_types",
     "interrupts",

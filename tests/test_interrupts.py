@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import threading
+import time
+import weakref
 from contextlib import nullcontext
 from types import FrameType
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 
 from torchpeek import interrupts, signal_gate, undo
 from torchpeek.interrupts import interruptible, uninterrupted
+from torchpeek.signal_gate import finalised
 
 
 class TestUninterrupted:
@@ -113,3 +116,32 @@ class TestUninterrupted:
         thread.start()
         thread.join()
         assert done == [True]
+
+
+def test_a_signal_in_a_finalizer_is_sent_again() -> None:
+    """Python drops what its handler would raise there."""
+
+    class Owner:
+        pass
+
+    def close() -> None:
+        signal.raise_signal(signal.SIGALRM)
+        closed.append(received == [])
+
+    def handle(number: int, frame: object) -> None:
+        received.append(number)
+        raise TimeoutError
+
+    received: list[int] = []
+    closed: list[bool] = []
+    owner = Owner()
+    weakref.finalize(owner, finalised, close)
+    former = signal.signal(signal.SIGALRM, handle)
+    try:
+        with pytest.raises(TimeoutError):
+            del owner
+            time.sleep(5)
+        assert signal.getsignal(signal.SIGALRM) is handle
+        assert (closed, received) == ([True], [signal.SIGALRM])
+    finally:
+        signal.signal(signal.SIGALRM, former)

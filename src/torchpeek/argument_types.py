@@ -117,7 +117,7 @@ def checked_value(check: Check, name: str, value: Any) -> Any:
     try:
         return check.take(value)
     except (ValueError, TypeError, OverflowError, RuntimeError) as reason:
-        if isinstance(reason, InputError):  # a check that says more
+        if isinstance(reason, (InputError, RecursionError)):  # a check that says more; too few frames are left
             raise
         allowed = check.allowed
         if type(value) is int and abs(value) >= _LARGEST and " to " not in allowed:
@@ -358,7 +358,7 @@ def _either(checks: Sequence[Check | None]) -> Check | None:
             try:
                 return each.take(value)
             except (ValueError, TypeError, OverflowError, RuntimeError) as reason:
-                if isinstance(reason, InputError):
+                if isinstance(reason, (InputError, RecursionError)):
                     raise
         raise TypeError
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # it has no types
+import _thread
+import functools
 import os
 import threading
 from collections.abc import Callable
 from itertools import compress
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 from torchpeek.forks import in_child
@@ -139,6 +141,53 @@ def _is_guarded(frame: FrameType | None) -> bool:
 
 
 _GUARDED_DEPTH = 4
+
+
+def finalised(function: Callable[..., Any], *args: Any) -> None:
+    """Call a function of a finalizer, such as one of `weakref.finalize`, in which Python drops every exception.
+
+    Signals that arrive meanwhile are sent again, by another thread, so that their handlers are called afterwards.
+    """
+    level = Level()
+    again: list[int] = []
+    try:
+        level.begin()
+        function(*args)
+    finally:
+        if level in _levels and not (len(_levels) > 1 and not _levels[-2].is_open):  # nobody else calls the handlers
+            again += _pending
+            _pending.clear()
+        level.end()
+        for number in again:
+            _thread.start_new_thread(_signal.raise_signal, (number,))
+
+
+def is_of_handler(error: BaseException | None) -> bool:
+    """Whether a signal's handler has raised an exception, or one that is the cause of it.
+
+    Then its traceback has a call of the handler. An exception of another thread leaves no such trace.
+    """
+    codes = {_code(handler) for handler in map(_get, _NUMBERS) if callable(handler)} | {_code(_Gate.call)}
+    met: set[int] = set()
+    while error is not None and id(error) not in met:
+        met.add(id(error))
+        trace = error.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code in codes:
+                return True
+            trace = trace.tb_next
+        error = error.__cause__  # not the context, which may be an exception that the caller of torchpeek handles
+    return False
+
+
+def _code(handler: Any) -> CodeType | None:
+    """The code of a function, a method, a partial function, or an object that can be called. None for those of C."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if not hasattr(handler, "__code__"):
+        handler = getattr(handler, "__func__", type(handler).__call__)
+    code: CodeType | None = getattr(handler, "__code__", None)
+    return code
 
 
 def are_delayed() -> bool:

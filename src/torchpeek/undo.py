@@ -12,9 +12,14 @@ every instruction, also at the first one of an `__exit__` method, where `try` ca
    object's life is watched: the steps that are left then are run.
 4. If even that is cut short, whoever opens the next block in the same thread runs what is left.
 
-`contextlib.ExitStack` refers to that object until the exception that struck has been handled, so the third comes later
-there. For a block that is opened and closed by calls of `__enter__` and `__exit__` there is only the second: its steps
-are run when `__exit__` is called again, or when nothing refers to the block any more.
+`contextlib.ExitStack` refers to that object until the stack is thrown away, so the third comes later there. An
+asynchronous exception that strikes in the stack's own code, or in `__exit__`, has frames that refer to the stack, which
+may be in a cycle. Then the steps are run when the exception has been handled and the garbage collector has run. For a
+block that is opened and closed by calls of `__enter__` and `__exit__` there is only the second: its steps are run when
+`__exit__` is called again, or when nothing refers to the block any more.
+
+`with lock:` needs none of this. CPython looks for signals and asynchronous exceptions at the beginning of a function,
+after a call and at a jump backwards, and there is none of these between the end of the block and the release.
 """
 
 from __future__ import annotations

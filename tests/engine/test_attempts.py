@@ -18,7 +18,8 @@ from torch import Tensor, nn
 import torchpeek as tp
 from torchpeek.engine.attempts import NEVER_REFUSALS, Refusal, attempted, shown_later, stop_iteration_restored
 from torchpeek.engine.batching import chunks, in_memory
-from torchpeek.errors import InputError, Notice
+from torchpeek.errors import InputError, NotFired, Notice
+from torchpeek.interrupts import interruptible, uninterrupted
 
 X = torch.rand(2, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
@@ -313,3 +314,50 @@ def _succeeds(model: nn.Module, method: str) -> bool:
     except MyError:
         return False
     return True
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, NotFired])
+@pytest.mark.parametrize("method", ["scorecam", "ablationcam", "fullgrad", "gradcam"])
+def test_a_handler_that_raises_the_same_again_and_again(method: str, kind: type[Exception]) -> None:
+    """A signal strikes in every changed pass, and in none that is unchanged: no pass stands in for the failed one."""
+    expected = explained(network(), method, layer="3")
+
+    def handle(number: int, frame: object) -> None:
+        raise kind("of a handler")
+
+    def check(features: Tensor) -> None:
+        nonlocal calls
+        calls += 1
+        if calls >= first:
+            signal.raise_signal(signal.SIGALRM)
+
+    former = signal.signal(signal.SIGALRM, handle)
+    try:
+        calls, first = 0, 10**9
+        torch.testing.assert_close(explained(network(check), method, layer="3"), expected)
+        for number in range(1, calls + 1, max(1, calls // 4)):
+            calls, first = 0, number
+            with pytest.raises(kind, match="of a handler"):
+                explained(network(check), method, layer="3")
+    finally:
+        signal.signal(signal.SIGALRM, former)
+
+
+def test_a_handler_that_strikes_only_in_changed_passes() -> None:
+    def handle(number: int, frame: object) -> None:
+        raise ValueError("of a handler")
+
+    def changed() -> None:
+        signal.raise_signal(signal.SIGALRM)
+
+    former = signal.signal(signal.SIGALRM, handle)
+    try:
+        with pytest.raises(ValueError, match="of a handler"):
+            attempted(changed, lambda: 7)
+        with pytest.raises(ValueError, match="of a handler"), uninterrupted(), interruptible():
+            attempted(changed, lambda: 7)
+    finally:
+        signal.signal(signal.SIGALRM, former)
+    # The same exception, which no handler has raised.
+    result = attempted(Passes(ValueError("same"), ValueError("same")), Passes(7))
+    assert isinstance(result, Refusal)

@@ -10,15 +10,18 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchpeek as tp
 from networks import PooledNet, state_of
 from torchpeek.engine.model_locks import LockHolder
 from torchpeek.engine.preserve import preserved
+from torchpeek.engine.random_state import _DrawObserver
 from torchpeek.undo import Undo
 
 INPUTS = torch.arange(2 * 3 * 8 * 8, dtype=torch.float32).view(2, 3, 8, 8).sin()
@@ -66,6 +69,37 @@ class TestRandomState:
                 drawn.append(torch.rand(()).item())
                 time.sleep(0.0002)
         assert drawn == expected
+
+    def test_attention_without_dropout_draws_nothing(self) -> None:
+        """Also where another thread draws during each of its operations."""
+        q = torch.ones(1, 1, 4, 8)
+        observer = _DrawObserver([torch.device("cpu")])
+
+        class OtherThread(TorchDispatchMode):
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                torch.default_generator.manual_seed(next(seeds))
+                return func(*args, **(kwargs or {}))
+
+        seeds = iter(range(1000))
+        with OtherThread(), observer:
+            torch.nn.functional.scaled_dot_product_attention(q, q, q)
+            torch.nn.functional.dropout(q, 0.5, training=False)
+            torch.lstm(q[0], (q[0, :, :1], q[0, :, :1]), [torch.ones(32, 8)] * 2, False, 1, 0.0, True, False, True)
+        assert not observer.has_drawn()
+        with OtherThread(), observer:
+            torch.nn.functional.scaled_dot_product_attention(q, q, q, dropout_p=0.5)
+        assert observer.has_drawn()
+
+    def test_an_exception_right_after_the_draw(self) -> None:
+        class Strikes(TorchDispatchMode):
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                func(*args, **(kwargs or {}))
+                raise KeyboardInterrupt
+
+        observer = _DrawObserver([torch.device("cpu")])
+        with pytest.raises(KeyboardInterrupt), Strikes(), observer:
+            torch.rand(2)
+        assert observer.has_drawn()
 
     @pytest.mark.parametrize("others", [False, True])
     def test_a_model_that_draws(self, others: bool) -> None:

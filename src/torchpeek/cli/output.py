@@ -12,6 +12,7 @@ from typing import Any
 from torchpeek.cli.options import OutputOptions
 from torchpeek.errors import FolderError, OptionError, notify
 from torchpeek.store import OutputFolder, check_folder, file_stem, json_text
+from torchpeek.system_errors import is_of_system
 
 
 @contextmanager
@@ -70,6 +71,8 @@ def write_results(folder: OutputFolder, name: str, results: Mapping[str, Any]) -
                     os.unlink(path)
                     raise
             except OSError as error:
+                if not is_of_system(error):
+                    raise
                 reasons.append(error.strerror or str(error))
             else:
                 notify(f"{name} is saved as {path}")

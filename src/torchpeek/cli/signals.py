@@ -22,6 +22,8 @@ import os
 import sys
 import time
 
+from torchpeek.system_errors import ignored
+
 TYPE_CHECKING = False  # `typing` takes long to import
 if TYPE_CHECKING:
     import signal
@@ -112,10 +114,8 @@ def interrupted_status() -> int:
 
 def write_interrupted(consequence: str = "what was written so far is complete") -> None:
     """Write the line of an interrupted command, past all buffers and also where nobody reads it."""
-    try:
+    with ignored():  # after SIGHUP there is no terminal
         os.write(2, f"error: interrupted; {consequence}\n".encode())
-    except OSError:  # after SIGHUP there is no terminal
-        return
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

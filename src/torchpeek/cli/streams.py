@@ -12,6 +12,8 @@ import os
 import sys
 from contextlib import suppress
 
+from torchpeek.system_errors import ignored, is_of_system
+
 _GONE = (errno.EPIPE, errno.EIO)  # a pipe without a reader, and a terminal that was closed
 
 
@@ -24,6 +26,8 @@ class _File(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
+            if not is_of_system(error):
+                raise
             self.failure = self.failure or error
             return len(data)
 
@@ -33,7 +37,9 @@ def take_over_streams() -> None:
     for number in range(3):  # otherwise the next file that is opened would take the number, and be printed into
         try:
             os.fstat(number)
-        except OSError:
+        except OSError as error:
+            if not is_of_system(error):
+                raise
             os.open(os.devnull, os.O_RDWR)
     sys.stdout, sys.stderr = _stream(sys.stdout, 1), _stream(sys.stderr, 2)
 
@@ -41,7 +47,7 @@ def take_over_streams() -> None:
 def finish_streams() -> str:
     """Write what is buffered. Returns why stdout could not be written: "" where it could, or where nobody reads it."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # closed by other code
+        with ignored(), suppress(ValueError):  # closed by other code
             stream.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     failure = raw.failure if isinstance(raw, _File) else None

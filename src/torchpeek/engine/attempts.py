@@ -15,6 +15,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from torchpeek.signal_gate import is_of_handler
+
 Result = TypeVar("Result")
 Other = TypeVar("Other")
 
@@ -58,8 +60,8 @@ def attempted(
     2. `changed` then raises the same again. An exception that does not come again was not caused by the change: that of
        a hook in one call, or of a signal handler.
 
-    Otherwise the exception goes through as it is. Nothing of a failed attempt may be remembered, except what follows
-    from a Refusal.
+    Otherwise the exception goes through as it is. So does that of a signal's handler, always: an alarm that repeats may
+    strike in the repetition, too. Nothing of a failed attempt may be remembered, except what follows from a Refusal.
 
     Args:
         changed: Runs the model in torchpeek's own way. It may be called twice.
@@ -69,7 +71,7 @@ def attempted(
     try:
         return changed()
     except Exception as error:
-        if not possible(error):
+        if not possible(error) or is_of_handler(error):
             raise
         first: Exception = error
     try:
@@ -120,7 +122,7 @@ def _comes_again(error: Exception, function: Callable[[], object], possible: Cal
     try:
         function()
     except Exception as again:
-        if not possible(again):
+        if not possible(again) or is_of_handler(again):
             raise
         alike = _is_alike(error, again)
         _forget_variables(again)

@@ -16,6 +16,7 @@ from torchpeek.engine.observed import Observer
 from torchpeek.engine.preserve import preserved, running_pass
 from torchpeek.errors import InputError, NotConnected, TorchpeekError
 from torchpeek.interrupts import interruptible
+from torchpeek.signal_gate import is_of_handler
 
 
 def run(model: nn.Module, call: ModelCall) -> Any:
@@ -35,6 +36,8 @@ def run(model: nn.Module, call: ModelCall) -> Any:
     except (TorchpeekError, *NEVER_REFUSALS):
         raise
     except Exception as error:
+        if is_of_handler(error):
+            raise
         # Errors of the user's own classes stay what they are.
         if is_of_torch(error) and _INFERENCE_TENSOR in str(error):
             raise NotConnected(_no_inference_tensors(model)) from error

@@ -22,6 +22,7 @@ from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import PICTURE_CHANNELS, ModelCall
 from torchpeek.errors import InputError
 from torchpeek.hooks import BeforeHook, attached, containers, is_sharded, running_module, takes_hooks
+from torchpeek.signal_gate import is_of_handler
 
 _CONVOLUTION = nn.modules.conv._ConvNd
 _STRICT = (_CONVOLUTION, nn.Linear, nn.Embedding)
@@ -124,7 +125,9 @@ def first_layer(model: nn.Module, run: Callable[[], object]) -> FirstLayer | Non
         pass
     except NEVER_REFUSALS:
         raise
-    except Exception:  # before any layer with weights: the caller raises it, or makes the pass that does
+    except Exception as error:  # before any layer with weights: the caller raises it, or makes the pass that does
+        if is_of_handler(error):
+            raise
         return None
     return found[0] if found else None
 

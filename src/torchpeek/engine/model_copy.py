@@ -19,6 +19,7 @@ from torchpeek.engine.numerics import close
 from torchpeek.engine.preserve import preserved
 from torchpeek.errors import InputError, listed_names, notify
 from torchpeek.hooks import attached, containers, takes_hooks
+from torchpeek.signal_gate import is_of_handler
 
 
 class NotIndependent(InputError):
@@ -44,6 +45,8 @@ def copied_model(model: nn.Module) -> nn.Module:
     except (MemoryError, TimeoutError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        if is_of_handler(error):
+            raise
         raise NotIndependent(f"{name} cannot be copied: {error}") from error
     if not isinstance(copied, nn.Module):
         raise NotIndependent(f"copy.deepcopy of {name} returns a {type(copied).__name__}; allowed: an nn.Module")

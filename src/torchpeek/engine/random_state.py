@@ -117,12 +117,12 @@ def observing_draws(undo: Undo, saved: SavedRandomState, model: nn.Module, kind:
         saved.observed(draws)
         return
     observer = _DrawObserver(saved.devices)
-    undo.push(lambda: saved.observed(observer.drew))
+    undo.push(lambda: saved.observed(observer.has_drawn()))
     undo.enter(active_in_dispatch(observer))
 
     def end(kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:  # otherwise it may have drawn later
-            _DRAWS.put(model, key, observer.drew)
+            _DRAWS.put(model, key, observer.has_drawn())
 
     undo.ending = end
 
@@ -134,15 +134,22 @@ class _DrawObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.drew = False
         self._devices = devices
+        self._before: list[Tensor] = []  # the states before an operation that may draw, until they are compared
+
+    def has_drawn(self) -> bool:
+        """Whether the operations have drawn, also the last one, after which an exception may have struck."""
+        if self._before and not self.drew:
+            self.drew = not all(map(torch.equal, self._before, map(_state, self._devices)))
+        self._before = []
+        return self.drew
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.drew or not _may_draw(func, args, kwargs):
             return func(*args, **kwargs)
-        before = [_state(device) for device in self._devices]
+        self._before = [_state(device) for device in self._devices]
         result = func(*args, **kwargs)
-        after = [_state(device) for device in self._devices]
-        self.drew = not all(map(torch.equal, before, after))
+        self.has_drawn()
         return result
 
 
@@ -150,8 +157,11 @@ def _may_draw(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """Whether an operation draws from a shared random state, as far as its arguments say."""
     if torch.Tag.nondeterministic_seeded not in operation.tags:
         return False
-    named = {argument.name: value for argument, value in zip(operation._schema.arguments, args, strict=False)} | kwargs
-    if named.get("generator") is not None or named.get("dropout_p") == 0.0:
+    arguments = operation._schema.arguments
+    # An argument that has its default value is not among those of the call.
+    named = {each.name: each.default_value for each in arguments if each.has_default_value()}
+    named |= {each.name: value for each, value in zip(arguments, args, strict=False)} | kwargs
+    if named.get("generator") is not None or 0.0 in (named.get("dropout_p"), named.get("dropout")):
         return False
     return named.get("train") is not False and named.get("training") is not False
 

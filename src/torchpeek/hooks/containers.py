@@ -23,6 +23,7 @@ from torchpeek.hooks.container_types import (
     rebuilt,
 )
 from torchpeek.hooks.known_containers import ContainerType
+from torchpeek.system_errors import is_from_outside
 
 
 def leaves(value: Any, leaf_type: type[Any] = Tensor, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -196,7 +197,9 @@ class _Mapping:
     def _fresh_copy(self, value: Any, container: ContainerType) -> Any:
         try:
             result = copied(value, container)
-        except Exception:  # nothing in it has to be replaced, so it may stay
+        except Exception as error:  # nothing in it has to be replaced, so it may stay
+            if is_from_outside(error):
+                raise
             return value
         self.changed = True
         return result
@@ -230,6 +233,8 @@ class _Mapping:
             fill(copy, container, keys, members)
             return copy
         except Exception as error:
+            if is_from_outside(error):
+                raise
             if next(_leaves(value, self._leaf_type, "", ()), None) is None:
                 return None  # only `leaves_only` replaces something in a container without leaves
             raise InputError(

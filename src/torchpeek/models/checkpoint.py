@@ -10,6 +10,7 @@ from typing import Any
 
 from torchpeek.errors import ModelError, ModelNotFound, WeightsError
 from torchpeek.models.fetching import fetched
+from torchpeek.system_errors import is_of_library
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Checkpoint:
             with self.quietly():
                 return transformers.AutoConfig.from_pretrained(self.name, **self.options)
         except OSError as error:
+            if not is_of_library(error):
+                raise
             if self.local:
                 raise ModelError(f"the config.json in {self.name!r} cannot be read: {first_line(error)}") from error
             raise WeightsError(
@@ -76,6 +79,8 @@ class Checkpoint:
         try:
             return read() if self.local else fetched(self.spec, read)
         except OSError as error:
+            if not is_of_library(error):
+                raise
             raise WeightsError(
                 f"no weights can be read from the folder {self.name!r} ({first_line(error)}). Next: "
                 "model.save_pretrained(FOLDER), --weights FILE, or --weights random for the untrained network"

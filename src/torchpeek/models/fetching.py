@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
-from urllib.error import URLError
 
 from PIL import Image
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from torchpeek.errors import ModelNotFound, WeightsError
 from torchpeek.models.preprocess import Preprocess
 from torchpeek.picture import Geometry
+from torchpeek.system_errors import is_of_library
 
 RANDOM = "random"
 T = TypeVar("T")
@@ -34,7 +34,9 @@ def fetched(spec: str, build: Callable[[], T]) -> T:
     """Return what `build` fetches. Raises WeightsError if that fails."""
     try:
         return build()
-    except (URLError, OSError) as error:
+    except OSError as error:  # URLError is one
+        if not is_of_library(error):
+            raise
         raise WeightsError(
             f"the pretrained weights of {spec} could not be fetched ({error}). Next: try again online, give a file "
             "with --weights FILE, or take --weights random for the untrained network"

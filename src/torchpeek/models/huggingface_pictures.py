@@ -21,6 +21,7 @@ from torchpeek.models.fetching import Assumed
 from torchpeek.models.loaded import PreprocessFunction
 from torchpeek.models.preprocess import Preprocess, TensorsOnly
 from torchpeek.models.timm_models import timm_preprocess
+from torchpeek.system_errors import is_from_outside
 
 # In levels of 255. torchvision's backend resizes with other fixed-point numbers than Pillow: they differ by up to 2.
 _MOST_APART, _MEAN_APART = 3.0, 0.5
@@ -66,6 +67,8 @@ def checkpoint_preprocess(checkpoint: Checkpoint, config: Any, *, masked: bool) 
                 checkpoint.name, **backend, **checkpoint.options
             )
         except Exception as error:
+            if is_from_outside(error):
+                raise
             if checkpoint.refused(error):
                 raise checkpoint.untrusted() from error
             if isinstance(error, OSError) and not checkpoint.has("preprocessor_config.json", "processor_config.json"):
@@ -82,6 +85,8 @@ def checkpoint_preprocess(checkpoint: Checkpoint, config: Any, *, masked: bool) 
         except NEVER_REFUSALS:
             raise
         except Exception as error:  # it needs more than a picture, and may raise anything
+            if is_from_outside(error):
+                raise
             why_not = first_line(error)
             return TensorsOnly(f"{own}, of {checkpoint.spec}, makes no input of a picture ({why_not}); give a tensor")
         if masked and own.masks():

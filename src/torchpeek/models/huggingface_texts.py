@@ -12,6 +12,7 @@ from torchpeek.engine import as_model_call, run
 from torchpeek.errors import InputError, ModelError
 from torchpeek.models.checkpoint import Checkpoint, first_line
 from torchpeek.models.seeding import seeded
+from torchpeek.system_errors import is_from_outside
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 
@@ -73,6 +74,8 @@ class TextEncoder:
             with checkpoint.quietly():
                 tokenizer: Any = transformers.AutoTokenizer.from_pretrained(checkpoint.name, **checkpoint.options)
         except Exception as error:  # for damaged or missing files, or a missing package, it may raise anything
+            if is_from_outside(error):
+                raise
             if checkpoint.refused(error):
                 raise checkpoint.untrusted() from error
             raise self._without(first_line(error)) from error

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchpeek.errors import FormatError, WeightsError
 from torchpeek.store import open_regular, read_safetensors
+from torchpeek.system_errors import is_from_outside, is_of_library
 
 
 def load_weights_file(module: nn.Module, path: Path, *, trust_pickle: bool = False) -> None:
@@ -54,6 +55,8 @@ def _read(path: Path, trust_pickle: bool) -> Any:
             "best as .safetensors; or, only if you trust its author, use --trust-pickle"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        if is_from_outside(error) or (isinstance(error, OSError) and not is_of_library(error)):
+            raise
         raise WeightsError(f"{path.name} cannot be read as weights: {error}") from error
 
 

@@ -6,10 +6,12 @@ import os
 import stat
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from torchpeek.errors import FolderError
+from torchpeek.signal_gate import finalised
+from torchpeek.system_errors import ignored, is_of_system
 
 # O_PATH also opens a folder whose entries may not be listed. Windows cannot open folders: there, paths are used.
 _AS_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -30,7 +32,7 @@ class Directory:
         self._number = os.open(path, _AS_FOLDER) if _OPENS_FOLDERS else None
         self._identity = os.stat(path)  # where folders cannot be opened, it tells them apart
         if self._number is not None:
-            weakref.finalize(self, os.close, self._number)
+            weakref.finalize(self, finalised, os.close, self._number)
 
     def __reduce__(self) -> tuple[type[Directory], tuple[Path]]:
         return Directory, (self._absolute,)  # a copy, or one in another process, opens the folder again
@@ -54,10 +56,10 @@ class Directory:
         if self._number is None:
             return self._absolute
         own = os.fstat(self._number)
-        with suppress(OSError):
+        with ignored():
             if os.path.samestat(os.stat(self._absolute), own):
                 return self._absolute
-        with suppress(OSError):  # Linux
+        with ignored():  # Linux
             place = Path(os.readlink(f"/proc/self/fd/{self._number}"))
             if os.path.samestat(os.stat(place), own):
                 return place
@@ -87,7 +89,7 @@ class Directory:
                 numbers.append(number)
             yield numbers[-1]
         except BaseException:
-            with suppress(OSError):
+            with ignored():
                 for part, number in reversed(made):
                     os.rmdir(part, dir_fd=number)
             raise
@@ -101,13 +103,13 @@ class Directory:
             (self.path / name).unlink(missing_ok=True)
             return
         *parts, last = Path(name).parts
-        with suppress(FileNotFoundError, NotADirectoryError):
+        with ignored(FileNotFoundError, NotADirectoryError):
             numbers = [os.dup(self._number)]
             try:
                 for part in parts:
                     numbers.append(os.open(part, _AS_FOLDER | _NO_LINK, dir_fd=numbers[-1]))
                 os.unlink(last, dir_fd=numbers[-1])
-                with suppress(OSError):  # it is not empty
+                with ignored():  # it is not empty
                     for part, number in zip(reversed(parts), reversed(numbers[:-1]), strict=True):
                         os.rmdir(part, dir_fd=number)
             finally:
@@ -120,7 +122,9 @@ class Directory:
         flags = os.O_RDONLY | _NO_LINK | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         try:
             number = os.open(path, flags, dir_fd=self._number)
-        except OSError:
+        except OSError as error:
+            if not is_of_system(error):
+                raise
             return None
         if not stat.S_ISREG(os.fstat(number).st_mode):
             os.close(number)
@@ -137,12 +141,14 @@ def _subfolder(name: str, parent: int) -> tuple[int, bool]:
             return os.open(name, _AS_FOLDER | _NO_LINK, dir_fd=parent), is_new
         except FileNotFoundError:
             pass
-        except OSError:
+        except OSError as error:
+            if not is_of_system(error):
+                raise
             if attempt == _ATTEMPTS - 1 or not _is_link(name, parent):
                 raise
-            with suppress(FileNotFoundError):
+            with ignored(FileNotFoundError):
                 os.unlink(name, dir_fd=parent)
-        with suppress(FileExistsError):
+        with ignored(FileExistsError):
             os.mkdir(name, dir_fd=parent)
             is_new = True
     raise FileNotFoundError(2, "another process removes the folder")

@@ -26,6 +26,7 @@ from torchpeek.store.folder_lock import (
     remove_stale_files,
     temporary_prefix,
 )
+from torchpeek.system_errors import ignored, is_of_system
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class OutputFolder:
                 if self._written is not None:
                     self._written.append(name)
         except OSError as error:
-            if isinstance(error, FolderError):
+            if not is_of_system(error):
                 raise
             raise FolderError(_not_written(path, error, data)) from error
         return path
@@ -140,7 +141,7 @@ class OutputFolder:
 
     def delete(self, name: str) -> None:
         """Delete a file of this folder, if it exists and can be deleted. Of a link, the link is deleted."""
-        with suppress(OSError):
+        with ignored():
             self.directory.delete(name)
 
     @property
@@ -156,7 +157,7 @@ class OutputFolder:
     def abandon(self) -> None:
         """Remove the folder and the parents that were made for it, as far as they are empty, and unlock it."""
         self.lock.remove_file()
-        with suppress(OSError):  # it is no longer this folder
+        with suppress(FolderError), ignored():  # it is no longer this folder
             self.directory.check()
             _remove_empty(self.created)  # before others can have it
         self.close()
@@ -200,20 +201,21 @@ def write_whole(path: Path, data: bytes, parent: int | None = None) -> None:
                     file.write(data)
                 os.replace(temporary, target, src_dir_fd=parent, dst_dir_fd=parent)
             except BaseException:
-                with suppress(OSError):
+                with ignored():
                     os.unlink(temporary, dir_fd=parent)
                 raise
     except OSError as error:
+        if not is_of_system(error):
+            raise
         raise FolderError(_not_written(path, error, data)) from error
 
 
 def _not_written(path: Path, error: OSError, data: bytes) -> str:
     text = f"{path}: cannot be written ({_reason(error)})"
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):  # Windows has no quotas
-        try:
+        free = ""
+        with ignored():
             free = f", and {shutil.disk_usage(path.parent).free:,} are free"
-        except OSError:
-            free = ""
         text += f": it has {len(data):,} bytes{free}. Next: make room, or choose a folder on another disk"
     return text
 
@@ -247,6 +249,8 @@ def _made(folder: Path) -> tuple[Path, ...]:
             pass
     except OSError as error:
         _remove_empty(created)
+        if not is_of_system(error):
+            raise
         raise FolderError(
             f"output folder {str(folder)!r} cannot be written ({_reason(error)}); choose another"
         ) from error
@@ -264,6 +268,8 @@ def _made_and_locked(folder: Path) -> tuple[tuple[Path, ...], FolderLock]:
             continue
         except OSError as error:
             _remove_empty(created)
+            if not is_of_system(error):
+                raise
             raise FolderError(
                 f"output folder {str(folder)!r} cannot be locked ({_reason(error)}); choose another"
             ) from error
@@ -281,5 +287,7 @@ def _remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
         except FileNotFoundError:
             continue
-        except OSError:  # it is not empty
+        except OSError as error:  # it is not empty
+            if not is_of_system(error):
+                raise
             return

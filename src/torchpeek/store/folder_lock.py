@@ -17,11 +17,14 @@ import socket
 import stat
 import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
 from torchpeek.forks import in_child
 from torchpeek.interrupts import uninterrupted
+from torchpeek.signal_gate import finalised
+from torchpeek.system_errors import ignored, is_of_system
 
 fcntl: ModuleType | None
 try:
@@ -48,7 +51,7 @@ class FolderLock:
         self._identity = identity.st_dev, identity.st_ino
         self._process = os.getpid()
         self._files = [] if file is None else [file]
-        self._release = weakref.finalize(self, _give_back, handle, self._files, self._process)
+        self._release = weakref.finalize(self, finalised, _give_back, handle, self._files, self._process)
         self._handle = handle
         _LOCKS.add(self)
 
@@ -62,11 +65,10 @@ class FolderLock:
 
     def is_of(self, folder: Path) -> bool:
         """Whether there is such a folder, and it is the one that was locked."""
-        try:
+        with ignored():
             found = folder.stat()
-        except OSError:
-            return False
-        return (found.st_dev, found.st_ino) == self._identity
+            return (found.st_dev, found.st_ino) == self._identity
+        return False
 
     def remove_file(self) -> None:
         """Remove the lock file, if there is one, so that the folder can be removed before it is given back."""
@@ -74,7 +76,8 @@ class FolderLock:
 
     def release(self) -> None:
         """Let others write to the folder."""
-        self._release()
+        with uninterrupted():
+            self._release()
 
     def _after_fork(self) -> None:
         """Close the copy of a forked process, which would hold the lock beyond the end of its parent."""
@@ -133,17 +136,18 @@ def _flocked(handle: int, folder: Path) -> bool:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise FolderHeld(_holder_words(_flock_holder(os.fstat(handle).st_ino))) from None
-    except OSError:  # NFS locks no folders
+    except OSError as error:  # NFS locks no folders
+        if not is_of_system(error):
+            raise
         return False
     return True
 
 
 def _flock_holder(inode: int) -> int | None:
     """The process that has locked a file, where the system says it."""
-    try:
+    lines: list[str] = []
+    with ignored():
         lines = Path("/proc/locks").read_text().splitlines()
-    except OSError:
-        return None
     found = (re.search(rf"FLOCK .* WRITE +(\d+) +\w+:\w+:{inode} ", line) for line in lines)
     return next((int(match[1]) for match in found if match and int(match[1]) > 0), None)
 
@@ -237,17 +241,18 @@ def process_runs(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):
+    except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and not is_of_system(error):
+            raise
         return True
     return True
 
 
 def _started(process: int) -> str:
     """When a process started, so that a later one with the same number is not taken for it; "" if not known."""
-    try:
+    with ignored(), suppress(IndexError):
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+    return ""
 
 
 def temporary_prefix() -> str:

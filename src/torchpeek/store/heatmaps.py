@@ -19,6 +19,7 @@ from torchpeek.errors import FormatError, InputError, notify
 from torchpeek.heatmap import Heatmap
 from torchpeek.keywords import checked_keywords
 from torchpeek.provenance import Provenance
+from torchpeek.signal_gate import is_of_handler
 from torchpeek.store.folder import write_whole
 from torchpeek.store.json_values import parsed_json
 from torchpeek.store.tensor_files import packed, read_tensor_file
@@ -122,6 +123,8 @@ def load(path: str | PathLike[str]) -> Heatmap:
         provenance = _provenance(about["provenance"], options)
         heatmap = Heatmap(tensors["values"], tensors["scores"], _question(about["question"], tensors), provenance)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
+        if is_of_handler(error):
+            raise
         raise FormatError(f"{path}: not a heatmap, or damaged ({error})") from error
     if problem := _why_not_a_heatmap(heatmap):
         raise FormatError(f"{path}: not a heatmap, or damaged ({problem})")

@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Any
 
 from torchpeek.errors import FormatError
+from torchpeek.signal_gate import is_of_handler
 from torchpeek.store.regular_files import read_regular
 
 MOST_BYTES = 64 << 20
@@ -63,6 +64,8 @@ def parsed_json(
     except RecursionError:
         raise FormatError(f"{name}: is nested too deeply; {allowed}") from None  # the traceback has 1000 lines
     except ValueError as error:  # not JSON, not UTF-8, or a number with more digits than Python converts
+        if is_of_handler(error):
+            raise
         raise FormatError(f"{name}: not JSON ({error}); {allowed}") from error
     if _depth_exceeds(value, _MOST_DEPTH):
         raise FormatError(f"{name}: is nested too deeply (more than {_MOST_DEPTH} levels); {allowed}")

@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from torchpeek.errors import PictureError, listed_names
 from torchpeek.store.regular_files import open_regular
+from torchpeek.system_errors import ignored, is_from_outside, is_of_system
 
 Numbers: TypeAlias = npt.NDArray[Any]
 Read = TypeVar("Read")
@@ -103,7 +104,9 @@ def is_picture(file: BinaryIO) -> bool:
     try:
         with _opened(file):
             return True
-    except Exception:  # decoders may raise anything for what is no picture
+    except Exception as error:  # decoders may raise anything for what is no picture
+        if is_from_outside(error):
+            raise
         return False
 
 
@@ -210,6 +213,8 @@ def _decoded(file: BinaryIO, name: str, convert: Callable[[Image.Image], Read]) 
             with _opened(file) as opened:
                 return convert(opened)
     except PictureError as error:
+        if is_from_outside(error):
+            raise
         raise PictureError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
         raise PictureError(f"{name}: {_why_unidentified(file)}") from error
@@ -220,6 +225,8 @@ def _decoded(file: BinaryIO, name: str, convert: Callable[[Image.Image], Read]) 
             "another program, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from error
     except Exception as error:  # decoders may raise anything for a damaged file
+        if is_from_outside(error):
+            raise
         if isinstance(error, OSError) and error.errno is not None:
             raise PictureError(f"{name}: cannot be read ({(error.strerror or str(error)).lower()})") from error
         raise PictureError(f"{name}: damaged or truncated ({error})") from error
@@ -404,6 +411,8 @@ def _members(folder: Path) -> tuple[list[Path], list[Path]]:
     try:
         children = sorted(folder.iterdir())
     except OSError as error:
+        if not is_of_system(error):
+            raise
         raise PictureError(f"{folder}: the folder cannot be read ({(error.strerror or str(error)).lower()})") from error
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | _OTHER_SUFFIXES
     files = [child for child in children if not _is_folder(child)]
@@ -411,10 +420,9 @@ def _members(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _is_folder(path: Path) -> bool:
-    try:
+    with ignored():  # without permission: a file, so that an error names it
         return path.is_dir()
-    except OSError:  # without permission: a file, so that an error names it
-        return False
+    return False
 
 
 def _is_hidden(file: Path) -> bool:

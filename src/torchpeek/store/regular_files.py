@@ -13,6 +13,8 @@ from pathlib import PurePath
 from typing import BinaryIO
 
 from torchpeek.errors import FormatError, TorchpeekError
+from torchpeek.signal_gate import is_of_handler
+from torchpeek.system_errors import is_of_system
 
 _DESCRIPTORS = ("/dev/fd", "/proc/self/fd")
 """The folders whose files are open already: a shell names the output of a command there, as in `cam <(command)`."""
@@ -47,6 +49,8 @@ def open_regular(path: str | PathLike[str], error: type[TorchpeekError] = Format
                 with file:
                     return _named(file.read(), path)
     except (OSError, ValueError) as reason:  # a ValueError for a NUL in the name
+        if is_of_handler(reason) or (isinstance(reason, OSError) and not is_of_system(reason)):
+            raise
         if os.path.islink(path) and not os.path.exists(path):
             raise error(f"{path}: a broken link, to {os.readlink(path)}") from reason
         raise error(f"{path}: cannot be opened ({_words(reason)})") from reason
@@ -75,7 +79,9 @@ def read_regular(
             raise error(f"{path}: has {size:,} bytes; allowed: at most {most:,}. Next: check that it is the right file")
         try:
             data = file.read(size + 1)  # never more, because a file of the system may have no end
-        except (OSError, ValueError) as reason:
+        except OSError as reason:
+            if not is_of_system(reason):
+                raise
             raise error(f"{path}: cannot be read ({_words(reason)})") from reason
     if len(data) > size:
         grew = "grew while it was read. Next: wait until it is written"

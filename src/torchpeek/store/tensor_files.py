@@ -17,9 +17,11 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from torchpeek.errors import FormatError
+from torchpeek.signal_gate import is_of_handler
 from torchpeek.store.json_values import parsed_json
 from torchpeek.store.records import encodable
 from torchpeek.store.regular_files import open_regular
+from torchpeek.system_errors import is_of_system
 
 CHECKSUM = "torchpeek-crc32"
 """The key of the checksum in the metadata of a file."""
@@ -107,10 +109,12 @@ def _named_errors(path: str, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, FormatError):
+        if not is_of_system(error):
             raise
         raise FormatError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from error
     except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        if is_of_handler(error):
+            raise
         raise FormatError(f"{path}: not {what}, or damaged ({error})") from error
 
 

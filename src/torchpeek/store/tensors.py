@@ -19,6 +19,7 @@ from torchpeek.errors import FormatError, InputError, LayerNotFound, closest, no
 from torchpeek.forks import new_lock
 from torchpeek.hooks import Captured
 from torchpeek.keywords import checked_class
+from torchpeek.signal_gate import is_of_handler
 from torchpeek.store.folder import OutputFolder, file_stem
 from torchpeek.store.json_values import parsed_json
 from torchpeek.store.records import encodable
@@ -225,6 +226,8 @@ def _about(read: TensorFile, file: Path) -> dict[str, Any]:
         number = int(about.get("number", _number(file)))  # an older torchpeek did not write it
         found = {"layer": str(about["layer"]), "part": str(about["part"]), "order": int(about["order"])}
     except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        if is_of_handler(error):
+            raise
         raise FormatError(f"{file}: not {_WHAT}, or damaged ({error})") from error
     if number != _number(file):
         raise FormatError(
