@@ -11,7 +11,7 @@ from cyclopts import App
 from torchpeek.cli.terminal import print_text
 from torchpeek.errors import FolderError, OptionError
 from torchpeek.store import write_whole
-from torchpeek.system_errors import is_from_outside
+from torchpeek.system_errors import is_of_system
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -34,7 +34,7 @@ def run(app: App, shell: str | None, folder: Path | None) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         target = path.resolve(strict=path.exists())  # it may be a link into a folder that the user keeps elsewhere
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        if is_from_outside(error):
+        if isinstance(error, OSError) and not is_of_system(error):
             raise
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise FolderError(f"{path}: cannot be written ({reason})") from error

@@ -76,7 +76,7 @@ class OutputFolder:
         except BaseException as error:
             if lock is not None:
                 lock.release()
-            if isinstance(error, OSError) and not isinstance(error, FolderError):
+            if isinstance(error, OSError) and is_of_system(error):
                 raise FolderError(
                     f"output folder {str(folder)!r} cannot be opened ({_reason(error)}); choose another"
                 ) from error
