@@ -55,6 +55,7 @@ class SavedModules:
         "_values",
         "_versions",
         "devices",
+        "hidden",
     )
 
     def __init__(self, modules: Sequence[nn.Module], known: frozenset[nn.Module] = frozenset()) -> None:
@@ -88,13 +89,13 @@ class SavedModules:
         self._addresses = _addresses(self._parameters)
         self._values = [_SavedTensor(each) for each in tensors if not is_lazy(each)]
         self.devices = {each.device for each in (*self._parameters, *tensors)}
-        self._hidden = None if not self._owned.modules else self._save_hidden(known.union(modules))
-
-    def _save_hidden(self, known: frozenset[nn.Module]) -> SavedModules | None:
-        """Save the modules that attributes hold, and that are not registered."""
-        found = dict.fromkeys(each for module in self._owned.modules for each in all_modules(module))
-        hidden = [each for each in found if each not in known]
-        return SavedModules(hidden, known) if hidden else None
+        known = known.union(modules) if self._owned.modules else known
+        self.hidden = [
+            each
+            for each in dict.fromkeys(below for held in self._owned.modules for below in all_modules(held))
+            if each not in known
+        ]
+        self._hidden = SavedModules(self.hidden, known) if self.hidden else None
 
     def _save_objects(self, module: nn.Module) -> None:
         """Save what the plain attributes of the module hold."""
