@@ -74,6 +74,7 @@ class SavedAttributes:
         elif kind is tuple or isinstance(value, tuple):
             self._add_all(value, depth)
         elif _is_state(value):
+            self._known.add(id(value))
             self._add_container(object.__getattribute__(value, "__dict__"), depth)
 
     def add_container(self, container: Any) -> None:

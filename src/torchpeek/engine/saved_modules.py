@@ -13,9 +13,11 @@ from torch.nn.parameter import is_lazy
 
 from torchpeek.engine.saved_attributes import PLAIN, SavedAttributes, restore_members
 from torchpeek.errors import listed_names, notify
+from torchpeek.tensor_formats import is_plain
 
 # The attributes that nn.Module itself sets. They come first in a module that sets none before `super().__init__()`.
 _BASE = tuple(nn.Module().__dict__)
+_BASE_NAMES = frozenset(_BASE)
 # Torch's own layers have tuples of numbers.
 _PLAIN_IN_TORCH = PLAIN | {tuple}
 
@@ -45,7 +47,6 @@ class SavedModules:
         "_hidden",
         "_members",
         "_modules",
-        "_objects",
         "_owned",
         "_parameters",
         "_requires_grad",
@@ -76,12 +77,11 @@ class SavedModules:
         self._owned = SavedAttributes()
         for each in names:
             self._owned.add_container(each)
-        self._objects: list[tuple[dict[str, Any], str, Any]] = []  # the attributes that may hold something
         for module, attributes in zip(self._modules, every, strict=True):
             first = len(_BASE) if next(iter(attributes)) == _BASE[0] else 0
             plain = _PLAIN_IN_TORCH if type(module).__module__.startswith("torch.") else PLAIN
             if not plain.issuperset(map(type, islice(attributes.values(), first, None))):
-                self._save_objects(module)
+                self._save_objects(module, first)
         tensors = [each for store in buffers for each in store.values() if each is not None] + self._owned.tensors
         self._parameters = [each for store in own for each in store.values() if each is not None]
         self._requires_grad = [each.requires_grad for each in self._parameters]
@@ -97,16 +97,15 @@ class SavedModules:
         ]
         self._hidden = SavedModules(self.hidden, known) if self.hidden else None
 
-    def _save_objects(self, module: nn.Module) -> None:
+    def _save_objects(self, module: nn.Module, first: int) -> None:
         """Save what the plain attributes of the module hold."""
-        attributes = module.__dict__
-        for name, value in attributes.items():
-            if name in _BASE or type(value) in PLAIN:
+        for name, value in islice(module.__dict__.items(), first, None):
+            if type(value) in PLAIN or name in _BASE_NAMES:
                 continue
-            self._objects.append((attributes, name, value))
             # What weight_norm, prune and so on compute before each pass is replaced and not written into. It may be as
             # large as the parameters, so it is not copied.
-            if not any(f"{name}_{suffix}" in module._parameters for suffix in ("orig", "g")):
+            computed = isinstance(value, Tensor) and any(f"{name}_{end}" in module._parameters for end in ("orig", "g"))
+            if not computed:
                 self._owned.add(value)
 
     def _has_same_members(self) -> bool:
@@ -154,8 +153,6 @@ class SavedModules:
         if not self._has_same_attributes():
             for module, attributes in zip(self._modules, self._attributes, strict=True):
                 _restore_attributes(module.__dict__, attributes)
-        for current, name, value in self._objects:
-            current[name] = value
         if self._hidden is not None:
             self._hidden.restore()
         if [each.requires_grad for each in self._parameters] != self._requires_grad:
@@ -244,13 +241,10 @@ class _SavedTensor:
 
 def _has_same_memory(tensor: Tensor, alias: Tensor) -> bool:
     """Whether two tensors are the same part of the same memory. Tensors that are not dense count as such."""
-    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
-        return True
     try:
-        same = tensor.data_ptr() == alias.data_ptr()
-    except RuntimeError:  # without memory
+        return tensor.is_set_to(alias) or not is_plain(tensor)
+    except (RuntimeError, NotImplementedError):  # such as a sparse tensor
         return True
-    return same and tensor.shape == alias.shape and tensor.stride() == alias.stride()
 
 
 def _version(tensor: Tensor) -> int:
