@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -194,3 +196,125 @@ def test_a_lazy_layer_is_refused_with_the_line_to_write(name: str, lazy: Callabl
     with pytest.raises(tp.errors.InputError, match=r"with torch\.no_grad\(\): model\(inputs\)"):
         CALLS[name](model)
     assert any(isinstance(each, nn.parameter.UninitializedTensorMixin) for each in layer.parameters())
+
+
+class Total:
+    """An object of a user's own class."""
+
+    def __init__(self) -> None:
+        self.count, self.sum, self.parts = 0, torch.zeros(3), {"all": [torch.zeros(2)]}
+
+
+class Holding(PooledNet):
+    """A network whose attributes hold what forward writes into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.array, self.raw, self.total, self.draws = np.zeros(3), bytearray(2), Total(), torch.Generator()
+        self.nested = {"a": {"b": [1]}, "t": (torch.zeros(2), [1])}
+        self.counter, self.lists = Counter(a=1), defaultdict(list)
+        self.teacher = [nn.BatchNorm2d(3)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.array += 1
+        self.raw[0] += 1
+        self.total.count += 1
+        self.total.sum.add_(1)
+        self.total.parts["all"][0].add_(1)
+        self.total.parts["more"] = [x]
+        torch.rand(1, generator=self.draws)
+        self.nested["a"]["b"].append(2)
+        self.nested["t"][0].add_(1)
+        self.nested["t"][1].append(2)
+        self.counter["a"] += 1
+        self.lists["k"].append(x)
+        self.teacher[0](x)
+        return super().forward(x)
+
+    def held(self) -> list[object]:
+        """What forward writes, in a form that `==` compares."""
+        total, norm = self.total, self.teacher[0]
+        return [
+            [self.array.tolist(), bytes(self.raw), self.draws.get_state().tolist(), dict(self.counter)],
+            [total.count, total.sum.tolist(), total.sum._version, sorted(total.parts), total.parts["all"][0].tolist()],
+            [self.nested["a"], self.nested["t"][0].tolist(), self.nested["t"][1], sorted(self.lists)],
+            [(each.tolist(), each._version) for each in norm.buffers()] + [norm.training],
+        ]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_attributes_hold_is_undone(name: str) -> None:
+    model = Holding()
+    before = model.held()
+    CALLS[name](model)
+    assert model.held() == before
+
+
+def test_an_attribute_that_is_equal_to_everything_is_restored() -> None:
+    class Equal:
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = None  # type: ignore[assignment]
+
+    class Changing(PooledNet):
+        def forward(self, x: Tensor) -> Tensor:
+            self.state, self.number = Equal(), 1.0
+            return super().forward(x)
+
+    model = Changing()
+    state = model.state = Equal()
+    model.number = 1
+    tp.explain(model, INPUTS, layer="act")
+    assert model.state is state
+    assert type(model.number) is int
+
+
+class OtherMemory(PooledNet):
+    """Buffers that overlap in memory, share it, or get other memory in forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = torch.zeros(1)
+        self.register_buffer("expanded", self.base.expand(5))
+        self.windows = torch.arange(6.0).as_strided((4, 3), (1, 1))
+        whole = torch.zeros(6)
+        self.register_buffer("one", whole[:4])
+        self.register_buffer("other", whole[2:])
+        self.register_buffer("resized", torch.ones(3))
+        self.register_buffer("assigned", torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.base += 1
+        self.windows[0, 0].add_(5)
+        self.one += 1
+        self.other.mul_(2).add_(1)
+        self.resized.resize_(80).fill_(3)
+        self.assigned.data = torch.zeros(4)
+        return super().forward(x) + self.expanded
+
+
+def test_buffers_stay_the_same_part_of_the_same_memory() -> None:
+    model = OtherMemory()
+    names = ("base", "expanded", "windows", "one", "other", "assigned", "resized")
+
+    def state() -> list[object]:
+        tensors = [getattr(model, name) for name in names]
+        return [(each.tolist(), each.stride(), each._version, each.storage_offset()) for each in tensors]
+
+    before, places = state(), [getattr(model, name).data_ptr() for name in names[:-1]]
+    tp.explain(model, INPUTS, layer="act")
+    assert state() == before
+    assert [getattr(model, name).data_ptr() for name in names[:-1]] == places
+    model.base += 7
+    assert model.expanded.tolist() == [7.0] * 5
+
+
+def test_a_parameter_that_forward_gives_other_memory_is_told() -> None:
+    class Averaging(PooledNet):
+        def forward(self, x: Tensor) -> Tensor:
+            self.head.weight.data = self.head.weight.data * 0.5
+            return super().forward(x)
+
+    with pytest.warns(tp.Notice, match=r"changed parameters in place: 'Linear\.weight"):
+        tp.trace(Averaging(), INPUTS, layer="act")

@@ -211,6 +211,12 @@ def _of_class(kind: type[nn.Module]) -> Callable[[Net], None]:
     return change
 
 
+def _unregistered(net: Net) -> None:
+    norm = nn.BatchNorm2d(5).double()
+    net.holder = [norm]
+    net.norm.register_forward_hook(lambda module, args, out: norm(out))
+
+
 REFUSED: dict[str, tuple[Callable[[Net], object], str]] = {
     "closure over the layer": (_closing_over("second"), "reads the model's own 'second.weight'"),
     "closure over batch normalisation": (_closing_over("norm"), "reads the model's own 'norm.weight'"),
@@ -249,6 +255,7 @@ REFUSED: dict[str, tuple[Callable[[Net], object], str]] = {
         "'head.weight'",
     ),
     "weak reference": (_weak, "'other.weight'"),
+    "unregistered layer that counts": (_unregistered, "writes into the model's own 'BatchNorm2d."),
     "a copy that is the module itself": (_of_class(Uncopied), "has the very parameters of the model: 'second.weight'"),
     "a copy with the parameters": (_of_class(Sharing), "has the very parameters of the model: 'second.weight'"),
     "a copy in the same memory": (_of_class(Viewing), "has the very parameters of the model: 'second.weight'"),

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from networks import state_of
+from torchpeek import signal_gate, undo
 from torture.networks import Networks
 
 SIGNALS = (signal.SIGINT, signal.SIGALRM, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -65,6 +66,8 @@ def process_state() -> dict[str, Any]:
         "modes": (torch._C._len_torch_dispatch_stack(), torch._C._len_torch_function_stack()),
         "recursion limit": sys.getrecursionlimit(),
         "hooks of all modules": _global_hooks(),
+        "delayed signals": (len(signal_gate._levels), len(signal_gate._guards), len(signal_gate._pending)),
+        "open blocks": len(undo._unfinished),
     }
 
 

@@ -178,7 +178,8 @@ def _vjp_chunk(
         if "modified by an inplace operation" in str(error):
             raise GradUnavailable(
                 "the model overwrites values that the backward pass needs, so it cannot be trained either. Choose a "
-                f"method that needs no gradients, or one of a late layer ({error})"
+                "method that needs no gradients, or one of a late layer. If another thread trains the model meanwhile, "
+                f"its optimizer is the cause: explain a copy, copy.deepcopy(model) ({error})"
             ) from error
         if "heckpoint" not in f"{type(error).__name__} {error}":
             raise

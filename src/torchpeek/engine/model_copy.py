@@ -17,6 +17,7 @@ from torchpeek.engine.forward import run
 from torchpeek.engine.forward_pass import ForwardPass
 from torchpeek.engine.numerics import close
 from torchpeek.engine.preserve import preserved
+from torchpeek.engine.saved_modules import SavedModules, all_modules
 from torchpeek.errors import InputError, listed_names, notify
 from torchpeek.hooks import attached, containers, takes_hooks
 from torchpeek.signal_gate import is_of_handler
@@ -170,7 +171,7 @@ class _ModelUse(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         # A tensor of inference mode counts no writes.
         self._buffers = [
             (name, buffer, buffer._version)
-            for name, buffer in model.named_buffers()
+            for name, buffer in (*model.named_buffers(), *_hidden_buffers(model))
             if id(buffer) not in own_buffers and not buffer.is_inference()
         ]
         self._read: set[int] = set()
@@ -199,6 +200,12 @@ class _ModelUse(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self.written = [name for name, buffer, version in self._buffers if buffer._version != version]
+
+
+def _hidden_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """The buffers of modules in attributes of the model that are not registered, such as those in a plain list."""
+    hidden = SavedModules(all_modules(model)).hidden
+    return [(f"{type(m).__name__}.{name}", each) for m in hidden for name, each in m.named_buffers(recurse=False)]
 
 
 def _memory(tensor: Tensor) -> set[int]:

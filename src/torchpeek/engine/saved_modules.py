@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from operator import is_
@@ -12,18 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from torchpeek.engine.saved_attributes import PLAIN, SavedAttributes, restore_members
 from torchpeek.errors import listed_names, notify
+from torchpeek.tensor_formats import is_plain
 
 # The attributes that nn.Module itself sets. They come first in a module that sets none before `super().__init__()`.
 _BASE = tuple(nn.Module().__dict__)
-_CONTAINERS = frozenset({list, dict, set, OrderedDict, defaultdict, deque})
-_MOST_MEMBERS = 10_000  # of a container whose members are saved: a replay buffer of millions would take seconds
-
-# The types of most attributes. In a module that has no others, nothing more has to be saved.
-_PLAIN = frozenset({int, float, str, bool, tuple, type(None)})
-
-# What the `==` of two tensors, arrays or other objects may raise. Python does not call it for two identical objects.
-_NOT_COMPARED = (RuntimeError, ValueError, TypeError, AttributeError)
+_BASE_NAMES = frozenset(_BASE)
+# Torch's own layers have tuples of numbers.
+_PLAIN_IN_TORCH = PLAIN | {tuple}
 
 _ABSENT = object()
 
@@ -32,8 +28,8 @@ class SavedModules:
     """The state of the modules of a model.
 
     1. Modes, buffers and plain attributes of every module: which there are, which objects they are, and the values of
-       tensors. A list, dict, set or deque in an attribute gets its members back, but what these members hold inside
-       stays as forward leaves it.
+       tensors. `SavedAttributes` says how much is saved of what an attribute holds. The modules that it holds, such as
+       those in a plain list, are saved like the others.
     2. Which parameters and submodules there are, and whether each parameter requires a gradient. Values of parameters
        are not saved, because that would take as much memory as the model. A Notice says which were changed.
     3. The version of each tensor that is restored, so that a graph that holds it does not take it for changed.
@@ -42,14 +38,16 @@ class SavedModules:
 
     Args:
         modules: The modules.
+        known: Other modules, which are saved already.
     """
 
     __slots__ = (
+        "_addresses",
         "_attributes",
-        "_containers",
+        "_hidden",
         "_members",
         "_modules",
-        "_objects",
+        "_owned",
         "_parameters",
         "_requires_grad",
         "_scripts",
@@ -58,9 +56,10 @@ class SavedModules:
         "_values",
         "_versions",
         "devices",
+        "hidden",
     )
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], known: frozenset[nn.Module] = frozenset()) -> None:
         scripts = {each for each in modules if isinstance(each, torch.jit.ScriptModule)}
         self._modules = [each for each in modules if each not in scripts] if scripts else modules
         self._scripts = list(map(_SavedScript, scripts))
@@ -75,52 +74,56 @@ class SavedModules:
         self._stores = [(store, store.copy()) for store in stores]
         self._members = [member for _, saved in self._stores for member in saved.values()]
         names = [module._non_persistent_buffers_set for module in self._modules if module._buffers]
-        self._containers: list[tuple[Any, Any]] = [(each, each.copy()) for each in names]
-        self._objects: list[tuple[dict[str, Any], str, Any]] = []  # the tensors and containers in attributes
-        tensors = [each for store in buffers for each in store.values() if each is not None]
+        self._owned = SavedAttributes()
+        for each in names:
+            self._owned.add_container(each)
         for module, attributes in zip(self._modules, every, strict=True):
             first = len(_BASE) if next(iter(attributes)) == _BASE[0] else 0
-            if not _PLAIN.issuperset(map(type, islice(attributes.values(), first, None))):
-                self._save_objects(module, tensors)
+            plain = _PLAIN_IN_TORCH if type(module).__module__.startswith("torch.") else PLAIN
+            if not plain.issuperset(map(type, islice(attributes.values(), first, None))):
+                self._save_objects(module, first)
+        tensors = [each for store in buffers for each in store.values() if each is not None] + self._owned.tensors
         self._parameters = [each for store in own for each in store.values() if each is not None]
         self._requires_grad = [each.requires_grad for each in self._parameters]
         self._versions = _versions(self._parameters)
+        self._addresses = _addresses(self._parameters)
         self._values = [_SavedTensor(each) for each in tensors if not is_lazy(each)]
         self.devices = {each.device for each in (*self._parameters, *tensors)}
+        known = known.union(modules) if self._owned.modules else known
+        self.hidden = [
+            each
+            for each in dict.fromkeys(below for held in self._owned.modules for below in all_modules(held))
+            if each not in known
+        ]
+        self._hidden = SavedModules(self.hidden, known) if self.hidden else None
 
-    def _save_objects(self, module: nn.Module, tensors: list[Tensor]) -> None:
-        """Save the tensors and containers in plain attributes of the module, and add such tensors to `tensors`."""
-        attributes = module.__dict__
-        for name, value in attributes.items():
-            if name in _BASE or (type(value) not in _CONTAINERS and not isinstance(value, Tensor)):
+    def _save_objects(self, module: nn.Module, first: int) -> None:
+        """Save what the plain attributes of the module hold."""
+        for name, value in islice(module.__dict__.items(), first, None):
+            if type(value) in PLAIN or name in _BASE_NAMES:
                 continue
-            self._objects.append((attributes, name, value))
-            if not isinstance(value, Tensor):
-                if len(value) <= _MOST_MEMBERS:
-                    self._containers.append(_copied(value))
             # What weight_norm, prune and so on compute before each pass is replaced and not written into. It may be as
             # large as the parameters, so it is not copied.
-            elif not any(f"{name}_{suffix}" in module._parameters for suffix in ("orig", "g")):
-                tensors.append(value)
+            computed = isinstance(value, Tensor) and any(f"{name}_{end}" in module._parameters for end in ("orig", "g"))
+            if not computed:
+                self._owned.add(value)
 
     def _has_same_members(self) -> bool:
-        """Whether the stores hold what they held. Objects that are identical are not compared."""
-        try:
-            if not all(store == saved for store, saved in self._stores):
-                return False
-        except _NOT_COMPARED:
-            return False
+        """Whether the stores hold what they held."""
         now = [member for store, _ in self._stores for member in store.values()]
-        return all(map(is_, now, self._members)) and len(now) == sum(
-            [len(each._parameters) + len(each._buffers) + len(each._modules) for each in self._modules]
+        return (
+            all(map(is_, now, self._members))
+            and len(now)
+            == sum([len(each._parameters) + len(each._buffers) + len(each._modules) for each in self._modules])
+            and all(store.keys() == saved.keys() for store, saved in self._stores)
         )
 
     def _has_same_attributes(self) -> bool:
-        try:
-            pairs = zip(self._modules, self._attributes, strict=True)
-            return all(module.__dict__ == saved for module, saved in pairs)
-        except _NOT_COMPARED:
-            return False
+        pairs = [(module.__dict__, saved) for module, saved in zip(self._modules, self._attributes, strict=True)]
+        # Compared by identity, because an object's own `==` may raise, or say that another object is the same.
+        return all(all(map(is_, current.values(), saved.values())) for current, saved in pairs) and all(
+            current.keys() == saved.keys() for current, saved in pairs
+        )
 
     @property
     def any_training(self) -> bool:
@@ -144,16 +147,14 @@ class SavedModules:
         for module in self._training:
             if not module.training:
                 module.training = True
-        for container, members in self._containers:
-            if not _same_members(container, members):
-                _set_members(container, members)
+        self._owned.restore()
         if not self._has_same_members():
             self._restore_members()
         if not self._has_same_attributes():
             for module, attributes in zip(self._modules, self._attributes, strict=True):
                 _restore_attributes(module.__dict__, attributes)
-        for current, name, value in self._objects:
-            current[name] = value
+        if self._hidden is not None:
+            self._hidden.restore()
         if [each.requires_grad for each in self._parameters] != self._requires_grad:
             for tensor, requires_grad in zip(self._parameters, self._requires_grad, strict=True):
                 tensor.requires_grad_(requires_grad)
@@ -163,8 +164,7 @@ class SavedModules:
     def _restore_members(self) -> None:
         """Restore the members of all stores, and empty those stores that were empty."""
         for store, saved in self._stores:
-            if not _same_members(store, saved):
-                _set_members(store, saved)
+            restore_members(store, saved)
         known = {id(store) for store, _ in self._stores}
         for module in self._modules:
             for store in (module._parameters, module._buffers, module._modules):
@@ -175,11 +175,14 @@ class SavedModules:
 
     def notify_of_changed_parameters(self) -> None:
         """Give a Notice if operations in place have changed parameters."""
-        versions = _versions(self._parameters)
-        if versions == self._versions:
+        if self._hidden is not None:
+            self._hidden.notify_of_changed_parameters()
+        now = _versions(self._parameters), _addresses(self._parameters)
+        before = self._versions, self._addresses
+        if now == before:
             return
-        pairs = zip(versions, self._versions, strict=True)
-        changed = {id(each) for each, (now, before) in zip(self._parameters, pairs, strict=True) if now != before}
+        pairs = zip(self._parameters, zip(*now, strict=True), zip(*before, strict=True), strict=True)
+        changed = {id(each) for each, mark, found in pairs if mark != found}
         names = listed_names(
             f"{type(module).__name__}.{name}"
             for module in self._modules
@@ -216,39 +219,32 @@ def _restore_attributes(current: dict[str, Any], saved: dict[str, Any]) -> None:
             current[name] = value
 
 
-def _copied(container: Any) -> tuple[Any, Any]:
-    return container, container.copy()
-
-
-def _same_members(container: Any, saved: Any) -> bool:
-    """Whether a container has the saved members: the same objects in the same order."""
-    if len(container) != len(saved):
-        return False
-    if isinstance(container, dict):
-        return all(map(is_, container, saved)) and all(map(is_, container.values(), saved.values()))
-    if isinstance(container, set):
-        return bool(container <= saved)
-    return all(map(is_, container, saved))
-
-
-def _set_members(container: Any, saved: Any) -> None:
-    container.clear()
-    (container.extend if isinstance(container, (list, deque)) else container.update)(saved)
-
-
 class _SavedTensor:
-    """A tensor, its value, and its version."""
+    """A tensor, its value, its place in memory, and its version."""
 
-    __slots__ = ("_tensor", "_value", "_version")
+    __slots__ = ("_alias", "_tensor", "_value", "_version")
 
     def __init__(self, tensor: Tensor) -> None:
-        self._tensor, self._value, self._version = tensor, tensor.detach().clone(), _version(tensor)
+        self._tensor, self._version = tensor, _version(tensor)
+        self._alias = tensor.detach()  # of the same memory, also where forward gives the tensor other memory
+        self._value = self._alias.clone()
 
     def restore(self) -> None:
+        if not _has_same_memory(self._tensor, self._alias):
+            with torch.inference_mode(self._tensor.is_inference()):
+                self._tensor.data = self._alias
         if needs_restoring(self._tensor, self._value):
             restore_value(self._tensor, self._value)
         if _version(self._tensor) != self._version:
             _set_version(self._tensor, self._version)
+
+
+def _has_same_memory(tensor: Tensor, alias: Tensor) -> bool:
+    """Whether two tensors are the same part of the same memory. Tensors that are not dense count as such."""
+    try:
+        return tensor.is_set_to(alias) or not is_plain(tensor)
+    except (RuntimeError, NotImplementedError):  # such as a sparse tensor
+        return True
 
 
 def _version(tensor: Tensor) -> int:
@@ -261,6 +257,14 @@ def _versions(tensors: Sequence[Tensor]) -> list[int]:
         return [each._version for each in tensors]
     except RuntimeError:  # one of them is an inference tensor
         return list(map(_version, tensors))
+
+
+def _addresses(tensors: Sequence[Tensor]) -> list[int]:
+    """Where the values of tensors are: another place after an assignment to `.data`, which is no new version."""
+    try:
+        return [each.data_ptr() for each in tensors]
+    except (RuntimeError, NotImplementedError):  # one of them is sparse, or has no memory
+        return [0] * len(tensors)
 
 
 def _version_setter() -> Callable[[Tensor, int], None]:
@@ -299,7 +303,19 @@ def restore_value(tensor: Tensor, value: Tensor) -> None:
             # Through .data, so that a graph of the user's that holds the buffer does not count this as a change.
             tensor.data.copy_(value)
         except (RuntimeError, NotImplementedError):  # resized, sparse, or with elements that overlap in memory
-            tensor.data = value
+            if tensor.layout != torch.strided or tensor.is_nested or tensor.shape != value.shape:
+                tensor.data = value
+            else:
+                _write_overlapping(tensor.data, value)
+
+
+def _write_overlapping(tensor: Tensor, value: Tensor) -> None:
+    """Write a value into a tensor of which several elements are at one place in memory, as `expand` makes it."""
+    if not tensor.numel():
+        return
+    extent = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    places = torch.arange(extent, device=tensor.device).as_strided(tensor.shape, tensor.stride())
+    tensor.as_strided((extent,), (1,))[places.flatten()] = value.flatten()
 
 
 def all_modules(model: nn.Module) -> list[nn.Module]:
