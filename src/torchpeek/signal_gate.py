@@ -55,7 +55,7 @@ class Level:
             handlers = list(map(_get, _NUMBERS))
             for place, gate in _missing_gates(handlers):
                 if gate.handler is not handlers[place]:  # equal to it, and another object
-                    gate = _Gate(gate.number, handlers[place])  # noqa: PLW2901
+                    gate = _Gate(gate.number, handlers[place])
                 self._gates.append(gate)
                 _set(gate.number, gate)
         self._is_gated = True
