@@ -85,7 +85,7 @@ class SavedModules:
         self._parameters = [each for store in own for each in store.values() if each is not None]
         self._requires_grad = [each.requires_grad for each in self._parameters]
         self._versions = _versions(self._parameters)
-        self._values = [_SavedTensor(each) for each in tensors if not is_lazy(each)]
+        self._values = _saved_tensors(tensors)
         self.devices = {each.device for each in (*self._parameters, *tensors)}
 
     def _save_objects(self, module: nn.Module, tensors: list[Tensor]) -> None:
@@ -135,8 +135,7 @@ class SavedModules:
     def restore(self) -> None:
         """Restore everything. Then raise the first error. May be called again."""
         errors: list[Exception] = []
-        values: list[_SavedTensor | _SavedScript] = [*self._values, *self._scripts]
-        for value in values:
+        for value in (*self._values, *self._scripts):
             try:
                 value.restore()
             except Exception as error:  # the others are restored first
@@ -249,6 +248,69 @@ class _SavedTensor:
             restore_value(self._tensor, self._value)
         if _version(self._tensor) != self._version:
             _set_version(self._tensor, self._version)
+
+
+class _SavedSmallTensors:
+    """Small tensors of one dtype on the CPU. Their values are in one tensor, and one comparison shows any change."""
+
+    __slots__ = ("_flat", "_shapes", "_tensors", "_versions")
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._tensors = tensors
+        self._shapes = [each.shape for each in tensors]
+        self._versions = [each._version for each in tensors]
+        self._flat = _flattened(tensors)
+
+    def restore(self) -> None:
+        if not self._is_unchanged():
+            values = self._flat.split([shape.numel() for shape in self._shapes])
+            for tensor, shape, value in zip(self._tensors, self._shapes, values, strict=True):
+                if needs_restoring(tensor, value.view(shape)):
+                    restore_value(tensor, value.view(shape).clone())
+        if _versions(self._tensors) != self._versions:
+            for tensor, version in zip(self._tensors, self._versions, strict=True):
+                if _version(tensor) != version:
+                    _set_version(tensor, version)
+
+    def _is_unchanged(self) -> bool:
+        tensors = self._tensors
+        if [each.shape for each in tensors] != self._shapes or not all(map(_is_small, tensors)):
+            return False
+        if {each.dtype for each in tensors} != {self._flat.dtype}:
+            return False
+        return not needs_restoring(_flattened(tensors), self._flat)
+
+
+def _flattened(tensors: list[Tensor]) -> Tensor:
+    """All elements of the tensors, one after the other."""
+    with torch.no_grad():
+        flat: Tensor = torch._C._nn.flatten_dense_tensors(tensors)  # type: ignore[attr-defined]
+    return flat
+
+
+def _is_small(tensor: Tensor) -> bool:
+    """Whether copying the tensor takes less time than a call of torch, and nothing about it is special."""
+    return (
+        type(tensor) is Tensor
+        and tensor.layout is torch.strided
+        and tensor.is_cpu
+        and tensor.numel() <= _FEW
+        and not (tensor.is_inference() or tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+    )
+
+
+_FEW = 4096  # elements
+
+
+def _saved_tensors(tensors: Iterable[Tensor]) -> list[_SavedTensor | _SavedSmallTensors]:
+    small: dict[torch.dtype, list[Tensor]] = {}
+    saved: list[_SavedTensor | _SavedSmallTensors] = []
+    for tensor in tensors:
+        if _is_small(tensor):
+            small.setdefault(tensor.dtype, []).append(tensor)
+        elif not is_lazy(tensor):
+            saved.append(_SavedTensor(tensor))
+    return [*saved, *map(_SavedSmallTensors, small.values())]
 
 
 def _version(tensor: Tensor) -> int:
