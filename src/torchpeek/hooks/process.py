@@ -113,7 +113,7 @@ def _any_compiled(modules: Iterable[nn.Module]) -> bool:
     modules = list(modules)
     if any(kind.__name__ == _COMPILE_WRAPPER for kind in set(map(type, modules))):
         return True
-    return any([each.__dict__.get("_compiled_call_impl") is not None for each in modules])
+    return any(each.__dict__.get("_compiled_call_impl") is not None for each in modules)
 
 
 def is_compile_wrapper(module: nn.Module) -> bool:
