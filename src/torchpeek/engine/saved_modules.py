@@ -263,7 +263,7 @@ class _SavedSmallTensors:
 
     def restore(self) -> None:
         if not self._is_unchanged():
-            values = self._flat.split([shape.numel() for shape in self._shapes])
+            values = torch.split_with_sizes(self._flat, [shape.numel() for shape in self._shapes])
             for tensor, shape, value in zip(self._tensors, self._shapes, values, strict=True):
                 if needs_restoring(tensor, value.view(shape)):
                     restore_value(tensor, value.view(shape).clone())
@@ -274,39 +274,37 @@ class _SavedSmallTensors:
 
     def _is_unchanged(self) -> bool:
         tensors = self._tensors
-        if [each.shape for each in tensors] != self._shapes or not all(map(_is_small, tensors)):
+        if [each.shape for each in tensors] != self._shapes or {each.dtype for each in tensors} != {self._flat.dtype}:
             return False
-        if {each.dtype for each in tensors} != {self._flat.dtype}:
+        try:
+            return not needs_restoring(_flattened(tensors), self._flat)
+        except RuntimeError:  # one of them is another kind of tensor now; each is looked at by itself
             return False
-        return not needs_restoring(_flattened(tensors), self._flat)
 
 
 def _flattened(tensors: list[Tensor]) -> Tensor:
     """All elements of the tensors, one after the other."""
+    flatten: Any = torch._C._nn.flatten_dense_tensors
     with torch.no_grad():
-        flat: Tensor = torch._C._nn.flatten_dense_tensors(tensors)  # type: ignore[attr-defined]
-    return flat
+        return flatten(tensors)  # type: ignore[no-any-return]
 
 
-def _is_small(tensor: Tensor) -> bool:
-    """Whether copying the tensor takes less time than a call of torch, and nothing about it is special."""
-    return (
-        type(tensor) is Tensor
-        and tensor.layout is torch.strided
-        and tensor.is_cpu
-        and tensor.numel() <= _FEW
-        and not (tensor.is_inference() or tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
-    )
-
-
-_FEW = 4096  # elements
+_FEW = 4096  # elements: copying them takes less time than a call of torch
+_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool})
 
 
 def _saved_tensors(tensors: Iterable[Tensor]) -> list[_SavedTensor | _SavedSmallTensors]:
     small: dict[torch.dtype, list[Tensor]] = {}
     saved: list[_SavedTensor | _SavedSmallTensors] = []
     for tensor in tensors:
-        if _is_small(tensor):
+        if (
+            type(tensor) is Tensor
+            and tensor.is_cpu
+            and tensor.layout is torch.strided
+            and tensor.dtype in _DTYPES
+            and tensor.numel() <= _FEW
+            and not tensor.is_inference()
+        ):
             small.setdefault(tensor.dtype, []).append(tensor)
         elif not is_lazy(tensor):
             saved.append(_SavedTensor(tensor))
@@ -344,7 +342,7 @@ def needs_restoring(tensor: Tensor, value: Tensor) -> bool:
         return False
     if tensor.device.type != "cpu" or tensor.layout != torch.strided:
         return True
-    if tensor.shape != value.shape:
+    if tensor.shape != value.shape or tensor.dtype != value.dtype:
         return True
     # Compared bit by bit, because NaN is not equal to itself.
     return not torch.equal(tensor, value) and not torch.equal(_bits(tensor), _bits(value))
@@ -357,6 +355,9 @@ def _bits(tensor: Tensor) -> Tensor:
 def restore_value(tensor: Tensor, value: Tensor) -> None:
     """Write the saved value into the tensor."""
     with torch.inference_mode(tensor.is_inference()):
+        if tensor.dtype != value.dtype:
+            tensor.data = value
+            return
         try:
             # Through .data, so that a graph of the user's that holds the buffer does not count this as a change.
             tensor.data.copy_(value)
