@@ -78,3 +78,12 @@ def test_buffers_saved_in_inference_mode_are_restored_outside_of_it() -> None:
     model.get_buffer("running_var").mul_(2)
     saved.restore()
     assert_same(model, before)
+
+
+def test_a_single_buffer_has_a_copy_of_its_own() -> None:
+    model = nn.ReLU()
+    model.register_buffer("only", torch.zeros(3))
+    saved = SavedModules([model])
+    model.get_buffer("only").add_(1)
+    saved.restore()
+    assert model.get_buffer("only").tolist() == [0, 0, 0]

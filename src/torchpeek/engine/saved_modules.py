@@ -283,9 +283,11 @@ class _SavedSmallTensors:
 
 
 def _flattened(tensors: list[Tensor]) -> Tensor:
-    """All elements of the tensors, one after the other."""
+    """All elements of the tensors, one after the other, in memory of their own."""
     flatten: Any = torch._C._nn.flatten_dense_tensors
     with torch.no_grad():
+        if len(tensors) == 1:  # that function would return a view
+            return tensors[0].flatten().clone()
         return flatten(tensors)  # type: ignore[no-any-return]
 
 
