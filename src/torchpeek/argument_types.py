@@ -10,11 +10,11 @@ from dataclasses import dataclass, fields
 from decimal import Decimal
 from inspect import signature
 from io import IOBase
-from itertools import islice
+from itertools import islice, pairwise
 from numbers import Real
 from os import PathLike, fsencode, fspath
-from pathlib import PurePath
-from types import NoneType, UnionType
+from pathlib import PosixPath, PurePath, WindowsPath
+from types import FunctionType, NoneType, UnionType
 from typing import IO, Annotated, Any, BinaryIO, Literal, Protocol, TypeAlias, Union, get_args, get_origin
 
 from torchpeek.errors import InputError, OptionError, shown
@@ -173,6 +173,12 @@ def _evaluated(annotation: Any, names: Mapping[str, Any]) -> Any:
 class _Simple:
     allowed: str
     take: Callable[[Any], Any]
+    passing: frozenset[type] = frozenset()  # every value of just these types is taken as it is
+
+
+def passing_types(check: Check) -> frozenset[type]:
+    """Types whose values need no look: the check takes every one as it is. Subclasses are not among them."""
+    return check.passing if isinstance(check, _Simple) else frozenset()
 
 
 def _instance(cls: type, allowed: str) -> Check:
@@ -181,7 +187,7 @@ def _instance(cls: type, allowed: str) -> Check:
             raise TypeError
         return value
 
-    return _Simple(allowed, take)
+    return _Simple(allowed, take, frozenset({cls}))
 
 
 def _is_scalar(value: Any) -> bool:
@@ -190,6 +196,8 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _whole(value: Any) -> int:
+    if type(value) is int and -_LARGEST <= value <= _LARGEST:
+        return value
     if not _is_scalar(value) or str(getattr(value, "dtype", "")) == "torch.bool":
         raise TypeError
     number = operator.index(value)
@@ -199,6 +207,8 @@ def _whole(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
+    if type(value) is float and -math.inf < value < math.inf:
+        return value
     if isinstance(value, int) and _is_scalar(value):
         number = float(value)  # raises OverflowError
         return value if abs(value) < _LARGEST else number  # torch takes no larger int
@@ -271,7 +281,7 @@ _PATH = _Simple("a path", _path)
 _SIMPLE: dict[Any, Check] = {
     None: _NONE,
     NoneType: _NONE,
-    bool: _Simple("True or False", _flag),
+    bool: _Simple("True or False", _flag, frozenset({bool})),
     int: _Simple("a whole number", _whole),
     float: _Simple("a finite number", _number),
     str: _instance(str, "a text"),
@@ -294,7 +304,7 @@ def check_of(annotation: Any) -> Check | None:
         return _literal(arguments)
     base = annotation if origin is None else origin
     if base is Callable:
-        return _Simple("a function", _function)
+        return _Simple("a function", _function, frozenset({FunctionType}))
     if not isinstance(base, type) or base is Any:  # Any is a class since Python 3.11
         return None
     if issubclass(base, (PurePath, PathLike)):
@@ -363,7 +373,20 @@ def _either(checks: Sequence[Check | None]) -> Check | None:
         raise TypeError
 
     words = list(dict.fromkeys(each.allowed for each in known))
-    return _Simple(" or ".join(filter(None, [", ".join(words[:-1]), words[-1]])), take)
+    return _Simple(" or ".join(filter(None, [", ".join(words[:-1]), words[-1]])), take, _passing_one(known))
+
+
+def _passing_one(checks: Sequence[Check]) -> frozenset[type]:
+    """Types whose values the first of these checks that allows them takes as they are."""
+    passing = passing_types(checks[0])
+    for before, check in pairwise(checks):
+        if not isinstance(before, (_Simple, Whole, Number)):  # it may take any value
+            break
+        passing |= passing_types(check) & _NEVER_NUMBERS  # a number may be converted by a check that comes before
+    return passing
+
+
+_NEVER_NUMBERS = frozenset({NoneType, str, dict, PosixPath, WindowsPath, FunctionType})
 
 
 def _literal(values: tuple[Any, ...]) -> Check:
@@ -398,7 +421,8 @@ def _sequence(arguments: tuple[Any, ...]) -> Check:
 
     if fixed:
         return _Simple(f"({', '.join(check.allowed if check else '...' for check in each)})", take)
-    return _Simple(f"a list{f', each {of_each}' if of_each else ''}", take)
+    passing = frozenset({list, tuple}) if each[0] is None else frozenset()
+    return _Simple(f"a list{f', each {of_each}' if of_each else ''}", take, passing)
 
 
 def _mapping(arguments: tuple[Any, ...]) -> Check:
@@ -412,4 +436,5 @@ def _mapping(arguments: tuple[Any, ...]) -> Check:
                 of_value.take(each)
         return value
 
-    return _Simple(f"a dict{f', each value {of_value.allowed}' if of_value is not None else ''}", take)
+    passing = frozenset({dict}) if of_value is None else frozenset()
+    return _Simple(f"a dict{f', each value {of_value.allowed}' if of_value is not None else ''}", take, passing)

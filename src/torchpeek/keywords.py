@@ -10,7 +10,7 @@ from dataclasses import is_dataclass
 from types import FunctionType
 from typing import Any, TypeVar, cast
 
-from torchpeek.argument_types import Check, checked_value, checks_of, field_checks
+from torchpeek.argument_types import Check, checked_value, checks_of, field_checks, passing_types
 from torchpeek.errors import OptionError
 
 T = TypeVar("T")
@@ -54,10 +54,8 @@ def checked_keywords(function: F) -> F:
     takes_any = inspect.Parameter.VAR_POSITIONAL in kinds, inspect.Parameter.VAR_KEYWORD in kinds
     owned = by_position[:1] in (["self"], ["cls"])
     name = function.__name__
-    with_values = _checked_arguments(function, functools.cache(lambda: checks_of(function)))
 
-    @functools.wraps(function)
-    def checked(*args: Any, **kwargs: Any) -> Any:
+    def refuse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(args) > len(by_position) and not takes_any[0]:
             others = ", ".join(f"{each}=" for each in parameters if each not in by_position and each != "options")
             raise OptionError(
@@ -68,38 +66,62 @@ def checked_keywords(function: F) -> F:
             for keyword in kwargs:
                 if keyword not in parameters:
                     raise OptionError(no_keyword(name, keyword, parameters))
-        return with_values(*args, **kwargs)
 
-    return cast("F", checked)
+    return cast("F", _checked_arguments(function, lambda: checks_of(function), refuse=refuse))
 
 
 def _checked_arguments(
     function: Callable[..., Any],
     checks: Callable[[], Mapping[str, Check]],
     of_class: str = "",
+    refuse: Callable[[tuple[Any, ...], dict[str, Any]], None] | None = None,
 ) -> Callable[..., Any]:
     """The function, which checks the values of its arguments.
 
+    It is quick where there is nothing to say, because functions that are called for each layer are public, too.
+
     Args:
         function: The function.
-        checks: Returns the check of each parameter. It is called when the function is, because an annotation may name
-            what is imported later.
+        checks: Returns the check of each parameter. It is called when the function is first called, because an
+            annotation may name what is imported later.
         of_class: What comes before the name of a parameter in an error text.
+        refuse: Raises the error for more arguments by position, or for keywords, than the function has. It is called
+            with all arguments where there may be such ones.
     """
-    signature = inspect.signature(function).parameters.values()
-    by_position = [each.name for each in signature if each.kind is each.POSITIONAL_OR_KEYWORD]
+    parameters = inspect.signature(function).parameters
+    by_position = [name for name, each in parameters.items() if each.kind is each.POSITIONAL_OR_KEYWORD]
+    most, names = len(by_position), frozenset(parameters)
+    # Of each parameter with a check, by keyword and by position: the types that pass, the check, the name in an error.
+    by_keyword: dict[str, tuple[frozenset[type], Check, str]] = {}
+    by_place: list[tuple[int, frozenset[type], Check, str]] = []
+    is_prepared = False
+
+    def prepare() -> None:
+        nonlocal is_prepared
+        by_keyword.update({name: (passing_types(each), each, of_class + name) for name, each in checks().items()})
+        by_place[:] = [(place, *by_keyword[name]) for place, name in enumerate(by_position) if name in by_keyword]
+        is_prepared = True
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        known = checks()
-        for keyword in kwargs:
-            if keyword in known:
-                kwargs[keyword] = checked_value(known[keyword], of_class + keyword, kwargs[keyword])
-        for position, keyword in enumerate(by_position[: len(args)]):
-            if keyword in known:
-                value = checked_value(known[keyword], of_class + keyword, args[position])
-                if value is not args[position]:
-                    args = (*args[:position], value, *args[position + 1 :])
+        count = len(args)
+        if refuse is not None and (count > most or not names.issuperset(kwargs)):
+            refuse(args, kwargs)
+        if not is_prepared:
+            prepare()
+        for place, types, check, label in by_place:
+            if place >= count:
+                break
+            value = args[place]
+            if type(value) not in types:
+                taken = checked_value(check, label, value)
+                if taken is not value:
+                    args = (*args[:place], taken, *args[place + 1 :])
+        for keyword, value in kwargs.items():
+            if keyword in by_keyword:
+                types, check, label = by_keyword[keyword]
+                if type(value) not in types:
+                    kwargs[keyword] = checked_value(check, label, value)
         return function(*args, **kwargs)
 
     return checked
@@ -124,7 +146,10 @@ def checked_class(cls: type[T]) -> type[T]:
     """
     init = vars(cls).get("__init__")
     if init is not None:
-        checks = functools.cache(lambda: field_checks(cls) if is_dataclass(cls) else checks_of(init))
+
+        def checks() -> Mapping[str, Check]:
+            return field_checks(cls) if is_dataclass(cls) else checks_of(init)
+
         setattr(cls, "__init__", _checked_arguments(init, checks, f"{cls.__name__}: "))  # noqa: B010  # mypy
     return checked_methods(cls)
 

@@ -8,7 +8,6 @@ import functools
 import os
 import threading
 from collections.abc import Callable
-from itertools import compress
 from types import CodeType, FrameType
 from typing import Any
 
@@ -34,10 +33,11 @@ class Level:
     All methods may be called again where an exception has cut them short.
     """
 
-    __slots__ = ("_gates", "is_open")
+    __slots__ = ("_gates", "_is_gated", "is_open")
 
     def __init__(self, is_open: bool = False) -> None:
         self.is_open = is_open
+        self._is_gated = False  # whether `begin` has run to its end
         self._gates: list[_Gate] = []  # those that this level has put in the place of handlers
 
     @property
@@ -47,20 +47,25 @@ class Level:
 
     def begin(self) -> None:
         """Make this level the innermost. From here on no signal raises, unless it is open."""
-        if _get_ident() != _main_thread().ident:
+        if self._is_gated or _get_ident() != _main_thread().ident:
             return
         inside_closed = False
         if self not in _levels:
             inside_closed = bool(_levels) and not _levels[-1].is_open  # no handler can have been installed since
             _levels.append(self)  # first, so that each gate holds from the moment at which it is installed
-        if self.is_open or inside_closed:
-            return
-        handlers = list(map(_get, _NUMBERS))
-        for number, handler in compress(zip(_NUMBERS, handlers, strict=True), map(callable, handlers)):
-            if type(handler) is not _Gate:
-                gate = _Gate(number, handler)
+        if not (self.is_open or inside_closed):
+            handlers = list(map(_get, _NUMBERS))
+            for place, gate in _missing_gates(handlers):
+                if gate.handler is not handlers[place]:  # equal to it, and another object
+                    gate = _Gate(gate.number, handlers[place])
                 self._gates.append(gate)
-                _set(number, gate)
+                _set(gate.number, gate)
+        self._is_gated = True
+
+    def begin_again(self) -> None:
+        """Begin, or put gates in the place of handlers that were installed since this level has begun."""
+        self._is_gated = False
+        self.begin()
 
     def guard(self, is_guarded: Callable[[FrameType], bool]) -> None:
         """End this level, and leave its gates: they go on to delay the signals that interrupt certain code.
@@ -69,6 +74,7 @@ class Level:
             is_guarded: Says of a frame whether it runs that code.
         """
         _guards[self] = is_guarded
+        self._is_gated = False
         self._leave()
 
     def end(self) -> None:
@@ -76,6 +82,7 @@ class Level:
 
         A handler that was installed in the meantime stays.
         """
+        self._is_gated = False
         gates = self._gates
         # Still closed: a handler that is put back may raise, and then this is called again.
         while gates and _get_ident() == _main_thread().ident:
@@ -91,6 +98,27 @@ class Level:
             _levels.remove(self)
             if _pending and (not _levels or _levels[-1].is_open):
                 deliver()
+
+
+# The handlers that were looked at last, without gates and with them, and the places and gates of those that need one.
+_known: list[tuple[list[Any], list[tuple[int, _Gate]]]] = []
+
+
+def _missing_gates(handlers: list[Any]) -> list[tuple[int, _Gate]]:
+    """Which handlers in this list, which has a place for each signal, are functions of Python and no gates.
+
+    The list is nearly always one of the last two, and a single comparison shows that.
+    """
+    for known, gates in _known:
+        if known == handlers:
+            return gates
+    gates = [
+        (place, _Gate(_NUMBERS[place], handler))
+        for place, handler in enumerate(handlers)
+        if callable(handler) and type(handler) is not _Gate
+    ]
+    _known[:] = [(handlers, gates), *_known[:1]]
+    return gates
 
 
 class _Gate:

@@ -256,7 +256,7 @@ def _leave(
 ) -> bool | None:
     undo = found[0] if found else block._innermost_by_hand()
     try:
-        undo._level.begin()
+        undo._level.begin_again()
         return None if undo.ending is None else undo.ending(kind, error, trace)
     finally:
         try:

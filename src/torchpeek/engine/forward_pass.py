@@ -38,7 +38,6 @@ from torchpeek.engine.replay.validation import overwritten_outputs
 from torchpeek.engine.targets.question import Bound, Question, Target, bind_target, scores_of
 from torchpeek.errors import AmbiguousCall, InputError, NotConnected, NotFinite, listed_names, notify
 from torchpeek.hooks import SelectedLayer, attached, call_name, containers, grad_mode, replaced, select, shared
-from torchpeek.interrupts import uninterrupted
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class ForwardPass:
     def scores_with_graph(self) -> Tensor:
         """(N, K): the scores, connected to the graph behind the output."""
         # The caller may be inside no_grad or inference_mode, where no graph would be made.
-        with uninterrupted(), grad_mode(True):
+        with grad_mode(True, delays_signals=True):
             return scores_of(self.question, self.output, torch.arange(len(self.call)))
 
     @cached_property

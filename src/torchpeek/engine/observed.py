@@ -43,6 +43,9 @@ class Observer:
     @contextmanager
     def observing(self) -> Iterator[None]:
         """The layers are observed inside the block."""
+        if not self._observed:  # most passes: a block would take longer than all the rest
+            yield
+            return
         hooks = [
             (layer.module, partial(self._keep, name, layer, layout)) for name, (layer, layout) in self._observed.items()
         ]

@@ -87,7 +87,7 @@ class SavedModules:
         self._requires_grad = [each.requires_grad for each in self._parameters]
         self._versions = _versions(self._parameters)
         self._addresses = _addresses(self._parameters)
-        self._values = [_SavedTensor(each) for each in tensors if not is_lazy(each)]
+        self._values = _saved_tensors(tensors)
         self.devices = {each.device for each in (*self._parameters, *tensors)}
         known = known.union(modules) if self._owned.modules else known
         self.hidden = [
@@ -138,8 +138,7 @@ class SavedModules:
     def restore(self) -> None:
         """Restore everything. Then raise the first error. May be called again."""
         errors: list[Exception] = []
-        values: list[_SavedTensor | _SavedScript] = [*self._values, *self._scripts]
-        for value in values:
+        for value in (*self._values, *self._scripts):
             try:
                 value.restore()
             except Exception as error:  # the others are restored first
@@ -230,13 +229,18 @@ class _SavedTensor:
         self._value = self._alias.clone()
 
     def restore(self) -> None:
-        if not _has_same_memory(self._tensor, self._alias):
-            with torch.inference_mode(self._tensor.is_inference()):
-                self._tensor.data = self._alias
-        if needs_restoring(self._tensor, self._value):
-            restore_value(self._tensor, self._value)
-        if _version(self._tensor) != self._version:
-            _set_version(self._tensor, self._version)
+        _restore(self._tensor, self._alias, self._value, self._version)
+
+
+def _restore(tensor: Tensor, alias: Tensor, value: Tensor, version: int) -> None:
+    """Give a tensor the memory that `alias` has, the saved value, and the saved version."""
+    if not _has_same_memory(tensor, alias):
+        with torch.inference_mode(tensor.is_inference()):
+            tensor.data = alias
+    if needs_restoring(tensor, value):
+        restore_value(tensor, value)
+    if _version(tensor) != version:
+        _set_version(tensor, version)
 
 
 def _has_same_memory(tensor: Tensor, alias: Tensor) -> bool:
@@ -245,6 +249,70 @@ def _has_same_memory(tensor: Tensor, alias: Tensor) -> bool:
         return tensor.is_set_to(alias) or not is_plain(tensor)
     except (RuntimeError, NotImplementedError):  # such as a sparse tensor
         return True
+
+
+class _SavedSmallTensors:
+    """Small tensors of one dtype on the CPU. Their values are in one tensor, and one comparison shows any change."""
+
+    __slots__ = ("_addresses", "_aliases", "_flat", "_shapes", "_tensors", "_versions")
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._tensors = tensors
+        self._shapes = [each.shape for each in tensors]
+        self._versions = [each._version for each in tensors]
+        self._aliases = [each.detach() for each in tensors]
+        self._addresses = _addresses(tensors)
+        self._flat = _flattened(tensors)
+
+    def restore(self) -> None:
+        if self._is_unchanged():
+            return
+        values = torch.split_with_sizes(self._flat, [shape.numel() for shape in self._shapes])
+        shaped = [value.view(shape) for value, shape in zip(values, self._shapes, strict=True)]
+        for each in zip(self._tensors, self._aliases, shaped, self._versions, strict=True):
+            _restore(*each)
+
+    def _is_unchanged(self) -> bool:
+        tensors = self._tensors
+        if [each.shape for each in tensors] != self._shapes or {each.dtype for each in tensors} != {self._flat.dtype}:
+            return False
+        if _versions(tensors) != self._versions or _addresses(tensors) != self._addresses:
+            return False
+        try:
+            return not needs_restoring(_flattened(tensors), self._flat)
+        except RuntimeError:  # one of them is another kind of tensor now; each is looked at by itself
+            return False
+
+
+def _flattened(tensors: list[Tensor]) -> Tensor:
+    """All elements of the tensors, one after the other, in memory of their own."""
+    flatten: Any = torch._C._nn.flatten_dense_tensors
+    with torch.no_grad():
+        if len(tensors) == 1:  # that function would return a view
+            return tensors[0].flatten().clone()
+        return flatten(tensors)  # type: ignore[no-any-return]
+
+
+_FEW = 4096  # elements: copying them takes less time than a call of torch
+_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool})
+
+
+def _saved_tensors(tensors: Iterable[Tensor]) -> list[_SavedTensor | _SavedSmallTensors]:
+    small: dict[torch.dtype, list[Tensor]] = {}
+    saved: list[_SavedTensor | _SavedSmallTensors] = []
+    for tensor in tensors:
+        if (
+            type(tensor) is Tensor
+            and tensor.is_cpu
+            and tensor.layout is torch.strided
+            and tensor.dtype in _DTYPES
+            and tensor.numel() <= _FEW
+            and not tensor.is_inference()
+        ):
+            small.setdefault(tensor.dtype, []).append(tensor)
+        elif not is_lazy(tensor):
+            saved.append(_SavedTensor(tensor))
+    return [*saved, *map(_SavedSmallTensors, small.values())]
 
 
 def _version(tensor: Tensor) -> int:
@@ -286,7 +354,7 @@ def needs_restoring(tensor: Tensor, value: Tensor) -> bool:
         return False
     if tensor.device.type != "cpu" or tensor.layout != torch.strided:
         return True
-    if tensor.shape != value.shape:
+    if tensor.shape != value.shape or tensor.dtype != value.dtype:
         return True
     # Compared bit by bit, because NaN is not equal to itself.
     return not torch.equal(tensor, value) and not torch.equal(_bits(tensor), _bits(value))
@@ -299,6 +367,9 @@ def _bits(tensor: Tensor) -> Tensor:
 def restore_value(tensor: Tensor, value: Tensor) -> None:
     """Write the saved value into the tensor."""
     with torch.inference_mode(tensor.is_inference()):
+        if tensor.dtype != value.dtype:
+            tensor.data = value
+            return
         try:
             # Through .data, so that a graph of the user's that holds the buffer does not count this as a change.
             tensor.data.copy_(value)

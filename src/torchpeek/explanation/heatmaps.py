@@ -43,7 +43,6 @@ from torchpeek.explanation.request import (
 )
 from torchpeek.heatmap import Heatmap
 from torchpeek.hooks import grad_mode
-from torchpeek.interrupts import uninterrupted
 from torchpeek.models import Inputs, Model, model_call_for, module_of
 from torchpeek.models.quantised import quantisation_errors, quantised_layers
 from torchpeek.picture import Picture
@@ -295,7 +294,7 @@ def _heatmap(trace: Trace, method: CamMethod, own: Mapping[str, Any], options: H
     # The mathematics is in float32 at least, also under the caller's autocast.
     device = trace.inputs.device.type
     full_precision = torch.autocast(device, enabled=False)
-    with uninterrupted(), grad_mode(trace.create_graph), full_precision, stop_iteration_restored():
+    with grad_mode(trace.create_graph, delays_signals=True), full_precision, stop_iteration_restored():
         values = smoothed(trace, compute, smooth) if smooth else compute(trace)
         values = values.expand(*trace.scores.shape, *values.shape[2:]).contiguous()  # (N, K, *grid)
     provenance = _provenance(trace, method, arguments, smooth, fuse)

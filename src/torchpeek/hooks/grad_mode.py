@@ -10,13 +10,15 @@ from torchpeek.undo import Undo, undone
 
 
 @undone
-def grad_mode(undo: Undo, enabled: bool) -> None:
+def grad_mode(undo: Undo, enabled: bool, *, delays_signals: bool = False) -> None:
     """Inside the block inference mode is off, and gradients are on or off. On exit both are as they were before.
 
     Args:
         undo: What restores them.
         enabled: Whether gradients are on.
+        delays_signals: Whether the block is an `uninterrupted` one as well.
     """
+    undo.delays_signals = undo.delays_signals or delays_signals
     guard = torch.inference_mode(False)
     undo.push_local(torch.set_grad_enabled, torch.is_grad_enabled())
     undo.push_local(_end, guard)

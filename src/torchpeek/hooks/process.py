@@ -108,6 +108,14 @@ def is_compiled(module: nn.Module) -> bool:
     return is_compile_wrapper(module) or module.__dict__.get("_compiled_call_impl") is not None
 
 
+def _any_compiled(modules: Iterable[nn.Module]) -> bool:
+    """`any(map(is_compiled, modules))`, without a call for each of the modules, which may be many and small."""
+    modules = list(modules)
+    if any(kind.__name__ == _COMPILE_WRAPPER for kind in set(map(type, modules))):
+        return True
+    return any(each.__dict__.get("_compiled_call_impl") is not None for each in modules)
+
+
 def is_compile_wrapper(module: nn.Module) -> bool:
     """Whether the module is what torch.compile(model) returns; model.compile() returns the model itself."""
     return type(module).__name__ == _COMPILE_WRAPPER
@@ -133,7 +141,7 @@ def eagerly(undo: Undo, modules: Iterable[nn.Module], block: str | None = None) 
         block: What the block does with the model, such as "recorded", for the notice if a module is compiled. None for
             no notice.
     """
-    if not any(map(is_compiled, modules)):
+    if not _any_compiled(modules):
         return
     if block is not None:
         notify(f"the model is compiled, and compiled code ignores hooks; it runs eagerly while it is {block}")
