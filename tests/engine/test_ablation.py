@@ -100,8 +100,8 @@ class TestChunks:
             return other(given, rows, trials)
 
         torch.testing.assert_close(getattr(trace, kind)(edit, 9, batch=9), getattr(trace, kind)(other, 9))
-        assert sizes[:3] == [9, 4, 2]
-        assert max(sizes[2:]) == 2
+        assert sizes[:5] == [9, 9, 4, 4, 2]  # each once more, because a failure may be that of one moment
+        assert max(sizes[4:]) == 2
 
     def test_out_of_memory_while_a_replay_is_checked(self) -> None:
         model = PooledNet().double().eval()
@@ -196,7 +196,7 @@ class TestChunks:
         assert set(seen[:-1]) == {torch.float32, torch.bfloat16} or seen[0] == torch.float32
         assert not torch.equal(half, exact)
         torch.testing.assert_close(half, exact, rtol=0.05, atol=0.05 * float(exact.abs().max()))
-        with pytest.raises(OptionError, match="precision is 'half'; allowed: 'bfloat16', or None"):
+        with pytest.raises(OptionError, match="precision is 'half'; allowed: 'bfloat16' or None"):
             trace.rescore(other, 3, precision="half")  # type: ignore[arg-type]
 
     def test_every_further_pass_is_in_the_autocast_of_the_first(self) -> None:

@@ -10,7 +10,7 @@ import torchpeek as tp
 from networks import PooledNet
 from networks.split import X
 from torchpeek.cam import METHODS, find_method
-from torchpeek.errors import GradUnavailable, InputError, MethodNotFound, NotFinite, Notice, TargetError
+from torchpeek.errors import GradUnavailable, InputError, MethodNotFound, NotFinite, Notice, OptionError, TargetError
 
 CHEAP = [name for name, method in METHODS.items() if method.cheap]
 
@@ -91,7 +91,7 @@ class TestCompare:
     def test_bad_requests(self) -> None:
         with pytest.raises(MethodNotFound, match="closest: 'gradcam'"):
             tp.explain(PooledNet(), X.float(), method="grad-cam")
-        with pytest.raises(MethodNotFound):
+        with pytest.raises(OptionError, match=r"method is \['gradcam'\]; allowed: a text"):
             tp.explain(PooledNet(), X.float(), method=["gradcam"])  # type: ignore[arg-type]
         with pytest.raises(InputError, match="methods is None"):
             tp.compare(PooledNet(), X.float(), methods=None)  # type: ignore[call-overload]

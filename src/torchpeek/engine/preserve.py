@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -78,7 +79,7 @@ def preserved(undo: Undo, model: nn.Module, *, evaluating: bool = True) -> None:
     random = SavedRandomState(saved.devices)
     undo.push(random.close)
     undo.push_local(random.restore)  # in a forked process, the state is that of the thread that forked
-    undo.push_local(saved.notify_of_changed_parameters)
+    undo.push_local(_notify, saved, sys.exception())
     undo.push(saved.restore)
     undo.push_local(_THREAD.set, blocks, depth)
     _THREAD.set([*blocks, _Block(model, depth, random)], depth)
@@ -87,6 +88,12 @@ def preserved(undo: Undo, model: nn.Module, *, evaluating: bool = True) -> None:
             undo.enter(notice_of_foreign_calls(model))
         saved.set_eval_mode()
     undo.enter(grad_mode(False))
+
+
+def _notify(saved: SavedModules, before: BaseException | None) -> None:
+    """Say what could not be restored, unless the block ends with an exception, which says more."""
+    if sys.exception() is before:
+        saved.notify_of_changed_parameters()
 
 
 @undone

@@ -331,7 +331,7 @@ def _addresses(tensors: Sequence[Tensor]) -> list[int]:
     """Where the values of tensors are: another place after an assignment to `.data`, which is no new version."""
     try:
         return [each.data_ptr() for each in tensors]
-    except (RuntimeError, NotImplementedError):  # one of them is sparse, or has no memory
+    except (RuntimeError, ValueError):  # one of them is sparse, has no memory, or is not initialised
         return [0] * len(tensors)
 
 

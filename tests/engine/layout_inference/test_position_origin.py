@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchpeek import Arguments
-from torchpeek.engine import as_model_call
+from torchpeek.engine import as_model_call, random_state
 from torchpeek.engine.layout_inference.dry_run import dry_run
 from torchpeek.engine.layout_inference.position_origin import PositionTracker
 
@@ -94,7 +94,10 @@ class TestPositionTracker:
         compute, expected = CASES[name]
         assert followed(compute) == expected
 
-    def test_a_model_that_refuses_dispatch_modes_is_run_without(self) -> None:
+    def test_a_model_that_refuses_dispatch_modes_is_run_without(self, monkeypatch) -> None:
+        # While other threads run, such as those of pytest-xdist, draws are observed in such a mode, too.
+        monkeypatch.setattr(random_state, "is_only_thread", lambda: True)
+
         class Refusing(nn.Module):
             def __init__(self) -> None:
                 super().__init__()

@@ -32,6 +32,7 @@ class TestUndeclaredTokens:
             tp.trace(model, torch.randn(1, 3, 32, 32), layer="blocks.layers.0.norm1", target=1)
 
     def test_one_sample_at_a_time_and_no_more(self) -> None:
-        model = Undeclared(last=True).eval()
+        model, seen = Undeclared(last=True).eval(), []
+        model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
         tp.trace(model, torch.randn(1, 3, 32, 32), target=1)
-        assert {len(each) for each in model.seen} == {1}
+        assert {len(each) for each in seen} == {1}

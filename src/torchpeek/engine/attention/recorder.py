@@ -58,7 +58,7 @@ class Attention:
     block_output: BlockOutput | None
 
 
-class AttentionRecorder(Block[None]):
+class AttentionRecorder(Block["AttentionRecorder"]):
     """Record the attention weights of one pass: `with recorder: run(model, call)`, then `recorder.attentions(N)`.
 
     Recorded are scaled_dot_product_attention, nn.MultiheadAttention, and a softmax over the last axis of a tensor
@@ -82,7 +82,7 @@ class AttentionRecorder(Block[None]):
         self._other_calls = Counter[OtherAttention]()
         self._module_calls: list[_ModuleCall] = []  # those that are running, the innermost last
 
-    def _open(self, undo: Undo) -> None:
+    def _open(self, undo: Undo) -> AttentionRecorder:
         undo.enter(uninterrupted())
         undo.push_local(torch.set_grad_enabled, torch.is_grad_enabled())
         undo.push(self._module_calls.clear)
@@ -94,6 +94,7 @@ class AttentionRecorder(Block[None]):
             )
         )
         undo.enter(active(AttentionMode(self._record, self._count_other)))
+        return self
 
     def attentions(self, sample_count: int) -> list[Attention]:
         """The attention of all tokens to each other, in the order of the pass, for a batch of `sample_count` samples.
