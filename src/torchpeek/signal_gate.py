@@ -179,13 +179,16 @@ def finalised(function: Callable[..., Any], *args: Any) -> None:
     level = Level()
     again: list[int] = []
     try:
-        level.begin()
-        function(*args)
+        try:
+            level.begin()
+            function(*args)
+        finally:
+            if level in _levels and not (len(_levels) > 1 and not _levels[-2].is_open):  # nobody else calls the handlers
+                again += _pending
+                _pending.clear()
+            level.end()
     finally:
-        if level in _levels and not (len(_levels) > 1 and not _levels[-2].is_open):  # nobody else calls the handlers
-            again += _pending
-            _pending.clear()
-        level.end()
+        level.end()  # for a second signal, where the first has struck before its gate was there
         for number in again:
             _thread.start_new_thread(_signal.raise_signal, (number,))
 

@@ -375,10 +375,8 @@ class Undeclared(nn.Module):
         self.blocks = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
         self.head = nn.Linear(16, 4)
         self.last, self.place = last, place
-        self.seen: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(x)
         grid = self.patch(x.float()).flatten(2).mT
         own = self.class_token.expand(len(x), -1, -1)
         parts = [grid, own] if self.last else [own, grid]

@@ -81,6 +81,7 @@ class Session:
         self.renew()
 
     def _note_dropped(self, what: sys.UnraisableHookArgs) -> None:
+        self.signals.raising = False  # Python would drop what a handler raises here, too
         if isinstance(what.exc_value, (Arrived, KeyboardInterrupt)):
             self.dropped.append(repr(what.object))
         else:
@@ -475,7 +476,7 @@ def threads(session: Session, attempt: Attempt) -> None:
 
 
 # What these record or change are the passes of the user's own thread.
-_RUN_BY_THE_USER = frozenset({"check_finite", "watch", "evaluate randomisation"})
+_RUN_BY_THE_USER = frozenset({"check_finite", "watch", "evaluate randomisation", "edit", "nested blocks"})
 
 
 def random_numbers_of_another_thread(session: Session, attempt: Attempt) -> None:
