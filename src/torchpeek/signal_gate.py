@@ -183,7 +183,9 @@ def finalised(function: Callable[..., Any], *args: Any) -> None:
             level.begin()
             function(*args)
         finally:
-            if level in _levels and not (len(_levels) > 1 and not _levels[-2].is_open):  # nobody else calls the handlers
+            if level in _levels and not (
+                len(_levels) > 1 and not _levels[-2].is_open
+            ):  # nobody else calls the handlers
                 again += _pending
                 _pending.clear()
             level.end()

@@ -311,10 +311,36 @@ def test_buffers_stay_the_same_part_of_the_same_memory() -> None:
 
 
 def test_a_parameter_that_forward_gives_other_memory_is_told() -> None:
+    former = []  # memory that is free again could be what comes next
+
     class Averaging(PooledNet):
         def forward(self, x: Tensor) -> Tensor:
+            former.append(self.head.weight.data)
             self.head.weight.data = self.head.weight.data * 0.5
             return super().forward(x)
 
     with pytest.warns(tp.Notice, match=r"changed parameters in place: 'Linear\.weight"):
         tp.trace(Averaging(), INPUTS, layer="act")
+
+
+def test_hooks_that_the_first_pass_registers_and_notes() -> None:
+    """As in transformers: were only the note taken back, the next pass would register them a second time."""
+
+    class Observed(PooledNet):
+        def forward(self, x: Tensor) -> Tensor:
+            if "observed" not in vars(self):
+                self.observed = True
+                self.act.register_forward_hook(lambda module, args, output: output + 1)
+            return super().forward(x)
+
+    model = Observed().eval()
+    expected = Observed().eval()
+    expected.load_state_dict(model.state_dict())
+    kept = model.act.register_forward_hook(lambda module, args, output: None)
+    before = list(model.act._forward_hooks)
+    for _ in range(2):
+        trace = tp.trace(model, INPUTS, layer="act")
+        assert list(model.act._forward_hooks) == before
+    torch.testing.assert_close(trace.scores, expected(INPUTS).gather(1, trace.question.labels))
+    kept.remove()
+    assert not model.act._forward_hooks

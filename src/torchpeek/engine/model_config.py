@@ -100,20 +100,20 @@ def is_text_argument(path: str) -> bool:
 
 def takes_frames_first(model: nn.Module, shape: Sequence[int]) -> bool:
     """Whether the model takes videos (N, frames, C, H, W), and `shape` is one."""
+    if len(shape) != 5:  # first, because the search for a configuration takes time
+        return False
     for config in _configs(model):
         channels = next((getattr(config, key) for key in _CHANNEL_COUNTS if hasattr(config, key)), None)
         has_frames = any(isinstance(getattr(config, key, None), int) for key in _FRAME_COUNTS)
-        if has_frames and len(shape) == 5 and shape[2] == channels:
+        if has_frames and shape[2] == channels:
             return True
     return False
 
 
 def takes_time_first(model: nn.Module, shape: Sequence[int]) -> bool:
     """Whether the model takes spectrograms (N, time, frequency) and convolves them as (frequency, time)."""
-    return any(
-        all(hasattr(config, key) for key in _SPECTROGRAM_STRIDES)
-        and len(shape) == 3
-        and shape[2] == getattr(config, _MEL_BINS, None)
+    return len(shape) == 3 and any(
+        all(hasattr(config, key) for key in _SPECTROGRAM_STRIDES) and shape[2] == getattr(config, _MEL_BINS, None)
         for config in _configs(model)
     )
 

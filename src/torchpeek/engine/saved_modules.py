@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from torchpeek.engine.saved_attributes import PLAIN, SavedAttributes, restore_members
 from torchpeek.errors import listed_names, notify
+from torchpeek.hooks import is_own_hook
 from torchpeek.tensor_formats import is_plain
 
 # The attributes that nn.Module itself sets. They come first in a module that sets none before `super().__init__()`.
@@ -27,9 +28,10 @@ _ABSENT = object()
 class SavedModules:
     """The state of the modules of a model.
 
-    1. Modes, buffers and plain attributes of every module: which there are, which objects they are, and the values of
-       tensors. `SavedAttributes` says how much is saved of what an attribute holds. The modules that it holds, such as
-       those in a plain list, are saved like the others.
+    1. Modes, hooks, buffers and plain attributes of every module: which there are, which objects they are, and the
+       values of tensors. Attributes and hooks belong together: transformers registers hooks in the first pass, and sets
+       an attribute that says so. `SavedAttributes` says how much is saved of what an attribute holds. The modules that
+       it holds, such as those in a plain list, are saved like the others.
     2. Which parameters and submodules there are, and whether each parameter requires a gradient. Values of parameters
        are not saved, because that would take as much memory as the model. A Notice says which were changed.
     3. The version of each tensor that is restored, so that a graph that holds it does not take it for changed.
@@ -45,6 +47,7 @@ class SavedModules:
         "_addresses",
         "_attributes",
         "_hidden",
+        "_hooks",
         "_members",
         "_modules",
         "_owned",
@@ -67,6 +70,7 @@ class SavedModules:
         self._training = [module for module in modules if getattr(module, "training", False)]
         every = [module.__dict__ for module in self._modules]
         self._attributes = [each.copy() for each in every]
+        self._hooks = _SavedHooks(every)
         # The stores that are not empty, and copies of them.
         own = [store for each in every if (store := each["_parameters"])]
         buffers = [store for each in every if (store := each["_buffers"])]
@@ -152,6 +156,7 @@ class SavedModules:
         if not self._has_same_attributes():
             for module, attributes in zip(self._modules, self._attributes, strict=True):
                 _restore_attributes(module.__dict__, attributes)
+        self._hooks.restore()
         if self._hidden is not None:
             self._hidden.restore()
         if [each.requires_grad for each in self._parameters] != self._requires_grad:
@@ -216,6 +221,31 @@ def _restore_attributes(current: dict[str, Any], saved: dict[str, Any]) -> None:
     for name, value in saved.items():
         if current.get(name, _ABSENT) is not value:
             current[name] = value
+
+
+class _SavedHooks:
+    """The hooks of modules. Those that torchpeek has registered in the meantime, also in other threads, stay."""
+
+    __slots__ = ("_counts", "_dicts", "_registered")
+
+    def __init__(self, attributes: Sequence[dict[str, Any]]) -> None:
+        self._dicts = [each[name] for each in attributes for name in _HOOKS]
+        self._counts = list(map(len, self._dicts))
+        self._registered = [hooks.copy() if hooks else hooks for hooks in self._dicts] if any(self._counts) else []
+
+    def restore(self) -> None:
+        if list(map(len, self._dicts)) == self._counts:
+            return
+        for place, (hooks, count) in enumerate(zip(self._dicts, self._counts, strict=True)):
+            if len(hooks) != count:
+                found = self._registered[place] if count else {}
+                restored = {**found, **{number: hook for number, hook in hooks.items() if is_own_hook(hook)}}
+                hooks.clear()
+                hooks.update(restored)
+
+
+# Torch keeps options of hooks in further dicts, by the hook's number. One without a hook does nothing.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class _SavedTensor:

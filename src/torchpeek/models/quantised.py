@@ -30,8 +30,9 @@ def observing_layers(model: object) -> list[str]:
         return []
     observing = []
     for name, module in model.named_modules():
-        enabled = getattr(module, "observer_enabled", None)
-        if hasattr(module, "fake_quant_enabled") and isinstance(enabled, Tensor) and bool(enabled.any()):
+        buffers = module._buffers  # not getattr, which takes long for a name that a module does not have
+        enabled = buffers.get("observer_enabled") if "fake_quant_enabled" in buffers else None
+        if isinstance(enabled, Tensor) and bool(enabled.any()):
             observing.append(name)
     return [name for name in observing if not name.endswith("weight_fake_quant")]  # weights are the same in every pass
 
