@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -15,14 +16,15 @@ from torchpeek.engine import preserved
 
 def watched(model: nn.Module, x: Tensor) -> None:
     """A step of an optimizer that changes nothing."""
-    with preserved(model), tp.watch(model):
+    # The pass and the step are not torchpeek's: it does not restore the random state, and gives a Notice of the step.
+    with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(), preserved(model), tp.watch(model):
         model(x)
         optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad] or [x], lr=0.0)
         optimizer.step()
 
 
 def checked(model: nn.Module, x: Tensor) -> None:
-    with preserved(model), tp.check_finite(model):
+    with torch.random.fork_rng(), preserved(model), tp.check_finite(model):
         model(x)
 
 

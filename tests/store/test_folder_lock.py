@@ -68,10 +68,12 @@ def captured(value: float, layer: str = "a") -> Captured:
 def test_two_in_one_process(without_flock, tmp_path) -> None:
     first = OutputFolder.prepared(tmp_path / "out")
     for overwrite in (False, True):
-        with pytest.raises(FolderError, match=rf"is in use: this process \({os.getpid()}\).* Next: wait"):
+        with pytest.raises(
+            FolderError, match=rf"is in use: another object or thread of this process \({os.getpid()}\).* Next: wait"
+        ):
             OutputFolder.prepared(tmp_path / "out", overwrite=overwrite)
     first.write("a", b"1")
-    with pytest.raises(FolderError, match=r"not empty \(1 entries, and this process .* is writing to it\)"):
+    with pytest.raises(FolderError, match=r"not empty \(1 entries, and another object .* is writing to it\)"):
         OutputFolder.prepared(tmp_path / "out")
     first.close()
     assert [each.name for each in (tmp_path / "out").iterdir()] == ["a"]

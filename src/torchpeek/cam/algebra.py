@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -242,6 +243,24 @@ def _check_channel_axis(inputs: Tensor, convolution: _ConvNd, method: str, *, kn
             f"{method}: axis 1 of the inputs {shape} is read as the channels. If they are on axis {axes[0]}, give "
             f"x.movedim({axes[0]}, 1) to a module whose forward returns model(x.movedim(1, {axes[0]}))"
         )
+
+
+class _NumberOrTensor:
+    """What a filling may be, as an option. `filled` says more of a tensor that does not fit."""
+
+    allowed = "a finite number or a tensor"
+
+    def take(self, value: Any) -> Any:
+        """The filling, also a NumPy array. Raises ValueError for what is none."""
+        if isinstance(value, Tensor) or hasattr(value, "__array__"):
+            return value
+        if isinstance(value, bool) or not math.isfinite(float(value)):
+            raise ValueError
+        return value
+
+
+Filling: TypeAlias = Annotated[float | Tensor, _NumberOrTensor()]
+"""A number, or a tensor or an array (*grid), (C, *grid) or (N, C, *grid) with 1 in place of any length."""
 
 
 def filled(name: str, value: object, inputs: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchpeek.argument_types import Count, NonNegative, Seed
-from torchpeek.cam.algebra import along_samples, filled, floating_inputs, noise
+from torchpeek.cam.algebra import Filling, along_samples, filled, floating_inputs, noise
 from torchpeek.cam.gradient import gradcam
 from torchpeek.cam.method import cam_method
 from torchpeek.engine import Change, Trace, input_gradient_chunks
@@ -94,7 +94,7 @@ def smoothgrad(trace: Trace, *, samples: Count = 50, noise_level: NonNegative = 
     passes="51 more forward, 50 backward through all layers for each class",
     paper="arXiv:1703.01365",
 )
-def integrated_gradients(trace: Trace, *, steps: Count = 50, baseline: float | Tensor = 0.0) -> Tensor:
+def integrated_gradients(trace: Trace, *, steps: Count = 50, baseline: Filling = 0.0) -> Tensor:
     """The mean gradient along the straight path from a baseline, times the input less the baseline (eq. 1).
 
     The products are summed over the channels. The integral is a Riemann sum of `steps` equal parts with the gradient in

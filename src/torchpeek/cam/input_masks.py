@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from torchpeek.argument_types import Cells, Count, Number, Seed
-from torchpeek.cam.algebra import filled, floating_inputs
+from torchpeek.cam.algebra import Filling, filled, floating_inputs
 from torchpeek.cam.method import cam_method
 from torchpeek.engine import Trace
 from torchpeek.engine.batching import Precision
@@ -32,7 +32,7 @@ def occlusion(
     *,
     window: int | Sequence[int] | None = None,
     stride: int | Sequence[int] | None = None,
-    fill: float | Tensor = 0.0,
+    fill: Filling = 0.0,
     precision: Precision = None,
 ) -> Tensor:
     """How far the score falls when a window of the input is covered (section 4.2).

@@ -149,7 +149,7 @@ def running_pass(model: nn.Module, kind: Callable[[], Hashable]) -> Iterator[Non
         if block is None or block.random.is_certain():
             yield
         else:
-            with observing_draws(block.random, block.model, kind):
+            with observing_draws(block.random, [each.model for each in _THREAD.blocks], kind):
                 yield
     finally:
         _THREAD.pass_depth = depth  # where this is cut short, `preserved` does it

@@ -102,16 +102,20 @@ class SavedRandomState:
 
 
 @undone
-def observing_draws(undo: Undo, saved: SavedRandomState, model: nn.Module, kind: Callable[[], Hashable]) -> None:
+def observing_draws(
+    undo: Undo, saved: SavedRandomState, models: Sequence[nn.Module], kind: Callable[[], Hashable]
+) -> None:
     """A block around a pass of the model, which finds out whether the pass draws random numbers.
 
     Args:
         undo: What ends the observation.
         saved: The states that the model may change.
-        model: The model.
+        models: The model, and before it others that the pass may run a part of.
         kind: Returns a key. Of passes with the same key, all draw or none does.
     """
-    key = kind(), tuple(module.training for module in model.modules() if hasattr(module, "training"))
+    model = models[-1]
+    modules = (module for each in models for module in each.modules())
+    key = kind(), tuple(module.training for module in modules if hasattr(module, "training"))
     draws = _DRAWS.get(model, key)
     if draws is not None:
         saved.observed(draws)
