@@ -224,24 +224,25 @@ def _restore_attributes(current: dict[str, Any], saved: dict[str, Any]) -> None:
 
 
 class _SavedHooks:
-    """The hooks of modules. Those that torchpeek has registered in the meantime, also in other threads, stay."""
+    """The hooks of modules. What is registered in the meantime is removed, except torchpeek's own in other threads.
+
+    A hook that was removed in the meantime stays away: it has removed itself, because it was meant for one call.
+    """
 
     __slots__ = ("_counts", "_dicts", "_registered")
 
     def __init__(self, attributes: Sequence[dict[str, Any]]) -> None:
         self._dicts = [each[name] for each in attributes for name in _HOOKS]
         self._counts = list(map(len, self._dicts))
-        self._registered = [hooks.copy() if hooks else hooks for hooks in self._dicts] if any(self._counts) else []
+        self._registered = {number for hooks in self._dicts for number in hooks}
 
     def restore(self) -> None:
         if list(map(len, self._dicts)) == self._counts:
             return
-        for place, (hooks, count) in enumerate(zip(self._dicts, self._counts, strict=True)):
-            if len(hooks) != count:
-                found = self._registered[place] if count else {}
-                restored = {**found, **{number: hook for number, hook in hooks.items() if is_own_hook(hook)}}
-                hooks.clear()
-                hooks.update(restored)
+        for hooks in self._dicts:
+            for number, hook in tuple(hooks.items()):
+                if number not in self._registered and not is_own_hook(hook):
+                    hooks.pop(number, None)
 
 
 # Torch keeps options of hooks in further dicts, by the hook's number. One without a hook does nothing.
