@@ -18,8 +18,7 @@ may be in a cycle. Then the steps are run when the exception has been handled an
 block that is opened and closed by calls of `__enter__` and `__exit__` there is only the second: its steps are run when
 `__exit__` is called again, or when nothing refers to the block any more.
 
-`with lock:` needs none of this. CPython looks for signals and asynchronous exceptions at the beginning of a function,
-after a call and at a jump backwards, and there is none of these between the end of the block and the release.
+A lock that guards a few lines is a `forks.Lock`: a thread that enters it gives back what it has left held.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ class TestKernelGrid:
         for option in ("most", "most_channels", "columns", "tile"):
             with pytest.raises(OptionError, match=f"{option} is 0; allowed: 1 or more"):
                 kernel_grid(weight, **{option: 0})
-            with pytest.raises(OptionError, match=rf"{option} is 2\.5; allowed: 1 or more"):
+            with pytest.raises(OptionError, match=rf"{option} is 2\.5; allowed: a whole number"):
                 kernel_grid(weight, **{option: 2.5})
 
 

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from torchpeek.forks import new_lock
+from torchpeek.forks import Lock
 from torchpeek.interrupts import let_interrupts_through
 from torchpeek.undo import Undo
 
 # Who holds a module, by the id of the module. Modules that nobody holds are not in it. Each module is locked and not
 # each model, because two models may share a module.
 _HOLDERS: dict[int, LockHolder] = {}
-_GUARD = new_lock()
+_GUARD = Lock()
 
 
 class LockHolder:

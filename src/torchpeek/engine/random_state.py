@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchpeek.engine.model_cache import ModelCache
-from torchpeek.forks import new_lock
+from torchpeek.forks import Lock
 from torchpeek.hooks import active_in_dispatch
 from torchpeek.undo import Undo, undone
 
@@ -19,7 +19,7 @@ from torchpeek.undo import Undo, undone
 _DRAWS: ModelCache[Hashable, bool] = ModelCache(capacity=64)
 
 _OPEN: list[SavedRandomState] = []  # those of all threads that are not restored yet, the earliest first
-_GUARD = new_lock()
+_GUARD = Lock()
 
 
 class SavedRandomState:
@@ -44,8 +44,7 @@ class SavedRandomState:
         self._observed = self._unobserved = False  # whether there were passes that were, or were not, observed
         others = sorted((each for each in devices if each.type not in ("cpu", "meta")), key=str)
         self._states = [(device, _state(device)) for device in (torch.device("cpu"), *others)]
-        with _GUARD:
-            _OPEN.append(self)
+        _OPEN.append(self)
 
     def is_certain(self) -> bool:
         """Whether the next pass need not be observed."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from torchpeek.errors import FormatError, InputError, LayerNotFound, closest, notify
-from torchpeek.forks import new_lock
+from torchpeek.forks import Lock
 from torchpeek.hooks import Captured
 from torchpeek.keywords import checked_class
 from torchpeek.signal_gate import is_of_handler
@@ -177,7 +177,7 @@ class _Writer:
 
     def __init__(self, folder: OutputFolder) -> None:
         self.folder = folder
-        self._numbering = new_lock()
+        self._numbering = Lock()
         self._number = 0
         self.skip_files()
         status = folder.path.stat()
@@ -210,7 +210,7 @@ def _writer_of(path: Path) -> _Writer:
         return writer
 
 
-_OPENING = new_lock()  # so that two threads make one writer
+_OPENING = Lock()  # so that two threads make one writer
 
 
 def _numbered_files(folder: Path) -> list[tuple[int, Path]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.errors import InputError, LayerNotFound, OptionError, notify, shown
-from torchpeek.forks import new_lock
+from torchpeek.forks import Lock
 from torchpeek.hooks.module_channels import UNKNOWN_CHANNELS, Channels, channels_of
 from torchpeek.hooks.recording.running_statistics import ChannelsVary, RunningStatistics
 from torchpeek.hooks.recording.storage import Leaf, StoredTensor, StoredValue
@@ -178,7 +178,7 @@ class StatisticsKeeper:
         self._policy = policy
         self._lenient = lenient
         self._parts: dict[tuple[int, str], RunningStatistics | NoStatistics] = {}
-        self._lock = new_lock()  # the replicas of DataParallel call it at the same time
+        self._lock = Lock()  # the replicas of DataParallel call it at the same time
 
     def __call__(self, part: str, order: int, number: int, tensor: Tensor, copy: bool) -> Leaf:
         with self._lock:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
 from torchpeek.errors import InputError
-from torchpeek.forks import new_lock
+from torchpeek.forks import Lock
 from torchpeek.hooks import containers
 from torchpeek.hooks.backward_pass import graph_task, in_backward_pass
 from torchpeek.hooks.gradient_tap import GradientTap, TensorHook
@@ -85,7 +85,7 @@ class PassTracker:
         self.calls = ModelCalls(model)
         self.in_pass = self.calls.depth  # true for a thread in which the model runs
         self.replicas: dict[int, object] = {}  # thread -> the device of the model's replica that runs in it
-        self.lock = new_lock()  # replicas begin at the same time
+        self.lock = Lock()  # replicas begin at the same time
         self.called_in_other_thread = False  # whether the model ran in a thread that does not belong to the recording
         self.opened = False  # whether the recording has been opened
         self.called_outside_pass = False  # whether a part of the model was called in the last pass, or before the first
