@@ -43,6 +43,8 @@ class Turns:
             holder = first()
             if holder is None or holder.is_over:
                 self._leave(first)
+            elif holder.is_of_this_thread:  # this is a finalizer, which Python runs inside the thread's own turn
+                return
             else:
                 time.sleep(_WAIT)
                 let_interrupts_through()

@@ -123,6 +123,11 @@ class Undo:
         return result
 
     @property
+    def is_of_this_thread(self) -> bool:
+        """Whether the current thread has opened the block."""
+        return self._thread == _get_ident()
+
+    @property
     def is_over(self) -> bool:
         """Whether the `with` statement that opened the block is over."""
         return self._closer is not None and self._closer() is None

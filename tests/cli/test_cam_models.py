@@ -218,7 +218,7 @@ class TestTransformers:
         ("embedder", [], "compares pictures with texts, and predicts no class"),
         ("embedder", ["--class", "bee"], "--text"),
         ("embedder", ["--text", "a", "--class", "bee"], "give one"),
-        ("embedder", ["--text", " "], "none of them empty"),
+        ("embedder", ["--text", " "], "--text is empty; allowed: a value"),
         ("without_texts", [], "returns an embedding (image_embeds)"),
         ("convolutional", ["--box", "0"], "Box reads what a detector returns"),
         ("convolutional", ["--pixels"], "Pixels reads outputs (N, classes, *grid)"),

@@ -24,7 +24,7 @@ class Counting(PooledNet):
     samples = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.samples += len(x)
+        Counting.samples += len(x)  # in the class: what forward writes into the model is taken back
         return super().forward(x)
 
 
@@ -35,10 +35,10 @@ def test_the_number_of_passes(metric: str, methods: list[str], classes: list[int
     torch.manual_seed(0)
     model, x = Counting().eval(), torch.rand(1, 3, 16, 16)
     heatmaps = tp.compare(model, x, methods=methods, target=[classes])
-    model.samples = 0
+    Counting.samples = 0
     tp.evaluate(model, x, heatmaps, metrics=[metric], batch=1)
     expected = passes_per_picture({metric: {}}, len(methods), len(classes))
-    assert 0.95 * expected <= model.samples <= expected + 3
+    assert 0.95 * expected <= Counting.samples <= expected + 3
 
 
 def test_options_count() -> None:

@@ -196,8 +196,8 @@ def test_a_layer_that_the_score_does_not_read_is_listed_with_the_reason(place, c
     ("words", "message"),
     [
         (("--channels", "1,x"), "--channels is 'x'; allowed: indices from 0, such as --channels 3,17,250"),
-        (("--channels", "99", "-o", "out"), "layer 'act': channel 99 is not in the activation; allowed: 0 to 5"),
-        (("--channels", "99"), "layer 'act': channel 99 is not in the activation; allowed: 0 to 5"),
+        (("--channels", "99", "-o", "out"), "channel 99 is not in the activation; allowed channels: 0 to 5"),
+        (("--channels", "99"), "channel 99 is not in the activation; allowed channels: 0 to 5"),
         (("--channels", "99", "--tensorboard", "tb"), "layer 'act': channel 99 is not in the activation"),
         (("--sort", "norm"), "no sort 'norm'; allowed: --sort index, --sort contribution"),
         (

@@ -64,8 +64,8 @@ class TestStandardInput:
             (["-", "--from", "-"], b"x", "both read standard input"),
             (["--from", "-"], Path(CHELSEA).read_bytes(), "standard input is a picture"),
             (["--from", CHELSEA], b"", "is a picture; give it as"),
-            ([""], b"", "a picture is named by an empty text; give a file, a folder or a glob"),
-            (["pictures", ""], b"", "a picture is named by an empty text"),
+            ([""], b"", "is empty; allowed: a command, or the path of a picture"),
+            (["pictures", ""], b"", "is empty; allowed: a command, or the path of a picture"),
             (["--from", "nowhere.txt"], b"", "the list cannot be opened (no such file or directory)"),
         ],
     )

@@ -18,7 +18,7 @@ from torchpeek.engine import check_initialised, inspectable_module, output_part,
 from torchpeek.engine.targets import as_target, class_logits
 from torchpeek.errors import GradUnavailable, LayerNotFound, TargetError, closest, notify
 from torchpeek.hooks import Selection, record, select_modules, takes_hooks
-from torchpeek.keywords import checked_class, checked_keywords
+from torchpeek.keywords import checked_keywords
 from torchpeek.models import Inputs, LoadedModel, Model, model_call_for, module_of
 from torchpeek.norms import magnitude, norm, total_norm
 from torchpeek.render.axes_plots import gradient_plot
@@ -56,7 +56,6 @@ class ParameterGradient:
     shared_with: str = ""
 
 
-@checked_class
 @dataclass(frozen=True, repr=False)
 class GradientFlow(Table[ParameterGradient]):
     """The gradients of one training step, a row for each parameter, in the order in which the layers ran.

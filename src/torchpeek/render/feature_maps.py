@@ -160,5 +160,5 @@ def _indices(channels: Iterable[int], total: int) -> list[int]:
         raise OptionError("channels is empty; name at least one, or None for the first ones")
     wrong = [channel for channel in chosen if not 0 <= channel < total]
     if wrong:
-        raise OptionError(f"channels: channel {wrong[0]} is not in the activation; allowed: 0 to {total - 1}")
+        raise OptionError(f"channel {wrong[0]} is not in the activation; allowed channels: 0 to {total - 1}")
     return chosen
