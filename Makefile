@@ -45,7 +45,7 @@ evaluate: install weights
 	-$(BIN)/python tools/fetch_pictures.py
 	OMP_NUM_THREADS=1 $(BIN)/python bench/leaderboard.py $(EVALUATE)
 
-# 30,000 attempts to break torchpeek, and the table in docs/reliability.md: half an hour on two cores. An interrupted run
+# 21,000 attempts to break torchpeek, and the table in docs/reliability.md: half an hour on two cores. An interrupted run
 # is resumed. TORTURE='--only 17 99' repeats some attempts, TORTURE='--seed 5 --attempts 2000' makes others.
 torture: install
 	PYTHONPATH=tests $(BIN)/python -m torture $(or $(TORTURE),--page)

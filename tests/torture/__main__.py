@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import hashlib
 import json
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from worker_processes import answer_tasks, in_processes
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / ".cache" / "torture.jsonl"
+WAITING = ROOT / ".cache" / "torture-waiting.txt"
 PAGE = ROOT / "docs" / "reliability.md"
 PACKAGES = ("torch",)
 
@@ -25,7 +27,7 @@ LIMIT = 100.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make torture", description=__doc__)
-    parser.add_argument("--attempts", type=int, default=30_000, help="how many")
+    parser.add_argument("--attempts", type=int, default=21_000, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="the seed of all of them")
     parser.add_argument("--only", type=int, nargs="*", metavar="NUMBER", help="those with these numbers, again")
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")
@@ -101,10 +103,15 @@ def work() -> None:
 
     torch.set_num_threads(1)
     session = Session()
+    WAITING.parent.mkdir(exist_ok=True)
+    waiting = WAITING.open("a")
 
     def answer(task: int) -> dict[str, Any]:
         seed, number = divmod(task, _NUMBERS)
+        # Where an attempt waits for ever, this says where.
+        faulthandler.dump_traceback_later(0.8 * LIMIT, file=waiting)
         attempt = attempted(session, seed, number)
+        faulthandler.cancel_dump_traceback_later()
         return {
             "number": number,
             "family": attempt.family,
