@@ -65,7 +65,11 @@ class _Handler:
         raise ValueError("of a handler")
 
 
-@pytest.mark.parametrize("handler", [_alarm, partial(_alarm, 1), _Handler(), _Handler().method], ids=repr)
+@pytest.mark.parametrize(
+    "handler",
+    [_alarm, partial(_alarm, 1), _Handler(), _Handler().method],
+    ids=["function", "partial", "object", "method"],
+)
 def test_exceptions_of_handlers(handler: Callable[..., Any]) -> None:
     with _handling(signal.SIGALRM, handler):
         error = _raised(lambda: signal.raise_signal(signal.SIGALRM))
