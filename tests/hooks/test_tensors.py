@@ -68,7 +68,7 @@ class TestPlainTensors:
             pass
         with pytest.raises(InputError, match="tensor is 3; allowed: a tensor"):
             tp.edit_gradient(3, abs)  # type: ignore[arg-type]
-        with pytest.raises(InputError, match="function is a int; allowed: a function"):
+        with pytest.raises(InputError, match="function is 3; allowed: a function"):
             tp.edit_gradient(torch.ones(1, requires_grad=True), 3)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
