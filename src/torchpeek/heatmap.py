@@ -6,7 +6,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, product
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,19 @@ if TYPE_CHECKING:
 _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 Index: TypeAlias = int | slice
+
+
+class _OneForEach:
+    """What the argument `pictures` may be."""
+
+    allowed = "a Picture, or a list of them"
+
+    def take(self, value: Any) -> Any:
+        """The pictures. Raises TypeError for anything else."""
+        listed = (value,) if isinstance(value, Picture) else tuple(value)
+        if not all(isinstance(each, Picture) for each in listed):
+            raise TypeError
+        return listed
 
 
 @checked_class
@@ -65,7 +78,7 @@ class Heatmap:
     scores: Tensor
     question: Question
     provenance: Provenance
-    pictures: Sequence[Picture] = ()
+    pictures: Annotated[Sequence[Picture], _OneForEach()] = ()
 
     def __post_init__(self) -> None:
         pictures = (self.pictures,) if isinstance(self.pictures, Picture) else tuple(self.pictures)
