@@ -34,14 +34,14 @@ def input_digests(
     Returns:
         N texts, such as "float32 3x224x224 4d9c01a6f3b2e875".
     """
-    with torch.no_grad():
-        numbers = _hashes(_converted(picture, picture.dtype, dtype), len(picture))
-        for path, tensor in sorted(containers.leaves(arguments), key=lambda leaf: leaf[0]):
-            if is_plain(tensor) and not tensor.is_meta:
-                rows = len(picture) if path in sample_paths else 1
-                others = _hashes(_converted(tensor, picture.dtype, dtype), rows) * (len(picture) // rows)
-                of_path = crc32(path.encode())
-                numbers = [_mixed(n * _ODD + other + of_path) for n, other in zip(numbers, others, strict=True)]
+    # Detached, and not inside of no_grad: an interrupt in torch's own block could leave gradients off.
+    numbers = _hashes(_converted(picture.detach(), picture.dtype, dtype), len(picture))
+    for path, tensor in sorted(containers.leaves(arguments), key=lambda leaf: leaf[0]):
+        if is_plain(tensor) and not tensor.is_meta:
+            rows = len(picture) if path in sample_paths else 1
+            others = _hashes(_converted(tensor.detach(), picture.dtype, dtype), rows) * (len(picture) // rows)
+            of_path = crc32(path.encode())
+            numbers = [_mixed(n * _ODD + other + of_path) for n, other in zip(numbers, others, strict=True)]
     form = f"{str(dtype or picture.dtype).removeprefix('torch.')} {'x'.join(map(str, picture.shape[1:]))}"
     return tuple(f"{form} {number:016x}" for number in numbers)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -28,6 +27,7 @@ from torchpeek.evaluation.checks import (
 )
 from torchpeek.explanation.request import LayerChoice, explanation_request
 from torchpeek.heatmap import Heatmap
+from torchpeek.hooks import grad_mode
 from torchpeek.keywords import checked_keywords
 from torchpeek.metrics import (
     CleanPass,
@@ -149,19 +149,14 @@ def evaluate(
         explainers = [explainer_of(trace, heatmaps[name], explain) for name in names]
         case = case_of(clean, [heatmaps[name] for name in names], explainers, regions)
         for metric, options in selected.items():
-            with _full_precision(trace.scores.device.type), stop_iteration_restored():
+            # In full precision and without a graph. The passes run in the modes of the clean pass.
+            full_precision = torch.autocast(trace.scores.device.type, enabled=False)
+            with grad_mode(False), full_precision, stop_iteration_restored():
                 result = find_metric(metric).compute(case, **options)
             for name, measurement in zip(names, _measurements(metric, options, result, len(names), clean), strict=True):
                 measured[name][metric] = measurement
     results = MeasurementsByMethod({name: Measurements(name, by_metric) for name, by_metric in measured.items()})
     return next(iter(results.values())) if single else results
-
-
-@contextmanager
-def _full_precision(device: str) -> Iterator[None]:
-    """Run metrics in full precision and without a graph. The passes run in the modes of the clean pass."""
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-        yield
 
 
 def _of_each(
