@@ -292,5 +292,5 @@ def test_pairs_of_formats_in_patches() -> None:
 
 
 def test_save_names_what_it_got() -> None:
-    with pytest.raises(InputError, match=r"tp\.save got a dict; allowed: a Heatmap\. Next: tp\.TensorStream"):
+    with pytest.raises(InputError, match=r"heatmap is \{'values': .*; allowed: a Heatmap"):
         tp.save({"values": X}, "heatmap.safetensors")  # type: ignore[arg-type]

@@ -20,7 +20,10 @@ def test_no_attempt_fails(sample: int) -> None:
     tasks = [SEED * 10**9 + number for number in range(sample * ATTEMPTS, (sample + 1) * ATTEMPTS)]
     results = list(in_processes("torture", tasks, jobs=1, limit=100))
     assert len(results) == ATTEMPTS
-    assert [_failure(each) for each in results if each.row is None or each.row["failed"]] == []
+    failed = [each.task for each in results if each.row is None or each.row["failed"]]
+    # Alone once more, because a busy machine may delay a signal or a thread: `make torture` counts these, too.
+    again = [result for task in failed for result in in_processes("torture", [task], jobs=1, limit=100)]
+    assert [_failure(each) for each in again if each.row is None or each.row["failed"]] == []
 
 
 def _failure(result: Result) -> str:

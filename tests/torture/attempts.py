@@ -264,38 +264,6 @@ def signal_at_a_time(session: Session, attempt: Attempt) -> None:
     _check(session, attempt, subject, outcome, KeyboardInterrupt, Arrived)
 
 
-def handler_that_calls(session: Session, attempt: Attempt) -> None:
-    """The handler of SIGUSR1 explains another network, at a chosen instruction of a call."""
-    subject = session.subject(attempt)
-    calls = [session.subjects[name] for name in ("layers", "explain gradcam", "explain scorecam", "activations")]
-    inner = attempt.draw.choice(calls)
-    expected = session.undisturbed(inner).value
-    with torch.random.fork_rng():
-        other = Networks()
-    outcomes: list[Outcome] = []
-    follow = Instructions(
-        attempt.draw.randint(1, session.undisturbed(subject).instructions),
-        partial(signal.raise_signal, signal.SIGUSR1),
-    )
-
-    def handle(number: int, frame: object) -> None:
-        outcomes.append(_outcome(lambda: inner.run(other)))
-
-    former = signal.signal(signal.SIGUSR1, handle)
-    try:
-        with follow.followed():
-            outcome = _outcome(lambda: subject.run(session.networks))
-    finally:
-        signal.signal(signal.SIGUSR1, former)
-    attempt.details = f"{inner.name} in a handler at {follow.place} of {subject.name}"
-    if len(outcomes) != bool(follow.place):
-        attempt.failed.append(f"the handler was called {len(outcomes)} times")
-    for each in outcomes:
-        if each.error is not None or not _same(each.value, expected):
-            attempt.failed.append(f"the handler's call: {each.error or each.value!r}")
-    _check(session, attempt, subject, outcome)
-
-
 def signals_all_the_time(session: Session, attempt: Attempt) -> None:
     """SIGALRM arrives a thousand times a second, and its handler only counts."""
     subject = session.subject(attempt)
@@ -706,7 +674,6 @@ FAMILIES: dict[str, tuple[Make, int]] = {
     "signal at an instruction": (signal_at_an_instruction, 31),
     "two signals": (two_signals, 8),
     "signal at a time": (signal_at_a_time, 13),
-    "handler that calls torchpeek": (handler_that_calls, 2),
     "signals all the time": (signals_all_the_time, 2),
     "asynchronous exception at an instruction": (asynchronous_exception, 10),
     "asynchronous exception at a time": (asynchronous_exception_at_a_time, 5),
