@@ -361,3 +361,15 @@ def test_a_handler_that_strikes_only_in_changed_passes() -> None:
     # The same exception, which no handler has raised.
     result = attempted(Passes(ValueError("same"), ValueError("same")), Passes(7))
     assert isinstance(result, Refusal)
+
+
+def test_exceptions_whose_contexts_are_in_a_circle() -> None:
+    one, other = ValueError("one"), ValueError("other")
+    one.__context__, other.__context__ = other, one
+
+    def fails() -> None:
+        raise one
+
+    with pytest.raises(ValueError, match="one"):
+        attempted(fails, fails)
+    assert isinstance(attempted(fails, lambda: 3), Refusal)

@@ -145,6 +145,8 @@ def _raised_at(error: Exception) -> tuple[str, int | None]:
 
 def _forget_variables(error: BaseException | None) -> None:
     """Drop the variables of the frames that have failed: their tensors take the memory that a repetition needs."""
-    while error is not None:
+    met: set[int] = set()  # where one exception is raised again and again, its contexts may be in a circle
+    while error is not None and id(error) not in met:
+        met.add(id(error))
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
