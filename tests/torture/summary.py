@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,5 +55,10 @@ def markdown(rows: Sequence[Row], seed: int, versions: Mapping[str, str]) -> str
         lines.append(f"| {family} | {text} | {tried:,} | {tried - failed:,} | {failed:,} | {late:,} |")
     if listed := [row for row in rows if row["failed"]]:
         reasons = Counter(f"{row['family']}: {row['details']}: {row['failed'][0]}" for row in listed)
-        lines += ["", "What failed:", "", *(f"- {reason.replace('|', '&#124;')}" for reason in reasons)]
+        lines += ["", "What failed:", "", *map(_item, reasons)]
     return "\n".join(lines)
+
+
+def _item(text: str) -> str:
+    """An item of a list, in lines of 120 characters."""
+    return textwrap.fill(text.replace("|", "&#124;"), 120, initial_indent="- ", subsequent_indent="  ")
