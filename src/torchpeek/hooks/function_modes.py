@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
+from contextlib import _GeneratorContextManager, suppress
 from typing import Any
 
 import torch
@@ -26,10 +29,30 @@ def active(undo: Undo, mode: TorchFunctionMode) -> None:
 
 
 def _restore(modes: list[Any]) -> None:
+    _end_cut_blocks(sys.exception())
     for _ in _active_modes():
         torch._C._pop_torch_function_stack()
     for mode in modes:
         torch._C._push_on_torch_function_stack(mode)
+
+
+def _end_cut_blocks(error: BaseException | None) -> None:
+    """End torch's own blocks whose `__exit__` an exception from outside has cut short.
+
+    Torch takes a mode off for each function in a block of `contextlib.contextmanager`, and puts it back at its end. The
+    traceback keeps a block alive that was cut, and later, with the traceback, it would put the mode back after all.
+    """
+    met: set[int] = set()  # contexts may be in a circle
+    while error is not None and id(error) not in met:
+        met.add(id(error))
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_code is _EXIT:
+                with suppress(RuntimeError):  # it is still running
+                    frame.clear()
+        error = error.__context__
+
+
+_EXIT = _GeneratorContextManager.__exit__.__code__
 
 
 def _active_modes() -> list[Any]:
