@@ -170,7 +170,8 @@ def source() -> str:
         rooms = ("cam", "engine", "evaluation", "explanation", "hooks", "metrics", "models")
         shown = {"measurement.py", "verdicts.py"}  # these only read the numbers
         files = [file for room in rooms for file in sorted((inside / room).rglob("*.py")) if file.name not in shown]
-        files += [inside / name for name in ("heatmap.py", "picture.py", "store/pictures.py")]
+        files += [inside / name for name in ("heatmap.py", "picture.py")]
+        files += [inside / "store" / name for name in ("pictures.py", "picture_formats.py", "upright_images.py")]
         files += [here / name for name in ("models.py", "pictures.json", "scoring.py")]
         versions = [version(name) for name in ("torch", "torchvision", "timm", "pillow", "numpy")]
         text = b"".join([*(file.read_bytes() for file in files), " ".join(versions).encode()])

@@ -25,6 +25,7 @@ ROOMS = [
     "system_errors",
     "undo",
     "argument_types",
+    "annotation_checks",
     "interrupts",
     "turns",
     "keywords",

@@ -10,7 +10,8 @@ from dataclasses import is_dataclass
 from types import FunctionType
 from typing import Any, TypeVar, cast
 
-from torchpeek.argument_types import Check, checked_value, checks_of, field_checks, passing_types
+from torchpeek.annotation_checks import checks_of, field_checks, passing_types
+from torchpeek.argument_types import Check, checked_value
 from torchpeek.errors import OptionError
 
 T = TypeVar("T")

@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
-from torchpeek.argument_types import Check, checked_value, checks_of
+from torchpeek.annotation_checks import checks_of
+from torchpeek.argument_types import Check, checked_value
 from torchpeek.cached import cached_property
 from torchpeek.errors import InputError, OptionError, shown
 

@@ -173,7 +173,7 @@ class TestFolders:
 
     def test_heic_is_read_where_the_package_is_installed(self, place: Path, capsys, monkeypatch) -> None:
         """A plugin that takes the place of pillow-heif, which need not be installed."""
-        from torchpeek.store import pictures
+        from torchpeek.store import picture_formats
 
         data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
         (place / "pictures" / "phone.heic").write_bytes(data)
@@ -188,11 +188,11 @@ class TestFolders:
                 Image.register_open("FAKEHEIF", opened, lambda prefix: prefix[4:12] == b"ftypheic")
 
         monkeypatch.setitem(sys.modules, "pillow_heif", Plugin)
-        pictures._plugins.cache_clear()
+        picture_formats._plugins.cache_clear()
         try:
             assert run("features", "pictures/phone.heic", *MODEL) == 0
         finally:
             Image.OPEN.pop("FAKEHEIF", None)
             if "FAKEHEIF" in Image.ID:
                 Image.ID.remove("FAKEHEIF")
-            pictures._plugins.cache_clear()
+            picture_formats._plugins.cache_clear()

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 import torchpeek as tp
-from torchpeek.argument_types import Number, Whole, check_of
+from torchpeek.annotation_checks import check_of
+from torchpeek.argument_types import Number, Whole
 from torchpeek.errors import OptionError
 from torchpeek.keywords import checked_keywords
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from cli_runner import environment
 from torchpeek import Preprocess
 from torchpeek.models import preprocess
-from torchpeek.store import pictures
+from torchpeek.store import upright_images
 
 WIDTH, HEIGHT = 23, 37
 
@@ -62,11 +62,11 @@ KINDS = ["1", "L", "LA", "P", "P, transparent", "RGB", "RGBA", "CMYK", "YCbCr", 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", KINDS)
 def test_strips_give_the_same_numbers(kind: str, orientation: int, monkeypatch) -> None:
-    monkeypatch.setattr(pictures, "_PIXELS_OF_A_STRIP", 4 * WIDTH)  # 9 strips and a row
+    monkeypatch.setattr(upright_images, "_PIXELS_OF_A_STRIP", 4 * WIDTH)  # 9 strips and a row
     image = image_of(kind)
     if orientation > 1:
         image.getexif()[0x0112] = orientation
-    read = pictures.upright_rgb(image)
+    read = upright_images.upright_rgb(image)
     assert np.array_equal(np.asarray(read.image), at_once(image_of(kind), orientation))
 
 

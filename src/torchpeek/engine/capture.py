@@ -14,13 +14,9 @@ from torch import Tensor, nn
 from torchpeek.engine.forward import why_not_finite
 from torchpeek.engine.gradients import Handle, start_graph
 from torchpeek.engine.layout import Layout, LayoutSpec
-from torchpeek.engine.layout_inference.candidates import (
-    LayoutUndecided,
-    resolve_layout,
-    static_evidence,
-    unambiguous_layout,
-)
+from torchpeek.engine.layout_inference.candidates import LayoutUndecided, resolve_layout, unambiguous_layout
 from torchpeek.engine.layout_inference.dry_run import known_evidence
+from torchpeek.engine.layout_inference.evidence import static_evidence
 from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.errors import AmbiguousCall, InputError, NotFinite, NotFired, TorchpeekError

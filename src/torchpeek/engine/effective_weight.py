@@ -14,7 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from torchpeek.engine.attempts import Refusal, attempted, shown_later
 from torchpeek.engine.preserve import running_pass
-from torchpeek.engine.saved_modules import needs_restoring, restore_value
+from torchpeek.engine.saved_tensors import needs_restoring, restore_value
 from torchpeek.errors import InputError, notify
 from torchpeek.hooks import is_own_hook
 from torchpeek.tensor_formats import dense, has_values, is_plain

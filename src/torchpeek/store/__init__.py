@@ -12,14 +12,13 @@ from torchpeek.store.pictures import (
     png_bytes,
     read_image,
     read_mask,
-    reduced_size,
-    upright_rgb,
 )
 from torchpeek.store.records import encodable, json_text, parquet_bytes
 from torchpeek.store.regions import find_masks, read_boxes
 from torchpeek.store.regular_files import open_regular, read_regular
 from torchpeek.store.tensor_files import read_safetensors
 from torchpeek.store.tensors import TensorStream, tensor_bytes
+from torchpeek.store.upright_images import reduced_size, upright_rgb
 
 __all__ = [
     "OutputFolder",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchpeek.engine import score_kind
 from torchpeek.engine.targets import Answered, ClassScores, ContrastScores, Question
-from torchpeek.engine.targets.classes import ScoreKind
+from torchpeek.engine.targets.class_scores import ScoreKind
 from torchpeek.errors import FormatError, InputError, notify
 from torchpeek.heatmap import Heatmap
 from torchpeek.keywords import checked_keywords

@@ -2,15 +2,8 @@
 
 from torchpeek.engine.targets.box_scores import BoxScores
 from torchpeek.engine.targets.boxes import Box
-from torchpeek.engine.targets.classes import (
-    Classes,
-    ClassesPerSample,
-    ClassId,
-    ClassScores,
-    Predicted,
-    TopClasses,
-    as_target,
-)
+from torchpeek.engine.targets.class_scores import ClassScores
+from torchpeek.engine.targets.classes import Classes, ClassesPerSample, ClassId, Predicted, TopClasses, as_target
 from torchpeek.engine.targets.contrast import Contrast, ContrastScores
 from torchpeek.engine.targets.neurons import Neuron, NeuronScores
 from torchpeek.engine.targets.output_parts import class_logits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
-from torchpeek.engine.targets.classes import ClassScores, ScoreKind
+from torchpeek.engine.targets.class_scores import ClassScores, ScoreKind
 from torchpeek.engine.targets.output_parts import class_logits, with_class_axis
 from torchpeek.engine.targets.wrapping import WrappingTarget
 from torchpeek.errors import TargetError

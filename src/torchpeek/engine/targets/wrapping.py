@@ -7,7 +7,8 @@ from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Self
 
 from torchpeek.engine.observed import layers_of_target
-from torchpeek.engine.targets.classes import ClassScores, Predicted, as_target
+from torchpeek.engine.targets.class_scores import ClassScores
+from torchpeek.engine.targets.classes import Predicted, as_target
 from torchpeek.engine.targets.output_parts import is_named
 from torchpeek.engine.targets.question import Target, of_samples
 from torchpeek.errors import TargetError
