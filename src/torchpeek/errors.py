@@ -219,6 +219,18 @@ class FolderError(FileError):
     """An output folder that cannot be used."""
 
 
+class RunError(TorchpeekError):
+    """A data-set run cannot go on, or does not have what was asked for."""
+
+
+class RunMismatch(RunError):
+    """A run was continued with something else than it was made with."""
+
+
+class SampleChanged(RunError):
+    """A sample is not as it was when the run first read it."""
+
+
 class Notice(UserWarning):
     """A decision that the caller should know of; nothing is wrong."""
 

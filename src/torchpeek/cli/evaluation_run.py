@@ -14,7 +14,7 @@ from torch import Tensor
 from torchpeek.cli.evaluation_page import EvaluationPage
 from torchpeek.cli.explainer import Explainer, layer_description, report_facts
 from torchpeek.cli.loading import about
-from torchpeek.cli.predictions import Prediction, picture_predictions
+from torchpeek.explanation.predictions import Prediction, picture_predictions
 from torchpeek.cli.regions import Regions
 from torchpeek.cli.skipped import REQUEST, Skipped
 from torchpeek.engine import Trace

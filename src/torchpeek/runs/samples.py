@@ -1,0 +1,119 @@
+"""The samples of a run: what each is called, where it is, what is known of it, and the frozen list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from torchpeek.errors import FormatError
+from torchpeek.system_errors import is_of_system
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture of a data set.
+
+    Args:
+        key: Its name in the run: the path relative to the source, the name of the member, or the number of the row.
+        location: Where its bytes are, as its source reads it; the key where it is empty.
+        label: The class index, or None.
+        label_name: The name of the class as the source has it, or None.
+        boxes: Boxes of the object as left, top, right and bottom, in pixels of the picture.
+        mask: Where the mask of the object is, as the source reads it, or None.
+        split: The part of the data set that it belongs to, such as "validation", or None.
+    """
+
+    key: str
+    location: str = ""
+    label: int | None = None
+    label_name: str | None = None
+    boxes: tuple[Box, ...] = ()
+    mask: str | None = None
+    split: str | None = None
+
+
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("location", pa.string(), nullable=False),
+        pa.field("label", pa.int32()),
+        pa.field("label_name", pa.string()),
+        pa.field("boxes", pa.list_(pa.list_(pa.float64(), 4))),
+        pa.field("mask", pa.string()),
+        pa.field("split", pa.string()),
+    ]
+)
+"""The columns of samples.parquet. The number of a row is the number of its sample."""
+
+ROW_GROUP = 65_536
+"""Rows of samples.parquet that are written, and read, at a time."""
+
+
+def write_samples(file: Path, samples: Iterable[Sample]) -> int:
+    """Write a list of samples while it is listed. Returns how many there are."""
+    iterator, count = iter(samples), 0
+    with pq.ParquetWriter(file, SCHEMA, compression="zstd", store_schema=True) as writer:
+        while batch := list(islice(iterator, ROW_GROUP)):
+            writer.write_table(_table(batch), row_group_size=ROW_GROUP)
+            count += len(batch)
+    return count
+
+
+def _table(samples: Sequence[Sample]) -> pa.Table:
+    columns: dict[str, list[Any]] = {name: [getattr(each, name) for each in samples] for name in SCHEMA.names}
+    columns["boxes"] = [[list(box) for box in boxes] or None for boxes in columns["boxes"]]
+    return pa.table(columns, schema=SCHEMA)
+
+
+class SampleList:
+    """A frozen list of samples, of which only the rows that are asked for are in memory."""
+
+    def __init__(self, file: Path) -> None:
+        try:
+            self._file = pq.ParquetFile(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and not is_of_system(error):
+                raise
+            raise FormatError(f"{file}: no list of samples, or damaged ({error})") from error
+        missing = [name for name in SCHEMA.names if name not in self._file.schema_arrow.names]
+        if missing:
+            raise FormatError(f"{file}: no list of samples: it has no column {missing[0]!r}")
+        rows = [self._file.metadata.row_group(i).num_rows for i in range(self._file.metadata.num_row_groups)]
+        self._starts = _running_sums(rows)
+
+    def __len__(self) -> int:
+        return int(self._file.metadata.num_rows)
+
+    def rows(self, start: int, stop: int) -> list[Sample]:
+        """The samples from number `start` to before `stop`."""
+        groups = [
+            i
+            for i, (first, after) in enumerate(zip(self._starts, self._starts[1:], strict=False))
+            if first < stop and after > start
+        ]
+        if not groups:
+            return []
+        table = self._file.read_row_groups(groups, columns=SCHEMA.names)
+        begin = start - self._starts[groups[0]]
+        return list(_samples(table.slice(begin, stop - start)))
+
+
+def _running_sums(numbers: Sequence[int]) -> list[int]:
+    sums = [0]
+    for number in numbers:
+        sums.append(sums[-1] + number)
+    return sums
+
+
+def _samples(table: pa.Table) -> Iterator[Sample]:
+    for row in table.to_pylist():
+        row["boxes"] = tuple(tuple(box) for box in row["boxes"] or ())
+        yield Sample(**row)
