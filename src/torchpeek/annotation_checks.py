@@ -132,6 +132,8 @@ def _listed(value: Any) -> Any:
 
     A text, a dict and an open file are no lists. Nor is a set of anything but numbers, because it has no order.
     """
+    if type(value) in (list, tuple):  # nearly always; the classes of collections.abc are slow to ask
+        return value
     if isinstance(value, (Mapping, IOBase)):
         raise TypeError
     if isinstance(_iterable(value), Sequence) or hasattr(value, "ndim"):
@@ -284,7 +286,7 @@ def _sequence(arguments: tuple[Any, ...]) -> Check:
             value = value.tolist()
         per_entry = each if fixed else each * len(value)
         taken = [check.take(entry) if check else entry for check, entry in zip(per_entry, value, strict=True)]
-        same = all(new is old for new, old in zip(taken, value, strict=True))
+        same = all(map(operator.is_, taken, value))
         return value if same else tuple(taken) if isinstance(value, tuple) else taken
 
     if fixed:

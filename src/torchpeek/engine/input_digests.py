@@ -76,8 +76,7 @@ def _converted(tensor: Tensor, dtype: torch.dtype, to: torch.dtype | None) -> Te
 
 
 def _hashes(tensor: Tensor, rows: int) -> list[int]:
-    """A number of 64 bits for each row of a tensor, whatever its strides."""
-    tensor = tensor.detach()
+    """A number of 64 bits for each row of a tensor without a graph, whatever its strides."""
     if tensor.device.type not in ("cpu", "cuda"):  # not all have integers of 64 bits
         tensor = tensor.cpu()
     if tensor.is_complex():

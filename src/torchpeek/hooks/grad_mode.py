@@ -19,14 +19,8 @@ def grad_mode(undo: Undo, enabled: bool, *, delays_signals: bool = False) -> Non
         delays_signals: Whether the block is an `uninterrupted` one as well.
     """
     undo.delays_signals = undo.delays_signals or delays_signals
-    guard = torch.inference_mode(False)
-    undo.push_local(torch.set_grad_enabled, torch.is_grad_enabled())
-    undo.push_local(_end, guard)
+    guard: Any = torch._C._InferenceMode(False)  # the class of Python around it takes several times as long
+    undo.push_local(torch._C._set_grad_enabled, torch.is_grad_enabled())
+    undo.push_local(guard.__exit__, None, None, None)  # before it is entered, and a second time, it does nothing
     guard.__enter__()
-    torch.set_grad_enabled(enabled)
-
-
-def _end(guard: Any) -> None:
-    context = getattr(guard, "_inference_mode_context", None)
-    if context is not None:
-        context.__exit__(None, None, None)  # a second time it does nothing
+    torch._C._set_grad_enabled(enabled)

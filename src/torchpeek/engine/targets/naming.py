@@ -69,8 +69,9 @@ def _index_of_name(name: str, class_names: Sequence[str] | None) -> int:
 
 def check_range(labels: Tensor, classes: int) -> None:
     """Raise ClassNotFound unless all labels are class indices of a model with this many classes."""
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if wrong.numel():
+    least, most = labels.aminmax()  # in one operation, because this is done for each heatmap
+    if int(least) < 0 or int(most) >= classes:
+        wrong = labels[(labels < 0) | (labels >= classes)]
         raise ClassNotFound(f"no class {int(wrong[0])}: the model has {classes} classes, 0 to {classes - 1}")
 
 
