@@ -19,8 +19,15 @@ def grad_mode(undo: Undo, enabled: bool, *, delays_signals: bool = False) -> Non
         delays_signals: Whether the block is an `uninterrupted` one as well.
     """
     undo.delays_signals = undo.delays_signals or delays_signals
-    guard: Any = torch._C._InferenceMode(False)  # the class of Python around it takes several times as long
     undo.push_local(torch._C._set_grad_enabled, torch.is_grad_enabled())
-    undo.push_local(guard.__exit__, None, None, None)  # before it is entered, and a second time, it does nothing
-    guard.__enter__()
+    guards: list[Any] = []
+    undo.push_local(_end, guards)
+    # Torch's guard holds as soon as it is made. In this form nothing can strike before it is in the list. The class of
+    # Python around it, torch.inference_mode, takes several times as long.
+    guards.extend(map(torch._C._InferenceMode, (False,)))
     torch._C._set_grad_enabled(enabled)
+
+
+def _end(guards: list[Any]) -> None:
+    for guard in guards:
+        guard.__exit__(None, None, None)  # a second time it does nothing
