@@ -14,7 +14,7 @@ def modes() -> tuple[bool, bool]:
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
 
-@pytest.mark.parametrize(("gradients", "inference", "enabled"), product((True, False), repeat=3))
+@pytest.mark.parametrize(("gradients", "inference", "enabled"), [*product((True, False), repeat=3)])
 def test_the_modes_inside_and_after(gradients: bool, inference: bool, enabled: bool) -> None:
     with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
         before = modes()

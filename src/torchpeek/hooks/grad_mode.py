@@ -22,9 +22,10 @@ def grad_mode(undo: Undo, enabled: bool, *, delays_signals: bool = False) -> Non
     undo.push_local(torch._C._set_grad_enabled, torch.is_grad_enabled())
     guards: list[Any] = []
     undo.push_local(_end, guards)
-    # Torch's guard holds as soon as it is made. In this form nothing can strike before it is in the list. The class of
-    # Python around it, torch.inference_mode, takes several times as long.
+    # Torch's guard may hold as soon as it is made. In this form nothing can strike before it is in the list. The class
+    # of Python around it, torch.inference_mode, takes several times as long.
     guards.extend(map(torch._C._InferenceMode, (False,)))
+    guards[0].__enter__()
     torch._C._set_grad_enabled(enabled)
 
 
