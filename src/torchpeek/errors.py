@@ -260,6 +260,7 @@ def shown(value: object) -> str:
     """
     try:
         if getattr(value, "shape", ()) and hasattr(value, "dtype"):
+            # The line before asks for both, which mypy does not see.
             return f"a {type(value).__name__} {tuple(value.shape)} of {value.dtype}"  # type: ignore[attr-defined]
         text = " ".join(_REPR.repr(value).split())
     except Exception:  # a user's own __repr__, or a number with too many digits

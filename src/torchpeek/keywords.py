@@ -151,7 +151,7 @@ def checked_class(cls: type[T]) -> type[T]:
         def checks() -> Mapping[str, Check]:
             return field_checks(cls) if is_dataclass(cls) else checks_of(init)
 
-        setattr(cls, "__init__", _checked_arguments(init, checks, f"{cls.__name__}: "))  # noqa: B010  # mypy
+        setattr(cls, "__init__", _checked_arguments(init, checks, f"{cls.__name__}: "))  # noqa: B010  # mypy refuses =
     return checked_methods(cls)
 
 

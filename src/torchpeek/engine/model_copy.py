@@ -163,7 +163,7 @@ class _ModelUse(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     """
 
     def __init__(self, model: nn.Module, copied: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's class has no type hints
         self.supports_higher_order_operators = True  # such as torch.cond, which a mode refuses otherwise
         self._copied = _by_memory(dict(copied.named_parameters()))
         self._originals = _by_memory(dict(model.named_parameters()))
@@ -198,7 +198,7 @@ class _ModelUse(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         return func(*args, **(kwargs or {}))
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch's class has no type hints
         self.written = [name for name, buffer, version in self._buffers if buffer._version != version]
 
 

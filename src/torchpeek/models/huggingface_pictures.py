@@ -130,6 +130,7 @@ def translated(processor: Any) -> Preprocess | None:
         crop=cropped,
         mean=mean,
         std=std,
+        # One of the names that the field allows, which mypy cannot see.
         interpolation=Image.Resampling(int(settings.get("resample", 2))).name.lower(),  # type: ignore[arg-type]
         longest=longest if isinstance(resize, int) else None,
         pad=(pad["height"], pad["width"]) if pad.keys() >= {"height", "width"} else None,

@@ -102,7 +102,7 @@ def _in_part(target: Target, part: str, wrapper: str) -> Target:
         if str(own) != str(part):
             raise TargetError(f"{wrapper}(part={part!r}) is made from a target with part={own!r}; give part= once")
         return target
-    in_part: Target = replace(target, part=part)  # type: ignore[type-var]
+    in_part: Target = replace(target, part=part)  # type: ignore[type-var]  # all targets with a part are dataclasses
     return in_part
 
 
