@@ -81,11 +81,10 @@ def _hashes(tensor: Tensor, rows: int) -> list[int]:
         tensor = tensor.cpu()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
-    words = tensor.resolve_neg().reshape(rows, -1)
-    if words.shape[1] == 0:
+    if not tensor.numel():
         return [0] * rows
-    words = words.view(_INTEGERS[words.element_size()])
-    weights = _WEIGHTS.to(words.device)
+    words = tensor.resolve_neg().reshape(rows, -1).view(_INTEGERS[tensor.element_size()])
+    weights = _WEIGHTS if words.is_cpu else _WEIGHTS.to(words.device)
     while words.shape[1] > _BLOCK:
         words = _mixed_tensor(_block_sums(words, weights))
     return [_mixed(number) for number in (words * weights[: words.shape[1]]).sum(-1).tolist()]

@@ -145,7 +145,8 @@ class ModelCall:
     @cached_property
     def digests(self) -> tuple[str, ...]:
         """A text for each sample that another input does not have; see `input_digests`."""
-        return input_digests(self.picture, self.arguments, self.sample_paths)
+        others = () if self.is_single_tensor else self.arguments  # most calls have nothing else
+        return input_digests(self.picture, others, self.sample_paths)
 
     def changed_samples(self, digests: Sequence[str]) -> Mapping[int, int | None]:
         """The samples with another input than that of these digests; see `input_digests.changed_samples`."""
