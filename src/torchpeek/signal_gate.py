@@ -71,7 +71,8 @@ class Level:
         Args:
             is_guarded: Says of a frame whether it runs that code.
         """
-        _guards[self] = is_guarded
+        if self._is_gated:  # not in other threads than the main one
+            _guards[self] = is_guarded
         self._is_gated = False
         self._leave()
 
@@ -157,10 +158,11 @@ _guards: dict[Level, Callable[[FrameType], bool]] = {}
 
 def _is_guarded(frame: FrameType | None) -> bool:
     """Whether the innermost frames run guarded code: what was interrupted, and functions that it called."""
+    guards = tuple(_guards.values())  # a copy: a block that is garbage may end meanwhile, in any thread
     for _ in range(_GUARDED_DEPTH):
         if frame is None:
             return False
-        if any(is_guarded(frame) for is_guarded in _guards.values()):
+        if any(is_guarded(frame) for is_guarded in guards):
             return True
         frame = frame.f_back
     return False
