@@ -16,33 +16,24 @@ from typing import Any
 
 import pytest
 
-from outside_exceptions import STRIKES, FromOutside, numbers, raise_it, struck
+from outside_exceptions import HANDLED, STRIKES, FromOutside, numbers, raise_it, raising_handlers, struck
 from torchpeek import signal_gate
 from torchpeek import undo as undo_module
 from torchpeek.interrupts import interruptible, uninterrupted
 from torchpeek.turns import Turns
 from torchpeek.undo import Undo, undone
 
-HANDLED = [getattr(signal, name) for name in STRIKES if hasattr(signal, name)]
-
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """Handlers that raise, and the check that all is as before."""
-    former = {number: signal.getsignal(number) for number in HANDLED}
-    for number in HANDLED:
-        if number != signal.SIGINT:
-            signal.signal(number, raise_it)
-    expected = {number: signal.getsignal(number) for number in HANDLED}
-    try:
+    with raising_handlers():
+        expected = {number: signal.getsignal(number) for number in HANDLED}
         yield
         assert {number: signal.getsignal(number) for number in HANDLED} == expected
         assert not signal_gate._levels
         assert not signal_gate._guards
         assert not signal_gate._pending
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 @undone
