@@ -69,6 +69,7 @@ def preserved(undo: Undo, model: nn.Module, *, evaluating: bool = True) -> None:
         undo.enter(grad_mode(False))  # an outer block of this thread restores the state
         return
     undo.enter(uninterrupted())
+    undo.enter(grad_mode(False))  # it ends last: a `no_grad` in what saves and restores, cut short, leaves nothing
     undo.enter(nested_in_pass(depth > 0))
     modules = all_modules(model)
     if evaluating:
@@ -87,7 +88,6 @@ def preserved(undo: Undo, model: nn.Module, *, evaluating: bool = True) -> None:
         if saved.any_training:
             undo.enter(notice_of_foreign_calls(model))
         saved.set_eval_mode()
-    undo.enter(grad_mode(False))
 
 
 def _notify(saved: SavedModules, before: BaseException | None) -> None:

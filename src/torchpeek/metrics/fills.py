@@ -15,7 +15,7 @@ from torchpeek.draws import fingerprint
 from torchpeek.engine import seeded_draws
 from torchpeek.errors import OptionError, shown
 from torchpeek.keywords import checked_keywords
-from torchpeek.metrics.case import CleanPass
+from torchpeek.metrics.clean_pass import CleanPass
 
 
 class _Fill:
