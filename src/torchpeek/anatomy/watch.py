@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -166,8 +165,7 @@ class _Watcher:
             return
         self._remeasure = closure
         self._measure_gradients(changing, optimizer)
-        with torch.no_grad():
-            self._before = {key: parameter.detach().clone() for key, parameter in changing.items()}
+        self._before = {key: parameter.detach().clone() for key, parameter in changing.items()}
 
     def after(self, optimizer: Optimizer) -> None:
         """The optimizer has stepped."""
@@ -179,9 +177,8 @@ class _Watcher:
             return
         if self._remeasure:
             self._measure_gradients(parameters, optimizer)
-        with torch.no_grad():
-            for key, copy in before.items():
-                copy.sub_(parameters[key].detach())
+        for key, copy in before.items():
+            copy.sub_(parameters[key].detach())
         self._update_norms |= zip(before, norms(list(before.values())), strict=True)
         rows = [self._row(name, parameters) for name, parameters in self._by_block.items()]
         gradients = list(self._gradient_norms.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torchpeek.engine.gradients import NO_GRAPH, hessian_product, score_gradient
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.preserve import exclusive, preserved
 from torchpeek.errors import GradUnavailable, NotConnected
+from torchpeek.hooks import grad_mode
 from torchpeek.interrupts import let_interrupts_through
 
 
@@ -33,7 +35,7 @@ def layer_gradients(forward_pass: ForwardPass) -> Mapping[str, Tensor]:
     if unconnected := [each.layer for each, gradient in zip(captures, gradients, strict=True) if gradient is None]:
         raise NotConnected(_not_connected(unconnected))
     pairs = zip(captures, gradients, strict=True)
-    with torch.set_grad_enabled(create_graph):
+    with grad_mode(True) if create_graph else nullcontext():
         return {each.layer: _grid_gradient(each, gradient) for each, gradient in pairs if gradient is not None}
 
 
