@@ -35,7 +35,7 @@ class Whole:
     @property
     def allowed(self) -> str:
         """What is allowed, for the error text."""
-        return f"a whole number, {self.least} {'or more' if self.most is None else f'to {self.most}'}"
+        return f"a whole number, {self.least:,} {'or more' if self.most is None else f'to {_digits(self.most)}'}"
 
     def take(self, value: Any) -> int:
         """The number as an int. Raises ValueError or TypeError for anything else."""
@@ -65,6 +65,14 @@ class Number:
         if not self.least <= number <= self.most:
             raise ValueError
         return number
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What is allowed, for the error text of an argument whose type says too little, as in
+    `smooth: Annotated[Smoothing | None, Allowed("tp.Smoothing(), or None")]`."""
+
+    text: str
 
 
 PositiveInt: TypeAlias = Annotated[int, Whole()]
@@ -110,6 +118,10 @@ def checked_value(check: Check, name: str, value: Any) -> Any:
         if type(value) is int and abs(value) >= _LARGEST and " to " not in allowed:
             allowed += ", below 2**63"
         raise OptionError(f"{name} is {shown(value)}; allowed: {allowed}") from None
+
+
+def _digits(number: int) -> str:
+    return "2**63 - 1" if number == _LARGEST - 1 else f"{number:,}"
 
 
 def _is_scalar(value: Any) -> bool:

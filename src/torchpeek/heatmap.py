@@ -22,6 +22,7 @@ from torchpeek.keywords import checked_class
 from torchpeek.picture import Picture
 from torchpeek.provenance import Provenance
 from torchpeek.render.heatmaps import MOST, ShownMap, drawn_maps, maps_html, plot_map
+from torchpeek.render.overlay import Alpha
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -173,7 +174,7 @@ class Heatmap:
         picture: Any = None,
         *,
         colormap: str = "viridis",
-        alpha: float = 0.6,
+        alpha: Alpha = 0.6,
         fade: bool = True,
         limit: float | None = None,
         signed: bool = False,
@@ -221,7 +222,7 @@ class Heatmap:
         return drawn_maps(maps, self.scores.numel(), _columns(self), colorbar=colorbar, **style)
 
     def plot(
-        self, ax: Axes | None = None, *, colormap: str = "viridis", alpha: float = 0.6, signed: bool = False
+        self, ax: Axes | None = None, *, colormap: str = "viridis", alpha: Alpha = 0.6, signed: bool = False
     ) -> Axes:
         """Draw the map over its picture with matplotlib, with a title and a colour bar. Needs the extra `plot`.
 

@@ -17,7 +17,6 @@ from torchpeek.engine import CaptureRequest, bound_to, stop_iteration_restored, 
 from torchpeek.errors import InputError
 from torchpeek.evaluation.cases import RANDOM, Explain, by_grid, case_of, explainer_of
 from torchpeek.evaluation.checks import (
-    Metrics,
     check_grids,
     check_heatmaps,
     check_inputs,
@@ -43,6 +42,7 @@ from torchpeek.metrics import (
 )
 from torchpeek.models import Inputs, LoadedModel, Model
 from torchpeek.picture import Picture
+from torchpeek.registry import NamesOrOptions
 
 
 @overload
@@ -51,7 +51,7 @@ def evaluate(
     inputs: Inputs | Sequence[Inputs],
     heatmap: Heatmap | Sequence[Heatmap],
     *,
-    metrics: Metrics,
+    metrics: NamesOrOptions,
     masks: Any = ...,
     boxes: Any = ...,
     explain: Explain | None = ...,
@@ -64,7 +64,7 @@ def evaluate(
     inputs: Inputs | Sequence[Inputs],
     heatmap: Mapping[str, Heatmap] | Mapping[str, list[Heatmap]],
     *,
-    metrics: Metrics,
+    metrics: NamesOrOptions,
     masks: Any = ...,
     boxes: Any = ...,
     explain: Explain | None = ...,
@@ -77,7 +77,7 @@ def evaluate(
     inputs: Inputs | Sequence[Inputs],
     heatmap: Any,
     *,
-    metrics: Metrics,
+    metrics: NamesOrOptions,
     masks: Any = None,
     boxes: Any = None,
     explain: Explain | None = None,

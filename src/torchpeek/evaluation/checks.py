@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,15 +14,11 @@ from torchpeek.engine.numerics import close
 from torchpeek.errors import InputError, MetricNotApplicable, NotFinite
 from torchpeek.heatmap import Heatmap
 from torchpeek.metrics import find_metric
-from torchpeek.registry import options_by_name
-
-Metrics: TypeAlias = Iterable[str] | Mapping[str, Mapping[str, Any]]
+from torchpeek.registry import NamesOrOptions, options_by_name
 
 
-def selected_metrics(metrics: Metrics) -> dict[str, Mapping[str, Any]]:
+def selected_metrics(metrics: NamesOrOptions) -> dict[str, Mapping[str, Any]]:
     """Return metric name -> options. Raises InputError, MetricNotFound and OptionError."""
-    if isinstance(metrics, str):
-        metrics = [metrics]
     selected = options_by_name("metrics", "metric", metrics)
     if not selected:
         raise InputError("metrics is empty; give at least one name (torchpeek metrics lists them)")

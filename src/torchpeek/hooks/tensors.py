@@ -6,10 +6,12 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
+from typing import Annotated
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from torchpeek.argument_types import Allowed
 from torchpeek.errors import GradUnavailable, InputError
 from torchpeek.hooks.backward_pass import current_backward_pass, unshared, with_earlier_parts
 from torchpeek.hooks.editing.changed_value import changed_gradient
@@ -66,7 +68,10 @@ def _hooked(undo: Undo, tensors: Mapping[str, Tensor], slots: Mapping[str, Gradi
 
 
 @checked_keywords
-def edit_gradient(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> RemovableHandle:
+def edit_gradient(
+    tensor: Annotated[Tensor, Allowed("a tensor, because only tensors have gradients")],
+    function: Annotated[Callable[[Tensor], Tensor], Allowed("a function from a gradient to a gradient")],
+) -> RemovableHandle:
     """Replace the gradient of a tensor from now on, or inside a `with` block.
 
     A gradient arrives in parts if the tensor is used in a checkpoint with `use_reentrant=True` and elsewhere. Then the
@@ -95,8 +100,6 @@ def edit_gradient(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Remov
         tensor([30., 30.])
     """
     _check_differentiable(tensor, "tensor")
-    if not callable(function):
-        raise InputError(f"function is a {type(function).__name__}; allowed: a function from a gradient to a gradient")
     # The keys under which the backward pass stores the sum of the parts, and what has flowed on in its place.
     parts, flowed = object(), object()
 

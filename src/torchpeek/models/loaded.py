@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Annotated, Any, BinaryIO, TypeAlias
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from torchpeek.argument_types import Allowed, Whole
 from torchpeek.errors import InputError, ModelError, shown
 from torchpeek.hooks import checked_model
 from torchpeek.keywords import checked_class
@@ -80,7 +81,12 @@ class LoadedModel:
                 "read the names with the encoding that they were written in"
             )
 
-    def read(self, picture: str | PathLike[str] | BinaryIO | Image.Image, *, max_size: int | None = None) -> Picture:
+    def read(
+        self,
+        picture: str | PathLike[str] | BinaryIO | Image.Image,
+        *,
+        max_size: Annotated[int | None, Whole(), Allowed("a number of pixels, 1 or more, or None for no limit")] = None,
+    ) -> Picture:
         """Read a picture: upright, in RGB, with its tensor on the device and in the dtype of the model.
 
         If the preprocessing returns no Geometry, the input is taken to show the whole image, and the Picture's notes
@@ -108,8 +114,6 @@ class LoadedModel:
             >>> loaded.read(Image.new("RGB", (640, 480)), max_size=64).notes
             ('reduced from 640 x 480 to 64 x 48',)
         """
-        if max_size is not None and (isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 1):
-            raise InputError(f"max_size is {max_size!r}; allowed: a number of pixels, 1 or more, or None for no limit")
         if not isinstance(picture, (str, PathLike, Image.Image)) and not (
             hasattr(picture, "read") and hasattr(picture, "seek")
         ):

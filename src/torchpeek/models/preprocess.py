@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -66,8 +66,6 @@ class Preprocess:
             raise InputError(f"{got}; allowed: 1 (grey) or 3 (RGB) each")
         if 0 in self.std:
             raise InputError(f"std is {self.std}; allowed: no entry is 0, because the picture is divided by it")
-        if self.interpolation not in get_args(Interpolation):
-            raise InputError(f"interpolation {self.interpolation!r}; allowed: {', '.join(get_args(Interpolation))}")
         if not (self.resize is None or _is_size(self.resize) or _are_sizes(self.resize)):
             raise InputError(f"resize is {self.resize!r}; allowed: a number of pixels, (height, width), None")
         if not (self.crop is None or _are_sizes(self.crop)):
@@ -77,8 +75,6 @@ class Preprocess:
         if self.longest is not None and not (_is_size(self.longest) and _is_size(self.resize)):
             got = f"longest is {self.longest!r} and resize {self.resize!r}"
             raise InputError(f"{got}; allowed: a number of pixels each, or longest None")
-        if self.rounding not in get_args(Rounding):
-            raise InputError(f"rounding {self.rounding!r}; allowed: {', '.join(get_args(Rounding))}")
 
     def __call__(self, image: Image.Image) -> tuple[Tensor, Geometry]:
         """Make a model's input of an image.

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
-from torchpeek.argument_types import Seed
+from torchpeek.argument_types import Allowed, Seed
 from torchpeek.errors import InputError, ModelError, ModelNotFound, WeightsError, closest, notify, shown
 from torchpeek.keywords import checked_keywords
 from torchpeek.models.detectors import detector_preprocess
@@ -25,11 +25,13 @@ from torchpeek.models.timm_models import timm_model
 from torchpeek.models.torchvision_models import torchvision_model
 from torchpeek.models.weights import load_weights_file
 
+_SPECS = "torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or package.module:callable"
+
 
 @checked_keywords
 def load_model(
-    spec: str | Path,
-    weights: str | Path | None = None,
+    spec: Annotated[str | Path, Allowed(f"{_SPECS}, such as torchvision:resnet50")],
+    weights: Annotated[str | Path | None, Allowed("'random', a file, the name of weights, or None")] = None,
     *,
     trust_pickle: bool = False,
     trust_remote_code: bool = False,
@@ -75,10 +77,7 @@ def load_model(
     source, colon, name = spec.partition(":")
     importable = all(part.isidentifier() for part in source.split("."))  # a relative module would be one of torchpeek
     if not colon or not name or not importable:
-        raise ModelNotFound(
-            f"no model {shown(spec)}; allowed: torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or "
-            "package.module:callable, such as torchvision:resnet50"
-        )
+        raise ModelNotFound(f"no model {shown(spec)}; allowed: {_SPECS}, such as torchvision:resnet50")
     file = _weights_file(weights)
     named = RANDOM if file is not None else None if weights is None else str(weights)
     with seeded(seed):

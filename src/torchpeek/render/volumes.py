@@ -11,7 +11,7 @@ from torchpeek.errors import OptionError
 from torchpeek.keywords import checked_keywords
 from torchpeek.render.heatmap_like import HeatmapLike
 from torchpeek.render.mosaic import mosaic
-from torchpeek.render.overlay import check_alpha, drawn_over, stamped_if_random
+from torchpeek.render.overlay import Alpha, drawn_over, stamped_if_random
 from torchpeek.render.scale import scale_of, sign_words, with_colorbar
 from torchpeek.render.slices import Slices, Stack, slices_of
 
@@ -27,7 +27,7 @@ def filmstrip(
     indices: Sequence[int] | None = None,
     width: Side = 160,
     colormap: str = "viridis",
-    alpha: float = 0.6,
+    alpha: Alpha = 0.6,
     fade: bool = True,
     limit: float | None = None,
     signed: bool = False,
@@ -66,7 +66,6 @@ def filmstrip(
     """
     slices = slices_of(frames, heatmap, 0, "frame")
     chosen = _chosen(slices, most, indices)
-    check_alpha(alpha)
     scale = scale_of(heatmap, colormap=colormap, limit=limit, signed=signed)
     canvases = [slices.canvas(index).enlarged() for index in chosen]
     heat = [
@@ -90,7 +89,7 @@ def montage(
     columns: int | None = None,
     width: Side = 160,
     colormap: str = "viridis",
-    alpha: float = 0.6,
+    alpha: Alpha = 0.6,
     fade: bool = True,
     limit: float | None = None,
     signed: bool = False,
@@ -131,7 +130,6 @@ def montage(
     """
     slices = slices_of(volume, heatmap, axis)
     chosen = _chosen(slices, most, indices)
-    check_alpha(alpha)
     scale = scale_of(heatmap, colormap=colormap, limit=limit, signed=signed)
     pictures = [
         drawn_over(slices.canvas(index).enlarged(), slices.values(index), scale, alpha=alpha, fade=fade, edge=True)
