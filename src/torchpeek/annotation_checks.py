@@ -80,13 +80,13 @@ def passing_types(check: Check) -> frozenset[type]:
     return check.passing if isinstance(check, _Simple) else frozenset()
 
 
-def _instance(cls: type, allowed: str) -> Check:
+def _instance(cls: type | UnionType, allowed: str) -> Check:
     def take(value: Any) -> Any:
         if not isinstance(value, cls):
             raise TypeError
         return value
 
-    return _Simple(allowed, take, frozenset({cls}))
+    return _Simple(allowed, take, frozenset({cls} if isinstance(cls, type) else get_args(cls)))
 
 
 def _flag(value: Any) -> bool:
@@ -221,14 +221,16 @@ def _words(cls: type) -> str:
 
 
 def _limited(annotation: Any, metadata: Iterable[Any]) -> Check | None:
-    """The check of Annotated: the limits decide alone, besides None."""
+    """The check of Annotated: the limits decide alone, besides None. Where it has words, no other check says more."""
+    words = next((each.text for each in metadata if isinstance(each, Allowed)), "")
     check: Check | None
     if limits := [each for each in metadata if hasattr(each, "take")]:
         check = _either([*limits, _NONE]) if NoneType in get_args(annotation) else limits[0]
     else:
         check = check_of(annotation)
-    words = next((each.text for each in metadata if isinstance(each, Allowed)), None)
-    return check if check is None or words is None else _Simple(words, check.take, passing_types(check))
+    if check is None and words and isinstance(annotation, (type, UnionType)):
+        return _instance(annotation, words)
+    return check if check is None or not words else _Simple(words, check.take, passing_types(check))
 
 
 def _either(checks: Sequence[Check | None]) -> Check | None:

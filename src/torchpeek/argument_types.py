@@ -91,6 +91,9 @@ it."""
 Side: TypeAlias = Annotated[int, Whole(1, 10_000)]
 """The side of a picture that is drawn, in pixels: a whole number from 1 to ten thousand."""
 
+PixelCount: TypeAlias = Annotated[int, Whole(), Allowed("a number of pixels, 1 or more")]
+"""A length in pixels, 1 or more."""
+
 Share: TypeAlias = Annotated[float, Number(most=1.0)]
 """An argument that is a number from 0 to 1."""
 

@@ -15,14 +15,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from torchpeek.argument_types import PositiveInt
 from torchpeek.engine import Question
-from torchpeek.errors import InputError, OptionError
+from torchpeek.errors import InputError
 from torchpeek.html import collapsed, html_paragraph, notebook_html
 from torchpeek.keywords import checked_class
 from torchpeek.picture import Picture
 from torchpeek.provenance import Provenance
+from torchpeek.render.colormaps import Colormap
 from torchpeek.render.heatmaps import MOST, ShownMap, drawn_maps, maps_html, plot_map
 from torchpeek.render.overlay import Alpha
+from torchpeek.render.scale import Limit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -173,13 +176,13 @@ class Heatmap:
         self,
         picture: Any = None,
         *,
-        colormap: str = "viridis",
+        colormap: Colormap = "viridis",
         alpha: Alpha = 0.6,
         fade: bool = True,
-        limit: float | None = None,
+        limit: Limit | None = None,
         signed: bool = False,
         colorbar: bool = True,
-        most: int = MOST,
+        most: PositiveInt = MOST,
     ) -> Image.Image:
         """Draw the map over its picture; several maps in a grid, each with its class and its score.
 
@@ -213,8 +216,6 @@ class Heatmap:
             >>> heatmap.overlay(torch.rand(3, 300, 400), signed=True, colorbar=False).size
             (400, 300)
         """
-        if most < 1:
-            raise OptionError(f"most is {most}; allowed: 1 or more")
         maps = shown_maps(self, most, picture)
         if not maps:
             raise InputError(f"the heatmap has no maps: its values have the shape {tuple(self.values.shape)}")
@@ -222,7 +223,7 @@ class Heatmap:
         return drawn_maps(maps, self.scores.numel(), _columns(self), colorbar=colorbar, **style)
 
     def plot(
-        self, ax: Axes | None = None, *, colormap: str = "viridis", alpha: Alpha = 0.6, signed: bool = False
+        self, ax: Axes | None = None, *, colormap: Colormap = "viridis", alpha: Alpha = 0.6, signed: bool = False
     ) -> Axes:
         """Draw the map over its picture with matplotlib, with a title and a colour bar. Needs the extra `plot`.
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from torchpeek.argument_types import Allowed, Whole
+from torchpeek.argument_types import PixelCount
 from torchpeek.errors import InputError, ModelError, shown
 from torchpeek.hooks import checked_model
 from torchpeek.keywords import checked_class
@@ -85,7 +85,7 @@ class LoadedModel:
         self,
         picture: str | PathLike[str] | BinaryIO | Image.Image,
         *,
-        max_size: Annotated[int | None, Whole(), Allowed("a number of pixels, 1 or more, or None for no limit")] = None,
+        max_size: PixelCount | None = None,
     ) -> Picture:
         """Read a picture: upright, in RGB, with its tensor on the device and in the dtype of the model.
 

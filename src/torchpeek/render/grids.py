@@ -15,7 +15,7 @@ from torchpeek.argument_types import Allowed, PositiveInt, Side
 from torchpeek.engine import Layout, Trace
 from torchpeek.errors import InputError, OptionError
 from torchpeek.keywords import checked_keywords
-from torchpeek.render.colormaps import DIVERGING
+from torchpeek.render.colormaps import DIVERGING, Colormap
 from torchpeek.render.feature_maps import returned_maps, traced_maps
 from torchpeek.render.tiles import MATRIX_SIDE, Block, Percentiles, sheet
 from torchpeek.tensor_formats import dense
@@ -28,6 +28,8 @@ _CHANNELS = 12  # most input channels of each of several kernels
 _LABELLED = 40  # pixels of a group's label, of its numbers and of the gap
 _SLICES = 8  # most slices of a volume
 
+_SCALES = "'shared', 'each'"
+_SORTS = "'index', 'contribution'"
 _KERNELS_ALLOWED = "a weight tensor, or a mapping or sequence of single kernels"
 _PERCENTILES = "two percentiles from 0 to 100, the lower one first, as in (1, 99), or None"
 
@@ -36,8 +38,8 @@ _PERCENTILES = "two percentiles from 0 to 100, the lower one first, as in (1, 99
 def kernel_grid(
     kernels: Annotated[Tensor | Mapping[str, Tensor] | Sequence[Tensor], Allowed(_KERNELS_ALLOWED)],
     *,
-    scale: str = "shared",
-    rgb: bool | Literal["auto"] = "auto",
+    scale: Annotated[str, Allowed(_SCALES)] = "shared",
+    rgb: Annotated[bool | Literal["auto"], Allowed("'auto', True, False")] = "auto",
     most: PositiveInt | None = None,
     most_channels: PositiveInt | None = None,
     title: str = "",
@@ -94,18 +96,18 @@ def kernel_grid(
 
 @checked_keywords
 def feature_grid(
-    activation: Tensor | Trace,
+    activation: Annotated[Tensor | Trace, Allowed("a tensor, (C, h, w) or (1, C, *grid), or a trace of one sample")],
     *,
-    scale: str = "each",
-    channels: Iterable[int] | None = None,
+    scale: Annotated[str, Allowed(_SCALES)] = "each",
+    channels: Annotated[Iterable[int] | None, Allowed("indices of channels, such as [0, 3], or None")] = None,
     most: PositiveInt = 64,
-    colormap: str | None = None,
+    colormap: Colormap | None = None,
     title: str = "",
     labels: Sequence[str] | None = None,
     columns: PositiveInt | None = None,
     tile: Side | None = None,
     layout: Layout | None = None,
-    sort: str = "index",
+    sort: Annotated[str, Allowed(_SORTS)] = "index",
     contributions: Tensor | None = None,
     clip: Annotated[Percentiles | None, Allowed(_PERCENTILES)] = None,
 ) -> Image.Image:
@@ -345,8 +347,6 @@ def _labels(labels: Sequence[str] | None, shown: int, what: str) -> list[str]:
 
 def _checked(values: Tensor, name: str) -> Tensor:
     """Return the values as a dense tensor of numbers that can be drawn."""
-    if not isinstance(values, Tensor):
-        raise InputError(f"{name} is a {type(values).__name__}; allowed: a tensor")
     if values.is_complex():
         raise InputError(f"{name} is {values.dtype}; allowed: real numbers: take its .abs(), .real or .imag")
     values = dense(values, name)
@@ -357,12 +357,12 @@ def _checked(values: Tensor, name: str) -> Tensor:
 
 def _check_scale(scale: str) -> None:
     if scale not in ("shared", "each"):
-        raise OptionError(f"no scale {scale!r}; allowed: 'shared', 'each'")
+        raise OptionError(f"no scale {scale!r}; allowed: {_SCALES}")
 
 
 def _check_feature_options(sort: str, clip: Percentiles | None) -> None:
     if sort not in ("index", "contribution"):
-        raise OptionError(f"no sort {sort!r}; allowed: 'index', 'contribution'")
+        raise OptionError(f"no sort {sort!r}; allowed: {_SORTS}")
     if clip is not None and not 0 <= clip[0] < clip[1] <= 100:
         raise OptionError(f"clip is {clip!r}; allowed: {_PERCENTILES}")
 

@@ -13,10 +13,10 @@ from torchpeek.errors import InputError, shown
 from torchpeek.keywords import checked_keywords
 from torchpeek.picture import Geometry, draw_outline
 from torchpeek.render.canvas import Canvas, Flat, as_numpy, canvas_of, interpolation, one_map
-from torchpeek.render.colormaps import DIVERGING, Plane
+from torchpeek.render.colormaps import DIVERGING, Colormap, Plane
 from torchpeek.render.heatmap_like import HeatmapLike
-from torchpeek.render.scale import ColourScale, scale_of, sign_words, with_colorbar
-from torchpeek.render.slices import Stack, slices_of
+from torchpeek.render.scale import ColourScale, Limit, scale_of, sign_words, with_colorbar
+from torchpeek.render.slices import Axis, Stack, slices_of
 from torchpeek.render.text import stamped
 from torchpeek.tensor_formats import dense
 
@@ -31,16 +31,16 @@ def overlay(
     picture: Flat | Stack,
     heatmap: HeatmapLike,
     *,
-    colormap: str = "viridis",
+    colormap: Colormap = "viridis",
     alpha: Alpha = 0.6,
     fade: bool = True,
-    limit: float | None = None,
+    limit: Limit | None = None,
     signed: bool = False,
     colorbar: bool = False,
     edge: bool = True,
     enlarge: bool = True,
     index: int | None = None,
-    axis: int = 0,
+    axis: Axis = 0,
 ) -> Image.Image:
     """Draw a heatmap over the whole original picture.
 
