@@ -15,7 +15,7 @@ from types import FunctionType, NoneType, UnionType
 from typing import IO, Annotated, Any, BinaryIO, Literal, Union, get_args, get_origin
 
 from torchpeek.argument_types import Allowed, Check, Number, Whole, finite_number, whole_number
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, with_article
 
 _LONGEST_PATH = 4096  # bytes; no system takes a longer one
 _MOST_ENTRIES = 1_000_000  # of a generator, which may never end
@@ -217,7 +217,7 @@ def _words(cls: type) -> str:
     name = cls.__qualname__.removesuffix("Like")
     if name == "Tensor":
         return "a tensor"
-    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+    return with_article(name)
 
 
 def _limited(annotation: Any, metadata: Iterable[Any]) -> Check | None:

@@ -78,6 +78,9 @@ class Allowed:
 PositiveInt: TypeAlias = Annotated[int, Whole()]
 """An argument that is a whole number, 1 or more."""
 
+NonNegativeInt: TypeAlias = Annotated[int, Whole(0)]
+"""An argument that is a whole number, 0 or more."""
+
 Count: TypeAlias = Annotated[int, Whole(1, 1_000_000)]
 """How often something is done: a whole number from 1 to a million, because each takes time or memory."""
 

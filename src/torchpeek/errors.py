@@ -60,7 +60,7 @@ class _ShortRepr(reprlib.Repr):
     def repr1(self, x: object, level: int) -> str:
         if getattr(x, "shape", ()) and hasattr(x, "dtype"):
             # The line before asks for both, which mypy does not see.
-            return f"a {type(x).__name__} {tuple(x.shape)} of {x.dtype}"  # type: ignore[attr-defined]
+            return f"{type_shown(x)} {tuple(x.shape)} of {x.dtype}"  # type: ignore[attr-defined]
         return super().repr1(x, level)
 
 
@@ -272,8 +272,44 @@ def shown(value: object) -> str:
     try:
         text = " ".join(_REPR.repr(value).split())
     except Exception:  # a user's own __repr__, or a number with too many digits
-        return f"a {type(value).__name__}"
+        return type_shown(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def type_shown(value: object) -> str:
+    """The type of a value in an error text, with its article.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> tp.errors.type_shown(3)
+        'an int'
+        >>> tp.errors.type_shown(torch.zeros(2))
+        'a Tensor'
+    """
+    return "None" if value is None else with_article(type(value).__name__)
+
+
+def with_article(noun: str) -> str:
+    """A noun, such as the name of a class, with its article.
+
+    Args:
+        noun: The noun.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> tp.errors.with_article("Identity")
+        'an Identity'
+        >>> tp.errors.with_article("tensor")
+        'a tensor'
+    """
+    return f"{'an' if noun[:1] in 'AEIOUaeiou' else 'a'} {noun}"
 
 
 def listed_names(names: Iterable[str], most: int = 6) -> str:

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from torchpeek.argument_types import PositiveInt
+from torchpeek.argument_types import Allowed, PositiveInt
 from torchpeek.engine import Question
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, type_shown
 from torchpeek.html import collapsed, html_paragraph, notebook_html
 from torchpeek.keywords import checked_class
 from torchpeek.picture import Picture
@@ -289,7 +289,7 @@ class Heatmap:
         """
         return self._stepped(unit_range(self.values), "unit")
 
-    def resized(self, size: Sequence[int]) -> Heatmap:
+    def resized(self, size: Annotated[Sequence[int], Allowed("the sizes of the grid, such as (224, 224)")]) -> Heatmap:
         """Interpolate the maps to another size: bilinear, `align_corners=False`.
 
         Args:
@@ -346,7 +346,7 @@ def _pictures_of(heatmap: Heatmap, picture: Any) -> Sequence[Any]:
         return tuple(picture)
     if not several and len(heatmap) == 1:
         return (picture,)
-    got = f"has {len(picture)} entries" if several else f"is a {type(picture).__name__}"
+    got = f"has {len(picture)} entries" if several else f"is {type_shown(picture)}"
     raise InputError(f"picture {got}, and the heatmap has {len(heatmap)} samples; give a list with one for each")
 
 

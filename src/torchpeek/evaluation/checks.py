@@ -11,7 +11,7 @@ from torch import Tensor
 from torchpeek.cam import METHODS, fusion_in, fusion_step
 from torchpeek.engine import ModelCall
 from torchpeek.engine.numerics import close
-from torchpeek.errors import InputError, MetricNotApplicable, NotFinite
+from torchpeek.errors import InputError, MetricNotApplicable, NotFinite, type_shown
 from torchpeek.heatmap import Heatmap
 from torchpeek.metrics import find_metric
 from torchpeek.registry import NamesOrOptions, options_by_name
@@ -29,7 +29,7 @@ def check_heatmaps(heatmaps: object) -> None:
     """Raise InputError unless these are heatmaps as explain() returns them, NotFinite if one has NaN or infinity."""
     if not isinstance(heatmaps, Mapping) or not all(isinstance(each, Heatmap) for each in heatmaps.values()):
         raise InputError(
-            f"heatmap is a {type(heatmaps).__name__}; allowed: a Heatmap from explain(), a dict of them from "
+            f"heatmap is {type_shown(heatmaps)}; allowed: a Heatmap from explain(), a dict of them from "
             "compare(), or a list of them for a list of inputs"
         )
     if not heatmaps:

@@ -88,7 +88,7 @@ def compute_heatmaps(
         trace = model if target is None else model.with_target(as_target(target, model.origin.class_names))
         return _of_pass(trace, selection, options)
     if inputs is None:
-        raise InputError("inputs is missing; explain(model, inputs), or explain(trace)")
+        raise InputError("inputs is missing. Next: give (model, inputs), or a trace alone")
     with quantisation_errors(module_of(model)):
         if isinstance(inputs, (list, tuple)):
             return _of_list(model, inputs, selection, choice, target, options)

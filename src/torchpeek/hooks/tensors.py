@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from torchpeek.argument_types import Allowed
-from torchpeek.errors import GradUnavailable, InputError
+from torchpeek.errors import GradUnavailable, InputError, type_shown
 from torchpeek.hooks.backward_pass import current_backward_pass, unshared, with_earlier_parts
 from torchpeek.hooks.editing.changed_value import changed_gradient
 from torchpeek.hooks.gradient_tap import GradientHook, TensorHooks
@@ -219,7 +219,7 @@ class _GradientMapping(Mapping[str, "Tensor | None"]):
 
 def _check_differentiable(tensor: object, name: str) -> None:
     if not isinstance(tensor, Tensor):
-        raise InputError(f"{name} is a {type(tensor).__name__}; allowed: a tensor, because only tensors have gradients")
+        raise InputError(f"{name} is {type_shown(tensor)}; allowed: a tensor, because only tensors have gradients")
     if not tensor.requires_grad:
         raise GradUnavailable(
             f"{name} needs no gradient, so none will arrive: it was computed under torch.no_grad(), or from tensors "

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from torch import nn
 
 from torchpeek.argument_types import Allowed, Seed
-from torchpeek.errors import InputError, ModelError, ModelNotFound, WeightsError, closest, notify, shown
+from torchpeek.errors import InputError, ModelError, ModelNotFound, WeightsError, closest, notify, shown, type_shown
 from torchpeek.keywords import checked_keywords
 from torchpeek.models.detectors import detector_preprocess
 from torchpeek.models.fetching import RANDOM, Assumed
@@ -35,7 +35,9 @@ def load_model(
     *,
     trust_pickle: bool = False,
     trust_remote_code: bool = False,
-    preprocess: PreprocessFunction | PreprocessChanges | None = None,
+    preprocess: Annotated[
+        PreprocessFunction | PreprocessChanges | None, Allowed("a function from a PIL image to a tensor, or None")
+    ] = None,
     class_names: Sequence[str] | None = None,
     seed: Seed = 0,
 ) -> LoadedModel:
@@ -167,5 +169,5 @@ def _callable(module_name: str, name: str) -> LoadedModel:
     if isinstance(result, LoadedModel):
         return result
     if not isinstance(result, nn.Module):
-        raise ModelError(f"{module_name}:{name} gave a {type(result).__name__}; allowed: an nn.Module or a LoadedModel")
+        raise ModelError(f"{module_name}:{name} gave {type_shown(result)}; allowed: an nn.Module or a LoadedModel")
     return LoadedModel(result, detector_preprocess(result) or Assumed())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchpeek.argument_types import Allowed, Whole
 from torchpeek.cached import cached_property
-from torchpeek.errors import InputError, OptionError
+from torchpeek.errors import InputError, OptionError, type_shown
 from torchpeek.picture import Picture
 from torchpeek.render.canvas import (
     Canvas,
@@ -109,7 +109,7 @@ def slices_of(stack: Flat | Stack, heatmap: HeatmapLike, axis: Axis, noun: str =
         volume = as_drawn(channels_first(stack, 3, frames=folded))
         return Slices(volume.movedim(1 + axis, 0), grid, noun)
     if isinstance(stack, (Picture, Image.Image, str)) or not isinstance(stack, Sequence) or not stack:
-        got = "an empty sequence" if isinstance(stack, Sequence) and not stack else f"a {type(stack).__name__}"
+        got = "an empty sequence" if isinstance(stack, Sequence) and not stack else type_shown(stack)
         got = "one image" if isinstance(stack, (Picture, Image.Image)) else got
         raise InputError(
             f"picture is {got}, and the heatmap has a grid of three axes; allowed: the tensor of the volume or the "
