@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchpeek.argument_types import Allowed, Seed
 from torchpeek.bootstrap import bootstrap_interval
-from torchpeek.errors import InputError, type_shown
+from torchpeek.errors import InputError
 from torchpeek.keywords import checked_keywords
 from torchpeek.render.plots import figure_class
 
@@ -127,9 +127,10 @@ def _check(panels: Mapping[str, Curves], baselines: Mapping[str, Curves]) -> Non
         raise InputError(f"baselines has {unknown[0]!r}, which is not a panel; allowed: {', '.join(map(repr, panels))}")
     for panel, methods in [*panels.items(), *baselines.items()]:
         for name, values in methods.items():
-            if not isinstance(values, Tensor) or values.ndim != 2 or not len(values) or values.shape[1] < 2:
-                got = tuple(values.shape) if isinstance(values, Tensor) else type_shown(values)
-                raise InputError(f"the curves {name!r} of {panel!r} are {got}; allowed: a tensor (N, steps + 1)")
+            if values.ndim != 2 or not len(values) or values.shape[1] < 2:
+                raise InputError(
+                    f"the curves {name!r} of {panel!r} are {tuple(values.shape)}; allowed: a tensor (N, steps + 1)"
+                )
 
 
 def _known(values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from torchpeek.argument_types import Allowed
-from torchpeek.errors import InputError, TorchpeekError, type_shown
+from torchpeek.errors import InputError, TorchpeekError
 from torchpeek.keywords import checked_keywords
 
 if TYPE_CHECKING:
@@ -259,8 +259,6 @@ def name_layers(axes: Axes, layers: Sequence[str], marked: set[int], width: floa
 
 
 def _checked(name: str, pair: tuple[Any, Any]) -> tuple[Numbers, Numbers]:
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise InputError(f"{name!r} is {type_shown(pair)}; allowed: (counts, edges)")
     counts, edges = (
         np.asarray(each.detach().cpu().double() if isinstance(each, Tensor) else each, dtype=np.float64)
         for each in pair
