@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchpeek.anatomy.training_flow import BlockStep, TrainingFlow
-from torchpeek.errors import InputError, LayerNotFound, OptionError, notify
+from torchpeek.argument_types import PositiveInt
+from torchpeek.errors import InputError, LayerNotFound, notify
 from torchpeek.hooks import Selection, around_steps, is_sharded, method_is_running, opened_by_with, select_modules
 from torchpeek.keywords import checked_keywords
 from torchpeek.models import Model, module_of
@@ -20,7 +21,7 @@ from torchpeek.norms import norms, total_norm
 @checked_keywords
 @opened_by_with("with tp.watch(model) as seen:")
 def watch(
-    model: Model, every: int = 10, *, layers: Selection | None = None, exclude: Selection | None = None
+    model: Model, every: PositiveInt = 10, *, layers: Selection | None = None, exclude: Selection | None = None
 ) -> Iterator[TrainingFlow]:
     """Watch a model train: the gradient norm of each block, beside the norms of its weights and of their update.
 
@@ -59,8 +60,6 @@ def watch(
         [(0, '0', 12), (0, '2', 5)]
     """
     module = module_of(model)
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise OptionError(f"every is {every!r}; allowed: a positive integer, watch each step that it divides")
     if any(map(is_sharded, module.modules())):
         raise InputError(
             "FSDP shards the parameters of this model, so that a norm would be that of one process's part; next: watch "

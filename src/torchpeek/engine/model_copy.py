@@ -18,7 +18,7 @@ from torchpeek.engine.forward_pass import ForwardPass
 from torchpeek.engine.numerics import close
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.saved_modules import SavedModules, all_modules
-from torchpeek.errors import InputError, listed_names, notify
+from torchpeek.errors import InputError, listed_names, notify, type_shown
 from torchpeek.hooks import attached, containers, takes_hooks
 from torchpeek.signal_gate import is_of_handler
 
@@ -50,7 +50,7 @@ def copied_model(model: nn.Module) -> nn.Module:
             raise
         raise NotIndependent(f"{name} cannot be copied: {error}") from error
     if not isinstance(copied, nn.Module):
-        raise NotIndependent(f"copy.deepcopy of {name} returns a {type(copied).__name__}; allowed: an nn.Module")
+        raise NotIndependent(f"copy.deepcopy of {name} returns {type_shown(copied)}; allowed: an nn.Module")
     owned = _by_memory({**dict(model.named_parameters()), **dict(model.named_buffers())})
     shared = [each for each, parameter in copied.named_parameters() if _memory(parameter) & owned.keys()]
     if shared:

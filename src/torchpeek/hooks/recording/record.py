@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.argument_types import NonNegative
-from torchpeek.errors import GradUnavailable, InputError, NotConnected
+from torchpeek.errors import GradUnavailable, InputError, NotConnected, type_shown
 from torchpeek.hooks.checked_model import checked_model
 from torchpeek.hooks.gradient_tap import TensorHooks
 from torchpeek.hooks.model_calls import passes_were_cut
@@ -229,7 +229,7 @@ class Recording(OpenedByWith, Block["Recording"], RecordedLayers):
         if not self._tracker.gradients:
             raise InputError("grad needs a recording with gradients; record(..., gradients=True) makes one")
         if not isinstance(score, Tensor) or score.numel() != 1:
-            got = f"has shape {tuple(score.shape)}" if isinstance(score, Tensor) else f"is a {type(score).__name__}"
+            got = f"has shape {tuple(score.shape)}" if isinstance(score, Tensor) else f"is {type_shown(score)}"
             raise InputError(f"score {got}; allowed: a tensor of one number, such as output[:, 281].sum()")
         if not score.requires_grad:
             raise GradUnavailable(
