@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,6 +35,24 @@ STRIKES: dict[str, Callable[[], None]] = {
     "another thread": raise_it,
     **{name: raise_signal(getattr(signal, name)) for name in ("SIGINT", "SIGALRM", "SIGTERM") if hasattr(signal, name)},
 }
+
+
+HANDLED = [getattr(signal, name) for name in STRIKES if hasattr(signal, name)]
+"""The signals among the strikes."""
+
+
+@contextmanager
+def raising_handlers() -> Iterator[None]:
+    """Inside the block, the handlers of these signals raise. That of Ctrl-C is Python's own."""
+    former = {number: signal.getsignal(number) for number in HANDLED}
+    for number in HANDLED:
+        if number != signal.SIGINT:
+            signal.signal(number, raise_it)
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def struck(action: Callable[[], Any], number: int, strike: Callable[[], None]) -> tuple[int, str]:

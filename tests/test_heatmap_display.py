@@ -321,7 +321,7 @@ class TestPlot:
     def test_several_maps_and_what_is_no_axes(self, loaded, picture) -> None:
         with pytest.raises(InputError, match=r"heatmap has 2 maps; plot draws one. Next: heatmap\[n, k\]"):
             tp.explain(loaded, picture, target=[[0, 1]]).plot()
-        with pytest.raises(InputError, match="ax is a int"):
+        with pytest.raises(InputError, match="ax is an int"):
             tp.explain(loaded, picture).plot(3)  # type: ignore[arg-type]
 
 

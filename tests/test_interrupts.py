@@ -16,7 +16,7 @@ import pytest
 
 from torchpeek import interrupts, signal_gate, undo
 from torchpeek.interrupts import interruptible, uninterrupted
-from torchpeek.signal_gate import finalised
+from torchpeek.signal_gate import Level, finalised
 
 
 class TestUninterrupted:
@@ -145,3 +145,33 @@ def test_a_signal_in_a_finalizer_is_sent_again() -> None:
         assert (closed, received) == ([True], [signal.SIGALRM])
     finally:
         signal.signal(signal.SIGALRM, former)
+
+
+def test_a_guard_may_end_while_a_signal_asks_the_guards() -> None:
+    """Blocks that are garbage end in any thread, and at any moment."""
+    first, second = Level(), Level()
+    try:
+        first.begin()
+        first.guard(lambda frame: bool(second.end()))
+        second.begin()
+        second.guard(lambda frame: False)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        first.end()
+        second.end()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_other_threads_guard_nothing() -> None:
+    """Python handles no signals in them."""
+    level = Level()
+
+    def begin() -> None:
+        level.begin()
+        level.guard(lambda frame: True)
+
+    thread = threading.Thread(target=begin)
+    thread.start()
+    thread.join()
+    assert level not in signal_gate._guards

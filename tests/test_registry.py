@@ -71,8 +71,8 @@ def test_the_front_doors_refuse_before_the_model_runs() -> None:
     heatmap = tp.explain(model, x)
     calls: list[int] = []
     model.register_forward_hook(lambda *_: calls.append(1))
-    with pytest.raises(OptionError, match="option steps is 0; allowed: a whole number, 1 to 1000000"):
+    with pytest.raises(OptionError, match="option steps is 0; allowed: a whole number, 1 to 1,000,000"):
         tp.evaluate(model, x, heatmap, metrics={"deletion": {"steps": 0}})
-    with pytest.raises(OptionError, match="option samples is 0; allowed: a whole number, 1 to 1000000"):
+    with pytest.raises(OptionError, match="option samples is 0; allowed: a whole number, 1 to 1,000,000"):
         tp.explain(model, x, method="smoothgradcam++", samples=0)
     assert calls == []

@@ -11,37 +11,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import pytest
 
-from outside_exceptions import STRIKES, FromOutside, numbers, raise_it, struck
+from outside_exceptions import HANDLED, STRIKES, FromOutside, numbers, raise_it, raising_handlers, struck
 from torchpeek import signal_gate
 from torchpeek import undo as undo_module
 from torchpeek.interrupts import interruptible, uninterrupted
 from torchpeek.turns import Turns
 from torchpeek.undo import Undo, undone
 
-HANDLED = [getattr(signal, name) for name in STRIKES if hasattr(signal, name)]
-
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """Handlers that raise, and the check that all is as before."""
-    former = {number: signal.getsignal(number) for number in HANDLED}
-    for number in HANDLED:
-        if number != signal.SIGINT:
-            signal.signal(number, raise_it)
-    expected = {number: signal.getsignal(number) for number in HANDLED}
-    try:
+    with raising_handlers():
+        expected = {number: signal.getsignal(number) for number in HANDLED}
         yield
         assert {number: signal.getsignal(number) for number in HANDLED} == expected
         assert not signal_gate._levels
         assert not signal_gate._guards
         assert not signal_gate._pending
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 @undone
@@ -87,13 +79,20 @@ def on_a_stack() -> None:
         stack.enter_context(member(MEMBERS, "stacked too"))
 
 
-def in_a_generator() -> None:
-    def generator() -> Iterator[int]:
-        with member(MEMBERS, "generator"):
-            yield 1
-            yield 2
+def by_hand() -> None:
+    block = member(MEMBERS, "by hand")
+    block.__enter__()
+    block.__exit__(None, None, None)
 
-    steps = generator()
+
+def two_steps() -> Iterator[int]:
+    with member(MEMBERS, "generator"):
+        yield 1
+        yield 2
+
+
+def in_a_generator() -> None:
+    steps = two_steps()
     next(steps)
     steps.close()
 
@@ -113,10 +112,42 @@ def a_turn() -> None:
         MEMBERS.clear()
 
 
+@undone
+def failing(undo: Undo) -> None:
+    undo.push(discard, MEMBERS, "failing")
+    MEMBERS.append("failing")
+    raise ValueError
+
+
+def one_that_fails() -> None:
+    with suppress(ValueError), failing():
+        pass
+
+
+def near_the_limit(action: Callable[[], object], distance: int) -> None:
+    """Call `action` so many calls before the recursion limit. It may raise RecursionError."""
+    frame, depth = sys._getframe(), 0
+    while frame is not None:
+        frame, depth = frame.f_back, depth + 1  # type: ignore[assignment]
+    with suppress(RecursionError):
+        call_deep(sys.getrecursionlimit() - depth - distance, action)
+
+
+def call_deep(calls: int, action: Callable[[], object]) -> None:
+    """Call `action` below so many calls."""
+    if calls:
+        call_deep(calls - 1, action)
+    else:
+        action()
+
+
 @pytest.mark.parametrize("strike", STRIKES)
 @pytest.mark.parametrize(
     "action",
-    [one_block, two_blocks, one_object_twice, without_signals, on_a_stack, in_a_generator, in_a_coroutine, a_turn],
+    [
+        *(one_block, two_blocks, one_object_twice, without_signals, on_a_stack, in_a_generator, in_a_coroutine),
+        *(one_that_fails, a_turn),
+    ],
 )
 def test_nothing_is_left_behind_whatever_strikes_at_whatever_instruction(
     action: Callable[[], None], strike: str
@@ -236,23 +267,53 @@ class TestBlock:
         assert not block._is_open()
         assert MEMBERS == []
 
-    @pytest.mark.parametrize("distance", range(1, 40))
-    def test_near_the_recursion_limit(self, distance: int) -> None:
+    @pytest.mark.parametrize("distance", range(61))
+    @pytest.mark.parametrize("action", [two_blocks, one_that_fails, by_hand, on_a_stack])
+    def test_opened_and_closed_near_the_recursion_limit(self, action: Callable[[], None], distance: int) -> None:
         limit = sys.getrecursionlimit()
-        frame, depth = sys._getframe(), 0
-        while frame is not None:
-            frame, depth = frame.f_back, depth + 1  # type: ignore[assignment]
-
-        def deep(calls: int) -> None:
-            if calls:
-                deep(calls - 1)
-            else:
-                two_blocks()
-
-        with suppress(RecursionError):
-            deep(limit - depth - distance)
+        near_the_limit(action, distance)
         assert MEMBERS == []
         assert sys.getrecursionlimit() == limit
+
+    @pytest.mark.parametrize("distance", range(61))
+    def test_closed_near_the_recursion_limit(self, distance: int) -> None:
+        """Where there is no room for `__exit__`, the block is closed when it is thrown away."""
+        limit = sys.getrecursionlimit()
+        stack, block = ExitStack(), member(MEMBERS, "by hand")
+        stack.enter_context(member(MEMBERS, "stacked"))
+        block.__enter__()
+        near_the_limit(stack.close, distance)
+        assert sys.getrecursionlimit() == limit
+        near_the_limit(partial(block.__exit__, None, None, None), distance)
+        assert sys.getrecursionlimit() == limit
+        del stack, block
+        gc.collect()
+        assert MEMBERS == []
+
+    @pytest.mark.parametrize("distance", range(61))
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    def test_a_generator_closed_near_the_recursion_limit(self, distance: int) -> None:
+        """Where there is no room for `__exit__` and for what stands in for it, the next block closes this one."""
+        limit = sys.getrecursionlimit()
+        generator = two_steps()
+        next(generator)
+        near_the_limit(generator.close, distance)
+        assert sys.getrecursionlimit() == limit
+        assert not signal_gate._levels
+        del generator
+        gc.collect()
+        one_block()
+        assert MEMBERS == []
+
+    def test_a_generator_in_a_cycle_leaves_no_signals_delayed(self) -> None:
+        """The garbage collector runs the steps first, and closes the generator then."""
+        cycle: list[Any] = [two_steps()]
+        cycle.append(cycle)
+        next(cycle[0])
+        del cycle
+        gc.collect()
+        assert MEMBERS == []
+        assert not signal_gate._levels
 
     def test_real_exceptions_of_another_thread(self) -> None:
         struck_count = 0

@@ -6,7 +6,7 @@ import operator
 import sys
 from collections.abc import Callable, Hashable, Iterable, KeysView, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
-from inspect import signature
+from inspect import signature, unwrap
 from io import IOBase
 from itertools import islice, pairwise
 from os import PathLike, fsencode, fspath
@@ -14,8 +14,8 @@ from pathlib import PosixPath, PurePath, WindowsPath
 from types import FunctionType, NoneType, UnionType
 from typing import IO, Annotated, Any, BinaryIO, Literal, Union, get_args, get_origin
 
-from torchpeek.argument_types import Check, Number, Whole, finite_number, whole_number
-from torchpeek.errors import InputError
+from torchpeek.argument_types import Allowed, Check, Number, Whole, finite_number, whole_number
+from torchpeek.errors import InputError, with_article
 
 _LONGEST_PATH = 4096  # bytes; no system takes a longer one
 _MOST_ENTRIES = 1_000_000  # of a generator, which may never end
@@ -26,10 +26,10 @@ _EXPLAINED_ELSEWHERE = ("Module", "LoadedModel", "Trace", "Picture", "Image", "A
 
 def checks_of(function: Callable[..., Any]) -> dict[str, Check]:
     """The checks of a function's parameters, by name. A parameter that takes anything has none."""
-    parameters = signature(function).parameters
+    parameters, names = signature(function).parameters, unwrap(function).__globals__  # a decorator has names of its own
     found = {}
     for name, annotation in function.__annotations__.items():
-        check = check_of(_evaluated(annotation, function.__globals__))
+        check = check_of(_evaluated(annotation, names))
         if check is not None and name in parameters:
             found[name] = _also_default(check, parameters[name].default)
     return found
@@ -80,13 +80,13 @@ def passing_types(check: Check) -> frozenset[type]:
     return check.passing if isinstance(check, _Simple) else frozenset()
 
 
-def _instance(cls: type, allowed: str) -> Check:
+def _instance(cls: type | UnionType, allowed: str) -> Check:
     def take(value: Any) -> Any:
         if not isinstance(value, cls):
             raise TypeError
         return value
 
-    return _Simple(allowed, take, frozenset({cls}))
+    return _Simple(allowed, take, frozenset({cls} if isinstance(cls, type) else get_args(cls)))
 
 
 def _flag(value: Any) -> bool:
@@ -132,6 +132,8 @@ def _listed(value: Any) -> Any:
 
     A text, a dict and an open file are no lists. Nor is a set of anything but numbers, because it has no order.
     """
+    if type(value) in (list, tuple):  # nearly always; the classes of collections.abc are slow to ask
+        return value
     if isinstance(value, (Mapping, IOBase)):
         raise TypeError
     if isinstance(_iterable(value), Sequence) or hasattr(value, "ndim"):
@@ -215,15 +217,20 @@ def _words(cls: type) -> str:
     name = cls.__qualname__.removesuffix("Like")
     if name == "Tensor":
         return "a tensor"
-    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+    return with_article(name)
 
 
 def _limited(annotation: Any, metadata: Iterable[Any]) -> Check | None:
-    """The check of Annotated: the limits decide alone, besides None."""
-    limits = [each for each in metadata if hasattr(each, "take")]
-    if not limits:
-        return check_of(annotation)
-    return _either([*limits, _NONE]) if NoneType in get_args(annotation) else limits[0]
+    """The check of Annotated: the limits decide alone, besides None. Where it has words, no other check says more."""
+    words = next((each.text for each in metadata if isinstance(each, Allowed)), "")
+    check: Check | None
+    if limits := [each for each in metadata if hasattr(each, "take")]:
+        check = _either([*limits, _NONE]) if NoneType in get_args(annotation) else limits[0]
+    else:
+        check = check_of(annotation)
+    if check is None and words and isinstance(annotation, (type, UnionType)):
+        return _instance(annotation, words)
+    return check if check is None or not words else _Simple(words, check.take, passing_types(check))
 
 
 def _either(checks: Sequence[Check | None]) -> Check | None:
@@ -241,7 +248,8 @@ def _either(checks: Sequence[Check | None]) -> Check | None:
         raise TypeError
 
     words = list(dict.fromkeys(each.allowed for each in known))
-    return _Simple(" or ".join(filter(None, [", ".join(words[:-1]), words[-1]])), take, _passing_one(known))
+    last = ", or " if any(", " in each for each in words) else " or "
+    return _Simple(last.join(filter(None, [", ".join(words[:-1]), words[-1]])), take, _passing_one(known))
 
 
 def _passing_one(checks: Sequence[Check]) -> frozenset[type]:
@@ -284,13 +292,13 @@ def _sequence(arguments: tuple[Any, ...]) -> Check:
             value = value.tolist()
         per_entry = each if fixed else each * len(value)
         taken = [check.take(entry) if check else entry for check, entry in zip(per_entry, value, strict=True)]
-        same = all(new is old for new, old in zip(taken, value, strict=True))
+        same = all(map(operator.is_, taken, value))
         return value if same else tuple(taken) if isinstance(value, tuple) else taken
 
     if fixed:
         return _Simple(f"({', '.join(check.allowed if check else '...' for check in each)})", take)
     passing = frozenset({list, tuple}) if each[0] is None else frozenset()
-    return _Simple(f"a list{f', each {of_each}' if of_each else ''}", take, passing)
+    return _Simple(f"a list{f' (each {of_each})' if of_each else ''}", take, passing)
 
 
 def _mapping(arguments: tuple[Any, ...]) -> Check:
@@ -305,4 +313,4 @@ def _mapping(arguments: tuple[Any, ...]) -> Check:
         return value
 
     passing = frozenset({dict}) if of_value is None else frozenset()
-    return _Simple(f"a dict{f', each value {of_value.allowed}' if of_value is not None else ''}", take, passing)
+    return _Simple(f"a dict{f' (each value {of_value.allowed})' if of_value is not None else ''}", take, passing)

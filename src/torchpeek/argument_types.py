@@ -35,7 +35,7 @@ class Whole:
     @property
     def allowed(self) -> str:
         """What is allowed, for the error text."""
-        return f"a whole number, {self.least} {'or more' if self.most is None else f'to {self.most}'}"
+        return f"a whole number, {self.least:,} {'or more' if self.most is None else f'to {_digits(self.most)}'}"
 
     def take(self, value: Any) -> int:
         """The number as an int. Raises ValueError or TypeError for anything else."""
@@ -67,8 +67,19 @@ class Number:
         return number
 
 
+@dataclass(frozen=True)
+class Allowed:
+    """What is allowed, for the error text of an argument whose type says too little, as in
+    `smooth: Annotated[Smoothing | None, Allowed("tp.Smoothing(), or None")]`."""
+
+    text: str
+
+
 PositiveInt: TypeAlias = Annotated[int, Whole()]
 """An argument that is a whole number, 1 or more."""
+
+NonNegativeInt: TypeAlias = Annotated[int, Whole(0)]
+"""An argument that is a whole number, 0 or more."""
 
 Count: TypeAlias = Annotated[int, Whole(1, 1_000_000)]
 """How often something is done: a whole number from 1 to a million, because each takes time or memory."""
@@ -82,6 +93,9 @@ it."""
 
 Side: TypeAlias = Annotated[int, Whole(1, 10_000)]
 """The side of a picture that is drawn, in pixels: a whole number from 1 to ten thousand."""
+
+PixelCount: TypeAlias = Annotated[int, Whole(), Allowed("a number of pixels, 1 or more")]
+"""A length in pixels, 1 or more."""
 
 Share: TypeAlias = Annotated[float, Number(most=1.0)]
 """An argument that is a number from 0 to 1."""
@@ -110,6 +124,10 @@ def checked_value(check: Check, name: str, value: Any) -> Any:
         if type(value) is int and abs(value) >= _LARGEST and " to " not in allowed:
             allowed += ", below 2**63"
         raise OptionError(f"{name} is {shown(value)}; allowed: {allowed}") from None
+
+
+def _digits(number: int) -> str:
+    return "2**63 - 1" if number == _LARGEST - 1 else f"{number:,}"
 
 
 def _is_scalar(value: Any) -> bool:

@@ -53,7 +53,18 @@ _LONGEST = 120  # letters of a value in an error text
 _LONGEST_WORD = 1000  # letters; a longer word is a user's text, and no path has as many
 _LONG_WORD = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")
 
-_REPR = reprlib.Repr()
+
+class _ShortRepr(reprlib.Repr):
+    """Short texts of values, in which a tensor or an array is its shape and dtype, also inside a list or a dict."""
+
+    def repr1(self, x: object, level: int) -> str:
+        if getattr(x, "shape", ()) and hasattr(x, "dtype"):
+            # The line before asks for both, which mypy does not see.
+            return f"{type_shown(x)} {tuple(x.shape)} of {x.dtype}"  # type: ignore[attr-defined]
+        return super().repr1(x, level)
+
+
+_REPR = _ShortRepr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxother, _REPR.maxlong, _REPR.maxdict = 3, 80, 80, 40, 3
 
 
@@ -271,12 +282,46 @@ def shown(value: object) -> str:
         80
     """
     try:
-        if getattr(value, "shape", ()) and hasattr(value, "dtype"):
-            return f"a {type(value).__name__} {tuple(value.shape)} of {value.dtype}"  # type: ignore[attr-defined]
         text = " ".join(_REPR.repr(value).split())
     except Exception:  # a user's own __repr__, or a number with too many digits
-        return f"a {type(value).__name__}"
+        return type_shown(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def type_shown(value: object) -> str:
+    """The type of a value in an error text, with its article.
+
+    Args:
+        value: Any value.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> tp.errors.type_shown(3)
+        'an int'
+        >>> tp.errors.type_shown(torch.zeros(2))
+        'a Tensor'
+    """
+    return "None" if value is None else with_article(type(value).__name__)
+
+
+def with_article(noun: str) -> str:
+    """A noun, such as the name of a class, with its article.
+
+    Args:
+        noun: The noun.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> tp.errors.with_article("Identity")
+        'an Identity'
+        >>> tp.errors.with_article("tensor")
+        'a tensor'
+    """
+    return f"{'an' if noun[:1] in 'AEIOUaeiou' else 'a'} {noun}"
 
 
 def listed_names(names: Iterable[str], most: int = 6) -> str:

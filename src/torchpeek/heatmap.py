@@ -15,13 +15,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from torchpeek.argument_types import Allowed, PositiveInt
 from torchpeek.engine import Question
-from torchpeek.errors import InputError, OptionError
+from torchpeek.errors import InputError, type_shown
 from torchpeek.html import collapsed, html_paragraph, notebook_html
 from torchpeek.keywords import checked_class
 from torchpeek.picture import Picture
 from torchpeek.provenance import Provenance
+from torchpeek.render.colormaps import Colormap
 from torchpeek.render.heatmaps import MOST, ShownMap, drawn_maps, maps_html, plot_map
+from torchpeek.render.overlay import Alpha
+from torchpeek.render.scale import Limit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,13 +176,13 @@ class Heatmap:
         self,
         picture: Any = None,
         *,
-        colormap: str = "viridis",
-        alpha: float = 0.6,
+        colormap: Colormap = "viridis",
+        alpha: Alpha = 0.6,
         fade: bool = True,
-        limit: float | None = None,
+        limit: Limit | None = None,
         signed: bool = False,
         colorbar: bool = True,
-        most: int = MOST,
+        most: PositiveInt = MOST,
     ) -> Image.Image:
         """Draw the map over its picture; several maps in a grid, each with its class and its score.
 
@@ -212,8 +216,6 @@ class Heatmap:
             >>> heatmap.overlay(torch.rand(3, 300, 400), signed=True, colorbar=False).size
             (400, 300)
         """
-        if most < 1:
-            raise OptionError(f"most is {most}; allowed: 1 or more")
         maps = shown_maps(self, most, picture)
         if not maps:
             raise InputError(f"the heatmap has no maps: its values have the shape {tuple(self.values.shape)}")
@@ -221,7 +223,7 @@ class Heatmap:
         return drawn_maps(maps, self.scores.numel(), _columns(self), colorbar=colorbar, **style)
 
     def plot(
-        self, ax: Axes | None = None, *, colormap: str = "viridis", alpha: float = 0.6, signed: bool = False
+        self, ax: Axes | None = None, *, colormap: Colormap = "viridis", alpha: Alpha = 0.6, signed: bool = False
     ) -> Axes:
         """Draw the map over its picture with matplotlib, with a title and a colour bar. Needs the extra `plot`.
 
@@ -287,7 +289,7 @@ class Heatmap:
         """
         return self._stepped(unit_range(self.values), "unit")
 
-    def resized(self, size: Sequence[int]) -> Heatmap:
+    def resized(self, size: Annotated[Sequence[int], Allowed("the sizes of the grid, such as (224, 224)")]) -> Heatmap:
         """Interpolate the maps to another size: bilinear, `align_corners=False`.
 
         Args:
@@ -344,7 +346,7 @@ def _pictures_of(heatmap: Heatmap, picture: Any) -> Sequence[Any]:
         return tuple(picture)
     if not several and len(heatmap) == 1:
         return (picture,)
-    got = f"has {len(picture)} entries" if several else f"is a {type(picture).__name__}"
+    got = f"has {len(picture)} entries" if several else f"is {type_shown(picture)}"
     raise InputError(f"picture {got}, and the heatmap has {len(heatmap)} samples; give a list with one for each")
 
 

@@ -58,15 +58,16 @@ def checked_keywords(function: F) -> F:
 
     def refuse(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(args) > len(by_position) and not takes_any[0]:
-            others = ", ".join(f"{each}=" for each in parameters if each not in by_position and each != "options")
+            named = ", ".join(f"{key}=" for key, each in parameters.items() if each.kind is each.KEYWORD_ONLY)
+            following = f"name the others: {named}" if named else f"name each, such as {name}(x=...)"
             raise OptionError(
-                f"{name} takes {' and '.join(by_position[owned:])} by position; got {len(args) - owned} arguments. "
-                f"Next: name the others: {others}"
+                f"{name} takes {' and '.join(by_position[owned:]) or 'nothing'} by position; got {len(args) - owned} "
+                f"arguments. Next: {following}"
             )
         if not takes_any[1]:
             for keyword in kwargs:
                 if keyword not in parameters:
-                    raise OptionError(no_keyword(name, keyword, parameters))
+                    raise OptionError(no_keyword(name, keyword, list(parameters)[owned:]))
 
     return cast("F", _checked_arguments(function, lambda: checks_of(function), refuse=refuse))
 
@@ -151,7 +152,7 @@ def checked_class(cls: type[T]) -> type[T]:
         def checks() -> Mapping[str, Check]:
             return field_checks(cls) if is_dataclass(cls) else checks_of(init)
 
-        setattr(cls, "__init__", _checked_arguments(init, checks, f"{cls.__name__}: "))  # noqa: B010  # mypy
+        setattr(cls, "__init__", _checked_arguments(init, checks, f"{cls.__name__}: "))  # noqa: B010  # mypy refuses =
     return checked_methods(cls)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from torchpeek.argument_types import Allowed, PixelCount
 from torchpeek.html import figure, fitted, image_tag, notebook_html
 from torchpeek.keywords import checked_class
 
@@ -30,11 +32,11 @@ class Geometry:
         480.0
     """
 
-    size: tuple[int, int]
-    box: tuple[float, float, float, float]
+    size: Annotated[tuple[int, int], Allowed("(width, height)")]
+    box: Annotated[tuple[float, float, float, float], Allowed("(left, top, right, bottom)")]
 
     @classmethod
-    def whole(cls, size: tuple[int, int]) -> Geometry:
+    def whole(cls, size: Annotated[tuple[int, int], Allowed("(width, height)")]) -> Geometry:
         """Return the geometry of an input that shows the whole image.
 
         Args:
@@ -83,7 +85,7 @@ class Picture:
         Picture('cat.png', 64 x 48, tensor (1, 3, 24, 32))
     """
 
-    image: Image.Image
+    image: Annotated[Image.Image, Allowed("a PIL image")]
     tensor: Tensor
     geometry: Geometry
     name: str = ""
@@ -139,7 +141,7 @@ class Picture:
         """
         return "; ".join(filter(None, (self.reduction, of_model)))
 
-    def reduced(self, max_size: int) -> Picture:
+    def reduced(self, max_size: PixelCount) -> Picture:
         """Reduce the image, but not the tensor, in its proportions.
 
         Args:
@@ -148,6 +150,9 @@ class Picture:
         Returns:
             A Picture with the same tensor, whose geometry is in pixels of the smaller image; the same Picture if it is
             no larger.
+
+        Raises:
+            OptionError: When `max_size` is no number of pixels.
 
         Example:
             >>> from PIL import Image

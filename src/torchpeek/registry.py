@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 from torchpeek.annotation_checks import checks_of
-from torchpeek.argument_types import Check, checked_value
+from torchpeek.argument_types import Allowed, Check, checked_value
 from torchpeek.cached import cached_property
 from torchpeek.errors import InputError, OptionError, shown
 
+NamesOrOptions: TypeAlias = Annotated[
+    str | Iterable[str] | Mapping[str, Mapping[str, Any]], Allowed("names, or a dict from a name to its options")
+]
+"""What `methods` and `metrics` may be."""
 
-def options_by_name(argument: str, kind: str, value: Any) -> dict[str, Mapping[str, Any]]:
+
+def options_by_name(argument: str, kind: str, value: NamesOrOptions) -> dict[str, Mapping[str, Any]]:
     """Name -> options, of what a user gave as `methods` or `metrics`: names, or a dict from a name to its options.
 
     Raises:
-        InputError: When it is neither, or a name is no text.
+        InputError: When a name is no text, or options are no dict.
     """
     options: Any = value
     if not isinstance(value, Mapping):
-        if not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0:
-            raise InputError(f"{argument} is {shown(value)}; allowed: names, or a dict from a name to its options")
-        listed = list(value)
+        listed = [value] if isinstance(value, str) else list(value)
         for name in listed:
             if not isinstance(name, str):
                 raise InputError(f"{argument} has {shown(name)}, which is no name of a {kind}; allowed: names")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # it has no types
 import _thread
 import functools
-import os
 import threading
 from collections.abc import Callable
 from types import CodeType, FrameType
@@ -19,7 +18,6 @@ _set: Callable[[int, Any], Any] = _signal.signal
 
 _NUMBERS = tuple(sorted(_signal.valid_signals()))
 _get_ident = threading.get_ident
-_main_thread = threading.main_thread
 
 
 class Level:
@@ -47,7 +45,7 @@ class Level:
 
     def begin(self) -> None:
         """Make this level the innermost. From here on no signal raises, unless it is open."""
-        if self._is_gated or _get_ident() != _main_thread().ident:
+        if self._is_gated or _get_ident() != _main_thread.number:
             return
         inside_closed = False
         if self not in _levels:
@@ -73,7 +71,8 @@ class Level:
         Args:
             is_guarded: Says of a frame whether it runs that code.
         """
-        _guards[self] = is_guarded
+        if self._is_gated:  # not in other threads than the main one
+            _guards[self] = is_guarded
         self._is_gated = False
         self._leave()
 
@@ -85,7 +84,7 @@ class Level:
         self._is_gated = False
         gates = self._gates
         # Still closed: a handler that is put back may raise, and then this is called again.
-        while gates and _get_ident() == _main_thread().ident:
+        while gates and _get_ident() == _main_thread.number:
             gate = gates[-1]
             if _get(gate.number) is gate:
                 _set(gate.number, gate.handler)
@@ -159,10 +158,11 @@ _guards: dict[Level, Callable[[FrameType], bool]] = {}
 
 def _is_guarded(frame: FrameType | None) -> bool:
     """Whether the innermost frames run guarded code: what was interrupted, and functions that it called."""
+    guards = tuple(_guards.values())  # a copy: a block that is garbage may end meanwhile, in any thread
     for _ in range(_GUARDED_DEPTH):
         if frame is None:
             return False
-        if any(is_guarded(frame) for is_guarded in _guards.values()):
+        if any(is_guarded(frame) for is_guarded in guards):
             return True
         frame = frame.f_back
     return False
@@ -240,32 +240,30 @@ def deliver() -> None:
         deliver()
 
 
-def _after_fork_in_child(thread: int | None) -> None:
-    """Put the handlers back where another thread than the main one has forked: nobody else does in the child."""
-    if thread == _get_ident():
-        return
-    for level in reversed(_levels):
-        for gate in level._gates:
-            if _get(gate.number) is gate:
-                _set(gate.number, gate.handler)
-    _levels.clear()
-    _guards.clear()
-    _pending.clear()
+class _MainThread:
+    """The identifier of the main thread. Python's own function for it takes longer than the rest of a level."""
+
+    __slots__ = ("number",)
+
+    def __init__(self) -> None:
+        self.number = threading.main_thread().ident
+
+    def after_fork(self) -> None:
+        """In a forked process: the thread that forked is its main thread.
+
+        Where that is another one than before, put the handlers back: nobody else does.
+        """
+        before, self.number = self.number, _get_ident()
+        if before == self.number:
+            return
+        for level in reversed(_levels):
+            for gate in level._gates:
+                if _get(gate.number) is gate:
+                    _set(gate.number, gate.handler)
+        _levels.clear()
+        _guards.clear()
+        _pending.clear()
 
 
-class _Fork:
-    """Remembers which thread was the main one before a fork."""
-
-    main: int | None = None
-
-    def before(self) -> None:
-        self.main = _main_thread().ident
-
-    def in_child(self) -> None:
-        _after_fork_in_child(self.main)
-
-
-_fork = _Fork()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_fork.before)
-in_child(_fork.in_child)
+_main_thread = _MainThread()
+in_child(_main_thread.after_fork)

@@ -35,7 +35,7 @@ def is_from_outside(error: BaseException) -> bool:
     return is_of_handler(error) or (isinstance(error, TimeoutError) and not is_of_system(error))
 
 
-class ignored:  # noqa: N801
+class ignored:  # noqa: N801  # used as contextlib.suppress is
     """A block whose errors of the operating system do not matter. It ends where one is raised.
 
     Args:

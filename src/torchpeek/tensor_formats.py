@@ -276,7 +276,7 @@ def _nested_as(parts: list[Tensor], tensor: Tensor) -> Tensor:
         return torch.nested.as_nested_tensor(parts, layout=torch.jagged)
     # Tensors with the same offsets have the same symbolic length, and can be added.
     joined = torch.cat(parts, axis - 1)
-    offsets = tensor.offsets()  # type: ignore[attr-defined]
+    offsets = tensor.offsets()  # type: ignore[attr-defined]  # of torch's own subclass
     return torch.nested.nested_tensor_from_jagged(joined, offsets, jagged_dim=axis)
 
 
@@ -307,8 +307,8 @@ def components(tensor: Tensor) -> tuple[Callable[..., Tensor], tuple[Tensor, ...
         return partial(_meta_tensor, tuple(tensor.shape), tensor.dtype), ()
     if is_jagged(tensor):
         lengths = tensor.lengths()  # type: ignore[attr-defined]  # of torch's own subclass
-        axis = tensor._ragged_idx  # type: ignore[attr-defined]
-        offsets = tensor.offsets()  # type: ignore[attr-defined]
+        axis = tensor._ragged_idx  # type: ignore[attr-defined]  # of torch's own subclass
+        offsets = tensor.offsets()  # type: ignore[attr-defined]  # of torch's own subclass
         parts = (tensor._values, offsets, *([] if lengths is None else [lengths]))
         return partial(_jagged_tensor, axis), parts
     if is_traceable_wrapper_subclass(tensor):

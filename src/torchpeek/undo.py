@@ -146,7 +146,7 @@ class Undo:
                 step = steps[-1]
                 try:
                     step()
-                except RecursionError:  # `_finish_all` runs it again, with more room
+                except RecursionError:  # `_leave` runs it again, with more room
                     raise
                 except BaseException as error:
                     first = error if first is None else first
@@ -164,7 +164,7 @@ class Undo:
 
     def watch(self, closer: object) -> None:
         """Run the steps when the life of this object ends, which can close the block."""
-        self._closer = weakref.ref(closer, functools.partial(_finish_now, self))
+        self._closer = weakref.ref(closer, functools.partial(_finish_all, self))
         _unfinished.add(self)
 
     def _forget(self) -> None:
@@ -184,11 +184,6 @@ def _exit_all(entered: list[AbstractContextManager[Any]]) -> None:
 
 
 _unfinished: set[Undo] = set()  # of the open blocks
-
-
-def _finish_now(undo: Undo, closer: object) -> None:
-    """Nothing can close the block any more."""
-    _finish_all(undo)
 
 
 def _finish_over() -> None:
@@ -222,18 +217,13 @@ def _is_finishing() -> bool:
 _FINISH = Undo.finish.__code__
 
 
-def _finish_all(undo: Undo) -> None:
-    """Run the steps, again where an exception cut them short, and with room for calls near the recursion limit."""
-    try:
-        undo.finish()
-    finally:
-        if not undo.is_finished:
-            limit = sys.getrecursionlimit()
-            sys.setrecursionlimit(limit + _HEADROOM)
-            try:
-                undo.finish()
-            finally:
-                sys.setrecursionlimit(limit)
+def _finish_all(undo: Undo, closer: object = None) -> None:
+    """Run the steps of a block that nothing closes: `__enter__` has failed, or what could close it is gone."""
+    if undo._steps:
+        undo.ending = None
+        _leave([undo], _NO_BLOCK)
+    else:
+        undo._forget()
 
 
 class _Exit:
@@ -260,16 +250,18 @@ def _leave(
 ) -> bool | None:
     undo = found[0] if found else block._innermost_by_hand()
     try:
-        undo._level.begin_again()
+        if undo._steps:  # not where the garbage collector has closed the block first: nothing would end the level
+            undo._level.begin_again()
         return None if undo.ending is None else undo.ending(kind, error, trace)
     finally:
         try:
             undo.finish()
         finally:
-            if undo._steps:  # not by a function: there may be no room for it
+            if undo._steps:  # an exception cut them short, or there is no room for calls near the recursion limit
                 limit = sys.getrecursionlimit()
-                sys.setrecursionlimit(limit + _HEADROOM)
+                sys.setrecursionlimit(limit)  # raises where the limit could not be lowered again
                 try:
+                    sys.setrecursionlimit(limit + _HEADROOM)
                     undo.finish()
                 finally:
                     sys.setrecursionlimit(limit)
@@ -338,15 +330,10 @@ class Block(Generic[T]):
             return result
         except BaseException:
             try:
-                undo.finish()
+                _finish_all(undo)
             finally:
-                if undo._steps:
-                    limit = sys.getrecursionlimit()
-                    sys.setrecursionlimit(limit + _HEADROOM)
-                    try:
-                        undo.finish()
-                    finally:
-                        sys.setrecursionlimit(limit)
+                if undo._steps:  # an exception struck before the first of them
+                    _finish_all(undo)
                 self._undos[:] = [each for each in self._undos if each._steps]
             raise
 
@@ -357,6 +344,9 @@ class Block(Generic[T]):
         ) -> bool | None: ...
     else:
         __exit__ = _Exit()
+
+
+_NO_BLOCK: Block[Any] = Block()  # for steps that belong to no block any more
 
 
 def _no_exit() -> None:

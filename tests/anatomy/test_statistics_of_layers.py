@@ -332,7 +332,7 @@ class TestLeftOut:
     def test_a_reduce_that_returns_no_tensor(self) -> None:
         model = nn.Linear(3, 2)
         policy = tp.keep.Running(reduce=lambda values: 3)  # type: ignore[arg-type,return-value]
-        with tp.record(model, "", keep=policy), pytest.raises(InputError, match="returned a int; allowed: a tensor"):
+        with tp.record(model, "", keep=policy), pytest.raises(InputError, match="returned an int; allowed: a tensor"):
             model(torch.randn(2, 3))
 
     def test_packed_sequences(self) -> None:

@@ -156,7 +156,7 @@ class TestIdentities:
     @pytest.mark.parametrize(
         ("method", "options", "message"),
         [
-            ("sscam", {"samples": 0}, "option samples is 0; allowed: a whole number, 1 to 1000000"),
+            ("sscam", {"samples": 0}, "option samples is 0; allowed: a whole number, 1 to 1,000,000"),
             ("iscam", {"steps": 2.5}, "option steps is 2.5"),
             ("groupcam", {"keep": 2}, "option keep is 2; allowed: a number, 0 to 1"),
             ("smoothgradcam++", {"noise_level": -1}, "option noise_level is -1; allowed: a number, 0 or more"),

@@ -46,7 +46,7 @@ class TestSmoothing:
         torch.testing.assert_close(heatmap.values, torch.stack(parts).mean(0))
 
     def test_bad_requests(self, grids: TwoGrids) -> None:
-        with pytest.raises(OptionError, match=r"smooth is True; allowed: a Smoothing or None"):
+        with pytest.raises(OptionError, match=r"smooth is True; allowed: tp.Smoothing\(\), or None"):
             tp.explain(grids, X, smooth=True)  # type: ignore[call-overload]
         for factors in ((), "1", (0.0,), 1.0):
             with pytest.raises(OptionError, match="factors"):

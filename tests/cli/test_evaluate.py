@@ -243,7 +243,7 @@ class TestPrinted:
 
 def test_real_weights(mobilenet, tmp_path, capsys) -> None:
     """On photographs of which much is known: heatmaps are better than nothing where the object is put back."""
-    options = [word for name in ("deletion", "insertion") for word in ("--metric-option", f"{name}.steps=8")]
+    options = [word for name in ("deletion", "insertion") for word in ("--metric-option", f"{name}.steps=4")]
     methods = ("--method", "gradcam", "--method", "layercam")
     words = (*methods, *options, "--out", str(tmp_path / "out"))
     assert run("evaluate", str(IMAGES), "--model", "torchvision:mobilenet_v2", *words, "--json") == 0
@@ -259,7 +259,7 @@ def test_real_weights(mobilenet, tmp_path, capsys) -> None:
             assert row["curve"][-1] == pytest.approx(0.69, abs=0.03)  # the picture as it is: 0.717, 0.992, 0.354
         if row["metric"] == "deletion":
             assert row["curve"][0] == pytest.approx(0.69, abs=0.03)
-    cat = measured_on(mobilenet, IMAGES / "chelsea.png", {"deletion": {"steps": 8}})
+    cat = measured_on(mobilenet, IMAGES / "chelsea.png", {"deletion": {"steps": 4}})
     values = printed["pictures"][0]["values"]["deletion"]["layercam"]["values"]
     assert values == pytest.approx(cat["layercam"]["deletion"].values[0].tolist(), abs=1e-5)
     assert printed["about"]["weights"] == "IMAGENET1K_V1"

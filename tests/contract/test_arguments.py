@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot
+from PIL import Image
 from torch import nn
 
 import torchpeek as tp
@@ -138,7 +139,7 @@ def test_the_masks_of_rise_are_bounded_in_memory() -> None:
 
 @pytest.mark.parametrize("seed", [1.5, None, "a", 2**70, -1, True, torch.tensor([1, 2]), np.array("a")])
 def test_what_is_no_seed(seed: Any) -> None:
-    with pytest.raises(OptionError, match=r"seed is .*; allowed: a whole number, 0 to 9223372036854775807"):
+    with pytest.raises(OptionError, match=r"seed is .*; allowed: a whole number, 0 to 2\*\*63 - 1"):
         tp.explain(MODEL, X, seed=seed)
 
 
@@ -160,13 +161,16 @@ def test_truth_values_of_other_libraries(value: Any, taken: bool) -> None:
 def test_the_cases_that_were_raw_errors() -> None:
     heatmap = tp.explain(MODEL, X, layer="0")
     for make, message in (
-        (lambda: tp.record(MODEL, "0", max_bytes="1G"), "max_bytes is '1G'; allowed: a number, 0 or more or None"),
+        (lambda: tp.record(MODEL, "0", max_bytes="1G"), "max_bytes is '1G'; allowed: a number, 0 or more, or None"),
         (lambda: tp.compare(MODEL, X, methods={"gradcam": None}), "options of method 'gradcam' are None"),
         (lambda: tp.evaluate(MODEL, X, heatmap, metrics={"deletion": {"steps": 10**9}}), "option steps is 1000000000"),
         (lambda: tp.explain(MODEL.state_dict(), X), "model is an OrderedDict of weights"),
         (lambda: tp.load_model("..:x"), r"no model '\.\.:x'"),
         (lambda: tp.LoadedModel(MODEL, class_names=["a\ud800"]), "lone surrogate"),
-        (lambda: tp.render.overlay(X[0], heatmap, limit=float("nan")), "limit is nan; allowed: a finite number"),
+        (
+            lambda: tp.render.overlay(X[0], heatmap, limit=float("nan")),
+            "limit is nan; allowed: 0 or more, the value of the last colour",
+        ),
     ):
         with pytest.raises(TorchpeekError, match=message):
             make()
@@ -204,3 +208,46 @@ def test_what_are_no_boxes(boxes: Any) -> None:
     heatmap = tp.explain(MODEL, X, layer="0")
     with pytest.raises(tp.errors.InputError, match="boxes of sample 0"):
         tp.evaluate(MODEL, X, heatmap, metrics=["pointing-game"], boxes=boxes)
+
+
+_IMAGE = Image.new("RGB", (8, 8))
+_WHOLE = tp.Geometry.whole((8, 8))
+_T = tp.targets
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: tp.keep.Stored(device="nonsense"), "device is 'nonsense'; allowed: a torch.device or its name"),
+        (lambda: tp.keep.Stored(dtype=torch.int64), "dtype is torch.int64; allowed: a floating-point torch.dtype"),
+        (lambda: tp.Layout("tokens", (2, 2), prefix=-1), "prefix is -1; allowed: a whole number, 0 or more"),
+        (lambda: tp.Layout("channels-first", (2, 2), views=0), "views is 0; allowed: a whole number, 1 or more"),
+        (lambda: tp.Picture(3, X, _WHOLE), "Picture: image is 3; allowed: a PIL image"),  # type: ignore[arg-type]
+        (lambda: tp.Picture(_IMAGE, X, _WHOLE).reduced(0), "max_size is 0; allowed: a number of pixels, 1 or more"),
+        (lambda: _T.SigmoidProbability(1, absent="no"), "absent is 'no'; allowed: True or False"),  # type: ignore[arg-type]
+        (lambda: _T.Similarity(X, pairs="no"), r"pairs='no'\): allowed: True, False"),  # type: ignore[arg-type]
+        (
+            lambda: tp.edit(MODEL, outputs={"0": 3}),
+            "outputs is .*; allowed: a dict from a layer selection to a function",
+        ),
+        (lambda: tp.save({"a": 1}, "a"), r"heatmap is {'a': 1}; allowed: a Heatmap\. Next: tp\.TensorStream"),
+        (lambda: tp.render.kernel_grid(X, scale=3), "scale is 3; allowed: 'shared', 'each'"),  # type: ignore[arg-type]
+    ],
+)
+def test_the_words_of_what_is_allowed(make: Any, message: str) -> None:
+    with pytest.raises((OptionError, TargetError), match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (_T.Predicted(part=X), "part is a Tensor .*; allowed: the name or the number of a part"),  # type: ignore[arg-type]
+        (_T.Pixels(torch.zeros(2, 2)), "a class is a Tensor .*; allowed: an index or a name"),  # type: ignore[arg-type]
+        (_T.Pixels(0, class_axis="no"), "class_axis='no'"),  # type: ignore[arg-type]
+        (torch.nn.ReLU(), "target is a ReLU; allowed: None"),
+    ],
+)
+def test_what_is_no_target(target: Any, message: str) -> None:
+    with pytest.raises(TargetError, match=message):
+        tp.explain(MODEL[:1] if isinstance(target, _T.Pixels) else MODEL, X, layer="0", target=target)

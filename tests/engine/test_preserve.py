@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from networks import PooledNet, messy, state_of
-from torchpeek.engine import as_model_call, layer_calls, suggest_layer
+from torchpeek.engine import as_model_call, layer_calls, saved_tensors, suggest_layer
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.targets import Classes, Predicted, TopClasses
 from tracing import traced
@@ -145,6 +145,27 @@ class TestLeavesTheModelUnchanged:
         assert str(model.odd.to_dense().tolist()) == str(before)
         assert "odd" not in model.__dict__
         assert model.after.tolist() == [0]
+
+    @pytest.mark.parametrize("cut", [1, 2])
+    def test_gradients_where_a_no_grad_block_is_cut_short(self, cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An exception from outside, between the last line of torch's block and its end, skips the end."""
+        calls = 0
+        flattened = saved_tensors._flattened
+
+        def cut_short(tensors: list[torch.Tensor]) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            if calls == cut:  # the first call saves, the second one compares
+                torch.set_grad_enabled(False)
+                raise KeyboardInterrupt
+            return flattened(tensors)
+
+        model = nn.BatchNorm2d(3)
+        monkeypatch.setattr(saved_tensors, "_flattened", cut_short)
+        with pytest.raises(KeyboardInterrupt), preserved(model):
+            model.running_mean.add_(1)
+            model.running_mean.data = torch.ones(3)
+        assert torch.is_grad_enabled()
 
     def test_a_model_that_writes_into_its_input(self) -> None:
         class Normalising(PooledNet):

@@ -44,9 +44,9 @@ class TestEvaluate:
         [
             (lambda h: {"metrics": ["delection"]}, MetricNotFound, "deletion"),
             (lambda h: {"metrics": []}, InputError, "empty"),
-            (lambda h: {"metrics": 3}, InputError, "metrics is 3; allowed: a list or a dict"),
+            (lambda h: {"metrics": 3}, InputError, "metrics is 3; allowed: names, or a dict from a name"),
             (lambda h: {"metrics": {"deletion": {"step": 3}}}, OptionError, "steps=50"),
-            (lambda h: {"metrics": {"deletion": {"steps": 0}}}, OptionError, "1 to 1000000"),
+            (lambda h: {"metrics": {"deletion": {"steps": 0}}}, OptionError, "1 to 1,000,000"),
             (lambda h: {"metrics": {"deletion": {"baseline": "grey"}}}, OptionError, "zeros"),
             (lambda h: {"metrics": {"aopc": {"cells": 99}}}, InputError, "the shortest axis"),
             (lambda h: {"metrics": {"aopc": {"cells": 2, "steps": 9}}}, OptionError, "up to 4"),

@@ -91,10 +91,11 @@ class TestCompare:
     def test_bad_requests(self) -> None:
         with pytest.raises(MethodNotFound, match="closest: 'gradcam'"):
             tp.explain(PooledNet(), X.float(), method="grad-cam")
-        with pytest.raises(OptionError, match=r"method is \['gradcam'\]; allowed: a text"):
+        with pytest.raises(OptionError, match=r"method is \['gradcam'\]; allowed: the name of a method"):
             tp.explain(PooledNet(), X.float(), method=["gradcam"])  # type: ignore[arg-type]
-        with pytest.raises(InputError, match="methods is None"):
-            tp.compare(PooledNet(), X.float(), methods=None)  # type: ignore[call-overload]
+        for methods in (None, 3):
+            with pytest.raises(InputError, match=f"methods is {methods}; allowed: names, or a dict from a name to its"):
+                tp.compare(PooledNet(), X.float(), methods=methods)  # type: ignore[call-overload]
         with pytest.raises(InputError, match="methods is empty"):
             tp.compare(PooledNet(), X.float(), methods=[])
         with pytest.raises(TargetError, match="batch of 2"):

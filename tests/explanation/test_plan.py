@@ -81,8 +81,6 @@ def test_methods_that_look_at_the_input_need_no_layer_and_join_any_pass() -> Non
 def test_what_is_no_selection_of_methods() -> None:
     with pytest.raises(InputError, match="methods is empty"):
         selected_methods([])
-    with pytest.raises(InputError, match="methods is 3"):
-        selected_methods(3)  # type: ignore[arg-type]
     with pytest.raises(MethodNotFound, match="closest"):
         selected_methods(["gradcan"])
     with pytest.raises(OptionError, match="no option 'steps'"):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import optimizer
 
 import torchpeek as tp
-from outside_exceptions import STRIKES, FromOutside, numbers, raise_it, struck
+from outside_exceptions import HANDLED, STRIKES, FromOutside, numbers, raise_it, raising_handlers, struck
 from torchpeek import signal_gate
 from torchpeek.engine.preserve import preserved
 from torchpeek.hooks import process, replaced
@@ -23,7 +23,6 @@ MODEL = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatt
 X = torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4)
 LEAF = torch.ones(2, requires_grad=True)
 INNER = LEAF * 2
-HANDLED = [getattr(signal, name) for name in STRIKES if hasattr(signal, name)]
 HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -138,15 +137,8 @@ BLOCKS: list[Callable[[], None]] = [
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    former = {number: signal.getsignal(number) for number in HANDLED}
-    for number in HANDLED:
-        if number != signal.SIGINT:
-            signal.signal(number, raise_it)
-    try:
+    with raising_handlers():
         yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 @pytest.mark.filterwarnings("ignore::torchpeek.errors.Notice")

@@ -74,7 +74,7 @@ class TestPlainTensors:
     @pytest.mark.parametrize(
         ("changed", "message"),
         [
-            (lambda gradient: None, "returned a NoneType; return the gradient to use"),
+            (lambda gradient: None, "returned None; return the gradient to use"),
             (lambda gradient: 2.0, "returned a float"),
             (lambda gradient: (each for each in gradient), "returned a generator"),
             (lambda gradient: gradient.sum(), r"of shape \(\); allowed: \(2,\), as the gradient has"),

@@ -14,6 +14,7 @@ import torchpeek as tp
 from networks import messy, state_of
 from paths import ROOT
 from replicas import further_metrics as further
+from replicas import metric_terms as terms
 from replicas import metrics as slow
 from torchpeek.engine.targets import ClassesPerSample
 from torchpeek.metrics import METRICS, CleanPass, joined
@@ -197,12 +198,12 @@ def by_replica(name: str, model: nn.Module, x: Tensor, heatmap: tp.Heatmap, regi
                     number = slow.entropy(values)
                 case "random-class":
                     shift = torch.randint(1, 4, (2,), generator=clean.generators(salt=3)[n])
-                    number = abs(slow.spearman(values, again(x[n], (label + int(shift[k])) % 4)))
+                    number = abs(terms.spearman(values, again(x[n], (label + int(shift[k])) % 4)))
                 case "randomisation":
                     found_at = []
                     for other in randomised(model, options["stages"], 0):
                         asked_of = tp.explain(other, x[n : n + 1], method="hirescam", layer="second", target=label)
-                        found_at.append(abs(slow.spearman(values, asked_of.values[0, 0])))
+                        found_at.append(abs(terms.spearman(values, asked_of.values[0, 0])))
                     number = sum(found_at) / len(found_at)
                 case _:
                     raise AssertionError(f"no replica of {name}; write one")

@@ -11,6 +11,7 @@ import scipy.stats
 import torch
 import torch.nn.functional as F
 
+from replicas import metric_terms as terms
 from replicas import metrics as replica
 
 PICTURE = [[[0.8, 0.4], [0.2, 0.0]]]  # (1, 2, 2), its mean 0.35
@@ -34,87 +35,87 @@ class TestTools:
     def test_bilinear_is_torchs(self, grid, size):
         values = torch.tensor(numbers(*grid))
         expected = F.interpolate(values[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
-        np.testing.assert_allclose(replica.bilinear(values, size), expected, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(terms.bilinear(values, size), expected, rtol=1e-12, atol=1e-12)
 
     def test_bilinear_by_hand(self):
-        np.testing.assert_allclose(replica.bilinear([[0.0, 4.0]], (1, 4)), [[0, 1, 3, 4]])
+        np.testing.assert_allclose(terms.bilinear([[0.0, 4.0]], (1, 4)), [[0, 1, 3, 4]])
 
     def test_bilinear_keeps_equal_numbers_equal(self):
-        assert set(replica.bilinear(np.full((3, 3), 0.3), (11, 7)).ravel()) == {0.3}
+        assert set(terms.bilinear(np.full((3, 3), 0.3), (11, 7)).ravel()) == {0.3}
 
     def test_mask_is_rectified_and_scaled_before_it_is_interpolated(self):
         # Interpolated first, -4 would eat into the place beside it.
-        np.testing.assert_allclose(replica.mask([[-4.0, 2.0]], (1, 4)), [[0, 0.25, 0.75, 1]])
+        np.testing.assert_allclose(terms.mask([[-4.0, 2.0]], (1, 4)), [[0, 0.25, 0.75, 1]])
 
     def test_mask_of_a_map_without_anything_positive(self):
-        assert not replica.mask([[-1.0, 0.0]], (2, 4)).any()
+        assert not terms.mask([[-1.0, 0.0]], (2, 4)).any()
 
     def test_mask_of_an_even_map(self):
-        assert (replica.mask(np.full((2, 2), 0.3), (4, 4)) == 1).all()
+        assert (terms.mask(np.full((2, 2), 0.3), (4, 4)) == 1).all()
 
     def test_probability_is_the_softmax(self):
         logits = numbers(5)
         for label in range(5):
-            found = replica.probability(lambda x: torch.tensor(logits)[None], PICTURE, label)
+            found = terms.probability(lambda x: torch.tensor(logits)[None], PICTURE, label)
             assert found == pytest.approx(torch.tensor(logits).softmax(0)[label].item(), rel=1e-14)
 
     def test_probability_of_large_logits(self):
-        assert replica.probability(lambda x: torch.tensor([[1000.0, 1000.0]]), PICTURE, 0) == 0.5
+        assert terms.probability(lambda x: torch.tensor([[1000.0, 1000.0]]), PICTURE, 0) == 0.5
 
     def test_model_is_asked_in_float64_with_one_picture(self):
         seen = []
-        replica.probability(lambda x: seen.append(x) or torch.zeros(1, 2), PICTURE, 0)
+        terms.probability(lambda x: seen.append(x) or torch.zeros(1, 2), PICTURE, 0)
         assert seen[0].shape == (1, 1, 2, 2)
         assert seen[0].dtype == torch.float64
 
     def test_order_takes_the_highest_first_and_ties_by_their_keys(self):
-        assert replica.axis_order([[1, 3, 1], [3, 1, 2]], [[5, 1, 4], [0, 3, 9]]) == [3, 1, 5, 4, 2, 0]
+        assert terms.axis_order([[1, 3, 1], [3, 1, 2]], [[5, 1, 4], [0, 3, 9]]) == [3, 1, 5, 4, 2, 0]
 
     def test_order_wants_a_key_for_each(self):
         with pytest.raises(ValueError):
-            replica.axis_order([1, 2], [0])
+            terms.axis_order([1, 2], [0])
 
     def test_replaced_takes_all_channels_and_leaves_the_picture_alone(self):
         x = numbers(3, 2, 4)
         kept = x.copy()
-        out = replica.replaced(x, np.full((3, 2, 4), 9.0), [1, 6])
+        out = terms.replaced(x, np.full((3, 2, 4), 9.0), [1, 6])
         assert (x == kept).all()
         assert np.argwhere(out == 9.0).tolist() == [[c, *at] for c in range(3) for at in ([0, 1], [1, 2])]
         assert (out[out != 9.0] == np.delete(x.reshape(3, 8), [1, 6], 1).ravel()).all()
 
     @pytest.mark.parametrize(("part", "whole", "total", "expected"), [(1, 2, 5, 2), (3, 2, 5, 8), (1, 3, 7, 2)])
     def test_shares_round_a_half_to_the_even_number(self, part, whole, total, expected):
-        assert replica.share_of(part, whole, total) == expected
+        assert terms.share_of(part, whole, total) == expected
 
     def test_pearson_is_numpys(self):
         a, b = numbers(4, 5, seed=1), numbers(4, 5, seed=2)
-        assert replica.pearson(a, b) == pytest.approx(np.corrcoef(a.ravel(), b.ravel())[0, 1], rel=1e-12)
+        assert terms.pearson(a, b) == pytest.approx(np.corrcoef(a.ravel(), b.ravel())[0, 1], rel=1e-12)
 
     def test_spearman_is_scipys(self):
         a, b = numbers(5, 6, seed=1), numbers(5, 6, seed=2)
         expected = scipy.stats.spearmanr(a.ravel(), b.ravel()).statistic
-        assert replica.spearman(a, b) == pytest.approx(expected, rel=1e-12)
+        assert terms.spearman(a, b) == pytest.approx(expected, rel=1e-12)
 
     def test_spearman_with_ties_is_scipys(self):
         a, b = numbers(5, 6, seed=1).round(), numbers(5, 6, seed=2).round()
         assert len(set(a.ravel())) < 10
         expected = scipy.stats.spearmanr(a.ravel(), b.ravel()).statistic
-        assert replica.spearman(a, b) == pytest.approx(expected, rel=1e-12)
+        assert terms.spearman(a, b) == pytest.approx(expected, rel=1e-12)
 
     def test_average_ranks_by_hand(self):
-        assert replica.average_ranks([3, 1, 3, 2, 3]) == [4, 1, 4, 2, 4]
+        assert terms.average_ranks([3, 1, 3, 2, 3]) == [4, 1, 4, 2, 4]
 
     def test_correlation_with_a_constant_is_zero(self):
-        assert replica.spearman([1, 2, 3], [0.1, 0.1, 0.1]) == 0.0
-        assert replica.pearson([0.1, 0.1, 0.1], [1, 2, 3]) == 0.0
+        assert terms.spearman([1, 2, 3], [0.1, 0.1, 0.1]) == 0.0
+        assert terms.pearson([0.1, 0.1, 0.1], [1, 2, 3]) == 0.0
 
 
 class TestFills:
     def test_zeros(self):
-        assert not replica.fill_zeros(PICTURE).any()
+        assert not terms.fill_zeros(PICTURE).any()
 
     def test_mean_is_of_each_channel(self):
-        fill = replica.fill_mean([[[1.0, 3.0]], [[-1.0, 0.0]]])
+        fill = terms.fill_mean([[[1.0, 3.0]], [[-1.0, 0.0]]])
         np.testing.assert_allclose(fill, [[[2, 2]], [[-0.5, -0.5]]])
 
     @pytest.mark.parametrize("size", [(6, 6), (9, 13), (16, 6)])
@@ -124,16 +125,16 @@ class TestFills:
         weights /= weights.sum()
         padded = F.pad(torch.tensor(x)[None], (5, 5, 5, 5), mode="reflect")[0]
         expected = F.conv2d(padded[:, None], torch.tensor(weights)[None, None])[:, 0]
-        np.testing.assert_allclose(replica.fill_blur(x), expected, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(terms.fill_blur(x), expected, rtol=1e-12, atol=1e-12)
 
     def test_blur_of_an_axis_of_two_has_three_taps(self):
         e = math.exp(-1 / 50)
         a, b = 1 / (1 + 2 * e), 2 * e / (1 + 2 * e)  # of itself, and of the other one, seen twice
-        np.testing.assert_allclose(replica.fill_blur([[[1.0, 0.0]]]), [[[a, b]]], rtol=1e-14)
-        np.testing.assert_allclose(replica.fill_blur([[[1.0], [0.0]]]), [[[a], [b]]], rtol=1e-14)
+        np.testing.assert_allclose(terms.fill_blur([[[1.0, 0.0]]]), [[[a, b]]], rtol=1e-14)
+        np.testing.assert_allclose(terms.fill_blur([[[1.0], [0.0]]]), [[[a], [b]]], rtol=1e-14)
 
     def test_blur_of_an_even_picture_is_the_picture(self):
-        np.testing.assert_allclose(replica.fill_blur(np.full((1, 4, 7), 0.7)), 0.7)
+        np.testing.assert_allclose(terms.fill_blur(np.full((1, 4, 7), 0.7)), 0.7)
 
 
 class TestMasks:
@@ -391,7 +392,7 @@ class TestRegions:
         values, region = drawn.integers(0, 3, (2, 3)), drawn.permutation([1, 1, 1, 0, 0, 0]).reshape(2, 3) > 0
         inside, shares = region.ravel(), []
         for keys in itertools.permutations(range(6)):
-            first = replica.axis_order(values, keys)[:3]
+            first = terms.axis_order(values, keys)[:3]
             shares.append(sum(inside[position] for position in first) / 3)
         assert replica.relevance_rank_accuracy(values, region) == pytest.approx(sum(shares) / len(shares))
 

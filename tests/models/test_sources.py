@@ -119,7 +119,7 @@ class TestSources:
 
     def test_callables_that_are_none(self, in_folder) -> None:
         (in_folder / "mine_bad.py").write_text("make = lambda: 3\nimport_error = 1\n")
-        with pytest.raises(ModelError, match="gave a int"):
+        with pytest.raises(ModelError, match="gave an int"):
             tp.load_model("mine_bad:make")
         (in_folder / "mine_broken.py").write_text("import no_such_dependency\n")
         with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):

@@ -178,7 +178,7 @@ class TestHistograms:
         pytest.importorskip("matplotlib")
         with pytest.raises(InputError, match="distributions is empty"):
             histograms({})
-        with pytest.raises(InputError, match=r"distributions is .*; allowed: a dict, each value \(\.\.\., \.\.\.\)"):
+        with pytest.raises(InputError, match=r"distributions is .*; allowed: a dict from a name to \(counts, edges\)"):
             histograms({"a": np.zeros(3)})  # type: ignore[dict-item]
         with pytest.raises(InputError, match=r"counts of shape \(2,\) and edges of shape \(2,\)"):
             histograms({"a": ([1, 2], [0, 1])})

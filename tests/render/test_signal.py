@@ -101,13 +101,15 @@ def test_bad_input() -> None:
     heat = heatmap_of(torch.rand(4))
     with pytest.raises(InputError, match=r"values is a tensor of shape \(2, 3, 50\).*one sample \(C, T\).*give x\[n\]"):
         signal(torch.rand(2, 3, 50), heat)
-    with pytest.raises(InputError, match=r"values is \[1.0, 2.0\]; allowed: a tensor"):
+    with pytest.raises(InputError, match=r"values is \[1.0, 2.0\]; allowed: the tensor of one sample, \(C, T\)"):
         signal([1.0, 2.0], heat)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="rows and columns"):
         signal(torch.rand(3, 5, 50), heatmap_of(torch.rand(1, 4)))
     with pytest.raises(InputError, match=r"one map with one axis.*tp\.render\.montage"):
         signal(torch.rand(3, 50), heatmap_of(torch.rand(4, 4)))
-    with pytest.raises(OptionError, match="most, width and height"):
+    with pytest.raises(OptionError, match="most is 0; allowed: a whole number, 1 or more"):
         signal(torch.rand(3, 50), heat, most=0)
+    with pytest.raises(OptionError, match="width is 200; allowed: a whole number, 256 to 10,000"):
+        signal(torch.rand(3, 50), heat, width=200)
     with pytest.raises(OptionError, match="no colormap"):
         signal(torch.rand(3, 50), heat, colormap="virids")

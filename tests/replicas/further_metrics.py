@@ -1,4 +1,4 @@
-"""Slow replicas of further metrics, in the terms of replicas/metrics.py: one picture and one map, in float64 loops."""
+"""Slow replicas of further metrics, in the terms of metric_terms.py: one picture and one map, in float64 loops."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from typing import Any
 
 import torch
 
-from replicas.metrics import (
+from replicas.metric_terms import (
     Array,
     Model,
-    area,
     average_ranks,
     axis_order,
     numbers,
-    patches,
     pearson,
     probability,
     replaced,
     signed,
 )
+from replicas.metrics import area, patches
 
 
 def logits(model: Model, x: Any) -> list[float]:

@@ -99,7 +99,8 @@ def work() -> None:
     """Make the attempts whose numbers are read."""
     import torch
 
-    from torture.attempts import Session, attempted
+    from torture.attempts import attempted
+    from torture.session import Session
 
     torch.set_num_threads(1)
     session = Session()

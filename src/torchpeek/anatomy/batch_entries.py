@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from torchpeek.argument_types import Allowed
 from torchpeek.engine import Arguments, ModelCall
-from torchpeek.errors import InputError, closest
+from torchpeek.errors import InputError, closest, type_shown
 from torchpeek.interrupts import interruptible
 from torchpeek.models import Model, model_call_for, module_of
 
 Entry: TypeAlias = int | str
-Entries: TypeAlias = Entry | Sequence[Entry] | Callable[[Any], Any]
+Entries: TypeAlias = Annotated[
+    Entry | Sequence[Entry] | Callable[[Any], Any],
+    Allowed("the position or name of an entry of a batch, several of these, or a function of the batch"),
+]
 """Part of a batch: the position or name of an entry, several of these, or a function of the batch."""
 
 
@@ -67,7 +71,7 @@ def _by_default(module: nn.Module, batch: Any) -> tuple[Any, tuple[Any, ...]]:
         return _positional(module, batch[0]), ()
     if len(batch) != 2:
         raise InputError(
-            f"a batch is a {type(batch).__name__} of {len(batch)} entries ({_listed(batch)}); allowed: inputs, a pair "
+            f"a batch is {type_shown(batch)} of {len(batch)} entries ({_listed(batch)}); allowed: inputs, a pair "
             "(inputs, target), or any batch with arguments=, which names what the model is called with. Next: "
             f"arguments=0, or arguments=(0, 1) for two inputs; the loss takes the other entries. {_FUNCTION}"
         )
@@ -137,7 +141,7 @@ def _all_entries(batch: Any, argument: str) -> Mapping[Entry, Any]:
     if isinstance(batch, (tuple, list)):
         return dict(enumerate(batch))
     raise InputError(
-        f"{argument} names entries of a batch, and a batch is a {type(batch).__name__}; allowed: a tuple, a list or a "
+        f"{argument} names entries of a batch, and a batch is {type_shown(batch)}; allowed: a tuple, a list or a "
         f"dict. Next: {argument} can be a function of the batch"
     )
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,9 @@ from torchpeek.anatomy.batch_entries import Entries, calls_and_targets
 from torchpeek.anatomy.dry_pass import DryPass, dry_pass
 from torchpeek.anatomy.functional_statistics import FunctionStatistics
 from torchpeek.anatomy.statistics_table import LayerStatistics, Statistics
+from torchpeek.argument_types import Allowed
 from torchpeek.engine import ModelCall, inspectable_module, preserved, run, with_known_totals
-from torchpeek.errors import GradUnavailable, InputError, NotFired, listed_names, notify
+from torchpeek.errors import GradUnavailable, InputError, NotFired, listed_names, notify, type_shown
 from torchpeek.hooks import (
     Call,
     Calls,
@@ -48,7 +49,7 @@ Loss: TypeAlias = Callable[..., Tensor]
 @checked_keywords
 def statistics(
     model: Model,
-    batches: Iterable[Any],
+    batches: Annotated[Iterable[Any], Allowed("batches of inputs, such as a DataLoader")],
     layers: Selection | None = None,
     *,
     exclude: Selection | None = None,
@@ -343,7 +344,7 @@ def _as_caller(batches: Iterable[Any]) -> Iterator[Any]:
 def one_number(loss: object) -> Tensor:
     """Return the loss, after checking that it is one number that depends on the output."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        what = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type_shown(loss)
         raise InputError(f"the loss is {what}; allowed: a tensor of one number, such as the mean over the batch")
     if loss.is_complex():
         raise InputError("the loss is a complex number; allowed: a real one, such as loss.abs()")

@@ -78,17 +78,16 @@ def _numbers(tensor: Tensor) -> tuple[str, str, str]:
     if not has_values(tensor) or not element_count(tensor):
         return "", "", ""
     try:
-        with torch.no_grad():
-            values = tensor.detach()
-            if values.is_nested:
-                values = torch.cat([part.flatten() for part in values.unbind()])
-            values = dense(values, "a tensor")
-            values = values.abs() if values.is_complex() else values
-            values = values.byte() if values.dtype == torch.bool else values  # which has no minimum
-            # A sum in float32 may overflow although the mean does not. MPS has no float64.
-            wide = torch.float32 if values.device.type == "mps" else torch.float64
-            low, high = torch.aminmax(values)
-            numbers = torch.stack([low.to(wide), high.to(wide), values.mean(dtype=wide)]).tolist()
+        values = tensor.detach()  # nothing that follows has a graph
+        if values.is_nested:
+            values = torch.cat([part.flatten() for part in values.unbind()])
+        values = dense(values, "a tensor")
+        values = values.abs() if values.is_complex() else values
+        values = values.byte() if values.dtype == torch.bool else values  # which has no minimum
+        # A sum in float32 may overflow although the mean does not. MPS has no float64.
+        wide = torch.float32 if values.device.type == "mps" else torch.float64
+        low, high = torch.aminmax(values)
+        numbers = torch.stack([low.to(wide), high.to(wide), values.mean(dtype=wide)]).tolist()
     except (InputError, RuntimeError, TypeError):  # a tensor that has no such operation
         return "", "", ""
     low_text, high_text, mean_text = (f"{number:.4g}" for number in numbers)

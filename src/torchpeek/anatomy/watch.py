@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchpeek.anatomy.training_flow import BlockStep, TrainingFlow
-from torchpeek.errors import InputError, LayerNotFound, OptionError, notify
+from torchpeek.argument_types import PositiveInt
+from torchpeek.errors import InputError, LayerNotFound, notify
 from torchpeek.hooks import Selection, around_steps, is_sharded, method_is_running, opened_by_with, select_modules
 from torchpeek.keywords import checked_keywords
 from torchpeek.models import Model, module_of
@@ -21,7 +21,7 @@ from torchpeek.norms import norms, total_norm
 @checked_keywords
 @opened_by_with("with tp.watch(model) as seen:")
 def watch(
-    model: Model, every: int = 10, *, layers: Selection | None = None, exclude: Selection | None = None
+    model: Model, every: PositiveInt = 10, *, layers: Selection | None = None, exclude: Selection | None = None
 ) -> Iterator[TrainingFlow]:
     """Watch a model train: the gradient norm of each block, beside the norms of its weights and of their update.
 
@@ -60,8 +60,6 @@ def watch(
         [(0, '0', 12), (0, '2', 5)]
     """
     module = module_of(model)
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise OptionError(f"every is {every!r}; allowed: a positive integer, watch each step that it divides")
     if any(map(is_sharded, module.modules())):
         raise InputError(
             "FSDP shards the parameters of this model, so that a norm would be that of one process's part; next: watch "
@@ -166,8 +164,7 @@ class _Watcher:
             return
         self._remeasure = closure
         self._measure_gradients(changing, optimizer)
-        with torch.no_grad():
-            self._before = {key: parameter.detach().clone() for key, parameter in changing.items()}
+        self._before = {key: parameter.detach().clone() for key, parameter in changing.items()}
 
     def after(self, optimizer: Optimizer) -> None:
         """The optimizer has stepped."""
@@ -179,9 +176,8 @@ class _Watcher:
             return
         if self._remeasure:
             self._measure_gradients(parameters, optimizer)
-        with torch.no_grad():
-            for key, copy in before.items():
-                copy.sub_(parameters[key].detach())
+        for key, copy in before.items():
+            copy.sub_(parameters[key].detach())
         self._update_norms |= zip(before, norms(list(before.values())), strict=True)
         rows = [self._row(name, parameters) for name, parameters in self._by_block.items()]
         gradients = list(self._gradient_norms.values())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Annotated, TypeAlias
 
 import torch
 from torch import Tensor
 
-from torchpeek.argument_types import Seed
+from torchpeek.argument_types import Allowed, Seed
 from torchpeek.cam.method import cam_method, find_method
 from torchpeek.engine import Trace
 from torchpeek.errors import OptionError
@@ -18,6 +19,9 @@ FUSIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {"max": lambda maps: maps.amax(0), "mean": lambda maps: maps.mean(0), "product": lambda maps: maps.prod(0)}
 )
 """Name -> function of the layers' maps (L, N, K, *grid), each scaled to [0, 1]."""
+
+Fusion: TypeAlias = Annotated[str, Allowed(", ".join(map(repr, FUSIONS)))]
+"""The name of a fusion."""
 
 
 def fused(maps: Sequence[Tensor], fusion: str) -> Tensor:

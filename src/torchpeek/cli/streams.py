@@ -22,7 +22,7 @@ class _File(io.FileIO):
 
     failure: OSError | None = None
 
-    def write(self, data: bytes) -> int | None:  # type: ignore[override]
+    def write(self, data: bytes) -> int | None:  # type: ignore[override]  # BufferedWriter gives it bytes
         try:
             return super().write(data)
         except OSError as error:
@@ -63,7 +63,7 @@ def _stream(stream: object, number: int) -> io.TextIOWrapper:
         own.flush()
     file = _File(number, "w", closefd=False)
     return io.TextIOWrapper(
-        io.BufferedWriter(file),  # type: ignore[type-var]
+        io.BufferedWriter(file),  # type: ignore[type-var]  # for mypy, `_File.write` is not that of its base
         encoding=own.encoding if own else "utf-8",
         errors="backslashreplace",
         line_buffering=own.line_buffering if own else False,

@@ -98,7 +98,7 @@ def is_of_torch(error: Exception) -> bool:
     return type(error).__module__.partition(".")[0] in ("builtins", "torch")
 
 
-class stop_iteration_restored:  # noqa: N801
+class stop_iteration_restored:  # noqa: N801  # used as a function is, in `with`
     """A block that lets a StopIteration of the user's code out as what it is.
 
     Python turns it into a RuntimeError where it leaves a generator, such as `batching.py: chunks`. This is a class,

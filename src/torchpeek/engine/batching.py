@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchpeek.engine.attempts import Refusal, attempted, stop_iteration_restored
 from torchpeek.engine.fixed_batch import BatchTooLarge
-from torchpeek.errors import InputError, OptionError
+from torchpeek.errors import InputError, OptionError, type_shown
 from torchpeek.interrupts import let_interrupts_through
 from torchpeek.progress import progress
 
@@ -168,5 +168,5 @@ def check_counts(trials: int, batch: int | None) -> None:
 def check_changed(changed: object, shape: tuple[int, ...]) -> None:
     """Raise InputError unless what a change returned is a tensor of this shape."""
     if not isinstance(changed, Tensor) or tuple(changed.shape) != shape:
-        got = f"shape {tuple(changed.shape)}" if isinstance(changed, Tensor) else f"a {type(changed).__name__}"
+        got = f"shape {tuple(changed.shape)}" if isinstance(changed, Tensor) else type_shown(changed)
         raise InputError(f"the change returned {got}; allowed: a tensor of shape {shape}, the shape of its argument")

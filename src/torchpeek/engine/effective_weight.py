@@ -15,7 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torchpeek.engine.attempts import Refusal, attempted, shown_later
 from torchpeek.engine.preserve import running_pass
 from torchpeek.engine.saved_tensors import needs_restoring, restore_value
-from torchpeek.errors import InputError, notify
+from torchpeek.errors import InputError, notify, type_shown
 from torchpeek.hooks import is_own_hook
 from torchpeek.tensor_formats import dense, has_values, is_plain
 
@@ -59,7 +59,7 @@ def effective_weight(name: str, layer: nn.Module) -> Tensor | None:
     stored = layer._parameters.get("weight")
     if stored is not None and is_lazy(stored):
         raise InputError(
-            f"layer {name!r} is a {type(layer).__name__} without a weight: its first forward pass makes it. Next: run "
+            f"layer {name!r} is {type_shown(layer)} without a weight: its first forward pass makes it. Next: run "
             "the model once on an input"
         )
     if is_quantised(layer):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.engine.attempts import NEVER_REFUSALS, is_of_torch
+from torchpeek.engine.first_layer import first_layer
 from torchpeek.engine.gradients import inference_mode_restored
-from torchpeek.engine.input_mismatch import first_layer, mismatch, wrong_input
+from torchpeek.engine.input_mismatch import mismatch, wrong_input
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.observed import Observer
 from torchpeek.engine.preserve import preserved, running_pass

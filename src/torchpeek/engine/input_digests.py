@@ -76,17 +76,15 @@ def _converted(tensor: Tensor, dtype: torch.dtype, to: torch.dtype | None) -> Te
 
 
 def _hashes(tensor: Tensor, rows: int) -> list[int]:
-    """A number of 64 bits for each row of a tensor, whatever its strides."""
-    tensor = tensor.detach()
+    """A number of 64 bits for each row of a tensor without a graph, whatever its strides."""
     if tensor.device.type not in ("cpu", "cuda"):  # not all have integers of 64 bits
         tensor = tensor.cpu()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
-    words = tensor.resolve_neg().reshape(rows, -1)
-    if words.shape[1] == 0:
+    if not tensor.numel():
         return [0] * rows
-    words = words.view(_INTEGERS[words.element_size()])
-    weights = _WEIGHTS.to(words.device)
+    words = tensor.resolve_neg().reshape(rows, -1).view(_INTEGERS[tensor.element_size()])
+    weights = _WEIGHTS if words.is_cpu else _WEIGHTS.to(words.device)
     while words.shape[1] > _BLOCK:
         words = _mixed_tensor(_block_sums(words, weights))
     return [_mixed(number) for number in (words * weights[: words.shape[1]]).sum(-1).tolist()]

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from torchpeek.argument_types import NonNegativeInt, PositiveInt
 from torchpeek.errors import InputError
 from torchpeek.hooks import containers
 from torchpeek.keywords import checked_class
@@ -55,12 +56,12 @@ class Layout:
 
     kind: Kind
     grid: Grid
-    prefix: int = 0
-    suffix: int = 0
+    prefix: NonNegativeInt = 0
+    suffix: NonNegativeInt = 0
     part: str = ""
-    views: int | None = None
+    views: PositiveInt | None = None
     views_first: bool = False
-    view: int | None = None
+    view: NonNegativeInt | None = None
 
     def __str__(self) -> str:
         grid = "x".join(map(str, self.grid))
@@ -327,6 +328,6 @@ class LayoutSpec:
     prefix: int | None = None
     suffix: int = 0
     axes: int | None = None
-    views: int | None = None
+    views: PositiveInt | None = None
     views_first: bool = False
-    view: int | None = None
+    view: NonNegativeInt | None = None

@@ -20,6 +20,14 @@ _AXES_TEXT = re.compile(r"\([^()]*\)|[^\s()]+")
 _BATCH_TEXT = re.compile(r"N|\( *N +(?P<minor>\d+) *\)|\( *(?P<major>\d+) +N *\)")
 
 
+ALLOWED = (
+    f"{', '.join(get_args(Kind))}, alone or with the grid and the number of tokens before it, such as "
+    "'tokens 1+14x14'; or the axes one by one, such as 'N C H W', 'N 1+14x14 C', or '(N 4) C H W' where the batch axis "
+    "holds 4 views of each sample"
+)
+"""The texts that a layout may have, for error texts."""
+
+
 def parsed_layout(layout: object) -> LayoutSpec:
     """Parse a Layout or its text.
 
@@ -34,11 +42,7 @@ def parsed_layout(layout: object) -> LayoutSpec:
     match = _KIND_TEXT.fullmatch(text)
     spec = _spec_of_axes(text) if match is None else _spec_of_kind(match)
     if spec is None:
-        raise InputError(
-            f"layout is {layout!r}; allowed: {', '.join(get_args(Kind))}, alone or with the grid and the number of "
-            "tokens before it, such as 'tokens 1+14x14'; or the axes one by one, such as 'N C H W', 'N 1+14x14 C', "
-            "or '(N 4) C H W' where the batch axis holds 4 views of each sample"
-        )
+        raise InputError(f"layout is {layout!r}; allowed: {ALLOWED}")
     return spec
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
+from torchpeek.argument_types import Allowed
 from torchpeek.cached import cached_property
 from torchpeek.engine.input_digests import changed_samples, input_digests
 from torchpeek.engine.model_config import (
@@ -19,7 +20,7 @@ from torchpeek.engine.model_config import (
     takes_time_first,
 )
 from torchpeek.engine.observed import ObservedLayers
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, type_shown
 from torchpeek.hooks import containers
 from torchpeek.keywords import checked_class
 from torchpeek.tensor_formats import is_plain, shape_text, type_text, why_without_values
@@ -57,9 +58,9 @@ class Arguments:
         torch.Size([2, 1, 6, 6])
     """
 
-    args: tuple[Any, ...] = ()
+    args: Annotated[tuple[Any, ...], Allowed("a tuple, as in tp.Arguments((x,))")] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    picture: str | int | None = None
+    picture: Annotated[str | int | None, Allowed("the path of a tensor, such as 'pixel_values', or None")] = None
     shared: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -145,7 +146,8 @@ class ModelCall:
     @cached_property
     def digests(self) -> tuple[str, ...]:
         """A text for each sample that another input does not have; see `input_digests`."""
-        return input_digests(self.picture, self.arguments, self.sample_paths)
+        others = () if self.is_single_tensor else self.arguments  # most calls have nothing else
+        return input_digests(self.picture, others, self.sample_paths)
 
     def changed_samples(self, digests: Sequence[str]) -> Mapping[int, int | None]:
         """The samples with another input than that of these digests; see `input_digests.changed_samples`."""
@@ -322,7 +324,7 @@ def check_inputs(inputs: object, *, least_axes: int = 2) -> None:
             raise InputError(_array_advice(inputs))
         batches = isinstance(inputs, Iterable) and not isinstance(inputs, (str, bytes))
         raise InputError(
-            f"inputs is a {type(inputs).__name__}; allowed: a tensor (N, C, *grid), a dict of keyword arguments, or "
+            f"inputs is {type_shown(inputs)}; allowed: a tensor (N, C, *grid), a dict of keyword arguments, or "
             "tp.Arguments; with a LoadedModel also a Picture, a path or a PIL image"
             + (f". Next: {_several_advice(inputs)}" if batches else "")
         )
@@ -372,7 +374,7 @@ def _array_advice(array: Any) -> str:
     kind = str(array.dtype)
     text += {"uint8": ".float() / 255", "float64": ".float()"}.get(kind, "")
     return (
-        f"inputs is a {type(array).__name__} of shape {shape} and type {kind}; allowed: a tensor (N, C, *grid). Next: "
+        f"inputs is {type_shown(array)} of shape {shape} and type {kind}; allowed: a tensor (N, C, *grid). Next: "
         f"{text}, normalised as in training; or, with a LoadedModel, a path or a PIL image"
     )
 

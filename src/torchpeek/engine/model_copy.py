@@ -18,7 +18,7 @@ from torchpeek.engine.forward_pass import ForwardPass
 from torchpeek.engine.numerics import close
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.saved_modules import SavedModules, all_modules
-from torchpeek.errors import InputError, listed_names, notify
+from torchpeek.errors import InputError, listed_names, notify, type_shown
 from torchpeek.hooks import attached, containers, takes_hooks
 from torchpeek.signal_gate import is_of_handler
 
@@ -50,7 +50,7 @@ def copied_model(model: nn.Module) -> nn.Module:
             raise
         raise NotIndependent(f"{name} cannot be copied: {error}") from error
     if not isinstance(copied, nn.Module):
-        raise NotIndependent(f"copy.deepcopy of {name} returns a {type(copied).__name__}; allowed: an nn.Module")
+        raise NotIndependent(f"copy.deepcopy of {name} returns {type_shown(copied)}; allowed: an nn.Module")
     owned = _by_memory({**dict(model.named_parameters()), **dict(model.named_buffers())})
     shared = [each for each, parameter in copied.named_parameters() if _memory(parameter) & owned.keys()]
     if shared:
@@ -163,7 +163,7 @@ class _ModelUse(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     """
 
     def __init__(self, model: nn.Module, copied: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's class has no type hints
         self.supports_higher_order_operators = True  # such as torch.cond, which a mode refuses otherwise
         self._copied = _by_memory(dict(copied.named_parameters()))
         self._originals = _by_memory(dict(model.named_parameters()))
@@ -198,7 +198,7 @@ class _ModelUse(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         return func(*args, **(kwargs or {}))
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch's class has no type hints
         self.written = [name for name, buffer, version in self._buffers if buffer._version != version]
 
 

@@ -28,7 +28,7 @@ class LockHolder:
         undo: The steps of the block.
     """
 
-    __slots__ = ("_modules", "_released", "_undo", "thread")
+    __slots__ = ("_is_released", "_modules", "_released", "_undo", "thread")
 
     def __init__(self, undo: Undo) -> None:
         self.thread = threading.get_ident()
@@ -36,6 +36,7 @@ class LockHolder:
         self._modules: Sequence[nn.Module] = ()  # the references also keep the ids in _HOLDERS from being used again
         self._released = threading.Lock()  # locked until the release, so that others can wait for it
         self._released.acquire()
+        self._is_released = False
 
     @property
     def is_alive(self) -> bool:
@@ -52,7 +53,8 @@ class LockHolder:
         """Give the modules back. May be called again."""
         with _GUARD:
             self._give_back()
-        if self._released.locked():
+        if not self._is_released:  # not the state of the lock, which a waiting thread holds for a moment
+            self._is_released = True
             self._released.release()
 
     def _try(self, modules: Sequence[nn.Module]) -> LockHolder | None:
@@ -60,7 +62,9 @@ class LockHolder:
         ids = list(map(id, modules))
         with _GUARD:
             if not _HOLDERS.keys().isdisjoint(ids):
-                for holder in {_HOLDERS[each] for each in ids if each in _HOLDERS}:
+                for holder in set(map(_HOLDERS.get, ids)):
+                    if holder is None:
+                        continue
                     if not holder.is_alive:
                         holder._give_back()
                     elif holder.thread != self.thread:

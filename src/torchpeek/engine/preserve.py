@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torchpeek.engine.model_locks import LockHolder
 from torchpeek.engine.random_state import SavedRandomState, observing_draws
 from torchpeek.engine.saved_modules import SavedModules, all_modules
-from torchpeek.errors import InputError, listed_names
+from torchpeek.errors import InputError, listed_names, type_shown
 from torchpeek.hooks import eagerly, grad_mode, nested_in_pass, notice_of_foreign_calls
 from torchpeek.interrupts import uninterrupted
 from torchpeek.undo import Undo, undone
@@ -69,6 +69,7 @@ def preserved(undo: Undo, model: nn.Module, *, evaluating: bool = True) -> None:
         undo.enter(grad_mode(False))  # an outer block of this thread restores the state
         return
     undo.enter(uninterrupted())
+    undo.enter(grad_mode(False))  # it ends last: a `no_grad` in what saves and restores, cut short, leaves nothing
     undo.enter(nested_in_pass(depth > 0))
     modules = all_modules(model)
     if evaluating:
@@ -87,7 +88,6 @@ def preserved(undo: Undo, model: nn.Module, *, evaluating: bool = True) -> None:
         if saved.any_training:
             undo.enter(notice_of_foreign_calls(model))
         saved.set_eval_mode()
-    undo.enter(grad_mode(False))
 
 
 def _notify(saved: SavedModules, before: BaseException | None) -> None:
@@ -172,7 +172,7 @@ def check_initialised(model: nn.Module, modules: Sequence[nn.Module] | None = No
         return
     shown = listed_names(name or type(module).__name__ for name, module in lazy)
     raise InputError(
-        f"layers of {type(model).__name__} are not initialised yet: {shown}, such as a {type(lazy[0][1]).__name__}, "
+        f"layers of {type(model).__name__} are not initialised yet: {shown}, such as {type_shown(lazy[0][1])}, "
         "whose first forward pass makes its weights; allowed: a model with all of its weights. Next: run the model "
         "once on an input: with torch.no_grad(): model(inputs); make a layer that it does not call with its sizes, or "
         "take it out"

@@ -130,11 +130,11 @@ def observing_draws(
     undo.ending = end
 
 
-class _DrawObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _DrawObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no type hints
     """Finds out whether the operations of this thread draw from the random states that all threads share."""
 
     def __init__(self, devices: Sequence[torch.device]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's class has no type hints
         self.drew = False
         self._devices = devices
         self._before: list[Tensor] = []  # the states before an operation that may draw, until they are compared
@@ -187,9 +187,9 @@ def seeded_draws(undo: Undo, devices: Iterable[torch.device], seed: int) -> None
     undo.enter(active_in_dispatch(_SeedAtFirstDraw(saved, seed)))
 
 
-class _SeedAtFirstDraw(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _SeedAtFirstDraw(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no type hints
     def __init__(self, saved: SavedRandomState, seed: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's class has no type hints
         self._saved, self._seed = saved, seed
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

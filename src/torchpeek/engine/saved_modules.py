@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from operator import is_
 from typing import Any
@@ -141,31 +141,46 @@ class SavedModules:
     def restore(self) -> None:
         """Restore everything. Then raise the first error. May be called again."""
         errors: list[Exception] = []
-        for value in (*self._values, *self._scripts):
+        for step in self._steps():
             try:
-                value.restore()
+                step()
             except Exception as error:  # the others are restored first
                 errors[:] = errors or [error]
-        for module in self._training:
-            if not module.training:
-                module.training = True
-        self._owned.restore()
-        if not self._has_same_members():
-            self._restore_members()
-        if not self._has_same_attributes():
-            for module, attributes in zip(self._modules, self._attributes, strict=True):
-                _restore_attributes(module.__dict__, attributes)
-        self._hooks.restore()
-        if self._hidden is not None:
-            self._hidden.restore()
-        if [each.requires_grad for each in self._parameters] != self._requires_grad:
-            for tensor, requires_grad in zip(self._parameters, self._requires_grad, strict=True):
-                tensor.requires_grad_(requires_grad)
         if errors:
             raise errors.pop()  # an error that stays in reach of its own traceback keeps the model alive
 
+    def _steps(self) -> Iterator[Callable[[], object]]:
+        """The steps that restore everything."""
+        for value in (*self._values, *self._scripts):
+            yield value.restore
+        yield self._restore_modes
+        yield from self._owned.steps()
+        yield self._restore_members
+        yield self._restore_attributes
+        yield self._hooks.restore
+        if self._hidden is not None:
+            yield self._hidden.restore
+        yield self._restore_requires_grad
+
+    def _restore_modes(self) -> None:
+        for module in self._training:
+            if not module.training:
+                module.training = True
+
+    def _restore_requires_grad(self) -> None:
+        if [each.requires_grad for each in self._parameters] != self._requires_grad:
+            for tensor, requires_grad in zip(self._parameters, self._requires_grad, strict=True):
+                tensor.requires_grad_(requires_grad)
+
+    def _restore_attributes(self) -> None:
+        if not self._has_same_attributes():
+            for module, attributes in zip(self._modules, self._attributes, strict=True):
+                _restore_attributes(module.__dict__, attributes)
+
     def _restore_members(self) -> None:
         """Restore the members of all stores, and empty those stores that were empty."""
+        if self._has_same_members():
+            return
         for store, saved in self._stores:
             restore_members(store, saved)
         known = {id(store) for store, _ in self._stores}

@@ -15,21 +15,22 @@ from torchpeek.engine.attention.gradients import attention_gradients, layerwise_
 from torchpeek.engine.attention.recorder import Attention
 from torchpeek.engine.batching import Change, Precision, check_changed, check_counts, chunks, sample_rows
 from torchpeek.engine.capture import Capture, CaptureRequest
-from torchpeek.engine.fixed_batch import BatchTooLarge, batches, with_fixed_batch
-from torchpeek.engine.forward_pass import ForwardPass, Origin, run_clean_pass, run_training_pass, with_observed_layers
-from torchpeek.engine.gradients import NO_GRAPH, hessian_product, score_gradients
+from torchpeek.engine.fixed_batch import BatchTooLarge, with_fixed_batch
+from torchpeek.engine.forward_pass import ForwardPass, Origin, run_clean_pass, run_training_pass
+from torchpeek.engine.further_pass import further_pass
+from torchpeek.engine.gradients import NO_GRAPH
+from torchpeek.engine.layer_gradients import hessian_times, layer_gradients
 from torchpeek.engine.layout import Layout
 from torchpeek.engine.layout_inference.dry_run import layout_of
 from torchpeek.engine.linear_head import linear_head
 from torchpeek.engine.model_call import ModelCall
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.observed import layers_of_target, output_for
-from torchpeek.engine.preserve import exclusive, preserved
+from torchpeek.engine.preserve import preserved
 from torchpeek.engine.targets.question import Bound, Question, Target, bind_target
 from torchpeek.engine.views import PictureView, check_views, picture_view
-from torchpeek.errors import AmbiguousCall, GradUnavailable, InputError, LayerNotFound, NoSpatialLayer, NotConnected
+from torchpeek.errors import AmbiguousCall, GradUnavailable, LayerNotFound, NoSpatialLayer
 from torchpeek.hooks import containers, layer_at
-from torchpeek.interrupts import let_interrupts_through
 from torchpeek.keywords import checked_class
 from torchpeek.printable import printable
 
@@ -314,20 +315,7 @@ class Trace:
 
         Raises GradUnavailable where the pass kept no graph, NotConnected where a score does not depend on a layer.
         """
-        captures = list(self.at.values())
-        handles = [each.handle for each in captures if each.handle is not None]
-        if len(handles) < len(captures):
-            raise GradUnavailable(NO_GRAPH)
-        # The backward pass runs checkpointed parts of the model once more, so this preserves the model, too.
-        model, scores = self.forward_pass.model, self.forward_pass.scores_with_graph
-        with exclusive(model) if self.create_graph else preserved(model):
-            largest = max(each.returned.nbytes for each in captures)
-            gradients = score_gradients(scores, handles, largest, create_graph=self.create_graph)
-        if unconnected := [name for name, each in zip(self.at, gradients, strict=True) if each is None]:
-            raise NotConnected(_not_connected(unconnected))
-        pairs = zip(captures, gradients, strict=True)
-        with torch.set_grad_enabled(self.create_graph):
-            return {each.layer: _grid_gradient(each, gradient) for each, gradient in pairs if gradient is not None}
+        return layer_gradients(self.forward_pass)
 
     @cached_property
     def head(self) -> Tensor | None:
@@ -395,49 +383,20 @@ class Trace:
             torch.Size([1, 1])
         """
         self._check_further_passes()
-        count, forward_pass, view = len(self.inputs), self.forward_pass, self.view
-        if rows is None and len(inputs) != count:
-            raise InputError(f"{len(inputs)} inputs for a trace of {count}; rows= says what each is a version of")
-        rows = torch.arange(count) if rows is None else rows
-        if len(rows) != len(inputs) or bool(((rows < 0) | (rows >= count)).any()):
-            raise InputError(f"rows has {len(rows)} entries for {len(inputs)} inputs; one for each, 0 to {count - 1}")
-        question = self.question.select(rows.to(self.question.labels.device), slice(None))
-        same_size = inputs.shape[1:] == self.inputs.shape[1:]
-        if gradients is None:
-            handles = [each.handle for each in self.at.values()]
-            handles += [each.handle for each in forward_pass.attentions or ()]
-            gradients = bool(handles) and all(each is not None for each in handles)
-        names = list(self.at) if layers is None else layers
-        keeps_handles = bool(names) or forward_pass.attentions is not None
-        request = CaptureRequest(
-            {name: layer_at(forward_pass.model, name) for name in names},
-            gradients=gradients and keeps_handles,
-            prefix=bool(forward_pass.prefixes),
-            attention=forward_pass.attentions is not None,
-            layouts={
-                name: each.layout if same_size else each.layout.for_other_sizes() for name, each in self.at.items()
-            },
-        )
-        target = replace(self.bound(), question=question)
-        if view is not None and not same_size:
-            raise InputError(f"a view has inputs {tuple(self.inputs.shape[1:])}; got {tuple(inputs.shape[1:])}")
-        picture = inputs if view is None else view.placed(sample_rows(forward_pass.inputs, rows), inputs)
-        call = forward_pass.call.select(rows, picture).copied()
-        if not same_size:  # the observed layers have other layouts
-            call = with_observed_layers(forward_pass.model, call, target)
-        model = forward_pass.model
+        forward_pass = self.forward_pass
+        further = further_pass(forward_pass, self.view, inputs, layers, rows, gradients=gradients)
 
         def of_batches(size: int | None) -> Trace:
-            if size in (None, len(rows)):
-                return trace_model(model, call, request, target, self.origin)
-            if len(rows) > size:
-                raise BatchTooLarge(model, size, len(rows))
-            [(entries, count)] = batches(size, rows)
-            bound = replace(target, question=question.select(entries.to(question.labels.device), slice(None)))
-            return trace_model(model, call.select(entries), request, bound, self.origin).first(count)
+            count = len(further.call)
+            if size in (None, count):
+                return trace_model(forward_pass.model, further.call, further.request, further.target, self.origin)
+            if count > size:
+                raise BatchTooLarge(forward_pass.model, size, count)
+            whole = further.filled_up(size)
+            return trace_model(forward_pass.model, whole.call, whole.request, whole.target, self.origin).first(count)
 
         with forward_pass.autocast_context():
-            return with_fixed_batch(model, forward_pass.call, of_batches)
+            return with_fixed_batch(forward_pass.model, forward_pass.call, of_batches)
 
     def bound(self) -> Bound:
         """The question of this trace, as a target for another pass over the same inputs.
@@ -596,21 +555,7 @@ class Trace:
             >>> trace.hessian_times(torch.ones(2, 1, 8, 8, 8)).shape
             torch.Size([2, 1, 8, 8, 8])
         """
-        capture = self.at[self.layer]
-        if capture.handle is None:
-            raise GradUnavailable(NO_GRAPH)
-        with preserved(self.forward_pass.model), torch.enable_grad():
-            scores = self.forward_pass.scores_with_graph
-            vectors = vector.to(capture.returned.dtype).expand(-1, scores.shape[1], *vector.shape[2:])
-            products = []
-            for k in range(scores.shape[1]):
-                let_interrupts_through()
-                of_score = capture.as_returned(vectors[:, k])
-                product = hessian_product(scores[:, k].sum(), capture.handle, of_score, capture.layer)
-                if product is None:
-                    raise NotConnected(_not_connected([capture.layer]))
-                products.append(product)
-        return at_least_float32(capture.to_grid(torch.stack(products)))
+        return hessian_times(self.forward_pass, self.layer, vector)
 
     @property
     def attentions(self) -> Sequence[Attention]:
@@ -672,32 +617,3 @@ class Trace:
                 "this trace was made with create_graph=True, of the model as it was, so further passes, in eval mode, "
                 "would score another function. Next: make a trace without create_graph for these"
             )
-
-
-def _grid_gradient(capture: Capture, gradient: Tensor) -> Tensor:
-    """(K, *shape of the layer's tensor) -> (N, K, C, *grid), at least float32.
-
-    Raises NotConnected where a score depends on tokens outside the grid alone.
-    """
-    on_grid = capture.to_grid(gradient)
-    layout = capture.layout
-    if layout.others:
-        grid_matters = (on_grid.flatten(2) != 0).any(2)  # (N, K)
-        any_matters = (layout.samples_first(gradient, lead=1).flatten(2) != 0).any(2)
-        if bool((any_matters & ~grid_matters).any()):
-            raise NotConnected(
-                f"at {capture.layer!r} ({layout}) the score depends on the tokens beside the grid alone, such as the "
-                "class token: its gradient is zero at every position of the picture. Choose a layer before the last "
-                "exchange between the tokens, such as the last block's first norm; layer=None suggests one"
-            )
-    return at_least_float32(on_grid)
-
-
-def _not_connected(layers: Sequence[str]) -> str:
-    named = ", ".join(map(repr, layers))
-    return (
-        f"the score does not depend on {named}: no gradient flows back to it. Either the model does not use its "
-        "output for this score (an auxiliary head, another branch), or it detaches it, runs it under "
-        "torch.no_grad() or inference_mode(), or checkpoints it with use_reentrant=True. Choose another layer, or a "
-        "method that needs no gradients (torchpeek methods lists them)"
-    )

@@ -12,12 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from torchpeek.argument_types import Seed
+from torchpeek.argument_types import PositiveInt, Seed
 from torchpeek.engine import CaptureRequest, bound_to, stop_iteration_restored, trace_model
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, type_shown
 from torchpeek.evaluation.cases import RANDOM, Explain, by_grid, case_of, explainer_of
 from torchpeek.evaluation.checks import (
-    Metrics,
     check_grids,
     check_heatmaps,
     check_inputs,
@@ -43,6 +42,7 @@ from torchpeek.metrics import (
 )
 from torchpeek.models import Inputs, LoadedModel, Model
 from torchpeek.picture import Picture
+from torchpeek.registry import NamesOrOptions
 
 
 @overload
@@ -51,7 +51,7 @@ def evaluate(
     inputs: Inputs | Sequence[Inputs],
     heatmap: Heatmap | Sequence[Heatmap],
     *,
-    metrics: Metrics,
+    metrics: NamesOrOptions,
     masks: Any = ...,
     boxes: Any = ...,
     explain: Explain | None = ...,
@@ -64,7 +64,7 @@ def evaluate(
     inputs: Inputs | Sequence[Inputs],
     heatmap: Mapping[str, Heatmap] | Mapping[str, list[Heatmap]],
     *,
-    metrics: Metrics,
+    metrics: NamesOrOptions,
     masks: Any = ...,
     boxes: Any = ...,
     explain: Explain | None = ...,
@@ -77,11 +77,11 @@ def evaluate(
     inputs: Inputs | Sequence[Inputs],
     heatmap: Any,
     *,
-    metrics: Metrics,
+    metrics: NamesOrOptions,
     masks: Any = None,
     boxes: Any = None,
     explain: Explain | None = None,
-    batch: int | None = None,
+    batch: PositiveInt | None = None,
     seed: Seed = 0,
 ) -> Measurements | dict[str, Measurements]:
     """Score heatmaps by metrics, beside a random and a centred heatmap.
@@ -170,7 +170,7 @@ def _of_each(
     for name, each in {**lists, "masks": masks, "boxes": boxes}.items():
         whole = isinstance(each, (list, tuple)) or (name in ("masks", "boxes") and isinstance(each, Tensor))
         if each is not None and (not whole or len(each) != len(inputs)):
-            got = f"a list of {len(each)}" if whole else f"a {type(each).__name__}"
+            got = f"a list of {len(each)}" if whole else type_shown(each)
             raise InputError(
                 f"{name!r} is {got} for a list of {len(inputs)} inputs; give a list with one entry for each"
             )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchpeek.cam import find_method, fusion_in
 from torchpeek.draws import Fingerprints
 from torchpeek.engine import ModelCall, Question, Trace, bound_to
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, type_shown
 from torchpeek.explanation import HeatmapOptions, LayerChoice
 from torchpeek.explanation.heatmaps import compute_heatmaps
 from torchpeek.heatmap import Heatmap
@@ -73,7 +73,7 @@ def explainer_of(trace: Trace, heatmap: Heatmap, explain: Explain | None) -> Exp
                 heatmaps = _explained_again(called, call, question, heatmap.provenance)
         values = heatmaps.values if isinstance(heatmaps, Heatmap) else heatmaps
         if not isinstance(values, Tensor) or values.shape != (len(rows), *shape):
-            got = tuple(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
+            got = tuple(values.shape) if isinstance(values, Tensor) else type_shown(values)
             raise InputError(f"explain returned {got}; allowed: a tensor {(len(rows), *shape)}, like the heatmap")
         return values.detach().to(heatmap.values)
 

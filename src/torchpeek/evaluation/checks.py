@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,18 +11,14 @@ from torch import Tensor
 from torchpeek.cam import METHODS, fusion_in, fusion_step
 from torchpeek.engine import ModelCall
 from torchpeek.engine.numerics import close
-from torchpeek.errors import InputError, MetricNotApplicable, NotFinite
+from torchpeek.errors import InputError, MetricNotApplicable, NotFinite, type_shown
 from torchpeek.heatmap import Heatmap
 from torchpeek.metrics import find_metric
-from torchpeek.registry import options_by_name
-
-Metrics: TypeAlias = Iterable[str] | Mapping[str, Mapping[str, Any]]
+from torchpeek.registry import NamesOrOptions, options_by_name
 
 
-def selected_metrics(metrics: Metrics) -> dict[str, Mapping[str, Any]]:
+def selected_metrics(metrics: NamesOrOptions) -> dict[str, Mapping[str, Any]]:
     """Return metric name -> options. Raises InputError, MetricNotFound and OptionError."""
-    if isinstance(metrics, str):
-        metrics = [metrics]
     selected = options_by_name("metrics", "metric", metrics)
     if not selected:
         raise InputError("metrics is empty; give at least one name (torchpeek metrics lists them)")
@@ -33,7 +29,7 @@ def check_heatmaps(heatmaps: object) -> None:
     """Raise InputError unless these are heatmaps as explain() returns them, NotFinite if one has NaN or infinity."""
     if not isinstance(heatmaps, Mapping) or not all(isinstance(each, Heatmap) for each in heatmaps.values()):
         raise InputError(
-            f"heatmap is a {type(heatmaps).__name__}; allowed: a Heatmap from explain(), a dict of them from "
+            f"heatmap is {type_shown(heatmaps)}; allowed: a Heatmap from explain(), a dict of them from "
             "compare(), or a list of them for a list of inputs"
         )
     if not heatmaps:

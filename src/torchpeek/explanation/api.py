@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, overload
 
-from torchpeek.argument_types import Seed
-from torchpeek.cam import Smoothing, find_method
+from torchpeek.argument_types import Allowed, Seed
+from torchpeek.cam import Fusion, Smoothing, find_method
 from torchpeek.engine import Arguments, Trace
 from torchpeek.errors import InputError, OptionError
 from torchpeek.explanation.heatmaps import HeatmapOptions, compute_heatmaps
@@ -18,6 +18,7 @@ from torchpeek.hooks import Selection, containers
 from torchpeek.keywords import checked_keywords, closest_keyword
 from torchpeek.models import Inputs, Model, module_of
 from torchpeek.models.quantised import quantisation_errors
+from torchpeek.registry import NamesOrOptions
 
 
 @checked_keywords
@@ -144,12 +145,12 @@ def explain(
     model: Model | Trace,
     inputs: Inputs | Sequence[Inputs] | None = None,
     *,
-    method: str = "gradcam",
+    method: Annotated[str, Allowed("the name of a method (torchpeek methods lists them)")] = "gradcam",
     layer: Selection | None = None,
     layout: LayoutLike | None = None,
     target: TargetLike = None,
-    fuse: str | None = None,
-    smooth: Smoothing | None = None,
+    fuse: Fusion | None = None,
+    smooth: Annotated[Smoothing | None, Allowed("tp.Smoothing(), or None")] = None,
     seed: Seed = 0,
     **options: Any,
 ) -> Heatmap | list[Heatmap]:
@@ -225,7 +226,7 @@ def compare(  # type: ignore[overload-overlap]  # a str is a Sequence, too; as a
     model: Model,
     inputs: Inputs,
     *,
-    methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
+    methods: NamesOrOptions,
     layer: Selection | None = ...,
     layout: LayoutLike | None = ...,
     target: TargetLike = ...,
@@ -237,7 +238,7 @@ def compare(  # type: ignore[overload-overlap]  # a str is a Sequence, too; as a
 def compare(
     model: Trace,
     *,
-    methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
+    methods: NamesOrOptions,
     target: TargetLike = ...,
     fuse: str | None = ...,
     smooth: Smoothing | None = ...,
@@ -248,7 +249,7 @@ def compare(
     model: Model,
     inputs: Sequence[Inputs],
     *,
-    methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
+    methods: NamesOrOptions,
     layer: Selection | None = ...,
     layout: LayoutLike | None = ...,
     target: TargetLike = ...,
@@ -261,12 +262,12 @@ def compare(
     model: Model | Trace,
     inputs: Inputs | Sequence[Inputs] | None = None,
     *,
-    methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
+    methods: NamesOrOptions,
     layer: Selection | None = None,
     layout: LayoutLike | None = None,
     target: TargetLike = None,
-    fuse: str | None = None,
-    smooth: Smoothing | None = None,
+    fuse: Fusion | None = None,
+    smooth: Annotated[Smoothing | None, Allowed("tp.Smoothing(), or None")] = None,
     seed: Seed = 0,
 ) -> dict[str, Heatmap] | dict[str, list[Heatmap]]:
     """The heatmaps of several methods, from as few passes as they need together.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -47,6 +47,7 @@ from torchpeek.models import Inputs, Model, model_call_for, module_of
 from torchpeek.models.quantised import quantisation_errors, quantised_layers
 from torchpeek.picture import Picture
 from torchpeek.provenance import Provenance
+from torchpeek.registry import NamesOrOptions
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class HeatmapOptions:
         seed: The seed of methods that draw random numbers.
 
     Raises:
-        OptionError: When `fuse` or `smooth` is none of these.
+        OptionError: When `fuse` is none of these.
     """
 
     fuse: str | None = None
@@ -69,14 +70,12 @@ class HeatmapOptions:
     def __post_init__(self) -> None:
         if self.fuse is not None and self.fuse not in FUSIONS:
             raise OptionError(f"fuse is {self.fuse!r}; allowed: {', '.join(map(repr, FUSIONS))}, or None")
-        if self.smooth is not None and not isinstance(self.smooth, Smoothing):
-            raise OptionError(f"smooth is {self.smooth!r}; allowed: tp.Smoothing(), or None")
 
 
 def compute_heatmaps(
     model: Model | Trace,
     inputs: Inputs | Sequence[Inputs] | None,
-    methods: Iterable[str] | Mapping[str, Mapping[str, Any]],
+    methods: NamesOrOptions,
     choice: LayerChoice,
     target: TargetLike,
     options: HeatmapOptions,
@@ -89,7 +88,7 @@ def compute_heatmaps(
         trace = model if target is None else model.with_target(as_target(target, model.origin.class_names))
         return _of_pass(trace, selection, options)
     if inputs is None:
-        raise InputError("inputs is missing; explain(model, inputs), or explain(trace)")
+        raise InputError("inputs is missing. Next: give (model, inputs), or a trace alone")
     with quantisation_errors(module_of(model)):
         if isinstance(inputs, (list, tuple)):
             return _of_list(model, inputs, selection, choice, target, options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -32,7 +32,7 @@ from torchpeek.errors import (
 )
 from torchpeek.explanation.request import ExplanationRequest
 from torchpeek.hooks import SelectedLayer, layer_at
-from torchpeek.registry import options_by_name
+from torchpeek.registry import NamesOrOptions, options_by_name
 
 ASKED_FOR = "asked for"
 """The reason for layers that the user named."""
@@ -76,7 +76,7 @@ class PlannedPass:
     methods: MethodSelection
 
 
-def selected_methods(methods: Iterable[str] | Mapping[str, Mapping[str, Any]]) -> MethodSelection:
+def selected_methods(methods: NamesOrOptions) -> MethodSelection:
     """Methods by name, with their options checked.
 
     Raises:
@@ -84,8 +84,6 @@ def selected_methods(methods: Iterable[str] | Mapping[str, Mapping[str, Any]]) -
         MethodNotFound: When a name is no method.
         OptionError: When a method has no such option.
     """
-    if isinstance(methods, str):
-        methods = [methods]
     options = options_by_name("methods", "method", methods)
     if not options:
         raise InputError("methods is empty; name at least one (torchpeek methods lists them)")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from torch import nn
 
+from torchpeek.argument_types import Allowed
 from torchpeek.cached import cached_property
 from torchpeek.engine import (
     Layout,
@@ -20,7 +21,7 @@ from torchpeek.engine import (
     with_observed_layers,
     with_wrapper_prefix,
 )
-from torchpeek.engine.layout_text import parsed_layout
+from torchpeek.engine.layout_text import ALLOWED, parsed_layout
 from torchpeek.engine.targets import as_target
 from torchpeek.errors import InputError
 from torchpeek.hooks import SelectedLayer, Selection, select
@@ -30,7 +31,7 @@ from torchpeek.picture import Picture
 TargetLike: TypeAlias = Any
 """None (the predicted class), a class index or name, a tensor or list of these (N,) or (N, K), or a tp.targets.*"""
 
-LayoutLike: TypeAlias = Layout | str
+LayoutLike: TypeAlias = Annotated[Layout | str, Allowed(f"{ALLOWED}; or tp.Layout(...)")]
 """How to read what a layer returns: `tp.Layout`, or its text, such as "tokens 1+14x14" or "channels-last"."""
 
 _STORED = 800  # longest side, in pixels, of a picture that is read here: about as many bytes as two inputs of 224 x 224

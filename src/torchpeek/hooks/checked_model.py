@@ -12,7 +12,7 @@ from pathlib import PurePath
 import torch
 from torch import Tensor, nn
 
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, type_shown
 
 # Where wrappers of networks have the network, in the order in which they are looked for.
 _WRAPPED = ("module", "model", "network", "net", "model_", "module_")
@@ -40,14 +40,14 @@ def checked_model(model: object, allowed: str = "an nn.Module") -> nn.Module:
 
 def _described(model: object) -> tuple[str, str]:
     """What was given in place of a model, and what to give; the second is "" where that is not known."""
-    name = _with_article(type(model).__name__)
+    name = type_shown(model)
     if isinstance(model, (str, PathLike)):
         return _of_text(fspath(model))
     if isinstance(model, type):
         made = f"make one: model = {model.__name__}(...)" if issubclass(model, nn.Module) else ""
         return f"the class {model.__name__} itself", made
     if inspect.ismethod(model):
-        owner = _with_article(type(model.__self__).__name__)
+        owner = type_shown(model.__self__)
         if isinstance(model.__self__, nn.Module):
             return f"the method {model.__name__} of {owner}", "give that module itself"
         return f"the method {model.__name__} of {owner}", _described(model.__self__)[1]
@@ -71,13 +71,9 @@ def _described(model: object) -> tuple[str, str]:
             "give torch.export.unflatten(program), whose layers are called; program.module() computes without them"
         )
     if found := _wrapped(model):
-        network = _with_article(type(_attributes(model)[found]).__name__)
+        network = type_shown(_attributes(model)[found])
         return f"{name}, which is no module", f"give its .{found}, {network}"
-    return "None" if model is None else name, ""
-
-
-def _with_article(name: str) -> str:
-    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+    return name, ""
 
 
 def _of_text(text: str) -> tuple[str, str]:
@@ -99,10 +95,10 @@ def _of_text(text: str) -> tuple[str, str]:
 
 
 def _of_mapping(model: Mapping[object, object]) -> tuple[str, str]:
-    name = _with_article(type(model).__name__)
+    name = type_shown(model)
     for key, value in model.items():
         if isinstance(value, nn.Module):
-            return name, f"give its entry {key!r}, {_with_article(type(value).__name__)}"
+            return name, f"give its entry {key!r}, {type_shown(value)}"
     nested = next((key for key, each in model.items() if isinstance(each, Mapping) and _is_weights(each)), None)
     weights = "weights" if nested is None else f"checkpoint[{nested!r}]"
     if nested is None and not _is_weights(model):

@@ -55,6 +55,7 @@ def _type_of_class(cls: type[Any]) -> ContainerType | None:
         if issubclass(cls, base):
             return container
     if dataclasses.is_dataclass(cls):
+        # Every dataclass has it, but typeshed does not say so.
         return FROZEN_DATACLASS if cls.__dataclass_params__.frozen else DATACLASS  # type: ignore[attr-defined]
     return OBJECT if _is_plain(cls) else None
 

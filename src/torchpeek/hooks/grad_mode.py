@@ -19,14 +19,16 @@ def grad_mode(undo: Undo, enabled: bool, *, delays_signals: bool = False) -> Non
         delays_signals: Whether the block is an `uninterrupted` one as well.
     """
     undo.delays_signals = undo.delays_signals or delays_signals
-    guard = torch.inference_mode(False)
-    undo.push_local(torch.set_grad_enabled, torch.is_grad_enabled())
-    undo.push_local(_end, guard)
-    guard.__enter__()
-    torch.set_grad_enabled(enabled)
+    undo.push_local(torch._C._set_grad_enabled, torch.is_grad_enabled())
+    guards: list[Any] = []
+    undo.push_local(_end, guards)
+    # Torch's guard may hold as soon as it is made. In this form nothing can strike before it is in the list. The class
+    # of Python around it, torch.inference_mode, takes several times as long.
+    guards.extend(map(torch._C._InferenceMode, (False,)))
+    guards[0].__enter__()
+    torch._C._set_grad_enabled(enabled)
 
 
-def _end(guard: Any) -> None:
-    context = getattr(guard, "_inference_mode_context", None)
-    if context is not None:
-        context.__exit__(None, None, None)  # a second time it does nothing
+def _end(guards: list[Any]) -> None:
+    for guard in guards:
+        guard.__exit__(None, None, None)  # a second time it does nothing

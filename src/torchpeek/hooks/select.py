@@ -10,7 +10,7 @@ from typing import TypeAlias, Union
 import torch
 from torch import Tensor, nn
 
-from torchpeek.errors import AmbiguousCall, InputError, LayerNotFound, closest, listed_names, notify
+from torchpeek.errors import AmbiguousCall, InputError, LayerNotFound, closest, listed_names, notify, type_shown
 from torchpeek.hooks.selected_layer import NO_SETS, SelectedLayer, call_name, no_such_call, split_call
 from torchpeek.hooks.temporary_hooks import takes_hooks
 
@@ -293,7 +293,7 @@ def why_not_fired(model: nn.Module, layer: SelectedLayer, calls: int = 0, reason
     name, module = layer.path, layer.module
     parent = model.get_submodule(name.rpartition(".")[0])
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-        reason = f"it is a {type(module).__name__}, a container that is never called; choose one of its members"
+        reason = f"it is {type_shown(module)}, a container that is never called; choose one of its members"
     elif because_of_parent := next((text for is_so, text in _REASONS_OF_PARENTS if is_so(parent, module)), None):
         reason = because_of_parent
     elif isinstance(model, torch.fx.GraphModule) and all(

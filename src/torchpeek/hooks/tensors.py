@@ -6,11 +6,13 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
+from typing import Annotated
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from torchpeek.errors import GradUnavailable, InputError
+from torchpeek.argument_types import Allowed
+from torchpeek.errors import GradUnavailable, InputError, type_shown
 from torchpeek.hooks.backward_pass import current_backward_pass, unshared, with_earlier_parts
 from torchpeek.hooks.editing.changed_value import changed_gradient
 from torchpeek.hooks.gradient_tap import GradientHook, TensorHooks
@@ -66,7 +68,10 @@ def _hooked(undo: Undo, tensors: Mapping[str, Tensor], slots: Mapping[str, Gradi
 
 
 @checked_keywords
-def edit_gradient(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> RemovableHandle:
+def edit_gradient(
+    tensor: Annotated[Tensor, Allowed("a tensor, because only tensors have gradients")],
+    function: Annotated[Callable[[Tensor], Tensor], Allowed("a function from a gradient to a gradient")],
+) -> RemovableHandle:
     """Replace the gradient of a tensor from now on, or inside a `with` block.
 
     A gradient arrives in parts if the tensor is used in a checkpoint with `use_reentrant=True` and elsewhere. Then the
@@ -95,8 +100,6 @@ def edit_gradient(tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Remov
         tensor([30., 30.])
     """
     _check_differentiable(tensor, "tensor")
-    if not callable(function):
-        raise InputError(f"function is a {type(function).__name__}; allowed: a function from a gradient to a gradient")
     # The keys under which the backward pass stores the sum of the parts, and what has flowed on in its place.
     parts, flowed = object(), object()
 
@@ -216,7 +219,7 @@ class _GradientMapping(Mapping[str, "Tensor | None"]):
 
 def _check_differentiable(tensor: object, name: str) -> None:
     if not isinstance(tensor, Tensor):
-        raise InputError(f"{name} is a {type(tensor).__name__}; allowed: a tensor, because only tensors have gradients")
+        raise InputError(f"{name} is {type_shown(tensor)}; allowed: a tensor, because only tensors have gradients")
     if not tensor.requires_grad:
         raise GradUnavailable(
             f"{name} needs no gradient, so none will arrive: it was computed under torch.no_grad(), or from tensors "

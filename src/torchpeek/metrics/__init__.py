@@ -14,7 +14,9 @@ from torchpeek.metrics import (
 from torchpeek.metrics.applicable import check_applies
 from torchpeek.metrics.baselines import centre, constant_explainer, random_explainer
 from torchpeek.metrics.by_method import MeasurementsByMethod
-from torchpeek.metrics.case import Case, CleanPass, Explainer
+from torchpeek.metrics.case import Case
+from torchpeek.metrics.clean_pass import CleanPass
+from torchpeek.metrics.explainer import Explainer
 from torchpeek.metrics.fills import described_options
 from torchpeek.metrics.intervals import Interval, bootstrap
 from torchpeek.metrics.measurement import FEWEST, HEADER, Measurement, Measurements, joined, row

@@ -6,7 +6,7 @@ from torchpeek.engine import Trace, score_kind
 from torchpeek.engine.targets import BoxScores, ClassScores, ComputedScores, class_logits
 from torchpeek.errors import MetricNotApplicable
 from torchpeek.keywords import checked_keywords
-from torchpeek.metrics.case import ONE_LOGIT
+from torchpeek.metrics.clean_pass import ONE_LOGIT
 from torchpeek.metrics.metric import Metric
 
 _OTHERS = "or choose another metric (torchpeek metrics)"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchpeek.draws import Fingerprints, generator
 from torchpeek.keywords import checked_keywords
-from torchpeek.metrics.case import Explainer
+from torchpeek.metrics.explainer import Explainer
 
 
 @checked_keywords

@@ -3,155 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchpeek.cached import cached_property
-from torchpeek.draws import fingerprint, generator
 from torchpeek.engine import Change, Trace
-from torchpeek.engine.targets import ClassScores, ComputedScores, class_logits
+from torchpeek.engine.targets import ComputedScores
 from torchpeek.errors import MetricNotApplicable
 from torchpeek.heatmap import unit_range, upsample
 from torchpeek.keywords import checked_class
-
-Made = TypeVar("Made")
+from torchpeek.metrics.clean_pass import CleanPass, Memo
+from torchpeek.metrics.explainer import Explainer
 
 # Values that differ by less than this share of the largest are equal: interpolation differs in the last digits.
 _SAME = 2.0**-20
-ONE_LOGIT = (
-    "the model has one logit, whose softmax is always 1. Next: take the probability under a sigmoid, "
-    "tp.targets.SigmoidProbability(), or a metric that reads no probability (torchpeek metrics)"
-)
-
-
-class Explainer(Protocol):
-    """Explains other inputs in the same way as the heatmaps that are scored.
-
-    Example:
-        >>> explain: tp.metrics.Explainer = tp.metrics.constant_explainer(torch.zeros(1, 4, 4))
-        >>> explain(torch.rand(2, 3, 8, 8), rows=torch.tensor([0, 2])).shape
-        torch.Size([2, 1, 4, 4])
-    """
-
-    def __call__(
-        self,
-        inputs: Tensor,
-        rows: Tensor,
-        *,
-        model: nn.Module | None = None,
-        labels: Tensor | None = None,
-        draw: int = 0,
-    ) -> Tensor:
-        """Return the heatmaps of changed samples.
-
-        Args:
-            inputs: (n, C, *size), changed versions of the samples `rows`.
-            rows: (n,), which sample each input is a version of.
-            model: Another model to explain. None is the model of the clean pass.
-            labels: (N, K), other class indices to explain. None is the question of the heatmaps.
-            draw: Number of the call. A random baseline gives other numbers for another one.
-
-        Returns:
-            (n, K, *grid).
-        """
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class _Memo:
-    """Remembers values that are computed once."""
-
-    values_by_key: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
-
-    def once(self, key: object, make: Callable[[], Made]) -> Made:
-        """Return what `make` returns. It is called only the first time, and its value is kept under `key`.
-
-        Args:
-            key: Names the value.
-            make: Computes the value.
-
-        Returns:
-            The value.
-
-        Example:
-            >>> case = tp.metrics.Case(None, torch.rand(1, 1, 4, 4))
-            >>> case.once("half", lambda: 0.5), case.once("half", lambda: 1.0)
-            (0.5, 0.5)
-        """
-        if key not in self.values_by_key:
-            self.values_by_key[key] = make()
-        value: Made = self.values_by_key[key]
-        return value
 
 
 @checked_class
 @dataclass(frozen=True, eq=False)
-class CleanPass(_Memo):
-    """The clean pass of an evaluation. All metrics share it, and so do heatmaps on different grids.
-
-    Args:
-        trace: A trace of the clean pass. Its scores (N, K) are those that the heatmaps explain.
-        seed: Seed of all random numbers.
-        batch: Number of passes that run at once. None is as many as fit into memory.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        >>> clean = tp.metrics.CleanPass(tp.trace(model, torch.rand(1, 3, 8, 8), layer="0", target=2))
-        >>> clean.probable.scores.shape
-        torch.Size([1, 1])
-    """
-
-    trace: Trace
-    seed: int = 0
-    batch: int | None = None
-
-    @cached_property
-    def probable(self) -> Trace:
-        """The same pass with the probability in place of a class's score. Other questions stay as they are."""
-        question = self.trace.question
-        if isinstance(question, ClassScores):
-            if not question.is_sigmoid and class_logits(self.trace.output, question.part).shape[1] < 2:
-                raise MetricNotApplicable(ONE_LOGIT)
-            question = question.as_probabilities()
-        return self.trace.with_target(replace(self.trace.bound(), question=question))
-
-    @cached_property
-    def logits(self) -> Trace:
-        """The same pass with the logits of all classes, (N, classes), as its scores. The question is of classes."""
-        question: Any = self.trace.question  # a ClassScores
-        labels = torch.arange(class_logits(self.trace.output, question.part).shape[1])
-        of_all = replace(question, labels=labels.expand(len(self.trace.scores), -1), kind="logit")
-        return self.trace.with_target(replace(self.trace.bound(), question=of_all))
-
-    @cached_property
-    def fingerprints(self) -> list[bytes]:
-        """The fingerprint of each sample."""
-        return [fingerprint(sample) for sample in self.trace.inputs]
-
-    def generators(self, salt: int = 0) -> list[torch.Generator]:
-        """Return a random number generator for each sample. It depends on the seed and the sample, not on the batch.
-
-        Args:
-            salt: Tells one use of random numbers from another.
-
-        Returns:
-            N generators, on the CPU.
-
-        Example:
-            >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-            >>> clean = tp.metrics.CleanPass(tp.trace(model, torch.rand(2, 3, 8, 8), layer="0", target=2))
-            >>> len(clean.generators())
-            2
-        """
-        return [generator(each, self.seed, salt) for each in self.fingerprints]
-
-
-@checked_class
-@dataclass(frozen=True, eq=False)
-class Case(_Memo):
+class Case(Memo):
     """J = M * K heatmaps of each of N samples, on one grid: M methods with K scores each.
 
     Args:

@@ -13,9 +13,9 @@ from torchpeek.cam.algebra import expanded, gaussian_blur
 from torchpeek.cam.algebra import filled as numbers
 from torchpeek.draws import fingerprint
 from torchpeek.engine import seeded_draws
-from torchpeek.errors import OptionError, shown
+from torchpeek.errors import OptionError, shown, type_shown
 from torchpeek.keywords import checked_keywords
-from torchpeek.metrics.case import CleanPass
+from torchpeek.metrics.clean_pass import CleanPass
 
 
 class _Fill:
@@ -70,7 +70,7 @@ def _of_function(function: Callable[[Tensor], Any], inputs: Tensor, seed: int) -
     """Call the function. What it draws at random follows from the seed, and no generator is left changed."""
     with seeded_draws([inputs.device], seed):
         values = function(inputs.clone())
-    got = f"the baseline, {described(function)}, returned a {type(values).__name__}"
+    got = f"the baseline, {described(function)}, returned {type_shown(values)}"
     if isinstance(values, Tensor):
         got += f" {tuple(values.shape)}"
     if not isinstance(values, Tensor) or values.shape != inputs.shape:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from torchpeek.argument_types import Cells, Count, Share
 from torchpeek.errors import MetricNotApplicable
-from torchpeek.metrics.case import ONE_LOGIT, Case
+from torchpeek.metrics.case import Case
+from torchpeek.metrics.clean_pass import ONE_LOGIT
 from torchpeek.metrics.fidelity import random_patches
 from torchpeek.metrics.fills import Baseline, filled
 from torchpeek.metrics.metric import MetricResult, metric

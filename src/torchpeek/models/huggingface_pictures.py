@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from torchpeek.engine.attempts import NEVER_REFUSALS
-from torchpeek.errors import InputError, TorchpeekError
+from torchpeek.errors import InputError, TorchpeekError, type_shown
 from torchpeek.models.checkpoint import Checkpoint, first_line
 from torchpeek.models.fetching import Assumed
 from torchpeek.models.loaded import PreprocessFunction
@@ -37,7 +37,7 @@ class ProcessorCall:
         """Return the input (1, C, H, W)."""
         pixels = self.processor(image, return_tensors="pt")["pixel_values"]
         if not isinstance(pixels, Tensor) or pixels.ndim != 4 or len(pixels) != 1:
-            got = f"shape {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else f"a {type(pixels).__name__}"
+            got = f"shape {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else type_shown(pixels)
             raise InputError(f"{self} made {got} of a picture; allowed: a tensor (1, C, H, W)")
         return pixels
 
@@ -130,6 +130,7 @@ def translated(processor: Any) -> Preprocess | None:
         crop=cropped,
         mean=mean,
         std=std,
+        # One of the names that the field allows, which mypy cannot see.
         interpolation=Image.Resampling(int(settings.get("resample", 2))).name.lower(),  # type: ignore[arg-type]
         longest=longest if isinstance(resize, int) else None,
         pad=(pad["height"], pad["width"]) if pad.keys() >= {"height", "width"} else None,

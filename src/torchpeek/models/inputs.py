@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from torchpeek.engine import Arguments, ModelCall, Trace, as_model_call
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, type_shown
 from torchpeek.hooks import checked_model
 from torchpeek.models.loaded import LoadedModel
 from torchpeek.picture import Picture
@@ -46,7 +46,7 @@ def with_picture_read(model: Model, inputs: object) -> object:
     if not isinstance(model, LoadedModel):
         module_of(model)  # raises where it is no model at all
         raise InputError(
-            f"inputs is a {type(inputs).__name__}, and a bare {type(model).__name__} does not say how it becomes "
+            f"inputs is {type_shown(inputs)}, and a bare {type(model).__name__} does not say how it becomes "
             "a tensor. Next: give a tensor, or tp.LoadedModel(model, preprocess) as the model"
         )
     return model.read(inputs)

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Annotated, Any, BinaryIO, TypeAlias
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from torchpeek.errors import InputError, ModelError, shown
+from torchpeek.argument_types import Allowed, PixelCount, Seed
+from torchpeek.errors import InputError, ModelError, shown, type_shown
 from torchpeek.hooks import checked_model
 from torchpeek.keywords import checked_class
 from torchpeek.models.detectors import detector_preprocess
@@ -21,7 +22,9 @@ from torchpeek.picture import Geometry, Picture
 from torchpeek.printable import printable
 from torchpeek.store import read_image, upright_rgb
 
-PreprocessFunction: TypeAlias = Callable[[Image.Image], Any]
+PreprocessFunction: TypeAlias = Annotated[
+    Callable[[Image.Image], Any], Allowed("a function from a PIL image to a tensor, such as tp.Preprocess()")
+]
 """From a PIL image to (tensor (1, C, H, W), Geometry), like Preprocess, or to a tensor (C, H, W) or (1, C, H, W)."""
 
 TextFunction: TypeAlias = Callable[[Sequence[str], torch.device], Tensor]
@@ -62,7 +65,7 @@ class LoadedModel:
     spec: str = ""
     weights: str = ""
     texts: TextFunction | None = None
-    seed: int | None = None
+    seed: Seed | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.module, nn.Module):
@@ -72,7 +75,7 @@ class LoadedModel:
         names = self.class_names
         if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
             raise InputError(
-                f"class_names is a {type(names).__name__} with other entries than names; give a list of strings"
+                f"class_names is {type_shown(names)} with other entries than names; give a list of strings"
             )
         if names is not None and (wrong := [name for name in names if not _is_unicode(name)]):
             raise InputError(
@@ -80,7 +83,12 @@ class LoadedModel:
                 "read the names with the encoding that they were written in"
             )
 
-    def read(self, picture: str | PathLike[str] | BinaryIO | Image.Image, *, max_size: int | None = None) -> Picture:
+    def read(
+        self,
+        picture: str | PathLike[str] | BinaryIO | Image.Image,
+        *,
+        max_size: PixelCount | None = None,
+    ) -> Picture:
         """Read a picture: upright, in RGB, with its tensor on the device and in the dtype of the model.
 
         If the preprocessing returns no Geometry, the input is taken to show the whole image, and the Picture's notes
@@ -108,13 +116,11 @@ class LoadedModel:
             >>> loaded.read(Image.new("RGB", (640, 480)), max_size=64).notes
             ('reduced from 640 x 480 to 64 x 48',)
         """
-        if max_size is not None and (isinstance(max_size, bool) or not isinstance(max_size, int) or max_size < 1):
-            raise InputError(f"max_size is {max_size!r}; allowed: a number of pixels, 1 or more, or None for no limit")
         if not isinstance(picture, (str, PathLike, Image.Image)) and not (
             hasattr(picture, "read") and hasattr(picture, "seek")
         ):
             raise InputError(
-                f"picture is a {type(picture).__name__}; allowed: a path or a PIL image, or an open binary file"
+                f"picture is {type_shown(picture)}; allowed: a path or a PIL image, or an open binary file"
             )
         if isinstance(picture, Image.Image):
             image, notes, original_size = upright_rgb(picture, max_size)
@@ -129,7 +135,7 @@ class LoadedModel:
         elif isinstance(result, tuple) and [type(each) for each in result] == [Tensor, Geometry]:
             tensor, geometry = result
         else:
-            raise InputError(f"preprocess gave a {type(result).__name__}; allowed: a tensor, or (tensor, Geometry)")
+            raise InputError(f"preprocess gave {type_shown(result)}; allowed: a tensor, or (tensor, Geometry)")
         reduced_from = None if image.size == original_size else original_size
         read = Picture(image, tensor.to(self.device, self.dtype), geometry, Path(name).name, notes, reduced_from)
         return replace(read, notes=(read.reduction, *notes)) if read.reduction else read

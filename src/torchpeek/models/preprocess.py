@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, get_args
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -12,12 +12,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from torchpeek.errors import InputError, PictureError, shown
+from torchpeek.argument_types import Allowed, PixelCount
+from torchpeek.errors import InputError, PictureError
 from torchpeek.keywords import checked_class
 from torchpeek.picture import Geometry
 
 Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 Rounding: TypeAlias = Literal["even", "down"]
+HeightAndWidth: TypeAlias = Annotated[tuple[PixelCount, PixelCount], Allowed("(height, width) in pixels")]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -50,13 +52,13 @@ class Preprocess:
         mean 0.5; std 0.5
     """
 
-    resize: int | tuple[int, int] | None = 256
-    crop: tuple[int, int] | None = (224, 224)
+    resize: PixelCount | HeightAndWidth | None = 256
+    crop: HeightAndWidth | None = (224, 224)
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: Interpolation = "bilinear"
-    longest: int | None = None
-    pad: tuple[int, int] | None = None
+    longest: PixelCount | None = None
+    pad: HeightAndWidth | None = None
     bgr: bool = False
     rounding: Rounding = "even"
 
@@ -66,21 +68,11 @@ class Preprocess:
             raise InputError(f"{got}; allowed: 1 (grey) or 3 (RGB) each")
         if 0 in self.std:
             raise InputError(f"std is {self.std}; allowed: no entry is 0, because the picture is divided by it")
-        if self.interpolation not in get_args(Interpolation):
-            raise InputError(f"interpolation {self.interpolation!r}; allowed: {', '.join(get_args(Interpolation))}")
-        if not (self.resize is None or _is_size(self.resize) or _are_sizes(self.resize)):
-            raise InputError(f"resize is {self.resize!r}; allowed: a number of pixels, (height, width), None")
-        if not (self.crop is None or _are_sizes(self.crop)):
-            raise InputError(f"crop is {self.crop!r}; allowed: (height, width), None")
-        if not (self.pad is None or _are_sizes(self.pad)):
-            raise InputError(f"pad is {self.pad!r}; allowed: (height, width), None")
-        if self.longest is not None and not (_is_size(self.longest) and _is_size(self.resize)):
+        if self.longest is not None and not isinstance(self.resize, int):
             got = f"longest is {self.longest!r} and resize {self.resize!r}"
             raise InputError(f"{got}; allowed: a number of pixels each, or longest None")
-        if self.rounding not in get_args(Rounding):
-            raise InputError(f"rounding {self.rounding!r}; allowed: {', '.join(get_args(Rounding))}")
 
-    def __call__(self, image: Image.Image) -> tuple[Tensor, Geometry]:
+    def __call__(self, image: Annotated[Image.Image, Allowed("a PIL image")]) -> tuple[Tensor, Geometry]:
         """Make a model's input of an image.
 
         Args:
@@ -99,8 +91,6 @@ class Preprocess:
             >>> tensor.shape, geometry.box
             (torch.Size([1, 3, 24, 24]), (8.0, 0.0, 56.0, 48.0))
         """
-        if not isinstance(image, Image.Image):
-            raise InputError(f"image is {shown(image)}; allowed: a PIL image")
         mode = "L" if len(self.mean) == 1 else "RGB"
         image = image if image.mode == mode else image.convert(mode)
         width, height = self._resized_size(image.size)
@@ -237,7 +227,7 @@ class TensorsOnly:
 
     instead: str
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Annotated[Image.Image, Allowed("a PIL image")]) -> Tensor:
         raise InputError(self.instead)
 
 
@@ -252,11 +242,3 @@ def _crop_start_even(have: int, want: int) -> int:
 
 def _crop_start_down(have: int, want: int) -> int:
     return (have - want) // 2
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _are_sizes(value: object) -> bool:
-    return isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_size, value))

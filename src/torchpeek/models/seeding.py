@@ -24,7 +24,7 @@ def seeded(seed: int) -> Iterator[None]:
         states.enter_context(torch.random.fork_rng(devices=[]))
         # torch.manual_seed would also seed devices that are not initialised yet, and so outlive the block.
         torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch has no types for it
             states.enter_context(torch.random.fork_rng(devices=range(torch.cuda.device_count())))
             torch.cuda.manual_seed_all(seed)
         random.seed(seed)

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
-from torchpeek.argument_types import Seed
-from torchpeek.errors import InputError, ModelError, ModelNotFound, WeightsError, closest, notify, shown
+from torchpeek.argument_types import Allowed, Seed
+from torchpeek.errors import InputError, ModelError, ModelNotFound, WeightsError, closest, notify, shown, type_shown
 from torchpeek.keywords import checked_keywords
 from torchpeek.models.detectors import detector_preprocess
 from torchpeek.models.fetching import RANDOM, Assumed
@@ -25,15 +25,19 @@ from torchpeek.models.timm_models import timm_model
 from torchpeek.models.torchvision_models import torchvision_model
 from torchpeek.models.weights import load_weights_file
 
+_SPECS = "torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or package.module:callable"
+
 
 @checked_keywords
 def load_model(
-    spec: str | Path,
-    weights: str | Path | None = None,
+    spec: Annotated[str | Path, Allowed(f"{_SPECS}, such as torchvision:resnet50")],
+    weights: Annotated[str | Path | None, Allowed("'random', a file, the name of weights, or None")] = None,
     *,
     trust_pickle: bool = False,
     trust_remote_code: bool = False,
-    preprocess: PreprocessFunction | PreprocessChanges | None = None,
+    preprocess: Annotated[
+        PreprocessFunction | PreprocessChanges | None, Allowed("a function from a PIL image to a tensor, or None")
+    ] = None,
     class_names: Sequence[str] | None = None,
     seed: Seed = 0,
 ) -> LoadedModel:
@@ -75,10 +79,7 @@ def load_model(
     source, colon, name = spec.partition(":")
     importable = all(part.isidentifier() for part in source.split("."))  # a relative module would be one of torchpeek
     if not colon or not name or not importable:
-        raise ModelNotFound(
-            f"no model {shown(spec)}; allowed: torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or "
-            "package.module:callable, such as torchvision:resnet50"
-        )
+        raise ModelNotFound(f"no model {shown(spec)}; allowed: {_SPECS}, such as torchvision:resnet50")
     file = _weights_file(weights)
     named = RANDOM if file is not None else None if weights is None else str(weights)
     with seeded(seed):
@@ -168,5 +169,5 @@ def _callable(module_name: str, name: str) -> LoadedModel:
     if isinstance(result, LoadedModel):
         return result
     if not isinstance(result, nn.Module):
-        raise ModelError(f"{module_name}:{name} gave a {type(result).__name__}; allowed: an nn.Module or a LoadedModel")
+        raise ModelError(f"{module_name}:{name} gave {type_shown(result)}; allowed: an nn.Module or a LoadedModel")
     return LoadedModel(result, detector_preprocess(result) or Assumed())

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchpeek.errors import FormatError, WeightsError
+from torchpeek.errors import FormatError, WeightsError, type_shown
 from torchpeek.store import open_regular, read_safetensors
 from torchpeek.system_errors import is_from_outside, is_of_library
 
@@ -68,7 +68,7 @@ def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise WeightsError(f"{path.name} holds no state_dict; it holds a {type(loaded).__name__}")
+        raise WeightsError(f"{path.name} holds no state_dict; it holds {type_shown(loaded)}")
     state = dict(loaded)
     if all(key.startswith("module.") for key in state):  # saved from a DataParallel
         state = {key.removeprefix("module."): value for key, value in state.items()}

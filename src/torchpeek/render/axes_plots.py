@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from torchpeek.argument_types import Seed
-from torchpeek.errors import InputError, OptionError
+from torchpeek.errors import InputError, OptionError, type_shown
 from torchpeek.render.curves import CURVE_COLOURS, draw_band, draw_curve, share_label
 from torchpeek.render.plots import GradientRow, draw_gradient_norms, figure_class, name_layers
 from torchpeek.render.training import (
@@ -44,7 +44,7 @@ def plot_axes(ax: Axes | None, size: tuple[float, float] = _SIZE) -> Axes:
         axes: Axes = pyplot.subplots(figsize=size, layout="constrained")[1]
         return axes
     if not hasattr(ax, "plot"):
-        raise InputError(f"ax is a {type(ax).__name__}; allowed: matplotlib's Axes, such as plt.gca(), or None")
+        raise InputError(f"ax is {type_shown(ax)}; allowed: matplotlib's Axes, such as plt.gca(), or None")
     return ax
 
 

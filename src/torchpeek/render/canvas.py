@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, type_shown
 from torchpeek.picture import Geometry, Picture
 from torchpeek.render.colormaps import Plane
 from torchpeek.render.heatmap_like import HeatmapLike
@@ -70,7 +70,7 @@ def canvas_of(picture: object) -> Canvas:
         image = picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy
         return Canvas(image, Geometry.whole(picture.size))
     raise InputError(
-        f"picture is a {type(picture).__name__}; allowed: a Picture (LoadedModel.read), a PIL image, or the tensor "
+        f"picture is {type_shown(picture)}; allowed: a Picture (LoadedModel.read), a PIL image, or the tensor "
         "of one sample"
     )
 

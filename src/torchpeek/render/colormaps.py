@@ -10,11 +10,12 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from torchpeek.argument_types import Allowed
 from torchpeek.errors import OptionError, closest
 
 Table: TypeAlias = npt.NDArray[np.uint8]  # (256, 3)
@@ -107,6 +108,9 @@ COLORMAPS: Mapping[str, Table] = MappingProxyType(
         DIVERGING: _diverging(),
     }
 )
+
+Colormap: TypeAlias = Annotated[str, Allowed(", ".join(COLORMAPS))]
+"""A key of COLORMAPS."""
 
 
 def coloured(unit: npt.NDArray[np.float32], colormap: str) -> Table:

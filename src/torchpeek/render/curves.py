@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from torchpeek.argument_types import Seed
+from torchpeek.argument_types import Allowed, Seed
 from torchpeek.bootstrap import bootstrap_interval
 from torchpeek.errors import InputError
 from torchpeek.keywords import checked_keywords
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 Curves: TypeAlias = Mapping[str, Tensor]
 """Name -> (N, steps + 1): the curve of each of N pictures, at shares from 0 to 1."""
+
+Panels: TypeAlias = Annotated[
+    Mapping[str, Curves], Allowed("a dict from a metric to a dict from a method to curves, tensors (N, steps + 1)")
+]
+"""The curves of each metric."""
 
 CURVE_COLOURS = [
     "#3366aa",
@@ -47,9 +52,9 @@ _SHORT, _LONG = 25, 60  # longest name, in letters, of two in a row of the legen
 
 @checked_keywords
 def curves(
-    panels: Mapping[str, Curves],
+    panels: Panels,
     *,
-    baselines: Mapping[str, Curves] | None = None,
+    baselines: Panels | None = None,
     score: str = "probability",
     title: str = "",
     seed: Seed = 0,
@@ -122,9 +127,10 @@ def _check(panels: Mapping[str, Curves], baselines: Mapping[str, Curves]) -> Non
         raise InputError(f"baselines has {unknown[0]!r}, which is not a panel; allowed: {', '.join(map(repr, panels))}")
     for panel, methods in [*panels.items(), *baselines.items()]:
         for name, values in methods.items():
-            if not isinstance(values, Tensor) or values.ndim != 2 or not len(values) or values.shape[1] < 2:
-                got = tuple(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
-                raise InputError(f"the curves {name!r} of {panel!r} are {got}; allowed: a tensor (N, steps + 1)")
+            if values.ndim != 2 or not len(values) or values.shape[1] < 2:
+                raise InputError(
+                    f"the curves {name!r} of {panel!r} are {tuple(values.shape)}; allowed: a tensor (N, steps + 1)"
+                )
 
 
 def _known(values: Tensor) -> Tensor:

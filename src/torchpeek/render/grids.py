@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from torchpeek.argument_types import Side
+from torchpeek.argument_types import Allowed, PositiveInt, Side
 from torchpeek.engine import Layout, Trace
 from torchpeek.errors import InputError, OptionError
 from torchpeek.keywords import checked_keywords
-from torchpeek.render.colormaps import DIVERGING
+from torchpeek.render.colormaps import DIVERGING, Colormap
 from torchpeek.render.feature_maps import returned_maps, traced_maps
 from torchpeek.render.tiles import MATRIX_SIDE, Block, Percentiles, sheet
 from torchpeek.tensor_formats import dense
@@ -28,18 +28,23 @@ _CHANNELS = 12  # most input channels of each of several kernels
 _LABELLED = 40  # pixels of a group's label, of its numbers and of the gap
 _SLICES = 8  # most slices of a volume
 
+_SCALES = "'shared', 'each'"
+_SORTS = "'index', 'contribution'"
+_KERNELS_ALLOWED = "a weight tensor, or a mapping or sequence of single kernels"
+_PERCENTILES = "two percentiles from 0 to 100, the lower one first, as in (1, 99), or None"
+
 
 @checked_keywords
 def kernel_grid(
-    kernels: Tensor | Mapping[str, Tensor] | Sequence[Tensor],
+    kernels: Annotated[Tensor | Mapping[str, Tensor] | Sequence[Tensor], Allowed(_KERNELS_ALLOWED)],
     *,
-    scale: str = "shared",
-    rgb: bool | Literal["auto"] = "auto",
-    most: int | None = None,
-    most_channels: int | None = None,
+    scale: Annotated[str, Allowed(_SCALES)] = "shared",
+    rgb: Annotated[bool | Literal["auto"], Allowed("'auto', True, False")] = "auto",
+    most: PositiveInt | None = None,
+    most_channels: PositiveInt | None = None,
     title: str = "",
     labels: Sequence[str] | None = None,
-    columns: int | None = None,
+    columns: PositiveInt | None = None,
     tile: Side | None = None,
 ) -> Image.Image:
     """Draw the kernels of a convolution as numbered tiles, with a caption that says what is shown and on which scale.
@@ -79,9 +84,7 @@ def kernel_grid(
         >>> sheet.mode, sheet.width >= 480
         ('RGB', True)
     """
-    _check_options(scale, most=most, most_channels=most_channels, columns=columns, tile=tile)
-    if rgb not in ("auto", True, False):
-        raise OptionError(f"rgb is {rgb!r}; allowed: 'auto', True, False")
+    _check_scale(scale)
     if not isinstance(kernels, Tensor):
         words, blocks = _of_layers(kernels, rgb, most_channels or _KERNELS, labels, columns)
     elif _is_matrix(kernels := _checked(kernels, "kernels"), rgb, labels):
@@ -93,20 +96,20 @@ def kernel_grid(
 
 @checked_keywords
 def feature_grid(
-    activation: Tensor | Trace,
+    activation: Annotated[Tensor | Trace, Allowed("a tensor, (C, h, w) or (1, C, *grid), or a trace of one sample")],
     *,
-    scale: str = "each",
-    channels: Iterable[int] | None = None,
-    most: int = 64,
-    colormap: str | None = None,
+    scale: Annotated[str, Allowed(_SCALES)] = "each",
+    channels: Annotated[Iterable[int] | None, Allowed("indices of channels, such as [0, 3], or None")] = None,
+    most: PositiveInt = 64,
+    colormap: Colormap | None = None,
     title: str = "",
     labels: Sequence[str] | None = None,
-    columns: int | None = None,
+    columns: PositiveInt | None = None,
     tile: Side | None = None,
     layout: Layout | None = None,
-    sort: str = "index",
+    sort: Annotated[str, Allowed(_SORTS)] = "index",
     contributions: Tensor | None = None,
-    clip: Percentiles | None = None,
+    clip: Annotated[Percentiles | None, Allowed(_PERCENTILES)] = None,
 ) -> Image.Image:
     """Draw the feature maps of one sample as numbered tiles in a near-square grid, with a caption.
 
@@ -156,7 +159,7 @@ def feature_grid(
         >>> trace = tp.trace(model, torch.rand(1, 3, 10, 10), layer="0", target=5)
         >>> sheet = tp.render.feature_grid(trace, sort="contribution", most=4)
     """
-    _check_options(scale, most=most, columns=columns, tile=tile)
+    _check_scale(scale)
     _check_feature_options(sort, clip)
     if isinstance(activation, Trace):
         if layout is not None or contributions is not None:
@@ -255,9 +258,8 @@ def _of_layers(
     columns: int | None,
 ) -> tuple[str, list[Block]]:
     """Return the caption and a block for each of several single kernels."""
-    if not isinstance(kernels, Mapping | Sequence) or not kernels:
-        what = "empty" if isinstance(kernels, Mapping | Sequence) else f"a {type(kernels).__name__}"
-        raise InputError(f"kernels is {what}; allowed: a weight tensor, or a mapping or sequence of single kernels")
+    if not kernels:
+        raise InputError(f"kernels is empty; allowed: {_KERNELS_ALLOWED}")
     keys = list(kernels) if isinstance(kernels, Mapping) else [str(n) for n in range(len(kernels))]
     values = list(kernels.values()) if isinstance(kernels, Mapping) else list(kernels)
     names = _labels(labels, len(values), "kernels") or keys
@@ -345,8 +347,6 @@ def _labels(labels: Sequence[str] | None, shown: int, what: str) -> list[str]:
 
 def _checked(values: Tensor, name: str) -> Tensor:
     """Return the values as a dense tensor of numbers that can be drawn."""
-    if not isinstance(values, Tensor):
-        raise InputError(f"{name} is a {type(values).__name__}; allowed: a tensor")
     if values.is_complex():
         raise InputError(f"{name} is {values.dtype}; allowed: real numbers: take its .abs(), .real or .imag")
     values = dense(values, name)
@@ -355,24 +355,16 @@ def _checked(values: Tensor, name: str) -> Tensor:
     return values
 
 
-def _check_options(scale: str, **counts: int | None) -> None:
+def _check_scale(scale: str) -> None:
     if scale not in ("shared", "each"):
-        raise OptionError(f"no scale {scale!r}; allowed: 'shared', 'each'")
-    for name, count in counts.items():
-        if count is not None and (isinstance(count, bool) or not hasattr(count, "__index__") or count < 1):
-            raise OptionError(f"{name} is {count!r}; allowed: 1 or more, a whole number")
+        raise OptionError(f"no scale {scale!r}; allowed: {_SCALES}")
 
 
-def _check_feature_options(sort: str, clip: object) -> None:
+def _check_feature_options(sort: str, clip: Percentiles | None) -> None:
     if sort not in ("index", "contribution"):
-        raise OptionError(f"no sort {sort!r}; allowed: 'index', 'contribution'")
-    if clip is None:
-        return
-    numbers = isinstance(clip, Sequence) and len(clip) == 2 and all(isinstance(each, (int, float)) for each in clip)
-    if not numbers or not 0 <= clip[0] < clip[1] <= 100:  # type: ignore[index]
-        raise OptionError(
-            f"clip is {clip!r}; allowed: two percentiles from 0 to 100, the lower one first, as in (1, 99)"
-        )
+        raise OptionError(f"no sort {sort!r}; allowed: {_SORTS}")
+    if clip is not None and not 0 <= clip[0] < clip[1] <= 100:
+        raise OptionError(f"clip is {clip!r}; allowed: {_PERCENTILES}")
 
 
 def _first(shown: int, total: int, what: str) -> str:

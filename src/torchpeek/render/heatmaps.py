@@ -16,7 +16,7 @@ from torchpeek.render.canvas import as_numpy, enlarged, one_map
 from torchpeek.render.colormaps import COLORMAPS, coloured
 from torchpeek.render.heatmap_like import HeatmapLike
 from torchpeek.render.mosaic import mosaic
-from torchpeek.render.overlay import check_alpha, overlay, stamped_if_random
+from torchpeek.render.overlay import Alpha, overlay, stamped_if_random
 from torchpeek.render.scale import scale_of, sign_words, with_colorbar
 from torchpeek.render.slices import slice_name
 from torchpeek.render.text import caption, stamped
@@ -52,14 +52,13 @@ def drawn_map(
     shown: ShownMap,
     *,
     colormap: str,
-    alpha: float,
+    alpha: Alpha,
     limit: float | None,
     signed: bool,
     colorbar: bool,
     fade: bool = True,
 ) -> Image.Image:
     """Draw one map over its picture, or alone where there is none."""
-    check_alpha(alpha)
     if shown.picture is None:
         return bare_map(shown.heatmap, colormap=colormap, limit=limit, signed=signed, colorbar=colorbar)
     return overlay(

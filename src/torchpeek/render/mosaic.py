@@ -9,8 +9,8 @@ from typing import Annotated
 
 from PIL import Image
 
-from torchpeek.argument_types import Side, Whole
-from torchpeek.errors import InputError, OptionError, shown
+from torchpeek.argument_types import PositiveInt, Side, Whole
+from torchpeek.errors import InputError, shown
 from torchpeek.keywords import checked_keywords
 from torchpeek.picture import Picture
 from torchpeek.render.canvas import enlarged
@@ -24,7 +24,7 @@ def mosaic(
     *,
     original: Picture | Image.Image | None = None,
     prediction: str = "",
-    columns: int | None = None,
+    columns: PositiveInt | None = None,
     width: Side = 320,
     gap: Annotated[int, Whole(0, 10_000)] = 8,
 ) -> Image.Image:
@@ -65,8 +65,6 @@ def mosaic(
         raise InputError(
             f"got {len(pictures)} pictures and {len(captions)} captions; give at least one, and as many of both"
         )
-    if columns is not None and columns < 1:
-        raise OptionError(f"columns is {columns}; allowed: 1 or more, or None")
     tiles = [_tile(picture, words, width) for picture, words in zip(pictures, captions, strict=True)]
     if original is None:
         return _sheet(_rows(tiles, columns), width, gap)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Annotated, TypeAlias
+
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from torchpeek.errors import InputError, OptionError, shown
+from torchpeek.argument_types import Allowed, Number
+from torchpeek.errors import InputError, shown
 from torchpeek.keywords import checked_keywords
 from torchpeek.picture import Geometry, draw_outline
 from torchpeek.render.canvas import Canvas, Flat, as_numpy, canvas_of, interpolation, one_map
-from torchpeek.render.colormaps import DIVERGING, Plane
+from torchpeek.render.colormaps import DIVERGING, Colormap, Plane
 from torchpeek.render.heatmap_like import HeatmapLike
-from torchpeek.render.scale import ColourScale, scale_of, sign_words, with_colorbar
-from torchpeek.render.slices import Stack, slices_of
+from torchpeek.render.scale import ColourScale, Limit, scale_of, sign_words, with_colorbar
+from torchpeek.render.slices import Axis, Stack, slices_of
 from torchpeek.render.text import stamped
 from torchpeek.tensor_formats import dense
 
 _BAND = 1 << 21  # pixels that are coloured at a time, so that a huge picture needs little more memory than its own
+
+Alpha: TypeAlias = Annotated[float, Number(most=1), Allowed("0 (the picture) to 1 (the colour)")]
+"""The share of the colour in an overlay."""
 
 
 @checked_keywords
@@ -25,16 +31,16 @@ def overlay(
     picture: Flat | Stack,
     heatmap: HeatmapLike,
     *,
-    colormap: str = "viridis",
-    alpha: float = 0.6,
+    colormap: Colormap = "viridis",
+    alpha: Alpha = 0.6,
     fade: bool = True,
-    limit: float | None = None,
+    limit: Limit | None = None,
     signed: bool = False,
     colorbar: bool = False,
     edge: bool = True,
     enlarge: bool = True,
     index: int | None = None,
-    axis: int = 0,
+    axis: Axis = 0,
 ) -> Image.Image:
     """Draw a heatmap over the whole original picture.
 
@@ -78,7 +84,6 @@ def overlay(
         >>> tp.render.overlay(Image.new("RGB", (640, 480)), heatmap[0, 0], signed=True).size
         (640, 480)
     """
-    check_alpha(alpha)
     if index is None and axis == 0 and heatmap.values.ndim != 5:
         canvas, values, words = canvas_of(picture), one_map(heatmap, 2), ""
     else:
@@ -177,12 +182,6 @@ def drawn_over(
     if edge and alpha > 0:
         draw_outline(image, (left, top, right, bottom))
     return image
-
-
-def check_alpha(alpha: float) -> None:
-    """Raise OptionError for a share outside of 0 to 1."""
-    if not 0 <= alpha <= 1:
-        raise OptionError(f"alpha is {alpha}; allowed: 0 (the picture) to 1 (the colour)")
 
 
 def stamped_if_random(image: Image.Image, heatmap: HeatmapLike) -> Image.Image:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from torchpeek.argument_types import Allowed
 from torchpeek.errors import InputError, TorchpeekError
 from torchpeek.keywords import checked_keywords
 
@@ -54,7 +55,12 @@ class GradientRow(Protocol):
 
 
 @checked_keywords
-def gradient_flow(rows: Sequence[GradientRow], *, log: bool = True, title: str = "") -> Figure:
+def gradient_flow(
+    rows: Annotated[Sequence[GradientRow], Allowed("rows of the table that tp.gradient_flow returns")],
+    *,
+    log: bool = True,
+    title: str = "",
+) -> Figure:
     """Plot the gradient norm of each layer's parameters, in the order of the rows.
 
     Weights, biases and other parameters have different markers. A norm that the axis cannot show is marked in a strip
@@ -105,7 +111,9 @@ def gradient_flow(rows: Sequence[GradientRow], *, log: bool = True, title: str =
 
 
 @checked_keywords
-def histograms(distributions: Mapping[str, tuple[Any, Any]]) -> Figure:
+def histograms(
+    distributions: Annotated[Mapping[str, tuple[Any, Any]], Allowed("a dict from a name to (counts, edges)")],
+) -> Figure:
     """Plot the distribution of the values of each layer, in a small plot each.
 
     Bins may differ in width, so the density is drawn: the fraction of all values per unit. Empty bins at both ends are
@@ -251,8 +259,6 @@ def name_layers(axes: Axes, layers: Sequence[str], marked: set[int], width: floa
 
 
 def _checked(name: str, pair: tuple[Any, Any]) -> tuple[Numbers, Numbers]:
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise InputError(f"{name!r} is a {type(pair).__name__}; allowed: (counts, edges)")
     counts, edges = (
         np.asarray(each.detach().cpu().double() if isinstance(each, Tensor) else each, dtype=np.float64)
         for each in pair

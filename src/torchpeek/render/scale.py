@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Annotated, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from torchpeek.argument_types import Allowed, Number
 from torchpeek.errors import OptionError, closest, notify
 from torchpeek.render.canvas import value_range
 from torchpeek.render.colormaps import COLORMAPS, DIVERGING, Plane, Table
@@ -18,6 +19,9 @@ from torchpeek.render.text import caption
 _DEFAULT = "viridis"
 _FINE = 1000  # positions of a map in which 1 % is more than a few
 _NARROWEST = 160  # pixels of a colour bar, so that its numbers fit
+
+Limit: TypeAlias = Annotated[float, Number(), Allowed("0 or more, the value of the last colour")]
+"""The value of the last colour of a scale."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class ColourScale:
         return "0 or less" if self.lowest < 0 else "0", _number(self.limit / 2), top
 
 
-def scale_of(heatmap: HeatmapLike, *, colormap: str, limit: float | None, signed: bool) -> ColourScale:
+def scale_of(heatmap: HeatmapLike, *, colormap: str, limit: Limit | None, signed: bool) -> ColourScale:
     """Return the scale of a map, up to its own largest value unless `limit` names another.
 
     The largest value of a fine map can be a spike that leaves nothing else visible. If less than 1 % of the positions
@@ -77,8 +81,6 @@ def scale_of(heatmap: HeatmapLike, *, colormap: str, limit: float | None, signed
         raise OptionError(
             f"colormap {colormap!r} shows positive values only; with signed=True leave it out, or give {DIVERGING!r}"
         )
-    if limit is not None and not (limit >= 0 and math.isfinite(limit)):
-        raise OptionError(f"limit is {limit}; allowed: 0 or more, the value of the last colour")
     signed = signed or colormap == DIVERGING
     lowest, highest = value_range(heatmap.values.detach())
     if limit is None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from torchpeek.argument_types import Side
-from torchpeek.errors import InputError, OptionError
+from torchpeek.argument_types import Allowed, PositiveInt, Whole
+from torchpeek.errors import InputError
 from torchpeek.keywords import checked_keywords
 from torchpeek.render.canvas import as_numpy, channels_first, interpolation, value_range
-from torchpeek.render.colormaps import Plane, coloured
+from torchpeek.render.colormaps import Colormap, Plane, coloured
 from torchpeek.render.heatmap_like import HeatmapLike
 from torchpeek.render.overlay import stamped_if_random
-from torchpeek.render.scale import scale_of, sign_words, with_colorbar
+from torchpeek.render.scale import Limit, scale_of, sign_words, with_colorbar
 
 _LINE = (30, 60, 100)
 _MARGIN, _STRIP, _TICKS = 64, 28, 20  # pixels: room for the names, height of the heat and of the numbers below it
@@ -24,15 +25,15 @@ _FONT = 12
 
 @checked_keywords
 def signal(
-    values: Tensor,
+    values: Annotated[Tensor, Allowed("the tensor of one sample, (C, T)")],
     heatmap: HeatmapLike,
     *,
-    colormap: str = "viridis",
-    limit: float | None = None,
+    colormap: Colormap = "viridis",
+    limit: Limit | None = None,
     signed: bool = False,
-    most: int = 16,
-    width: Side = 960,
-    height: Side = 90,
+    most: PositiveInt = 16,
+    width: Annotated[int, Whole(4 * _MARGIN, 10_000)] = 960,
+    height: Annotated[int, Whole(8, 10_000)] = 90,
 ) -> Image.Image:
     """Draw the channels of a signal as curves, one below the other, and the heat as a strip below them.
 
@@ -67,10 +68,6 @@ def signal(
     """
     heat = _heat(heatmap)  # t
     channels = _channels(values, heatmap.values.ndim - 2)  # (C, T)
-    if most < 1 or width < 4 * _MARGIN or height < 8:
-        raise OptionError(
-            f"most, width and height are {most}, {width} and {height}; allowed: at least 1, {4 * _MARGIN} and 8"
-        )
     scale = scale_of(heatmap, colormap=colormap, limit=limit, signed=signed)
     shown = channels[:most]
     low, high = value_range(shown)
@@ -139,8 +136,6 @@ def _ticks(samples: int) -> list[int]:
 
 
 def _channels(values: Tensor, grid: int) -> Tensor:
-    if not isinstance(values, Tensor):
-        raise InputError(f"values is a {type(values).__name__}; allowed: the tensor of one sample, (C, T)")
     channels = channels_first(values, grid, "values").detach().cpu().float()  # (C, *grid)
     if any(length > 1 for length in channels.shape[1:-1]):
         raise InputError(

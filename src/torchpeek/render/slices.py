@@ -6,14 +6,15 @@ import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from torchpeek.argument_types import Allowed, Whole
 from torchpeek.cached import cached_property
-from torchpeek.errors import InputError, OptionError
+from torchpeek.errors import InputError, OptionError, type_shown
 from torchpeek.picture import Picture
 from torchpeek.render.canvas import (
     Canvas,
@@ -30,6 +31,9 @@ from torchpeek.render.heatmap_like import HeatmapLike
 
 Stack: TypeAlias = Tensor | Sequence[Picture | Image.Image]
 """What has several images: the tensor of a volume or a video, or its frames."""
+
+Axis: TypeAlias = Annotated[int, Whole(0, 2), Allowed("0 (depth or time), 1 (rows), 2 (columns)")]
+"""The axis of a grid with three that is cut into slices."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +88,7 @@ def slice_name(index: int, count: int, noun: str = "slice") -> str:
     return f"{noun} {index} of {count}, counted from 0"
 
 
-def slices_of(stack: Flat | Stack, heatmap: HeatmapLike, axis: int, noun: str = "slice") -> Slices:
+def slices_of(stack: Flat | Stack, heatmap: HeatmapLike, axis: Axis, noun: str = "slice") -> Slices:
     """Return the slices of a volume and of its map across an axis.
 
     Args:
@@ -96,10 +100,8 @@ def slices_of(stack: Flat | Stack, heatmap: HeatmapLike, axis: int, noun: str = 
 
     Raises:
         InputError: When `stack` is something else, or the map has another grid.
-        OptionError: When there is no such axis.
+        OptionError: When frames are to be cut along another axis than 0.
     """
-    if axis not in (0, 1, 2):
-        raise OptionError(f"axis is {axis!r}; allowed: 0 (depth or time), 1 (rows), 2 (columns)")
     grid = one_map(heatmap, 3).detach().float().cpu().movedim(axis, 0)
     if isinstance(stack, Tensor):
         # Frames that the model takes as samples of a batch: "(N 4) C 7 7", or "(4 N) C 7 7".
@@ -107,7 +109,7 @@ def slices_of(stack: Flat | Stack, heatmap: HeatmapLike, axis: int, noun: str = 
         volume = as_drawn(channels_first(stack, 3, frames=folded))
         return Slices(volume.movedim(1 + axis, 0), grid, noun)
     if isinstance(stack, (Picture, Image.Image, str)) or not isinstance(stack, Sequence) or not stack:
-        got = "an empty sequence" if isinstance(stack, Sequence) and not stack else f"a {type(stack).__name__}"
+        got = "an empty sequence" if isinstance(stack, Sequence) and not stack else type_shown(stack)
         got = "one image" if isinstance(stack, (Picture, Image.Image)) else got
         raise InputError(
             f"picture is {got}, and the heatmap has a grid of three axes; allowed: the tensor of the volume or the "

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias
 
+from torchpeek.argument_types import Allowed
 from torchpeek.errors import InputError
 from torchpeek.keywords import checked_keywords
 from torchpeek.render.plots import figure_class
@@ -44,7 +45,9 @@ class StepRow(Protocol):
 
 
 @checked_keywords
-def training_flow(rows: Sequence[StepRow], *, title: str = "") -> Figure:
+def training_flow(
+    rows: Annotated[Sequence[StepRow], Allowed("rows of the table that tp.watch yields")], *, title: str = ""
+) -> Figure:
     """Plot what `tp.watch` saw: above the gradient norm of each block, below the ratio of its update to its weights.
 
     A line is a block. Its colour is its place in the model, from dark (first) to light (last). Both axes are

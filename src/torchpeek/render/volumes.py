@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from torchpeek.argument_types import Side
+from torchpeek.argument_types import PositiveInt, Side
 from torchpeek.errors import OptionError
 from torchpeek.keywords import checked_keywords
+from torchpeek.render.colormaps import Colormap
 from torchpeek.render.heatmap_like import HeatmapLike
 from torchpeek.render.mosaic import mosaic
-from torchpeek.render.overlay import check_alpha, drawn_over, stamped_if_random
-from torchpeek.render.scale import scale_of, sign_words, with_colorbar
-from torchpeek.render.slices import Slices, Stack, slices_of
+from torchpeek.render.overlay import Alpha, drawn_over, stamped_if_random
+from torchpeek.render.scale import Limit, scale_of, sign_words, with_colorbar
+from torchpeek.render.slices import Axis, Slices, Stack, slices_of
 
 _FONT = 13  # of the colour bar
 
@@ -23,13 +24,13 @@ def filmstrip(
     frames: Stack,
     heatmap: HeatmapLike,
     *,
-    most: int = 8,
+    most: PositiveInt = 8,
     indices: Sequence[int] | None = None,
     width: Side = 160,
-    colormap: str = "viridis",
-    alpha: float = 0.6,
+    colormap: Colormap = "viridis",
+    alpha: Alpha = 0.6,
     fade: bool = True,
-    limit: float | None = None,
+    limit: Limit | None = None,
     signed: bool = False,
 ) -> Image.Image:
     """Draw frames of a video in a row, and below each the same frame with its heat.
@@ -66,7 +67,6 @@ def filmstrip(
     """
     slices = slices_of(frames, heatmap, 0, "frame")
     chosen = _chosen(slices, most, indices)
-    check_alpha(alpha)
     scale = scale_of(heatmap, colormap=colormap, limit=limit, signed=signed)
     canvases = [slices.canvas(index).enlarged() for index in chosen]
     heat = [
@@ -84,15 +84,15 @@ def montage(
     volume: Stack,
     heatmap: HeatmapLike,
     *,
-    axis: int = 0,
-    most: int = 16,
+    axis: Axis = 0,
+    most: PositiveInt = 16,
     indices: Sequence[int] | None = None,
-    columns: int | None = None,
+    columns: PositiveInt | None = None,
     width: Side = 160,
-    colormap: str = "viridis",
-    alpha: float = 0.6,
+    colormap: Colormap = "viridis",
+    alpha: Alpha = 0.6,
     fade: bool = True,
-    limit: float | None = None,
+    limit: Limit | None = None,
     signed: bool = False,
 ) -> Image.Image:
     """Draw slices of a volume with their heat in a near-square grid.
@@ -131,7 +131,6 @@ def montage(
     """
     slices = slices_of(volume, heatmap, axis)
     chosen = _chosen(slices, most, indices)
-    check_alpha(alpha)
     scale = scale_of(heatmap, colormap=colormap, limit=limit, signed=signed)
     pictures = [
         drawn_over(slices.canvas(index).enlarged(), slices.values(index), scale, alpha=alpha, fade=fade, edge=True)
@@ -146,8 +145,6 @@ def _chosen(slices: Slices, most: int, indices: Sequence[int] | None) -> list[in
         if not len(indices):
             raise OptionError("indices is empty; name at least one, or None for all")
         return [slices.checked(index) for index in indices]
-    if most < 1:
-        raise OptionError(f"most is {most}; allowed: 1 or more")
     count, last = min(most, len(slices)), len(slices) - 1
     if count == 1:
         return [last // 2]

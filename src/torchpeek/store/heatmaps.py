@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Annotated, Any, cast, get_args
 
 import torch
 from torch import Tensor
 
+from torchpeek.argument_types import Allowed
 from torchpeek.engine import score_kind
 from torchpeek.engine.targets import Answered, ClassScores, ContrastScores, Question
 from torchpeek.engine.targets.class_scores import ScoreKind
@@ -29,7 +30,10 @@ _VERSION = 2  # 1 had no checksum, and no digests of the inputs
 
 
 @checked_keywords
-def save(heatmap: Heatmap, path: str | PathLike[str]) -> None:
+def save(
+    heatmap: Annotated[Heatmap, Allowed("a Heatmap. Next: tp.TensorStream(folder) writes tensors")],
+    path: str | PathLike[str],
+) -> None:
     """Write a heatmap as a safetensors file.
 
     Values, scores and labels are tensors; everything else is JSON in the header, and a checksum covers all of it. An
@@ -49,10 +53,6 @@ def save(heatmap: Heatmap, path: str | PathLike[str]) -> None:
         >>> heatmap = tp.explain(model, torch.rand(1, 3, 8, 8), layer="0")
         >>> tp.save(heatmap, folder / "heatmap.safetensors")
     """
-    if not isinstance(heatmap, Heatmap):
-        raise InputError(
-            f"tp.save got a {type(heatmap).__name__}; allowed: a Heatmap. Next: tp.TensorStream(folder) writes tensors"
-        )
     write_whole(Path(path), save_bytes(heatmap))
 
 

@@ -73,7 +73,7 @@ class TestOutputParts:
                 r"the target does not name one; .* 'a' \(2, 4, 8, 6\)",
             ),
             (embedding, tp.targets.Output(0, part="1"), "returns one tensor, and no part '1'; leave part= out"),
-            (lambda a: None, tp.targets.Output(0), "returned a NoneType of no floating-point tensor"),
+            (lambda a: None, tp.targets.Output(0), "returned None of no floating-point tensor"),
             (lambda a: a.sum(), tp.targets.Output(0), "a Tensor of one number for all the samples"),
             (lambda a: SimpleNamespace(x="y"), tp.targets.Computed(lambda o, rows: rows), "how many there are cannot"),
             (lambda a: [{"boxes": a.flatten(2)[0, :, :4]}] * 2, None, "Box for a detector"),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import torchpeek as tp
-from torchpeek.errors import InputError
+from torchpeek.errors import InputError, type_shown
 
 
 @dataclasses.dataclass
@@ -64,7 +64,7 @@ class TestPaths:
             with pytest.raises(InputError) as caught:
                 run_edited(value, change)
             message = str(caught.value)
-            assert f"got a {type(value).__name__}; its tensors are at {', '.join(map(repr, paths))}" in message
+            assert f"got {type_shown(value)}; its tensors are at {', '.join(map(repr, paths))}" in message
             self.follow(message, value)
 
     def test_another_type_names_one(self, name: str) -> None:
@@ -72,7 +72,7 @@ class TestPaths:
         with pytest.raises(InputError) as caught:
             run_edited(value, lambda output: ONE)
         message = str(caught.value)
-        assert f"got a {type(value).__name__} with tensors at {', '.join(map(repr, paths))}" in message
+        assert f"got {type_shown(value)} with tensors at {', '.join(map(repr, paths))}" in message
         assert f"tp.edits.at({paths[0]!r}, ...) changes one of them" in message
         self.follow(message, value)
 

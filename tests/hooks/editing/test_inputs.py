@@ -126,7 +126,7 @@ class TestRefusals:
             ),
             (BOTH, lambda x, kwargs: (x, x), r"returned a tuple with tensors at '0', '1'; allowed: the pair"),
             (BOTH, lambda x, kwargs: (x, {1: x}), "allowed: the pair"),
-            (BOTH, lambda x, kwargs: None, "returned a NoneType; allowed: the pair"),
+            (BOTH, lambda x, kwargs: None, "returned None; allowed: the pair"),
             (BOTH, lambda x, kwargs: ((x, x), kwargs), "got a Tensor and returned a tuple.*allowed: a tensor"),
             (
                 SEVERAL,

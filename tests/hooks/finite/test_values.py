@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from torchpeek.hooks.finite.values import Value, contents
+from torchpeek.hooks.finite.values import Value, contents, extremes
 from torchpeek.tensor_formats import shape_text, type_text
 
 
@@ -31,6 +31,22 @@ class TestTexts:
     def test_of_what_is_not_finite(self) -> None:
         tensor = torch.tensor([math.nan, math.inf, -math.inf, 1.0, 3.0])
         assert contents(tensor) == "(5,) float32 with 1 NaN, 1 +inf, 1 -inf of 5 elements, the others in [1, 3]"
+
+
+@pytest.mark.parametrize("kind", ["dense", "complex", "sparse", "nested"])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_the_extremes_take_no_part_in_autograd(kind: str) -> None:
+    """Without a `no_grad` block, which an exception from outside could leave on."""
+    tensor = torch.tensor([[1.0, -2.0]], requires_grad=True)
+    made = {
+        "dense": lambda: tensor * 1,
+        "complex": lambda: torch.complex(tensor, tensor),
+        "sparse": lambda: (tensor * 1).to_sparse(),
+        "nested": lambda: torch.nested.as_nested_tensor([tensor[0]], layout=torch.jagged),
+    }[kind]()
+    assert made.requires_grad
+    low, high = extremes(made) or (tensor, tensor)
+    assert (low.item(), high.item(), low.requires_grad) == (-2.0, 1.0, False)
 
 
 class TestValue:

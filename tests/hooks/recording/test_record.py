@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import os
 import signal
 import threading
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -147,3 +149,18 @@ def test_ctrl_c_at_any_moment_leaves_no_hook_behind() -> None:
         assert signal.getsignal(signal.SIGINT) is handler
         assert not any(parameter._backward_hooks for parameter in model.parameters())
     assert caught > 100
+
+
+@pytest.mark.parametrize("options", [{}, {"gradients": True, "parameters": True}, {"inputs": True, "passes": "all"}])
+def test_a_recording_that_is_opened_by_hand_closes_when_nothing_refers_to_it(options: dict[str, Any]) -> None:
+    model = TwoKernels()
+    before = state_of(model)
+    tape = tp.record(model, "conv", **options)
+    tape.__enter__()
+    model(torch.ones(1, 1, 4, 4))
+    assert model.conv._forward_hooks
+    del tape
+    gc.collect()
+    assert not model.conv._forward_hooks
+    assert not any(parameter._backward_hooks for parameter in model.parameters())
+    assert state_of(model) == before

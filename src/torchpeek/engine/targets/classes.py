@@ -13,7 +13,7 @@ from torchpeek.engine.targets.class_scores import ClassScores
 from torchpeek.engine.targets.naming import check_integers, check_not_one_hot, check_range, class_index, label_tensor
 from torchpeek.engine.targets.output_parts import locate_logits
 from torchpeek.engine.targets.question import NamesClasses, Target, python_values
-from torchpeek.errors import TargetError, shown
+from torchpeek.errors import TargetError, shown, type_shown
 from torchpeek.keywords import checked_keywords, checked_methods
 
 ClassId: TypeAlias = int | str
@@ -209,7 +209,7 @@ class ClassesPerSample:
 
     def __post_init__(self) -> None:
         if not isinstance(self.labels, Tensor):
-            raise TargetError(f"ClassesPerSample takes a tensor of class indices; got a {type(self.labels).__name__}")
+            raise TargetError(f"ClassesPerSample takes a tensor of class indices; got {type_shown(self.labels)}")
         check_integers(self.labels)
 
     def bind(self, output: Any) -> ClassScores:
@@ -308,6 +308,6 @@ def as_target(target: Any, class_names: Sequence[str] | None = None) -> Target:
         listed = not any(hasattr(each, "tolist") for each in target)  # not a list of tensors or arrays
         return ClassesPerSample(label_tensor(target, class_names), listed=listed)
     raise TargetError(
-        f"target is a {type(target).__name__}; allowed: None (the predicted class), a class index or name, a tensor "
+        f"target is {type_shown(target)}; allowed: None (the predicted class), a class index or name, a tensor "
         "or list (N,) or (N, K) of these, or a target from tp.targets"
     )

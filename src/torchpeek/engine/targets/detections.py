@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchpeek.engine.numerics import at_least_float32
-from torchpeek.errors import NotFinite, TargetError
+from torchpeek.errors import NotFinite, TargetError, type_shown
 
 ScoreActivation: TypeAlias = Literal["softmax", "sigmoid"]
 """What turns class logits into scores: a softmax with "no object" as its last class, or the sigmoid of each logit."""
@@ -188,8 +188,8 @@ def _describe_output(output: Any) -> str:
     if isinstance(output, Tensor):
         return f"a tensor of shape {tuple(output.shape)}"
     if isinstance(output, Mapping):
-        return f"a {type(output).__name__} of {', '.join(map(repr, output)) or 'nothing'}"
+        return f"{type_shown(output)} of {', '.join(map(repr, output)) or 'nothing'}"
     if isinstance(output, (list, tuple)):
         types = ", ".join(dict.fromkeys(type(each).__name__ for each in output)) or "nothing"
-        return f"a {type(output).__name__} of {types}"
-    return f"a {type(output).__name__}"
+        return f"{type_shown(output)} of {types}"
+    return type_shown(output)

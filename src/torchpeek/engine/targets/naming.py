@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,13 +38,17 @@ def label_tensor(target: Sequence[Any], class_names: Sequence[str] | None) -> Te
 
 def class_index(class_id: Any, class_names: Sequence[str] | None) -> int:
     """The class index for an index or a name. Raises TargetError, ClassNotFound and AmbiguousClass."""
-    if isinstance(class_id, bool) or not (isinstance(class_id, (int, str)) or hasattr(class_id, "__index__")):
-        raise TargetError(f"target: a class is {shown(class_id)}; allowed: an index or a name")
     if isinstance(class_id, str):
         return _index_of_name(class_id, class_names)
-    if abs(int(class_id)) >= 2**31:
-        raise ClassNotFound(f"no class {int(class_id)}; no model has as many")
-    return int(class_id)
+    try:
+        index = operator.index(class_id)
+    except (TypeError, ValueError, RuntimeError):  # as a tensor with several entries raises
+        index = None
+    if index is None or isinstance(class_id, bool):
+        raise TargetError(f"target: a class is {shown(class_id)}; allowed: an index or a name")
+    if abs(index) >= 2**31:
+        raise ClassNotFound(f"no class {index}; no model has as many")
+    return index
 
 
 def _index_of_name(name: str, class_names: Sequence[str] | None) -> int:
@@ -69,8 +74,9 @@ def _index_of_name(name: str, class_names: Sequence[str] | None) -> int:
 
 def check_range(labels: Tensor, classes: int) -> None:
     """Raise ClassNotFound unless all labels are class indices of a model with this many classes."""
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if wrong.numel():
+    least, most = labels.aminmax()  # in one operation, because this is done for each heatmap
+    if int(least) < 0 or int(most) >= classes:
+        wrong = labels[(labels < 0) | (labels >= classes)]
         raise ClassNotFound(f"no class {int(wrong[0])}: the model has {classes} classes, 0 to {classes - 1}")
 
 

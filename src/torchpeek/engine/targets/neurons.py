@@ -12,7 +12,7 @@ from torch import Tensor
 from torchpeek.engine.numerics import at_least_float32
 from torchpeek.engine.observed import ObservedOutput
 from torchpeek.engine.targets.question import index_list
-from torchpeek.errors import AmbiguousCall, NotConnected, NotFired, TargetError
+from torchpeek.errors import AmbiguousCall, NotConnected, NotFired, TargetError, type_shown
 from torchpeek.hooks import no_such_call, several_calls
 from torchpeek.keywords import checked_methods
 
@@ -194,6 +194,6 @@ def _layer_output(output: Any, layer: str, *, clean: bool = False) -> Tensor:
         )
     tensor = output.layers[layer]
     if not isinstance(tensor, Tensor) or tensor.ndim < 2 or not tensor.is_floating_point():
-        got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+        got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type_shown(tensor)
         raise TargetError(f"layer {layer!r} returned {got}; Neuron reads layers that return (N, C, *grid) or (N, D)")
     return at_least_float32(tensor)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from torchpeek.engine.numerics import at_least_float32
-from torchpeek.errors import TargetError, closest
+from torchpeek.errors import TargetError, closest, shown, type_shown
 from torchpeek.hooks import containers
 from torchpeek.keywords import checked_keywords
 
@@ -52,7 +52,7 @@ def resolve_part(output: Any, part: str, preferred: Sequence[str]) -> str:
         _check_real(output)
         content = "one number for all the samples" if isinstance(output, Tensor) else "no floating-point tensor"
         raise TargetError(
-            f"the model returned a {type(output).__name__} of {content}; a score is read from a tensor whose first "
+            f"the model returned {type_shown(output)} of {content}; a score is read from a tensor whose first "
             "axis is the samples. Wrap the model so that it returns one"
         )
     if is_named(part):
@@ -68,7 +68,7 @@ def resolve_part(output: Any, part: str, preferred: Sequence[str]) -> str:
 
 def is_named(part: str | int) -> bool:
     """Whether `part` names a tensor. The first of a tuple may be named by the number 0, too."""
-    return part not in ("", None)
+    return not (part is None or (isinstance(part, str) and not part))
 
 
 def tensor_at(output: Any, part: str) -> Tensor:
@@ -117,7 +117,7 @@ def with_class_axis(output: Any) -> Any:
 
 def locate_logits(output: Any, part: str = "") -> tuple[str, Tensor]:
     """The path of the class logits in what a model returned, and the logits (N, classes). See `class_logits`."""
-    if isinstance(output, Tensor) and not part and output.ndim == 2 and output.is_floating_point():
+    if isinstance(output, Tensor) and not is_named(part) and output.ndim == 2 and output.is_floating_point():
         return "", output  # as most classifiers return them
     tensors = {path: tensor for path, tensor in output_tensors(output).items() if tensor.ndim}
     names = _names(output)
@@ -164,7 +164,7 @@ def _ambiguous_logits(output: Any, possible: Sequence[str]) -> str:
     tensors = output_tensors(output)
     example = min(possible, key=lambda path: (tensors[path].ndim > 2, tensors[path].ndim))
     return (
-        f"the model returned a {type(output).__name__} of several tensors, and more than one could be meant; class "
+        f"the model returned {type_shown(output)} of several tensors, and more than one could be meant; class "
         f"scores are read from one of (N, classes) or (N,). Choose it with part=: {described_parts(output, possible)}. "
         f"For example target=tp.targets.Predicted(part={example!r}), or in a shell --part {example}"
     )
@@ -186,6 +186,8 @@ def _names(output: Any) -> dict[str, tuple[str, ...]]:
 
 def _named_path(output: Any, tensors: dict[str, Tensor], part: str) -> str:
     """The path that `part` spells. Raises TargetError where there is none."""
+    if not isinstance(part, (str, int)):
+        raise TargetError(f"part is {shown(part)}; allowed: the name or the number of a part of the model's output")
     part = str(part)
     if part in tensors:
         return part

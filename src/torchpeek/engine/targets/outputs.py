@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchpeek.engine.targets.output_parts import output_tensors, resolve_part, tensor_at
 from torchpeek.engine.targets.question import index_list
-from torchpeek.errors import TargetError
+from torchpeek.errors import TargetError, type_shown
 from torchpeek.hooks import containers
 from torchpeek.keywords import checked_methods
 
@@ -243,7 +243,7 @@ class Computed:
             tensor([[0, 1]])
         """
         if not callable(self.function):
-            raise TargetError(f"Computed takes a function; got a {type(self.function).__name__}")
+            raise TargetError(f"Computed takes a function; got {type_shown(self.function)}")
         count = _sample_count(output)
         scores = _call_function(self.function, output, torch.arange(count))
         labels = torch.arange(scores.shape[1], device=scores.device).expand(count, -1)
@@ -330,7 +330,7 @@ def _call_function(function: Callable[[Any, Tensor], Tensor], output: Any, rows:
     """(n, K): the scores that a user's function returns. Raises TargetError."""
     scores = function(output, rows)
     if not isinstance(scores, Tensor) or scores.ndim not in (1, 2) or len(scores) != len(rows) or not scores.numel():
-        got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+        got = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type_shown(scores)
         raise TargetError(
             f"the function returned {got} for {len(rows)} samples; allowed: a tensor ({len(rows)},) or ({len(rows)}, K)"
         )
@@ -347,7 +347,7 @@ def _sample_count(output: Any) -> int:
     count = next((len(tensor) for tensor in tensors if tensor.ndim), 0)
     if not count:
         raise TargetError(
-            f"the model returned a {type(output).__name__} without a tensor whose first axis is the samples, so how "
+            f"the model returned {type_shown(output)} without a tensor whose first axis is the samples, so how "
             "many there are cannot be told. Wrap the model so that it returns a tensor, a tuple or a dict"
         )
     return count

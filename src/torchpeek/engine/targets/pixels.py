@@ -13,7 +13,7 @@ from torch import Tensor
 from torchpeek.engine.targets.classes import ClassId
 from torchpeek.engine.targets.naming import check_range, class_index
 from torchpeek.engine.targets.output_parts import resolve_part, tensor_at
-from torchpeek.errors import ClassNotFound, TargetError, notify
+from torchpeek.errors import ClassNotFound, TargetError, notify, shown, type_shown
 from torchpeek.keywords import checked_methods
 
 
@@ -246,6 +246,8 @@ class Pixels:
     def _has_class_axis(self, logits: Tensor, mask: Tensor | None) -> bool:
         """Whether the logits are (N, classes, *grid), and not (N, *grid). Raises TargetError where that is unknown."""
         if self.class_axis is not None:
+            if not isinstance(self.class_axis, bool):
+                raise TargetError(f"Pixels(class_axis={shown(self.class_axis)}): allowed: True, False, or None")
             return self.class_axis
         if mask is not None:
             fits = [tuple(mask.shape) in _mask_shapes(logits.shape, first) for first in (2, 1)]
@@ -352,7 +354,7 @@ def _bool_mask(mask: Any) -> Tensor:
     try:
         tensor = torch.as_tensor(mask)
     except (TypeError, ValueError, RuntimeError):
-        raise TargetError(f"mask is a {type(mask).__name__}; allowed: a tensor of bool, or of 0 and 1") from None
+        raise TargetError(f"mask is {type_shown(mask)}; allowed: a tensor of bool, or of 0 and 1") from None
     if tensor.dtype != torch.bool and not bool(((tensor == 0) | (tensor == 1)).all()):
         raise TargetError("mask has other values than 0 and 1. A mask selects pixels: give mask > 0.5, for example")
     return tensor.bool()

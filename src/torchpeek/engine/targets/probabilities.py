@@ -9,7 +9,7 @@ from torchpeek.engine.targets.class_scores import ClassScores, ScoreKind
 from torchpeek.engine.targets.output_parts import class_logits, with_class_axis
 from torchpeek.engine.targets.wrapping import WrappingTarget
 from torchpeek.errors import TargetError
-from torchpeek.keywords import checked_methods
+from torchpeek.keywords import checked_class, checked_methods
 
 
 @checked_methods
@@ -99,7 +99,7 @@ class ClassLogOdds(WrappingTarget):
         return replace(question, kind="log-odds")
 
 
-@checked_methods
+@checked_class
 @dataclass(frozen=True)
 class SigmoidProbability(WrappingTarget):
     """The probabilities p = sigmoid(logit) of the classes that another target names, each class by itself.
@@ -144,7 +144,7 @@ class SigmoidProbability(WrappingTarget):
         return replace(self.bind_classes(with_class_axis(output)), kind=kind)
 
 
-@checked_methods
+@checked_class
 @dataclass(frozen=True)
 class SigmoidLogOdds(WrappingTarget):
     """The log-odds log(p / (1 - p)) of the classes that another target names, p = sigmoid(logit), each class by itself.

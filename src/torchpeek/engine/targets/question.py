@@ -189,7 +189,9 @@ def box_totals(question: object, output: Any) -> Sequence[Tensor]:
     A box of a dense detector belongs to one of several scales, so a single layer does not explain all boxes. The sums
     depend on the layers of all scales. See `BoxScores.box_totals`.
     """
-    totals: Sequence[Tensor] = question.box_totals(output) if getattr(question, "several_scales", False) else ()  # type: ignore[attr-defined]
+    if not getattr(question, "several_scales", False):
+        return ()
+    totals: Sequence[Tensor] = question.box_totals(output)  # type: ignore[attr-defined]  # one with scales has it
     return totals
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchpeek.engine.targets.output_parts import resolve_part, tensor_at
-from torchpeek.errors import TargetError
+from torchpeek.errors import TargetError, shown, type_shown
 from torchpeek.keywords import checked_methods
 
 
@@ -106,6 +106,10 @@ class Similarity:
     pairs: bool = False
     samples: slice | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.pairs, bool):
+            raise TargetError(f"Similarity(pairs={shown(self.pairs)}): allowed: True, False")
+
     def bind(self, output: Any) -> SimilarityScores:
         """Bind the target to the output of the clean pass.
 
@@ -129,7 +133,7 @@ class Similarity:
         values = tensor_at(output, part).flatten(1)  # (N, D)
         fits = isinstance(self.to, Tensor) and self.to.ndim in (1, 2) and self.to.shape[-1] == values.shape[1]
         if not fits or not self.to.numel():
-            got = f"shape {tuple(self.to.shape)}" if isinstance(self.to, Tensor) else f"a {type(self.to).__name__}"
+            got = f"shape {tuple(self.to.shape)}" if isinstance(self.to, Tensor) else type_shown(self.to)
             raise TargetError(f"Similarity takes embeddings (D,) or (K, D) with D = {values.shape[1]}; got {got}")
         embeddings = self.to.detach().reshape(-1, values.shape[1])
         if not (embeddings.isfinite().all(1) & (embeddings != 0).any(1)).all():

@@ -28,7 +28,7 @@ class WrappingTarget:
 
     of: Any = _PREDICTED
     _: KW_ONLY
-    part: str = ""
+    part: str | int = ""
 
     def named(self, class_names: Sequence[str] | None) -> Self:
         """Replace class names by class indices.
@@ -93,7 +93,7 @@ class WrappingTarget:
         return question
 
 
-def _in_part(target: Target, part: str, wrapper: str) -> Target:
+def _in_part(target: Target, part: str | int, wrapper: str) -> Target:
     """The target, reading the part that the wrapping target names. Raises TargetError where it names another one."""
     own = getattr(target, "part", None)
     if not is_named(part) or own is None:
@@ -102,7 +102,7 @@ def _in_part(target: Target, part: str, wrapper: str) -> Target:
         if str(own) != str(part):
             raise TargetError(f"{wrapper}(part={part!r}) is made from a target with part={own!r}; give part= once")
         return target
-    in_part: Target = replace(target, part=part)  # type: ignore[type-var]
+    in_part: Target = replace(target, part=part)  # type: ignore[type-var]  # all targets with a part are dataclasses
     return in_part
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from torchpeek.errors import InputError, listed_names
+from torchpeek.errors import InputError, listed_names, type_shown
 from torchpeek.hooks import containers
 from torchpeek.hooks.frames import frames_from, variable
 from torchpeek.tensor_formats import is_jagged, shape_sizes, shape_text
@@ -157,7 +157,7 @@ def _checked(layer: str, changed: Any, original: Any, hint: str = "") -> Any:
         )
     if isinstance(original, Tensor) and not isinstance(changed, Tensor):
         raise InputError(
-            f"the edit of layer {layer!r} got a {type(original).__name__} and returned {_described(changed)}; allowed: "
+            f"the edit of layer {layer!r} got {type_shown(original)} and returned {_described(changed)}; allowed: "
             f"a tensor{hint}"
         )
     if not containers.same_container(changed, original):
@@ -171,9 +171,9 @@ def _checked(layer: str, changed: Any, original: Any, hint: str = "") -> Any:
 def _described(value: Any) -> str:
     """A value, for an error text: its type, and where the tensors in it are."""
     if isinstance(value, Tensor):
-        return f"a {type(value).__name__} of shape {shape_text(value)}"
+        return f"{type_shown(value)} of shape {shape_text(value)}"
     paths = tensor_paths(value)
-    return f"a {type(value).__name__}" + (f" with tensors at {listed_names(paths)}" if paths else "")
+    return type_shown(value) + (f" with tensors at {listed_names(paths)}" if paths else "")
 
 
 def _how_to_change_one(value: Any) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import count
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from torchpeek.argument_types import Allowed
 from torchpeek.errors import GradUnavailable, InputError, notify
 from torchpeek.hooks import containers
 from torchpeek.hooks.checked_model import checked_model
@@ -26,7 +27,7 @@ from torchpeek.hooks.with_block import opened_by_with
 from torchpeek.keywords import checked_keywords
 from torchpeek.undo import Block, Undo, undone
 
-Edits: TypeAlias = Mapping[Any, Callable[..., Any]]
+Edits: TypeAlias = Annotated[Mapping[Any, Callable[..., Any]], Allowed("a dict from a layer selection to a function")]
 """Layer selection -> a function of the current value that returns the value to use instead."""
 
 
@@ -79,7 +80,6 @@ def edit(
         tensor([1., 0.])
     """
     checked_model(model)
-    _check(outputs, inputs, gradients)
     of_outputs, of_inputs, of_gradients = (_by_layer(model, edits) for edits in (outputs, inputs, gradients))
     edited = _Edit(model, of_outputs, of_inputs, of_gradients)
     with _edited(edited):
@@ -282,9 +282,3 @@ def _by_layer(model: nn.Module, edits: Edits | None) -> _EditsByLayer:
 
 def _as_selection(key: Any) -> Selection:
     return list(key) if isinstance(key, tuple) else key  # a list cannot be the key of a dict
-
-
-def _check(*arguments: Edits | None) -> None:
-    for edits in arguments:
-        if edits is not None and not (isinstance(edits, Mapping) and all(map(callable, edits.values()))):
-            raise InputError(f"edit takes a dict from a layer selection to a function; got {edits!r}")

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from torchpeek.errors import InputError, listed_names, shown
+from torchpeek.errors import InputError, listed_names, shown, type_shown
 from torchpeek.hooks import containers
 from torchpeek.hooks.editing.changed_value import tensor_paths
 from torchpeek.hooks.recording.call import Call
@@ -124,7 +124,7 @@ def patch(
     if not isinstance(value, Tensor):
         paths = tensor_paths(value)
         raise InputError(
-            f"the recorded call returned a {type(value).__name__}, and a patch is one tensor{_tensors_at(paths)}"
+            f"the recorded call returned {type_shown(value)}, and a patch is one tensor{_tensors_at(paths)}"
             + (f". Next: tp.edits.at({paths[0]!r}, tp.edits.patch(call.at({paths[0]!r})))" if paths else "")
         )
 
@@ -182,7 +182,7 @@ def _check_tensor(value: object) -> None:
         paths = tensor_paths(value)
         next_step = f"choose which tensor to change: tp.edits.at({paths[0]!r}, ...)" if paths else "write a function"
         raise InputError(
-            f"the edit changes a tensor and got a {type(value).__name__}{_tensors_at(paths)}. Next: {next_step}"
+            f"the edit changes a tensor and got {type_shown(value)}{_tensors_at(paths)}. Next: {next_step}"
         )
 
 

@@ -15,6 +15,7 @@ from torchpeek.hooks.backward_pass import graph_task
 from torchpeek.hooks.finite.values import KnownValues, LayerCall, Operation, Value, holds_fractions
 from torchpeek.hooks.process import current_thread
 
+# A function of C, for which torch has no types.
 next_node_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 """The number that the next node of this thread's graph gets."""
 

@@ -35,10 +35,10 @@ class OperationTracker(TorchFunctionMode):
         if call.outer is None:
             self.show()  # a pass that Ctrl-C ended
         if isinstance(module, _WITH_FAST_PATH) and calls.sees_operations and _is_inference(module):
-            stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+            stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]  # torch has no types for it
             if stack and stack[-1] is self:
                 calls.hidden_in = call
-                _pop_mode()  # type: ignore[no-untyped-call]
+                _pop_mode()  # type: ignore[no-untyped-call]  # nor for this
 
     def show_after(self, call: LayerCall) -> None:
         """Come back when that layer returns."""
@@ -49,7 +49,7 @@ class OperationTracker(TorchFunctionMode):
         """Come back to the stack of modes."""
         if self._calls.hidden_in is not None and self._calls.in_own_thread:
             self._calls.hidden_in = None
-            _push_mode(self)  # type: ignore[no-untyped-call]
+            _push_mode(self)  # type: ignore[no-untyped-call]  # torch has no types for it
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None

@@ -150,7 +150,7 @@ def extremes(tensor: Tensor) -> tuple[Tensor, Tensor] | None:
 
     Both are NaN if an element is NaN. The parts of complex numbers are taken apart.
     """
-    with torch._C.DisableTorchFunction(), torch.no_grad():
+    with torch._C.DisableTorchFunction():
         elements = stored_elements(tensor)
         if elements is None or not elements.numel():
             return None
@@ -159,7 +159,7 @@ def extremes(tensor: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def stored_elements(tensor: Tensor) -> Tensor | None:
-    """The elements of a tensor of any layout as a dense real one; None where there are none to read."""
+    """The elements of a tensor of any layout as a dense real one, detached; None where there are none to read."""
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # inside torch.vmap: the values of the whole batch
         tensor = torch._C._functorch.get_unwrapped(tensor)
     if tensor.is_meta or isinstance(tensor, FakeTensor) or torch._C._functorch.is_legacy_batchedtensor(tensor):
@@ -183,7 +183,7 @@ def stored_elements(tensor: Tensor) -> Tensor | None:
 def contents(tensor: Tensor) -> str:
     """The contents of a tensor in words: how many elements are NaN or infinite, and the range of the others."""
     head = f"{shape_text(tensor)} {type_text(tensor)}"
-    with torch._C.DisableTorchFunction(), torch.no_grad():
+    with torch._C.DisableTorchFunction():
         elements = stored_elements(tensor)
         if elements is None or not elements.numel():
             return f"{head} without elements"

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Annotated, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from torchpeek.errors import InputError, LayerNotFound, OptionError, notify, shown
+from torchpeek.argument_types import Allowed
+from torchpeek.errors import InputError, LayerNotFound, OptionError, notify, shown, type_shown
 from torchpeek.forks import Lock
 from torchpeek.hooks.module_channels import UNKNOWN_CHANNELS, Channels, channels_of
 from torchpeek.hooks.recording.running_statistics import ChannelsVary, RunningStatistics
@@ -54,6 +55,9 @@ class Policy(Protocol):
 Keep: TypeAlias = "Policy | Callable[[Tensor], Any]"
 """A policy, or a function of the tensor whose result is stored."""
 
+_DEVICES = "a torch.device or its name, such as 'cpu', or None"
+_DTYPES = "a floating-point torch.dtype, such as torch.float16, or None"
+
 
 @checked_class
 @dataclass(frozen=True)
@@ -75,11 +79,19 @@ class Stored:
     """
 
     reduce: Callable[[Tensor], Any] | None = None
-    device: torch.device | str | int | None = None
-    dtype: torch.dtype | None = None
+    device: Annotated[torch.device | str | int | None, Allowed(_DEVICES)] = None
+    dtype: Annotated[torch.dtype | None, Allowed(_DTYPES)] = None
     clone: bool = False
 
     accumulates = False
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and not self.dtype.is_floating_point:
+            raise OptionError(f"Stored: dtype is {self.dtype}; allowed: {_DTYPES}")
+        try:
+            torch.device(self.device if self.device is not None else "cpu")
+        except RuntimeError:
+            raise OptionError(f"Stored: device is {self.device!r}; allowed: {_DEVICES}") from None
 
     def _keeper(self, layer: str, channels: Channels) -> Keeper:
         def keep(part: str, order: int, number: int, tensor: Tensor, copy: bool) -> Leaf:
@@ -190,7 +202,7 @@ class StatisticsKeeper:
                 if self._policy.reduce is not None:
                     values = self._policy.reduce(values)
                     if not isinstance(values, Tensor):
-                        raise OptionError(f"reduce returned a {type(values).__name__}; allowed: a tensor")
+                        raise OptionError(f"reduce returned {type_shown(values)}; allowed: a tensor")
                 if statistics is None:
                     statistics = self._parts[number, part] = self._new(values)
                 if isinstance(statistics, RunningStatistics):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchpeek.errors import GradUnavailable, notify
+from torchpeek.errors import GradUnavailable, notify, type_shown
 from torchpeek.hooks import containers
 from torchpeek.hooks.backward_pass import in_backward_pass
 from torchpeek.hooks.container_types import holds_tensors
@@ -347,7 +347,7 @@ def _other(layer: str, part: str, path: str, value: Any) -> Any:
     if not isinstance(value, nn.Module) and not holds_tensors(value):
         return value
     notify(
-        f"the {_joined(part, path)} of layer {layer!r} is a {type(value).__name__}, whose tensors cannot be read "
+        f"the {_joined(part, path)} of layer {layer!r} is {type_shown(value)}, whose tensors cannot be read "
         "without changing it; None is recorded in its place. Next: record a layer inside or after this one"
     )
     return None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchpeek.argument_types import NonNegative
-from torchpeek.errors import GradUnavailable, InputError, NotConnected
+from torchpeek.errors import GradUnavailable, InputError, NotConnected, type_shown
 from torchpeek.hooks.checked_model import checked_model
 from torchpeek.hooks.gradient_tap import TensorHooks
 from torchpeek.hooks.model_calls import passes_were_cut
@@ -21,7 +21,7 @@ from torchpeek.hooks.recording.layer_mapping import LayerGradients
 from torchpeek.hooks.recording.layer_recorder import LayerInputHook, LayerRecorder
 from torchpeek.hooks.recording.pass_tracker import CallEndHook, PassEndHook, PassStartHook, PassTracker
 from torchpeek.hooks.recording.recorded_layers import RecordedLayers
-from torchpeek.hooks.recording.storage import GradientSlot, MemoryBudget, StoredTensor, whole_gradient_hook
+from torchpeek.hooks.recording.storage import GradientSlot, Leaf, MemoryBudget, StoredTensor, whole_gradient_hook
 from torchpeek.hooks.recording.summary import Cells
 from torchpeek.hooks.select import Selection, named_layers, select, why_not_fired
 from torchpeek.hooks.temporary_hooks import attached
@@ -163,34 +163,27 @@ class Recording(OpenedByWith, Block["Recording"], RecordedLayers):
         self._recorders = recorders
         self._tracker = tracker
         self._parameter_hooks = TensorHooks()
+        self._start_pass = partial(_start_pass, self._parameters, recorders, self._parameter_hooks, tracker)
         self.must_be_opened("with tp.record(model, ...) as tape:")
 
     def _open(self, undo: Undo) -> Recording:
         self.was_opened()
         if self._is_open(but=undo):
             raise InputError("this recording is open already; make another one with record()")
-        undo.ending = self._end_block
+        # Neither the steps nor the hooks refer to the recording itself: it closes where nothing refers to it any more.
         tracker, recorders = self._tracker, self._recorders.values()
-        undo.push(self._remove_gradient_hooks)
+        undo.ending = partial(_end_block, tracker)
+        undo.push(_remove_gradient_hooks, self._parameter_hooks, tracker)
         tracker.open_block()
-        called: list[tuple[nn.Module, Any]] = [(self._model, PassStartHook(tracker, self._model, self._on_pass_start))]
+        called: list[tuple[nn.Module, Any]] = [(self._model, PassStartHook(tracker, self._model, self._start_pass))]
         if tracker.inputs or tracker.gradients:
             called += [(recorder.module, LayerInputHook(recorder)) for recorder in recorders]
         returned: list[tuple[nn.Module, Any]] = [(recorder.module, recorder) for recorder in recorders]
         returned.append((self._model, PassEndHook(tracker)))
         undo.enter(eagerly(self._modules, "recorded"))
-        self._store_parameters()
+        _store_parameters(self._parameters, self._recorders, self._parameter_hooks, tracker)
         undo.enter(attached(returned, called=called, ended=[(self._model, CallEndHook(tracker))]))
         return self
-
-    def _end_block(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        stopped = error is not None and error is self._tracker.early_stop
-        if error is not None and stopped:
-            error.__traceback__ = None  # its frames would keep this recording and the model alive
-            passes_were_cut()
-        return stopped
 
     def new_pass(self) -> None:
         """Begin a new pass by hand, if you call a part or a method of the model instead of the model itself.
@@ -205,7 +198,7 @@ class Recording(OpenedByWith, Block["Recording"], RecordedLayers):
         """
         self._tracker.start_pass()
         self._tracker.by_hand = True
-        self._on_pass_start()
+        self._start_pass()
 
     def grad(self, score: Tensor, *, retain_graph: bool = True) -> LayerGradients:
         """Compute the gradients of a score with respect to what the layers returned in the recorded passes.
@@ -236,7 +229,7 @@ class Recording(OpenedByWith, Block["Recording"], RecordedLayers):
         if not self._tracker.gradients:
             raise InputError("grad needs a recording with gradients; record(..., gradients=True) makes one")
         if not isinstance(score, Tensor) or score.numel() != 1:
-            got = f"has shape {tuple(score.shape)}" if isinstance(score, Tensor) else f"is a {type(score).__name__}"
+            got = f"has shape {tuple(score.shape)}" if isinstance(score, Tensor) else f"is {type_shown(score)}"
             raise InputError(f"score {got}; allowed: a tensor of one number, such as output[:, 281].sum()")
         if not score.requires_grad:
             raise GradUnavailable(
@@ -297,28 +290,47 @@ class Recording(OpenedByWith, Block["Recording"], RecordedLayers):
         """Say what to do where one call of a layer is read, and it has several; see RecordedLayers."""
         return self._tracker.about_several_calls(layer)
 
-    def _on_pass_start(self) -> None:
-        for recorder in self._recorders.values():
-            recorder.start_pass()
-        if self._parameters is not None:
-            self._store_parameters()
 
-    def _store_parameters(self) -> None:
-        """Store the parameters again at the start of each pass, because a module may have got other ones."""
-        if self._parameters is None:
-            return
-        self._parameter_hooks.remove()
-        for name, recorder in self._recorders.items():
-            self._parameters[name] = {}
-            for parameter, tensor in recorder.module.named_parameters():
-                if isinstance(tensor, nn.UninitializedParameter):
-                    continue  # a lazy module initialises it in its first call
-                # A copy, because torch may make the gradient that arrives `.grad`, to which later gradients are added.
-                slot = GradientSlot(partial(StoredTensor, copy=True))
-                self._parameters[name][parameter] = StoredTensor(tensor, self._tracker.copy_gradients), slot
-                if tensor.requires_grad and self._tracker.gradients:
-                    self._parameter_hooks.add(tensor, whole_gradient_hook(slot))
+_Parameters: TypeAlias = dict[str, dict[str, tuple[Leaf, GradientSlot]]] | None
 
-    def _remove_gradient_hooks(self) -> None:
-        self._parameter_hooks.remove()
-        self._tracker.close_block()
+
+def _start_pass(
+    parameters: _Parameters, recorders: Mapping[str, LayerRecorder], hooks: TensorHooks, tracker: PassTracker
+) -> None:
+    for recorder in recorders.values():
+        recorder.start_pass()
+    _store_parameters(parameters, recorders, hooks, tracker)
+
+
+def _store_parameters(
+    parameters: _Parameters, recorders: Mapping[str, LayerRecorder], hooks: TensorHooks, tracker: PassTracker
+) -> None:
+    """Store the parameters again at the start of each pass, because a module may have got other ones."""
+    if parameters is None:
+        return
+    hooks.remove()
+    for name, recorder in recorders.items():
+        parameters[name] = {}
+        for parameter, tensor in recorder.module.named_parameters():
+            if isinstance(tensor, nn.UninitializedParameter):
+                continue  # a lazy module initialises it in its first call
+            # A copy, because torch may make the gradient that arrives `.grad`, to which later gradients are added.
+            slot = GradientSlot(partial(StoredTensor, copy=True))
+            parameters[name][parameter] = StoredTensor(tensor, tracker.copy_gradients), slot
+            if tensor.requires_grad and tracker.gradients:
+                hooks.add(tensor, whole_gradient_hook(slot))
+
+
+def _remove_gradient_hooks(hooks: TensorHooks, tracker: PassTracker) -> None:
+    hooks.remove()
+    tracker.close_block()
+
+
+def _end_block(
+    tracker: PassTracker, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+) -> bool:
+    stopped = error is not None and error is tracker.early_stop
+    if error is not None and stopped:
+        error.__traceback__ = None  # its frames would keep this recording and the model alive
+        passes_were_cut()
+    return stopped

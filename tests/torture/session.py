@@ -1,0 +1,109 @@
+"""Session: the networks of a process, and what is known of its subjects; Attempt: one attempt, and what came of it."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from torture.interruptions import Arrived, Instructions, Signals
+from torture.networks import Networks
+from torture.state import SIGNALS, process_state, state
+from torture.subjects import Subject, subjects
+
+
+@dataclass
+class Attempt:
+    """One attempt, and what came of it.
+
+    Args:
+        family: Its family, a key of FAMILIES.
+        draw: What it draws its details from.
+        details: What was done, in words.
+        failed: What was not as it must be; empty if all held.
+        late: What was as found only after the next call of torchpeek.
+    """
+
+    family: str
+    draw: random.Random
+    details: str = ""
+    failed: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A subject's call without an attempt: its result, its instructions, its seconds, and the user's calls in it."""
+
+    value: Any
+    instructions: int
+    seconds: float
+    calls: int
+
+
+class Session:
+    """The networks of a process, and what is known of the subjects.
+
+    New networks are made after a failure, and for some attempts: the first call of a network makes trial passes.
+    """
+
+    def __init__(self) -> None:
+        self.signals = Signals()
+        self.signals.install(SIGNALS)
+        self.dropped: list[str] = []  # what handlers raised in finalizers: Python prints it, and goes on
+        sys.unraisablehook = self._note_dropped
+        self.subjects = subjects()
+        self.networks = Networks()
+        self.process: dict[str, Any] = {}
+        self.new = False  # whether nothing has been called with these networks
+        self._undisturbed: dict[tuple[str, bool], Undisturbed] = {}
+        for each in self.subjects.values():  # what a first call imports or registers is no attempt's doing
+            each.run(self.networks)
+        self.renew()
+
+    def _note_dropped(self, what: sys.UnraisableHookArgs) -> None:
+        self.signals.raising = False  # Python would drop what a handler raises here, too
+        if isinstance(what.exc_value, (Arrived, KeyboardInterrupt)):
+            self.dropped.append(repr(what.object))
+        else:
+            sys.__unraisablehook__(what)
+
+    def renew(self) -> None:
+        """Make new networks, and put the process right as far as that goes. `broken` says whether it did not."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.signals.install(SIGNALS)
+        torch.set_grad_enabled(True)
+        with torch.inference_mode(False):
+            self.networks = Networks()
+        self.before = state(self.networks)
+        found = {name: value for name, value in process_state().items() if not name.startswith("random")}
+        self.process = self.process or found
+        self.broken = found != self.process
+
+    def undisturbed(self, subject: Subject) -> Undisturbed:
+        """What is known of a subject, with new networks or with used ones."""
+        key = subject.name, self.new
+        if key not in self._undisturbed:
+            networks = Networks() if self.new else self.networks
+            if not self.new:
+                subject.run(networks)
+            networks.fuse.calls = 0
+            started = time.perf_counter()
+            value = subject.run(networks)
+            seconds = time.perf_counter() - started
+            calls = networks.fuse.calls
+            follow = Instructions()
+            networks = Networks() if self.new else self.networks
+            with follow.followed():
+                subject.run(networks)
+            self._undisturbed[key] = Undisturbed(value, follow.count, seconds, calls)
+        return self._undisturbed[key]
+
+    def subject(self, attempt: Attempt, *, runs_model: bool = False) -> Subject:
+        listed = [each for each in self.subjects.values() if each.runs_model or not runs_model]
+        return attempt.draw.choice(listed)
