@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,12 +56,14 @@ class RunFolder:
         spec: What its numbers depend on.
         source: What run.json says of the source.
         cut: How its samples are divided.
+        class_names: The names of the model's classes, by class index; empty where it has none.
     """
 
     path: Path
     spec: RunSpec
     source: Mapping[str, Any]
     cut: Cut
+    class_names: Sequence[str] = ()
 
     @property
     def samples(self) -> SampleList:
@@ -82,7 +84,9 @@ class RunFolder:
         put_once(folder / f"{group.name}.json", json_text(asdict(group)).encode())
 
 
-def created(path: Path, spec: RunSpec, source: Source, batch: int, batches: int) -> RunFolder:
+def created(
+    path: Path, spec: RunSpec, source: Source, batch: int, batches: int, class_names: Sequence[str] = ()
+) -> RunFolder:
     """Make a run, or take the one that another process has just made: the first one writes, and the others read.
 
     Raises:
@@ -103,6 +107,7 @@ def created(path: Path, spec: RunSpec, source: Source, batch: int, batches: int)
         "spec": asdict(spec),
         "source": dict(source.description),
         "cut": asdict(cut),
+        "class_names": list(class_names),
     }
     put_once(path / RUN, json_text(content).encode())
     return opened(path, spec)
@@ -116,7 +121,11 @@ def opened(path: Path, spec: RunSpec | None = None) -> RunFolder:
         if content["format"] != FORMAT:
             raise FormatError(f"{where}: format {content['format']!r:.20}; this torchpeek reads {FORMAT}")
         folder = RunFolder(
-            path, spec_from_json(content["spec"], str(where)), content["source"], Cut(**content["cut"])
+            path,
+            spec_from_json(content["spec"], str(where)),
+            content["source"],
+            Cut(**content["cut"]),
+            content["class_names"],
         )
     except (AttributeError, LookupError, TypeError) as error:
         raise FormatError(f"{where}: no run, or damaged ({error})") from error

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from torchpeek.cam import Smoothing
-from torchpeek.engine import Trace, output_part
+from torchpeek.engine import Trace, output_part, score_kind
 from torchpeek.engine.targets import as_target, class_logits
 from torchpeek.errors import SampleChanged
 from torchpeek.explanation import HeatmapOptions, LayerChoice, explain_methods
@@ -25,6 +24,7 @@ from torchpeek.runs.heat_location import heat_location, inside
 from torchpeek.runs.samples import SampleList
 from torchpeek.runs.sources.source import Source
 from torchpeek.runs.spec import Group
+from torchpeek.runs.stored_maps import maps_bytes
 from torchpeek.runs.tables import ERRORS, HEATMAPS, PREDICTED, table_bytes
 from torchpeek.system_errors import is_from_outside
 
@@ -62,6 +62,7 @@ class GroupRows:
     predicted: list[dict[str, Any]] = field(default_factory=list)  # one a sample
     failures: list[Failure] = field(default_factory=list)
     maps: dict[str, list[Tensor]] = field(default_factory=dict)  # name of a tensor -> maps of one grid
+    about: dict[str, Any] = field(default_factory=dict)  # name of a tensor -> where its maps come from
 
     def files(self) -> tuple[dict[str, bytes], dict[str, int]]:
         """The files of the part, and how many rows each table has."""
@@ -73,9 +74,7 @@ class GroupRows:
             counts["predicted"] = len(self.predicted)
         if self.group.methods:
             files["index.parquet"] = table_bytes(self.rows, HEATMAPS)
-            files["maps.safetensors"] = safetensors_bytes(
-                {name: torch.stack(self.maps[name]) for name in sorted(self.maps)}
-            )
+            files["maps.safetensors"] = maps_bytes(self.maps, self.about)
             counts["heatmaps"] = len(self.rows)
         return files, counts
 
@@ -213,12 +212,14 @@ def _add_heatmap(result: GroupRows, method: str, heatmap: Heatmap, decoded: Sequ
     layer, grid = heatmap.provenance.layer, "x".join(map(str, values.shape[2:]))
     columns = heat_location(values, [each.geometry for each in decoded]).columns() if values.ndim == 4 else {}
     location = {name: column.tolist() for name, column in columns.items()}
+    tensor = f"{method}/{layer}/{grid}"
+    provenance = replace(heatmap.provenance, class_names={}, inputs=())
+    result.about.setdefault(tensor, {"provenance": asdict(provenance), "score_kind": score_kind(heatmap.question)})
     labels, scores = heatmap.question.labels.tolist(), heatmap.scores.tolist()
     for n, sample in enumerate(decoded):
         within = None if sample.region is None else inside(values[n : n + 1], sample.region[None, None])[0].tolist()
         for k in range(values.shape[1]):
             exponent = _exponent(values[n, k])
-            tensor = f"{method}/{layer}/{grid}"
             row: dict[str, Any] = {
                 "row": sample.row,
                 "method": method,

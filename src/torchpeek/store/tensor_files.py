@@ -103,6 +103,35 @@ def read_safetensors(file: BinaryIO, path: str, what: str) -> dict[str, Tensor]:
         return _tensors(file, entries)
 
 
+def read_row(path: str | PathLike[str], name: str, row: int, what: str) -> tuple[Tensor, Mapping[str, str]]:
+    """Read one row of a tensor, and the metadata. The rest of the file is not read, and its checksum is not compared.
+
+    Args:
+        path: Path of the file.
+        name: The name of the tensor, (rows, ...).
+        row: The index of the row.
+        what: What such a file holds, for the error text.
+
+    Returns:
+        The row, and the texts in the header.
+
+    Raises:
+        FormatError: When there is no such file, tensor or row, or the header is damaged.
+    """
+    with open_regular(path) as file, _named_errors(str(path), what):
+        entries, metadata = _header(file, str(path), what)
+        data = file.tell()
+        entry = entries[name]
+        first, last = (int(each) for each in entry["data_offsets"])
+        dtype, (rows, *shape) = _DTYPES[entry["dtype"]], [int(length) for length in entry["shape"]]
+        size = math.prod(shape) * dtype.itemsize
+        if rows * size != last - first or min(shape, default=0) < 0 or not 0 <= row < rows:
+            raise ValueError(f"{name!r:.60} has {rows} rows of {shape[:_MOST_AXES]}, and row {row} was asked for")
+        file.seek(data + first + row * size)
+        read = bytearray(file.read(size))
+        return torch.frombuffer(read, dtype=dtype).view(shape), metadata
+
+
 @contextmanager
 def _named_errors(path: str, what: str) -> Iterator[None]:
     """Raise FormatError with the path for what a damaged file makes of its reading."""
