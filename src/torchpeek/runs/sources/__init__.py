@@ -1,0 +1,38 @@
+"""Where the samples of a run come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torchpeek.errors import InputError, shown
+from torchpeek.runs.labels import class_folders
+from torchpeek.runs.sources.folder import FolderSource, folders_of
+from torchpeek.runs.sources.source import Source
+
+__all__ = ["Source", "source_of", "stored_source"]
+
+
+def source_of(data: Any, class_names: Sequence[str] | None) -> Source:
+    """The source that the user named.
+
+    Args:
+        data: A folder.
+        class_names: The names of the model's classes, with which sub-folders are matched.
+
+    Raises:
+        InputError: When it is none that can be read.
+    """
+    if isinstance(data, (str, Path)) and Path(data).is_dir():
+        root = Path(data)
+        return FolderSource(root, class_folders(folders_of(root), class_names, None))
+    raise InputError(f"data is {shown(data)}; allowed: a folder of pictures")
+
+
+def stored_source(description: Mapping[str, Any]) -> Source:
+    """The source that run.json describes, for samples that are listed already."""
+    match description.get("kind"):
+        case "folder":
+            return FolderSource(Path(str(description["path"])))
+    raise InputError(f"the source of the run is {shown(description.get('kind'))}, which this torchpeek cannot read")

@@ -82,3 +82,9 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
             yield from _walk(Path(entry.path), (*above, identity))
         elif is_picture_name(entry.name):
             yield Path(entry.path)
+
+
+def folders_of(root: Path) -> list[str]:
+    """The names of the folders right below this one that are not hidden."""
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
