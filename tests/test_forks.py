@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 
+import torch
 from torch import nn
 
 from torchpeek.engine import model_locks
@@ -87,6 +88,7 @@ def test_the_lock_refers_to_no_frame_afterwards() -> None:
     assert reference() is None
 
 
+@torch.enable_grad()  # blocks that overlap and are not nested restore the grad mode in the wrong sequence
 def test_a_block_that_is_garbage_ends_while_another_one_takes_its_models() -> None:
     lost, model = nn.Linear(2, 2), nn.Linear(2, 2)
     block = preserved(lost)
