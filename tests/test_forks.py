@@ -88,7 +88,6 @@ def test_the_lock_refers_to_no_frame_afterwards() -> None:
     assert reference() is None
 
 
-@torch.enable_grad()  # blocks that overlap and are not nested restore the grad mode in the wrong sequence
 def test_a_block_that_is_garbage_ends_while_another_one_takes_its_models() -> None:
     lost, model = nn.Linear(2, 2), nn.Linear(2, 2)
     block = preserved(lost)
@@ -108,6 +107,7 @@ def test_a_block_that_is_garbage_ends_while_another_one_takes_its_models() -> No
         with preserved(model):
             assert list(model_locks._HOLDERS) == [id(model)]
         assert not model_locks._HOLDERS
+        assert torch.is_grad_enabled()
     finally:
         model_locks._HOLDERS = holders
         holders.clear()
