@@ -55,7 +55,7 @@ class Session:
     def __init__(self) -> None:
         self.signals = Signals()
         self.signals.install(SIGNALS)
-        self.dropped: list[str] = []  # what handlers raised in finalizers: Python prints it, and goes on
+        self.dropped: list[str] = []  # where an exception came in a finalizer: Python prints it, and goes on
         sys.unraisablehook = self._note_dropped
         self.subjects = subjects()
         self.networks = Networks()
@@ -68,7 +68,7 @@ class Session:
 
     def _note_dropped(self, what: sys.UnraisableHookArgs) -> None:
         self.signals.raising = False  # Python would drop what a handler raises here, too
-        if isinstance(what.exc_value, (Arrived, KeyboardInterrupt)):
+        if isinstance(what.exc_value, (Arrived, KeyboardInterrupt, SystemExit, TimeoutError)):
             self.dropped.append(repr(what.object))
         else:
             sys.__unraisablehook__(what)

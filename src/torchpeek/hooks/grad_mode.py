@@ -11,17 +11,20 @@ from torchpeek.undo import Undo, undone
 
 
 @undone
-def grad_mode(undo: Undo, enabled: bool, *, delays_signals: bool = False) -> None:
+def grad_mode(undo: Undo, enabled: bool, *, delays_signals: bool = False) -> GradMode:
     """Inside the block inference mode is off, and gradients are on or off. On exit both are as they were before.
 
     Args:
         undo: What restores them.
         enabled: Whether gradients are on.
         delays_signals: Whether the block is an `uninterrupted` one as well.
+
+    Returns:
+        What is restored.
     """
     undo.delays_signals = undo.delays_signals or delays_signals
     modes = _open_modes()
-    mode = _Mode(torch.is_grad_enabled())
+    mode = GradMode(torch.is_grad_enabled())
     undo.push_local(_end, modes, mode, undo)
     modes.append(mode)
     # Torch's guard may hold as soon as it is made. In this form nothing can strike before it is in the list. The class
@@ -29,9 +32,10 @@ def grad_mode(undo: Undo, enabled: bool, *, delays_signals: bool = False) -> Non
     mode.guards.extend(map(torch._C._InferenceMode, (False,)))
     mode.guards[0].__enter__()
     torch._C._set_grad_enabled(enabled)
+    return mode
 
 
-class _Mode:
+class GradMode:
     """An open block: whether gradients were on before it, and torch's guard of inference mode."""
 
     __slots__ = ("before", "guards")
@@ -40,21 +44,25 @@ class _Mode:
         self.before = before
         self.guards: list[Any] = []
 
+    def keep(self) -> None:
+        """Let gradients stay on or off, as they are now, when the block ends. May be called again before that."""
+        self.before = torch.is_grad_enabled()
+
 
 _THREAD = threading.local()  # `modes`: the open blocks of this thread, the innermost last
 
-_ABANDONED: list[_Mode] = []
+_ABANDONED: list[GradMode] = []
 """Blocks whose end came too late. A guard that is freed without its `__exit__` would change the mode at that moment."""
 
 
-def _open_modes() -> list[_Mode]:
-    modes: list[_Mode] | None = getattr(_THREAD, "modes", None)
+def _open_modes() -> list[GradMode]:
+    modes: list[GradMode] | None = getattr(_THREAD, "modes", None)
     if modes is None:
         modes = _THREAD.modes = []
     return modes
 
 
-def _end(modes: list[_Mode], mode: _Mode, undo: Undo) -> None:
+def _end(modes: list[GradMode], mode: GradMode, undo: Undo) -> None:
     """End a block. May be called again.
 
     An exception from outside may keep the `__exit__` of a block from running. Its steps then run late: when the garbage
