@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 
+import torch
 from torch import nn
 
 from torchpeek.engine import model_locks
@@ -106,6 +107,7 @@ def test_a_block_that_is_garbage_ends_while_another_one_takes_its_models() -> No
         with preserved(model):
             assert list(model_locks._HOLDERS) == [id(model)]
         assert not model_locks._HOLDERS
+        assert torch.is_grad_enabled()
     finally:
         model_locks._HOLDERS = holders
         holders.clear()

@@ -175,3 +175,16 @@ def test_other_threads_guard_nothing() -> None:
     thread.start()
     thread.join()
     assert level not in signal_gate._guards
+
+
+def test_a_finalizer_gives_back_what_it_has_where_another_threads_exception_comes_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def struck(level: Level) -> None:
+        raise KeyboardInterrupt
+
+    given_back: list[str] = []
+    monkeypatch.setattr(Level, "begin", struck)
+    with pytest.raises(KeyboardInterrupt):
+        finalised(given_back.append, "lock")
+    assert given_back == ["lock"]

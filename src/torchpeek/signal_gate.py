@@ -180,8 +180,10 @@ def finalised(function: Callable[..., Any], *args: Any) -> None:
     again: list[int] = []
     try:
         try:
-            level.begin()
-            function(*args)
+            try:
+                level.begin()
+            finally:  # also where an exception of another thread strikes before: what it gives back may be a lock
+                function(*args)
         finally:
             if level in _levels and not (
                 len(_levels) > 1 and not _levels[-2].is_open

@@ -60,7 +60,17 @@ class Undo:
         {}
     """
 
-    __slots__ = ("__weakref__", "_closer", "_level", "_steps", "_thread", "delays_signals", "ending", "is_by_hand")
+    __slots__ = (
+        "__weakref__",
+        "_closer",
+        "_level",
+        "_steps",
+        "_thread",
+        "delays_signals",
+        "ending",
+        "is_by_hand",
+        "is_late",
+    )
 
     def __init__(self) -> None:
         self._level = Level()
@@ -68,6 +78,7 @@ class Undo:
         self._closer: weakref.ref[Any] | None = None  # the `__exit__` that a `with` statement holds, or the block
         self._thread = _get_ident()
         self.is_by_hand = False  # whether a call of `__enter__` has opened it, and no `with` statement
+        self.is_late = False  # whether its steps run because nothing can close it any more
         self.delays_signals = False  # whether signals are delayed inside the block, too
         self.ending: Ending | None = None  # comes before the steps, and says whether the block's exception ends there
 
@@ -220,7 +231,7 @@ _FINISH = Undo.finish.__code__
 def _finish_all(undo: Undo, closer: object = None) -> None:
     """Run the steps of a block that nothing closes: `__enter__` has failed, or what could close it is gone."""
     if undo._steps:
-        undo.ending = None
+        undo.ending, undo.is_late = None, True
         _leave([undo], _NO_BLOCK)
     else:
         undo._forget()

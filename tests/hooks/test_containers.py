@@ -233,3 +233,18 @@ class TestUserContainers:
         with tp.edit(model, outputs={"0": lambda out: {"b": out["b"] * 10, "a": out["a"]}}):
             given = model(torch.ones(1))
         assert {key: value.item() for key, value in given.items()} == {"a": 1, "b": 20}
+
+
+@pytest.mark.parametrize("value", [(torch.ones(1),), [torch.ones(1)], {"a": torch.ones(1)}])
+def test_what_another_thread_raises_while_a_container_is_made_goes_through(
+    value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Arrived(Exception):
+        pass
+
+    def struck(*args: object) -> None:
+        raise Arrived
+
+    monkeypatch.setattr(containers, "rebuilt", struck)
+    with pytest.raises(Arrived):
+        containers.mapped(value, lambda path, tensor: 2 * tensor)

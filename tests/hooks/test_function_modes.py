@@ -56,3 +56,32 @@ def test_the_modes_of_before(error: type[Exception] | None) -> None:
         assert torch._C._len_torch_function_stack() == 1
         assert torch._C._get_function_stack_at(0) is before
     assert torch._C._len_torch_function_stack() == 0
+
+
+def test_a_cut_block_of_torch_that_hides_functions_from_modes() -> None:
+    """Nothing calls `__exit__` of a DisableTorchFunction if something arrives before the call."""
+    seen: list[Any] = []
+
+    class Noting(Passing):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return super().__torch_function__(func, types, args, kwargs)
+
+    try:
+        with active(Passing()):
+            torch._C.DisableTorchFunction().__enter__()
+    finally:
+        left = torch._C._get_torch_function_state()
+        torch._C._set_torch_function_state(torch._C._TorchFunctionState.ENABLED)
+    assert left == torch._C._TorchFunctionState.ENABLED
+    with active(Noting()):
+        torch.add(torch.ones(1), 1)
+    assert torch.add in seen
+
+
+def test_the_callers_own_hidden_functions_stay_hidden() -> None:
+    with torch._C.DisableTorchFunction():
+        with active(Passing()):
+            pass
+        assert not torch._C._is_torch_function_enabled()
+    assert torch._C._is_torch_function_enabled()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from itertools import product
 
 import pytest
@@ -31,4 +32,42 @@ def test_a_mode_that_is_left_on_inside_is_off_afterwards() -> None:
     with grad_mode(True):
         left.__enter__()
         torch.set_grad_enabled(False)
+    assert modes() == (True, False)
+
+
+def opened_and_lost(enabled: bool) -> list[object]:
+    """A block in a cycle, which nothing but the garbage collector can close."""
+    block = grad_mode(enabled)
+    block.__enter__()
+    cycle: list[object] = [block]
+    cycle.append(cycle)
+    return cycle
+
+
+@torch.enable_grad()
+def test_an_inner_block_that_ends_after_the_outer_one_changes_nothing() -> None:
+    with grad_mode(False):
+        lost = opened_and_lost(False)
+    assert modes() == (True, False)
+    del lost
+    gc.collect()
+    assert modes() == (True, False)
+
+
+@torch.enable_grad()
+def test_an_outer_block_that_ends_late_leaves_the_inner_one_its_mode() -> None:
+    lost = opened_and_lost(False)
+    with grad_mode(False):
+        del lost
+        gc.collect()
+        assert modes() == (False, False)
+    assert modes() == (True, False)
+
+
+@torch.enable_grad()
+def test_a_lost_block_ends_when_it_is_found() -> None:
+    lost = opened_and_lost(False)
+    assert modes() == (False, False)
+    del lost
+    gc.collect()
     assert modes() == (True, False)

@@ -12,15 +12,14 @@ from torch import Tensor, nn
 class Counted:
     """How often a convolution's arithmetic ran, which a module call that returns what was noted does not do."""
 
-    __slots__ = ("_was", "count")  # torchpeek restores what an object in an attribute has in its __dict__
-
     def __init__(self, convolution: nn.Conv2d) -> None:
-        self.count, self._was = 0, convolution._conv_forward
-        convolution._conv_forward = self  # type: ignore[method-assign]
+        self.count, was = 0, convolution._conv_forward
 
-    def __call__(self, *args: Any) -> Tensor:
-        self.count += 1
-        return self._was(*args)
+        def counted(*args: Any) -> Tensor:  # a function, because torchpeek restores the objects in attributes
+            self.count += 1
+            return was(*args)
+
+        convolution._conv_forward = counted  # type: ignore[method-assign]
 
 
 class Shared(nn.Module):

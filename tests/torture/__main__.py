@@ -119,7 +119,7 @@ def work() -> None:
             "details": attempt.details,
             "late": attempt.late,
             "failed": attempt.failed,
-            "worker ends": session.broken,
+            "worker ends": bool(attempt.failed),
         }
 
     answer_tasks(answer)

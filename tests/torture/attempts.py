@@ -12,6 +12,7 @@ from torture.exceptions import (
     exception_at_a_call,
     recursion_limit,
 )
+from torture.networks import Networks
 from torture.session import Attempt, Session
 from torture.signals import signal_at_a_time, signal_at_an_instruction, signals_all_the_time, two_signals
 from torture.state import differences, state
@@ -34,7 +35,7 @@ def attempted(session: Session, seed: int, number: int, family: str | None = Non
     session.dropped.clear()
     session.new = attempt.draw.random() < 0.3
     if session.new:
-        session.renew()
+        session.networks = Networks()
     session.networks.fuse.raise_at = 0
     session.before = state(session.networks)
     try:
@@ -44,8 +45,6 @@ def attempted(session: Session, seed: int, number: int, family: str | None = Non
     session.networks.fuse.raise_at = 0
     if found := differences(session.before, state(session.networks)):
         attempt.failed += found
-    if attempt.failed:
-        session.renew()
     return attempt
 
 

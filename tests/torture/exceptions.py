@@ -33,7 +33,10 @@ def asynchronous_exception(session: Session, attempt: Attempt) -> None:
     outcome = outcome_of(run)
     attempt.details = f"{subject.name}, {error.__name__} at {follow.place}"
     if follow.place and outcome.error is None:
-        attempt.failed.append("what was raised was lost")
+        if session.dropped:
+            attempt.details += ", in a finalizer, where Python drops exceptions"
+        else:
+            attempt.failed.append("what was raised was lost")
     finished_by_the_next(session, attempt)
     check(session, attempt, subject, outcome, error)
 

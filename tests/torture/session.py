@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import random
-import signal
 import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from torture.interruptions import Arrived, Instructions, Signals
 from torture.networks import Networks
-from torture.state import SIGNALS, process_state, state
+from torture.state import SIGNALS
 from torture.subjects import Subject, subjects
 
 
@@ -49,41 +46,30 @@ class Undisturbed:
 class Session:
     """The networks of a process, and what is known of the subjects.
 
-    New networks are made after a failure, and for some attempts: the first call of a network makes trial passes.
+    New networks are made for some attempts: the first call of a network makes trial passes. After a failure the process
+    may be as no state tells, so it is used no more.
     """
 
     def __init__(self) -> None:
         self.signals = Signals()
         self.signals.install(SIGNALS)
-        self.dropped: list[str] = []  # what handlers raised in finalizers: Python prints it, and goes on
+        self.dropped: list[str] = []  # where an exception came in a finalizer: Python prints it, and goes on
         sys.unraisablehook = self._note_dropped
         self.subjects = subjects()
         self.networks = Networks()
-        self.process: dict[str, Any] = {}
+        self.before: dict[str, Any] = {}  # their state, and that of the process, before the attempt
         self.new = False  # whether nothing has been called with these networks
         self._undisturbed: dict[tuple[str, bool], Undisturbed] = {}
         for each in self.subjects.values():  # what a first call imports or registers is no attempt's doing
             each.run(self.networks)
-        self.renew()
+        self.networks = Networks()
 
     def _note_dropped(self, what: sys.UnraisableHookArgs) -> None:
         self.signals.raising = False  # Python would drop what a handler raises here, too
-        if isinstance(what.exc_value, (Arrived, KeyboardInterrupt)):
+        if isinstance(what.exc_value, (Arrived, KeyboardInterrupt, SystemExit, TimeoutError)):
             self.dropped.append(repr(what.object))
         else:
             sys.__unraisablehook__(what)
-
-    def renew(self) -> None:
-        """Make new networks, and put the process right as far as that goes. `broken` says whether it did not."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        self.signals.install(SIGNALS)
-        torch.set_grad_enabled(True)
-        with torch.inference_mode(False):
-            self.networks = Networks()
-        self.before = state(self.networks)
-        found = {name: value for name, value in process_state().items() if not name.startswith("random")}
-        self.process = self.process or found
-        self.broken = found != self.process
 
     def undisturbed(self, subject: Subject) -> Undisturbed:
         """What is known of a subject, with new networks or with used ones."""

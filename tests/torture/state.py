@@ -64,6 +64,7 @@ def process_state() -> dict[str, Any]:
         "unraisable hook": sys.unraisablehook,
         "garbage collector": gc.isenabled(),
         "modes": (torch._C._len_torch_dispatch_stack(), torch._C._len_torch_function_stack()),
+        "functions reach modes": torch._C._is_torch_function_enabled(),
         "recursion limit": sys.getrecursionlimit(),
         "hooks of all modules": _global_hooks(),
         "delayed signals": (len(signal_gate._levels), len(signal_gate._guards), len(signal_gate._pending)),

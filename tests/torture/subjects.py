@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -161,17 +162,25 @@ def _nested(networks: Networks) -> list[Tensor]:
 
 def _saved(networks: Networks) -> Tensor:
     heatmap = _heatmap()
-    with tempfile.TemporaryDirectory() as folder:
-        tp.save(heatmap, Path(folder) / "heatmap.safetensors")
-        return tp.load(Path(folder) / "heatmap.safetensors").values
+    path = _new_path()
+    tp.save(heatmap, path)
+    return tp.load(path).values
 
 
 def _streamed(networks: Networks) -> list[Tensor]:
-    with tempfile.TemporaryDirectory() as folder:
-        stream = tp.TensorStream(Path(folder) / "stream")
-        with tp.record(networks.clean, "act", keep=tp.keep.Callback(stream)), torch.no_grad():
-            networks.clean(networks.x)
-        return list(stream.read("act"))
+    stream = tp.TensorStream(_new_path())
+    with tp.record(networks.clean, "act", keep=tp.keep.Callback(stream)), torch.no_grad():
+        networks.clean(networks.x)
+    return list(stream.read("act"))
+
+
+# Removed when the process ends, and not in an attempt: what arrives in shutil.rmtree may be lost for another error.
+_FOLDER = tempfile.TemporaryDirectory()
+_NUMBERS = itertools.count()
+
+
+def _new_path() -> Path:
+    return Path(_FOLDER.name) / str(next(_NUMBERS))
 
 
 def _drawn(networks: Networks) -> None:

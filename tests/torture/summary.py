@@ -54,11 +54,14 @@ def markdown(rows: Sequence[Row], seed: int, versions: Mapping[str, str]) -> str
         text = " ".join((FAMILIES[family][0].__doc__ or "").split()) if family in FAMILIES else ""
         lines.append(f"| {family} | {text} | {tried:,} | {tried - failed:,} | {failed:,} | {late:,} |")
     if listed := [row for row in rows if row["failed"]]:
-        reasons = Counter(f"{row['family']}: {row['details']}: {row['failed'][0]}" for row in listed)
-        lines += ["", "What failed:", "", *map(_item, reasons)]
+        reasons = Counter(row["failed"][0] for row in listed)
+        firsts = {row["failed"][0]: row for row in reversed(listed)}
+        lines += ["", "What failed:", "", *(_item(firsts[reason], count) for reason, count in reasons.most_common())]
     return "\n".join(lines)
 
 
-def _item(text: str) -> str:
-    """An item of a list, in lines of 120 characters."""
+def _item(first: Row, count: int) -> str:
+    """Attempts that failed for the same reason, as an item of a list, in lines of 120 characters."""
+    text = ": ".join(filter(None, (first["family"], first["details"], first["failed"][0])))
+    text += f" (and {count - 1:,} more)" if count > 1 else ""
     return textwrap.fill(text.replace("|", "&#124;"), 120, initial_indent="- ", subsequent_indent="  ")

@@ -108,7 +108,9 @@ def rise(
         )
     lengths = [ceil(each / cells) for each in size]
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same on every device
-    visible = (torch.rand(samples, 1, *(cells for _ in size), generator=generator) < probability).to(x)
+    visible = (
+        torch.rand(samples, 1, *(cells for _ in size), generator=generator, dtype=torch.float32) < probability
+    ).to(x)
     offsets = torch.stack([torch.randint(each, (samples,), generator=generator) for each in lengths], 1).tolist()
 
     def masks(trials: Tensor) -> Tensor:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -14,7 +13,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from torchpeek.engine.attempts import Refusal, attempted, is_of_torch, may_refuse
 from torchpeek.errors import GradUnavailable
+from torchpeek.hooks import grad_mode
 from torchpeek.interrupts import let_interrupts_through
+from torchpeek.undo import Undo, undone
 
 Handle: TypeAlias = Tensor | GradientEdge
 """Where a gradient is read: the leaf that a graph starts at, or an edge of a graph that began earlier."""
@@ -51,34 +52,30 @@ def start_graph(tensor: Tensor, copy: Tensor) -> tuple[Handle, Tensor]:
 _LOCAL = threading.local()
 
 
-@contextmanager
-def inference_mode_restored() -> Iterator[None]:
+@undone
+def inference_mode_restored(undo: Undo) -> None:
     """Inside the block, `start_graph` may leave inference mode. On exit the thread's inference mode is as it was.
 
     1. A guard of torch restores, when it ends, the state of the thread that it found when it began.
     2. The model's own guard ends inside the pass, before the guard of `start_graph` that began inside of it. It
        restores the state outside of the model's block, as it should.
-    3. The guard of `start_graph` ends last, and would restore inference mode. So a guard around the whole pass, which
-       began before all of them, ends after it and restores the state from before the pass.
+    3. The guard of `start_graph` ends last, and would restore inference mode. So `grad_mode` around the whole pass,
+       which began before all of them, ends after it and restores the state from before the pass.
 
     Whether gradients are on stays as the pass leaves it.
     """
-    outer = getattr(_LOCAL, "guards", None)
     guards: list[torch.inference_mode] = []
-    gradients = torch.is_grad_enabled()
-    try:
-        with torch.inference_mode(torch.is_inference_mode_enabled()):
-            torch.set_grad_enabled(gradients)  # the guard has turned them on
-            _LOCAL.guards = guards
-            try:
-                yield
-            finally:
-                gradients = torch.is_grad_enabled()
-                for guard in reversed(guards):
-                    guard.__exit__(None, None, None)
-    finally:
-        _LOCAL.guards = outer
-        torch.set_grad_enabled(gradients)
+    undo.push_local(setattr, _LOCAL, "guards", getattr(_LOCAL, "guards", None))
+    mode = undo.enter(grad_mode(torch.is_grad_enabled()))
+    undo.push_local(_end_guards, guards)
+    undo.push_local(mode.keep)
+    _LOCAL.guards = guards
+
+
+def _end_guards(guards: list[torch.inference_mode]) -> None:
+    while guards:
+        guards[-1].__exit__(None, None, None)
+        guards.pop()
 
 
 def _leave_inference_mode() -> None:

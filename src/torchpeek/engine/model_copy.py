@@ -19,7 +19,7 @@ from torchpeek.engine.numerics import close
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.saved_modules import SavedModules, all_modules
 from torchpeek.errors import InputError, listed_names, notify, type_shown
-from torchpeek.hooks import attached, containers, takes_hooks
+from torchpeek.hooks import active_in_dispatch, attached, containers, takes_hooks
 from torchpeek.signal_gate import is_of_handler
 
 
@@ -148,14 +148,17 @@ def _output(
         preserved(forward_pass.model, evaluating=evaluating),
         preserved(copied),
         forward_pass.autocast_context(),
-        watched or nullcontext(),
+        nullcontext() if watched is None else active_in_dispatch(watched),
     ):
         torch.clear_autocast_cache()  # a weight that autocast has cast before would be read unseen
-        return with_fixed_batch(copied, forward_pass.call, output)
+        tensors = with_fixed_batch(copied, forward_pass.call, output)
+        if watched is not None:
+            watched.find_written()
+        return tensors
 
 
 class _ModelUse(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no type hints
-    """Finds out which parameters the operations inside the block read, and which buffers of the model they write into.
+    """Finds out which parameters the operations read, and which buffers of the model they write into.
 
     Args:
         model: The model.
@@ -197,8 +200,8 @@ class _ModelUse(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
                     self.foreign.append(value)
         return func(*args, **(kwargs or {}))
 
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch's class has no type hints
+    def find_written(self) -> None:
+        """Find the buffers that were written into so far, by their versions."""
         self.written = [name for name, buffer, version in self._buffers if buffer._version != version]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,12 +30,18 @@ class SavedTensor:
 def _restore(tensor: Tensor, alias: Tensor, value: Tensor, version: int) -> None:
     """Give a tensor the memory that `alias` has, the saved value, and the saved version."""
     if not _has_same_memory(tensor, alias):
-        with torch.inference_mode(tensor.is_inference()):
+        with _inference_mode_for(tensor):
             tensor.data = alias
     if needs_restoring(tensor, value):
         restore_value(tensor, value)
     if _version(tensor) != version:
         _set_version(tensor, version)
+
+
+def _inference_mode_for(tensor: Tensor) -> AbstractContextManager[Any]:
+    """The mode in which a tensor can be written. Outside of it, where `preserved` has left it, there is no guard of
+    torch: one that an exception from outside leaves in a reference cycle changes the mode when it is freed."""
+    return torch.inference_mode() if tensor.is_inference() else nullcontext()
 
 
 def _has_same_memory(tensor: Tensor, alias: Tensor) -> bool:
@@ -162,7 +169,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 def restore_value(tensor: Tensor, value: Tensor) -> None:
     """Write the saved value into the tensor."""
-    with torch.inference_mode(tensor.is_inference()):
+    with _inference_mode_for(tensor):
         if tensor.dtype != value.dtype:
             tensor.data = value
             return

@@ -38,8 +38,8 @@ class Attribute(str):
 def container_type(value: Any) -> ContainerType | None:
     """The type of a container; None for everything else."""
     cls = type(value)
-    if cls in _FREQUENT_TYPES:
-        return _FREQUENT_TYPES[cls]
+    if cls in FREQUENT_TYPES:
+        return FREQUENT_TYPES[cls]
     if cls not in _types_of_classes:
         _types_of_classes[cls] = _type_of_class(cls)
     container = _types_of_classes[cls]
@@ -85,7 +85,7 @@ def holds_tensors(value: Any) -> bool:
 def members_of(value: Any, container: ContainerType) -> Members:
     """The members of a container, the content first, then the attributes."""
     members = container.content(value)
-    if type(value) in _FREQUENT_TYPES:
+    if type(value) in FREQUENT_TYPES:
         return members
     content = {id(member) for _, member in members}
     for name, member in attributes_of(value):
@@ -103,7 +103,7 @@ def rebuilt(value: Any, container: ContainerType, keys: Sequence[Any], members: 
         return result
     count = sum(type(key) is not Attribute for key in keys)
     result = container.built(value, members[:count])
-    if type(value) not in _FREQUENT_TYPES:
+    if type(value) not in FREQUENT_TYPES:
         copy_attributes(value, result)
         _replace_attributes(result, container, [member for _, member in container.content(value)], keys, members)
     return result
@@ -112,7 +112,7 @@ def rebuilt(value: Any, container: ContainerType, keys: Sequence[Any], members: 
 def copied(value: Any, container: ContainerType) -> Any:
     """A copy of a mutable container, with the same members."""
     result = container.copied(value)
-    if type(value) not in _FREQUENT_TYPES:
+    if type(value) not in FREQUENT_TYPES:
         copy_attributes(value, result)
     return result
 
@@ -120,7 +120,7 @@ def copied(value: Any, container: ContainerType) -> Any:
 def fill(value: Any, container: ContainerType, keys: Sequence[Any], members: Sequence[Any]) -> None:
     """Put other members into a mutable container, in the place of those of these keys, which are all that it has."""
     count = sum(type(key) is not Attribute for key in keys)
-    if type(value) in _FREQUENT_TYPES:
+    if type(value) in FREQUENT_TYPES:
         container.fill(value, keys, members)
         return
     content = [member for _, member in container.content(value)]
@@ -162,7 +162,7 @@ WITHOUT_TENSORS: frozenset[type[Any]] = frozenset(
 )
 """Types of numbers, texts and the like."""
 # The frequent types, whose objects have no attributes. None: no container.
-_FREQUENT_TYPES: dict[type[Any], ContainerType | None] = {
+FREQUENT_TYPES: dict[type[Any], ContainerType | None] = {
     **{base: CONTAINER_TYPES[base] for base in (tuple, list, dict, set, frozenset, deque)},
     **dict.fromkeys((Tensor, nn.Parameter, FunctionType, *WITHOUT_TENSORS)),
 }

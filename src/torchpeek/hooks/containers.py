@@ -14,6 +14,7 @@ from torch import Tensor
 
 from torchpeek.errors import InputError, closest
 from torchpeek.hooks.container_types import (
+    FREQUENT_TYPES,
     WITHOUT_TENSORS,
     Attribute,
     container_type,
@@ -233,7 +234,8 @@ class _Mapping:
             fill(copy, container, keys, members)
             return copy
         except Exception as error:
-            if is_from_outside(error):
+            # A tuple, list or dict of Python's own can always be made; what is raised there is another thread's.
+            if is_from_outside(error) or type(value) in FREQUENT_TYPES:
                 raise
             if next(_leaves(value, self._leaf_type, "", ()), None) is None:
                 return None  # only `leaves_only` replaces something in a container without leaves

@@ -19,17 +19,20 @@ def active(undo: Undo, mode: TorchFunctionMode) -> None:
     """Make the mode the thread's innermost. On exit the thread has the modes that it had before.
 
     The whole stack of modes is restored, because an interrupt inside torch's own code may leave modes on it or off it.
+    So is the state of a block of `DisableTorchFunction`, which may be cut before its `__exit__`: no mode would see
+    anything after it.
 
     Args:
         undo: What restores it.
         mode: The mode.
     """
-    undo.push_local(_restore, _active_modes())
+    undo.push_local(_restore, _active_modes(), torch._C._get_torch_function_state())
     torch._C._push_on_torch_function_stack(mode)
 
 
-def _restore(modes: list[Any]) -> None:
+def _restore(modes: list[Any], state: torch._C._TorchFunctionState) -> None:
     _end_cut_blocks(sys.exception())
+    torch._C._set_torch_function_state(state)
     for _ in _active_modes():
         torch._C._pop_torch_function_stack()
     for mode in modes:

@@ -86,6 +86,8 @@ def random_explainer(
 
     def explain(inputs: Tensor, rows: Tensor, *, draw: int = 0, **changes: Any) -> Tensor:
         generators = [generator(each, seed, 1000 + number, draw) for each in remembered.of(inputs)]
-        return torch.stack([torch.rand(tuple(shape), generator=each) for each in generators]).to(like)
+        return torch.stack([torch.rand(tuple(shape), generator=each, dtype=torch.float32) for each in generators]).to(
+            like
+        )
 
     return explain

@@ -57,7 +57,7 @@ def mufidelity(
 def random_patches(number: int, share: float, samples: int, seed: int) -> Tensor:
     """Return random subsets, (samples, number), bool. Each has round(share * number) patches, at least one."""
     generator = torch.Generator().manual_seed(seed)
-    permutations = torch.rand(samples, number, generator=generator).argsort(1)
+    permutations = torch.rand(samples, number, generator=generator, dtype=torch.float32).argsort(1)
     return permutations < max(1, round(share * number))
 
 
@@ -127,7 +127,9 @@ def random_positions(size: torch.Size, sizes: int, samples: int, seed: int) -> T
     """Return random subsets of the positions, (sizes * samples, *size), bool, those of the smallest size first."""
     generator, positions = torch.Generator().manual_seed(seed), size.numel()
     counts = [max(1, round(positions * 0.01 * 80 ** (step / max(1, sizes - 1)))) for step in range(sizes)]
-    drawn = [torch.rand(samples, positions, generator=generator).argsort(1) < count for count in counts]
+    drawn = [
+        torch.rand(samples, positions, generator=generator, dtype=torch.float32).argsort(1) < count for count in counts
+    ]
     return torch.cat(drawn).view(-1, *size)
 
 

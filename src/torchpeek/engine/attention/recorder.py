@@ -16,7 +16,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torchpeek.engine.attention.function_mode import AttentionMode, OtherAttention
 from torchpeek.engine.gradients import Handle, start_graph
 from torchpeek.errors import MethodNotApplicable
-from torchpeek.hooks import active, attached, call_name, containers
+from torchpeek.hooks import active, attached, call_name, containers, grad_mode
 from torchpeek.interrupts import uninterrupted
 from torchpeek.undo import Block, Undo
 
@@ -84,7 +84,7 @@ class AttentionRecorder(Block["AttentionRecorder"]):
 
     def _open(self, undo: Undo) -> AttentionRecorder:
         undo.enter(uninterrupted())
-        undo.push_local(torch.set_grad_enabled, torch.is_grad_enabled())
+        undo.enter(grad_mode(torch.is_grad_enabled()))  # a hook may turn gradients on for what follows it
         undo.push(self._module_calls.clear)
         hooked = [(name, module) for name, module in self._model.named_modules() if _can_have_hooks(module)]
         undo.enter(

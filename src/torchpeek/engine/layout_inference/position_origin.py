@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchpeek.engine.layout_inference.data_flow import DataFlow
 from torchpeek.engine.model_call import ModelCall
-from torchpeek.hooks import containers
+from torchpeek.hooks import active_in_dispatch, containers
 from torchpeek.tensor_formats import shape_sizes
 
 # What is known of a tensor, as bits. A tensor without any does not depend on the picture.
@@ -115,7 +115,7 @@ class PositionTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]  # to
         """What `run()` returns, with its operations followed. It runs the model with this call."""
         self._put(call.model_picture, _PICTURE)
         self._held.update(_storage(tensor) for _, tensor in containers.leaves(call.arguments))
-        with self:
+        with active_in_dispatch(self):
             return run()
 
     def depends_on_picture(self, tensor: Tensor) -> bool:
