@@ -47,7 +47,9 @@ class DecodedSample:
     digest: bytes  # SHA-256 of the file's bytes
     size: tuple[int, int]  # (width, height) of the upright picture, in pixels
     geometry: Geometry  # in pixels of the original picture
-    region: Tensor | None  # (H, W), bool: where the object is in the input
+    label: int | None
+    in_boxes: Tensor | None  # (H, W), bool: where the boxes are in the input
+    in_mask: Tensor | None  # (H, W), bool: where the mask is
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,7 @@ def reader_of(loaded: LoadedModel) -> LoadedModel:
 class _Batches(Dataset[DecodedBatch]):
     """The batches of a shard. Reading one decodes its samples."""
 
-    samples: SampleList
+    samples: Sequence[Sample]  # of the batches, and not the list of the run: no open file may get into a worker
     source: Source
     reader: LoadedModel
     bounds: Sequence[tuple[int, int]]
@@ -91,41 +93,46 @@ class _Batches(Dataset[DecodedBatch]):
 
     def __getitem__(self, index: int) -> DecodedBatch:
         start, stop = self.bounds[index]
+        first = self.bounds[0][0]
         tensors: dict[tuple[int, ...], tuple[list[Tensor], list[DecodedSample]]] = {}
         failures = []
-        for row, sample in enumerate(self.samples.rows(start, stop), start):
+        for row, sample in enumerate(self.samples[start - first : stop - first], start):
+            stage = "read"
             try:
-                tensor, decoded = self._decoded(row, sample)
+                data = self.source.read(sample)
+                stage = "decode"
+                tensor, decoded = self._decoded(row, sample, data)
             except Exception as error:
                 if is_from_outside(error):
                     raise
-                failures.append(failure(row, "read" if isinstance(error, OSError) else "decode", error))
+                failures.append(failure(row, stage, error))
                 continue
             of_shape = tensors.setdefault(tuple(tensor.shape), ([], []))
             of_shape[0].append(tensor)
             of_shape[1].append(decoded)
         return DecodedBatch([(torch.cat(each), decoded) for each, decoded in tensors.values()], failures)
 
-    def _decoded(self, row: int, sample: Sample) -> tuple[Tensor, DecodedSample]:
-        data = self.source.read(sample)
+    def _decoded(self, row: int, sample: Sample, data: bytes) -> tuple[Tensor, DecodedSample]:
         file = io.BytesIO(data)
         file.name = sample.key
         picture = self.reader.read(file, max_size=self.max_size)
         geometry = picture.original_geometry
         shape = picture.tensor.shape
-        region = None
+        in_boxes = in_mask = None
         if sample.boxes:
-            region = regions_of(None, [list(sample.boxes)], shape, 1, geometry)
-        elif (mask := self.source.read_mask(sample)) is not None:
+            in_boxes = regions_of(None, [list(sample.boxes)], shape, 1, geometry)
+        if (mask := self.source.read_mask(sample)) is not None:
             mask_file = io.BytesIO(mask)
             mask_file.name = sample.mask or ""
-            region = regions_of(torch.from_numpy(read_mask(mask_file)).unsqueeze(0), None, shape, 1, geometry)
+            in_mask = regions_of(torch.from_numpy(read_mask(mask_file)).unsqueeze(0), None, shape, 1, geometry)
         decoded = DecodedSample(
             row,
             hashlib.sha256(data).digest(),
             geometry.size,
             geometry,
-            None if region is None else region[0, 0],
+            sample.label,
+            None if in_boxes is None else in_boxes[0, 0],
+            None if in_mask is None else in_mask[0, 0],
         )
         return picture.tensor, decoded
 
@@ -157,7 +164,10 @@ def decoded_batches(
     Raises:
         PictureError: When a worker process dies, as some decoders do with a hostile file.
     """
-    batches = _Batches(samples, source, reader_of(loaded), bounds, max_size)
+    if not bounds:
+        return
+    rows = samples.rows(bounds[0][0], bounds[-1][1])
+    batches = _Batches(rows, source, reader_of(loaded), bounds, max_size)
     options: dict[str, Any] = {"prefetch_factor": 2} if workers else {}
     loader = DataLoader(batches, batch_size=None, num_workers=workers, worker_init_fn=_one_thread, **options)
     try:

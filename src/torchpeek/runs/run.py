@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+from collections.abc import Callable
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import torch
 
 from torchpeek.engine.targets import Answered
-from torchpeek.errors import RunError, closest, shown
+from torchpeek.errors import RunError, SampleChanged, closest, shown
 from torchpeek.heatmap import Heatmap
+from torchpeek.picture import Geometry, Picture
 from torchpeek.provenance import Provenance
+from torchpeek.runs.object_storage import ObjectStorage
+from torchpeek.runs.part_content import ACTIVATIONS, FAILURES, INDEX, MAPS, PREDICTIONS
 from torchpeek.runs.parts import complete_parts, part_folder
-from torchpeek.runs.run_folder import SAMPLES, RunFolder, opened
-from torchpeek.runs.spec import RunSpec
-from torchpeek.runs.stored_maps import read_map
+from torchpeek.runs.run_folder import SAMPLES, RunFolder, opened, storage_of
+from torchpeek.runs.sources import stored_source
+from torchpeek.runs.spec import Group, RunSpec
+from torchpeek.runs.stored_maps import read_activations, read_map
 from torchpeek.runs.tables import ERRORS, HEATMAPS, PREDICTED
+from torchpeek.store import read_image
 
 _VIEWS = {
     "samples": """
@@ -41,7 +49,7 @@ _VIEWS = {
         left join classes c on c.label = h.label
     """,
     "errors": """
-        select s.key, coalesce(nullif(s.location, ''), s.key) as path, e.stage, e.error, e.message
+        select distinct s.key, coalesce(nullif(s.location, ''), s.key) as path, e.stage, e.error, e.message
         from failed e
         join listed s on s.file_row_number = e.row
     """,
@@ -115,7 +123,7 @@ class Run:
         found = self._connection.execute(
             """
             select s.key, h.method, h.layer, h.label, coalesce(c.name, '') as class, h.score, h.tensor, h.place,
-                   h.exponent, h.filename
+                   h.exponent, h.filename, h.target
             from located h join listed s on s.file_row_number = h.row left join classes c on c.label = h.label
             where s.key = $key or coalesce(nullif(s.location, ''), s.key) = $key
             """,
@@ -136,8 +144,8 @@ class Run:
                 f"{len(rows)} heatmaps of {shown(str(key))} by {method!r}; allowed: method, layer= and target= of one "
                 f"of these: {'; '.join(have[:10])}"
             )
-        _, _, _, label, _, score, tensor, place, exponent, file = rows[0]
-        stored = read_map(Path(file).with_name("maps.safetensors"), tensor, place)
+        _, _, _, label, _, score, tensor, place, exponent, file, _ = rows[0]
+        stored = read_map(self._folder.storage, self._maps_of(file), tensor, place)
         values = torch.ldexp(stored.values.float(), torch.tensor(exponent))
         return Heatmap(
             values[None, None],
@@ -145,6 +153,83 @@ class Run:
             Answered(torch.tensor([[label]]), stored.score_kind),
             Provenance(**stored.provenance),
         )
+
+    def _maps_of(self, index: str) -> str:
+        """The name of the file of maps that lies beside a table, as DuckDB names that."""
+        *_, shard, group, _ = index.split("/")
+        return f"{part_folder(int(shard), group)}/{MAPS}"
+
+    def activations(self, layer: str) -> tuple[list[str], torch.Tensor]:
+        """Read what was kept of the activations of a layer.
+
+        Args:
+            layer: The name of the layer.
+
+        Returns:
+            The keys of the samples, n of them, and the values (n, ...), in the dtype in which they are stored.
+
+        Raises:
+            RunError: When nothing was kept of this layer, or the activations of the pictures differ in shape.
+        """
+        rows, values, shapes, layers = list[int](), list[torch.Tensor](), set[str](), set[str]()
+        groups = self._folder.groups()
+        for shard, name in complete_parts(self._folder.storage):
+            if name not in groups or not groups[name].keep:
+                continue
+            file = f"{part_folder(shard, name)}/{ACTIVATIONS}"
+            for tensor, of_tensor, kept in read_activations(self._folder.storage, file):
+                of_layer, _, sizes = tensor.rpartition("/")
+                layers.add(of_layer)
+                if of_layer == layer:
+                    rows += of_tensor.tolist()
+                    values.append(kept)
+                    shapes.add(sizes)
+        if not values:
+            raise RunError(f"no activations of {shown(layer)} in this run; {closest(layer, sorted(layers))}")
+        if len(shapes) > 1:
+            raise RunError(f"the activations of {shown(layer)} have several shapes: {', '.join(sorted(shapes))}")
+        numbers = dict(
+            self._connection.execute(
+                "select file_row_number, key from listed where file_row_number in (select unnest($rows))",
+                {"rows": rows},
+            ).fetchall()
+        )
+        return [numbers[row] for row in rows], torch.cat(values)
+
+    def picture(self, key: str | PathLike[str]) -> Picture:
+        """Read the picture of a sample from its source, preprocessed as in the run.
+
+        Args:
+            key: The key or the path of the sample.
+
+        Returns:
+            The Picture, upright and of its own size. Its tensor (1, 3, H, W) is the picture itself, from 0 to 1, and its
+            geometry says which part of it the model has seen.
+
+        Raises:
+            RunError: When the run has no such sample.
+            SampleChanged: When its bytes are not those of the run.
+        """
+        found = self._connection.execute(
+            """
+            select s.file_row_number, s.key, p.digest, p.width, p.height, p.box
+            from listed s join predicted p on p.row = s.file_row_number
+            where s.key = $key or coalesce(nullif(s.location, ''), s.key) = $key
+            """,
+            {"key": str(key)},
+        ).fetchone()
+        if found is None:
+            raise RunError(f"no picture {shown(str(key))} in this run{self._why_none(str(key))}")
+        row, name, digest, width, height, box = found
+        (sample,) = self._folder.samples.rows(row, row + 1)
+        data = stored_source(self._folder.source).read(sample)
+        if hashlib.sha256(data).digest() != digest:
+            raise SampleChanged(f"{name}: the picture has changed since the run has read it")
+        file = io.BytesIO(data)
+        file.name = name
+        upright = read_image(file)
+        tensor = torch.from_numpy(np.asarray(upright.image).copy()).permute(2, 0, 1).unsqueeze(0).float() / 255
+        return Picture(upright.image, tensor, Geometry((width, height), tuple(box)), name, upright.conversions)
 
     def _why_none(self, key: str) -> str:
         error = self._connection.execute(
@@ -158,46 +243,48 @@ class Run:
     @cached_property
     def _connection(self) -> duckdb.DuckDBPyConnection:
         connection = duckdb.connect()
-        path = self._folder.path
+        storage = self._folder.storage
+        if isinstance(storage, ObjectStorage):
+            connection.register_filesystem(storage.system)
         connection.execute(
-            "create view listed as select * from read_parquet($file, file_row_number = true)".replace(
-                "$file", _quoted(path / SAMPLES)
-            )
+            f"create view listed as select * from read_parquet({_quoted(storage.url(SAMPLES))}, file_row_number = true)"
         )
-        names = self._folder.class_names
-        connection.execute("create table classes (label integer, name varchar)")
-        if names:
-            connection.executemany("insert into classes values (?, ?)", list(enumerate(names)))
-        parts = list(complete_parts(path))
-        groups = self._folder.groups()
-        for view, file, schema, has in (
-            ("predicted", "predicted.parquet", PREDICTED, lambda group: group.predictions),
-            ("located", "index.parquet", HEATMAPS, lambda group: bool(group.methods)),
-            ("failed", "errors.parquet", ERRORS, lambda group: True),
-        ):
+        labels = list(range(len(self._folder.class_names)))
+        classes = pa.table({"label": pa.array(labels, pa.int32()), "name": list(self._folder.class_names)})
+        connection.register("classes", classes)
+        parts, groups = list(complete_parts(storage)), self._folder.groups()
+        for view, file, schema, has in _PART_TABLES:
             files = [
-                part_folder(path, shard, name) / file for shard, name in parts if name in groups and has(groups[name])
+                storage.url(f"{part_folder(shard, name)}/{file}")
+                for shard, name in parts
+                if name in groups and has(groups[name])
             ]
             if files:
                 listed = ", ".join(map(_quoted, files))
                 connection.execute(f"create view {view} as select * from read_parquet([{listed}], filename = true)")
             else:
-                empty = schema.append(pa.field("filename", pa.string())).empty_table()
-                connection.register(view, empty)
+                connection.register(view, schema.append(pa.field("filename", pa.string())).empty_table())
         for name, query in _VIEWS.items():
             connection.execute(f"create view {name} as {query}")
         return connection
 
 
-def _quoted(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"
+_PART_TABLES: tuple[tuple[str, str, pa.Schema, Callable[[Group], bool]], ...] = (
+    ("predicted", PREDICTIONS, PREDICTED, lambda group: group.predictions),
+    ("located", INDEX, HEATMAPS, lambda group: bool(group.methods)),
+    ("failed", FAILURES, ERRORS, lambda group: True),
+)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def open_run(path: str | PathLike[str]) -> Run:
     """Open a run.
 
     Args:
-        path: Its folder.
+        path: Its folder or URL.
 
     Returns:
         The Run.
@@ -205,4 +292,4 @@ def open_run(path: str | PathLike[str]) -> Run:
     Raises:
         FormatError: When there is no run, it is damaged, or it is of another version.
     """
-    return Run(opened(Path(path)))
+    return Run(opened(storage_of(path)))

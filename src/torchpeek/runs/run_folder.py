@@ -3,157 +3,153 @@
 from __future__ import annotations
 
 import os
-import secrets
-from collections.abc import Mapping, Sequence
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from torchpeek._version import __version__
-from torchpeek.errors import FormatError, RunMismatch
-from torchpeek.runs.samples import SampleList, write_samples
-from torchpeek.runs.shard_run import Shard
-from torchpeek.runs.sources.source import Source
-from torchpeek.runs.spec import Group, RunSpec, spec_from_json
-from torchpeek.store.json_values import read_json
+from torchpeek.errors import FormatError, RunMismatch, shown
+from torchpeek.runs.object_storage import ObjectStorage, is_url
+from torchpeek.runs.samples import SampleList
+from torchpeek.runs.shards import Cut
+from torchpeek.runs.spec import Group, RunSpec, group_from_json, spec_from_json
+from torchpeek.runs.storage import FolderStorage, Storage
+from torchpeek.store.json_values import parsed_json
 from torchpeek.store.records import json_text
 
 RUN, SAMPLES = "run.json", "samples.parquet"
 FORMAT = 1
+_MOST_BYTES = 64 << 20  # of run.json: a hundred thousand class names
+_GROUP_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,127}\.json")
 
 
-@dataclass(frozen=True)
-class Cut:
-    """How the frozen list is divided into shards.
-
-    Args:
-        samples: How many samples the list has.
-        batch: Samples in a batch.
-        batches: Batches in a shard.
-        first: How many samples, at the beginning of the list, are the random sample; 0 where there is none.
-    """
-
-    samples: int
-    batch: int
-    batches: int
-    first: int = 0
-
-    def shards(self) -> list[Shard]:
-        """All shards, in their sequence."""
-        size, shards = self.batch * self.batches, list[Shard]()
-        for begin, end in ((0, self.first), (self.first, self.samples)):
-            for start in range(begin, end, size):
-                shards.append(Shard(len(shards), start, min(start + size, end), self.batch))
-        return shards
+def storage_of(place: str | PathLike[str]) -> Storage:
+    """The storage of a run in a folder, or behind a URL."""
+    text = os.fspath(place)
+    return ObjectStorage(text) if is_url(text) else FolderStorage(Path(text))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RunFolder:
     """A run that exists.
 
     Args:
-        path: Its folder.
+        storage: Its files.
         spec: What its numbers depend on.
         source: What run.json says of the source.
         cut: How its samples are divided.
         class_names: The names of the model's classes, by class index; empty where it has none.
+        labels_from: Where the labels of the samples come from, in words; empty where they have none.
     """
 
-    path: Path
+    storage: Storage
     spec: RunSpec
     source: Mapping[str, Any]
     cut: Cut
     class_names: Sequence[str] = ()
+    labels_from: str = ""
 
-    @property
+    @cached_property
     def samples(self) -> SampleList:
         """The frozen list."""
-        return SampleList(self.path / SAMPLES)
+        return SampleList(self.storage, SAMPLES)
 
     def groups(self) -> dict[str, Group]:
-        """The groups that were asked for, by name."""
+        """The groups that were asked for, by name: the one with predictions first."""
         found = {}
-        for file in sorted((self.path / "groups").glob("*.json")):
-            found[file.stem] = Group(**read_json(file, allowed="a group of a run"))
-        return found
+        for file in filter(_GROUP_FILE.fullmatch, self.storage.files("groups")):
+            name = f"groups/{file}"
+            where = self.storage.url(name)
+            text = self.storage.read(name, _MOST_BYTES).decode(errors="replace")
+            found[file.removesuffix(".json")] = group_from_json(parsed_json(text, where, allowed="a group"), where)
+        return dict(sorted(found.items(), key=lambda each: (not each[1].predictions, each[0])))
 
     def add(self, group: Group) -> None:
         """Write down that the run has this group. Several processes may do so at once."""
-        folder = self.path / "groups"
-        folder.mkdir(exist_ok=True)
-        put_once(folder / f"{group.name}.json", json_text(asdict(group)).encode())
+        self.storage.put_once(f"groups/{group.name}.json", json_text(asdict(group)).encode())
+
+
+def freeze_samples(storage: Storage, write: Any) -> SampleList:
+    """Write the list of samples, unless another process has done so meanwhile: the first list is that of the run.
+
+    Args:
+        storage: The files of the run.
+        write: Called with the path of a file, into which it writes the list.
+    """
+    if not storage.exists(SAMPLES):
+        with tempfile.TemporaryDirectory(prefix="torchpeek-") as folder:
+            file = Path(folder) / SAMPLES
+            write(file)
+            storage.put_file_once(SAMPLES, file)
+    return SampleList(storage, SAMPLES)
 
 
 def created(
-    path: Path, spec: RunSpec, source: Source, batch: int, batches: int, class_names: Sequence[str] = ()
+    storage: Storage,
+    spec: RunSpec,
+    source: Mapping[str, Any],
+    cut: Cut,
+    class_names: Sequence[str],
+    labels_from: str,
 ) -> RunFolder:
-    """Make a run, or take the one that another process has just made: the first one writes, and the others read.
+    """Write run.json, unless another process has done so meanwhile: the first cut is that of the run.
 
     Raises:
         RunMismatch: When the run that is there has another spec.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    if not (path / SAMPLES).exists():
-        aside = path / f".samples-{secrets.token_hex(8)}"
-        try:
-            write_samples(aside, source.samples())
-            link_once(aside, path / SAMPLES)
-        finally:
-            aside.unlink(missing_ok=True)
-    cut = Cut(len(SampleList(path / SAMPLES)), batch, batches)
     content = {
         "format": FORMAT,
         "torchpeek": __version__,
         "spec": asdict(spec),
-        "source": dict(source.description),
+        "source": dict(source),
         "cut": asdict(cut),
         "class_names": list(class_names),
+        "labels_from": labels_from,
     }
-    put_once(path / RUN, json_text(content).encode())
-    return opened(path, spec)
+    storage.put_once(RUN, json_text(content).encode())
+    return opened(storage, spec)
 
 
-def opened(path: Path, spec: RunSpec | None = None) -> RunFolder:
+def opened(storage: Storage, spec: RunSpec | None = None) -> RunFolder:
     """A run that exists. Raises RunMismatch where it has another spec than the one given."""
-    where = path / RUN
-    content = read_json(where, allowed="a run of torchpeek")
+    where = storage.url(RUN)
+    content = parsed_json(storage.read(RUN, _MOST_BYTES).decode(errors="replace"), where, allowed="a run of torchpeek")
     try:
         if content["format"] != FORMAT:
-            raise FormatError(f"{where}: format {content['format']!r:.20}; this torchpeek reads {FORMAT}")
+            raise FormatError(
+                f"{where}: format {content['format']!r:.20}, written by torchpeek {content.get('torchpeek', '')!r:.20}; "
+                f"this torchpeek reads {FORMAT}. Next: install that version"
+            )
+        names = [str(name) for name in content["class_names"]]
         folder = RunFolder(
-            path,
-            spec_from_json(content["spec"], str(where)),
-            content["source"],
-            Cut(**content["cut"]),
-            content["class_names"],
+            storage,
+            spec_from_json(content["spec"], where),
+            dict(content["source"]),
+            Cut.from_json(content["cut"], where),
+            names,
+            str(content["labels_from"]),
         )
-    except (AttributeError, LookupError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise FormatError(f"{where}: no run, or damaged ({error})") from error
     if spec is not None and (differences := folder.spec.differences(spec)):
         raise RunMismatch(
-            f"{path}: this run was made with something else: {'; '.join(differences)}. Its numbers would not be "
-            "comparable. Next: give the same again, or another --out"
+            f"{storage.place}: this run was made with something else: {'; '.join(differences)}. Its numbers would not be "
+            "comparable. Next: give the same again, or another folder"
         )
     return folder
 
 
-def put_once(path: Path, data: bytes) -> bool:
-    """Write a file unless it exists. Returns whether this call has written it. Nobody sees half of it."""
-    aside = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
-    try:
-        with open(aside, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        return link_once(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+def is_run(storage: Storage) -> bool:
+    """Whether there is a run."""
+    return storage.exists(RUN)
 
 
-def link_once(aside: Path, path: Path) -> bool:
-    """Give a finished file its name unless that exists. Returns whether this call has done so."""
-    try:
-        os.link(aside, path)
-    except FileExistsError:
-        return False
-    return True
+def shown_groups(groups: Mapping[str, Group]) -> Iterator[str]:
+    """Each group in words."""
+    for group in groups.values():
+        yield shown(group.words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -12,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchpeek.errors import FormatError
-from torchpeek.system_errors import is_of_system
+from torchpeek.runs.storage import FolderStorage, Storage
+from torchpeek.system_errors import is_from_outside
 
 Box = tuple[float, float, float, float]
 
@@ -76,18 +78,22 @@ def _table(samples: Sequence[Sample]) -> pa.Table:
 class SampleList:
     """A frozen list of samples, of which only the rows that are asked for are in memory."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, storage: Storage, name: str) -> None:
+        self._storage, self._name = storage, name
+        url = storage.url(name)
         try:
-            self._file = pq.ParquetFile(file)
-        except (pa.ArrowInvalid, OSError) as error:
-            if isinstance(error, OSError) and not is_of_system(error):
+            self._file = pq.ParquetFile(storage.open(name))
+        except (pa.ArrowException, OSError) as error:
+            if is_from_outside(error) or isinstance(error, FormatError):
                 raise
-            raise FormatError(f"{file}: no list of samples, or damaged ({error})") from error
-        missing = [name for name in SCHEMA.names if name not in self._file.schema_arrow.names]
-        if missing:
-            raise FormatError(f"{file}: no list of samples: it has no column {missing[0]!r}")
+            raise FormatError(f"{url}: no list of samples, or damaged ({error})") from error
+        if missing := [each for each in SCHEMA.names if each not in self._file.schema_arrow.names]:
+            raise FormatError(f"{url}: no list of samples: it has no column {missing[0]!r}")
         rows = [self._file.metadata.row_group(i).num_rows for i in range(self._file.metadata.num_row_groups)]
         self._starts = _running_sums(rows)
+
+    def __reduce__(self) -> tuple[type[SampleList], tuple[Storage, str]]:
+        return SampleList, (self._storage, self._name)  # an open file does not travel to other processes
 
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
@@ -117,3 +123,30 @@ def _samples(table: pa.Table) -> Iterator[Sample]:
     for row in table.to_pylist():
         row["boxes"] = tuple(tuple(box) for box in row["boxes"] or ())
         yield Sample(**row)
+
+
+def write_sampled_first(file: Path, samples: Iterable[Sample], first: int, seed: int) -> int:
+    """Write a list of samples, with a random sample of them first. Returns how many there are.
+
+    The list is written twice, so that it is never in memory whole: the random sample is drawn when its length is known.
+
+    Args:
+        file: The file.
+        samples: The samples, in their sequence.
+        first: How many samples are drawn.
+        seed: The seed of the draw.
+    """
+    listed = file.with_name("listed.parquet")
+    count = write_samples(listed, samples)
+    drawn = random.Random(seed).sample(range(count), min(first, count))
+    in_sequence = SampleList(FolderStorage(file.parent), listed.name)
+
+    def all_samples() -> Iterator[Sample]:
+        chosen = set(drawn)
+        for is_drawn in (True, False):
+            for start in range(0, count, ROW_GROUP):
+                for row, sample in enumerate(in_sequence.rows(start, start + ROW_GROUP), start):
+                    if (row in chosen) is is_drawn:
+                        yield sample
+
+    return write_samples(file, all_samples())

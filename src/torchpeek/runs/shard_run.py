@@ -2,87 +2,37 @@
 
 from __future__ import annotations
 
-import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchpeek.anatomy import activations
 from torchpeek.cam import Smoothing
-from torchpeek.engine import Trace, output_part, score_kind
-from torchpeek.engine.targets import as_target, class_logits
-from torchpeek.errors import SampleChanged
+from torchpeek.engine import Trace, output_part
+from torchpeek.engine.targets import ClassesPerSample, Target, as_target, class_logits
+from torchpeek.errors import InputError, RunError, SampleChanged
+from torchpeek.evaluation import evaluate
 from torchpeek.explanation import HeatmapOptions, LayerChoice, explain_methods
 from torchpeek.explanation.plan import PassRequirements, run_pass
 from torchpeek.explanation.request import class_names_of, explanation_request
 from torchpeek.heatmap import Heatmap
+from torchpeek.hooks import containers
 from torchpeek.models import LoadedModel
-from torchpeek.runs.decoding import DecodedBatch, DecodedSample, Failure, decoded_batches, failure
-from torchpeek.runs.heat_location import heat_location, inside
+from torchpeek.runs.decoding import DecodedSample, Failure, decoded_batches, failure
+from torchpeek.runs.part_content import PartContent
 from torchpeek.runs.samples import SampleList
+from torchpeek.runs.shards import Shard
 from torchpeek.runs.sources.source import Source
-from torchpeek.runs.spec import Group
-from torchpeek.runs.stored_maps import maps_bytes
-from torchpeek.runs.tables import ERRORS, HEATMAPS, PREDICTED, table_bytes
+from torchpeek.runs.spec import OF_LABEL, Group
 from torchpeek.system_errors import is_from_outside
 
 _TOP = 5  # classes of a prediction
 
-
-@dataclass(frozen=True)
-class Shard:
-    """Some batches of the frozen list.
-
-    Args:
-        number: Its number in the run.
-        start: Its first sample.
-        stop: The sample after its last.
-        batch: Samples in a batch; the last one may have fewer.
-    """
-
-    number: int
-    start: int
-    stop: int
-    batch: int
-
-    @property
-    def bounds(self) -> list[tuple[int, int]]:
-        """First sample, and the one after the last, of each batch."""
-        return [(first, min(first + self.batch, self.stop)) for first in range(self.start, self.stop, self.batch)]
-
-
-@dataclass
-class GroupRows:
-    """What was computed of a shard for one group."""
-
-    group: Group
-    rows: list[dict[str, Any]] = field(default_factory=list)  # one a map
-    predicted: list[dict[str, Any]] = field(default_factory=list)  # one a sample
-    failures: list[Failure] = field(default_factory=list)
-    maps: dict[str, list[Tensor]] = field(default_factory=dict)  # name of a tensor -> maps of one grid
-    about: dict[str, Any] = field(default_factory=dict)  # name of a tensor -> where its maps come from
-
-    def files(self) -> tuple[dict[str, bytes], dict[str, int]]:
-        """The files of the part, and how many rows each table has."""
-        errors = [vars(each) for each in self.failures]
-        files = {"errors.parquet": table_bytes(errors, ERRORS)}
-        counts = {"errors": len(errors)}
-        if self.group.predictions:
-            files["predicted.parquet"] = table_bytes(self.predicted, PREDICTED)
-            counts["predicted"] = len(self.predicted)
-        if self.group.methods:
-            files["index.parquet"] = table_bytes(self.rows, HEATMAPS)
-            files["maps.safetensors"] = maps_bytes(self.maps, self.about)
-            counts["heatmaps"] = len(self.rows)
-        return files, counts
-
-    def add_map(self, name: str, values: Tensor, exponent: int) -> int:
-        """Keep a map, divided by a power of two. Returns its index in the tensor of this name."""
-        of_name = self.maps.setdefault(name, [])
-        of_name.append(torch.ldexp(values, torch.tensor(-exponent)).to(getattr(torch, self.group.dtype)))
-        return len(of_name) - 1
+Advance = Callable[[int, int, float], None]
+"""Called after each batch: how many samples it had, how many of them failed, and the seconds waited for them."""
 
 
 def run_shard(
@@ -95,9 +45,10 @@ def run_shard(
     seed: int = 0,
     max_size: int | None = None,
     workers: int = 0,
+    bounds: Sequence[tuple[int, int]] | None = None,
     digests: Mapping[int, bytes] | None = None,
-    advance: Callable[[int, int], None] = lambda done, failed: None,
-) -> list[GroupRows]:
+    advance: Advance = lambda count, failed, waited: None,
+) -> list[PartContent]:
     """Compute some groups of one shard.
 
     Every batch has the same number of rows: where a sample is missing, because it cannot be read or the list ends, its
@@ -112,16 +63,25 @@ def run_shard(
         seed: The seed of methods that draw random numbers.
         max_size: The largest side of a picture before the preprocessing, in pixels.
         workers: How many processes decode.
+        bounds: Some of the shard's batches; None for all.
         digests: The digests that the samples had when they were first read, by number. A sample that has changed since
             is a failure.
-        advance: Called after each batch, with the number of samples that are done and that failed.
+        advance: Called after each batch.
 
     Returns:
-        The rows of each group.
+        The content of the part of each group.
+
+    Raises:
+        RunError: When a batch does not fit into the device's memory.
     """
-    results = [GroupRows(group) for group in groups]
-    batches = decoded_batches(samples, source, loaded, shard.bounds, max_size=max_size, workers=workers)
+    contents = [PartContent(group) for group in groups]
+    batches = decoded_batches(
+        samples, source, loaded, shard.bounds if bounds is None else bounds, max_size=max_size, workers=workers
+    )
+    began = time.perf_counter()
     for batch in batches:
+        waited = time.perf_counter() - began
+        count = sum(len(decoded) for _, decoded in batch.inputs) + len(batch.failures)
         failed = list(batch.failures)
         for inputs, decoded in batch.inputs:
             changed = [each for each in decoded if digests and digests.get(each.row, each.digest) != each.digest]
@@ -131,19 +91,16 @@ def run_shard(
             ]
             rows = [i for i, each in enumerate(decoded) if each not in changed]
             if rows:
-                failed += _add(results, loaded, inputs[rows], [decoded[i] for i in rows], shard.batch, seed)
-        for result in results:
-            result.failures += sorted(failed, key=lambda each: each.row)
-        advance(_count(batch), len(failed))
-    return results
-
-
-def _count(batch: DecodedBatch) -> int:
-    return sum(len(decoded) for _, decoded in batch.inputs) + len(batch.failures)
+                failed += _add(contents, loaded, inputs[rows], [decoded[i] for i in rows], shard.batch, seed)
+        for content in contents:
+            content.failures += failed
+        advance(count, len(failed), waited)
+        began = time.perf_counter()
+    return contents
 
 
 def _add(
-    results: Sequence[GroupRows],
+    contents: Sequence[PartContent],
     loaded: LoadedModel,
     inputs: Tensor,
     decoded: Sequence[DecodedSample],
@@ -152,22 +109,27 @@ def _add(
 ) -> list[Failure]:
     """Compute a batch and add its rows. Where it raises, each sample is tried alone. Returns what failed."""
     try:
-        computed = [_computed(result.group, loaded, _filled(inputs, size), seed) for result in results]
+        filled = _filled(inputs, size).to(loaded.device, loaded.dtype)
+        padded = [*decoded, *[decoded[0]] * (size - len(decoded))]
+        computed = [_computed(content.group, loaded, filled, padded, seed) for content in contents]
     except Exception as error:
         if is_from_outside(error):
             raise
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            raise RunError(
+                f"a batch of {size} samples does not fit into memory ({str(error).partition('. ')[0]}). Next: another "
+                "run with a smaller batch"
+            ) from error
         if len(decoded) == 1:
             return [failure(decoded[0].row, "explain", error)]
         return [
             each
             for i, sample in enumerate(decoded)
-            for each in _add(results, loaded, inputs[i : i + 1], [sample], size, seed)
+            for each in _add(contents, loaded, inputs[i : i + 1], [sample], size, seed)
         ]
-    for result, (trace, heatmaps) in zip(results, computed, strict=True):
-        if result.group.predictions:
-            result.predicted += _predicted(trace, decoded)
-        for name, heatmap in heatmaps.items():
-            _add_heatmap(result, name, heatmap[: len(decoded)], decoded)
+    for content, add in zip(contents, computed, strict=True):
+        for each in add:
+            each(content, decoded)
     return []
 
 
@@ -177,17 +139,93 @@ def _filled(inputs: Tensor, size: int) -> Tensor:
     return inputs if missing <= 0 else torch.cat([inputs, inputs[:1].expand(missing, *inputs.shape[1:])])
 
 
-def _computed(group: Group, loaded: LoadedModel, inputs: Tensor, seed: int) -> tuple[Trace, dict[str, Heatmap]]:
-    inputs = inputs.to(loaded.device, loaded.dtype)
-    if not group.methods:
-        request = explanation_request(loaded, inputs, LayerChoice(), None)
-        return run_pass(request, PassRequirements(gradients=False, no_layer=True)), {}
-    layers = None if group.layers is None else list(group.layers)
-    choice = LayerChoice(layers[0] if layers and len(layers) == 1 and group.fuse is None else layers)
-    options = HeatmapOptions(group.fuse, Smoothing() if group.smooth else None, seed)
-    return explain_methods(
-        loaded, inputs, group.methods, choice, as_target(group.target, class_names_of(loaded)), options
-    )
+_Added = Callable[[PartContent, Sequence[DecodedSample]], None]
+
+
+def _computed(
+    group: Group, loaded: LoadedModel, inputs: Tensor, decoded: Sequence[DecodedSample], seed: int
+) -> list[_Added]:
+    """Compute all that a group has of a batch. Returns what adds it to the part, once all has been computed."""
+    added = list[_Added]()
+    trace: Trace | None = None
+    if group.methods:
+        layers = None if group.layers is None else list(group.layers)
+        choice = LayerChoice(layers[0] if layers and len(layers) == 1 and group.fuse is None else layers)
+        options = HeatmapOptions(group.fuse, Smoothing() if group.smooth else None, seed)
+        target = _target(group, loaded, decoded)
+        trace, heatmaps = explain_methods(loaded, inputs, group.methods, choice, target, options)
+        measured = _measured(group, loaded, inputs, heatmaps, decoded, seed)
+        added.append(
+            lambda content, kept: [
+                content.add_heatmap(name, heatmap[: len(kept)], kept, measured.get(name, {}))
+                for name, heatmap in heatmaps.items()
+            ]
+        )
+    if group.predictions:
+        if trace is None:
+            request = explanation_request(loaded, inputs, LayerChoice(), None)
+            trace = run_pass(request, PassRequirements(gradients=False, no_layer=True))
+        predicted = list(_predicted(trace, decoded))
+        added.append(lambda content, kept: content.predicted.extend(predicted[: len(kept)]))
+    if group.keep:
+        kept_tensors = _activations(group, loaded, inputs)
+        added.append(lambda content, kept: content.add_activations(kept_tensors, kept))
+    return added
+
+
+def _target(group: Group, loaded: LoadedModel, decoded: Sequence[DecodedSample]) -> Target:
+    if group.target != OF_LABEL:
+        return as_target(group.target, class_names_of(loaded))
+    unlabelled = [each for each in decoded if each.label is None]
+    if unlabelled:
+        raise InputError("the target is the sample's label, and it has none")
+    return ClassesPerSample(torch.tensor([each.label for each in decoded]))
+
+
+def _measured(
+    group: Group,
+    loaded: LoadedModel,
+    inputs: Tensor,
+    heatmaps: Mapping[str, Heatmap],
+    decoded: Sequence[DecodedSample],
+    seed: int,
+) -> dict[str, dict[str, Tensor]]:
+    """Name of a method -> name of a metric -> (N, K)."""
+    if not group.metrics:
+        return {}
+    regions = [each.in_mask if each.in_mask is not None else each.in_boxes for each in decoded]
+    known = [each for each in regions if each is not None]
+    masks = torch.stack(known) if len(known) == len(regions) else None  # (N, H, W)
+    found = evaluate(loaded, inputs, dict(heatmaps), metrics=group.metrics, masks=masks, seed=seed)
+    return {
+        method: {name: measurement.values for name, measurement in of_method.items()}
+        for method, of_method in found.items()
+    }
+
+
+def _activations(group: Group, loaded: LoadedModel, inputs: Tensor) -> dict[str, Tensor]:
+    """Name of a layer -> (N, ...), as the group keeps it."""
+    found = {}
+    table = activations(loaded, inputs, list(group.keep))
+    for layer, what in group.keep.items():
+        tensors = [tensor for _, tensor in containers.leaves(table[layer])]
+        if len(tensors) != 1 or len(tensors[0]) != len(inputs):
+            raise InputError(
+                f"layer {layer!r} returns no single tensor with one entry for each sample; keep another one"
+            )
+        found[layer] = _kept(tensors[0].detach(), what, layer).to(getattr(torch, group.dtype)).cpu()
+    return found
+
+
+def _kept(tensor: Tensor, what: str, layer: str) -> Tensor:
+    if what == "whole":
+        return tensor
+    if what == "pooled":  # over positions: (N, C, *grid) or tokens (N, T, C)
+        return tensor.mean(1) if tensor.ndim == 3 else tensor.flatten(2).mean(2) if tensor.ndim > 3 else tensor
+    index = int(what.removeprefix("token "))
+    if tensor.ndim != 3 or not -tensor.shape[1] <= index < tensor.shape[1]:
+        raise InputError(f"layer {layer!r} returns {tuple(tensor.shape)}, which has no token {index}")
+    return tensor[:, index]
 
 
 def _predicted(trace: Trace, decoded: Sequence[DecodedSample]) -> Iterator[dict[str, Any]]:
@@ -195,7 +233,7 @@ def _predicted(trace: Trace, decoded: Sequence[DecodedSample]) -> Iterator[dict[
     probabilities = logits.softmax(1)
     best = logits.argsort(dim=1, descending=True, stable=True)[:, :_TOP]
     values = probabilities.gather(1, best).tolist()
-    for n, (sample, classes) in enumerate(zip(decoded, best.tolist(), strict=False)):
+    for n, (sample, classes) in enumerate(zip(decoded, best.tolist(), strict=True)):
         yield {
             "row": sample.row,
             "digest": sample.digest,
@@ -205,43 +243,3 @@ def _predicted(trace: Trace, decoded: Sequence[DecodedSample]) -> Iterator[dict[
             "top_classes": classes,
             "top_probabilities": values[n],
         }
-
-
-def _add_heatmap(result: GroupRows, method: str, heatmap: Heatmap, decoded: Sequence[DecodedSample]) -> None:
-    values = heatmap.values.detach().float().cpu()  # (n, K, *grid)
-    layer, grid = heatmap.provenance.layer, "x".join(map(str, values.shape[2:]))
-    columns = heat_location(values, [each.geometry for each in decoded]).columns() if values.ndim == 4 else {}
-    location = {name: column.tolist() for name, column in columns.items()}
-    tensor = f"{method}/{layer}/{grid}"
-    provenance = replace(heatmap.provenance, class_names={}, inputs=())
-    result.about.setdefault(tensor, {"provenance": asdict(provenance), "score_kind": score_kind(heatmap.question)})
-    labels, scores = heatmap.question.labels.tolist(), heatmap.scores.tolist()
-    for n, sample in enumerate(decoded):
-        within = None if sample.region is None else inside(values[n : n + 1], sample.region[None, None])[0].tolist()
-        for k in range(values.shape[1]):
-            exponent = _exponent(values[n, k])
-            row: dict[str, Any] = {
-                "row": sample.row,
-                "method": method,
-                "layer": layer,
-                "target": k,
-                "label": labels[n][k],
-                "score": scores[n][k],
-                "tensor": tensor,
-                "place": result.add_map(tensor, values[n, k], exponent),
-                "exponent": exponent,
-                **{name: _known(column[n][k]) for name, column in location.items()},
-            }
-            if within is not None:
-                row["inside_mask"] = _known(within[k])
-            result.rows.append(row)
-
-
-def _exponent(values: Tensor) -> int:
-    """The power of two that brings the largest value below 1, so that float16 can hold it and loses no small one."""
-    largest = float(values.abs().max())
-    return 0 if largest == 0 else math.frexp(largest)[1]
-
-
-def _known(number: float) -> float | None:
-    return None if math.isnan(number) else number

@@ -9,6 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from torchpeek.errors import FormatError
+from torchpeek.runs.storage import Storage
+
 PREDICTED = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
@@ -60,3 +63,12 @@ def table_bytes(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns, schema=schema), buffer, compression="zstd", store_schema=False)
     return buffer.getvalue()
+
+
+def read_table(storage: Storage, name: str) -> list[dict[str, Any]]:
+    """The rows of a table of a part. Raises FormatError where it is damaged."""
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(storage.read(name))).to_pylist()
+    except pa.ArrowException as error:
+        raise FormatError(f"{storage.url(name)}: damaged ({error})") from error
+    return rows

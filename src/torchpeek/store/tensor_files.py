@@ -76,12 +76,26 @@ def read_tensor_file(path: str | PathLike[str], key: str, what: str, *, data: bo
     Raises:
         FormatError: When there is no such file, it holds something else, or it is damaged.
     """
-    with open_regular(path) as file, _named_errors(str(path), what):
-        entries, metadata = _header(file, str(path), what)
+    with open_regular(path) as file:
+        return read_open_tensor_file(file, str(path), key, what, data=data)
+
+
+def read_open_tensor_file(file: BinaryIO, path: str, key: str, what: str, *, data: bool = True) -> TensorFile:
+    """Read a file that `packed` made, as `read_tensor_file` does.
+
+    Args:
+        file: The file, open at its beginning.
+        path: Its path or URL, for the error text.
+        key: A key of its metadata, which says that it is a file of this kind.
+        what: What such a file holds, for the error text.
+        data: Whether to read the tensors, and not the metadata alone.
+    """
+    with _named_errors(path, what):
+        entries, metadata = _header(file, path, what)
         if key not in metadata:
             raise FormatError(f"{path}: a safetensors file, but not {what} of torchpeek")
         tensors = _tensors(file, entries) if data else {}
-        return _checked(tensors, metadata, key, str(path), what, data=data)
+        return _checked(tensors, metadata, key, path, what, data=data)
 
 
 def read_safetensors(file: BinaryIO, path: str, what: str) -> dict[str, Tensor]:
@@ -103,11 +117,12 @@ def read_safetensors(file: BinaryIO, path: str, what: str) -> dict[str, Tensor]:
         return _tensors(file, entries)
 
 
-def read_row(path: str | PathLike[str], name: str, row: int, what: str) -> tuple[Tensor, Mapping[str, str]]:
+def read_row(file: BinaryIO, path: str, name: str, row: int, what: str) -> tuple[Tensor, Mapping[str, str]]:
     """Read one row of a tensor, and the metadata. The rest of the file is not read, and its checksum is not compared.
 
     Args:
-        path: Path of the file.
+        file: The file, open at its beginning.
+        path: Its path or URL, for the error text.
         name: The name of the tensor, (rows, ...).
         row: The index of the row.
         what: What such a file holds, for the error text.
@@ -118,8 +133,8 @@ def read_row(path: str | PathLike[str], name: str, row: int, what: str) -> tuple
     Raises:
         FormatError: When there is no such file, tensor or row, or the header is damaged.
     """
-    with open_regular(path) as file, _named_errors(str(path), what):
-        entries, metadata = _header(file, str(path), what)
+    with _named_errors(path, what):
+        entries, metadata = _header(file, path, what)
         data = file.tell()
         entry = entries[name]
         first, last = (int(each) for each in entry["data_offsets"])

@@ -35,6 +35,16 @@ class FolderSource:
         """What run.json says of it."""
         return {"kind": "folder", "path": str(self.root)}
 
+    @property
+    def words(self) -> str:
+        """What it is, for a reader."""
+        return f"the folder {self.root}"
+
+    @property
+    def labels_from(self) -> str:
+        """How the folders were matched with classes."""
+        return "" if self.classes is None else self.classes.words
+
     def samples(self) -> Iterator[Sample]:
         """The samples, folder by folder."""
         for path in _walk(self.root, ()):

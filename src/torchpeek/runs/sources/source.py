@@ -16,6 +16,16 @@ class Source(Protocol):
         """What run.json says of it: enough to open the same source again."""
         ...
 
+    @property
+    def words(self) -> str:
+        """What it is, for a reader."""
+        ...
+
+    @property
+    def labels_from(self) -> str:
+        """Where the labels of its samples come from, in words; empty where they have none."""
+        ...
+
     def samples(self) -> Iterator[Sample]:
         """The samples, always in the same sequence, one after the other: a list of all is never in memory."""
         ...
