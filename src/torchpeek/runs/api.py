@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from torchpeek.runs.local import Report, run_shards
 from torchpeek.runs.progress import RunProgress
 from torchpeek.runs.run import Run
 from torchpeek.runs.run_folder import RunFolder, created, freeze_samples, is_run, opened, storage_of
-from torchpeek.runs.samples import SampleList, write_samples, write_sampled_first
+from torchpeek.runs.samples import SampleList, write_sampled_first, write_samples
 from torchpeek.runs.shard_run import run_shard
 from torchpeek.runs.shards import Cut, Shard
 from torchpeek.runs.sources import Source, source_of, stored_source
@@ -219,9 +220,9 @@ def prepare(
                 f"with seed {sample_seed}. Next: another folder, or leave out the random sample"
             )
         source = stored_source(folder.source)
-        if data is not None and (given := source_of(data, model.class_names)).description != source.description:
-            if not (isinstance(data, (str, PathLike)) and str(data) == storage.place):
-                source = _same_samples(given, source, folder)
+        if data is not None and not (isinstance(data, (str, PathLike)) and str(data) == storage.place):
+            given = source_of(data, model.class_names, masks=masks)
+            source = source if given.description == source.description else _same_samples(given, source, folder)
     else:
         if data is None:
             raise RunError(f"{storage.place}: no run, and no data to make one of; give data")
@@ -239,7 +240,7 @@ def prepare(
 
 
 def _same_samples(given: Source, stored: Source, folder: RunFolder) -> Source:
-    """The data in another place, such as another mount point. The digests of the samples say whether they are the same."""
+    """The data in another place, such as another mount point; the digests of the samples say whether they differ."""
     if type(given) is not type(stored):
         raise RunError(
             f"{folder.storage.place}: its samples come from {stored.description}, and data is {given.description}. "
@@ -299,8 +300,8 @@ def asked_target(target: Any, class_names: Sequence[str] | None) -> int | list[i
     if isinstance(target, (list, tuple)) and target:
         return [class_index(each, class_names) for each in target]
     raise OptionError(
-        f"target is {shown(target)}; allowed in a run: a class index or name, a list of these, {OF_LABEL!r}, or None for "
-        "the predicted class"
+        f"target is {shown(target)}; allowed in a run: a class index or name, a list of these, {OF_LABEL!r}, or None "
+        "for the predicted class"
     )
 
 
@@ -350,6 +351,10 @@ def measured_batches(
         shard = Shard(0, 0, min(len(samples), _MEASURED * size), size)
         group = replace(group, predictions=True)
         times: list[float] = []
+
+        def note(count: int, failed: int, waited: float, times: list[float] = times) -> None:
+            times.append(clock())
+
         try:
             run_shard(
                 loaded,
@@ -360,7 +365,7 @@ def measured_batches(
                 seed=spec.seed,
                 max_size=spec.max_size,
                 workers=min(workers, 1),
-                advance=lambda count, failed, waited: times.append(clock()),
+                advance=note,
             )
         except RunError:
             if batch is not None or size == 1:
@@ -368,7 +373,7 @@ def measured_batches(
             size = max(1, size // 2)
             continue
         # The first batch takes longer: it imports, and looks at the model.
-        steps = [after - before for before, after in zip(times, times[1:], strict=False)]
+        steps = [after - before for before, after in pairwise(times)]
         seconds = max(min(steps), 1e-3) if steps else 1.0
         return size, max(1, round(_SECONDS / seconds))
 

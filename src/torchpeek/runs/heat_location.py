@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -118,5 +119,5 @@ def _entropy(share: Tensor) -> Tensor:
     positions = share.flatten(2)
     if positions.shape[2] == 1:
         return torch.where(positions.isnan(), torch.nan, 0.0).squeeze(2)
-    entropy = -torch.special.xlogy(positions, positions).sum(2)
-    return entropy / torch.tensor(float(positions.shape[2]), dtype=torch.float64).log()
+    entropy: Tensor = -torch.special.xlogy(positions, positions).sum(2)
+    return entropy / math.log(positions.shape[2])

@@ -125,9 +125,9 @@ class PartContent:
         return content
 
     def files(self) -> tuple[dict[str, bytes], dict[str, int]]:
-        """The files of the part, and how many rows each table has. They do not depend on the sequence of what was added.
+        """The files of the part, and how many rows each table has.
 
-        The sequence is that of the samples, then of the methods of the group.
+        The rows follow the samples, then the methods of the group, whatever was added first.
         """
         failed = sorted((vars(each) for each in self.failures), key=lambda row: row["row"])
         files, counts = {FAILURES: table_bytes(failed, ERRORS)}, {"errors": len(failed)}

@@ -83,12 +83,13 @@ class RunProgress:
             ("samples_done_total", "counter", "Samples that are done", self.done + self.skipped),
             ("samples_failed_total", "counter", "Samples that failed", self.failed),
             ("samples_per_second", "gauge", "Samples a second", self.rate),
-            ("waiting_ratio", "gauge", "Share of the time that the device waited for samples", self.waiting_share),
+            ("waiting_ratio", "gauge", "Share of the time that the device waited", self.waiting_share),
             ("memory_bytes", "gauge", "The most memory that the process has had", self.memory),
             ("remaining_seconds", "gauge", "Seconds that are left", self.remaining or 0),
         )
         return "".join(
-            f"# HELP torchpeek_run_{name} {words}.\n# TYPE torchpeek_run_{name} {kind}\ntorchpeek_run_{name} {value:g}\n"
+            f"# HELP torchpeek_run_{name} {words}.\n"
+            f"# TYPE torchpeek_run_{name} {kind}\ntorchpeek_run_{name} {value:g}\n"
             for name, kind, words, value in values
         )
 

@@ -73,7 +73,7 @@ class Run:
 
     @property
     def samples(self) -> duckdb.DuckDBPyRelation:
-        """A row a sample: key, path, digest, label, label_name, prediction, predicted_name, probability, correct, ..."""
+        """A row a sample: key, path, digest, label, label_name, prediction, predicted_name, probability, correct."""
         return self._connection.view("samples")
 
     @property
@@ -203,7 +203,7 @@ class Run:
             key: The key or the path of the sample.
 
         Returns:
-            The Picture, upright and of its own size. Its tensor (1, 3, H, W) is the picture itself, from 0 to 1, and its
+            The Picture, upright and of its own size. Its tensor (1, 3, H, W) is the picture, from 0 to 1, and its
             geometry says which part of it the model has seen.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from os import PathLike
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from torchpeek._version import __version__
-from torchpeek.errors import FormatError, RunMismatch, shown
+from torchpeek.errors import FormatError, RunMismatch
 from torchpeek.runs.object_storage import ObjectStorage, is_url
 from torchpeek.runs.samples import SampleList
 from torchpeek.runs.shards import Cut
@@ -74,7 +74,7 @@ class RunFolder:
         self.storage.put_once(f"groups/{group.name}.json", json_text(asdict(group)).encode())
 
 
-def freeze_samples(storage: Storage, write: Any) -> SampleList:
+def freeze_samples(storage: Storage, write: Callable[[Path], object]) -> SampleList:
     """Write the list of samples, unless another process has done so meanwhile: the first list is that of the run.
 
     Args:
@@ -122,7 +122,7 @@ def opened(storage: Storage, spec: RunSpec | None = None) -> RunFolder:
     try:
         if content["format"] != FORMAT:
             raise FormatError(
-                f"{where}: format {content['format']!r:.20}, written by torchpeek {content.get('torchpeek', '')!r:.20}; "
+                f"{where}: format {content['format']!r:.20}, of torchpeek {content.get('torchpeek', '')!r:.20}; "
                 f"this torchpeek reads {FORMAT}. Next: install that version"
             )
         names = [str(name) for name in content["class_names"]]
@@ -138,8 +138,8 @@ def opened(storage: Storage, spec: RunSpec | None = None) -> RunFolder:
         raise FormatError(f"{where}: no run, or damaged ({error})") from error
     if spec is not None and (differences := folder.spec.differences(spec)):
         raise RunMismatch(
-            f"{storage.place}: this run was made with something else: {'; '.join(differences)}. Its numbers would not be "
-            "comparable. Next: give the same again, or another folder"
+            f"{storage.place}: this run was made with something else: {'; '.join(differences)}. Its numbers would "
+            "not be comparable. Next: give the same again, or another folder"
         )
     return folder
 
@@ -147,9 +147,3 @@ def opened(storage: Storage, spec: RunSpec | None = None) -> RunFolder:
 def is_run(storage: Storage) -> bool:
     """Whether there is a run."""
     return storage.exists(RUN)
-
-
-def shown_groups(groups: Mapping[str, Group]) -> Iterator[str]:
-    """Each group in words."""
-    for group in groups.values():
-        yield shown(group.words)

@@ -155,12 +155,12 @@ def _computed(
         target = _target(group, loaded, decoded)
         trace, heatmaps = explain_methods(loaded, inputs, group.methods, choice, target, options)
         measured = _measured(group, loaded, inputs, heatmaps, decoded, seed)
-        added.append(
-            lambda content, kept: [
+
+        def add_heatmaps(content: PartContent, kept: Sequence[DecodedSample]) -> None:
+            for name, heatmap in heatmaps.items():
                 content.add_heatmap(name, heatmap[: len(kept)], kept, measured.get(name, {}))
-                for name, heatmap in heatmaps.items()
-            ]
-        )
+
+        added.append(add_heatmaps)
     if group.predictions:
         if trace is None:
             request = explanation_request(loaded, inputs, LayerChoice(), None)

@@ -71,7 +71,9 @@ class RunSpec:
 
 def _are_close(one: Sequence[float], other: Sequence[float]) -> bool:
     # Decoders and resizing round in another way on other machines.
-    return len(one) == len(other) and all(math.isclose(a, b, rel_tol=0.01, abs_tol=0.01) for a, b in zip(one, other))
+    return len(one) == len(other) and all(
+        math.isclose(a, b, rel_tol=0.01, abs_tol=0.01) for a, b in zip(one, other, strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def weights_digest(module: nn.Module) -> str:
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
         dense = tensor.detach().cpu().contiguous()
-        digest.update(dense.flatten().view(torch.uint8).numpy() if dense.numel() else b"")
+        digest.update(dense.flatten().view(torch.uint8).numpy().data if dense.numel() else b"")
     return digest.hexdigest()
 
 

@@ -167,8 +167,8 @@ class FolderStorage:
         if not is_of_system(error):
             return error
         return FolderError(
-            f"{self.folder / name}: cannot be written ({(error.strerror or str(error)).lower()}). Next: make room or give "
-            "yourself the rights, and run the same command again; it goes on where it stopped"
+            f"{self.folder / name}: cannot be written ({(error.strerror or str(error)).lower()}). Next: make room, "
+            "or get the right to write, and run the same command again; it goes on where it stopped"
         )
 
     def remove_folder(self, name: str, mark: str) -> None:

@@ -43,7 +43,7 @@ def read_image(path: str | PathLike[str] | BinaryIO, max_size: int | None = None
     return _read(path, convert)
 
 
-def read_mask(path: str | PathLike[str]) -> Numbers:
+def read_mask(path: str | PathLike[str] | BinaryIO) -> Numbers:
     """Read a file as a mask (H, W), bool, upright: where the picture is not black. The PictureError names the file.
 
     With a palette its colours count; with numbers of any depth, whether they are zero.
