@@ -259,6 +259,8 @@ def asked_group(
     metrics: Any,
     keep: Any,
     dtype: str,
+    *,
+    predictions: bool = False,
 ) -> Group:
     """What the arguments of `run` ask to be computed, checked."""
     names = {method.name: dict(options) for method, options in selected_methods(methods)} if methods else {}
@@ -280,7 +282,7 @@ def asked_group(
         raise OptionError(f"dtype is {shown(dtype)}; allowed: 'float16', 'float32'")
     return Group(
         names,
-        False,
+        predictions,
         None if layer is None else list(layer),
         asked_target(target, model.class_names),
         fuse,
@@ -345,8 +347,7 @@ def measured_batches(
 
     Where a batch does not fit into memory, it is halved, unless the user has named its size.
     """
-    size = batch or (16 if loaded.device.type == "cpu" else 64)
-    size = max(1, min(size, len(samples)))
+    size = max(1, min(batch or default_batch(loaded), len(samples)))
     while True:
         shard = Shard(0, 0, min(len(samples), _MEASURED * size), size)
         group = replace(group, predictions=True)
@@ -376,6 +377,11 @@ def measured_batches(
         steps = [after - before for before, after in pairwise(times)]
         seconds = max(min(steps), 1e-3) if steps else 1.0
         return size, max(1, round(_SECONDS / seconds))
+
+
+def default_batch(loaded: LoadedModel) -> int:
+    """How many samples a batch has where the user does not say."""
+    return 16 if loaded.device.type == "cpu" else 64
 
 
 def selected_shards(cut: Cut, *, shard: tuple[int, int] | None, limit: int | None, sample: int | None) -> list[Shard]:

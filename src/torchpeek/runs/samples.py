@@ -98,6 +98,16 @@ class SampleList:
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
 
+    def check(self) -> None:
+        """Read everything once. Raises FormatError where the file is damaged."""
+        for group in range(self._file.metadata.num_row_groups):
+            try:
+                self._file.read_row_group(group, columns=SCHEMA.names)
+            except (pa.ArrowException, OSError) as error:
+                if is_from_outside(error):
+                    raise
+                raise FormatError(f"{self._storage.url(self._name)}: damaged ({error})") from error
+
     def rows(self, start: int, stop: int) -> list[Sample]:
         """The samples from number `start` to before `stop`."""
         groups = [
