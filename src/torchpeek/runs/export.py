@@ -104,7 +104,7 @@ def _fiftyone(run: Run, folder: Path, limit: int | None) -> int:
     from PIL import Image
 
     (folder / "fields").mkdir()
-    root = run.picture_root
+    root = run.data
     of_key: dict[str, dict[str, Any]] = {}
     query = "select key, path, label_name, predicted_name, probability from samples"
     for key, path, label_name, predicted, probability in run.sql(

@@ -72,6 +72,11 @@ class Run:
         return self._folder.spec
 
     @property
+    def data(self) -> str:
+        """Where the samples come from: a folder, a file or a URL. Empty where it has no such place."""
+        return str(self._folder.source.get("path", ""))
+
+    @property
     def samples(self) -> duckdb.DuckDBPyRelation:
         """A row a sample: key, path, digest, label, label_name, prediction, predicted_name, probability, correct."""
         return self._connection.view("samples")

@@ -15,6 +15,7 @@ from typing import Any
 from torchpeek._version import __version__
 from torchpeek.errors import FormatError, RunMismatch
 from torchpeek.runs.object_storage import ObjectStorage, is_url
+from torchpeek.runs.parts import is_complete
 from torchpeek.runs.samples import SampleList
 from torchpeek.runs.shards import Cut
 from torchpeek.runs.spec import Group, RunSpec, group_from_json, spec_from_json
@@ -68,6 +69,10 @@ class RunFolder:
             text = self.storage.read(name, _MOST_BYTES).decode(errors="replace")
             found[file.removesuffix(".json")] = group_from_json(parsed_json(text, where, allowed="a group"), where)
         return dict(sorted(found.items(), key=lambda each: (not each[1].predictions, each[0])))
+
+    def has_part(self, shard: int, group: str) -> bool:
+        """Whether a part is complete."""
+        return is_complete(self.storage, shard, group)
 
     def add(self, group: Group) -> None:
         """Write down that the run has this group. Several processes may do so at once."""
