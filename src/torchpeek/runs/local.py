@@ -60,6 +60,7 @@ def run_shards(
             complete = [group for group in groups.values() if group not in missing]
             if missing:
                 contents = _run(folder, loaded, source, shard, missing, workers, progress, report)
+                _check_request(contents, shard, progress)
                 for content in contents:
                     write(folder, shard.number, content)
             again = _failed_batches(folder, shard, complete) if retry_failed else {}
@@ -108,6 +109,16 @@ def _run(
             last = content.failures[-1]
             progress.last_error = f"{last.error}: {last.message}"
     return contents
+
+
+def _check_request(contents: Sequence[PartContent], shard: Shard, progress: RunProgress) -> None:
+    """Raise RunError where every sample so far could be read and none explained: then the request is wrong."""
+    failures = contents[0].failures
+    explained = [each for each in failures if each.stage == "explain"]
+    if explained and len(failures) == shard.stop - shard.start and progress.failed == progress.done:
+        raise RunError(
+            f"none of the first {progress.done} samples could be explained: {explained[-1].error}: {explained[-1].message}"
+        )
 
 
 def _digests(folder: RunFolder, shard: Shard) -> dict[int, bytes]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from torchpeek.engine.targets import Answered
-from torchpeek.errors import RunError, SampleChanged, closest, shown
+from torchpeek.errors import FormatError, RunError, SampleChanged, closest, shown
 from torchpeek.heatmap import Heatmap
 from torchpeek.picture import Geometry, Picture
 from torchpeek.provenance import Provenance
@@ -41,8 +41,9 @@ _VIEWS = {
         order by s.file_row_number
     """,
     "heatmaps": """
-        select s.key, h.method, h.layer, h.target, h.label, coalesce(c.name, 'class ' || h.label) as class, h.score,
-               h.centre_x, h.centre_y, h.spread, h.border, h.peak_x, h.peak_y, h.entropy, h.inside_box, h.inside_mask,
+        select s.key, h.method, h.layer, h.target, h.label as class_index,
+               coalesce(c.name, 'class ' || h.label) as class, h.score, h.centre_x,
+               h.centre_y, h.spread, h.border, h.peak_x, h.peak_y, h.entropy, h.inside_box, h.inside_mask,
                h.metrics
         from located h
         join listed s on s.file_row_number = h.row
@@ -247,6 +248,12 @@ class Run:
 
     @cached_property
     def _connection(self) -> duckdb.DuckDBPyConnection:
+        try:
+            return self._connected()
+        except duckdb.Error as error:
+            raise FormatError(f"{self._folder.storage.place}: damaged ({error}). Next: torchpeek verify") from error
+
+    def _connected(self) -> duckdb.DuckDBPyConnection:
         connection = duckdb.connect()
         storage = self._folder.storage
         if isinstance(storage, ObjectStorage):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,44 +81,39 @@ class SampleList:
 
     def __init__(self, storage: Storage, name: str) -> None:
         self._storage, self._name = storage, name
-        url = storage.url(name)
+        with self._opened() as file:
+            if missing := [each for each in SCHEMA.names if each not in file.schema_arrow.names]:
+                raise FormatError(f"{storage.url(name)}: no list of samples: it has no column {missing[0]!r}")
+            rows = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+        self._starts = _running_sums(rows)
+
+    @contextmanager
+    def _opened(self) -> Iterator[pq.ParquetFile]:
+        """Open the file anew: an open one must not get into another process. Raises FormatError where it is damaged."""
         try:
-            self._file = pq.ParquetFile(storage.open(name))
+            with self._storage.open(self._name) as file:
+                yield pq.ParquetFile(file)
         except (pa.ArrowException, OSError) as error:
             if is_from_outside(error) or isinstance(error, FormatError):
                 raise
-            raise FormatError(f"{url}: no list of samples, or damaged ({error})") from error
-        if missing := [each for each in SCHEMA.names if each not in self._file.schema_arrow.names]:
-            raise FormatError(f"{url}: no list of samples: it has no column {missing[0]!r}")
-        rows = [self._file.metadata.row_group(i).num_rows for i in range(self._file.metadata.num_row_groups)]
-        self._starts = _running_sums(rows)
-
-    def __reduce__(self) -> tuple[type[SampleList], tuple[Storage, str]]:
-        return SampleList, (self._storage, self._name)  # an open file does not travel to other processes
+            raise FormatError(f"{self._storage.url(self._name)}: no list of samples, or damaged ({error})") from error
 
     def __len__(self) -> int:
-        return int(self._file.metadata.num_rows)
+        return self._starts[-1]
 
     def check(self) -> None:
         """Read everything once. Raises FormatError where the file is damaged."""
-        for group in range(self._file.metadata.num_row_groups):
-            try:
-                self._file.read_row_group(group, columns=SCHEMA.names)
-            except (pa.ArrowException, OSError) as error:
-                if is_from_outside(error):
-                    raise
-                raise FormatError(f"{self._storage.url(self._name)}: damaged ({error})") from error
+        with self._opened() as file:
+            for group in range(file.metadata.num_row_groups):
+                file.read_row_group(group, columns=SCHEMA.names)
 
     def rows(self, start: int, stop: int) -> list[Sample]:
         """The samples from number `start` to before `stop`."""
-        groups = [
-            i
-            for i, (first, after) in enumerate(zip(self._starts, self._starts[1:], strict=False))
-            if first < stop and after > start
-        ]
+        groups = [i for i, (first, after) in enumerate(pairwise(self._starts)) if first < stop and after > start]
         if not groups:
             return []
-        table = self._file.read_row_groups(groups, columns=SCHEMA.names)
+        with self._opened() as file:
+            table = file.read_row_groups(groups, columns=SCHEMA.names)
         begin = start - self._starts[groups[0]]
         return list(_samples(table.slice(begin, stop - start)))
 

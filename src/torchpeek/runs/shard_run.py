@@ -12,7 +12,7 @@ from torch import Tensor
 from torchpeek.anatomy import activations
 from torchpeek.cam import Smoothing
 from torchpeek.engine import Trace, output_part
-from torchpeek.engine.targets import ClassesPerSample, Target, as_target, class_logits
+from torchpeek.engine.targets import Classes, ClassesPerSample, Target, as_target, class_logits
 from torchpeek.errors import InputError, RunError, SampleChanged
 from torchpeek.evaluation import evaluate
 from torchpeek.explanation import HeatmapOptions, LayerChoice, explain_methods
@@ -174,6 +174,8 @@ def _computed(
 
 
 def _target(group: Group, loaded: LoadedModel, decoded: Sequence[DecodedSample]) -> Target:
+    if isinstance(group.target, list):
+        return Classes(group.target)
     if group.target != OF_LABEL:
         return as_target(group.target, class_names_of(loaded))
     unlabelled = [each for each in decoded if each.label is None]

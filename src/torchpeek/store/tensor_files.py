@@ -52,10 +52,20 @@ def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
         metadata: Texts for the header.
 
     Returns:
-        The bytes.
+        The bytes, always the same for the same tensors and texts.
     """
     texts = {name: encodable(text) for name, text in metadata.items()}
-    return to_bytes(dict(tensors), {**texts, CHECKSUM: _checksum(texts, tensors)})
+    return _with_sorted_texts(to_bytes(dict(tensors), {**texts, CHECKSUM: _checksum(texts, tensors)}))
+
+
+def _with_sorted_texts(data: bytes) -> bytes:
+    """The same file with the texts of its header sorted: safetensors writes them in another sequence each time."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # as safetensors aligns the tensors
+    return len(text).to_bytes(8, "little") + text + memoryview(data)[8 + length :]
 
 
 def read_tensor_file(path: str | PathLike[str], key: str, what: str, *, data: bool = True) -> TensorFile:
