@@ -350,7 +350,14 @@ class TestRefusals:
             RunError, match=r"none of the first \d+ samples could be explained: LayerNotFound: no layer"
         ):
             run(colour_model(), data, tmp_path / "out", methods=["gradcam"], layer="nowhere", batch=4, workers=0)
-        assert part_digests(tmp_path / "out") == {}
+        assert not (tmp_path / "out" / "run.json").exists()
+        run(colour_model(), data, tmp_path / "out", batch=4, workers=0)
+        before = part_digests(tmp_path / "out")
+        with pytest.raises(
+            RunError, match=r"none of the first \d+ samples could be explained: LayerNotFound: no layer"
+        ):
+            run(colour_model(), None, tmp_path / "out", methods=["gradcam"], layer="nowhere", workers=0)
+        assert part_digests(tmp_path / "out") == before
 
     @pytest.mark.parametrize("file", ["run.json", "samples.parquet"])
     def test_a_damaged_run(self, finished: Run, tmp_path: Path, file: str) -> None:

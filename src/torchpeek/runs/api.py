@@ -18,7 +18,7 @@ from torchpeek.errors import InputError, OptionError, RunError, shown, type_show
 from torchpeek.evaluation.checks import selected_metrics
 from torchpeek.explanation.plan import selected_methods
 from torchpeek.models import LoadedModel, Model
-from torchpeek.runs.local import Report, run_shards
+from torchpeek.runs.local import Report, check_request, run_shards
 from torchpeek.runs.progress import RunProgress
 from torchpeek.runs.run import Run
 from torchpeek.runs.run_folder import RunFolder, created, freeze_samples, is_run, opened, storage_of
@@ -357,7 +357,7 @@ def measured_batches(
             times.append(clock())
 
         try:
-            run_shard(
+            contents = run_shard(
                 loaded,
                 samples,
                 source,
@@ -373,6 +373,7 @@ def measured_batches(
                 raise
             size = max(1, size // 2)
             continue
+        check_request(contents, shard)
         # The first batch takes longer: it imports, and looks at the model.
         steps = [after - before for before, after in pairwise(times)]
         seconds = max(min(steps), 1e-3) if steps else 1.0

@@ -60,7 +60,8 @@ def run_shards(
             complete = [group for group in groups.values() if group not in missing]
             if missing:
                 contents = _run(folder, loaded, source, shard, missing, workers, progress, report)
-                _check_request(contents, shard, progress)
+                if progress.failed == progress.done:
+                    check_request(contents, shard)
                 for content in contents:
                     write(folder, shard.number, content)
             again = _failed_batches(folder, shard, complete) if retry_failed else {}
@@ -111,14 +112,13 @@ def _run(
     return contents
 
 
-def _check_request(contents: Sequence[PartContent], shard: Shard, progress: RunProgress) -> None:
-    """Raise RunError where every sample so far could be read and none explained: then the request is wrong."""
-    failures = contents[0].failures
+def check_request(contents: Sequence[PartContent], shard: Shard) -> None:
+    """Raise RunError where the samples of a shard could be read, and none was explained: then the request is wrong."""
+    failures, count = contents[0].failures, shard.stop - shard.start
     explained = [each for each in failures if each.stage == "explain"]
-    if explained and len(failures) == shard.stop - shard.start and progress.failed == progress.done:
-        raise RunError(
-            f"none of the first {progress.done} samples could be explained: {explained[-1].error}: {explained[-1].message}"
-        )
+    if explained and len(failures) == count:
+        last = explained[-1]
+        raise RunError(f"none of the first {count} samples could be explained: {last.error}: {last.message}")
 
 
 def _digests(folder: RunFolder, shard: Shard) -> dict[int, bytes]:
