@@ -111,6 +111,7 @@ def _run_once(
         num_cpus=1,
     )
     for row in handed_out.iter_rows():
+        progress.skipped += int(row["skipped"])
         progress.add(int(row["done"]), int(row["failed"]), float(row["waited"]) / count)
         progress.last_error = str(row["last_error"]) or progress.last_error
         report(progress)
@@ -148,6 +149,7 @@ class ShardWorker:
         )
         return {
             "done": [progress.done],
+            "skipped": [progress.skipped],  # written by a worker that was lost before it could say so
             "failed": [progress.failed],
             "waited": [progress.waited],
             "last_error": [progress.last_error],
