@@ -32,7 +32,7 @@ from torchpeek.runs.storage import Storage
 _SECONDS = 120.0
 """How long a shard takes, about: little is lost if it is cut short, and it costs little to write it down."""
 
-_MEASURED = 4
+_MEASURED = 3
 """How many batches the first process of a run computes to find out how long one takes."""
 
 _UNFINISHED_FOR = 24 * 3600.0
@@ -348,6 +348,8 @@ def measured_batches(
     Where a batch does not fit into memory, it is halved, unless the user has named its size.
     """
     size = max(1, min(batch or default_batch(loaded), len(samples)))
+    if len(samples) <= _MEASURED * size:
+        return size, _MEASURED  # all of it is one shard
     while True:
         shard = Shard(0, 0, min(len(samples), _MEASURED * size), size)
         group = replace(group, predictions=True)

@@ -67,7 +67,7 @@ def _png(run: Run, folder: Path, limit: int | None) -> int:
 
 def _maps(run: Run, limit: int | None) -> Iterator[tuple[str, str, str, int, str]]:
     some = "" if limit is None else f"where key in (select key from samples limit {int(limit)})"
-    query = f"select key, method, layer, label, class from heatmaps {some} order by key, method, layer, target"
+    query = f"select key, method, layer, class_index, class from heatmaps {some} order by key, method, layer, target"
     yield from run.sql(query).fetchall()
 
 

@@ -223,10 +223,10 @@ class Run:
             where s.key = $key or coalesce(nullif(s.location, ''), s.key) = $key
             """,
             {"key": str(key)},
-        ).fetchone()
-        if found is None:
+        ).fetchall()
+        if not found:
             raise RunError(f"no picture {shown(str(key))} in this run{self._why_none(str(key))}")
-        row, name, digest, width, height, box = found
+        row, name, digest, width, height, box = found[0]
         (sample,) = self._folder.samples.rows(row, row + 1)
         data = stored_source(self._folder.source).read(sample)
         if hashlib.sha256(data).digest() != digest:
@@ -238,11 +238,12 @@ class Run:
         return Picture(upright.image, tensor, Geometry((width, height), tuple(box)), name, upright.conversions)
 
     def _why_none(self, key: str) -> str:
-        error = self._connection.execute(
+        errors = self._connection.execute(
             "select stage, error, message from errors where key = $key or path = $key", {"key": key}
-        ).fetchone()
-        if error is not None:
-            return f": it failed at the stage {error[0]!r}: {error[1]}: {error[2]}"
+        ).fetchall()
+        if errors:
+            stage, error, message = errors[0]
+            return f": it failed at the stage {stage!r}: {error}: {message}"
         keys = [row[0] for row in self._connection.execute("select key from listed limit 10000").fetchall()]
         return f"; {closest(key, keys)}"
 
