@@ -43,7 +43,7 @@ def copied_model(model: nn.Module) -> nn.Module:
     try:
         with torch.inference_mode(False):
             copied = copy.deepcopy(model)
-    except (MemoryError, TimeoutError, torch.OutOfMemoryError):
+    except (MemoryError, RecursionError, TimeoutError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         if is_of_handler(error):
