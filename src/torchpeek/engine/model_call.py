@@ -23,6 +23,7 @@ from torchpeek.engine.observed import ObservedLayers
 from torchpeek.errors import InputError, type_shown
 from torchpeek.hooks import containers
 from torchpeek.keywords import checked_class
+from torchpeek.system_errors import is_from_outside
 from torchpeek.tensor_formats import is_plain, shape_text, type_text, why_without_values
 
 PICTURE_CHANNELS = (1, 3, 4)
@@ -141,7 +142,13 @@ class ModelCall:
         def form(path: str, tensor: Tensor) -> tuple[object, ...]:
             return tuple(tensor.shape[1:] if path in self.sample_paths else tensor.shape), tensor.dtype
 
-        return *picture, repr(containers.mapped(self.arguments, form))
+        arguments = containers.mapped(self.arguments, form)
+        try:
+            return *picture, repr(arguments)
+        except Exception as error:  # of a user's own class, whose objects are shown in a way that needs their tensors
+            if is_from_outside(error):
+                raise
+            return *picture, object()  # no other call is known to have the same form
 
     @cached_property
     def digests(self) -> tuple[str, ...]:
