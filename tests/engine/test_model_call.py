@@ -321,7 +321,7 @@ def test_arguments_that_cannot_be_shown() -> None:
         def forward(self, x: Tensor, prompt: Prompt) -> Tensor:
             return super().forward(x).mean((2, 3)) * prompt.tokens.sum()
 
-    inputs = tp.Arguments(torch.rand(1, 3, 8, 8), Prompt(torch.ones(2)))
+    inputs = tp.Arguments((torch.rand(1, 3, 8, 8), Prompt(torch.ones(2))))
     assert tp.activations(Prompted(3, 4, 3), inputs, "")[""].shape == (1, 4)
 
 
