@@ -210,8 +210,11 @@ class ModelCall:
     def copied(self) -> ModelCall:
         """The same call with detached copies of all tensors, so that nobody else can write into them."""
         with torch.inference_mode(False):  # tensors made in inference mode take no part in autograd
+            picture = self.picture.detach().clone()
+            if self.is_single_tensor and self.arguments[0][0] is self.picture:
+                return replace(self, picture=picture, arguments=((picture,), {}))
             copies = containers.mapped(self.arguments, lambda path, tensor: tensor.detach().clone())
-            return replace(self, picture=self.picture.detach().clone(), arguments=copies)
+            return replace(self, picture=picture, arguments=copies)
 
     def for_one_pass(self, picture: Tensor | None = None) -> ModelCall:
         """The call for a single pass, in which the model may write into its arguments: copies, but for `picture`."""
