@@ -43,6 +43,8 @@ def test_hostile_characters_are_escaped() -> None:
         "🐈.png",
         "👨\u200d👩\u200d👧.png",
         "👩🏽\u200d⚕️",
+        "1\ufe0f\u20e3",
+        "葛\U000e0100",
         "❤️\u200d🔥",
         "می\u200cخواهم",
         "क्\u200dष",
@@ -52,7 +54,10 @@ def test_what_people_write_stays(name: str) -> None:
     assert printable(name) == name
 
 
-@pytest.mark.parametrize("letter", ["\u3164", "\u115f", "\u2800", "\u200d", "\u200c", "\u00ad", "\u3000", "\u2028"])
+@pytest.mark.parametrize(
+    "letter",
+    ["\u3164", "\u115f", "\u2800", "\ufe0f", "\ufe00", "\u180b", "\u200d", "\u200c", "\u00ad", "\u3000", "\u2028"],
+)
 def test_what_cannot_be_seen_is_escaped(letter: str) -> None:
     """Also a joiner where it joins nothing."""
     assert printable(f"ca{letter}t") == f"ca\\u{ord(letter):04x}t".replace("\\u00", "\\x")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter, defaultdict
+from collections import ChainMap, Counter, defaultdict
 from collections.abc import Callable
 
 import numpy as np
@@ -198,6 +198,25 @@ def test_a_lazy_layer_is_refused_with_the_line_to_write(name: str, lazy: Callabl
     assert any(isinstance(each, nn.parameter.UninitializedTensorMixin) for each in layer.parameters())
 
 
+@pytest.mark.parametrize("name", [name for name in CALLS if name not in ("kernels", "gradient_flow")])
+@pytest.mark.parametrize("lazy", [lambda: nn.LazyConv2d(3, 1), LazyScale])
+def test_a_lazy_layer_in_a_plain_list_is_refused(name: str, lazy: Callable[[], nn.Module]) -> None:
+    class InAList(PooledNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = [lazy()]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.layers[0](x))
+
+    model = InAList()
+    kind = type(model.layers[0])
+    with pytest.raises(tp.errors.InputError, match="not initialised yet"):
+        CALLS[name](model)
+    assert type(model.layers[0]) is kind
+    assert any(isinstance(each, nn.parameter.UninitializedTensorMixin) for each in model.layers[0].parameters())
+
+
 class Total:
     """An object of a user's own class."""
 
@@ -214,6 +233,10 @@ class Holding(PooledNet):
         self.nested = {"a": {"b": [1]}, "t": (torch.zeros(2), [1])}
         self.counter, self.lists = Counter(a=1), defaultdict(list)
         self.teacher = [nn.BatchNorm2d(3)]
+        self.memory, self.plain, self.chain = torch.zeros(3).numpy(), torch.zeros(3), ChainMap({"a": 1})
+        self.other = nn.ReLU()
+        self.register_buffer("sparse", torch.eye(3).to_sparse())
+        self.register_buffer("large", torch.zeros(5000))
 
     def forward(self, x: Tensor) -> Tensor:
         self.array += 1
@@ -229,6 +252,12 @@ class Holding(PooledNet):
         self.counter["a"] += 1
         self.lists["k"].append(x)
         self.teacher[0](x)
+        self.memory += 1  # memory of torch, of which NumPy takes no flag back
+        self.plain.requires_grad_()
+        self.large.requires_grad_()
+        self.chain["b"] = 2
+        self.other.__class__ = nn.Identity
+        self.sparse.mul_(2)
         return super().forward(x)
 
     def held(self) -> list[object]:
@@ -239,6 +268,8 @@ class Holding(PooledNet):
             [total.count, total.sum.tolist(), total.sum._version, sorted(total.parts), total.parts["all"][0].tolist()],
             [self.nested["a"], self.nested["t"][0].tolist(), self.nested["t"][1], sorted(self.lists)],
             [(each.tolist(), each._version) for each in norm.buffers()] + [norm.training],
+            [self.memory.tolist(), self.plain.requires_grad, self.large.requires_grad, dict(self.chain)],
+            [type(self.other), self.sparse.to_dense().tolist(), self.sparse.is_coalesced()],
         ]
 
 

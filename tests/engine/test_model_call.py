@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -304,3 +305,29 @@ def test_a_model_call_keeps_no_second_copy_of_the_picture() -> None:
     args, kwargs = given.with_picture(torch.ones(2, 3, 4, 4)).args_and_kwargs()
     assert torch.equal(args[0], torch.ones(2, 3, 4, 4))
     assert list(kwargs) == ["table"]
+
+
+def test_arguments_that_cannot_be_shown() -> None:
+    """What a user's object shows of itself may need its tensors, and the form of a call has none."""
+
+    @dataclass
+    class Prompt:
+        tokens: Tensor
+
+        def __repr__(self) -> str:
+            return f"Prompt of {len(self.tokens)} tokens"
+
+    class Prompted(nn.Conv2d):
+        def forward(self, x: Tensor, prompt: Prompt) -> Tensor:
+            return super().forward(x).mean((2, 3)) * prompt.tokens.sum()
+
+    inputs = tp.Arguments((torch.rand(1, 3, 8, 8), Prompt(torch.ones(2))))
+    assert tp.activations(Prompted(3, 4, 3), inputs, "")[""].shape == (1, 4)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_heatmaps_as_inputs(many: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    heatmaps = tp.compare(model, torch.rand(1, 3, 8, 8), methods=["gradcam"], layer="0")
+    with pytest.raises(tp.errors.InputError, match="give the inputs that they were made of"):
+        tp.explain(model, heatmaps if many else heatmaps["gradcam"], layer="0")

@@ -331,7 +331,17 @@ def test_layers_that_no_change_reaches_are_named() -> None:
     model = network()
     model.second.__class__ = Cached
     model(X)  # the user's own pass stores it; that of a pass of torchpeek is taken back
-    with pytest.warns(Notice, match="without reading their parameters 'second.weight'"):
+    with pytest.warns(Notice, match="without reading its parameters 'second.weight'"):
+        measured(model)
+
+    class Aliased(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.alias, self.bias)
+
+    model = network()
+    model.second.__class__ = Aliased
+    model.second.alias = model.second.weight.data  # a copy of the model has two tensors in place of one
+    with pytest.warns(Notice, match="without reading its parameters 'second.weight'"):
         measured(model)
     model = network()
     head = [model.head]

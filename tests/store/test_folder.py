@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,15 @@ def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.png").mkdir()
     with pytest.raises(FolderError, match=r"a\.png: cannot be written \(is a directory\)"):
         folder.write("a.png", b"data")
+
+
+def test_files_that_something_has_removed(tmp_path: Path) -> None:
+    folder = OutputFolder.prepared(tmp_path / "out")
+    folder.write("a/b.png", b"data")
+    folder.write("c.png", b"data")
+    folder.check_files()
+    folder.delete("c.png")  # by itself
+    folder.check_files()
+    shutil.rmtree(tmp_path / "out" / "a")
+    with pytest.raises(FolderError, match=r"of 1 files that were written, 1 are gone, such as 'a/b\.png'"):
+        folder.check_files()

@@ -24,11 +24,27 @@ class TestBoxes:
         }
 
     @pytest.mark.parametrize(
-        "box", [[1, 2, 3], [1, 2, "3", 4], [1, 2, True, 4], [3, 2, 3, 4], [1, 4, 3, 4], [1, 2, math.inf, 4], {}, 3]
+        "box",
+        [
+            [1, 2, 3],
+            [1, 2, "3", 4],
+            [1, 2, True, 4],
+            [3, 2, 3, 4],
+            [1, 4, 3, 4],
+            [1, 2, math.inf, 4],
+            [0, 0, 10**400, 5],
+            {},
+            3,
+        ],
     )
     def test_what_is_none(self, tmp_path: Path, box: Any) -> None:
         (tmp_path / "boxes.json").write_text(json.dumps({"a.png": [[1, 2, 3, 4], box]}))
         with pytest.raises(FormatError, match=r"the boxes of 'a.png' are .*; allowed: a list of \[left, top, right"):
+            read_boxes(tmp_path / "boxes.json")
+
+    def test_a_picture_that_is_there_twice(self, tmp_path: Path) -> None:
+        (tmp_path / "boxes.json").write_text('{"a.png": [[1, 2, 3, 4]], "b.png": [], "a.png": []}')
+        with pytest.raises(FormatError, match=r"'a.png' is there twice"):
             read_boxes(tmp_path / "boxes.json")
 
     def test_no_text(self, tmp_path: Path) -> None:

@@ -101,6 +101,13 @@ def _check_signals(session: Session, attempt: Attempt, expected: list[int], outc
 
 
 def _wait_until(condition: Callable[[], bool], seconds: float = 1.0) -> None:
+    """Wait for a condition, whatever arrives meanwhile; the last of what arrived is raised."""
     end = time.monotonic() + seconds
+    arrived: BaseException | None = None
     while not condition() and time.monotonic() < end:
-        time.sleep(1e-4)
+        try:
+            time.sleep(1e-4)
+        except BaseException as error:
+            arrived = error
+    if arrived is not None:
+        raise arrived

@@ -105,7 +105,7 @@ def _backward(networks: Networks) -> list[Tensor]:
 
 
 def _statistics_recorded(networks: Networks) -> None:
-    with tp.record(networks.clean, "features.*", keep=tp.keep.Running()), torch.no_grad():
+    with tp.record(networks.clean, "features.*", keep=tp.keep.Running()):
         networks.clean(networks.x)
 
 
@@ -169,7 +169,7 @@ def _saved(networks: Networks) -> Tensor:
 
 def _streamed(networks: Networks) -> list[Tensor]:
     stream = tp.TensorStream(_new_path())
-    with tp.record(networks.clean, "act", keep=tp.keep.Callback(stream)), torch.no_grad():
+    with tp.record(networks.clean, "act", keep=tp.keep.Callback(stream)):
         networks.clean(networks.x)
     return list(stream.read("act"))
 

@@ -254,7 +254,7 @@ class _NumberOrTensor:
         """The filling, also a NumPy array. Raises ValueError for what is none."""
         if isinstance(value, Tensor) or hasattr(value, "__array__"):
             return value
-        if isinstance(value, bool) or not math.isfinite(float(value)):
+        if isinstance(value, bool) or not -math.inf < float(value) < math.inf:
             raise ValueError
         return value
 

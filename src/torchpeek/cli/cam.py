@@ -64,6 +64,7 @@ def run(
                 cam_run.add(batch)
                 advance(len(batch))
         results = cam_run.finish()
+        folder.check_files()
     except BaseException:
         folder.abandon()
         raise

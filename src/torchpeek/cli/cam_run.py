@@ -89,10 +89,11 @@ class CamRun:
             self._skipped.check()
         return self._write_results(self.folder)
 
-    def save(self, folder: OutputFolder) -> None:
-        """Write report.html and results.json of the pictures so far, if there are any, to this folder."""
+    def save(self, folder: OutputFolder) -> bool:
+        """Write report.html and results.json of the pictures so far to this folder. False if there are none."""
         if not self.empty:
             self._write_results(folder)
+        return not self.empty
 
     def _write_results(self, folder: OutputFolder) -> dict[str, Any]:
         methods = {name: METHODS[name].summary for name in self.explainer.methods}

@@ -72,12 +72,13 @@ def run(
     with output_folder(output) as folder:
         stale = [] if folder is None else _earlier_files(folder)
 
-        def save(folder: OutputFolder) -> None:
+        def save(folder: OutputFolder) -> bool:
             if evaluation.results:
                 results = _results(evaluation, files)
                 # First without the summary, which takes time that an interrupted process may not have.
                 write_results(folder, "results.json", results)
                 _write(folder, evaluation, _add_summary(evaluation, results), results, stale)
+            return bool(evaluation.results)
 
         with saved_on_failure(folder, save):
             passes = passes_per_picture(metrics, len(explainer.methods), _score_count(target))

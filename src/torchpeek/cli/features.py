@@ -67,9 +67,10 @@ def run(
         write_results(folder, "features.json", results)
         write_page(folder, page.report(facts, skipped.why))
 
-    def save(folder: OutputFolder) -> None:
+    def save(folder: OutputFolder) -> bool:
         if rows:
             write(folder)
+        return bool(rows)
 
     with (
         output_folder(output) as folder,

@@ -21,6 +21,8 @@ def output_folder(options: OutputOptions) -> Iterator[OutputFolder | None]:
     folder = None if options.out is None else OutputFolder.prepared(options.out, overwrite=options.overwrite)
     try:
         yield folder
+        if folder is not None:
+            folder.check_files()
     except BaseException:
         if folder is not None:
             folder.abandon()
@@ -36,15 +38,15 @@ def saved_on_failure(folder: OutputFolder | None, save: Callable[[OutputFolder],
 
     Args:
         folder: The output folder; None to save nothing.
-        save: Called with the folder to write to. Its FolderError is a notice.
+        save: Called with the folder to write to. Returns what it has saved; False or None if there was nothing to save.
+            Its FolderError is a notice.
     """
     try:
         yield
     except BaseException as failure:
         if folder is not None:
             try:
-                save(folder.followed())
-                if isinstance(failure, FolderError):
+                if save(folder.followed()) and isinstance(failure, FolderError):
                     notify(f"what was done before is in {str(folder.place or folder.path)!r}")
             except FolderError as error:
                 notify(str(error))

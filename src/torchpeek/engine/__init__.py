@@ -23,6 +23,7 @@ from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import Arguments, ModelCall, as_model_call
 from torchpeek.engine.model_config import takes_a_list
 from torchpeek.engine.model_copy import NotIndependent, check_independent, copied_model
+from torchpeek.engine.numerics import all_finite
 from torchpeek.engine.preserve import check_initialised, preserved
 from torchpeek.engine.random_state import seeded_draws
 from torchpeek.engine.targets import Question, Target
@@ -51,6 +52,7 @@ __all__ = [
     "Suggestion",
     "Target",
     "Trace",
+    "all_finite",
     "as_model_call",
     "attempted",
     "bias_gradients",

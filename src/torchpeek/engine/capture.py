@@ -19,6 +19,7 @@ from torchpeek.engine.layout_inference.dry_run import known_evidence
 from torchpeek.engine.layout_inference.evidence import static_evidence
 from torchpeek.engine.layout_text import described
 from torchpeek.engine.model_call import ModelCall
+from torchpeek.engine.numerics import all_finite
 from torchpeek.errors import AmbiguousCall, InputError, NotFinite, NotFired, TorchpeekError
 from torchpeek.hooks import ForwardHook, SelectedLayer, call_name, containers, several_calls, why_not_fired
 from torchpeek.tensor_formats import why_without_values
@@ -158,7 +159,7 @@ class CaptureRecorder:
             copy = tensor.clone() if self._request.create_graph else tensor.detach().clone()
         # The copy is made now, because the next operation may write into the tensor.
         returned = layout.samples_first(copy)
-        if not torch.isfinite(returned.detach()).all():
+        if not all_finite(returned):
             raise NotFinite(f"layer {name!r} returned NaN or infinity{why_not_finite(self._call.picture, returned)}")
         handle, continued = start_graph(tensor, copy) if self._request.gradients else (None, tensor)
         self._captures[name] = Capture(name, returned, handle, layout)

@@ -13,6 +13,7 @@ from torchpeek.engine.first_layer import first_layer
 from torchpeek.engine.gradients import inference_mode_restored
 from torchpeek.engine.input_mismatch import mismatch, wrong_input
 from torchpeek.engine.model_call import ModelCall
+from torchpeek.engine.numerics import all_finite
 from torchpeek.engine.observed import Observer
 from torchpeek.engine.preserve import preserved, running_pass
 from torchpeek.errors import InputError, NotConnected, TorchpeekError
@@ -98,7 +99,7 @@ def _description(model: nn.Module, call: ModelCall) -> str:
 
 def why_not_finite(inputs: Tensor, values: Tensor) -> str:
     """The end of an error message for `values` with NaN or infinity: in which samples, and what to check."""
-    if inputs.is_floating_point() and not torch.isfinite(inputs).all():
+    if inputs.is_floating_point() and not all_finite(inputs):
         return "; the input has them already"
     samples = (~torch.isfinite(values)).flatten(1).any(1).nonzero().flatten().tolist()
     half = " Half precision overflows above 65504; try float32." if values.dtype == torch.float16 else ""

@@ -30,7 +30,7 @@ from torchpeek.engine.layout_inference.input_dependence import (
 )
 from torchpeek.engine.model_cache import ModelCache
 from torchpeek.engine.model_call import ModelCall
-from torchpeek.engine.numerics import close
+from torchpeek.engine.numerics import all_finite, close
 from torchpeek.engine.observed import layers_of_target
 from torchpeek.engine.preserve import exclusive, model_restored, preserved
 from torchpeek.engine.replay.prefix import PrefixRecording
@@ -174,7 +174,7 @@ def run_clean_pass(
             with torch.enable_grad():
                 again = one_pass(replace(request, prefix=False))
             forward_pass = replace(again, prefixes=forward_pass.prefixes)
-        if not torch.isfinite(forward_pass.scores).all():
+        if not all_finite(forward_pass.scores):
             why = why_not_finite(call.picture, forward_pass.scores)
             raise NotFinite(f"the model's scores have NaN or infinity{why}")
     return forward_pass
@@ -202,7 +202,7 @@ def run_training_pass(
     attention = shared("attention in steps", partial(sdpa_kernel, SDPBackend.MATH))
     with exclusive(model), attention:
         forward_pass = _one_pass(model, call, request, target, origin, autocast)
-        if not torch.isfinite(forward_pass.scores).all():
+        if not all_finite(forward_pass.scores):
             why = why_not_finite(call.picture, forward_pass.scores.detach())
             raise NotFinite(f"the model's scores have NaN or infinity{why}")
     return forward_pass

@@ -23,6 +23,7 @@ from torchpeek.engine.observed import ObservedLayers
 from torchpeek.errors import InputError, type_shown
 from torchpeek.hooks import containers
 from torchpeek.keywords import checked_class
+from torchpeek.system_errors import is_from_outside
 from torchpeek.tensor_formats import is_plain, shape_text, type_text, why_without_values
 
 PICTURE_CHANNELS = (1, 3, 4)
@@ -141,7 +142,13 @@ class ModelCall:
         def form(path: str, tensor: Tensor) -> tuple[object, ...]:
             return tuple(tensor.shape[1:] if path in self.sample_paths else tensor.shape), tensor.dtype
 
-        return *picture, repr(containers.mapped(self.arguments, form))
+        arguments = containers.mapped(self.arguments, form)
+        try:
+            return *picture, repr(arguments)
+        except Exception as error:  # of a user's own class, whose objects are shown in a way that needs their tensors
+            if is_from_outside(error):
+                raise
+            return *picture, object()  # no other call is known to have the same form
 
     @cached_property
     def digests(self) -> tuple[str, ...]:
@@ -203,8 +210,11 @@ class ModelCall:
     def copied(self) -> ModelCall:
         """The same call with detached copies of all tensors, so that nobody else can write into them."""
         with torch.inference_mode(False):  # tensors made in inference mode take no part in autograd
+            picture = self.picture.detach().clone()
+            if self.is_single_tensor and self.arguments[0][0] is self.picture:
+                return replace(self, picture=picture, arguments=((picture,), {}))
             copies = containers.mapped(self.arguments, lambda path, tensor: tensor.detach().clone())
-            return replace(self, picture=self.picture.detach().clone(), arguments=copies)
+            return replace(self, picture=picture, arguments=copies)
 
     def for_one_pass(self, picture: Tensor | None = None) -> ModelCall:
         """The call for a single pass, in which the model may write into its arguments: copies, but for `picture`."""

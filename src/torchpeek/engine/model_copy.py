@@ -19,7 +19,7 @@ from torchpeek.engine.numerics import close
 from torchpeek.engine.preserve import preserved
 from torchpeek.engine.saved_modules import SavedModules, all_modules
 from torchpeek.errors import InputError, listed_names, notify, type_shown
-from torchpeek.hooks import active_in_dispatch, attached, containers, takes_hooks
+from torchpeek.hooks import active_in_dispatch, containers
 from torchpeek.signal_gate import is_of_handler
 
 
@@ -43,7 +43,7 @@ def copied_model(model: nn.Module) -> nn.Module:
     try:
         with torch.inference_mode(False):
             copied = copy.deepcopy(model)
-    except (MemoryError, TimeoutError, torch.OutOfMemoryError):
+    except (MemoryError, RecursionError, TimeoutError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         if is_of_handler(error):
@@ -83,10 +83,8 @@ def check_independent(copied: nn.Module, forward_pass: ForwardPass) -> None:
     the copy does is not checked.
     """
     model = forward_pass.model
-    watched, called = _ModelUse(model, copied), set[nn.Module]()
-    leaves = [each for each in copied.modules() if takes_hooks(each) and not any(each.children())]
-    with attached(called=[(each, lambda module, *inputs: called.add(module)) for each in leaves]):
-        output = _output(copied, forward_pass, evaluating=True, watched=watched)
+    watched = _ModelUse(model, copied)
+    output = _output(copied, forward_pass, evaluating=True, watched=watched)
     if watched.originals:
         raise NotIndependent(_text(model, f"reads the model's own {listed_names(watched.originals)}"))
     if watched.written:
@@ -95,10 +93,10 @@ def check_independent(copied: nn.Module, forward_pass: ForwardPass) -> None:
         again = _output(copied, forward_pass, evaluating=False)
         if not _are_close(output, again):
             raise NotIndependent(_text(model, "depends on whether the model is in training mode"))
-    _notify_unchanged(copied, watched, called)
+    _notify_unchanged(copied, watched)
 
 
-def _notify_unchanged(copied: nn.Module, watched: _ModelUse, called: set[nn.Module]) -> None:
+def _notify_unchanged(copied: nn.Module, watched: _ModelUse) -> None:
     """Give a Notice of parameters whose change in the copy has no effect."""
     if watched.foreign:
         sizes = dict.fromkeys(str(tuple(each.shape)) for each in watched.foreign)
@@ -107,17 +105,11 @@ def _notify_unchanged(copied: nn.Module, watched: _ModelUse, called: set[nn.Modu
             "parameters(), such as those of a layer in a plain list; they stay as they are. Next: register the layer, "
             "for instance in an nn.ModuleList"
         )
-    unread = [
-        f"{name}.{own}" if name else own
-        for name, module in copied.named_modules()
-        if module in called
-        for own, parameter in module.named_parameters(recurse=False)
-        if not watched.has_read(parameter)
-    ]
+    unread = [name for name, parameter in copied.named_parameters() if not watched.has_read(parameter)]
     if unread:
         notify(
-            f"{type(copied).__name__} runs layers without reading their parameters {listed_names(unread)}, as where a "
-            "layer has stored a copy of its weight; a change of these parameters changes nothing"
+            f"{type(copied).__name__} runs without reading its parameters {listed_names(unread)}: it does not use them "
+            "for this input, or computes with a stored copy of them. A change of these parameters changes nothing"
         )
 
 

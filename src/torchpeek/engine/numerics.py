@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -11,6 +12,17 @@ from torch import Tensor
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Convert to float32; a float64 tensor stays as it is."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite. Waits for the device.
+
+    A sum is NaN or infinite if an element is, and takes one pass over the memory. That of large elements may overflow,
+    so where it is not finite, each element is looked at.
+    """
+    values = tensor.detach()
+    sum_is_finite = not values.is_complex() and math.isfinite(values.sum())
+    return sum_is_finite or bool(values.isfinite().all())
 
 
 # The allowed difference, relative to the largest value: the rounding that other batch sizes and memory formats cause.

@@ -77,6 +77,8 @@ def preserved(undo: Undo, model: nn.Module, *, evaluating: bool = True) -> None:
     _hold(undo, modules)
     undo.enter(eagerly(modules))
     saved = SavedModules(modules)
+    if evaluating and saved.hidden:
+        check_initialised(model, saved.hidden)
     random = SavedRandomState(saved.devices)
     undo.push(random.close)
     undo.push_local(random.restore)  # in a forked process, the state is that of the thread that forked
@@ -160,14 +162,15 @@ def check_initialised(model: nn.Module, modules: Sequence[nn.Module] | None = No
 
     Args:
         model: The model.
-        modules: All modules of it, if the caller has walked it already.
+        modules: Those that are looked at, such as the ones in a plain list of the model; None for all that it lists.
     """
     modules = all_modules(model) if modules is None else modules
     types: set[type] = {type(each) for module in modules for each in module._parameters.values()}
     types |= {type(each) for module in modules if module._buffers for each in module._buffers.values()}
     if types.isdisjoint(_LAZY) and not any(isinstance(module, LazyModuleMixin) for module in modules):
         return
-    lazy = [(name, module) for name, module in model.named_modules() if _is_lazy(module)]
+    names = {module: name for name, module in model.named_modules()}
+    lazy = [(names.get(module, ""), module) for module in modules if _is_lazy(module)]
     if not lazy:
         return
     shown = listed_names(name or type(module).__name__ for name, module in lazy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections import OrderedDict, UserDict, UserList, deque
+from collections import ChainMap, OrderedDict, UserDict, UserList, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -22,7 +22,7 @@ from torchpeek.tensor_formats import value_bytes
 # Their subclasses are saved, too. One that another is a subclass of comes after it.
 _CONTAINERS: tuple[type[Any], ...] = (OrderedDict, dict, list, set, deque, bytearray, array)
 _OF_NUMBERS = (bytearray, array)  # they refer to no objects
-_OF_PYTHON = frozenset({SimpleNamespace, UserDict, UserList})  # the objects of the standard library that are state
+_OF_PYTHON = frozenset({ChainMap, SimpleNamespace, UserDict, UserList})  # those of the standard library that are state
 _LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "torchpeek"}
 _MOST_MEMBERS = 10_000  # of all containers together: a replay buffer of millions would take seconds
 _MOST_BYTES = 2**24  # of a tensor or an array in a container or an object: it may be a whole data set
@@ -148,7 +148,8 @@ def _restore_generator(generator: torch.Generator, state: Tensor) -> None:
 
 
 def _restore_array(saved: Any, values: Any) -> None:
-    saved.flags.writeable = True  # as it was found
+    if not saved.flags.writeable:
+        saved.flags.writeable = True  # as it was found; for memory of torch, NumPy refuses this even where it is True
     if saved.size != values.size:
         saved.resize(values.shape, refcheck=False)
     elif saved.shape != values.shape:

@@ -45,6 +45,7 @@ class SavedModules:
     __slots__ = (
         "_addresses",
         "_attributes",
+        "_classes",
         "_hidden",
         "_hooks",
         "_members",
@@ -67,6 +68,7 @@ class SavedModules:
         self._scripts = list(map(_SavedScript, scripts))
         # Those in train mode. A frozen script has no mode.
         self._training = [module for module in modules if getattr(module, "training", False)]
+        self._classes = list(map(type, self._modules))
         every = [module.__dict__ for module in self._modules]
         self._attributes = [each.copy() for each in every]
         self._hooks = _SavedHooks(every)
@@ -155,6 +157,7 @@ class SavedModules:
             yield value.restore
         yield self._restore_modes
         yield from self._owned.steps()
+        yield self._restore_classes
         yield self._restore_members
         yield self._restore_attributes
         yield self._hooks.restore
@@ -171,6 +174,12 @@ class SavedModules:
         if [each.requires_grad for each in self._parameters] != self._requires_grad:
             for tensor, requires_grad in zip(self._parameters, self._requires_grad, strict=True):
                 tensor.requires_grad_(requires_grad)
+
+    def _restore_classes(self) -> None:
+        if list(map(type, self._modules)) != self._classes:
+            for module, cls in zip(self._modules, self._classes, strict=True):
+                if type(module) is not cls:
+                    module.__class__ = cls
 
     def _restore_attributes(self) -> None:
         if not self._has_same_attributes():

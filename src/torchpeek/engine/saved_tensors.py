@@ -16,15 +16,16 @@ from torchpeek.tensor_formats import is_plain
 class SavedTensor:
     """A tensor, its value, its place in memory, and its version."""
 
-    __slots__ = ("_alias", "_tensor", "_value", "_version")
+    __slots__ = ("_alias", "_requires_grad", "_tensor", "_value", "_version")
 
     def __init__(self, tensor: Tensor) -> None:
-        self._tensor, self._version = tensor, _version(tensor)
+        self._tensor, self._version, self._requires_grad = tensor, _version(tensor), tensor.requires_grad
         self._alias = tensor.detach()  # of the same memory, also where forward gives the tensor other memory
         self._value = self._alias.clone()
 
     def restore(self) -> None:
         _restore(self._tensor, self._alias, self._value, self._version)
+        _restore_requires_grad(self._tensor, self._requires_grad)
 
 
 def _restore(tensor: Tensor, alias: Tensor, value: Tensor, version: int) -> None:
@@ -36,6 +37,11 @@ def _restore(tensor: Tensor, alias: Tensor, value: Tensor, version: int) -> None
         restore_value(tensor, value)
     if _version(tensor) != version:
         _set_version(tensor, version)
+
+
+def _restore_requires_grad(tensor: Tensor, requires_grad: bool) -> None:
+    if tensor.requires_grad is not requires_grad and tensor.is_leaf:
+        tensor.requires_grad_(requires_grad)
 
 
 def _inference_mode_for(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -55,17 +61,21 @@ def _has_same_memory(tensor: Tensor, alias: Tensor) -> bool:
 class SavedSmallTensors:
     """Small tensors of one dtype on the CPU. Their values are in one tensor, and one comparison shows any change."""
 
-    __slots__ = ("_addresses", "_aliases", "_flat", "_shapes", "_tensors", "_versions")
+    __slots__ = ("_addresses", "_aliases", "_flat", "_requires_grad", "_shapes", "_tensors", "_versions")
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self._tensors = tensors
         self._shapes = [each.shape for each in tensors]
+        self._requires_grad = [each.requires_grad for each in tensors]
         self._versions = [each._version for each in tensors]
         self._aliases = [each.detach() for each in tensors]
         self._addresses = addresses(tensors)
         self._flat = _flattened(tensors)
 
     def restore(self) -> None:
+        if [each.requires_grad for each in self._tensors] != self._requires_grad:
+            for tensor, requires_grad in zip(self._tensors, self._requires_grad, strict=True):
+                _restore_requires_grad(tensor, requires_grad)
         if self._is_unchanged():
             return
         values = torch.split_with_sizes(self._flat, [shape.numel() for shape in self._shapes])
@@ -173,6 +183,9 @@ def restore_value(tensor: Tensor, value: Tensor) -> None:
         if tensor.dtype != value.dtype:
             tensor.data = value
             return
+        if tensor.layout == torch.sparse_coo:  # a copy into its `.data` would replace the elements of that alone
+            _restore_sparse(tensor, value)
+            return
         try:
             # Through .data, so that a graph of the user's that holds the buffer does not count this as a change.
             tensor.data.copy_(value)
@@ -181,6 +194,16 @@ def restore_value(tensor: Tensor, value: Tensor) -> None:
                 tensor.data = value
             else:
                 _write_overlapping(tensor.data, value)
+
+
+def _restore_sparse(tensor: Tensor, value: Tensor) -> None:
+    """Write a value into a sparse COO tensor, in its memory where it has as many elements as before."""
+    if tensor.shape != value.shape or tensor._nnz() != value._nnz():
+        tensor.data = value
+        return
+    tensor._indices().copy_(value._indices())
+    tensor._values().copy_(value._values())
+    tensor._coalesced_(value.is_coalesced())
 
 
 def _write_overlapping(tensor: Tensor, value: Tensor) -> None:

@@ -24,6 +24,7 @@ from torchpeek.engine import (
     ModelCall,
     Question,
     Trace,
+    all_finite,
     label_noun,
     output_part,
     score_kind,
@@ -297,7 +298,7 @@ def _heatmap(trace: Trace, method: CamMethod, own: Mapping[str, Any], options: H
         values = smoothed(trace, compute, smooth) if smooth else compute(trace)
         values = values.expand(*trace.scores.shape, *values.shape[2:]).contiguous()  # (N, K, *grid)
     provenance = _provenance(trace, method, arguments, smooth, fuse)
-    if not torch.isfinite(values).all():
+    if not all_finite(values):
         raise NotFinite(f"{method.name} at {provenance.layer!r} gave NaN or infinity, though the scores have none")
     if zeros := int((values.flatten(2) == 0).all(2).sum()):
         why = "the method finds no evidence for or against the target there"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torchpeek.engine import Arguments, ModelCall, Trace, as_model_call
 from torchpeek.errors import InputError, type_shown
+from torchpeek.heatmap import Heatmap
 from torchpeek.hooks import checked_model
 from torchpeek.models.loaded import LoadedModel
 from torchpeek.picture import Picture
@@ -29,6 +30,8 @@ def model_call_for(model: Model, inputs: object, *, any_tensor: bool = False) ->
     if isinstance(inputs, ModelCall):
         return inputs
     module, inputs = module_of(model), with_picture_read(model, inputs)
+    if any(isinstance(each, Heatmap) for each in (inputs.values() if isinstance(inputs, Mapping) else [inputs])):
+        raise InputError("inputs is a heatmap, or a dict of heatmaps; give the inputs that they were made of")
     if isinstance(inputs, Picture):
         first = next(module.parameters(), None)
         inputs = inputs.tensor if first is None else inputs.tensor.to(first.device)

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from os import PathLike
 from pathlib import Path
@@ -39,6 +39,7 @@ class OutputFolder:
     directory: Directory
     is_followed: bool = False  # whether files are also written after the folder was moved
     _written: list[str] | None = None  # the names of the files of a part
+    _names: dict[str, None] = field(default_factory=dict)  # of all files that were written, and not deleted
 
     @classmethod
     def prepared(
@@ -111,6 +112,7 @@ class OutputFolder:
                     self.directory.check()
                 with self.directory.parent_of(name) as parent:
                     write_whole(path, data, parent)
+                self._names[name] = None
                 if self._written is not None:
                     self._written.append(name)
         except OSError as error:
@@ -131,6 +133,15 @@ class OutputFolder:
                     self.delete(name)
             raise
 
+    def check_files(self) -> None:
+        """Raise FolderError if a file that was written is gone, as where somebody has removed a subfolder meanwhile."""
+        missing = [name for name in self._names if not os.path.lexists(self.path / name)]
+        if missing:
+            raise FolderError(
+                f"output folder {str(self.path)!r}: of {len(self._names)} files that were written, {len(missing)} are "
+                f"gone, such as {missing[0]!r}: something has removed them meanwhile. Next: run again"
+            )
+
     def followed(self) -> OutputFolder:
         """This folder for the last files of a command: they are also written if the folder was moved."""
         return replace(self, is_followed=True)
@@ -141,6 +152,7 @@ class OutputFolder:
 
     def delete(self, name: str) -> None:
         """Delete a file of this folder, if it exists and can be deleted. Of a link, the link is deleted."""
+        self._names.pop(name, None)
         with ignored():
             self.directory.delete(name)
 

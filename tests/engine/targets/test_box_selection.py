@@ -82,6 +82,11 @@ class TestBoxSelection:
         with pytest.raises(TargetError, match=message):
             target.bind(self.LISTING)
 
+    @pytest.mark.parametrize("options", [{"of": int}, {"of": [int]}, {"classes": int}, {"at": (0, 0, 10**400, 3)}])
+    def test_what_is_no_number(self, options: dict[str, Any]) -> None:
+        with pytest.raises(TargetError, match=r"^Box\("):
+            Box(**options)
+
     def test_a_picture_without_detections(self) -> None:
         empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "scores": torch.zeros(0)}
         message = "picture 1 has no detections, .* Give another, or lower the model's score threshold .*box_score_th"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
@@ -30,6 +29,8 @@ from torchpeek.engine.targets.question import python_values
 from torchpeek.errors import InputError, TargetError, shown
 from torchpeek.hooks import containers
 from torchpeek.keywords import checked_methods
+
+_MOST = 2.0**53  # a larger number is no place in a picture, or infinite
 
 
 @checked_methods
@@ -112,7 +113,7 @@ class Box:
             raise TargetError(f"Box(scores={shown(self.scores)}): allowed: 'softmax', 'sigmoid', or None")
         if self.format is not None and not _is_one_of(self.format, BoxFormat):
             raise TargetError(f"Box(format={shown(self.format)}): allowed: 'cxcywh', 'xyxy', 'xywh', or None")
-        index = hasattr(self.classes, "__index__") and not isinstance(self.classes, bool)
+        index = hasattr(self.classes, "__index__") and not isinstance(self.classes, (bool, type))
         if self.classes is not None and (not index or getattr(self.classes, "ndim", None)):  # an array has axes
             raise TargetError(f"Box(classes={shown(self.classes)}): give the number of classes; a class is label=")
         if self.classes is not None and self.classes < 1:
@@ -299,7 +300,7 @@ def _ranks(of: Any) -> int | tuple[int, ...]:
         raise TargetError(f"Box({shown(of)}): give a rank by score, or a list of ranks; a class is label={shown(of)}")
     of = python_values(of)
     values = list(of) if isinstance(of, Sequence) else [of]
-    if not values or not all(hasattr(rank, "__index__") and not isinstance(rank, bool) for rank in values):
+    if not values or not all(hasattr(rank, "__index__") and not isinstance(rank, (bool, type)) for rank in values):
         raise TargetError(
             f"Box({shown(of)}): give a rank by score, 0 the highest, or a list of ranks; coordinates are at=(left, "
             "top, right, bottom)"
@@ -317,7 +318,7 @@ def _corners(at: Any) -> tuple[float, ...]:
         isinstance(at, str)
         or not isinstance(at, Sequence)
         or len(at) != 4
-        or not all(isinstance(each, (int, float)) and math.isfinite(each) for each in at)
+        or not all(isinstance(each, (int, float)) and -_MOST < each < _MOST for each in at)
     ):
         raise TargetError(f"Box(at={shown(at)}): give four numbers, left, top, right, bottom")
     left, top, right, bottom = map(float, at)

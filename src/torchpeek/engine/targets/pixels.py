@@ -269,7 +269,7 @@ class Pixels:
     def _foreground_threshold(self, logits: Tensor) -> float:
         """The value above which a pixel is foreground. Raises TargetError for what may be probabilities."""
         if self.threshold is not None:
-            if not isinstance(self.threshold, (int, float)) or not math.isfinite(self.threshold):
+            if not isinstance(self.threshold, (int, float)) or not -math.inf < self.threshold < math.inf:
                 raise TargetError(f"Pixels(threshold={self.threshold!r}): give a number, 0 for logits")
             return float(self.threshold)
         if bool((logits >= 0).all() & (logits <= 1).all()):
