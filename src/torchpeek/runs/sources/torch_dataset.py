@@ -79,9 +79,9 @@ class DatasetSource:
         is_named = isinstance(numbered, (list, tuple)) and all(isinstance(each, str) for each in numbered)
         classes = Classes(self._class_names, known_synsets(self._class_names))
         self._labels = FoundLabels(classes, numbered if is_named else None)
-        targets = getattr(items, "targets", None)
+        targets: Any = getattr(items, "targets", None)
         count = len(items)
-        if not hasattr(targets, "__getitem__") or not hasattr(targets, "__len__") or len(targets) != count:
+        if targets is not None and not (is_dataset(targets) and len(targets) == count):
             targets = None
         is_pair = count > 0 and targets is None and _parts(self._item(0))[1] is not None
         for number in range(count):
