@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torchpeek.errors import InputError
@@ -16,6 +19,19 @@ from torchpeek.runs.sources.table import TableSource
 from torchpeek.runs.sources.table_rows import json_row
 
 _FILE = "listed.jsonl"
+
+
+class _HeldFolder:
+    """A new temporary folder, which the process that made it removes when nothing needs it any more."""
+
+    def __init__(self) -> None:
+        self.path = tempfile.mkdtemp(prefix="torchpeek-")
+        weakref.finalize(self, _remove, self.path, os.getpid())
+
+
+def _remove(folder: str, process: int) -> None:
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class ListSource:
@@ -33,7 +49,7 @@ class ListSource:
         base: FolderPlace,
         roots: Sequence[str],
         table: TableSource | None = None,
-        held: TemporaryDirectory[str] | None = None,
+        held: _HeldFolder | None = None,
     ) -> None:
         self.base, self.roots, self._table, self._held = base, list(roots), table, held
 
@@ -84,8 +100,8 @@ def list_source(lines: Iterable[bytes], class_names: Sequence[str] | None) -> Li
         FormatError: When a line cannot be read.
         InputError: When a line has no path.
     """
-    held = TemporaryDirectory(prefix="torchpeek-")
-    with (Path(held.name) / _FILE).open("wb") as file:
+    held = _HeldFolder()
+    with (Path(held.path) / _FILE).open("wb") as file:
         number = 0
         for line in lines:
             text = line.rstrip(b"\r\n")
@@ -100,5 +116,5 @@ def list_source(lines: Iterable[bytes], class_names: Sequence[str] | None) -> Li
     if not number:
         raise InputError("standard input has no paths; needed: the path of a picture in each line")
     base = FolderPlace(Path.cwd())
-    table = TableSource(FolderPlace(held.name), _FILE, class_names, base=base)
+    table = TableSource(FolderPlace(held.path), _FILE, class_names, base=base)
     return ListSource(base, table.description["roots"], table, held)

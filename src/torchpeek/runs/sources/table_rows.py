@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -188,12 +189,13 @@ class ParquetCells:
     """The values of one column of a parquet file, read row by row: quickly where the rows are asked for in sequence.
 
     Args:
-        file: The open file.
+        file: The open file, which is closed with this.
         column: The name of the column.
         where: What the file is called in errors.
     """
 
     def __init__(self, file: BinaryIO, column: str, where: str) -> None:
+        weakref.finalize(self, file.close)
         self._file, self._column, self._where = _parquet(file, where), column, where
         self._batches: Iterator[Any] = iter(())
         self._batch: Any = None

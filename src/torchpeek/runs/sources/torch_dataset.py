@@ -83,23 +83,25 @@ class DatasetSource:
         count = len(items)
         if targets is not None and not (is_dataset(targets) and len(targets) == count):
             targets = None
-        is_pair = count > 0 and targets is None and _parts(self._item(0))[1] is not None
+        are_pairs = targets is None
         for number in range(count):
             label = None
             if targets is not None:
                 label = targets[number]
-            elif is_pair:
-                label = self._label(number)
+            elif are_pairs:
+                label, was_read = self._label(number)
+                are_pairs = label is not None or not was_read
             index, name = self._labels.added(label, f"{self.words}, item {number}")
             yield Sample(str(number), "", index, name)
 
-    def _label(self, number: int) -> Any:
+    def _label(self, number: int) -> tuple[Any, bool]:
+        """The label of an item, and whether the item could be read."""
         try:
-            return _parts(self._item(number))[1]
+            return _parts(self._item(number))[1], True
         except PictureError as error:
             if is_from_outside(error):
                 raise
-            return None  # it fails again when it is read, and is a row of errors then
+            return None, False  # it fails again when it is read, and is a row of errors then
 
     def _item(self, number: int) -> Any:
         items = self._items
