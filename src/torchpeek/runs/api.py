@@ -242,7 +242,7 @@ def prepare(
 
 def _same_samples(given: Source, stored: Source, folder: RunFolder) -> Source:
     """The data in another place, such as another mount point; the digests of the samples say whether they differ."""
-    if type(given) is not type(stored):
+    if given.description.get("kind") != stored.description.get("kind"):
         raise RunError(
             f"{folder.storage.place}: its samples come from {stored.description}, and data is {given.description}. "
             "Next: another folder for another data set"

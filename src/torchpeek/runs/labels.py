@@ -140,7 +140,7 @@ def parsed_label(value: Any, where: str) -> int | str | None:
         value = float(text)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not float(value).is_integer():
         if hasattr(value, "__index__") and not isinstance(value, (bool, float)):  # a number of NumPy, or a tensor
             return parsed_label(value.__index__(), where)
         raise InputError(f"{where}: the label is {shown(value)}; allowed: a class index or a name")

@@ -90,7 +90,9 @@ def test_folders_links_and_devices_are_no_pictures(tmp_path: Path) -> None:
     assert [each.key for each in source_of(tmp_path / "x.tar", None).samples()] == ["a.png"]
 
 
-@pytest.mark.parametrize("data", ["folder", "v-*.tar", "v-{00..02}.tar", "v-{00,01,02}.tar", ["v-02.tar", "v-00.tar", "v-01.tar"]])
+@pytest.mark.parametrize(
+    "data", ["folder", "v-*.tar", "v-{00..02}.tar", "v-{00,01,02}.tar", ["v-02.tar", "v-00.tar", "v-01.tar"]]
+)
 def test_several_archives_are_named_in_the_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str | list[str]
 ) -> None:
@@ -196,7 +198,8 @@ def test_what_cannot_be_beside_a_picture(tmp_path: Path, name: str, data: bytes,
 
 
 @pytest.mark.parametrize(
-    "location", ["../x.tar:0+9", "/x.tar:0+9", "x.tar:0+99999999999", "x.tar:999999+9", "y.tar:0+9", "x.tar", "a.png:0+3"]
+    "location",
+    ["../x.tar:0+9", "/x.tar:0+9", "x.tar:0+99999999999", "x.tar:999999+9", "y.tar:0+9", "x.tar", "a.png:0+3"],
 )
 def test_a_location_outside_of_the_archives_is_refused(tmp_path: Path, location: str) -> None:
     packed(tmp_path / "in" / "x.tar", [("a.png", picture(8))])

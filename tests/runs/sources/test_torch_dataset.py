@@ -40,7 +40,9 @@ class Items(Dataset[Any]):
 def test_images_paths_bytes_and_pairs(tmp_path: Path) -> None:
     noise((9, 8)).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
-    items = Items([(tmp_path / "a.png", 0), (data, 1), (noise((8, 8)), "dog"), {"image": str(tmp_path / "a.png"), "label": 1}])
+    items = Items(
+        [(tmp_path / "a.png", 0), (data, 1), (noise((8, 8)), "dog"), {"image": str(tmp_path / "a.png"), "label": 1}]
+    )
     source = source_of(items, CLASSES)
     samples = list(source.samples())
     assert [(each.key, each.label, each.label_name) for each in samples] == [

@@ -68,13 +68,16 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, Any], str
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().mkdir("bucket")
-    return server, {}, "s3://bucket/v"
+    bucket = f"bucket-{port}"  # moto keeps buckets when its server stops
+    s3fs.S3FileSystem().mkdir(bucket)
+    return server, {}, f"s3://{bucket}/v"
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_folder_with_classes(put: Put) -> None:
-    root = put({"dog/1.png": picture(8), "cat/2.png": picture(9), "cat/notes.txt": b"", "cat/.x.png": b"", "z.png": b""})
+    root = put(
+        {"dog/1.png": picture(8), "cat/2.png": picture(9), "cat/notes.txt": b"", "cat/.x.png": b"", "z.png": b""}
+    )
     source = source_of(root, ["cat", "dog"])
     samples = list(source.samples())
     assert [(each.key, each.label) for each in samples] == [("cat/2.png", 0), ("dog/1.png", 1), ("z.png", None)]

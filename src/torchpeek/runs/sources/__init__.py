@@ -10,7 +10,7 @@ from typing import Any
 
 from torchpeek.errors import FormatError, InputError, shown, type_shown
 from torchpeek.runs.object_storage import is_url
-from torchpeek.runs.sources.annotated import annotated
+from torchpeek.runs.sources.annotated import AnnotatedSource, annotated
 from torchpeek.runs.sources.file_places import (
     FolderPlace,
     UrlPlace,
@@ -129,10 +129,10 @@ def stored_source(description: Mapping[str, Any]) -> Source:
     """
     try:
         source = _stored(description)
+        masks = None if description.get("masks") is None else place_of(_text(description["masks"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"the source of the run is {shown(dict(description))}, which is damaged") from error
-    masks = description.get("masks")
-    return source if masks is None else annotated(source, None, masks=_text(masks))
+    return source if masks is None else AnnotatedSource(source, masks=masks)
 
 
 def _stored(description: Mapping[str, Any]) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import posixpath
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from torchpeek.system_errors import ignored, is_from_outside, is_of_system
 
 MOST_BYTES = 1 << 30
 """Most bytes of a picture or a mask."""
+
+_PIECE = 1 << 16  # bytes of a file behind a URL that are asked for at once; fsspec fetches more
 
 IsWanted = Callable[[str], bool]
 
@@ -222,8 +225,37 @@ class UrlPlace:
     def open(self, name: str) -> BinaryIO:
         """Open a file, of which only the parts that are asked for are fetched."""
         with _named(f"{self.address}/{name}", FormatError):
-            file: BinaryIO = self._system.open(self._path(inside(name, self.address)), "rb")
-            return file
+            file = self._system.open(self._path(inside(name, self.address)), "rb")
+        return io.BufferedReader(_RemoteFile(file, f"{self.address}/{name}"), _PIECE)
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file of fsspec, whose errors name its URL."""
+
+    def __init__(self, file: Any, url: str) -> None:
+        self._file, self._url = file, url
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        with _named(self._url, FormatError):
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class _named:  # noqa: N801  # used as contextlib.suppress is
