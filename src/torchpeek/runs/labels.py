@@ -16,6 +16,8 @@ from torchpeek.system_errors import ignored
 _SYNSET = re.compile(r"n\d{8}")
 _INDEX = re.compile(r"-?\d{1,9}(\.0+)?")
 
+_MOST_KNOWN = 100_000  # labels that are not looked up again
+
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})
 """Names of folders that are parts of a data set, and not classes."""
 
@@ -158,6 +160,7 @@ class FoundLabels:
     def __init__(self, classes: Classes, numbered: Sequence[str] | None = None) -> None:
         self._classes = classes
         self._names: dict[str, int | None] = {}
+        self._known: dict[int | str, tuple[int | None, str | None]] = {}
         self._has_indices = False
         self._numbered = numbered
         matched = [] if numbered is None else [classes.of_name(name) for name in numbered]
@@ -178,6 +181,15 @@ class FoundLabels:
 
     def of(self, value: Any, where: str) -> tuple[int | None, str | None]:
         """Class index and name of a label, each None where it is not known."""
+        if type(value) not in (int, str):
+            return self._of(value, where)
+        if value not in self._known:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[value] = self._of(value, where)
+        return self._known[value]
+
+    def _of(self, value: Any, where: str) -> tuple[int | None, str | None]:
         label = parsed_label(value, where)
         if label is None:
             return None, None

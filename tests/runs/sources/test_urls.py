@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from images import noise
 from torchpeek.errors import FormatError, InputError, PictureError
 from torchpeek.runs.samples import Sample
-from torchpeek.runs.sources import source_of, stored_source
+from torchpeek.runs.sources import Source, source_of, stored_source
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -136,3 +137,24 @@ def test_what_is_not_there_is_named(put: Put, name: str) -> None:
     root = put({"a.png": b""})
     with pytest.raises((FormatError, InputError), match="none"):
         list(source_of(f"{root}/{name}", None).samples())
+
+
+class _Files(Dataset[bytes]):
+    def __init__(self, source: Source, samples: list[Sample]) -> None:
+        self.source, self.samples = source, samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.source.read(self.samples[index])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_workers_read_after_a_fork(put: Put) -> None:
+    root = put({f"{number}.png": picture(8 + number) for number in range(6)})
+    source = source_of(root, None)
+    samples = list(source.samples())
+    own = [source.read(each) for each in samples]  # the store is open in this process
+    loader = DataLoader(_Files(source, samples), batch_size=None, num_workers=2, timeout=30)
+    assert list(loader) == own == [picture(8 + number) for number in range(6)]

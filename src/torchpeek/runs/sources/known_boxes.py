@@ -20,6 +20,8 @@ def known_boxes(value: Any, key: str) -> tuple[Box, ...]:
     Raises:
         InputError: When it is something else.
     """
+    if value is None:
+        return ()
     error = InputError(f"the boxes of {shown(key)} are {shown(value)}; allowed: left, top, right, bottom in pixels")
     if isinstance(value, str):
         try:
@@ -29,7 +31,7 @@ def known_boxes(value: Any, key: str) -> tuple[Box, ...]:
                 raise
             raise error from reason
     try:
-        listed = [] if value is None else list(value)
+        listed = list(value)
         if listed and isinstance(listed[0], (int, float)):
             listed = [listed]
         boxes = [tuple(map(float, box)) for box in listed]

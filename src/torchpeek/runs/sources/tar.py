@@ -7,12 +7,20 @@ import itertools
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from torchpeek.errors import FormatError, InputError, PictureError, shown
 from torchpeek.runs.labels import Classes, FoundLabels, known_synsets
 from torchpeek.runs.samples import Sample
-from torchpeek.runs.sources.file_places import MOST_BYTES, FilePlace, FolderPlace, UrlPlace, picture_names, place_of
+from torchpeek.runs.sources.file_places import (
+    MOST_BYTES,
+    FilePlace,
+    FolderPlace,
+    IsWanted,
+    UrlPlace,
+    picture_names,
+    place_of,
+)
 from torchpeek.runs.sources.known_boxes import known_boxes
 from torchpeek.runs.sources.tar_members import TarMember, tar_members
 from torchpeek.store.json_values import parsed_json
@@ -79,12 +87,12 @@ class TarSource:
 
     def samples(self) -> Iterator[Sample]:
         """The samples, archive by archive, in the sequence of their members."""
-        archives = self.archives()
+        archives, is_picture = self.archives(), picture_names()
         for archive in archives:
             with self.place.open(archive) as file:
                 keys: dict[str, int] = {}
                 for members in _groups(tar_members(file, f"{self.place.address}/{archive}")):
-                    for sample in self._of_group(archive, members):
+                    for sample in self._of_group(file, archive, members, is_picture):
                         key = sample.key.encode(errors="backslashreplace").decode()
                         if len(archives) > 1:
                             key = f"{archive}/{key}"
@@ -101,9 +109,10 @@ class TarSource:
                             ),
                         )
 
-    def _of_group(self, archive: str, members: Mapping[str, TarMember]) -> Iterator[Sample]:
+    def _of_group(
+        self, file: BinaryIO, archive: str, members: Mapping[str, TarMember], is_picture: IsWanted
+    ) -> Iterator[Sample]:
         """The samples of members that share what comes before the first dot: a sample for each picture."""
-        is_picture = picture_names()
         for extension, member in members.items():
             stem = extension.rpartition(".")[0]
             is_hidden = posixpath.basename(member.name).startswith(".")  # macOS packs "._key.jpg" beside each file
@@ -122,13 +131,13 @@ class TarSource:
             boxes: Any = None
             split = None
             if "json" in beside:
-                value = self._json(archive, beside["json"])
+                value = self._json(file, archive, beside["json"])
                 label, boxes, split = value.get("label", value.get("cls")), value.get("boxes"), value.get("split")
             if "cls" in beside:
-                label = self._text(archive, beside["cls"]).strip()
+                label = self._text(file, archive, beside["cls"]).strip()
             elif label is None and "txt" in beside:
                 # A caption is no label: a text counts only where it is a class of the model.
-                text = self._text(archive, beside["txt"]).strip()
+                text = self._text(file, archive, beside["txt"]).strip()
                 label = text if self._labels.is_class(text) else None
             mask = beside.get("mask.png") or beside.get("seg.png")
             index, name = self._labels.added(label, where)
@@ -142,15 +151,16 @@ class TarSource:
                 None if split is None else str(split),
             )
 
-    def _text(self, archive: str, member: TarMember) -> str:
+    def _text(self, file: BinaryIO, archive: str, member: TarMember) -> str:
         where = f"{self.place.address}/{archive}: {member.name}"
         if member.size > _MOST_TEXT:
             raise FormatError(f"{where}: has {member.size:,} bytes; allowed: at most {_MOST_TEXT:,}")
-        return self.place.read_range(archive, member.start, member.size).decode(errors="replace")
+        file.seek(member.start)  # the archive is open: another request for each would take longer
+        return file.read(member.size).decode(errors="replace")
 
-    def _json(self, archive: str, member: TarMember) -> Mapping[str, Any]:
+    def _json(self, file: BinaryIO, archive: str, member: TarMember) -> Mapping[str, Any]:
         where = f"{self.place.address}/{archive}: {member.name}"
-        value = parsed_json(self._text(archive, member), where, allowed="an object with label and boxes")
+        value = parsed_json(self._text(file, archive, member), where, allowed="an object with label and boxes")
         if not isinstance(value, dict):
             raise FormatError(f"{where}: is {shown(value)}; allowed: an object with label and boxes")
         return value
