@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
@@ -95,7 +97,10 @@ def test_tables(put: Put) -> None:
     root = put({"a.png": picture(8), "b/c.png": picture(9)})
     rows = [{"path": "a.png", "label": 1}, {"path": f"{root}/b/c.png", "label": 0}, {"path": "../v/a.png", "label": 0}]
     put({"t.jsonl": "\n".join(map(json.dumps, rows)).encode(), "t.csv": b"path,label\na.png,1\n"})
-    for name in ("t.csv", "t.jsonl"):
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"image": [picture(8), picture(9)], "label": [1, 0]}), buffer)
+    put({"t.parquet": buffer.getvalue()})
+    for name in ("t.csv", "t.jsonl", "t.parquet"):
         source = source_of(f"{root}/{name}", ["cat", "dog"])
         samples = list(source.samples())
         stored = stored_source(source.description)

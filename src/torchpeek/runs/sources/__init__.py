@@ -33,6 +33,7 @@ from torchpeek.runs.sources.torch_dataset import (
     is_callable_spec,
     is_dataset,
 )
+from torchpeek.system_errors import is_from_outside
 
 __all__ = ["Source", "source_of", "stored_source"]
 
@@ -131,6 +132,8 @@ def stored_source(description: Mapping[str, Any]) -> Source:
         source = _stored(description)
         masks = None if description.get("masks") is None else place_of(_text(description["masks"]))
     except (KeyError, TypeError, AttributeError) as error:
+        if is_from_outside(error):
+            raise
         raise FormatError(f"the source of the run is {shown(dict(description))}, which is damaged") from error
     return source if masks is None else AnnotatedSource(source, masks=masks)
 

@@ -57,16 +57,15 @@ class HuggingFaceSource:
     def samples(self) -> Iterator[Sample]:
         """The samples, split by split and row by row."""
         classes = Classes(self._class_names, known_synsets(self._class_names))
-        splits = self._splits.get()
-        for split, rows in splits.items():
-            label_column = _label_column(rows.features)
-            numbered = None if label_column is None else getattr(rows.features[label_column], "names", None)
-            self._labels = FoundLabels(classes, numbered)
-            for start in range(0, len(rows), _ROWS):
-                stop = min(start + _ROWS, len(rows))
-                values: Sequence[Any] = [None] * (stop - start)
-                if label_column is not None:
-                    values = list(rows.select_columns(label_column)[start:stop][label_column])
+        splits, before = self._splits.get(), None
+        for split, (pictures, labels) in splits.items():
+            ((column, feature),) = ((None, None),) if labels is None else labels.features.items()
+            numbered = getattr(feature, "names", None)
+            if self._labels is None or numbered != before:
+                self._labels, before = FoundLabels(classes, numbered), numbered
+            for start in range(0, len(pictures), _ROWS):
+                stop = min(start + _ROWS, len(pictures))
+                values = [None] * (stop - start) if column is None else list(labels[start:stop][column])
                 for row, value in enumerate(values, start):
                     key = f"{split}/{row}" if len(splits) > 1 else str(row)
                     label, name = self._labels.added(value, f"{self.words}, row {row}")
@@ -76,12 +75,11 @@ class HuggingFaceSource:
         """The bytes of the picture in the row."""
         split, _, row = sample.location.rpartition("/")
         splits = self._splits.get()
-        rows = splits.get(split)
-        if rows is None or not row.isdecimal() or int(row) >= len(rows):
+        pictures = splits[split][0] if split in splits else ()
+        if not row.isdecimal() or int(row) >= len(pictures):
             raise PictureError(f"{sample.key}: {self.words} has no row {shown(sample.location)}; it was changed")
-        column = _image_column(rows.features, self.words)
         try:
-            value = rows.select_columns(column)[int(row)][column]
+            (value,) = pictures[int(row)].values()
         except Exception as error:  # of pyarrow, or of what fetches the data set
             if is_from_outside(error):
                 raise
@@ -131,8 +129,8 @@ def _type_name(feature: Any) -> str:
     return str(getattr(feature, "_type", type(feature).__name__))
 
 
-def _opened(name: str, split: str | None, on_disk: bool) -> dict[str, Any]:
-    """Name of a split -> its rows, whose pictures are not decoded. A single split without a name has the name ""."""
+def _opened(name: str, split: str | None, on_disk: bool) -> dict[str, tuple[Any, Any]]:
+    """Name of a split, or "" -> the column of its pictures, which are not decoded, and that of its labels or None."""
     try:
         import datasets
     except ImportError as error:
@@ -150,10 +148,15 @@ def _opened(name: str, split: str | None, on_disk: bool) -> dict[str, Any]:
             raise
         raise FormatError(f"{words}: cannot be opened ({' '.join(str(error).split())[:300]})") from error
     splits = dict(loaded.items()) if isinstance(loaded, dict) else {split or "": loaded}
-    return {
-        each: rows.with_format(None).cast_column(_image_column(rows.features, words), datasets.Image(decode=False))
-        for each, rows in splits.items()
-    }
+    return {each: _columns(rows.with_format(None), words) for each, rows in splits.items()}
+
+
+def _columns(rows: Any, words: str) -> tuple[Any, Any]:
+    import datasets
+
+    image, label = _image_column(rows.features, words), _label_column(rows.features)
+    pictures = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    return pictures, None if label is None else rows.select_columns([label])
 
 
 def is_saved_dataset(folder: Path) -> bool:

@@ -71,13 +71,12 @@ class TableSource:
         self._roots = None if roots is None else list(roots)
         self._scan: _Scanned | None = None
         self._cells = PerProcess(partial(_cells, place, name))
-        if roots is None:
-            self._columns = table_columns(place, name)
-            if not {"path", "image"} & set(self._columns):
-                raise InputError(
-                    f"{place.address}/{name}: has the columns {listed_names(self._columns) or 'of no row'}; needed: "
-                    "'path', or 'image' with the bytes of each picture. Next: rename the column"
-                )
+        self._found_columns: list[str] | None = None
+        if roots is None and not {"path", "image"} & set(self._columns):
+            raise InputError(
+                f"{place.address}/{name}: has the columns {listed_names(self._columns) or 'of no row'}; needed: "
+                "'path', or 'image' with the bytes of each picture. Next: rename the column"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """Workers read, and list nothing: they need neither class names nor labels."""
@@ -106,6 +105,12 @@ class TableSource:
     @property
     def _found_roots(self) -> Sequence[str]:
         return self._scanned.roots if self._roots is None else self._roots
+
+    @property
+    def _columns(self) -> Sequence[str]:
+        if self._found_columns is None:
+            self._found_columns = table_columns(self.place, self.name)
+        return self._found_columns
 
     @property
     def _scanned(self) -> _Scanned:

@@ -7,12 +7,14 @@ is cut short, or goes on after its end, is an error.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from torchpeek.errors import FormatError, shown
 
+_OCTAL = re.compile(rb"[0-7]+")
 _BLOCK = 512
 _MOST_HEADER = 1 << 20  # bytes of a long name, or of other extended headers
 _RECORD = 20 * _BLOCK  # archives are filled up with zeros to a multiple of it
@@ -104,11 +106,8 @@ def _check_end(file: BinaryIO, position: int, where: str, last: str) -> None:
 
 
 def _check_header(header: bytes, where: str, last: str) -> None:
-    try:
-        expected = int(header[148:156].strip(b" \0") or b"0", 8)
-    except ValueError:
-        expected = -1
-    if expected == sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
+    digits = header[148:156].strip(b" \0") or b"0"
+    if _OCTAL.fullmatch(digits) and int(digits, 8) == sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
         return
     for magic, name in _COMPRESSED.items():
         if not last and header.startswith(magic):
@@ -123,10 +122,10 @@ def _number(digits: bytes, where: str) -> int:
     """A number of a header: octal digits, or binary where the first bit is set."""
     if digits[0] == 0x80:
         return int.from_bytes(digits[1:], "big")
-    try:
-        return int(digits.strip(b" \0") or b"0", 8)
-    except ValueError as error:
-        raise FormatError(f"{where}: damaged: a member has the size {digits!r}") from error
+    octal = digits.strip(b" \0") or b"0"
+    if not _OCTAL.fullmatch(octal):
+        raise FormatError(f"{where}: damaged: a member has the size {digits!r}")
+    return int(octal, 8)
 
 
 def _decimal(digits: bytes, where: str) -> int:

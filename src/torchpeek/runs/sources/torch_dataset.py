@@ -114,10 +114,9 @@ class DatasetSource:
 
     def read(self, sample: Sample) -> bytes:
         """The bytes of the file; of a PIL image, its pixels as a PPM file, which are the same on every machine."""
-        try:
-            number = int(sample.key)
-        except ValueError as error:
-            raise PictureError(f"{sample.key}: is no number of an item of {self.words}") from error
+        if not sample.key.isdecimal():
+            raise PictureError(f"{sample.key}: is no number of an item of {self.words}")
+        number = int(sample.key)
         return _picture_bytes(_parts(self._item(number))[0], f"item {number} of {self.words}")
 
     def read_mask(self, sample: Sample) -> bytes | None:
@@ -175,7 +174,9 @@ def dataset_source(data: Any, class_names: Sequence[str] | None, spec: str | Non
     source = DatasetSource(data, spec, kind, class_names)
     try:
         count = operator.index(len(data))
-    except TypeError as error:
+    except (TypeError, NotImplementedError) as error:
+        if is_from_outside(error):
+            raise
         raise InputError(f"data is {type_shown(data)}, whose length is unknown; give a Dataset that has one") from error
     if count:
         try:
