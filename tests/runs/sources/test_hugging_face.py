@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from images import noise
-from torchpeek.errors import FormatError, InputError, PictureError
+from torchpeek.errors import FormatError, InputError, PictureError, TorchpeekError
 from torchpeek.runs.samples import Sample
 from torchpeek.runs.sources import source_of, stored_source
 
@@ -99,6 +99,14 @@ def test_other_classes_of_another_number_are_no_labels(tmp_path: Path) -> None:
     source = source_of(tmp_path / "saved", CLASSES)
     assert {each.label for each in source.samples()} == {None}
     assert source.labels_from == "the data set has the data set's 3 classes, of which none is a class of the model"
+
+
+def test_a_version_that_runs_code_of_data_sets_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, _ = made(tmp_path, CLASSES)
+    rows.save_to_disk(str(tmp_path / "saved"))
+    monkeypatch.setattr(datasets, "__version__", "3.6.0")
+    with pytest.raises(TorchpeekError, match="datasets>=4"):
+        list(source_of(tmp_path / "saved", CLASSES).samples())
 
 
 def test_no_column_of_pictures_is_said(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torchpeek.runs.sources.per_process import PerProcess
 from torchpeek.store.regular_files import read_regular
 from torchpeek.system_errors import is_from_outside
 
+_DATASETS = 4  # the first version that runs no code that comes with a data set
 _ROWS = 10_000  # whose labels are read at a time
 
 
@@ -136,6 +137,11 @@ def _opened(name: str, split: str | None, on_disk: bool) -> dict[str, tuple[Any,
     except ImportError as error:
         raise TorchpeekError("datasets is not installed; next: pip install datasets") from error
     words = f"the data set {name}"
+    if int(datasets.__version__.partition(".")[0]) < _DATASETS:
+        raise TorchpeekError(
+            f"datasets {datasets.__version__} is installed, which may run code of a data set; next: pip install "
+            f"'datasets>={_DATASETS}'"
+        )
     try:
         if on_disk:
             loaded = datasets.load_from_disk(name)
