@@ -209,7 +209,9 @@ def test_the_classes_that_hugging_face_writes_into_parquet(folder: Path) -> None
     [
         ("t.csv", "file,label\na.png,1\n", "'file', 'label'"),
         ("t.csv", "path,label\na.png\n", "Expected 2 columns"),
-        ("t.csv", "", "no CSV file"),
+        ("t.csv", "", "Empty CSV file"),
+        ("t.csv", b"path,lab\xffl\na.png,1\n", "codec can't decode"),
+        ("t.csv", b"path,label\n\xff.png,1\n", "UTF8"),
         ("t.jsonl", '{"path": "a.png"}\n{"path": \n', "row 1"),
         ("t.jsonl", '{"path": "a.png"}\n[1]\n', "row 1"),
         ("t.jsonl", '{"path": "a.png"}\n{"label": 1}\n', "row 1: has no path"),
@@ -217,11 +219,11 @@ def test_the_classes_that_hugging_face_writes_into_parquet(folder: Path) -> None
         ("t.jsonl", '{"path": "a.png", "boxes": "[[4, 2, 3"}\n', "row 0"),
         ("t.jsonl", '{"path": "a.png", "label": [1]}\n', r"row 0.*label"),
         ("t.jsonl", "[" * 100_000 + "\n", "row 0"),
-        ("t.parquet", "no parquet", "no parquet file"),
+        ("t.parquet", "no parquet", "not a parquet file"),
     ],
 )
-def test_a_damaged_table_is_named(folder: Path, name: str, text: str, words: str) -> None:
-    (folder / name).write_text(text)
+def test_a_damaged_table_is_named(folder: Path, name: str, text: str | bytes, words: str) -> None:
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises((FormatError, InputError), match=words) as raised:
         list(source_of(folder / name, CLASSES).samples())
     assert name in str(raised.value)

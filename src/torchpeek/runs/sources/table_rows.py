@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
-from torchpeek.errors import FormatError, shown
+from torchpeek.errors import FormatError, TorchpeekError, shown
 from torchpeek.runs.sources.file_places import FilePlace
 from torchpeek.store.json_values import parsed_json
 from torchpeek.system_errors import is_from_outside
@@ -28,45 +28,61 @@ def table_format(name: str) -> str | None:
     return SUFFIXES.get(os.path.splitext(name)[1].lower())
 
 
+class _named:  # noqa: N801  # used as contextlib.suppress is
+    """Raise a FormatError, which names the table, for whatever pyarrow raises."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, TorchpeekError) and not is_from_outside(error):
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise FormatError(f"{self._where}: damaged, or no such table ({reason})") from error
+
+
 def table_columns(place: FilePlace, name: str) -> list[str]:
     """The names of the columns. Of JSON lines those of the first line.
+
+    Args:
+        place: The folder of the table.
+        name: The name of its file.
 
     Raises:
         FormatError: When it cannot be read.
     """
     where = f"{place.address}/{name}"
-    match table_format(name):
-        case "parquet":
-            with place.open(name) as file:
-                return list(_parquet(file, where).schema_arrow.names)
-        case "json":
-            with place.open(name) as file:
+    with place.open(name) as file, _named(where):
+        match table_format(name):
+            case "parquet":
+                return list(_parquet(file).schema_arrow.names)
+            case "json":
                 return next((list(row) for _, _, row in _json_lines(file, where)), [])
-        case _:
-            with place.open(name) as file, _csv(file, name, where, None) as reader:
-                return list(reader.schema.names)
+            case _:
+                with _csv(file, name, None) as reader:
+                    return list(reader.schema.names)
 
 
 def is_text(place: FilePlace, name: str, column: str) -> bool:
     """Whether a column may have text: that of a parquet file is bytes, say."""
     if table_format(name) != "parquet":
         return True
-    with place.open(name) as file:
-        return str(_parquet(file, f"{place.address}/{name}").schema_arrow.field(column).type) in (
-            "string",
-            "large_string",
-        )
+    with place.open(name) as file, _named(f"{place.address}/{name}"):
+        return str(_parquet(file).schema_arrow.field(column).type) in ("string", "large_string")
 
 
 def class_names_of_table(place: FilePlace, name: str) -> list[str] | None:
     """The names of the classes that the column `label` numbers, where a parquet file of Hugging Face has them."""
     if table_format(name) != "parquet":
         return None
-    with place.open(name) as file:
-        metadata = _parquet(file, f"{place.address}/{name}").schema_arrow.metadata or {}
+    where = f"{place.address}/{name}"
+    with place.open(name) as file, _named(where):
+        metadata = _parquet(file).schema_arrow.metadata or {}
     if b"huggingface" not in metadata:
         return None
-    value = parsed_json(metadata[b"huggingface"], f"{place.address}/{name}", allowed="features of Hugging Face")
+    value = parsed_json(metadata[b"huggingface"], where, allowed="features of Hugging Face")
     for part in ("info", "features", "label", "names"):
         value = value.get(part) if isinstance(value, dict) else None
     return [str(each) for each in value] if isinstance(value, list) else None
@@ -87,77 +103,59 @@ def table_rows(place: FilePlace, name: str, columns: Sequence[str]) -> Iterator[
         FormatError: When it is damaged. The message names the file, and the line of JSON lines.
     """
     where = f"{place.address}/{name}"
-    kind = table_format(name)
     with place.open(name) as file:
-        if kind == "json":
+        if table_format(name) == "json":
             for number, offset, row in _json_lines(file, where):
                 yield number, offset, {column: row[column] for column in columns if column in row}
             return
         number = 0
-        for batch in _batches(file, name, where, columns):
-            for row in batch.to_pylist():
+        for rows in _batches(file, name, where, columns):
+            for row in rows:
                 yield number, 0, row
                 number += 1
 
 
-def _batches(file: BinaryIO, name: str, where: str, columns: Sequence[str]) -> Iterator[Any]:
-    """The record batches of pyarrow."""
-    import pyarrow as pa
-
-    if table_format(name) == "parquet":
-        parquet = _parquet(file, where)
-        has = [column for column in columns if column in parquet.schema_arrow.names]
-        batches = parquet.iter_batches(batch_size=_ROWS, columns=has, use_threads=False)
-    else:
-        batches = iter(_csv(file, name, where, columns))
+def _batches(file: BinaryIO, name: str, where: str, columns: Sequence[str]) -> Iterator[list[Row]]:
+    with _named(where):
+        if table_format(name) == "parquet":
+            parquet = _parquet(file)
+            has = [column for column in columns if column in parquet.schema_arrow.names]
+            batches = parquet.iter_batches(batch_size=_ROWS, columns=has, use_threads=False)
+        else:
+            batches = iter(_csv(file, name, columns))
     while True:
-        try:
+        with _named(where):
             batch = next(batches, None)
-        except (pa.ArrowException, OSError) as error:
-            if is_from_outside(error) or isinstance(error, FormatError):
-                raise
-            raise FormatError(f"{where}: damaged, or no such table ({error})") from error
-        if batch is None:
+            rows = None if batch is None else batch.to_pylist()
+        if rows is None:
             return
-        yield batch
+        yield rows
 
 
-def _parquet(file: BinaryIO, where: str) -> Any:
-    import pyarrow as pa
+def _parquet(file: BinaryIO) -> Any:
     from pyarrow import parquet
 
-    try:
-        return parquet.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        if is_from_outside(error) or isinstance(error, FormatError):
-            raise
-        raise FormatError(f"{where}: no parquet file, or damaged ({error})") from error
+    return parquet.ParquetFile(file)
 
 
-def _csv(file: BinaryIO, name: str, where: str, columns: Sequence[str] | None) -> Any:
+def _csv(file: BinaryIO, name: str, columns: Sequence[str] | None) -> Any:
     """A reader of a CSV file, with these columns as text: a label "007" would be a number otherwise."""
     import pyarrow as pa
     from pyarrow import csv
 
-    try:
-        return csv.open_csv(
-            file,
-            read_options=csv.ReadOptions(use_threads=False),
-            parse_options=csv.ParseOptions(
-                delimiter="\t" if table_format(name) == "tsv" else ",", newlines_in_values=True
-            ),
-            convert_options=csv.ConvertOptions(
-                include_columns=columns,
-                include_missing_columns=True,
-                column_types=dict.fromkeys(columns or (), pa.string()),
-                strings_can_be_null=True,
-                null_values=[""],
-            ),
-        )
-    except (pa.ArrowException, OSError) as error:
-        if is_from_outside(error) or isinstance(error, FormatError):
-            raise
-        raise FormatError(f"{where}: no CSV file with a line of column names ({error})") from error
+    delimiter = "\t" if table_format(name) == "tsv" else ","
+    return csv.open_csv(
+        file,
+        read_options=csv.ReadOptions(use_threads=False),
+        parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        convert_options=csv.ConvertOptions(
+            include_columns=columns,
+            include_missing_columns=True,
+            column_types=dict.fromkeys(columns or (), pa.string()),
+            strings_can_be_null=True,
+            null_values=[""],
+        ),
+    )
 
 
 def _json_lines(file: BinaryIO, where: str) -> Iterator[tuple[int, int, Row]]:
@@ -196,7 +194,8 @@ class ParquetCells:
 
     def __init__(self, file: BinaryIO, column: str, where: str) -> None:
         weakref.finalize(self, file.close)
-        self._file, self._column, self._where = _parquet(file, where), column, where
+        with _named(where):
+            self._file, self._column, self._where = _parquet(file), column, where
         self._batches: Iterator[Any] = iter(())
         self._batch: Any = None
         self._first = self._after = 0  # the rows that are in memory
@@ -204,8 +203,6 @@ class ParquetCells:
 
     def value(self, row: int) -> Any:
         """The value in a row. Raises FormatError where there is none."""
-        import pyarrow as pa
-
         try:
             if not self._first <= row < self._stop:
                 self._seek(row)
@@ -213,8 +210,8 @@ class ParquetCells:
                 self._batch = next(self._batches)
                 self._first, self._after = self._after, self._after + len(self._batch)
             return self._batch.column(0)[row - self._first].as_py()
-        except (pa.ArrowException, OSError, LookupError, StopIteration) as error:
-            if is_from_outside(error) or isinstance(error, FormatError):
+        except Exception as error:  # of pyarrow, for a damaged file
+            if is_from_outside(error):
                 raise
             self._stop = 0
             raise FormatError(
