@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -253,12 +254,17 @@ def known_synsets(class_names: Sequence[str] | None) -> list[str] | None:
         return None
     folder = Path(spec.origin).parent / "data" / "_info"
     with ignored():
-        lemmas = dict(_pairs(folder / "imagenet_synset_to_lemma.txt"))
-        for file in sorted(folder.glob("imagenet*_synsets.txt")):
-            synsets = file.read_text().split()
-            if len(synsets) == len(class_names) and _agree(class_names, [lemmas.get(each, "") for each in synsets]):
+        of_this_length = [each for each in _synset_lists(folder) if len(each) == len(class_names)]
+        lemmas = dict(_pairs(folder / "imagenet_synset_to_lemma.txt")) if of_this_length else {}
+        for synsets in of_this_length:
+            if _agree(class_names, [lemmas.get(each, "") for each in synsets]):
                 return synsets
     return None
+
+
+@cache
+def _synset_lists(folder: Path) -> list[list[str]]:
+    return [file.read_text().split() for file in sorted(folder.glob("imagenet*_synsets.txt"))]
 
 
 def _pairs(file: Path) -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import random
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -214,3 +215,24 @@ def test_no_archive_is_said(tmp_path: Path) -> None:
         list(source_of(str(tmp_path / "*.tar"), None).samples())
     with pytest.raises(FormatError, match=r"none\.tar"):
         list(source_of(str(tmp_path / "none.tar"), None).samples())
+
+
+def test_no_damage_raises_anything_but_an_error_that_names_the_archive(tmp_path: Path) -> None:
+    members = [("ä.png", picture(8)), ("ä.cls", b"1"), ("n" * 150 + ".png", picture(9)), ("b.json", b'{"label": 1}')]
+    whole = packed(tmp_path / "x.tar", members).read_bytes()
+    draw, errors = random.Random(0), list[str]()
+    for _ in range(400):
+        damaged = bytearray(whole)
+        start = draw.randrange(len(whole.rstrip(b"\0")) // 512) * 512
+        place = start + draw.choice([0, 100, 124, 128, 156, 257, 345, draw.randrange(512)])
+        damaged[place : place + 4] = draw.choice([b"7777", b"\x80\xff\xff\xff", b"L\0\0\0", b"x000", b"../a", bytes(4)])
+        header = damaged[start : start + 512]
+        if draw.random() < 0.7:  # the checksum is right
+            damaged[start + 148 : start + 156] = b"%06o\0 " % (sum(header[:148]) + 256 + sum(header[156:]))
+        (tmp_path / "x.tar").write_bytes(damaged)
+        try:
+            list(source_of(tmp_path / "x.tar", CLASSES).samples())
+        except (FormatError, InputError) as error:
+            errors.append(str(error))
+    assert 100 < len(errors) < 400
+    assert all("x.tar" in error for error in errors)
