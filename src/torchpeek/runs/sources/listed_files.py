@@ -46,6 +46,9 @@ class FoundRoots:
         """Take in what `resolved` gave."""
         if is_url(location):
             host = "/".join(location.split("/", 3)[:3])
+            if host == location:  # a file right below the root of a store without buckets
+                self._roots[host] = f"{location.partition('://')[0]}://"
+                return
         elif os.path.isabs(location):
             host = ""
         else:
@@ -58,7 +61,7 @@ class FoundRoots:
 
     def found(self) -> list[str]:
         """The folders and URLs, sorted."""
-        return sorted(self._roots.values())
+        return sorted(set(self._roots.values()))
 
 
 def _is_below(location: str, root: str) -> bool:
@@ -68,7 +71,7 @@ def _is_below(location: str, root: str) -> bool:
 def _common(location: str, root: str) -> str:
     while not _is_below(location, root):
         shorter = posixpath.dirname(root)
-        if shorter in (root, "") or shorter.endswith(":/"):
+        if shorter in (root, ""):
             return root
         root = shorter
     return root
