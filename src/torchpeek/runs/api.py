@@ -221,8 +221,9 @@ def prepare(
             )
         source = stored_source(folder.source)
         if data is not None and not (isinstance(data, (str, PathLike)) and str(data) == storage.place):
-            given = source_of(data, model.class_names, masks=masks)
-            source = source if given.description == source.description else _same_samples(given, source, folder)
+            given = source_of(data, model.class_names, masks=folder.source.get("masks") if masks is None else masks)
+            # What is given reads also where nothing is imported to open the run: a Dataset of the user.
+            source = given if given.description == source.description else _same_samples(given, source, folder)
     else:
         if data is None:
             raise RunError(f"{storage.place}: no run, and no data to make one of; give data")
@@ -241,7 +242,7 @@ def prepare(
 
 def _same_samples(given: Source, stored: Source, folder: RunFolder) -> Source:
     """The data in another place, such as another mount point; the digests of the samples say whether they differ."""
-    if type(given) is not type(stored):
+    if given.description.get("kind") != stored.description.get("kind"):
         raise RunError(
             f"{folder.storage.place}: its samples come from {stored.description}, and data is {given.description}. "
             "Next: another folder for another data set"

@@ -1,18 +1,14 @@
-"""A folder of pictures, whose sub-folders may be classes."""
+"""A folder of pictures, here or behind a URL, whose sub-folders may be classes, and parts such as train and val."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torchpeek.errors import InputError, PictureError
-from torchpeek.runs.labels import ClassFolders
+from torchpeek.runs.labels import ClassFolders, are_splits, class_folders, known_synsets
 from torchpeek.runs.samples import Sample
-from torchpeek.store.pictures import is_picture_name
-from torchpeek.store.regular_files import read_regular
-from torchpeek.system_errors import is_of_system
+from torchpeek.runs.sources.file_places import FolderPlace, UrlPlace, picture_names
 
 _RAW = "bytes:"  # before the hexadecimal digits of a path that is no UTF-8
 
@@ -21,24 +17,25 @@ class FolderSource:
     """The pictures of a folder and of its sub-folders, sorted by name within each folder.
 
     Args:
-        root: The folder.
+        place: The folder.
         classes: Which class the name of a sub-folder stands for; None where folders are no classes.
+        has_splits: Whether the folders right below are parts of the data set.
     """
 
-    def __init__(self, root: Path, classes: ClassFolders | None = None) -> None:
-        if not root.is_dir():
-            raise InputError(f"{root}: no such folder; give a folder of pictures")
-        self.root, self.classes = root, classes
+    def __init__(
+        self, place: FolderPlace | UrlPlace, classes: ClassFolders | None = None, has_splits: bool = False
+    ) -> None:
+        self.place, self.classes, self.has_splits = place, classes, has_splits
 
     @property
     def description(self) -> Mapping[str, Any]:
         """What run.json says of it."""
-        return {"kind": "folder", "path": str(self.root)}
+        return {"kind": "folder", "path": self.place.address}
 
     @property
     def words(self) -> str:
         """What it is, for a reader."""
-        return f"the folder {self.root}"
+        return f"the folder {self.place.address}"
 
     @property
     def labels_from(self) -> str:
@@ -47,54 +44,41 @@ class FolderSource:
 
     def samples(self) -> Iterator[Sample]:
         """The samples, folder by folder."""
-        for path in _walk(self.root, ()):
-            relative = path.relative_to(self.root).as_posix()
-            label, label_name = (None, None) if self.classes is None else self.classes.of(relative)
-            key = relative.encode(errors="backslashreplace").decode()
-            location = "" if key == relative else _RAW + os.fsencode(relative).hex()
-            yield Sample(key, location, label, label_name)
+        above, label, label_name, split = None, None, None, None
+        for name in self.place.names(picture_names()):
+            folder, _, _ = name.rpartition("/")
+            if folder != above:
+                above = folder
+                split = folder.partition("/")[0] if self.has_splits and folder else None
+                label, label_name = (None, None) if self.classes is None else self.classes.of(name)
+            key = name.encode(errors="backslashreplace").decode()
+            location = "" if key == name else _RAW + os.fsencode(name).hex()
+            yield Sample(key, location, label, label_name, split=split)
 
     def read(self, sample: Sample) -> bytes:
-        """The bytes of the file."""
-        return read_regular(self.path(sample), PictureError)
-
-    def read_mask(self, sample: Sample) -> bytes | None:
-        """The bytes of the mask's file."""
-        return None if sample.mask is None else read_regular(self.root / sample.mask, PictureError)
-
-    def path(self, sample: Sample) -> Path:
-        """The file of a sample. Raises PictureError where it would lie outside of the folder."""
+        """The bytes of the file. Raises PictureError where it would lie outside of the folder."""
         name = sample.location or sample.key
         if name.startswith(_RAW):
             name = os.fsdecode(bytes.fromhex(name.removeprefix(_RAW)))
-        path = Path(name)
-        if path.is_absolute() or ".." in path.parts:
-            raise PictureError(f"{sample.key}: is no path inside of the folder {self.root}")
-        return self.root / path
+        return self.place.read(name)
+
+    def read_mask(self, sample: Sample) -> bytes | None:
+        """The bytes of the mask's file."""
+        return None if sample.mask is None else self.place.read(sample.mask)
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    """The picture files below a folder. A link to a folder above it is not followed again."""
-    try:
-        status = os.stat(folder)
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        if not is_of_system(error):
-            raise
-        raise PictureError(f"{folder}: the folder cannot be read ({(error.strerror or str(error)).lower()})") from error
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _walk(Path(entry.path), (*above, identity))
-        elif is_picture_name(entry.name):
-            yield Path(entry.path)
+def folder_source(place: FolderPlace | UrlPlace, class_names: Sequence[str] | None) -> FolderSource:
+    """The source for a folder: its sub-folders, or those of its parts, are matched with the classes of the model.
 
+    Args:
+        place: The folder.
+        class_names: The names of the model's classes.
 
-def folders_of(root: Path) -> list[str]:
-    """The names of the folders right below this one that are not hidden."""
-    with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    Returns:
+        The source, whose `labels_from` says how they were matched.
+    """
+    folders = place.folders()
+    if has_splits := are_splits(folders):
+        below = [type(place)(f"{place.address}/{folder}") for folder in folders]
+        folders = sorted({name for each in below for name in each.folders()})
+    return FolderSource(place, class_folders(folders, class_names, known_synsets(class_names)), has_splits)
