@@ -23,7 +23,7 @@ import doctest
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -34,6 +34,7 @@ import torch
 from torch import nn
 
 import torchpeek as tp
+from images import noise
 from torchpeek.anatomy import GradientFlow, Kernels, LayerTable, Plan, Statistics, Table, TrainingFlow
 from torchpeek.anatomy.tensor_table import TensorTable
 from torchpeek.explanation.results import HeatmapList, HeatmapsByMethod
@@ -180,9 +181,25 @@ def test_the_sections_are_complete(name: str) -> None:
         assert "Example" in found
 
 
+@pytest.fixture(scope="module")
+def data_set_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the examples of data-set runs begin with: three pictures, a model, and a run."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("runs")
+    for n, name in enumerate(["cat/0", "cat/1", "dog/0"]):
+        (folder / "val" / name).parent.mkdir(parents=True, exist_ok=True)
+        noise((40 + n, 30)).save(folder / "val" / f"{name}.png")
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    loaded = tp.LoadedModel(network, tp.Preprocess(resize=16, crop=(16, 16)), ["cat", "dog"])
+    tp.run(loaded, folder / "val", folder / "epoch-12", methods=["gradcam"], keep=["0"], workers=0)
+    return {"folder": folder, "loaded": loaded, "replace": replace}
+
+
 @pytest.mark.parametrize("name", [name for name, value in DOCUMENTED.items() if examples(value)])
-def test_the_example_runs(name: str, tmp_path: Path) -> None:
+def test_the_example_runs(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     names = {"torch": torch, "nn": nn, "tp": tp, "np": np, "folder": tmp_path}
+    if str(getattr(function_of(DOCUMENTED[name]), "__module__", "")).startswith("torchpeek.runs."):
+        names |= request.getfixturevalue("data_set_run")
     test = doctest.DocTest(examples(DOCUMENTED[name]), names, name, None, None, None)
     output: list[str] = []
     doctest.DocTestRunner(optionflags=_FLAGS).run(test, out=output.append)
