@@ -37,6 +37,36 @@ EXPECTED = {
     "kernels": [*MODEL, *GRID, *OUTPUT, "--tensorboard", *CONSOLE],
     "features": [*PICTURES, "--layer", *TARGET, *FEATURE_MAPS, *OUTPUT, "--tensorboard", *CONSOLE],
     "gradients": [*PICTURES, "--train", "--layer", "--class", *OUTPUT, "--tensorboard", *CONSOLE],
+    "run": [
+        *[
+            "DATA",
+            *MODEL,
+            "--device",
+            *INPUT,
+            "--class",
+            "--method",
+            "--option",
+            "--layer",
+            "--fuse",
+            "--smooth",
+            "--keep",
+        ],
+        *["--dtype", "--metric", "--metric-option", "--data", "--labels", "--boxes", "--masks", "--limit", "--sample"],
+        *[
+            "--sample-seed",
+            "--retry-failed",
+            "--max-errors",
+            "--executor",
+            "--address",
+            "--workers",
+            "--batch",
+            "--shard",
+        ],
+        *["--estimate", "--out", "-o", "--prometheus", *CONSOLE],
+    ],
+    "query": ["PLACE", "SQL", "--csv", "--parquet", *CONSOLE],
+    "verify": ["PLACE", "--repair", *MODEL, "--device", *INPUT, "--workers", *CONSOLE],
+    "export": ["PLACE", "--to", "--out", "-o", "--limit", *CONSOLE],
     "methods": ["--markdown", *CONSOLE],
     "metrics": CONSOLE,
 }
@@ -49,6 +79,9 @@ DEFAULTS = {
     "--alpha": 0.6,
     "--colormap": "viridis",
     "--most": 64,
+    "--sample-seed": 0,
+    "--executor": "local",
+    "--dtype": "float16",
 }
 DIFFERENT = {  # by command
     "--scale": {"kernels": "shared", "features": "each"},
@@ -56,6 +89,8 @@ DIFFERENT = {  # by command
     "--colormap": {"features": None},
     "--sort": {"features": "index"},
     "--out": {"cam": Path("peek")},
+    "--method": {"run": None},
+    "--seed": {"run": None, "verify": None},
 }
 
 
@@ -74,7 +109,10 @@ class TestEveryCommand:
             expected = DIFFERENT.get(option.name, {}).get(command, DEFAULTS.get(option.name))
             if option.hint is bool:
                 assert option.field_info.default is False
-            elif option.name not in ("--model", "PICTURES"):
+            elif option.name not in ("--model", "PICTURES", "PLACE", "--to") and (command, option.name) != (
+                "export",
+                "--out",
+            ):
                 assert option.field_info.default == expected, option.name
 
     @pytest.mark.parametrize("columns", [80, 120])
