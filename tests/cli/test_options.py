@@ -145,7 +145,12 @@ def test_an_option_that_commands_share_is_declared_once() -> None:
     own_of_runs += ("--boxes", "--masks", "--limit", "--workers")  # a run that goes on has these already, or others
     assert several == {
         **dict.fromkeys(own_of_runs, 2),
-        "--class": 3, "--layer": 5, "--most": 2, "--scale": 2, "--colormap": 2, "--out": 4,
+        "--class": 3,
+        "--layer": 5,
+        "--most": 2,
+        "--scale": 2,
+        "--colormap": 2,
+        "--out": 4,
     }
 
 
