@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -283,9 +285,29 @@ def test_a_line_every_ten_seconds(
 ) -> None:
     monkeypatch.setattr("torchpeek.cli.run_progress._SECONDS", 0.0)
     assert run("run", "pictures", *MAKE, "--out", "v1", *HERE) == 0
-    lines = capsys.readouterr().err.splitlines()
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first == "a new run: the samples are listed, and a few batches are measured"
     assert lines[0].startswith("2 of 3 samples, ")
     assert lines[1].startswith("3 of 3 samples, ")
+
+
+def test_a_bar_on_a_terminal(place: Path) -> None:
+    words = ["run", "pictures", *MAKE, "--method", "scorecam", "--metric", "deletion", "--out", "v1", *HERE]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torchpeek", *words], cwd=place, env=environment(), stdout=subprocess.PIPE, stderr=theirs
+    )
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # the other end is closed
+        while part := os.read(ours, 65536):
+            shown += part
+    out, _ = process.communicate(timeout=60)
+    os.close(ours)
+    assert process.returncode == 0
+    assert out.decode().startswith("3 samples computed")
+    assert "of 3 samples" in shown.decode()
+    assert "changed inputs" not in shown.decode()  # a bar of the engine
 
 
 def test_ctrl_c_and_the_same_command_again(place: Path) -> None:
@@ -302,7 +324,9 @@ def test_ctrl_c_and_the_same_command_again(place: Path) -> None:
     os.killpg(started.pid, signal.SIGINT)  # as a terminal sends it: to the workers, too
     out, err = started.communicate(timeout=60)
     assert started.returncode == 130
-    assert (out, err) == ("", "error: interrupted; the same command goes on where it stopped\n")
+    assert out == ""
+    assert err.splitlines()[-1] == "error: interrupted; the same command goes on where it stopped"
+    assert "Traceback" not in err
     again = subprocess.run(words, capture_output=True, **options)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["samples"] == 15

@@ -74,6 +74,8 @@ def run(
     if own is not None and own.count > 1:
         print_progress(f"part {own.index} of {own.count}, as {own.said_by} says")
     set_consequence("the same command goes on where it stopped")
+    if stored is None:
+        print_progress("a new run: the samples are listed, and a few batches are measured")
     with RunProgressView(output.prometheus) as view:
         finished = compute(
             loaded,

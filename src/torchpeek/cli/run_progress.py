@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from torchpeek.cli.signals import raise_if_interrupted
 from torchpeek.cli.terminal import print_progress
-from torchpeek.progress import console
+from torchpeek.progress import console, reported_to
 from torchpeek.runs.progress import RunProgress
 from torchpeek.store import write_whole
 
@@ -33,6 +33,8 @@ class RunProgressView:
         self._task: TaskID | None = None
 
     def __enter__(self) -> RunProgressView:
+        self._silent = reported_to(lambda count: None)  # the engine's own bars, one for each batch, say nothing here
+        self._silent.__enter__()
         if sys.stderr.isatty():
             words = TextColumn("{task.fields[words]}", markup=False)
             self._bar = Progress(BarColumn(bar_width=20), words, console=console(), transient=True)
@@ -42,6 +44,7 @@ class RunProgressView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._silent.__exit__(None, None, None)
         if self._bar is not None:
             self._bar.stop()
         if self.progress is not None and self._prometheus is not None:
