@@ -23,7 +23,7 @@ import doctest
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import is_dataclass, replace
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -34,7 +34,7 @@ import torch
 from torch import nn
 
 import torchpeek as tp
-from images import noise
+from run_examples import names_for_runs
 from torchpeek.anatomy import GradientFlow, Kernels, LayerTable, Plan, Statistics, Table, TrainingFlow
 from torchpeek.anatomy.tensor_table import TensorTable
 from torchpeek.explanation.results import HeatmapList, HeatmapsByMethod
@@ -183,16 +183,7 @@ def test_the_sections_are_complete(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def data_set_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the examples of data-set runs begin with: three pictures, a model, and a run."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("runs")
-    for n, name in enumerate(["cat/0", "cat/1", "dog/0"]):
-        (folder / "val" / name).parent.mkdir(parents=True, exist_ok=True)
-        noise((40 + n, 30)).save(folder / "val" / f"{name}.png")
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    loaded = tp.LoadedModel(network, tp.Preprocess(resize=16, crop=(16, 16)), ["cat", "dog"])
-    tp.run(loaded, folder / "val", folder / "epoch-12", methods=["gradcam"], keep=["0"], workers=0)
-    return {"folder": folder, "loaded": loaded, "replace": replace}
+    return names_for_runs(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.mark.parametrize("name", [name for name, value in DOCUMENTED.items() if examples(value)])
