@@ -27,10 +27,13 @@
     ├── ModelError
     │   ├── ModelNotFound
     │   └── WeightsError
-    └── FileError
-        ├── PictureError      a picture that cannot be read
-        ├── FormatError       a file with other contents than expected
-        └── FolderError       an output folder that cannot be used
+    ├── FileError
+    │   ├── PictureError      a picture that cannot be read
+    │   ├── FormatError       a file with other contents than expected
+    │   └── FolderError       an output folder that cannot be used
+    └── RunError              a data-set run cannot go on, or does not have what was asked for
+        ├── RunMismatch       it was made with something else
+        └── SampleChanged     a picture has changed since the run has read it
 
     Notice (a UserWarning)    a decision that the caller should know of
 

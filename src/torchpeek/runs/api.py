@@ -114,6 +114,11 @@ def run(
         InputError: When the model has no preprocessing, or `data` cannot be read.
         RunMismatch: When `out` is a run of another model or preprocessing.
         RunError: When more than `max_errors` samples fail, or a batch does not fit into memory.
+
+    Example:
+        >>> run = tp.run(loaded, folder / "val", folder / "epoch-13", methods=["gradcam", "layercam"])
+        >>> run.sql("select count(*) from heatmaps").fetchall()
+        [(6,)]
     """
     if executor not in ("local", "ray"):
         raise OptionError(f"executor is {shown(executor)}; allowed: 'local', 'ray'")

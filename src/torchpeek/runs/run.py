@@ -62,6 +62,11 @@ class Run:
 
     Args:
         folder: Its folder.
+
+    Example:
+        >>> run = tp.open_run(folder / "epoch-12")
+        >>> run.samples.fetchall()[0][0]
+        'cat/0.png'
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -103,6 +108,11 @@ class Run:
 
         Raises:
             RunError: When the query cannot be run.
+
+        Example:
+            >>> run = tp.open_run(folder / "epoch-12")
+            >>> run.sql("select label_name, count(*) from samples group by 1 order by 1").fetchall()
+            [('cat', 2), ('dog', 1)]
         """
         try:
             return self._connection.sql(query)
@@ -125,6 +135,11 @@ class Run:
 
         Raises:
             RunError: When the run has no such map, or several.
+
+        Example:
+            >>> run = tp.open_run(folder / "epoch-12")
+            >>> run.heatmap("cat/0.png", "gradcam").values.shape
+            torch.Size([1, 1, 14, 14])
         """
         found = self._connection.execute(
             """
@@ -176,6 +191,11 @@ class Run:
 
         Raises:
             RunError: When nothing was kept of this layer, or the activations of the pictures differ in shape.
+
+        Example:
+            >>> keys, values = tp.open_run(folder / "epoch-12").activations("0")
+            >>> len(keys), values.shape
+            (3, torch.Size([3, 4]))
         """
         rows, values, shapes, layers = list[int](), list[torch.Tensor](), set[str](), set[str]()
         groups = self._folder.groups()
@@ -215,6 +235,11 @@ class Run:
         Raises:
             RunError: When the run has no such sample.
             SampleChanged: When its bytes are not those of the run.
+
+        Example:
+            >>> run = tp.open_run(folder / "epoch-12")
+            >>> run.picture("cat/0.png").image.size
+            (40, 30)
         """
         found = self._connection.execute(
             """
@@ -304,5 +329,10 @@ def open_run(path: str | PathLike[str]) -> Run:
 
     Raises:
         FormatError: When there is no run, it is damaged, or it is of another version.
+
+    Example:
+        >>> run = tp.open_run(folder / "epoch-12")
+        >>> run.errors.fetchall()
+        []
     """
     return Run(opened(storage_of(path)))

@@ -40,6 +40,11 @@ class RunSpec:
         max_size: The largest side of a picture before the preprocessing, in pixels; None for no limit.
         seed: The seed of methods that draw random numbers.
         numerical_version: `NUMERICAL_VERSION` of the torchpeek that made it.
+
+    Example:
+        >>> spec = tp.open_run(folder / "epoch-12").spec
+        >>> spec.precision, spec.seed
+        ('float32', 0)
     """
 
     model: str
@@ -58,7 +63,19 @@ class RunSpec:
         return content_digest(asdict(self))
 
     def differences(self, other: RunSpec) -> list[str]:
-        """What differs, in words."""
+        """What differs, in words.
+
+        Args:
+            other: The spec of another run.
+
+        Returns:
+            A text for each difference; empty where there is none.
+
+        Example:
+            >>> spec = tp.open_run(folder / "epoch-12").spec
+            >>> spec.differences(replace(spec, seed=1))
+            ['seed was 0 and is 1']
+        """
         found = [
             f"{each.name.replace('_', ' ')} was {getattr(self, each.name)} and is {getattr(other, each.name)}"
             for each in fields(self)
