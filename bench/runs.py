@@ -249,8 +249,8 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [
         "## A run over a data set",
         "",
-        f"gradcam over {results['pictures']:,} JPEGs of 500 x 375: one process computes in one thread, and one decodes. "
-        "Pictures a second, and the share of a bare loop, the median over interleaved rounds.",
+        f"gradcam over {results['pictures']:,} JPEGs of 500 x 375: one process computes in one thread. "
+        "Another one decodes. Pictures a second, and the share of a bare loop, the median over interleaved rounds.",
         "",
         "| | " + " | ".join(f"{name} | share" for name in results["speed"]) + " | goal |",
         "|---|" + "---:|---:|" * len(results["speed"]) + "---:|",

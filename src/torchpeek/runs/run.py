@@ -211,7 +211,7 @@ class Run:
                     values.append(kept)
                     shapes.add(sizes)
         if not values:
-            raise RunError(f"no activations of {shown(layer)} in this run; {closest(layer, sorted(layers))}")
+            raise RunError(f"no activations of {shown(layer)} in this run{closest(layer, sorted(layers))}")
         if len(shapes) > 1:
             raise RunError(f"the activations of {shown(layer)} have several shapes: {', '.join(sorted(shapes))}")
         numbers = dict(
@@ -270,7 +270,7 @@ class Run:
             stage, error, message = errors[0]
             return f": it failed at the stage {stage!r}: {error}: {message}"
         keys = [row[0] for row in self._connection.execute("select key from listed limit 10000").fetchall()]
-        return f"; {closest(key, keys)}"
+        return f"{closest(key, keys)}"
 
     @cached_property
     def _connection(self) -> duckdb.DuckDBPyConnection:
