@@ -25,6 +25,7 @@ from torchvision.models import resnet50
 import hooks
 import methods
 import metrics
+import runs
 import torchpeek as tp
 import watch
 from timing import interleaved, ratios
@@ -33,7 +34,7 @@ HERE = Path(__file__).parent
 FORWARD = "forward pass (inference mode)"
 ALL = "torchpeek compare, all of one forward and one backward pass"
 TARGETS = {"torchpeek gradcam": 1.10, ALL: 1.20}
-PARTS = ("heatmaps", "methods", "metrics", "recording", "watch")
+PARTS = ("heatmaps", "methods", "metrics", "recording", "watch", "runs")
 
 
 def main() -> None:
@@ -62,11 +63,14 @@ def main() -> None:
         results |= hooks.measure_all(arguments.rounds)
     if "watch" in arguments.only:
         results["watch"] = watch.measure_all(arguments.rounds)
+    if "runs" in arguments.only:
+        results["runs"] = runs.measure_all(arguments.rounds)
     file.write_text(json.dumps(results, indent=2) + "\n")
     pages = [markdown(results, results["resnet50"]), methods.markdown(results["methods"])]
     pages += [metrics.markdown(results["metrics"])] if "metrics" in results else []
     pages += [hooks.markdown(results)]
     pages += [watch.markdown(results["watch"])] if "watch" in results else []
+    pages += [runs.markdown(results["runs"])] if "runs" in results else []
     page = "\n".join(pages)
     (HERE / "results.md").write_text(page)
     print(page)

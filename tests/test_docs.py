@@ -16,7 +16,9 @@ from paths import ROOT
 from torchpeek.cli.methods import methods_markdown
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/methods.md", "docs/metrics.md", "docs/models.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/guide.md", "docs/methods.md", "docs/metrics.md", "docs/models.md", "docs/runs.md"]
+)
 def test_the_code_runs(page: str, mobilenet, in_folder: Path, photograph: Path) -> None:
     with Image.open(photograph) as image:
         image.convert("RGB").save(in_folder / "cat.jpg")

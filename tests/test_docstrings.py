@@ -34,6 +34,7 @@ import torch
 from torch import nn
 
 import torchpeek as tp
+from run_examples import names_for_runs
 from torchpeek.anatomy import GradientFlow, Kernels, LayerTable, Plan, Statistics, Table, TrainingFlow
 from torchpeek.anatomy.tensor_table import TensorTable
 from torchpeek.explanation.results import HeatmapList, HeatmapsByMethod
@@ -180,9 +181,16 @@ def test_the_sections_are_complete(name: str) -> None:
         assert "Example" in found
 
 
+@pytest.fixture(scope="module")
+def data_set_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return names_for_runs(tmp_path_factory.mktemp("runs"))
+
+
 @pytest.mark.parametrize("name", [name for name, value in DOCUMENTED.items() if examples(value)])
-def test_the_example_runs(name: str, tmp_path: Path) -> None:
+def test_the_example_runs(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     names = {"torch": torch, "nn": nn, "tp": tp, "np": np, "folder": tmp_path}
+    if str(getattr(function_of(DOCUMENTED[name]), "__module__", "")).startswith("torchpeek.runs."):
+        names |= request.getfixturevalue("data_set_run")
     test = doctest.DocTest(examples(DOCUMENTED[name]), names, name, None, None, None)
     output: list[str] = []
     doctest.DocTestRunner(optionflags=_FLAGS).run(test, out=output.append)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 import tomllib
@@ -45,6 +46,22 @@ def test_star_import() -> None:
     names = dict.fromkeys(tp.__all__, "")
     exec("from torchpeek import *", names)
     assert all(names[name] is getattr(tp, name) for name in tp.__all__)
+
+
+def test_without_the_extra_for_runs() -> None:
+    """`from torchpeek import *` works, and a call says what to install."""
+    code = """
+import sys
+sys.modules["duckdb"] = sys.modules["pyarrow"] = None
+from torchpeek import *
+try:
+    open_run("runs/first")
+except TorchpeekError as error:
+    print(error)
+"""
+    package = "pyarrow|duckdb"
+    said = in_new_process(code)
+    assert re.fullmatch(rf"open_run needs ({package}), which is not installed; next: .*'torchpeek\[data\]'", said), said
 
 
 def test_dir_is_the_public_names() -> None:

@@ -40,7 +40,13 @@ def words_of(line: str) -> list[str]:
 
 
 def test_there_are_examples() -> None:
-    assert {page for page, _ in LINES} >= {"README.md", "docs/guide.md", "docs/metrics.md", "docs/models.md"}
+    assert {page for page, _ in LINES} >= {
+        "README.md",
+        "docs/guide.md",
+        "docs/metrics.md",
+        "docs/models.md",
+        "docs/runs.md",
+    }
 
 
 @pytest.mark.parametrize(("page", "line"), LINES)
@@ -70,6 +76,16 @@ def test_smoke_it_runs(page: str, line: str, tmp_path: Path, monkeypatch: pytest
         del words[words.index("--out") : words.index("--out") + 2]
     if words[0] == "evaluate" and "--metric" not in words:
         words += ["--metric-option", "deletion.steps=1", "--metric-option", "insertion.steps=1"]
+    if words[1:] and words[1].startswith("runs/"):  # an earlier line of the page has made it
+        words[1] = str(tmp_path / "earlier")
+        model = ("--model", "torchvision:squeezenet1_1", "--weights", "random", "--input-size", "64")
+        assert run("run", "examples/images", *model, "--method", "gradcam", "--out", words[1], "--workers", "0") == 0
+        words += ["--input-size", "64"] if words[0] == "run" else []
+    elif words[0] == "run":
+        words += ["--input-size", "64", *([] if words[1] == "examples/images" else ["--weights", "random"])]
+        words += [] if "--out" in words or "--estimate" in words else ["--out", str(tmp_path / "out")]
+    if words[0] == "run":
+        words += ["--workers", "0"]
     if "--model" in words and "--weights" not in words:
         words += ["--weights", "random"]
     if source := re.search(r"< (\S+)", line):

@@ -24,6 +24,8 @@ __all__ = [
     "Picture",
     "Preprocess",
     "Provenance",
+    "Run",
+    "RunSpec",
     "Smoothing",
     "Target",
     "TensorStream",
@@ -46,10 +48,12 @@ __all__ = [
     "load",
     "load_model",
     "metrics",
+    "open_run",
     "plan",
     "record",
     "record_gradients",
     "render",
+    "run",
     "save",
     "statistics",
     "targets",
@@ -75,6 +79,9 @@ if TYPE_CHECKING:
     from torchpeek.models import LoadedModel, Preprocess, load_model
     from torchpeek.picture import Geometry, Picture
     from torchpeek.provenance import Provenance
+    from torchpeek.runs.api import run
+    from torchpeek.runs.run import Run, open_run
+    from torchpeek.runs.spec import RunSpec
     from torchpeek.store import TensorStream, load, save
 else:
     _MODULES = {
@@ -91,6 +98,9 @@ else:
         "torchpeek.models": ("LoadedModel", "Preprocess", "load_model"),
         "torchpeek.picture": ("Geometry", "Picture"),
         "torchpeek.provenance": ("Provenance",),
+        "torchpeek.runs.api": ("run",),
+        "torchpeek.runs.run": ("Run", "open_run"),
+        "torchpeek.runs.spec": ("RunSpec",),
         "torchpeek.store": ("TensorStream", "load", "save"),
     }
     _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -103,8 +113,24 @@ else:
         module = _MODULE_OF[name]
         if module == __name__:  # a submodule; importing it makes it an attribute
             return import_module(f"{module}.{name}")
-        value = globals()[name] = getattr(import_module(module), name)
+        try:
+            value = getattr(import_module(module), name)
+        except ModuleNotFoundError as error:
+            if error.name not in ("pyarrow", "duckdb"):
+                raise
+            return _needs_extra(name, error.name)
+        globals()[name] = value
         return value
+
+    def _needs_extra(name, package):
+        """What a name of an extra is without it: `from torchpeek import *` works, and a call says what to install."""
+
+        def needs_extra(*args, **keywords):
+            from torchpeek.errors import TorchpeekError
+
+            raise TorchpeekError(f"{name} needs {package}, which is not installed; next: pip install 'torchpeek[data]'")
+
+        return needs_extra
 
 
 def __dir__() -> list[str]:

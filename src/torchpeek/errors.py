@@ -27,10 +27,13 @@
     ├── ModelError
     │   ├── ModelNotFound
     │   └── WeightsError
-    └── FileError
-        ├── PictureError      a picture that cannot be read
-        ├── FormatError       a file with other contents than expected
-        └── FolderError       an output folder that cannot be used
+    ├── FileError
+    │   ├── PictureError      a picture that cannot be read
+    │   ├── FormatError       a file with other contents than expected
+    │   └── FolderError       an output folder that cannot be used
+    └── RunError              a data-set run cannot go on, or does not have what was asked for
+        ├── RunMismatch       it was made with something else
+        └── SampleChanged     a picture has changed since the run has read it
 
     Notice (a UserWarning)    a decision that the caller should know of
 
@@ -228,6 +231,18 @@ class FormatError(FileError):
 
 class FolderError(FileError):
     """An output folder that cannot be used."""
+
+
+class RunError(TorchpeekError):
+    """A data-set run cannot go on, or does not have what was asked for."""
+
+
+class RunMismatch(RunError):
+    """A run was continued with something else than it was made with."""
+
+
+class SampleChanged(RunError):
+    """A sample is not as it was when the run first read it."""
 
 
 class Notice(UserWarning):

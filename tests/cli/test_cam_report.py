@@ -61,7 +61,7 @@ def test_a_row_for_each_class_with_each_method(place, capsys) -> None:
 
 
 def test_a_class_that_is_not_among_the_best_has_a_bar_too(place, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("torchpeek.cli.predictions._MOST", 2)
+    monkeypatch.setattr("torchpeek.explanation.predictions._MOST", 2)
     least = min(range(5), key=lambda label: asked_probability(capsys, label))
     [section, *_] = sections_of(capsys, str(least))
     bars = re.findall(r'<li( class="explained")?>', section)

@@ -50,6 +50,10 @@ COMMAND_LINES = {
     "kernels": ["kernels", "--model", "long_names:make", "--out", "results of a long night"],
     "features": ["features", "{folder}", "--model", "long_names:make", "--out", "results of a long night"],
     "gradients": ["gradients", "{folder}", "--model", "long_names:make"],
+    "run": ["run", "{folder}", "--model", "long_names:make", "--out", "results of a long night", "--workers", "0"],
+    "query": ["query", "{run}", "select * from samples, errors"],
+    "verify": ["verify", "{run}"],
+    "export": ["export", "{run}", "--to", "parquet", "--out", "tables of a long night"],
     "methods": ["methods"],
     "metrics": ["metrics"],
 }
@@ -61,6 +65,10 @@ WHOLE = {
     "kernels": [LAYER, f"results of a long night/{LAYER[:50]}.png"],
     "features": [PICTURE, LAYER],
     "gradients": [LAYER],
+    "run": ["results of a long night"],
+    "query": [f"{NAME}.png", f"broken {NAME}.png"],
+    "verify": ["damaged: 0"],
+    "export": ["tables of a long night"],
     "methods": ["transformer-attribution", "doi:10.1109/IPTA50016.2020.9286629"],
     "metrics": ["relative-output-stability", "monotonicity-correlation"],
 }
@@ -78,7 +86,11 @@ def test_names_are_whole(command: str, columns: str, long_names: Path, capsys, m
         monkeypatch.setenv("COLUMNS", columns)
     else:
         monkeypatch.delenv("COLUMNS", raising=False)
-    words = [word.format(folder="pictures of the holiday") for word in COMMAND_LINES[command]]
+    words = [word.format(folder="pictures of the holiday", run="a run") for word in COMMAND_LINES[command]]
+    if "a run" in words:
+        assert (
+            run("run", "pictures of the holiday", "--model", "long_names:make", "--out", "a run", "--workers", "0") == 1
+        )
     assert run(*words) == (1 if "{folder}" in COMMAND_LINES[command] else 0)
     out = capsys.readouterr().out
     for name in WHOLE[command]:

@@ -37,6 +37,36 @@ EXPECTED = {
     "kernels": [*MODEL, *GRID, *OUTPUT, "--tensorboard", *CONSOLE],
     "features": [*PICTURES, "--layer", *TARGET, *FEATURE_MAPS, *OUTPUT, "--tensorboard", *CONSOLE],
     "gradients": [*PICTURES, "--train", "--layer", "--class", *OUTPUT, "--tensorboard", *CONSOLE],
+    "run": [
+        *[
+            "DATA",
+            *MODEL,
+            "--device",
+            *INPUT,
+            "--class",
+            "--method",
+            "--option",
+            "--layer",
+            "--fuse",
+            "--smooth",
+            "--keep",
+        ],
+        *["--dtype", "--metric", "--metric-option", "--data", "--labels", "--boxes", "--masks", "--limit", "--sample"],
+        *[
+            "--sample-seed",
+            "--retry-failed",
+            "--max-errors",
+            "--executor",
+            "--address",
+            "--workers",
+            "--batch",
+            "--shard",
+        ],
+        *["--estimate", "--out", "-o", "--prometheus", *CONSOLE],
+    ],
+    "query": ["PLACE", "SQL", "--csv", "--parquet", *CONSOLE],
+    "verify": ["PLACE", "--repair", *MODEL, "--device", *INPUT, "--workers", *CONSOLE],
+    "export": ["PLACE", "--to", "--out", "-o", "--limit", *CONSOLE],
     "methods": ["--markdown", *CONSOLE],
     "metrics": CONSOLE,
 }
@@ -49,6 +79,9 @@ DEFAULTS = {
     "--alpha": 0.6,
     "--colormap": "viridis",
     "--most": 64,
+    "--sample-seed": 0,
+    "--executor": "local",
+    "--dtype": "float16",
 }
 DIFFERENT = {  # by command
     "--scale": {"kernels": "shared", "features": "each"},
@@ -56,6 +89,8 @@ DIFFERENT = {  # by command
     "--colormap": {"features": None},
     "--sort": {"features": "index"},
     "--out": {"cam": Path("peek")},
+    "--method": {"run": None},
+    "--seed": {"run": None, "verify": None},
 }
 
 
@@ -74,7 +109,10 @@ class TestEveryCommand:
             expected = DIFFERENT.get(option.name, {}).get(command, DEFAULTS.get(option.name))
             if option.hint is bool:
                 assert option.field_info.default is False
-            elif option.name not in ("--model", "PICTURES"):
+            elif option.name not in ("--model", "PICTURES", "PLACE", "--to") and (command, option.name) != (
+                "export",
+                "--out",
+            ):
                 assert option.field_info.default == expected, option.name
 
     @pytest.mark.parametrize("columns", [80, 120])
@@ -103,7 +141,17 @@ def test_an_option_that_commands_share_is_declared_once() -> None:
         for option in options_of(command):
             texts[option.name].add(option.parameter.help)
     several = {name: len(each) for name, each in texts.items() if len(each) > 1}
-    assert several == {"--class": 2, "--layer": 4, "--most": 2, "--scale": 2, "--colormap": 2, "--out": 2}
+    own_of_runs = ("--model", "--weights", "--seed", "--method", "--option", "--fuse", "--metric", "--metric-option")
+    own_of_runs += ("--boxes", "--masks", "--limit", "--workers")  # a run that goes on has these already, or others
+    assert several == {
+        **dict.fromkeys(own_of_runs, 2),
+        "--class": 3,
+        "--layer": 5,
+        "--most": 2,
+        "--scale": 2,
+        "--colormap": 2,
+        "--out": 4,
+    }
 
 
 def test_groups_are_values() -> None:

@@ -9,7 +9,7 @@ import torch
 
 import torchpeek as tp
 from cli_runner import run, strict
-from torchpeek.cli.predictions import Labels, picture_predictions
+from torchpeek.explanation.predictions import Labels, picture_predictions
 
 MODEL = """
 import torch, torchpeek as tp

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import torchpeek as tp
+from run_examples import names_for_runs
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ def example_call(name: str, value: Any, folder: Path) -> PublicCall | None:
         module = getattr(module, part)
         owner = module if isinstance(module, type) else None
     names: dict[str, Any] = {"torch": torch, "nn": nn, "tp": tp, "np": np, "folder": folder}
+    if str(getattr(value, "__module__", "")).startswith("torchpeek.runs."):
+        names |= names_for_runs(folder)
     definition = None
     if owner is not None:
         definition = vars(owner)[path[-1]]

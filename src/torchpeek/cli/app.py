@@ -16,8 +16,9 @@ from torchpeek._version import __version__
 from torchpeek.cli.command_line import check_not_empty, parse_error, prepared_words
 from torchpeek.cli.commands import COMMANDS
 from torchpeek.cli.help_page import NARROW, StackedPanels
+from torchpeek.cli.job_file import with_job_file
 from torchpeek.cli.options import ConsoleOptions, choice, option
-from torchpeek.cli.signals import interrupted_status, interruption, write_interrupted
+from torchpeek.cli.signals import consequence, interrupted_status, interruption, write_interrupted
 from torchpeek.cli.streams import finish_streams, take_over_streams
 from torchpeek.cli.terminal import print_message, print_traceback
 from torchpeek.errors import Notice, TorchpeekError
@@ -114,6 +115,7 @@ def run(tokens: Sequence[str]) -> int:
     app.help_formatter = StackedPanels() if console.width < NARROW else "default"
     try:
         check_not_empty(words)
+        words = with_job_file(app, words)
         status = app(words, console=console, exit_on_error=False, print_error=False)
         sys.stdout.flush()
         return int(status or OK)
@@ -124,7 +126,7 @@ def run(tokens: Sequence[str]) -> int:
         if debug:
             raise
         if interruption() is None:  # not in a process of its own, which writes the line itself
-            _print_line("error", "interrupted; what was written so far is complete")
+            _print_line("error", f"interrupted; {consequence()}")
         return INTERRUPTED
     except (Exception, SystemExit) as error:  # code of the model may call sys.exit(), also with the status 0
         if debug:

@@ -16,9 +16,9 @@ from torchpeek.cli.explainer import Explainer, layer_description, report_facts
 from torchpeek.cli.options import OverlayOptions
 from torchpeek.cli.output import write_results
 from torchpeek.cli.page import PAGE, THUMBNAIL, PageItems, outlined, overlay_figure, prediction_bars, write_page
-from torchpeek.cli.predictions import PicturePredictions, Prediction, picture_predictions
 from torchpeek.cli.skipped import REQUEST, Skipped
 from torchpeek.errors import FolderError, InputError, notify
+from torchpeek.explanation.predictions import PicturePredictions, Prediction, picture_predictions
 from torchpeek.heatmap import Heatmap
 from torchpeek.html import fitted
 from torchpeek.interrupts import uninterrupted

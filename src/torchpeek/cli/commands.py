@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from torchpeek.cli.option_values import Fusion, Scale, not_empty, whole
 from torchpeek.cli.options import (
@@ -30,6 +30,15 @@ from torchpeek.cli.options import (
     TensorBoardFolder,
     choice,
     option,
+)
+from torchpeek.cli.run_options import (
+    ExecutionOptions,
+    RunMethodOptions,
+    RunMetricOptions,
+    RunModelOptions,
+    RunOutputOptions,
+    RunPlace,
+    SampleOptions,
 )
 
 
@@ -310,6 +319,123 @@ def gradients(
     )
 
 
+def run(
+    place: Annotated[
+        str | None,
+        option(
+            "A folder of pictures, whose sub-folders may be classes; a table (CSV, JSON lines, parquet); tar shards; a "
+            "data set of Hugging Face; package.module:callable for a torch Dataset; a URL of these; a run; "
+            "or a job file, which ends in .toml.",
+            name="DATA",
+            group=INPUT,
+        ),
+    ] = None,
+    /,
+    *,
+    model: RunModelOptions = RunModelOptions(),
+    device: Device = "cpu",
+    inputs: InputOptions = InputOptions(),
+    target: Annotated[
+        list[str] | None,
+        option(
+            'The class to explain, by name or index; "label" for the label of each picture. Repeat it for several '
+            "classes. By default, the predicted class.",
+            "--class",
+            group=TARGET,
+        ),
+    ] = None,
+    method: RunMethodOptions = RunMethodOptions(),
+    metric: RunMetricOptions = RunMetricOptions(),
+    samples: SampleOptions = SampleOptions(),
+    execution: ExecutionOptions = ExecutionOptions(),
+    output: RunOutputOptions = RunOutputOptions(),
+    console: ConsoleOptions = ConsoleOptions(),
+) -> int:
+    """Explain every picture of a data set, into a folder that goes on where it stopped.
+
+    The same command again computes what is missing. Another method, layer or metric is added to the samples of the run.
+    A picture that cannot be used is a row of the table errors, and stops nothing. docs/runs.md describes the files, and
+    "torchpeek query" reads them.
+
+    A job file is TOML. Its keys are the options without their dashes, and "data". Options win over the file.
+
+    Exit status: 0 done; 1 some samples have failed; 2 the request is wrong, or the run was made with something else;
+    130 interrupted by Ctrl-C: the same command goes on.
+
+    Example: torchpeek run val/ --model torchvision:mobilenet_v2 --method gradcam --method layercam --out runs/v2
+
+    Example: torchpeek run runs/v2 --method scorecam
+    """
+    from torchpeek.cli.run import run
+
+    return run(place, model, device, inputs, target, method, metric, samples, execution, output, json=console.json)
+
+
+def query(
+    place: RunPlace,
+    sql: Annotated[str | None, option("A query in DuckDB's SQL. By default, the columns of the tables.")] = None,
+    /,
+    *,
+    csv: Annotated[bool, option("Print CSV.", group=OUTPUT)] = False,
+    parquet: Annotated[Path | None, option("Write the result to this parquet file.", group=OUTPUT)] = None,
+    console: ConsoleOptions = ConsoleOptions(),
+) -> int:
+    """Query the tables of a run: samples, heatmaps and errors, which share the column key.
+
+    Example: torchpeek query runs/v2 "select class, avg(inside_mask) from heatmaps group by class order by 2 limit 10"
+    """
+    from torchpeek.cli.query import run
+
+    return run(place, sql, csv=csv, parquet=parquet, json=console.json)
+
+
+def verify(
+    place: RunPlace,
+    /,
+    *,
+    repair: Annotated[bool, option("Compute damaged parts again.", group=OUTPUT)] = False,
+    model: RunModelOptions = RunModelOptions(),
+    device: Device = "cpu",
+    inputs: InputOptions = InputOptions(),
+    workers: Annotated[
+        int | None, option("The number of processes that read and decode pictures.", group=MODEL, **whole(0))
+    ] = None,
+    console: ConsoleOptions = ConsoleOptions(),
+) -> int:
+    """Compare every file of a run with the SHA-256 that it was written with.
+
+    Exit status: 0 nothing is damaged, or all of it was repaired; 1 something is damaged, and is named.
+
+    Example: torchpeek verify runs/v2
+    """
+    from torchpeek.cli.verify import run
+
+    return run(place, model, device, inputs, repair=repair, workers=workers, json=console.json)
+
+
+def export(
+    place: RunPlace,
+    /,
+    *,
+    to: Annotated[
+        Literal["png", "zarr", "fiftyone", "parquet"],
+        option(
+            "png: overlays; zarr: the heatmaps; fiftyone: a data set for FiftyOne; parquet: the tables.", group=OUTPUT
+        ),
+    ],
+    out: Annotated[Path, option("The folder to write to. It must not have files.", "--out", "-o", group=OUTPUT)],
+    limit: Annotated[int | None, option("Export only the first samples.", group=OUTPUT, **whole(1))] = None,
+    console: ConsoleOptions = ConsoleOptions(),
+) -> int:
+    """Write a run in the format of another program.
+
+    Example: torchpeek export runs/v2 --to png --out overlays/ --limit 100
+    """
+    from torchpeek.cli.export import run
+
+    return run(place, to, out, limit=limit, json=console.json)
+
+
 def methods(
     *,
     markdown: Annotated[bool, option("Print a Markdown table, as in the README.", group=OUTPUT)] = False,
@@ -332,5 +458,5 @@ def metrics(*, console: ConsoleOptions = ConsoleOptions()) -> int:
     return run(json=console.json)
 
 
-COMMANDS = (cam, evaluate, layers, kernels, features, gradients, methods, metrics)
+COMMANDS = (cam, evaluate, layers, kernels, features, gradients, run, query, verify, export, methods, metrics)
 """In the order of the help page."""

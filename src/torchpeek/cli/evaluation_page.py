@@ -12,8 +12,8 @@ from torch import Tensor
 
 from torchpeek.cam import METHODS
 from torchpeek.cli.page import THUMBNAIL, PageItems, outlined, overlay_figure, prediction_bars
-from torchpeek.cli.predictions import PicturePredictions
 from torchpeek.errors import Notice
+from torchpeek.explanation.predictions import PicturePredictions
 from torchpeek.heatmap import Heatmap
 from torchpeek.html import fitted
 from torchpeek.metrics import FEWEST, HEADER, METRICS, Measurement, Measurements

@@ -14,13 +14,13 @@ from torch import Tensor
 from torchpeek.cli.evaluation_page import EvaluationPage
 from torchpeek.cli.explainer import Explainer, layer_description, report_facts
 from torchpeek.cli.loading import about
-from torchpeek.cli.predictions import Prediction, picture_predictions
 from torchpeek.cli.regions import Regions
 from torchpeek.cli.skipped import REQUEST, Skipped
 from torchpeek.engine import Trace
 from torchpeek.engine.targets import ClassScores
 from torchpeek.errors import InputError, MetricNotApplicable, notify
 from torchpeek.evaluation import evaluate
+from torchpeek.explanation.predictions import Prediction, picture_predictions
 from torchpeek.metrics import METRICS, Measurement, Measurements, check_applies, joined
 from torchpeek.models.loaded import TAKEN_AS_WHOLE
 

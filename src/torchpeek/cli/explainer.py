@@ -16,11 +16,11 @@ from torchpeek.cli.method_selection import method_names, method_options
 from torchpeek.cli.option_values import layer_names
 from torchpeek.cli.options import MethodOptions, TargetOptions
 from torchpeek.cli.pictures import PictureFiles
-from torchpeek.cli.predictions import Labels, renamed
 from torchpeek.cli.targets import box_ranks, distinct_texts, make_target
 from torchpeek.engine import Target, Trace
 from torchpeek.errors import LayerNotFound, TargetError
 from torchpeek.explanation import HeatmapOptions, LayerChoice, explain_methods, trace
+from torchpeek.explanation.predictions import Labels, renamed
 from torchpeek.heatmap import Heatmap
 from torchpeek.models import LoadedModel
 from torchpeek.picture import Picture

@@ -13,7 +13,7 @@ from torchpeek._version import __version__
 from torchpeek.cli.explainer import reduction_words
 from torchpeek.cli.loading import about
 from torchpeek.cli.pictures import PictureFiles
-from torchpeek.cli.predictions import Corners, Prediction
+from torchpeek.explanation.predictions import Corners, Prediction
 from torchpeek.explanation.request import preprocessing_words
 from torchpeek.heatmap import Heatmap
 from torchpeek.models import LoadedModel

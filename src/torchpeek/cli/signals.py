@@ -51,6 +51,7 @@ class _Process:
         self.signal: int | None = None  # the first that arrived while the command ran
         self.arrived = 0.0
         self.raised = False
+        self.consequence = "what was written so far is complete"  # of an interruption
 
 
 _process = _Process()
@@ -89,6 +90,16 @@ def start_running() -> None:
         _process.phase = _RUNNING
 
 
+def set_consequence(words: str) -> None:
+    """Say what an interruption leaves behind, for the line that an interrupted command ends with."""
+    _process.consequence = words
+
+
+def consequence() -> str:
+    """What an interruption leaves behind."""
+    return _process.consequence
+
+
 def end_with(status: int) -> None:
     """From now on a signal ends the process at once with this status. Everything must be printed."""
     if _process.id is None:
@@ -112,10 +123,10 @@ def interrupted_status() -> int:
     return 128 + (_process.signal or signal.SIGINT)
 
 
-def write_interrupted(consequence: str = "what was written so far is complete") -> None:
+def write_interrupted(words: str | None = None) -> None:
     """Write the line of an interrupted command, past all buffers and also where nobody reads it."""
     with ignored():  # after SIGHUP there is no terminal
-        os.write(2, f"error: interrupted; {consequence}\n".encode())
+        os.write(2, f"error: interrupted; {words or _process.consequence}\n".encode())
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

@@ -43,7 +43,7 @@ def read_image(path: str | PathLike[str] | BinaryIO, max_size: int | None = None
     return _read(path, convert)
 
 
-def read_mask(path: str | PathLike[str]) -> Numbers:
+def read_mask(path: str | PathLike[str] | BinaryIO) -> Numbers:
     """Read a file as a mask (H, W), bool, upright: where the picture is not black. The PictureError names the file.
 
     With a palette its colours count; with numbers of any depth, whether they are zero.
@@ -149,9 +149,18 @@ def _members(folder: Path) -> tuple[list[Path], list[Path]]:
         if not is_of_system(error):
             raise
         raise PictureError(f"{folder}: the folder cannot be read ({(error.strerror or str(error)).lower()})") from error
-    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | _OTHER_SUFFIXES
+    known = _picture_suffixes()
     files = [child for child in children if not _is_folder(child)]
     return [file for file in files if file.suffix.lower() in known or (not file.suffix and file.is_symlink())], files
+
+
+def _picture_suffixes() -> set[str]:
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | _OTHER_SUFFIXES
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether a file of this name is taken for a picture: it has the suffix of one."""
+    return os.path.splitext(name)[1].lower() in _picture_suffixes()
 
 
 def _is_folder(path: Path) -> bool:

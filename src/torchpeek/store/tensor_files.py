@@ -52,10 +52,20 @@ def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
         metadata: Texts for the header.
 
     Returns:
-        The bytes.
+        The bytes, always the same for the same tensors and texts.
     """
     texts = {name: encodable(text) for name, text in metadata.items()}
-    return to_bytes(dict(tensors), {**texts, CHECKSUM: _checksum(texts, tensors)})
+    return _with_sorted_texts(to_bytes(dict(tensors), {**texts, CHECKSUM: _checksum(texts, tensors)}))
+
+
+def _with_sorted_texts(data: bytes) -> bytes:
+    """The same file with the texts of its header sorted: safetensors writes them in another sequence each time."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # as safetensors aligns the tensors
+    return len(text).to_bytes(8, "little") + text + memoryview(data)[8 + length :]
 
 
 def read_tensor_file(path: str | PathLike[str], key: str, what: str, *, data: bool = True) -> TensorFile:
@@ -76,12 +86,26 @@ def read_tensor_file(path: str | PathLike[str], key: str, what: str, *, data: bo
     Raises:
         FormatError: When there is no such file, it holds something else, or it is damaged.
     """
-    with open_regular(path) as file, _named_errors(str(path), what):
-        entries, metadata = _header(file, str(path), what)
+    with open_regular(path) as file:
+        return read_open_tensor_file(file, str(path), key, what, data=data)
+
+
+def read_open_tensor_file(file: BinaryIO, path: str, key: str, what: str, *, data: bool = True) -> TensorFile:
+    """Read a file that `packed` made, as `read_tensor_file` does.
+
+    Args:
+        file: The file, open at its beginning.
+        path: Its path or URL, for the error text.
+        key: A key of its metadata, which says that it is a file of this kind.
+        what: What such a file holds, for the error text.
+        data: Whether to read the tensors, and not the metadata alone.
+    """
+    with _named_errors(path, what):
+        entries, metadata = _header(file, path, what)
         if key not in metadata:
             raise FormatError(f"{path}: a safetensors file, but not {what} of torchpeek")
         tensors = _tensors(file, entries) if data else {}
-        return _checked(tensors, metadata, key, str(path), what, data=data)
+        return _checked(tensors, metadata, key, path, what, data=data)
 
 
 def read_safetensors(file: BinaryIO, path: str, what: str) -> dict[str, Tensor]:
@@ -101,6 +125,36 @@ def read_safetensors(file: BinaryIO, path: str, what: str) -> dict[str, Tensor]:
     with _named_errors(path, what):
         entries, _ = _header(file, path, what)
         return _tensors(file, entries)
+
+
+def read_row(file: BinaryIO, path: str, name: str, row: int, what: str) -> tuple[Tensor, Mapping[str, str]]:
+    """Read one row of a tensor, and the metadata. The rest of the file is not read, and its checksum is not compared.
+
+    Args:
+        file: The file, open at its beginning.
+        path: Its path or URL, for the error text.
+        name: The name of the tensor, (rows, ...).
+        row: The index of the row.
+        what: What such a file holds, for the error text.
+
+    Returns:
+        The row, and the texts in the header.
+
+    Raises:
+        FormatError: When there is no such file, tensor or row, or the header is damaged.
+    """
+    with _named_errors(path, what):
+        entries, metadata = _header(file, path, what)
+        data = file.tell()
+        entry = entries[name]
+        first, last = (int(each) for each in entry["data_offsets"])
+        dtype, (rows, *shape) = _DTYPES[entry["dtype"]], [int(length) for length in entry["shape"]]
+        size = math.prod(shape) * dtype.itemsize
+        if rows * size != last - first or min(shape, default=0) < 0 or not 0 <= row < rows:
+            raise ValueError(f"{name!r:.60} has {rows} rows of {shape[:_MOST_AXES]}, and row {row} was asked for")
+        file.seek(data + first + row * size)
+        read = bytearray(file.read(size))
+        return torch.frombuffer(read, dtype=dtype).view(shape), metadata
 
 
 @contextmanager
