@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +51,9 @@ def test_every_map_is_that_of_explain(data: Path, finished: Run) -> None:
             assert torch.allclose(one.values, other.values, rtol=2e-3, atol=2e-3 * float(other.values.abs().max()))
             assert torch.allclose(one.scores, other.scores, atol=1e-5)
             assert one.label() == other.label()
-            assert one.provenance.layer == other.provenance.layer
-            assert one.provenance.method == method
+            names = {one.label(): NAMES[one.label()]}
+            assert one.provenance == replace(other.provenance, class_names=names, inputs=())
+            assert np.array_equal(np.asarray(one.pictures[0].image), np.asarray(picture.image))
 
 
 def test_the_tables(data: Path, finished: Run) -> None:
@@ -81,6 +83,18 @@ def test_the_tables(data: Path, finished: Run) -> None:
     assert finished.errors.fetchall() == []
     joined = finished.sql("select count(*) from samples natural join heatmaps where class = predicted_name").fetchall()
     assert joined == [(2 * COUNT,)]  # the views share the column key alone
+
+
+def test_without_the_data(finished: Run, tmp_path: Path) -> None:
+    shutil.copytree(finished._folder.storage.place, tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "run.json").read_text())
+    content["source"]["path"] = str(tmp_path / "gone")
+    (tmp_path / "out" / "run.json").write_text(json.dumps(content))
+    moved = open_run(tmp_path / "out")
+    assert moved.heatmap("red/00000.png", "gradcam").pictures == ()
+    with pytest.raises(tp.errors.TorchpeekError, match="no such file"):
+        moved.picture("red/00000.png")
+    assert repr(moved) == f"Run({str(tmp_path / 'out')!r}, {COUNT} samples: gradcam, layercam)"
 
 
 def test_other_forms_of_tables(finished: Run) -> None:
@@ -184,6 +198,8 @@ def test_a_picture_that_changes_between_two_passes(data: Path, tmp_path: Path) -
     ]
     with pytest.raises(tp.errors.SampleChanged, match=f"{key}: the picture has changed"):
         later.picture(key)
+    with pytest.warns(tp.errors.Notice, match="the picture has changed .* the heatmap has no picture"):
+        assert later.heatmap(key, "gradcam").pictures == ()
 
 
 def test_failed_samples_and_a_retry(data: Path, tmp_path: Path) -> None:

@@ -57,8 +57,7 @@ def _parquet(run: Run, folder: Path, limit: int | None) -> int:
 def _png(run: Run, folder: Path, limit: int | None) -> int:
     count = 0
     for key, method, layer, label, name in _maps(run, limit):
-        heatmap = run.heatmap(key, method, layer, label)
-        drawn = heatmap.overlay(run.picture(key))
+        drawn = run.heatmap(key, method, layer, label, picture=False).overlay(run.picture(key))
         stem = "-".join(map(file_stem, (str(PurePosixPath(key).with_suffix("")), method, layer, name)))
         drawn.save(folder / f"{count:08d}-{stem[:180]}.png")
         count += 1
@@ -89,7 +88,7 @@ def _stacked(run: Run, limit: int | None) -> Iterator[tuple[str, list[str], list
     """Name, keys, labels and maps (n, *grid) for each method, layer and grid."""
     found: dict[str, tuple[list[str], list[int], list[torch.Tensor]]] = {}
     for key, method, layer, label, _ in _maps(run, limit):
-        values = run.heatmap(key, method, layer, label).values[0, 0]
+        values = run.heatmap(key, method, layer, label, picture=False).values[0, 0]
         grid = "x".join(map(str, values.shape))
         keys, labels, maps = found.setdefault(f"{file_stem(method)}/{file_stem(layer)}/{grid}", ([], [], []))
         keys.append(key)
@@ -120,7 +119,7 @@ def _fiftyone(run: Run, folder: Path, limit: int | None) -> int:
     for key, method, layer, label, name in _maps(run, limit):
         if key not in of_key:
             continue
-        values = _shown_values(run.heatmap(key, method, layer, label))
+        values = _shown_values(run.heatmap(key, method, layer, label, picture=False))
         file = folder / "fields" / f"{count:08d}.png"
         Image.fromarray(values.numpy()).save(file)
         field = f"{file_stem(method)}_{file_stem(name)}".replace("-", "_").replace(".", "_").replace("+", "p")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from os import PathLike
 
@@ -14,10 +15,9 @@ import pyarrow as pa
 import torch
 
 from torchpeek.engine.targets import Answered
-from torchpeek.errors import FormatError, RunError, SampleChanged, closest, shown
+from torchpeek.errors import FormatError, RunError, SampleChanged, TorchpeekError, closest, notify, shown
 from torchpeek.heatmap import Heatmap
 from torchpeek.picture import Geometry, Picture
-from torchpeek.provenance import Provenance
 from torchpeek.runs.object_storage import ObjectStorage
 from torchpeek.runs.part_content import ACTIVATIONS, FAILURES, INDEX, MAPS, PREDICTIONS
 from torchpeek.runs.parts import complete_parts, part_folder
@@ -72,6 +72,10 @@ class Run:
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
 
+    def __repr__(self) -> str:
+        methods = ", ".join(name for group in self._folder.groups().values() for name in group.methods)
+        return f"Run({self._folder.storage.place!r}, {self._folder.cut.samples:,} samples{methods and ': '}{methods})"
+
     @property
     def spec(self) -> RunSpec:
         """What its numbers depend on."""
@@ -120,7 +124,13 @@ class Run:
             raise RunError(f"the query cannot be run: {error}") from error
 
     def heatmap(
-        self, key: str | PathLike[str], method: str, layer: str | None = None, target: int | str | None = None
+        self,
+        key: str | PathLike[str],
+        method: str,
+        layer: str | None = None,
+        target: int | str | None = None,
+        *,
+        picture: bool = True,
     ) -> Heatmap:
         """Read one map.
 
@@ -129,9 +139,10 @@ class Run:
             method: The method.
             layer: The layer; None where there is one.
             target: The class index or the name of the class; None where there is one.
+            picture: Whether to read the picture, too.
 
         Returns:
-            The Heatmap, values (1, 1, *grid).
+            The Heatmap, values (1, 1, *grid), with its picture where that can still be read from the data.
 
         Raises:
             RunError: When the run has no such map, or several.
@@ -165,15 +176,25 @@ class Run:
                 f"{len(rows)} heatmaps of {shown(str(key))} by {method!r}; allowed: method, layer= and target= of one "
                 f"of these: {'; '.join(have[:10])}"
             )
-        _, _, _, label, _, score, tensor, place, exponent, file, _ = rows[0]
+        name, _, _, label, class_name, score, tensor, place, exponent, file, _ = rows[0]
         stored = read_map(self._folder.storage, self._maps_of(file), tensor, place)
         values = torch.ldexp(stored.values.float(), torch.tensor(exponent))
         return Heatmap(
             values[None, None],
             torch.tensor([[score]]),
             Answered(torch.tensor([[label]]), stored.score_kind),
-            Provenance(**stored.provenance),
+            replace(stored.provenance, class_names={label: class_name} if class_name else {}),
+            self._picture_if_there(name) if picture else (),
         )
+
+    def _picture_if_there(self, key: str) -> tuple[Picture, ...]:
+        try:
+            return (self.picture(key),)
+        except SampleChanged as error:
+            notify(f"{error}; the heatmap has no picture")
+        except TorchpeekError:  # the data is somewhere else, or gone
+            pass
+        return ()
 
     def _maps_of(self, index: str) -> str:
         """The name of the file of maps that lies beside a table, as DuckDB names that."""

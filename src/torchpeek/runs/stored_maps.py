@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from torchpeek.errors import FormatError
+from torchpeek.provenance import Provenance
 from torchpeek.runs.storage import Storage
+from torchpeek.store.heatmaps import provenance_from_json
 from torchpeek.store.records import json_text
 from torchpeek.store.tensor_files import packed, read_open_tensor_file, read_row
 
@@ -30,7 +32,7 @@ class StoredMap:
     """
 
     values: Tensor
-    provenance: Mapping[str, Any]
+    provenance: Provenance
     score_kind: str
 
 
@@ -51,8 +53,8 @@ def read_map(storage: Storage, file: str, name: str, place: int) -> StoredMap:
         values, metadata = read_row(opened, storage.url(file), name, place, _WHAT_MAPS)
     try:
         about = _about(metadata[_MAPS], storage.url(file))[name]
-        return StoredMap(values, about["provenance"], about["score_kind"])
-    except (LookupError, TypeError) as error:
+        return StoredMap(values, provenance_from_json(about["provenance"], {}), str(about["score_kind"]))
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise FormatError(f"{storage.url(file)}: damaged, or not {_WHAT_MAPS} ({error})") from error
 
 

@@ -120,7 +120,7 @@ def load(path: str | PathLike[str]) -> Heatmap:
             raise FormatError(f"{path}: damaged: it has no checksum")
         tensors = read.tensors
         options = {name.removeprefix(_OPTION): each for name, each in tensors.items() if name.startswith(_OPTION)}
-        provenance = _provenance(about["provenance"], options)
+        provenance = provenance_from_json(about["provenance"], options)
         heatmap = Heatmap(tensors["values"], tensors["scores"], _question(about["question"], tensors), provenance)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         if is_of_handler(error):
@@ -149,8 +149,12 @@ def _question(stored: Any, tensors: Mapping[str, Tensor]) -> Question:
     return ClassScores(tensors["labels"], cast(ScoreKind, kind), part)
 
 
-def _provenance(stored: Any, tensors: Mapping[str, Tensor]) -> Provenance:
-    """The provenance; `tensors` are the options that are tensors."""
+def provenance_from_json(stored: Any, tensors: Mapping[str, Tensor]) -> Provenance:
+    """The provenance that a file has; `tensors` are the options that are tensors.
+
+    Raises:
+        AttributeError, LookupError, TypeError, ValueError: When it is none, or damaged.
+    """
     stored = dict(stored)
     stored["class_names"] = {int(label): _text(name) for label, name in stored["class_names"].items()}
     stored["steps"] = tuple(map(_text, stored["steps"]))
