@@ -11,8 +11,9 @@ from typing import Any
 
 from torchpeek.errors import InputError, RunError, type_shown
 from torchpeek.models import LoadedModel, Model
-from torchpeek.runs.api import asked_group, default_batch, spare_cores
+from torchpeek.runs.api import default_batch, spare_cores
 from torchpeek.runs.progress import duration
+from torchpeek.runs.request import asked_group
 from torchpeek.runs.samples import Sample, SampleList, write_samples
 from torchpeek.runs.shard_run import run_shard
 from torchpeek.runs.shards import Shard
