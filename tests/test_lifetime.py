@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import gc
+import tempfile
 import warnings
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 import torchpeek as tp
 from networks import PooledNet
 from paths import ROOT
+from run_data import write_pictures
 
 Use = Callable[[nn.Module, Tensor], object]
 X = torch.rand(2, 3, 8, 8)
@@ -132,6 +135,12 @@ def watch(model: nn.Module, x: Tensor) -> None:
     repr(table)
 
 
+def run_over_pictures(model: nn.Module, x: Tensor) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write_pictures(Path(folder) / "data", 3)
+        tp.run(loaded(model), Path(folder) / "data", Path(folder) / "out", methods=["gradcam"], batch=2, workers=0)
+
+
 USES: dict[str, Use] = {
     "check_finite": check_finite,
     "check_finite, error": check_finite_fails,
@@ -181,6 +190,7 @@ USES: dict[str, Use] = {
         tp.evaluate(model, x, tp.explain(model, x), metrics=["deletion", "insertion", "max-sensitivity"])
     ),
     "evaluate, no metric": lambda model, x: tp.evaluate(model, x, tp.explain(model, x), metrics=["nope"]),
+    "run": run_over_pictures,
     "activations, LoadedModel": lambda model, x: tp.activations(loaded(model), x, "act"),
 }
 
@@ -219,7 +229,7 @@ def test_after_every_method(method: str) -> None:
 
 def test_the_uses_are_of_every_function_that_takes_a_model() -> None:
     functions = [name for name in tp.__all__ if callable(getattr(tp, name)) and not isinstance(getattr(tp, name), type)]
-    without_model = {"load", "save", "load_model"}
+    without_model = {"load", "save", "load_model", "open_run"}
     assert {name for name in functions if not any(use.startswith(name) for use in USES)} <= without_model
 
 

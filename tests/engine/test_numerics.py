@@ -35,9 +35,9 @@ def test_the_largest_numbers() -> None:
     assert not all_finite(torch.tensor([LARGEST, LARGEST, float("nan")]))
 
 
-@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64, torch.float8_e5m2])
 def test_other_kinds_of_numbers(kind: torch.dtype) -> None:
-    ones = torch.ones(3, dtype=kind)
+    ones = torch.ones(3).to(kind)
     assert all_finite(ones * 1j if ones.is_complex() else ones)
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from torchpeek.errors import FormatError
 from torchpeek.runs.storage import FolderStorage, Storage
-from torchpeek.system_errors import is_from_outside
+from torchpeek.system_errors import is_of_library
 
 Box = tuple[float, float, float, float]
 
@@ -94,7 +94,7 @@ class SampleList:
             with self._storage.open(self._name) as file:
                 yield pq.ParquetFile(file)
         except (pa.ArrowException, OSError) as error:
-            if is_from_outside(error) or isinstance(error, FormatError):
+            if isinstance(error, OSError) and (isinstance(error, FormatError) or not is_of_library(error)):
                 raise
             raise FormatError(f"{self._storage.url(self._name)}: no list of samples, or damaged ({error})") from error
 

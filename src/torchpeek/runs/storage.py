@@ -113,6 +113,8 @@ class FolderStorage:
             _write_synced(aside, data)
             return self._linked(aside, name)
         except OSError as error:
+            if not is_of_system(error):
+                raise
             raise self._not_written(name, error) from error
         finally:
             aside.unlink(missing_ok=True)
@@ -124,6 +126,8 @@ class FolderStorage:
             shutil.copyfile(file, aside)
             return self._linked(aside, name)
         except OSError as error:
+            if not is_of_system(error):
+                raise
             raise self._not_written(name, error) from error
         finally:
             aside.unlink(missing_ok=True)
@@ -133,6 +137,8 @@ class FolderStorage:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            if not is_of_system(error):
+                raise
             raise self._not_written(name, error) from error
         return path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
 
@@ -161,11 +167,11 @@ class FolderStorage:
                     shutil.rmtree(aside, ignore_errors=True)
                 raise
         except OSError as error:
+            if not is_of_system(error):
+                raise
             raise self._not_written(name, error) from error
 
-    def _not_written(self, name: str, error: OSError) -> BaseException:
-        if not is_of_system(error):
-            return error
+    def _not_written(self, name: str, error: OSError) -> FolderError:
         return FolderError(
             f"{self.folder / name}: cannot be written ({(error.strerror or str(error)).lower()}). Next: make room, "
             "or get the right to write, and run the same command again; it goes on where it stopped"
