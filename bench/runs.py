@@ -23,7 +23,7 @@ from torchpeek.runs import api
 from torchpeek.runs.decoding import decoded_batches
 from torchpeek.runs.parts import write_part
 from torchpeek.runs.run import open_run
-from torchpeek.runs.run_folder import created, freeze_samples
+from torchpeek.runs.run_folder import SAMPLES, created
 from torchpeek.runs.samples import Sample, SampleList, write_samples
 from torchpeek.runs.shards import Cut
 from torchpeek.runs.sources import source_of
@@ -157,7 +157,8 @@ def made_up_run(out: Path, loaded: tp.LoadedModel, data: Path, count: int, shard
     """A finished run of so many samples that do not exist, with tables of the right size and no maps."""
     storage = FolderStorage(out)
     keys = (Sample(f"{n // 1000:06d}/{n:09d}.jpg") for n in range(count))
-    freeze_samples(storage, lambda file: write_samples(file, keys))
+    out.mkdir()
+    write_samples(out / SAMPLES, keys)
     spec, cut = spec_of(loaded, max_size=None, seed=0), Cut(count, 16, -(-count // shards // 16))
     folder = created(storage, spec, source_of(data, None).description, cut, [], "")
     group = Group({"gradcam": {}}, predictions=True)

@@ -126,7 +126,9 @@ def test_bit_equal_on_any_number_of_workers(data: Path, finished: Run, tmp_path:
 def _by_key(place: Path) -> list[tuple[object, ...]]:
     """Everything that a run has of its samples, as numbers and bytes, by key."""
     found = open_run(place)
-    rows = found.sql("select * exclude (metrics) from heatmaps order by key, method, layer, target").fetchall()
+    rows = found.sql(
+        "select * exclude (metrics, group_name) from heatmaps order by key, method, layer, target"
+    ).fetchall()
     maps = [found.heatmap(row[0], row[1]).values.numpy().tobytes() for row in rows]
     samples = found.sql("select * from samples order by key").fetchall()
     return [*map(repr, zip(rows, maps, strict=True)), *map(repr, samples)]
@@ -157,6 +159,10 @@ def test_another_model_or_preprocessing_is_refused(data: Path, tmp_path: Path) -
         loaded.module[0].weight[0, 0, 0, 0] += 1e-3
     with pytest.raises(RunMismatch, match=r"weights digest was .* and is "):
         run(loaded, data, tmp_path / "out", methods=["gradcam"], workers=0)
+    other_network = colour_model()
+    other_network.module[1] = torch.nn.Tanh()  # the same parameters
+    with pytest.raises(RunMismatch, match="the model makes another output of the same picture"):
+        run(other_network, None, tmp_path / "out", methods=["layercam"], workers=0)
     other = tp.LoadedModel(
         colour_model().module, tp.Preprocess(resize=40, crop=(32, 32)), list(NAMES), "tests:colour_model"
     )
@@ -402,3 +408,118 @@ def test_each_shard_alone(data: Path, tmp_path: Path, monkeypatch) -> None:
         run(colour_model(), data, tmp_path / "three", methods=["gradcam"], workers=0, shard=(index, 3))
     assert len({name.split("/")[1] for name in part_digests(tmp_path / "one")}) == 6
     assert part_digests(tmp_path / "one") == part_digests(tmp_path / "three")
+
+
+class TestOtherGroups:
+    """What a group has does not depend on other groups, and no request spoils the run."""
+
+    def test_a_wrong_request_is_forgotten(self, data: Path, tmp_path: Path) -> None:
+        run(colour_model(), data, tmp_path / "out", methods=["gradcam"], batch=4, workers=0)
+        for wrong in ({"methods": ["layercam"], "layer": "nowhere"}, {"keep": ["nowhere"]}, {"methods": ["rollout"]}):
+            with pytest.raises(RunError, match="could be explained"):
+                run(colour_model(), None, tmp_path / "out", workers=0, **wrong)
+        found = run(colour_model(), None, tmp_path / "out", methods=["layercam"], layer="3", workers=0)
+        assert found.sql("select method, count(*) from heatmaps group by 1 order by 1").fetchall() == [
+            ("gradcam", COUNT),
+            ("layercam", COUNT),
+        ]
+
+    def test_a_failed_first_attempt_leaves_no_list(self, data: Path, tmp_path: Path) -> None:
+        with pytest.raises(RunError, match="could be explained"):
+            run(colour_model(), data, tmp_path / "out", methods=["gradcam"], layer="nowhere", workers=0)
+        keys = write_pictures(tmp_path / "other", 5)
+        found = run(colour_model(), tmp_path / "other", tmp_path / "out", methods=["gradcam"], workers=0)
+        assert [row[0] for row in found.sql("select key from samples order by 1").fetchall()] == keys
+
+    def test_a_list_of_a_killed_command(self, data: Path, tmp_path: Path) -> None:
+        run(colour_model(), data, tmp_path / "out", workers=0)
+        (tmp_path / "out" / "run.json").unlink()
+        run(colour_model(), data, tmp_path / "out", workers=0)  # the same list
+        (tmp_path / "out" / "run.json").unlink()
+        write_pictures(tmp_path / "other", 5)
+        with pytest.raises(RunMismatch, match="there is another list of samples"):
+            run(colour_model(), tmp_path / "other", tmp_path / "out", workers=0)
+
+    def test_a_method_that_is_there_is_not_computed_again(self, data: Path, tmp_path: Path) -> None:
+        run(colour_model(), data, tmp_path / "out", methods=["gradcam"], keep=["3"], batch=4, workers=0)
+        found = run(colour_model(), None, tmp_path / "out", methods=["gradcam", "layercam"], keep=["3"], workers=0)
+        assert found.sql("select method, count(*) from heatmaps group by 1 order by 1").fetchall() == [
+            ("gradcam", COUNT),
+            ("layercam", COUNT),
+        ]
+        assert len(found.activations("3")[0]) == COUNT
+
+    def test_metrics_and_targets_that_come_later(self, data: Path, tmp_path: Path) -> None:
+        run(colour_model(), data, tmp_path / "out", methods=["gradcam"], batch=4, workers=0)
+        run(colour_model(), None, tmp_path / "out", methods=["gradcam"], metrics=["entropy"], workers=0)
+        found = run(colour_model(), None, tmp_path / "out", methods=["gradcam"], target="red", workers=0)
+        key, label = found.sql("select key, prediction from samples where predicted_name <> 'red'").fetchall()[0]
+        assert found.heatmap(key, "gradcam", target=label).values.shape == (1, 1, 8, 8)  # of two groups with one map
+        assert found.heatmap(key, "gradcam", target="red").label() == 0
+        counts = found.sql("select group_name, count(*) from heatmaps group by 1").fetchall()
+        assert [count for _, count in counts] == [COUNT] * 3
+        for name, _ in counts:
+            assert len(found.sql(f"select * from heatmaps where group_name = '{name}'").fetchall()) == COUNT
+
+    def test_a_label_that_is_missing_costs_its_map_alone(self, data: Path, tmp_path: Path) -> None:
+        labels = {path.relative_to(data).as_posix(): "red" for path in data.rglob("*.png")}
+        del labels["red/00000.png"]
+        together = run(
+            colour_model(), data, tmp_path / "a", methods=["gradcam"], target="label", labels=labels, batch=4, workers=0
+        )
+        assert together.sql("select count(prediction) from samples").fetchall() == [(COUNT,)]
+        assert together.sql("select count(*) from heatmaps").fetchall() == [(COUNT - 1,)]
+        assert [row[:4] for row in together.errors.fetchall()] == [
+            ("red/00000.png", "red/00000.png", "explain", "InputError")
+        ]
+
+    def test_a_mask_that_is_missing_costs_its_metric_alone(self, data: Path, tmp_path: Path) -> None:
+        masks = tmp_path / "masks"
+        for file in sorted(data.rglob("*.png"))[1:]:
+            (masks / file.relative_to(data)).parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(file) as opened:
+                Image.new("L", opened.size, 255).save(masks / file.relative_to(data))
+        name = "energy-pointing-game"
+        found = run(
+            colour_model(), data, tmp_path / "out", methods=["gradcam"], metrics=[name], masks=masks, batch=4, workers=0
+        )
+        assert found.errors.fetchall() == []
+        values = [row[0][name] for row in found.sql("select metrics from heatmaps order by key").fetchall()]
+        assert values.count(None) == 1
+        assert all(value is None or value == pytest.approx(1) for value in values)
+
+    @pytest.mark.parametrize("method", ["occlusion", "polycam", "gradcam"])
+    def test_a_broken_neighbour_changes_nothing(self, data: Path, tmp_path: Path, method: str) -> None:
+        pictures = tmp_path / "data"
+        shutil.copytree(data, pictures)
+        keys = sorted(path.relative_to(data).as_posix() for path in data.rglob("*.png"))[:8]
+        for path in data.rglob("*.png"):
+            if path.relative_to(data).as_posix() not in keys:
+                (pictures / path.relative_to(data)).unlink()
+        whole = run(colour_model(), pictures, tmp_path / "a", methods=[method], batch=8, workers=0)
+        (pictures / keys[0]).write_bytes(b"broken")
+        (pictures / keys[4]).write_bytes(b"broken")
+        holes = run(colour_model(), pictures, tmp_path / "b", methods=[method], batch=8, workers=0)
+        for key in set(keys) - {keys[0], keys[4]}:
+            one, other = (each.heatmap(key, method, picture=False).values for each in (whole, holes))
+            assert torch.equal(one, other)
+
+    def test_a_retry_keeps_what_was_good(self, data: Path, tmp_path: Path) -> None:
+        pictures = tmp_path / "data"
+        shutil.copytree(data, pictures)
+        first, second = "blue/00002.png", "blue/00006.png"
+        whole = (pictures / first).read_bytes()
+        (pictures / first).write_bytes(b"broken")
+        run(colour_model(), pictures, tmp_path / "out", methods=["gradcam"], batch=4, workers=0)
+        (pictures / first).write_bytes(whole)
+        Image.new("RGB", (40, 40), "yellow").save(pictures / second)  # a good one has changed meanwhile
+        found = run(colour_model(), None, tmp_path / "out", workers=0, retry_failed=True)
+        assert found.errors.fetchall() == []
+        assert found.sql("select count(*) from heatmaps").fetchall() == [(COUNT,)]
+
+    def test_a_folder_whose_name_is_a_pattern(self, data: Path, tmp_path: Path) -> None:
+        keys = write_pictures(tmp_path / "other", 5)
+        run(colour_model(), data, tmp_path / "runA2", methods=["gradcam"], workers=0)
+        for name in ("run*2", "run?2", "run[A]2"):
+            found = run(colour_model(), tmp_path / "other", tmp_path / name, methods=["gradcam"], workers=0)
+            assert [row[0] for row in found.sql("select key from heatmaps order by 1").fetchall()] == keys

@@ -90,5 +90,5 @@ def test_another_list_of_samples(out: Path, tmp_path: Path) -> None:
     write_pictures(tmp_path / "more", 3)
     run(colour_model(), tmp_path / "more", tmp_path / "other", batch=4, workers=0)
     shutil.copy(tmp_path / "other" / "samples.parquet", out / "samples.parquet")
-    with pytest.raises(FormatError, match=r"run\.json says 10 samples, and samples\.parquet has 3"):
+    with pytest.raises(FormatError, match=r"run\.json: says 10 samples, and samples\.parquet has 3"):
         verified(out)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -19,13 +20,13 @@ from torchpeek.runs.local import Report, check_request, run_shards
 from torchpeek.runs.progress import RunProgress
 from torchpeek.runs.request import asked_group
 from torchpeek.runs.run import Run
-from torchpeek.runs.run_folder import RunFolder, created, freeze_samples, is_run, opened, storage_of
+from torchpeek.runs.run_folder import SAMPLES, RunFolder, created, freeze_samples, is_run, opened, storage_of
 from torchpeek.runs.samples import SampleList, write_sampled_first, write_samples
 from torchpeek.runs.shard_run import run_shard
 from torchpeek.runs.shards import Cut, Shard
 from torchpeek.runs.sources import Source, source_of, stored_source
 from torchpeek.runs.spec import Group, RunSpec, spec_of
-from torchpeek.runs.storage import Storage
+from torchpeek.runs.storage import FolderStorage, Storage
 
 _SECONDS = 120.0
 """How long a shard takes, about: little is lost if it is cut short, and it costs little to write it down."""
@@ -233,14 +234,22 @@ def prepare(
         source = source_of(data, model.class_names, labels=labels, boxes=boxes, masks=masks)
         folder = _new(storage, model, spec, source, group, batch, decoders, first, sample_seed)
     groups = folder.groups()
-    if any(each.predictions for each in groups.values()):
-        group = replace(group, predictions=False)
-    else:
-        group = replace(group, predictions=True)
-    same = [each for each in groups.values() if replace(each, predictions=False) == replace(group, predictions=False)]
-    if not same and (group.methods or group.keep or group.predictions):
+    group = replace(group.without(groups.values()), predictions=not any(each.predictions for each in groups.values()))
+    if group.methods or group.keep or group.predictions:
+        if groups:
+            _try(folder, model, source, group)
         folder.add(group)
     return folder, model, source, decoders
+
+
+def _try(folder: RunFolder, loaded: LoadedModel, source: Source, group: Group) -> None:
+    """Compute the first batch, before it is written down that the run has the group: it would fail for ever."""
+    shard = folder.cut.shard(0)
+    shard = Shard(0, shard.start, min(shard.stop, shard.start + shard.batch), shard.batch)
+    contents = run_shard(
+        loaded, folder.samples, source, shard, [group], seed=folder.spec.seed, max_size=folder.spec.max_size
+    )
+    check_request(contents, shard)
 
 
 def _same_samples(given: Source, stored: Source, folder: RunFolder) -> Source:
@@ -270,12 +279,17 @@ def _new(
         else:
             write_sampled_first(file, source.samples(), first or 0, sample_seed)
 
-    samples = freeze_samples(storage, write)
-    if not len(samples):
-        raise RunError(f"no pictures in {source.words}")
-    batch, batches = measured_batches(loaded, samples, source, group, spec, batch, workers)
-    own = min(first or 0, len(samples))
-    cut = Cut(len(samples), batch, batches, own, sample_seed, torch.get_num_threads())
+    with TemporaryDirectory(prefix="torchpeek-") as name:
+        file = Path(name) / SAMPLES
+        write(file)
+        samples = SampleList(FolderStorage(Path(name)), SAMPLES)
+        if not len(samples):
+            raise RunError(f"no pictures in {source.words}")
+        batch, batches = measured_batches(loaded, samples, source, group, spec, batch, workers)
+        own = min(first or 0, len(samples))
+        cut = Cut(len(samples), batch, batches, own, sample_seed, torch.get_num_threads())
+        # Last, so that what fails before leaves nothing.
+        freeze_samples(storage, file)
     return created(storage, spec, source.description, cut, loaded.class_names or (), source.labels_from)
 
 
@@ -294,10 +308,9 @@ def measured_batches(
     Where a batch does not fit into memory, it is halved, unless the user has named its size.
     """
     size = max(1, min(batch or default_batch(loaded), len(samples)))
-    if len(samples) <= _MEASURED * size:
-        return size, _MEASURED  # all of it is one shard
+    whole = len(samples) <= _MEASURED * size  # all of it is one shard, of which one batch is tried
     while True:
-        shard = Shard(0, 0, min(len(samples), _MEASURED * size), size)
+        shard = Shard(0, 0, min(len(samples), size if whole else _MEASURED * size), size)
         group = replace(group, predictions=True)
         times: list[float] = []
 
@@ -322,6 +335,8 @@ def measured_batches(
             size = max(1, size // 2)
             continue
         check_request(contents, shard)
+        if whole:
+            return size, -(-len(samples) // size)
         # The first batch takes longer: it imports, and looks at the model.
         steps = [after - before for before, after in pairwise(times)]
         seconds = max(min(steps), 1e-3) if steps else 1.0

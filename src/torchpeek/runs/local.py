@@ -157,9 +157,9 @@ def retry(
     groups = folder.groups()
     for name, bounds in batches.items():
         part = read_part(folder.storage, shard.number, name)
+        failed = {row["row"] for row in read_table(folder.storage, part.file(FAILURES))}
         (again,) = _run(folder, loaded, source, shard, [groups[name]], workers, progress, report, bounds)
-        rows = {row for start, stop in bounds for row in range(start, stop)}
-        content = merged(PartContent.read(folder.storage, part, groups[name], rows), again)
+        content = merged(PartContent.read(folder.storage, part, groups[name], failed), again.only(failed))
         if len(content.failures) < part.counts["errors"]:
             replace_part(folder, part, content)
 

@@ -45,25 +45,32 @@ class PartContent:
     activations: dict[str, dict[int, Tensor]] = field(default_factory=dict)
 
     def add_heatmap(
-        self, method: str, heatmap: Heatmap, decoded: Sequence[DecodedSample], measured: Mapping[str, Tensor]
+        self,
+        method: str,
+        heatmap: Heatmap,
+        decoded: Sequence[DecodedSample],
+        places: Sequence[int],
+        measured: Mapping[str, Tensor],
     ) -> None:
         """Add the maps of a batch, with where their heat lies.
 
         Args:
             method: The method.
-            heatmap: Its maps of these samples.
+            heatmap: The maps of the batch.
             decoded: The samples.
-            measured: Name of a metric -> (N, K); N may be larger.
+            places: Their places in the batch.
+            measured: Name of a metric -> (N, K), of the batch.
         """
-        values = heatmap.values.detach().float().cpu()  # (n, K, *grid)
+        index = torch.tensor(places)
+        values = heatmap.values.detach().float().cpu()[index]  # (n, K, *grid)
         columns = heat_location(values, [each.geometry for each in decoded]).columns() if values.ndim == 4 else {}
         location = {name: column.tolist() for name, column in columns.items()}
         layer, grid = heatmap.provenance.layer, "x".join(map(str, values.shape[2:]))
         tensor = f"{method}/{layer}/{grid}"
         provenance = replace(heatmap.provenance, class_names={}, inputs=())
         self.about.setdefault(tensor, {"provenance": asdict(provenance), "score_kind": score_kind(heatmap.question)})
-        labels, scores = heatmap.question.labels.tolist(), heatmap.scores.tolist()
-        metrics = {name: column.tolist() for name, column in measured.items()}
+        labels, scores = heatmap.question.labels.cpu()[index].tolist(), heatmap.scores.detach().cpu()[index].tolist()
+        metrics = {name: column[index].tolist() for name, column in measured.items()}
         for n, sample in enumerate(decoded):
             within = {
                 name: inside(values[n : n + 1], region[None, None])[0].tolist()
@@ -81,25 +88,42 @@ class PartContent:
                     "score": scores[n][k],
                     "tensor": tensor,
                     "exponent": exponent,
-                    "metrics": [(name, column[n][k]) for name, column in metrics.items()] or None,
+                    "metrics": [(name, _known(column[n][k])) for name, column in metrics.items()] or None,
                     "map": torch.ldexp(values[n, k], torch.tensor(-exponent)).to(getattr(torch, self.group.dtype)),
                 }
                 numbers = {name: column[n][k] for name, column in location.items()}
                 numbers |= {name: column[k] for name, column in within.items()}
                 self.rows.append(row | {name: _known(number) for name, number in numbers.items()})
 
-    def add_activations(self, tensors: Mapping[str, Tensor], decoded: Sequence[DecodedSample]) -> None:
+    def add_activations(
+        self, tensors: Mapping[str, Tensor], decoded: Sequence[DecodedSample], places: Sequence[int]
+    ) -> None:
         """Add what is kept of the activations of a batch.
 
         Args:
-            tensors: Name of a layer -> (N, ...); N may be larger than the number of samples.
+            tensors: Name of a layer -> (N, ...), of the batch.
             decoded: The samples.
+            places: Their places in the batch.
         """
         for layer, tensor in tensors.items():
             sizes = "x".join(map(str, tensor.shape[1:]))  # inputs of several sizes have activations of several
             of_layer = self.activations.setdefault(f"{layer}/{sizes}", {})
-            for sample, row in zip(decoded, tensor, strict=False):
-                of_layer[sample.row] = row.clone()
+            for sample, place in zip(decoded, places, strict=True):
+                of_layer[sample.row] = tensor[place].clone()
+
+    def only(self, rows: Collection[int]) -> PartContent:
+        """What there is of some samples."""
+        return PartContent(
+            self.group,
+            [row for row in self.rows if row["row"] in rows],
+            [row for row in self.predicted if row["row"] in rows],
+            [each for each in self.failures if each.row in rows],
+            self.about,
+            {
+                name: {row: tensor for row, tensor in of_layer.items() if row in rows}
+                for name, of_layer in self.activations.items()
+            },
+        )
 
     @classmethod
     def read(cls, storage: Storage, part: Part, group: Group, without: Collection[int]) -> PartContent:

@@ -94,7 +94,7 @@ def read_part(storage: Storage, shard: int, group: str) -> Part:
             )
         files = {str(name): (int(size), str(digest)) for name, (size, digest) in mark["files"].items()}
         counts = {str(name): int(count) for name, count in mark["counts"].items()}
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise FormatError(f"{where}: damaged ({error})") from error
     if wrong := [name for name in files if not _FILE.fullmatch(name)]:
         raise FormatError(f"{where}: damaged: {wrong[0]!r:.60} is no name of a file of a part")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
@@ -27,6 +28,7 @@ from torchpeek.runs.spec import Group, RunSpec
 from torchpeek.runs.stored_maps import read_activations, read_map
 from torchpeek.runs.tables import ERRORS, HEATMAPS, PREDICTED
 from torchpeek.store import read_image
+from torchpeek.store.records import json_text
 
 _VIEWS = {
     "samples": """
@@ -42,7 +44,8 @@ _VIEWS = {
     """,
     "heatmaps": """
         select s.key, h.method, h.layer, h.target, h.label as class_index,
-               coalesce(c.name, 'class ' || h.label) as class, h.score, h.centre_x,
+               coalesce(c.name, 'class ' || h.label) as class, parse_path(h.filename)[-2] as group_name,
+               h.score, h.centre_x,
                h.centre_y, h.spread, h.border, h.peak_x, h.peak_y, h.entropy, h.inside_box, h.inside_mask,
                h.metrics
         from located h
@@ -130,6 +133,7 @@ class Run:
         layer: str | None = None,
         target: int | str | None = None,
         *,
+        group: str | None = None,
         picture: bool = True,
     ) -> Heatmap:
         """Read one map.
@@ -139,6 +143,8 @@ class Run:
             method: The method.
             layer: The layer; None where there is one.
             target: The class index or the name of the class; None where there is one.
+            group: The group that it was computed in, as the column group_name has it; None where there is one, or all
+                have the same map.
             picture: Whether to read the picture, too.
 
         Returns:
@@ -169,12 +175,15 @@ class Run:
             if row[1] == method
             and layer in (None, row[2])
             and (target is None or (row[3] == target if isinstance(target, int) else row[4] == target))
+            and group in (None, row[9].split("/")[-2])
         ]
-        if len(rows) != 1:
-            have = sorted({f"{row[1]} at {row[2]} of {row[4] or row[3]}" for row in found})
+        if len({(row[2], row[3], self._asked(row[9], method)) for row in rows}) != 1:
+            have = sorted(
+                {f"{row[1]} at {row[2]} of {row[4] or row[3]} in group {row[9].split('/')[-2]}" for row in found}
+            )
             raise RunError(
-                f"{len(rows)} heatmaps of {shown(str(key))} by {method!r}; allowed: method, layer= and target= of one "
-                f"of these: {'; '.join(have[:10])}"
+                f"{len(rows)} heatmaps of {shown(str(key))} by {method!r}; allowed: method, layer=, target= and group= "
+                f"of one of these: {'; '.join(have[:10])}"
             )
         name, _, _, label, class_name, score, tensor, place, exponent, file, _ = rows[0]
         stored = read_map(self._folder.storage, self._maps_of(file), tensor, place)
@@ -195,6 +204,11 @@ class Run:
         except TorchpeekError:  # the data is somewhere else, or gone
             pass
         return ()
+
+    def _asked(self, index: str, method: str) -> str:
+        """Everything that the maps of a method depend on in the group of a table. Groups may differ in metrics."""
+        group = self._folder.groups()[index.split("/")[-2]]
+        return json_text([group.methods[method], group.fuse, group.smooth, group.dtype])
 
     def _maps_of(self, index: str) -> str:
         """The name of the file of maps that lies beside a table, as DuckDB names that."""
@@ -312,11 +326,12 @@ class Run:
         classes = pa.table({"label": pa.array(labels, pa.int32()), "name": list(self._folder.class_names)})
         connection.register("classes", classes)
         parts, groups = list(complete_parts(storage)), self._folder.groups()
+        predicting = next((name for name, group in groups.items() if group.predictions), None)
         for view, file, schema, has in _PART_TABLES:
             files = [
                 storage.url(f"{part_folder(shard, name)}/{file}")
                 for shard, name in parts
-                if name in groups and has(groups[name])
+                if name in groups and has(groups[name]) and (view != "predicted" or name == predicting)
             ]
             if files:
                 listed = ", ".join(map(_quoted, files))
@@ -336,7 +351,8 @@ _PART_TABLES: tuple[tuple[str, str, pa.Schema, Callable[[Group], bool]], ...] = 
 
 
 def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    """A name as DuckDB reads it: in quotes, and with letters of patterns that stand for themselves."""
+    return "'" + re.sub(r"([*?\[])", r"[\1]", text).replace("'", "''") + "'"
 
 
 def open_run(path: str | PathLike[str]) -> Run:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from os import PathLike
@@ -79,19 +78,17 @@ class RunFolder:
         self.storage.put_once(f"groups/{group.name}.json", json_text(asdict(group)).encode())
 
 
-def freeze_samples(storage: Storage, write: Callable[[Path], object]) -> SampleList:
+def freeze_samples(storage: Storage, file: Path) -> None:
     """Write the list of samples, unless another process has done so meanwhile: the first list is that of the run.
 
-    Args:
-        storage: The files of the run.
-        write: Called with the path of a file, into which it writes the list.
+    Raises:
+        RunMismatch: When there is another list: that of another command, which was killed or begins at this moment.
     """
-    if not storage.exists(SAMPLES):
-        with tempfile.TemporaryDirectory(prefix="torchpeek-") as folder:
-            file = Path(folder) / SAMPLES
-            write(file)
-            storage.put_file_once(SAMPLES, file)
-    return SampleList(storage, SAMPLES)
+    if not storage.put_file_once(SAMPLES, file) and storage.read(SAMPLES) != file.read_bytes():
+        raise RunMismatch(
+            f"{storage.place}: there is another list of samples, of a command that was killed before its run began, or "
+            f"that begins now. Next: delete {SAMPLES} in it if none begins, or give another folder"
+        )
 
 
 def created(
@@ -141,6 +138,10 @@ def opened(storage: Storage, spec: RunSpec | None = None) -> RunFolder:
         )
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise FormatError(f"{where}: no run, or damaged ({error})") from error
+    if (count := len(folder.samples)) != folder.cut.samples:
+        raise FormatError(
+            f"{where}: says {folder.cut.samples:,} samples, and {SAMPLES} has {count:,}; one of them is damaged"
+        )
     if spec is not None and (differences := folder.spec.differences(spec)):
         raise RunMismatch(
             f"{storage.place}: this run was made with something else: {'; '.join(differences)}. Its numbers would "

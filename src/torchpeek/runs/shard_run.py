@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from torchpeek.explanation.plan import PassRequirements, run_pass
 from torchpeek.explanation.request import class_names_of, explanation_request
 from torchpeek.heatmap import Heatmap
 from torchpeek.hooks import containers
+from torchpeek.metrics import METRICS
 from torchpeek.models import LoadedModel
 from torchpeek.runs.decoding import DecodedSample, Failure, decoded_batches, failure
 from torchpeek.runs.part_content import PartContent
@@ -51,15 +54,16 @@ def run_shard(
 ) -> list[PartContent]:
     """Compute some groups of one shard.
 
-    Every batch has the same number of rows: where a sample is missing, because it cannot be read or the list ends, its
-    place is taken by a copy of the first. So no sample has another result because of what its neighbours are.
+    Every batch has the same number of rows, and each sample its own place in it: where one is missing, because it
+    cannot be read or the list ends, a copy of the first stands there. So no sample has another result because of what
+    its neighbours are. Each group fails by itself.
 
     Args:
         loaded: The model.
         samples: The frozen list.
         source: Reads the samples.
         shard: Which of them.
-        groups: What to compute, from one pass where that is possible.
+        groups: What to compute.
         seed: The seed of methods that draw random numbers.
         max_size: The largest side of a picture before the preprocessing, in pixels.
         workers: How many processes decode.
@@ -75,77 +79,103 @@ def run_shard(
         RunError: When a batch does not fit into the device's memory.
     """
     contents = [PartContent(group) for group in groups]
-    batches = decoded_batches(
-        samples, source, loaded, shard.bounds if bounds is None else bounds, max_size=max_size, workers=workers
-    )
+    bounds = shard.bounds if bounds is None else bounds
+    batches = decoded_batches(samples, source, loaded, bounds, max_size=max_size, workers=workers)
     began = time.perf_counter()
-    for batch in batches:
+    for (start, _), batch in zip(bounds, batches, strict=True):
         waited = time.perf_counter() - began
         count = sum(len(decoded) for _, decoded in batch.inputs) + len(batch.failures)
-        failed = list(batch.failures)
+        unread, failed = list(batch.failures), set[int]()
         for inputs, decoded in batch.inputs:
             changed = [each for each in decoded if digests and digests.get(each.row, each.digest) != each.digest]
-            failed += [
+            unread += [
                 failure(each.row, "read", SampleChanged("has changed since it was first read in this run"))
                 for each in changed
             ]
             rows = [i for i, each in enumerate(decoded) if each not in changed]
             if rows:
-                failed += _add(contents, loaded, inputs[rows], [decoded[i] for i in rows], shard.batch, seed)
+                placed = _Placed(inputs[rows], [decoded[i] for i in rows], start, shard.batch)
+                for content in contents:
+                    failures = _add(content, loaded, placed, seed)
+                    content.failures += failures
+                    failed |= {each.row for each in failures}
         for content in contents:
-            content.failures += failed
-        advance(count, len(failed), waited)
+            content.failures += unread
+        advance(count, len(unread) + len(failed), waited)
         began = time.perf_counter()
     return contents
 
 
-def _add(
-    contents: Sequence[PartContent],
-    loaded: LoadedModel,
-    inputs: Tensor,
-    decoded: Sequence[DecodedSample],
-    size: int,
-    seed: int,
-) -> list[Failure]:
-    """Compute a batch and add its rows. Where it raises, each sample is tried alone. Returns what failed."""
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """Samples of one shape in their batch.
+
+    Args:
+        inputs: (n, C, H, W).
+        decoded: The n samples.
+        start: The number of the first sample of the batch.
+        size: How many samples a batch has.
+    """
+
+    inputs: Tensor
+    decoded: Sequence[DecodedSample]
+    start: int
+    size: int
+
+    @property
+    def places(self) -> list[int]:
+        """The places of the samples in the batch: a sample has the same whatever its neighbours are."""
+        return [each.row - self.start for each in self.decoded]
+
+    def filled(self) -> tuple[Tensor, list[DecodedSample]]:
+        """The whole batch, (size, C, H, W), and its samples. The first sample stands at the places of missing ones."""
+        index = [0] * self.size
+        for i, place in enumerate(self.places):
+            index[place] = i
+        return self.inputs[index], [self.decoded[i] for i in index]
+
+    def alone(self) -> Iterator[_Placed]:
+        """Each of the samples without the others."""
+        for i, sample in enumerate(self.decoded):
+            yield _Placed(self.inputs[i : i + 1], [sample], self.start, self.size)
+
+
+def _add(content: PartContent, loaded: LoadedModel, placed: _Placed, seed: int) -> list[Failure]:
+    """Compute a batch for one group and add its rows. Where it raises, each sample is tried alone.
+
+    Returns:
+        The samples that failed. Their predictions are kept, where the group has any.
+    """
     try:
-        filled = _filled(inputs, size).to(loaded.device, loaded.dtype)
-        padded = [*decoded, *[decoded[0]] * (size - len(decoded))]
-        computed = [_computed(content.group, loaded, filled, padded, seed) for content in contents]
+        computed = _computed(content.group, loaded, placed, seed)
     except Exception as error:
         if is_from_outside(error):
             raise
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             raise RunError(
-                f"a batch of {size} samples does not fit into memory ({str(error).partition('. ')[0]}). Next: another "
-                "run with a smaller batch"
+                f"a batch of {placed.size} samples does not fit into memory ({str(error).partition('. ')[0]}). Next: "
+                "another run with a smaller batch"
             ) from error
-        if len(decoded) == 1:
-            return [failure(decoded[0].row, "explain", error)]
-        return [
-            each
-            for i, sample in enumerate(decoded)
-            for each in _add(contents, loaded, inputs[i : i + 1], [sample], size, seed)
-        ]
-    for content, add in zip(contents, computed, strict=True):
-        for each in add:
-            each(content, decoded)
+        if len(placed.decoded) > 1:
+            return [each for alone in placed.alone() for each in _add(content, loaded, alone, seed)]
+        group = content.group
+        if group.predictions and (group.methods or group.keep):
+            prediction = PartContent(Group(predictions=True))
+            if not _add(prediction, loaded, placed, seed):
+                content.predicted += prediction.predicted
+        return [failure(placed.decoded[0].row, "explain", error)]
+    for add in computed:
+        add(content)
     return []
 
 
-def _filled(inputs: Tensor, size: int) -> Tensor:
-    """A batch of `size` rows: missing ones are copies of the first."""
-    missing = size - len(inputs)
-    return inputs if missing <= 0 else torch.cat([inputs, inputs[:1].expand(missing, *inputs.shape[1:])])
+_Added = Callable[[PartContent], None]
 
 
-_Added = Callable[[PartContent, Sequence[DecodedSample]], None]
-
-
-def _computed(
-    group: Group, loaded: LoadedModel, inputs: Tensor, decoded: Sequence[DecodedSample], seed: int
-) -> list[_Added]:
+def _computed(group: Group, loaded: LoadedModel, placed: _Placed, seed: int) -> list[_Added]:
     """Compute all that a group has of a batch. Returns what adds it to the part, once all has been computed."""
+    inputs, decoded = placed.filled()
+    inputs = inputs.to(loaded.device, loaded.dtype)
     added = list[_Added]()
     trace: Trace | None = None
     if group.methods:
@@ -156,9 +186,9 @@ def _computed(
         trace, heatmaps = explain_methods(loaded, inputs, group.methods, choice, target, options)
         measured = _measured(group, loaded, inputs, heatmaps, decoded, seed)
 
-        def add_heatmaps(content: PartContent, kept: Sequence[DecodedSample]) -> None:
+        def add_heatmaps(content: PartContent) -> None:
             for name, heatmap in heatmaps.items():
-                content.add_heatmap(name, heatmap[: len(kept)], kept, measured.get(name, {}))
+                content.add_heatmap(name, heatmap, placed.decoded, placed.places, measured.get(name, {}))
 
         added.append(add_heatmaps)
     if group.predictions:
@@ -166,10 +196,10 @@ def _computed(
             request = explanation_request(loaded, inputs, LayerChoice(), None)
             trace = run_pass(request, PassRequirements(gradients=False, no_layer=True))
         predicted = list(_predicted(trace, decoded))
-        added.append(lambda content, kept: content.predicted.extend(predicted[: len(kept)]))
+        added.append(lambda content: content.predicted.extend(predicted[place] for place in placed.places))
     if group.keep:
         kept_tensors = _activations(group, loaded, inputs)
-        added.append(lambda content, kept: content.add_activations(kept_tensors, kept))
+        added.append(lambda content: content.add_activations(kept_tensors, placed.decoded, placed.places))
     return added
 
 
@@ -192,17 +222,26 @@ def _measured(
     decoded: Sequence[DecodedSample],
     seed: int,
 ) -> dict[str, dict[str, Tensor]]:
-    """Name of a method -> name of a metric -> (N, K)."""
-    if not group.metrics:
-        return {}
+    """Name of a method -> name of a metric -> (N, K). NaN where the metric needs a region, and a sample has none."""
+    found: dict[str, dict[str, Tensor]] = {method: {} for method in heatmaps}
     regions = [each.in_mask if each.in_mask is not None else each.in_boxes for each in decoded]
     known = [each for each in regions if each is not None]
-    masks = torch.stack(known) if len(known) == len(regions) else None  # (N, H, W)
-    found = evaluate(loaded, inputs, dict(heatmaps), metrics=group.metrics, masks=masks, seed=seed)
-    return {
-        method: {name: measurement.values for name, measurement in of_method.items()}
-        for method, of_method in found.items()
-    }
+    of_regions = {name: options for name, options in group.metrics.items() if METRICS[name].needs == "region"}
+    others = {name: options for name, options in group.metrics.items() if name not in of_regions}
+    if of_regions and not known:
+        unknown = {name: torch.full(heatmap.scores.shape, math.nan) for name, heatmap in heatmaps.items()}
+        found = {method: dict.fromkeys(of_regions, values) for method, values in unknown.items()}
+    for metrics in (others, of_regions if known else {}):
+        if not metrics:
+            continue
+        # A sample without a region gets that of another one, and its value is forgotten.
+        masks = None if metrics is others else torch.stack([known[0] if each is None else each for each in regions])
+        measured = evaluate(loaded, inputs, dict(heatmaps), metrics=metrics, masks=masks, seed=seed)
+        missing = torch.tensor([masks is not None and each is None for each in regions]).unsqueeze(1)  # (N, 1)
+        for method, of_method in measured.items():
+            for name, measurement in of_method.items():
+                found[method][name] = measurement.values.cpu().masked_fill(missing, math.nan)
+    return found
 
 
 def _activations(group: Group, loaded: LoadedModel, inputs: Tensor) -> dict[str, Tensor]:

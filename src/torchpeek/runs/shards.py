@@ -8,6 +8,8 @@ from typing import Any
 
 from torchpeek.errors import FormatError
 
+_MOST_THREADS = 2**12
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -81,6 +83,11 @@ class Cut:
             cut = cls(**value)
             numbers = [number for name, number in asdict(cut).items() if name != "sample_seed"]
             whole = all(type(number) is int and 0 <= number < 2**40 for number in numbers)
-            if whole and min(cut.batch, cut.batches, cut.threads) > 0 and cut.first <= cut.samples:
+            if (
+                whole
+                and min(cut.batch, cut.batches, cut.threads) > 0
+                and cut.first <= cut.samples
+                and cut.threads < 2**12
+            ):
                 return cut
         raise FormatError(f"{where}: how the samples are cut into shards is damaged")

@@ -6,17 +6,20 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
 
+from torchpeek.anatomy import activations
 from torchpeek.errors import FormatError, InputError
 from torchpeek.explanation.request import preprocessing_words
+from torchpeek.hooks import containers
 from torchpeek.models import LoadedModel
+from torchpeek.system_errors import is_from_outside
 
 OF_LABEL = "label"
 """The target that is the label of each sample."""
@@ -36,6 +39,8 @@ class RunSpec:
         preprocess: The preprocessing in words.
         preprocess_sample: What the preprocessing makes of a fixed picture: means over a coarse grid. A function has no
             words that tell it from another one.
+        output_sample: What the model makes of that picture: moments of its first output. Another architecture may have
+            the same parameters. Empty where the model draws random numbers, or does not take the picture.
         precision: The dtype of the model.
         max_size: The largest side of a picture before the preprocessing, in pixels; None for no limit.
         seed: The seed of methods that draw random numbers.
@@ -52,6 +57,7 @@ class RunSpec:
     weights_digest: str
     preprocess: str
     preprocess_sample: Sequence[float]
+    output_sample: Sequence[float]
     precision: str
     max_size: int | None = None
     seed: int = 0
@@ -79,8 +85,11 @@ class RunSpec:
         found = [
             f"{each.name.replace('_', ' ')} was {getattr(self, each.name)} and is {getattr(other, each.name)}"
             for each in fields(self)
-            if each.name != "preprocess_sample" and getattr(self, each.name) != getattr(other, each.name)
+            if each.name not in ("preprocess_sample", "output_sample")
+            and getattr(self, each.name) != getattr(other, each.name)
         ]
+        if not found and not _are_close(self.output_sample, other.output_sample):
+            found.append("the model makes another output of the same picture")
         if self.preprocess == other.preprocess and not _are_close(self.preprocess_sample, other.preprocess_sample):
             found.append("the preprocessing makes another tensor of the same picture")
         return found
@@ -120,6 +129,31 @@ class Group:
     keep: Mapping[str, str] = field(default_factory=dict)
     dtype: str = "float16"
 
+    def without(self, others: Iterable[Group]) -> Group:
+        """The group without the methods and the activations that other groups have with the same options."""
+
+        def same(other: Group, name: str) -> bool:
+            alike = ("layers", "target", "fuse", "smooth", "dtype")
+            return all(getattr(self, each) == getattr(other, each) for each in alike) and (
+                name not in self.methods
+                or (other.methods.get(name) == self.methods[name] and self.metrics.items() <= other.metrics.items())
+            )
+
+        known = list(others)
+        return replace(
+            self,
+            methods={
+                name: options
+                for name, options in self.methods.items()
+                if not any(name in other.methods and same(other, name) for other in known)
+            },
+            keep={
+                layer: what
+                for layer, what in self.keep.items()
+                if not any(other.keep.get(layer) == what and other.dtype == self.dtype for other in known)
+            },
+        )
+
     @property
     def name(self) -> str:
         """The name of its folder in each shard: the methods, for a reader, and a digest of everything."""
@@ -155,20 +189,45 @@ def spec_of(loaded: LoadedModel, *, max_size: int | None, seed: int) -> RunSpec:
         weights_digest(loaded.module),
         preprocessing_words(loaded),
         sample,
+        output_sample(loaded),
         str(loaded.dtype).removeprefix("torch."),
         max_size,
         seed,
     )
 
 
+def output_sample(loaded: LoadedModel) -> list[float]:
+    """Moments of the first tensor that the model returns of a fixed picture."""
+    try:
+        outputs = [activations(loaded, loaded.read(_fixed_picture()), "")[""] for _ in range(2)]
+    except Exception as error:  # it is told where the first sample is computed
+        if is_from_outside(error):
+            raise
+        return []
+    moments = []
+    for output in outputs:
+        values = (
+            next((tensor for _, tensor in containers.leaves(output)), torch.zeros(0)).detach().double().cpu().flatten()
+        )
+        weights = torch.cos(torch.arange(len(values), dtype=torch.float64))
+        scale = float(values.abs().max()) if len(values) else 0.0
+        moments.append(
+            [round(float(number), 6) for number in (scale, values.mean(), (values * weights).mean(), values.std())]
+        )
+    return moments[0] if _are_close(*moments) else []
+
+
 def preprocess_sample(loaded: LoadedModel) -> list[float]:
     """What the preprocessing makes of a fixed picture: means over 4 x 4 cells of each channel."""
-    down, across = torch.meshgrid(torch.arange(300), torch.arange(400), indexing="ij")
-    pixels = torch.stack([across * 255 // 399, down * 255 // 299, (across // 20 + down // 20) % 2 * 255], dim=-1)
-    picture = Image.fromarray(pixels.to(torch.uint8).numpy())
-    tensor = loaded.read(picture).tensor.detach().float().cpu()
+    tensor = loaded.read(_fixed_picture()).tensor.detach().float().cpu()
     means = nn.functional.adaptive_avg_pool2d(tensor, 4) if tensor.ndim == 4 else tensor.flatten(1)[:, :64]
     return [round(number, 4) for number in means.flatten().tolist()]
+
+
+def _fixed_picture() -> Image.Image:
+    down, across = torch.meshgrid(torch.arange(300), torch.arange(400), indexing="ij")
+    pixels = torch.stack([across * 255 // 399, down * 255 // 299, (across // 20 + down // 20) % 2 * 255], dim=-1)
+    return Image.fromarray(pixels.to(torch.uint8).numpy())
 
 
 def weights_digest(module: nn.Module) -> str:

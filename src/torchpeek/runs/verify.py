@@ -50,11 +50,6 @@ def verified(
     """
     folder = opened(storage_of(place))
     samples = folder.samples
-    if len(samples) != folder.cut.samples:
-        raise FormatError(
-            f"{folder.storage.place}: run.json says {folder.cut.samples:,} samples, and samples.parquet has "
-            f"{len(samples):,}. Next: start again in another folder"
-        )
     samples.check()
     groups = folder.groups()
     count, found = 0, dict[tuple[int, str], str]()
@@ -66,7 +61,8 @@ def verified(
         if words := _damage(folder, shard, group):
             found[shard, group] = words
     missing = len(folder.cut) * len(groups) - count
-    repaired = _repaired(folder, list(found), model, workers) if repair and found else ()
+    known = [each for each in found if each[1] in groups and each[0] < len(folder.cut)]  # others cannot be made again
+    repaired = _repaired(folder, known, model, workers) if repair and known else ()
     return Verification(count, missing, tuple(found.values()), repaired)
 
 
@@ -88,6 +84,6 @@ def _repaired(folder: RunFolder, parts: list[tuple[int, str]], model: Model | No
     )
     for shard, group in parts:
         remove_part(folder.storage, shard, group)
-    shards = [folder.cut.shard(number) for number in sorted({shard for shard, _ in parts if shard < len(folder.cut)})]
+    shards = [folder.cut.shard(number) for number in sorted({shard for shard, _ in parts})]
     run_shards(known, loaded, source, shards, workers=workers)
     return tuple(f"parts/{shard:06d}/{group}" for shard, group in parts)
