@@ -160,7 +160,7 @@ def made_up_run(out: Path, loaded: tp.LoadedModel, data: Path, count: int, shard
     out.mkdir()
     write_samples(out / SAMPLES, keys)
     spec, cut = spec_of(loaded, max_size=None, seed=0), Cut(count, 16, -(-count // shards // 16))
-    folder = created(storage, spec, source_of(data, None).description, cut, [], "")
+    folder = created(storage, spec, source_of(data, None).description, cut, [], "", "")
     group = Group({"gradcam": {}}, predictions=True)
     folder.add(group)
     for shard in cut.shards():

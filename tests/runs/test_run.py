@@ -424,6 +424,16 @@ class TestOtherGroups:
             ("layercam", COUNT),
         ]
 
+    def test_data_that_is_not_there(self, data: Path, tmp_path: Path) -> None:
+        pictures = tmp_path / "data"
+        shutil.copytree(data, pictures)
+        run(colour_model(), pictures, tmp_path / "out", methods=["gradcam"], batch=4, workers=0)
+        before = part_digests(tmp_path / "out")
+        shutil.rmtree(pictures)
+        with pytest.raises(RunError, match=r"none of the first \d+ samples could be read: .* the data is there"):
+            run(colour_model(), None, tmp_path / "out", methods=["layercam"], workers=0)
+        assert part_digests(tmp_path / "out") == before
+
     def test_a_failed_first_attempt_leaves_no_list(self, data: Path, tmp_path: Path) -> None:
         with pytest.raises(RunError, match="could be explained"):
             run(colour_model(), data, tmp_path / "out", methods=["gradcam"], layer="nowhere", workers=0)

@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from run_data import colour_model, part_digests, write_pictures
@@ -84,6 +86,21 @@ def test_parts_that_belong_to_nothing(out: Path) -> None:
     (part,) = out.glob("parts/*/*")
     shutil.copytree(part, out / "parts" / "000007" / part.name)
     assert "is of no group or shard of this run" in verified(out).damaged[0]
+
+
+def test_a_list_that_was_changed(out: Path) -> None:
+    table = pq.read_table(out / "samples.parquet")
+    other = table.set_column(table.schema.get_field_index("label"), "label", pa.array([0] * COUNT, pa.int32()))
+    pq.write_table(other, out / "samples.parquet")
+    with pytest.raises(FormatError, match=r"samples\.parquet: its SHA-256 is not that"):
+        verified(out)
+
+
+def test_a_group_that_was_changed(out: Path) -> None:
+    (file,) = out.glob("groups/*.json")
+    file.write_text(file.read_text().replace("float16", "float32"))
+    with pytest.raises(FormatError, match="its name does not fit its contents"):
+        verified(out)
 
 
 def test_another_list_of_samples(out: Path, tmp_path: Path) -> None:

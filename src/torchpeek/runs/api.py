@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -119,6 +120,8 @@ def run(
         >>> run.sql("select count(*) from heatmaps").fetchall()
         [(6,)]
     """
+    if limit is not None and sample is not None:
+        raise OptionError("limit and sample both say which samples come first; give one of them")
     if executor not in ("local", "ray"):
         raise OptionError(f"executor is {shown(executor)}; allowed: 'local', 'ray'")
     prepared = prepare(
@@ -290,7 +293,10 @@ def _new(
         cut = Cut(len(samples), batch, batches, own, sample_seed, torch.get_num_threads())
         # Last, so that what fails before leaves nothing.
         freeze_samples(storage, file)
-    return created(storage, spec, source.description, cut, loaded.class_names or (), source.labels_from)
+        with file.open("rb") as opened_file:
+            digest = hashlib.file_digest(opened_file, "sha256").hexdigest()
+    names = loaded.class_names or ()
+    return created(storage, spec, source.description, cut, names, source.labels_from, digest)
 
 
 def measured_batches(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from torchpeek.errors import RunError
+from torchpeek.errors import RunError, SampleChanged
 from torchpeek.models import LoadedModel
 from torchpeek.runs.part_content import FAILURES, PREDICTIONS, PartContent
 from torchpeek.runs.parts import Part, is_complete, part_folder, read_part, remove_part, write_part
@@ -113,12 +113,22 @@ def _run(
 
 
 def check_request(contents: Sequence[PartContent], shard: Shard) -> None:
-    """Raise RunError where the samples of a shard could be read, and none was explained: then the request is wrong."""
+    """Raise RunError where no sample of a shard could be read, or none that could be read was explained.
+
+    Then the data is not there, or the request is wrong, and every other sample would fail like these.
+    """
     failures, count = contents[0].failures, shard.stop - shard.start
+    if len(failures) < count:
+        return
     explained = [each for each in failures if each.stage == "explain"]
-    if explained and len(failures) == count:
+    if explained:
         last = explained[-1]
         raise RunError(f"none of the first {count} samples could be explained: {last.error}: {last.message}")
+    if failures and all(each.stage == "read" and each.error != SampleChanged.__name__ for each in failures):
+        raise RunError(
+            f"none of the first {count} samples could be read: {failures[-1].message}. Next: see whether the data is "
+            "there"
+        )
 
 
 def _digests(folder: RunFolder, shard: Shard) -> dict[int, bytes]:

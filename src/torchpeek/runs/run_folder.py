@@ -45,6 +45,7 @@ class RunFolder:
         cut: How its samples are divided.
         class_names: The names of the model's classes, by class index; empty where it has none.
         labels_from: Where the labels of the samples come from, in words; empty where they have none.
+        list_digest: SHA-256 of the frozen list.
     """
 
     storage: Storage
@@ -53,6 +54,7 @@ class RunFolder:
     cut: Cut
     class_names: Sequence[str] = ()
     labels_from: str = ""
+    list_digest: str = ""
 
     @cached_property
     def samples(self) -> SampleList:
@@ -66,7 +68,10 @@ class RunFolder:
             name = f"groups/{file}"
             where = self.storage.url(name)
             text = self.storage.read(name, _MOST_BYTES).decode(errors="replace")
-            found[file.removesuffix(".json")] = group_from_json(parsed_json(text, where, allowed="a group"), where)
+            group = group_from_json(parsed_json(text, where, allowed="a group"), where)
+            if file != f"{group.name}.json":
+                raise FormatError(f"{where}: damaged: its name does not fit its contents")
+            found[group.name] = group
         return dict(sorted(found.items(), key=lambda each: (not each[1].predictions, each[0])))
 
     def has_part(self, shard: int, group: str) -> bool:
@@ -98,6 +103,7 @@ def created(
     cut: Cut,
     class_names: Sequence[str],
     labels_from: str,
+    list_digest: str,
 ) -> RunFolder:
     """Write run.json, unless another process has done so meanwhile: the first cut is that of the run.
 
@@ -112,6 +118,7 @@ def created(
         "cut": asdict(cut),
         "class_names": list(class_names),
         "labels_from": labels_from,
+        "list_digest": list_digest,
     }
     storage.put_once(RUN, json_text(content).encode())
     return opened(storage, spec)
@@ -135,6 +142,7 @@ def opened(storage: Storage, spec: RunSpec | None = None) -> RunFolder:
             Cut.from_json(content["cut"], where),
             names,
             str(content["labels_from"]),
+            str(content["list_digest"]),
         )
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise FormatError(f"{where}: no run, or damaged ({error})") from error

@@ -101,12 +101,6 @@ class SampleList:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def check(self) -> None:
-        """Read everything once. Raises FormatError where the file is damaged."""
-        with self._opened() as file:
-            for group in range(file.metadata.num_row_groups):
-                file.read_row_group(group, columns=SCHEMA.names)
-
     def rows(self, start: int, stop: int) -> list[Sample]:
         """The samples from number `start` to before `stop`."""
         groups = [i for i, (first, after) in enumerate(pairwise(self._starts)) if first < stop and after > start]

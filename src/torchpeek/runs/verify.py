@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from os import PathLike
 
@@ -10,7 +11,7 @@ from torchpeek.models import Model
 from torchpeek.runs.api import prepare
 from torchpeek.runs.local import run_shards
 from torchpeek.runs.parts import complete_parts, damage, read_part, remove_part
-from torchpeek.runs.run_folder import RunFolder, opened, storage_of
+from torchpeek.runs.run_folder import SAMPLES, RunFolder, opened, storage_of
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,15 @@ def verified(
         RunError: When there is something to repair, and no model was given.
     """
     folder = opened(storage_of(place))
-    samples = folder.samples
-    samples.check()
+    with folder.storage.open(SAMPLES) as file:
+        digest = hashlib.sha256()
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    if digest.hexdigest() != folder.list_digest:
+        raise FormatError(
+            f"{folder.storage.url(SAMPLES)}: its SHA-256 is not that with which it was written. Next: start again in "
+            "another folder"
+        )
     groups = folder.groups()
     count, found = 0, dict[tuple[int, str], str]()
     for shard, group in complete_parts(folder.storage):
