@@ -6,7 +6,8 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -108,22 +109,16 @@ class FolderStorage:
 
     def put_once(self, name: str, data: bytes) -> bool:
         """Write aside, force to the disk, and link: nobody sees half of a file."""
-        aside = self._aside(name)
-        try:
-            _write_synced(aside, data)
-            return self._linked(aside, name)
-        except OSError as error:
-            if not is_of_system(error):
-                raise
-            raise self._not_written(name, error) from error
-        finally:
-            aside.unlink(missing_ok=True)
+        return self._put_once(name, partial(_write_synced, data=data))
 
     def put_file_once(self, name: str, file: Path) -> bool:
-        """Copy aside, and link."""
+        """Copy aside, force to the disk, and link."""
+        return self._put_once(name, partial(_copy_synced, file))
+
+    def _put_once(self, name: str, write: Callable[[Path], object]) -> bool:
         aside = self._aside(name)
         try:
-            shutil.copyfile(file, aside)
+            write(aside)
             return self._linked(aside, name)
         except OSError as error:
             if not is_of_system(error):
@@ -217,6 +212,12 @@ def _write_synced(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _copy_synced(file: Path, path: Path) -> None:
+    shutil.copyfile(file, path)
+    with open(path, "rb") as copy:
+        os.fsync(copy.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
